@@ -1,0 +1,56 @@
+"""Evaluate a model on SST-2: a tuned final/ by its head, a causal model by the likelihood of its label words.
+
+    python eval/sst2.py --model runs/sst2-distilbert-base-uncased-full/final
+    python eval/sst2.py --model meta-llama/Llama-3.2-1B --shots 4 --calibrate contextual
+    accelerate launch --num_processes 8 eval/sst2.py --model mistralai/Mistral-7B-v0.3 --load-4bit
+    python eval/sst2.py --model runs/sst2-distilbert-base-uncased-full/final --dataset stanfordnlp/sst2:test
+
+The last line predicts the unlabelled test rows and writes submission.tsv, the form of GLUE's test server.
+"""
+
+from pathlib import Path
+
+from zerotune.arguments import eval_parser
+from zerotune.runs import RunFolder, check_earlier_run, recorded_flags, run_script, say, short_name
+
+
+def main(args):
+    from zerotune import classification, launch, sst2
+    from zerotune import classification_run as stages
+    from zerotune.prompting import draw_shots
+
+    args.model = args.model or (str(stages.sample_model_folder()) if args.sample else stages.DEFAULT_MODEL)
+    args.output_dir = args.output_dir or Path("runs") / f"eval-{sst2.TASK}-{short_name(args.model)}"
+    check_earlier_run(args.output_dir, args, says_finished=False)
+    config, tokenizer = stages.read_model_folder(args, sst2.LABELS)
+    run_split = stages.split_of_run(args.model)
+    test, record = sst2.load_test(args, run_split)
+    shots = ()
+    if args.shots:
+        shots = draw_shots(sst2.load_shots_source(args, run_split, test), args.shots, len(sst2.LABELS), args.seed)
+    options = classification.EvalOptions(
+        model=args.model,
+        revision=args.revision,
+        attention=args.attention,
+        precision=launch.resolve_precision(args.precision, None),
+        max_length=args.max_length,
+        tokens_per_device=args.tokens_per_device,
+        load_4bit=args.load_4bit,
+        prompt_format=args.prompt_format,
+        calibrate=args.calibrate,
+        shots=shots,
+        seed=args.seed,
+    )
+    classification.check_options(options, config, tokenizer)
+    accelerator = launch.start_accelerator(None)
+
+    with RunFolder(args.output_dir, accelerator) as run:
+        run.write_json("split.json", record)
+        run.write_json("run.json", {"flags": recorded_flags(args)})
+        metrics = classification.evaluate_checkpoint(run.path, options, sst2, test, accelerator)
+        run.write_json("state.json", {"state": "finished", "reason": None})
+        say(f"{metrics['setting']}: {stages.accuracy_line(metrics)}; results in {run.path}")
+
+
+if __name__ == "__main__":
+    run_script(main, eval_parser(__doc__).parse_args())

@@ -1,0 +1,201 @@
+"""eval/compare.py: what it compares, what it refuses, and that it starts quickly."""
+
+import json
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from scipy.stats import binomtest
+
+from zerotune.comparison import short_names, write_comparison
+from zerotune.errors import Refused
+from zerotune.files import write_json, write_json_lines
+from zerotune.metrics import METRIC_NAMES, classification_metrics
+
+SCRIPT = Path(__file__).parents[2] / "eval" / "compare.py"
+LABELS = [0, 1] * 20
+
+
+def evaluation(folder, wrong, labels=LABELS, prefix="item", **settings):
+    """A folder that an eval script could have written; `wrong` are the positions of the wrong predictions."""
+    folder.mkdir(parents=True)
+    predictions = [1 - label if i in wrong else label for i, label in enumerate(labels)]
+    lines = [
+        {"id": f"{prefix}-{i}", "label": label, "prediction": prediction, "scores": [-0.5, -0.9]}
+        for i, (label, prediction) in enumerate(zip(labels, predictions, strict=True))
+    ]
+    write_json_lines(folder / "predictions.jsonl", lines)
+    metrics = classification_metrics(labels, predictions)
+    defaults = {"task": "sst2", "model": "some/model", "method": "full", "setting": "classifier head", "seed": 0}
+    write_json(folder / "metrics.json", {**metrics, **defaults, **settings})
+    return folder
+
+
+def compare(*arguments):
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_two_folders_through_the_command(tmp_path):
+    # First wrong on 0-7, second on 6-9: 40 items, only the first right on 8 and 9, only the second on 0-5.
+    first = evaluation(tmp_path / "a" / "final", set(range(8)))
+    second = evaluation(tmp_path / "b" / "final", set(range(6, 10)), method="lora")
+    result = compare(first, second, "--output-dir", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert str(tmp_path / "out" / "report.html") in result.stdout
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    (pair,) = record["paired"]
+    assert (pair["only_first"], pair["only_second"], pair["num_common"]) == (2, 6, 40)
+    assert pair["p_value"] == pytest.approx(binomtest(2, 8).pvalue) == pair["p_value_holm"]
+    assert pair["difference"] == pytest.approx(36 / 40 - 32 / 40)
+    low, high = pair["difference_ci95"]
+    assert low < pair["difference"] < high
+    assert [row["metrics"]["accuracy"] for row in record["evaluations"]] == [0.8, 0.9]
+    assert record["seeds"] == []
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "No mean over seeds: the evaluations differ in method." in html
+    assert "Holm" not in html and "<script" not in html and "<svg" in html
+
+
+def test_three_folders_are_holm_corrected_on_common_items_only(tmp_path):
+    first = evaluation(tmp_path / "a", set(range(12)))
+    second = evaluation(tmp_path / "b", set(), setting="zero-shot prompt")
+    third = evaluation(tmp_path / "c", {0}, labels=LABELS[:10], setting="few-shot prompt")
+    write_comparison([first, second, third], tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    p_values = [pair["p_value"] for pair in record["paired"]]
+    assert p_values == pytest.approx([2 * 0.5**12, 2 * 0.5**9])
+    assert [pair["p_value_holm"] for pair in record["paired"]] == pytest.approx([2 * p_values[0], p_values[1]])
+    assert [pair["num_common"] for pair in record["paired"]] == [40, 10]
+    assert "Holm" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_seeds_of_one_command_give_mean_and_spread(tmp_path):
+    folders = [evaluation(tmp_path / f"seed-{seed}", set(range(4 * seed)), seed=seed) for seed in range(3)]
+    other = evaluation(tmp_path / "other", {1, 2, 3}, model="another/model", seed=7)
+    write_comparison([*folders, other], tmp_path / "out")
+    (spread,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"]
+    assert spread["seeds"] == [0, 1, 2] and spread["folders"] == [str(folder) for folder in folders]
+    accuracy = spread["accuracy"]
+    assert accuracy["values"] == [1.0, 0.9, 0.8]
+    # Mean 0.9; deviations 0.1, 0, -0.1: variance 0.02 / 2.
+    assert (accuracy["mean"], accuracy["sd"]) == pytest.approx((0.9, 0.1))
+    assert (accuracy["low"], accuracy["high"]) == (0.8, 1.0)
+    assert set(METRIC_NAMES) <= spread.keys()
+    assert "90.00 ± 10.00" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_same_seed_twice_is_no_spread(tmp_path):
+    folders = [evaluation(tmp_path / name, {1}, seed=3) for name in ("a", "b")]
+    write_comparison(folders, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"] == []
+    assert "No mean over seeds: the seeds do not differ." in (tmp_path / "out" / "report.html").read_text()
+
+
+def without(name):
+    def change(folder):
+        (folder / name).unlink()
+
+    return change
+
+
+def unlabelled(folder):
+    lines = [{"id": "item-0", "label": None, "prediction": 1, "scores": [-1, -1]}]
+    write_json_lines(folder / "predictions.jsonl", lines)
+
+
+def torn(folder):
+    path = folder / "predictions.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
+
+
+def twice(folder):
+    path = folder / "predictions.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines(keepends=True)[0])
+
+
+def broken(folder):
+    (folder / "metrics.json").write_text("{")
+
+
+def without_scores(folder):
+    write_json(folder / "metrics.json", {"task": "sst2", "seed": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without("predictions.jsonl"), "an evaluation folder holds predictions.jsonl"),
+        (without("metrics.json"), "an evaluation folder holds metrics.json"),
+        (unlabelled, "a score needs labelled predictions"),
+        (torn, "metrics.json counts 40 items, predictions.jsonl has 37"),
+        (twice, "an id counts once"),
+        (broken, "broken JSON"),
+        (without_scores, "a classification evaluation has accuracy"),
+    ],
+)
+def test_a_folder_that_is_no_whole_evaluation_is_refused(tmp_path, change, words):
+    good, bad = evaluation(tmp_path / "good", {1}), evaluation(tmp_path / "bad", {2})
+    change(bad)
+    with pytest.raises(Refused, match=words) as refusal:
+        write_comparison([good, bad], tmp_path / "out")
+    assert str(bad) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prefix": "other"}, "share no id"),
+        ({"labels": [1, 0] * 20}, "label item-0 as 0 and 1"),
+        ({"task": "imdb"}, "of one task, the folders hold imdb and sst2"),
+    ],
+)
+def test_folders_that_cannot_be_compared_are_refused(tmp_path, options, words):
+    folders = [evaluation(tmp_path / "a", {1}), evaluation(tmp_path / "b", {2}, **options)]
+    with pytest.raises(Refused, match=words):
+        write_comparison(folders, tmp_path / "out")
+
+
+def test_one_folder_is_no_comparison(tmp_path):
+    folder = evaluation(tmp_path / "a", {1})
+    with pytest.raises(Refused, match="two evaluation folders or more, got 1"):
+        write_comparison([folder], tmp_path / "out")
+    with pytest.raises(Refused, match="named twice"):
+        write_comparison([folder, tmp_path / "a" / ".." / "a"], tmp_path / "out")
+
+
+def test_a_refusal_ends_with_2_and_one_line(tmp_path):
+    result = compare(evaluation(tmp_path / "a", {1}), tmp_path / "nothing", "--output-dir", tmp_path / "out")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1 and "predictions.jsonl" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_main_takes_parsed_arguments(tmp_path, capsys):
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import compare as script
+    finally:
+        sys.path.pop(0)
+    folders = [evaluation(tmp_path / "a", {1}), evaluation(tmp_path / "b", {2})]
+    script.main(Namespace(evaluations=folders, output_dir=tmp_path / "out"))
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_help_is_quick_and_opens_with_the_launch_line():
+    start = time.perf_counter()
+    result = compare("--help")
+    # Measured 0.1 s; 2 s is the contract, and torch alone takes longer.
+    assert time.perf_counter() - start < 2
+    assert result.returncode == 0 and "python eval/compare.py runs/a/eval/final" in result.stdout
+    assert SCRIPT.read_text().startswith('"""python eval/compare.py ')
+
+
+def test_names_are_the_part_that_differs():
+    assert short_names([Path("runs/a/eval/final"), Path("runs/b/eval/final")]) == ["a", "b"]
+    assert short_names([Path("runs/a/eval/base"), Path("runs/a/eval/final")]) == ["base", "final"]
+    assert short_names([Path("runs/a"), Path("runs/a/eval")]) == ["a", "a/eval"]

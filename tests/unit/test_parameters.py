@@ -1,0 +1,72 @@
+"""Counts: the published figures at real shapes on the meta device, and logical sizes in 4 bits."""
+
+import pytest
+import torch
+from tiny_models import LABELS, tiny_model
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from zerotune.adapters import add_lora
+from zerotune.models import ModelSettings, load_classifier, load_tokenizer
+from zerotune.parameters import format_table, parameter_table, published_table
+
+# Llama-3.2-1B as published.
+LLAMA_1B = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+
+
+def on_meta(config):
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def test_llama_3_2_1b_has_the_published_counts():
+    config = AutoConfig.for_model("llama", **LLAMA_1B, architectures=["LlamaForCausalLM"])
+    before, model = published_table(config), on_meta(config)
+    after = parameter_table(model)
+    assert (before["total"], before["head"]) == (1_235_814_400, 0), "the LM head is tied"
+    assert (after["total"], after["trainable"], after["head"]) == (1_235_818_496, 1_235_818_496, 4096)
+    adapted = parameter_table(add_lora(model, ModelSettings("meta-llama/Llama-3.2-1B", None, "lora", lora_rank=8)))
+    assert adapted["groups"]["adapter"] == 5_636_096
+    assert adapted["trainable"] == 5_636_096 + 4096
+    assert adapted["total"] == 1_235_818_496 + 5_636_096, "peft's copy of the untrained head is not counted"
+    assert "1,241,454,592" in (table := format_table(before, adapted)) and "(0.45%)" in table
+
+
+def test_distilbert_and_bert_have_the_published_counts():
+    """The encoders' known sizes; a head is 768² + 768 and 2 × 768 + 2, where BERT's first part is its pooler."""
+    for kind, encoder, head, drawn in (
+        ("distilbert", 66_362_880, 592_130, 592_130),
+        ("bert", 109_482_240, 592_130, 1_538),
+    ):
+        config = AutoConfig.for_model(kind)
+        assert published_table(config)["total"] == encoder
+        after = parameter_table(on_meta(config))
+        assert (after["total"], after["head"]) == (encoder + drawn, head)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3", "distilbert", "bert", "roberta"])
+def test_four_bits_count_as_what_they_stand_for(kind):
+    folder = tiny_model(kind)
+    tables = {}
+    for method in ("full", "lora", "qlora"):
+        model = load_classifier(ModelSettings(folder, None, method), LABELS, load_tokenizer(folder, None))
+        tables[method] = parameter_table(model)
+    assert tables["qlora"] == tables["lora"]
+    assert tables["lora"]["total"] == tables["full"]["total"] + tables["lora"]["groups"]["adapter"]
+    assert tables["full"]["trainable"] == tables["full"]["total"] == sum(tables["full"]["groups"].values())
+    assert all(tables["lora"]["groups"].values()), "every group of these models has weights"
+
+
+def test_a_published_classifier_counts_with_its_head():
+    llama = AutoConfig.for_model("llama", **LLAMA_1B, architectures=["LlamaForSequenceClassification"])
+    bert = AutoConfig.for_model("bert", architectures=["BertForSequenceClassification"])
+    for config in (llama, bert):
+        assert published_table(config) == parameter_table(on_meta(config))

@@ -1,0 +1,67 @@
+"""Random checkpoints of every supported architecture, a few thousand weights each, written once per test session."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedTokenizerFast,
+)
+
+CAUSAL = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+ENCODERS = ("distilbert", "bert", "roberta")
+LABELS = ("negative", "positive")
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
+WORDS = ["a", "the", "film", "was", "good", "bad", "not", "very", "dull", "bright"]
+_SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+_CAUSAL_SIZES = {**_SIZES, "num_key_value_heads": 2, "head_dim": 8, "attn_implementation": "eager"}
+_ENCODER_SIZES = {
+    "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+    "bert": {},
+    "roberta": {"type_vocab_size": 1},
+}
+_FOLDER = tempfile.TemporaryDirectory(prefix="zerotune-tiny-")
+
+
+def word_tokenizer(special: tuple[str, ...] = tuple(SPECIAL), **tokens: str) -> PreTrainedTokenizerFast:
+    """One id per word, `<s>` first; `tokens` are the special-token arguments (unk_token="<unk>" …)."""
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token=special[0])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
+
+
+@functools.cache
+def tiny_model(kind: str) -> str:
+    """The folder of a published-like checkpoint: an LM with its head, or a BERT with its pooler."""
+    folder = str(Path(_FOLDER.name) / kind)
+    sizes = _CAUSAL_SIZES if kind in CAUSAL else {**_SIZES, **_ENCODER_SIZES[kind]}
+    config = AutoConfig.for_model(kind, **sizes)
+    family = AutoModelForCausalLM if kind in CAUSAL else AutoModel if kind == "bert" else AutoModelForMaskedLM
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    family.from_config(config).save_pretrained(folder)
+    torch.set_rng_state(state)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    word_tokenizer(**names).save_pretrained(folder)
+    return folder

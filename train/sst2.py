@@ -1,0 +1,61 @@
+"""Fine-tune a model to tell positive from negative sentences (SST-2), and report it against itself before training.
+
+    accelerate launch train/sst2.py --sample
+    accelerate launch train/sst2.py --model distilbert/distilbert-base-uncased
+    accelerate launch --num_processes 8 train/sst2.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
+    accelerate launch train/sst2.py --model mistralai/Mistral-7B-v0.3 --method qlora --activation-checkpointing
+
+The same command starts a run, goes on with it, or says that it is finished.
+"""
+
+from zerotune.arguments import train_parser
+from zerotune.runs import RunFolder, check_earlier_run, run_script, started_at
+
+# for the tiny model on the generated reviews; a flag that is given wins
+SAMPLE_DEFAULTS = {"epochs": 4, "learning_rate": 3e-3}
+
+
+def main(args):
+    import time
+
+    from zerotune import classification_run as stages
+    from zerotune import launch, sst2
+    from zerotune.loop import Loop, StopSignal
+
+    stop_signal = StopSignal()
+    stages.settle_flags(args, sst2.TASK, SAMPLE_DEFAULTS)
+    if check_earlier_run(args.output_dir, args):
+        return
+
+    # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
+    splits = sst2.load_splits(args)
+    config, tokenizer = stages.read_model_folder(args, sst2.LABELS)
+    stages.check_max_length(args, config)
+    deepspeed = launch.read_deepspeed_config(args.deepspeed)
+    precision = launch.resolve_precision(args.precision, deepspeed)
+    settings = stages.model_settings(args, precision, launch.zero_stage(deepspeed))
+    stages.tokenise_on_one_rank(args, tokenizer, splits)
+    filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
+    accelerator = launch.start_accelerator(filled)
+
+    with RunFolder(args.output_dir, accelerator) as run:
+        data = {name: stages.labelled_data(tokenizer, getattr(splits, name), args.max_length) for name in stages.SPLITS}
+        stages.start_run(run, args, splits, data, config, precision)
+        stages.evaluate_base(run, args, config, precision, sst2, splits.test)
+
+        engine = stages.build_engine(run, args, settings, config, tokenizer, sst2.LABELS)
+        schedule = stages.schedule_for(args, len(splits.train))
+        choose = stages.choosing_evaluation(engine, data["choose"], args)
+        loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
+        stages.resume(loop, args)
+        startup_s = time.time() - started_at()
+        progress = loop.train()
+
+        final = stages.save_best(loop, args, tokenizer, sst2)
+        del engine, loop, choose
+        stages.evaluate_final(run, args, final, precision, sst2, splits.test)
+        stages.finish(run, args, progress, splits.test, startup_s)
+
+
+if __name__ == "__main__":
+    run_script(main, train_parser(__doc__).parse_args())

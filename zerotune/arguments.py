@@ -1,0 +1,243 @@
+"""The flags that the scripts share. Nothing here imports torch, so that `--help` answers at once."""
+
+import argparse
+from pathlib import Path
+
+DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value
+
+
+def train_parser(description: str) -> argparse.ArgumentParser:
+    """The parser of a train script, with the flags that every task has."""
+    parser = _parser(description)
+    _add_model_flags(parser)
+    _add_training_method_flags(parser)
+    _add_data_flags(parser)
+    _add_training_data_flags(parser)
+    _add_optimisation_flags(parser)
+    _add_run_flags(parser)
+    return parser
+
+
+def eval_parser(description: str) -> argparse.ArgumentParser:
+    """The parser of an eval script, with the flags that every task has."""
+    parser = _parser(description)
+    _add_model_flags(parser)
+    group = parser.add_argument_group("model, evaluation")
+    group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
+    _add_data_flags(parser)
+    group = parser.add_argument_group("data, evaluation")
+    group.add_argument(
+        "--max-length", type=positive_int, help="tokens a text is cut to (default: the model folder's, else 256)"
+    )
+    _add_prompt_flags(parser)
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--tokens-per-device",
+        type=positive_int,
+        default=16384,
+        help="most padded tokens in one forward pass on one device (default %(default)s)",
+    )
+    group.add_argument("--seed", type=non_negative_int, default=0, help="which shots are drawn (default %(default)s)")
+    group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
+    group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
+    return parser
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", help=f"hub id or folder (default: {DEFAULT_MODEL}; with --sample a tiny Llama)")
+    group.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
+    group.add_argument(
+        "--attention",
+        choices=("auto", "sdpa", "eager", "flash_attention_2", "flex_attention"),
+        default="auto",
+        help="attention kernel (default %(default)s: eager for Gemma-2, else sdpa)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        default="auto",
+        help="arithmetic of the forward and backward pass; weights that are trained stay float32 "
+        "(default %(default)s: bf16 where the device has it, else fp32)",
+    )
+
+
+def _add_training_method_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model, training")
+    group.add_argument(
+        "--method", choices=("full", "lora", "qlora"), default="full", help="what is trained (default %(default)s)"
+    )
+    group.add_argument("--lora-rank", type=positive_int, default=8, help="rank of the adapters (default %(default)s)")
+    group.add_argument("--lora-alpha", type=positive_int, default=16, help="adapter scale × rank (default %(default)s)")
+    group.add_argument("--lora-dropout", type=fraction, default=0.0, help="probability (default %(default)s)")
+    group.add_argument(
+        "--activation-checkpointing", action="store_true", help="recompute activations: less memory, about 30 %% slower"
+    )
+
+
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--sample", action="store_true", help="generated reviews and a tiny model: no network, no GPU")
+    group.add_argument("--dataset", help="hub id of the data set (default: the task's own)")
+    group.add_argument("--train-file", type=Path, help="csv, tsv (GLUE quoting), jsonl or parquet; also .gz")
+    group.add_argument("--validation-file", type=Path, help="chooses the best checkpoint; alone, it reports")
+    group.add_argument("--test-file", type=Path, help="reports the final score")
+    group.add_argument(
+        "--split",
+        choices=("official", "80-20"),
+        help="which rows train, choose and report (default: official; 80-20 when --train-file stands alone)",
+    )
+    group.add_argument(
+        "--split-seed", type=non_negative_int, default=0, help="seed of every split and subset (default %(default)s)"
+    )
+    group.add_argument("--limit-eval", type=positive_int, help="evaluate on so many test items, drawn by split seed")
+
+
+def _add_training_data_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data, training")
+    for split in ("train", "validation", "test"):
+        group.add_argument(f"--{split}-size", type=positive_int, help=f"balanced subset of the {split} split, in rows")
+    group.add_argument(
+        "--max-length", type=positive_int, default=256, help="tokens a text is cut to (default %(default)s)"
+    )
+    group.add_argument("--limit-train", type=positive_int, help="train on so many rows, drawn by split seed")
+
+
+def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=positive_int, help="passes over the train split (default: 3)")
+    group.add_argument("--max-steps", type=positive_int, help="stop the schedule after so many optimizer steps")
+    group.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=32,
+        help="examples per optimizer step over ALL devices (default %(default)s)",
+    )
+    group.add_argument(
+        "--tokens-per-device",
+        type=positive_int,
+        default=8192,
+        help="most padded tokens in one micro-batch on one device (default %(default)s)",
+    )
+    group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="default %(default)s")
+    group.add_argument(
+        "--learning-rate", type=non_negative_float, help="peak (default: 2e-5 full, 2e-4 LoRA and QLoRA)"
+    )
+    group.add_argument(
+        "--head-learning-rate", type=non_negative_float, help="peak, of the head (default: 5 × the other)"
+    )
+    group.add_argument("--warmup-ratio", type=fraction, default=0.06, help="share of all steps (default %(default)s)")
+    group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="AdamW's (default %(default)s)")
+    group.add_argument(
+        "--max-grad-norm", type=non_negative_float, default=1.0, help="0 for no clipping (default %(default)s)"
+    )
+    group.add_argument(
+        "--patience", type=positive_int, help="stop after so many evaluations without gain (default: never)"
+    )
+    group.add_argument(
+        "--choose-by",
+        choices=("accuracy", "f1_macro", "loss"),
+        default="accuracy",
+        help="metric of the choosing split that picks the best checkpoint (default %(default)s)",
+    )
+    group.add_argument(
+        "--eval-every", type=positive_int, help="optimizer steps between evaluations (default: an epoch)"
+    )
+    group.add_argument(
+        "--seed", type=non_negative_int, default=0, help="of the head, the order and dropout (default %(default)s)"
+    )
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--deepspeed", type=Path, metavar="FILE", help="DeepSpeed configuration, such as ds_configs/zero2.json"
+    )
+    group.add_argument("--output-dir", type=Path, help="run folder (default: runs/TASK-MODEL-METHOD)")
+    group.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="which checkpoint to go on from (default %(default)s)",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=positive_int,
+        default=500,
+        help="optimizer steps between checkpoints (default %(default)s)",
+    )
+    group.add_argument(
+        "--keep-checkpoints", type=positive_int, default=2, help="newest to keep, beside the best (default %(default)s)"
+    )
+    group.add_argument(
+        "--log-every", type=positive_int, default=10, help="optimizer steps between log lines (default %(default)s)"
+    )
+    group.add_argument(
+        "--base-eval",
+        choices=("subset", "full", "none"),
+        default="subset",
+        help="evaluate before training on 1,000 test items, all of them, or not at all (default %(default)s)",
+    )
+    group.add_argument("--plan", action="store_true", help="say what would be trained and what it needs, and stop")
+    group.add_argument(
+        "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="default %(default)s"
+    )
+    group.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload final/ when the run is finished")
+    group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
+
+
+def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompt (causal models without a classifier head)")
+    group.add_argument(
+        "--shots", type=non_negative_int, default=0, help="labelled examples in the prompt (default %(default)s)"
+    )
+    group.add_argument(
+        "--prompt-format",
+        choices=("auto", "plain", "chat"),
+        default="auto",
+        help="default %(default)s: the chat template if there is one and the model's name says it, or chat, instruct",
+    )
+    group.add_argument(
+        "--calibrate",
+        choices=("none", "contextual"),
+        default="none",
+        help="contextual: Zhao et al. 2021 (default %(default)s)",
+    )

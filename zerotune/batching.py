@@ -1,0 +1,101 @@
+"""Which examples form a step, and how a step is cut into micro-batches. Pure functions of numbers.
+
+Step content depends on (seed, epoch, lengths, batch size) alone. World size and token budget decide only the cut.
+"""
+
+import math
+
+import numpy as np
+
+# Steps sorted by length together: larger groups pad less and make steps more alike inside.
+STEPS_PER_LENGTH_GROUP = 50
+
+
+def num_steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Optimizer steps that one pass over the examples takes; the last one may be smaller."""
+    return math.ceil(num_examples / batch_size)
+
+
+def epoch_steps(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Split one epoch into optimizer steps of examples with similar lengths.
+
+    Args:
+        lengths: tokens of each example, [num_examples].
+        batch_size: examples in a step over all devices.
+    Returns:
+        Index arrays, one a step, which together hold every index exactly once.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(lengths))
+    group_size = batch_size * STEPS_PER_LENGTH_GROUP
+    steps = []
+    for start in range(0, len(order), group_size):
+        group = order[start : start + group_size]
+        group = group[np.argsort(lengths[group], kind="stable")]
+        steps += [group[first : first + batch_size] for first in range(0, len(group), batch_size)]
+    return [steps[index] for index in generator.permutation(len(steps))]
+
+
+def cut_by_budget(lengths: np.ndarray, budget: int) -> list[slice]:
+    """Cut examples that are sorted by falling length into runs of at most `budget` padded tokens (longest × count).
+
+    A single example longer than the budget gets a run of its own.
+    """
+    runs, start = [], 0
+    for index in range(1, len(lengths) + 1):
+        if index == len(lengths) or int(lengths[start]) * (index - start + 1) > budget:
+            runs.append(slice(start, index))
+            start = index
+    return runs
+
+
+def micro_batches(step: np.ndarray, lengths: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
+    """Cut one step into micro-batches for every rank: as few as fit the budget, as even as they can be.
+
+    Args:
+        step: indices of the step's examples, [batch].
+        lengths: tokens of every example of the data set, [num_examples].
+        budget: most padded tokens in one micro-batch, exceeded only by a single long example.
+    Returns:
+        For each rank a list of index arrays. The lists are equally long; a rank with less work has empty arrays, for
+        collective operations (DDP, ZeRO-3) hang when one rank makes fewer passes than another.
+    """
+    order = step[np.argsort(-lengths[step], kind="stable")]
+    sorted_lengths = lengths[order]
+    num_rounds = math.ceil(len(cut_by_budget(sorted_lengths, budget)) / world_size)
+    runs = _even_runs(sorted_lengths, budget, num_rounds * world_size)
+    runs.sort(key=lambda run: -int(sorted_lengths[run.start]) * (run.stop - run.start))
+    ranks: list[list[np.ndarray]] = [[] for _ in range(world_size)]
+    for turn in range(num_rounds):
+        dealt = runs[turn * world_size : (turn + 1) * world_size]
+        receivers = range(world_size) if turn % 2 == 0 else reversed(range(world_size))
+        for position, rank in enumerate(receivers):
+            ranks[rank].append(order[dealt[position]] if position < len(dealt) else order[:0])
+    return ranks
+
+
+def _even_runs(sorted_lengths: np.ndarray, budget: int, max_runs: int) -> list[slice]:
+    """The cut into at most `max_runs` runs whose largest run is smallest (binary search over the size of a run)."""
+    low, high = 1, budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(cut_by_budget(sorted_lengths, middle)) <= max_runs:
+            high = middle
+        else:
+            low = middle + 1
+    return cut_by_budget(sorted_lengths, low)
+
+
+def evaluation_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Batches of similar lengths for evaluation, longest first.
+
+    They depend on lengths and budget alone, so that a score does not depend on the world size or on a restart.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    return [order[run] for run in cut_by_budget(lengths[order], budget)]
+
+
+def padding_ratio(batches: list[np.ndarray], lengths: np.ndarray) -> float:
+    """Padded tokens over real tokens, at least 1."""
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches if len(batch))
+    return padded / sum(int(lengths[batch].sum()) for batch in batches)

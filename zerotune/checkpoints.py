@@ -1,0 +1,164 @@
+"""Checkpoints that are whole or do not count: written aside, hashed, renamed, marked COMPLETE last.
+
+checkpoints/step-00000120/   …state files…  progress.json  manifest.json  COMPLETE
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.files import sync_folder, write_json
+
+MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
+# A save must leave this much for logs and reports.
+SPARE_BYTES = 64 * 2**20
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of one optimizer step lies."""
+    return root / f"step-{step:08d}"
+
+
+def save(root: Path, progress: dict, write: Callable[[Path], list[Path]], num_bytes: int, accelerator) -> Path:
+    """Save a checkpoint, all ranks together.
+
+    Args:
+        root: the run's checkpoints/ folder.
+        progress: goes into progress.json; `progress["step"]` names the folder.
+        write: writes this rank's state files into a folder and returns them.
+        num_bytes: about how many bytes all ranks write; checked against the free disk before anything is written.
+    Raises:
+        Refused: the disk is too full. Earlier checkpoints are as they were, and nothing half-written is left.
+    """
+    target = step_folder(root, progress["step"])
+    aside = root / f".writing-{target.name}"
+    _agree(accelerator, _prepare(root, aside, num_bytes) if accelerator.is_main_process else None)
+    entries, problem = {}, None
+    try:
+        entries = _hash_files(aside, write(aside))
+    except Exception as error:
+        if not _disk_is_full(root, error):
+            raise
+        problem = _full_disk_line(root, num_bytes)
+    if problem is None and accelerator.is_main_process:
+        write_json(aside / PROGRESS, progress)
+        entries |= _hash_files(aside, [aside / PROGRESS])
+    problems, manifest = _gather(accelerator, problem), {}
+    for part in _gather(accelerator, entries):
+        manifest |= part
+    if accelerator.is_main_process:
+        if any(problems):
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            write_json(aside / MANIFEST, manifest)
+            _publish(aside, target)
+    _agree(accelerator, next((line for line in problems if line), None))
+    return target
+
+
+def _prepare(root: Path, aside: Path, num_bytes: int) -> str | None:
+    root.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    if shutil.disk_usage(root).free < num_bytes + SPARE_BYTES:
+        shutil.rmtree(aside)
+        return _full_disk_line(root, num_bytes)
+    return None
+
+
+def _full_disk_line(root: Path, num_bytes: int) -> str:
+    free = shutil.disk_usage(root).free
+    return (
+        f"disk full: a checkpoint takes about {num_bytes / 2**20:.0f} MiB and {root} has {free / 2**20:.0f} MiB free; "
+        "free some space and start the same command again, it goes on from the last checkpoint"
+    )
+
+
+def _disk_is_full(root: Path, error: Exception) -> bool:
+    """Writers report a full disk as OSError, RuntimeError (torch) or SafetensorError, so the disk itself is asked."""
+    return getattr(error, "errno", None) in (28, 122) or shutil.disk_usage(root).free < 2**20
+
+
+def _hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sync_and_hash(path)} for path in files
+    }
+
+
+def _sync_and_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(aside: Path, target: Path) -> None:
+    sync_folder(aside)
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+    sync_folder(target.parent)
+    (target / MARKER).touch()
+    sync_folder(target)
+
+
+def _gather(accelerator, value) -> list:
+    from accelerate.utils import gather_object
+
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
+
+
+def _agree(accelerator, problem: str | None) -> None:
+    """Every rank stops when one has a problem."""
+    lines = [line for line in _gather(accelerator, problem) if line]
+    if lines:
+        raise Refused(lines[0])
+
+
+def defect(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None for a whole one. Reads and hashes every file."""
+    if not (folder / MARKER).exists():
+        return f"no {MARKER} marker"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        for name, expected in manifest.items():
+            path = folder / name
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+            if _sync_and_hash(path) != expected["sha256"]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable: {error}"
+    return None
+
+
+def read_progress(folder: Path) -> dict:
+    """The progress.json of a checkpoint."""
+    return json.loads((folder / PROGRESS).read_text())
+
+
+def newest_whole(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that is passed over."""
+    passed_over = []
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        problem = defect(folder)
+        if problem is None:
+            return folder, passed_over
+        passed_over.append(f"checkpoint {folder} is passed over: {problem}")
+    return None, passed_over
+
+
+def prune(root: Path, keep: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    folders = sorted(root.glob("step-*"))
+    protected = {*folders[-keep:]} | ({step_folder(root, best_step)} if best_step is not None else set())
+    for folder in folders:
+        if folder not in protected:
+            # without its marker it counts no more, should the deletion be cut short
+            (folder / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+    for leftover in root.glob(".writing-*"):
+        shutil.rmtree(leftover)

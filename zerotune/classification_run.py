@@ -1,0 +1,318 @@
+"""The stages of a classification training run, in the order in which train/sst2.py goes through them."""
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from zerotune import checkpoints
+from zerotune.arguments import DEFAULT_MODEL
+from zerotune.batching import evaluation_batches, num_steps_per_epoch
+from zerotune.classification import (
+    EvalOptions,
+    choosing_values,
+    classifier_scorer,
+    evaluate_checkpoint,
+    labelled_data,
+    model_identity,
+)
+from zerotune.data import LabelledData
+from zerotune.encoding import default_cache_dir
+from zerotune.engine import Engine, build_optimizer
+from zerotune.errors import Refused
+from zerotune.files import read_json
+from zerotune.final_folder import save_final
+from zerotune.loop import Loop
+from zerotune.models import ModelSettings, check_labels, load_classifier, parameter_groups
+from zerotune.parameters import format_table, parameter_table, published_table
+from zerotune.pretrained import load_tokenizer, read_config
+from zerotune.runs import RunFolder, describe_process, is_main_process, recorded_flags, say, short_name, started_at
+from zerotune.schedule import plan_schedule
+from zerotune.scoring import score_items
+from zerotune.splits import Example, Splits, stratified_subset
+
+BASE_EVAL_ITEMS = 1000
+FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
+SPLITS = ("train", "choose")
+
+
+def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
+    """Fill in the flags that were not given, in place."""
+    if args.sample and args.model is None:
+        for name, value in sample_defaults.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+    args.model = args.model or (str(sample_model_folder()) if args.sample else DEFAULT_MODEL)
+    args.epochs = args.epochs or 3
+    if args.learning_rate is None:
+        args.learning_rate = FULL_RATE if args.method == "full" else ADAPTER_RATE
+    if args.head_learning_rate is None:
+        args.head_learning_rate = HEAD_RATE_FACTOR * args.learning_rate
+    if args.output_dir is None:
+        args.output_dir = Path("runs") / f"{task_name}-{short_name(args.model)}-{args.method}"
+
+
+def sample_model_folder() -> Path:
+    """Where --sample keeps its tiny model, for train and eval alike."""
+    return default_cache_dir() / "sample-llama"
+
+
+def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
+    """Configuration and tokenizer of --model, before any weight is loaded. Raises Refused as their readers do."""
+    if Path(args.model) == sample_model_folder():
+        from zerotune.samples import tiny_causal_model
+
+        tiny_causal_model(sample_model_folder())
+    config = read_config(args.model, args.revision)
+    check_labels(config, labels)
+    return config, load_tokenizer(args.model, args.revision)
+
+
+def check_max_length(args, config) -> None:
+    """Refuse texts that are longer than the model's positions."""
+    window = getattr(config, "max_position_embeddings", None)
+    if window is not None and args.max_length > window:
+        raise Refused(
+            f"--max-length {args.max_length} is more than the {window} positions of {args.model}: use at most that"
+        )
+
+
+def split_of_run(model: str) -> dict | None:
+    """split.json of the run whose final/ this is."""
+    path = Path(model).parent / "split.json"
+    return read_json(path) if (Path(model) / "task.json").exists() and path.exists() else None
+
+
+def model_settings(args, precision: str, zero_stage: int | None) -> ModelSettings:
+    """How the model is loaded."""
+    return ModelSettings(
+        name=args.model,
+        revision=args.revision,
+        method=args.method,
+        lora_rank=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        attention=args.attention,
+        precision=precision,
+        activation_checkpointing=args.activation_checkpointing,
+        zero_stage=zero_stage,
+        seed=args.seed,
+    )
+
+
+def tokenise_on_one_rank(args, tokenizer, splits: Splits) -> None:
+    """Fill the cache of tokens on rank 0, while the other ranks wait for it at the process group."""
+    if is_main_process():
+        for name in SPLITS:
+            labelled_data(tokenizer, getattr(splits, name), args.max_length)
+
+
+def start_run(run: RunFolder, args, splits: Splits, data: dict[str, LabelledData], config, precision: str) -> None:
+    """Check that the data is what the run began with, write run.json and split.json, and say what is trained on what.
+
+    Raises:
+        Refused: the folder's split.json tells of other rows.
+    """
+    split_path = run.path / "split.json"
+    if split_path.exists():
+        earlier = read_json(split_path)
+        changed = [
+            name for name in splits.record["splits"] if earlier["splits"].get(name) != splits.record["splits"][name]
+        ]
+        changed += [name for name in splits.record["sources"] if _hash(earlier, name) != _hash(splits.record, name)]
+        if changed:
+            names = ", ".join(dict.fromkeys(changed))
+            raise Refused(f"{run.path} was started on other data ({names} changed): use another --output-dir")
+    run.write_json("split.json", splits.record)
+    accelerator = run.accelerator
+    run.update_json(
+        "run.json",
+        **describe_process(),
+        task=splits.record["task"],
+        flags=recorded_flags(args),
+        precision=precision,
+        model_files=model_identity(args.model, config),
+        data_sha256={name: _hash(splits.record, name) for name in splits.record["sources"]},
+        world={"num_processes": accelerator.num_processes, "device": _device_name(accelerator.device)},
+    )
+    run.start_tracker(args.tracker)
+    for note in splits.record["notes"]:
+        say(f"data: {note}")
+    for name, part in data.items():
+        cut = f", {part.encoded.num_truncated:,} cut to {args.max_length} tokens" if part.encoded.num_truncated else ""
+        say(f"{name}: {len(part.ids):,} rows, {int(part.lengths.sum()):,} tokens{cut}")
+
+
+def _hash(record: dict, source: str) -> str | None:
+    return record["sources"].get(source, {}).get("sha256")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def evaluate_base(run: RunFolder, args, config, precision: str, task, test: list[Example]) -> None:
+    """Evaluate the model as it is before training into eval/base: zero-shot for a causal model."""
+    if args.base_eval == "none":
+        return
+    if args.base_eval == "subset":
+        test = stratified_subset(test, BASE_EVAL_ITEMS, args.split_seed, "base evaluation")
+    options = EvalOptions(
+        model=args.model,
+        revision=args.revision,
+        attention=args.attention,
+        precision=precision,
+        max_length=args.max_length,
+        tokens_per_device=args.tokens_per_device,
+        load_4bit=args.method == "qlora",
+        seed=args.seed,
+    )
+    metrics = evaluate_checkpoint(run.path / "eval" / "base", options, task, test, run.accelerator)
+    say(f"base ({metrics['setting']}): {accuracy_line(metrics)}")
+
+
+def accuracy_line(metrics: dict) -> str:
+    """Accuracy with its 95 % interval, for printing; what was done where there were no labels."""
+    if "accuracy" not in metrics:
+        return f"{metrics['count']:,} predictions (the items have no labels)"
+    low, high = metrics["accuracy_ci95"]
+    return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items"
+
+
+def build_engine(run: RunFolder, args, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...]) -> Engine:
+    """Load the model with its head, count its parameters, and put the optimizer around them."""
+    classifier = load_classifier(settings, labels, tokenizer)
+    before, after = published_table(config), parameter_table(classifier)
+    run.write_json("parameters.json", {"before": before, "after": after})
+    say(format_table(before, after))
+    groups = parameter_groups(classifier, args.learning_rate, args.head_learning_rate, args.weight_decay)
+    accelerator = run.accelerator
+    if settings.method != "qlora":
+        classifier.to(accelerator.device)
+    optimizer = build_optimizer(args.optimizer, groups, accelerator.device.type)
+    return Engine(accelerator, classifier, optimizer, settings.precision, args.max_grad_norm)
+
+
+def choosing_evaluation(engine: Engine, data: LabelledData, args):
+    """() -> values of the choosing split with the weights as they are; all ranks take part."""
+    batches = evaluation_batches(data.lengths, args.tokens_per_device)
+
+    def evaluate() -> dict[str, float]:
+        engine.model.eval()
+        score = classifier_scorer(engine.forward, data, engine.accelerator.device, "fp32")
+        scores = score_items(score, batches, engine.accelerator)
+        return choosing_values(data.labels, scores, args.choose_by)
+
+    return evaluate
+
+
+def schedule_for(args, num_examples: int):
+    """The schedule that the flags ask for."""
+    return plan_schedule(args, num_steps_per_epoch(num_examples, args.batch_size))
+
+
+def resume(loop: Loop, args) -> None:
+    """Go on from the checkpoint that --resume means, or start at step 0.
+
+    Raises:
+        Refused: a checkpoint that was asked for by path is not whole; DeepSpeed's is of another number of processes.
+    """
+    if args.resume in ("auto", "never"):
+        folder, passed_over = checkpoints.newest_whole(loop.checkpoint_root)
+        for line in passed_over:
+            say(line)
+    else:
+        folder = Path(args.resume)
+        problem = checkpoints.defect(folder)
+        if problem:
+            raise Refused(f"--resume {folder}: {problem}: name a whole checkpoint, or use --resume auto")
+    if folder is None:
+        loop.run.forget_metrics_after(0)
+        return
+    saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
+    if loop.engine.deepspeed and saved_by != now:
+        raise Refused(
+            f"{folder} was saved by {saved_by} processes under DeepSpeed and this run has {now}: launch {saved_by}"
+        )
+    loop.resume(folder)
+    say(f"goes on after step {loop.progress.step} from {folder}")
+
+
+def save_best(loop: Loop, args, tokenizer, task) -> Path:
+    """Write final/ from the best checkpoint: aside, then renamed. All ranks take part."""
+    engine, progress, final = loop.engine, loop.progress, loop.run.path / "final"
+    if progress.best_step != progress.step:
+        engine.load(checkpoints.step_folder(loop.checkpoint_root, progress.best_step))
+    state = engine.gathered_state_dict()
+    if state is not None:  # names as in the classifier, wanted as in the model inside it
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    if is_main_process():
+        aside = final.with_name(".writing-final")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        record = {
+            "task": task.TASK,
+            "head": "classify",
+            "prompt": None,
+            "labels": list(task.LABELS),
+            "max_length": args.max_length,
+            "thresholds": None,
+            "seed": args.seed,
+            "best_step": progress.best_step,
+            "choose_by": args.choose_by,
+        }
+        save_final(engine.module, tokenizer, aside, record, state)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+    loop.accelerator.wait_for_everyone()
+    return final
+
+
+def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, test: list[Example]) -> dict:
+    """Evaluate the reloaded final/ on all test items into eval/final."""
+    options = EvalOptions(
+        model=str(final),
+        revision=None,
+        attention=args.attention,
+        precision=precision,
+        tokens_per_device=args.tokens_per_device,
+    )
+    metrics = evaluate_checkpoint(run.path / "eval" / "final", options, task, test, run.accelerator, replace=True)
+    say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
+    return metrics
+
+
+def finish(run: RunFolder, args, progress, test: list[Example], startup_s: float) -> None:
+    """Write the timings and the report, upload if asked to, and mark the run as finished."""
+    if not is_main_process():
+        return
+    from zerotune.report import write_report
+
+    seconds = max(progress.train_seconds, 1e-9)
+    timings = {
+        "startup_s": startup_s,
+        "train_s": progress.train_seconds,
+        "train_examples_per_s": progress.num_examples / seconds,
+        "train_tokens_per_s": progress.num_tokens / seconds,
+        "peak_memory_bytes": peak_memory_bytes(run.accelerator.device),
+        "total_s": time.time() - started_at(),
+    }
+    run.update_json("run.json", timings=timings)
+    report = write_report(run.path, {example.id: example.text for example in test})
+    if args.push_to_hub:
+        from huggingface_hub import HfApi
+
+        HfApi().create_repo(args.push_to_hub, exist_ok=True)
+        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=run.path / "final")
+    run.write_state("finished", None)
+    say(f"report: {report}")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: on the GPU where there is one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

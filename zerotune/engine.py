@@ -1,0 +1,168 @@
+"""One optimizer step, the same for plain data parallelism and DeepSpeed: backward, clip, update, save, load."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Written by plain runs; DeepSpeed names its own files, under DEEPSPEED_TAG.
+WEIGHTS_FILE, OPTIMIZER_FILE, DEEPSPEED_TAG = "model.safetensors", "optimizer.pt", "deepspeed"
+
+
+def build_optimizer(name: str, groups: list[dict], device_type: str) -> torch.optim.Optimizer:
+    """AdamW over parameter groups that carry their own peak `lr` and `weight_decay` (Loshchilov & Hutter 2019).
+
+    Args:
+        name: "adamw" (one fused pass over float32 state) or "adamw8bit" (bitsandbytes, state in 8 bits).
+    """
+    if name == "adamw8bit":
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(groups)
+    return torch.optim.AdamW(groups, fused=device_type in ("cpu", "cuda"))
+
+
+class Engine:
+    """A model with its optimizer, ready for steps made of any number of micro-batches.
+
+    All ranks call every method together: gradients, norms and DeepSpeed's files are collective.
+    """
+
+    def __init__(
+        self, accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, max_grad_norm: float
+    ):
+        self.accelerator = accelerator
+        self.precision = precision
+        self.max_grad_norm = max_grad_norm
+        self.peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.num_trainable = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.trainable)
+        self.deepspeed = accelerator.deepspeed_plugin is not None
+        prepared, wrapped = accelerator.prepare(model, optimizer)
+        self.model = prepared
+        self.optimizer = wrapped if self.deepspeed else optimizer
+        scaled = precision == "fp16" and not self.deepspeed
+        self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
+
+    @property
+    def module(self) -> nn.Module:
+        """The model as it was given, without wrappers."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def forward(self, **inputs) -> torch.Tensor:
+        """The model's output under the run's precision. DeepSpeed enters autocast itself."""
+        if self.deepspeed:
+            return self.model(**inputs)
+        device_type, dtype = self.accelerator.device.type, COMPUTE_DTYPES[self.precision]
+        with torch.autocast(device_type, dtype=dtype, enabled=self.precision != "fp32"):
+            return self.model(**inputs)
+
+    def backward(self, loss: torch.Tensor, is_last: bool) -> None:
+        """Accumulate the gradient of one micro-batch; ranks exchange gradients with the last one.
+
+        Args:
+            loss: this rank's share of the step's loss: its sum over the global count. Ranks add up to the loss.
+        """
+        # DDP and DeepSpeed average over ranks, and the loss is a sum over ranks
+        loss = loss * self.accelerator.num_processes
+        if self.deepspeed:
+            self.model.set_gradient_accumulation_boundary(is_last)
+            self.model.backward(loss)
+        else:
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def gradients_stay_local(self, is_last: bool):
+        """Context for forward and backward of one micro-batch: no exchange before the last one."""
+        several = self.accelerator.num_processes > 1 and not self.deepspeed
+        return self.model.no_sync() if several and not is_last else nullcontext()
+
+    def step(self, rate_factor: float) -> torch.Tensor | float:
+        """Clip, update with the peak learning rates × `rate_factor`, clear gradients.
+
+        Returns:
+            The gradient norm before clipping.
+        """
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * rate_factor
+        if self.deepspeed:
+            self.model.step()
+            return self.model.get_global_grad_norm()
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None])
+        self._clip(norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self, norm: torch.Tensor) -> None:
+        if not self.max_grad_norm:
+            return
+        fused = isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.defaults["fused"]
+        if fused and not self.scaler:
+            # the fused kernel divides gradients by grad_scale as it reads them: clipping without a pass of its own
+            self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1.0).float()
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.trainable, self.max_grad_norm, norm)
+
+    def checkpoint_bytes(self) -> int:
+        """About how many bytes `save` writes on all ranks together: weights and two float32 moments, and DeepSpeed's
+        own copy of the weights."""
+        return self.num_trainable * 4 * (4 if self.deepspeed else 3)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write trainable weights and optimizer state into `folder`. Returns the files that this rank wrote."""
+        before = set(folder.rglob("*"))
+        if self.deepspeed:
+            self.model.save_checkpoint(str(folder), tag=DEEPSPEED_TAG, exclude_frozen_parameters=True)
+            return _files_of_rank(folder, self.accelerator.process_index)
+        if self.accelerator.is_main_process:
+            from safetensors.torch import save_file
+
+            save_file(self._trainable_state(), folder / WEIGHTS_FILE)
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict() if self.scaler else None,
+            }
+            torch.save(state, folder / OPTIMIZER_FILE)
+        return sorted(path for path in folder.rglob("*") if path not in before and path.is_file())
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, bit for bit."""
+        if self.deepspeed:
+            path, _ = self.model.load_checkpoint(str(folder), tag=DEEPSPEED_TAG, load_module_strict=False)
+            assert path is not None, f"DeepSpeed found no state in {folder}"
+            return
+        from safetensors.torch import load_file
+
+        stored, own = load_file(folder / WEIGHTS_FILE), self._trainable_state()
+        assert stored.keys() == own.keys(), f"{folder} holds other parameters: {sorted(stored.keys() ^ own.keys())[:4]}"
+        with torch.no_grad():
+            for name, tensor in stored.items():
+                own[name].copy_(tensor)
+        state = torch.load(folder / OPTIMIZER_FILE, map_location=self.accelerator.device, weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _trainable_state(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
+        """ZeRO-3's shards put together (complete on rank 0); None when the module holds its own weights."""
+        if self.deepspeed and self.model.zero_optimization_stage() == 3:
+            return self.model._zero3_consolidated_16bit_state_dict()
+        return None
+
+
+def _files_of_rank(folder: Path, rank: int) -> list[Path]:
+    """DeepSpeed's files of one rank; those that name no rank belong to rank 0."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    own = [path for path in files if f"zero_pp_rank_{rank}_" in path.name]
+    return own + [path for path in files if "zero_pp_rank_" not in path.name] if rank == 0 else own

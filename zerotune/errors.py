@@ -1,0 +1,12 @@
+"""How a run ends early: the one exception for users, and the exit codes of every script."""
+
+EXIT_REFUSED = 2
+EXIT_PREEMPTED = 75
+
+
+class Refused(ValueError):
+    """Bad input, or a run that cannot go on as asked. Its one line names the rule, the value found and the way out."""
+
+
+class Preempted(Exception):
+    """The run was asked to stop, has saved itself, and goes on when the same command is started again."""

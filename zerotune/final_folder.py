@@ -1,0 +1,195 @@
+"""final/: a tuned classifier on disk, readable without zerotune, and the way back for evaluation."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from zerotune.errors import Refused
+from zerotune.heads import SequenceClassifier, is_encoder
+from zerotune.models import ModelSettings, initialise_head, load_stock_model, quiet_transformers
+from zerotune.pretrained import load_tokenizer, read_config
+
+_README = """# {title}
+
+{description} Labels: {labels}. Trained with zerotune; what it was trained for stands in task.json.
+
+```python
+{imports}
+folder = "."  # where this file is
+model = {line}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+`dtype="float32"` belongs to it: the head is float32 and loses small differences in 16 bits.
+"""
+
+
+def save_final(
+    classifier: SequenceClassifier, tokenizer, folder: str | Path, task: dict, state_dict: dict | None = None
+) -> None:
+    """Writes the classifier into an existing empty folder, so that the line in its README.md loads it without zerotune.
+
+    state_dict has the names of classifier.model's, gathered (for an adapter, what trains is enough); None takes the
+    model's own. Full tuning gives a plain checkpoint, LoRA and QLoRA an adapter with its head and config. All is
+    float32. One process writes; the caller puts the folder in its place.
+    """
+    folder = Path(folder)
+    stock = classifier.stock_model
+    is_adapter = classifier.model is not stock
+    if is_adapter:
+        _save_adapter(classifier.model, folder, state_dict)
+        adapter = classifier.model.peft_config["default"]
+        base, revision = adapter.base_model_name_or_path, adapter.revision
+    else:
+        weights = stock.state_dict() if state_dict is None else dict(state_dict)
+        _check_float32(weights)
+        with quiet_transformers():
+            stock.save_pretrained(folder, state_dict=weights)
+        base, revision = _absolute(stock.config.name_or_path), None
+    tokenizer.save_pretrained(folder)
+    quantized = getattr(stock, "is_loaded_in_4bit", False)
+    method = ("qlora" if quantized else "lora") if is_adapter else "full"
+    record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
+    (folder / "task.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_readme(stock, record), encoding="utf-8")
+
+
+def _absolute(name: str) -> str:
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def _check_float32(weights: dict) -> None:
+    wrong = sorted(
+        name for name, value in weights.items() if value.is_floating_point() and value.dtype != torch.float32
+    )
+    assert not wrong, f"final/ is float32, these are not: {wrong[:4]}"
+
+
+def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
+    """What peft's save_pretrained writes, without its model card and without its look at the hub."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = get_peft_model_state_dict(model, state_dict=state_dict, save_embedding_layers=False)
+    _check_float32(weights)
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    adapter = copy.copy(model.peft_config["default"])
+    adapter.inference_mode = True
+    adapter.save_pretrained(str(folder))
+    stock = model.get_base_model()
+    config = copy.deepcopy(stock.config)
+    config.architectures = [type(stock).__name__]
+    config.dtype = "float32"
+    # The quantisation is the loader's choice: with it here, transformers would take the base for a packed checkpoint.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.save_pretrained(folder)
+
+
+def _readme(stock, record: dict) -> str:
+    labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
+    base, method = record["base_model"], record["method"]
+    if method == "full":
+        line = 'AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32")'
+        imports = "from transformers import AutoModelForSequenceClassification, AutoTokenizer"
+    else:
+        arguments = [repr(base), "config=AutoConfig.from_pretrained(folder)", 'dtype="float32"']
+        names = ["AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer"]
+        if record["base_revision"]:
+            arguments.insert(1, f"revision={record['base_revision']!r}")
+        if method == "qlora":
+            compute = str(stock.config.quantization_config.bnb_4bit_compute_dtype).removeprefix("torch.")
+            arguments.append(
+                'quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+                f'bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="{compute}", '
+                f"llm_int8_skip_modules={stock.config.quantization_config.llm_int8_skip_modules})"
+            )
+            names.append("BitsAndBytesConfig")
+        arguments = ", ".join(arguments)
+        line = f"PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained({arguments}), folder)"
+        imports = f"from peft import PeftModel\nfrom transformers import {', '.join(names)}"
+    kind = {"full": "All weights of", "lora": "A LoRA adapter for", "qlora": "A LoRA adapter (4-bit base) for"}[method]
+    return _README.format(
+        title=f"{record.get('task', 'Text')} classifier",
+        description=f"{kind} `{base}`, tuned to classify texts.",
+        labels=labels,
+        imports=imports,
+        line=line,
+    )
+
+
+def load_final_or_base(
+    name: str,
+    labels: tuple[str, ...],
+    *,
+    revision: str | None = None,
+    precision: str = "fp32",
+    attention: str = "auto",
+    load_4bit: bool = False,
+):
+    """(SequenceClassifier in eval mode, tokenizer, task.json's dict or None) of a final/ or any classifier.
+
+    Weights have the types that they had in training: float32 for a whole model (16-bit compute is the caller's
+    autocast), the precision or NF4 for an adapter's base, float32 for adapter and head. An encoder without a head gets
+    an untrained one: see pretrained.is_trained_classifier. Raises Refused for a causal model without one, and for all
+    that training refuses.
+    """
+    config, tokenizer = read_config(name, revision), load_tokenizer(name, revision)
+    task_file, adapter_file = _find(name, "task.json", revision), _find(name, "adapter_config.json", revision)
+    task = json.loads(Path(task_file).read_text(encoding="utf-8")) if task_file else None
+    adapter = json.loads(Path(adapter_file).read_text(encoding="utf-8")) if adapter_file else None
+    in_4bit = load_4bit or (task or {}).get("method") == "qlora"
+    settings = ModelSettings(
+        name=adapter["base_model_name_or_path"] if adapter else name,
+        revision=adapter.get("revision") if adapter else revision,
+        method="qlora" if in_4bit else "lora" if adapter else "full",
+        precision=precision,
+        attention=attention,
+    )
+    model, missing = load_stock_model(settings, labels, tokenizer, config)
+    if adapter:
+        model = _put_adapter_on(model, name, revision)
+    elif missing:
+        if not is_encoder(config):
+            raise Refused(
+                f"{name} has no classification head; evaluate it with --head generate, or give a tuned final/ folder"
+            )
+        initialise_head(model, missing, settings.seed)
+    return SequenceClassifier(model).eval(), tokenizer, task
+
+
+def _put_adapter_on(model, name: str, revision: str | None):
+    """Of LoRA weights that the adapter's file lacks peft only warns, and leaves them as drawn. Raises Refused."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    weights = _find(name, "adapter_model.safetensors", revision)
+    if weights is None:
+        raise Refused(f"the adapter {name} has no adapter_model.safetensors; copy the whole folder")
+    try:
+        adapted = PeftModel.from_pretrained(model, name, revision=revision)
+    except KeyError as error:  # a part of the head
+        raise Refused(f"the adapter {name} lacks weights: {error.args[0]}; copy the whole folder") from error
+    with safe_open(weights, "pt") as file:
+        lacking = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - set(file.keys())
+    if lacking:
+        raise Refused(f"the adapter {name} lacks weights: {', '.join(sorted(lacking)[:4])}; copy the whole folder")
+    return adapted
+
+
+def _find(name: str, filename: str, revision: str | None) -> str | None:
+    """The path of one file of a folder or hub id, None when it has no such file."""
+    if os.path.isdir(name):
+        path = os.path.join(name, filename)
+        return path if os.path.isfile(path) else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return hf_hub_download(name, filename, revision=revision)
+    except EntryNotFoundError:
+        return None

@@ -1,0 +1,43 @@
+"""A causal model with its own LM head, loaded for scoring or writing answers; never trained here."""
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from zerotune.engine import COMPUTE_DTYPES
+from zerotune.errors import Refused
+from zerotune.models import attention_kernel, keep_nf4_layout, nf4_config, quiet_transformers
+from zerotune.pretrained import read_config
+
+
+def load_language_model(options, device: torch.device):
+    """A causal model in eval mode on the device, its weights in the precision or in NF4.
+
+    Args:
+        options: model, revision, attention, precision, load_4bit (see zerotune.classification.EvalOptions).
+    Raises:
+        Refused: no weights can be read, or some of them are missing.
+    """
+    config = read_config(options.model, options.revision)
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                options.model,
+                revision=options.revision or "main",
+                dtype=COMPUTE_DTYPES[options.precision],
+                attn_implementation=attention_kernel(options.attention, config),
+                quantization_config=nf4_config(options.precision) if options.load_4bit else None,
+                output_loading_info=True,
+            )
+        except OSError as error:
+            raise Refused(
+                f"no weights could be read for --model {options.model}: {str(error).splitlines()[0]}"
+            ) from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise Refused(
+            f"{options.model} lacks weights of a causal model ({missing}): it can only be evaluated "
+            "with the head that it was saved with"
+        )
+    if options.load_4bit:
+        keep_nf4_layout(model)
+    return (model if options.load_4bit else model.to(device)).eval()

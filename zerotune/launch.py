@@ -1,0 +1,224 @@
+"""From the launcher's environment to an Accelerator: precision, the DeepSpeed configuration, and who sees whom."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from zerotune.errors import Refused
+
+# DeepSpeed's counts of its own: steps are cut by zerotune/batching.py, so that they only have to be consistent.
+FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
+
+
+def resolve_precision(wanted: str, deepspeed_config: dict | None) -> str:
+    """Choose bf16, fp16 or fp32 from the flag, then the DeepSpeed file, then the launcher, then the device.
+
+    Plain `accelerate launch` exports mixed_precision=no, which is not a wish for float32.
+
+    Raises:
+        Refused: flag and DeepSpeed file disagree; the device lacks the precision.
+    """
+    in_file = _precision_of_file(deepspeed_config or {})
+    if in_file and wanted not in ("auto", in_file):
+        raise Refused(
+            f'--precision {wanted} and the DeepSpeed file\'s {in_file} disagree: drop one, or write "auto" in the file'
+        )
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted == "auto":
+        wanted = in_file or (launcher if launcher in ("bf16", "fp16") else None) or default_precision()
+    if wanted == "fp16" and deepspeed_config is not None:
+        raise Refused(
+            "fp16 under DeepSpeed is not supported: use --precision bf16 or fp32, or launch without DeepSpeed"
+        )
+    return wanted
+
+
+def _precision_of_file(config: dict) -> str | None:
+    for name in ("bf16", "fp16"):
+        if config.get(name, {}).get("enabled") is True:
+            return name
+    autocast = config.get("torch_autocast", {})
+    if autocast.get("enabled") is True:
+        return {"bfloat16": "bf16", "float16": "fp16"}.get(str(autocast.get("dtype", "")).removeprefix("torch."))
+    return None
+
+
+def default_precision() -> str:
+    """bf16 where the device computes it natively, else fp32."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
+
+
+def read_deepspeed_config(path: Path | None) -> dict | None:
+    """The DeepSpeed configuration of --deepspeed, else of `accelerate launch --use_deepspeed`, else None.
+
+    Raises:
+        Refused: the file is missing or is not JSON.
+    """
+    if path is not None:
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise Refused(f"--deepspeed: no such file: {path} (the shipped ones lie in ds_configs/)") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise Refused(f"--deepspeed: {path} is not JSON: {error}") from None
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return None
+    if "ACCELERATE_CONFIG_DS_FIELDS" in os.environ and "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
+        return read_deepspeed_config(Path(os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]))
+    _choose_deepspeed_accelerator()
+    from accelerate import DeepSpeedPlugin
+
+    config = dict(DeepSpeedPlugin().deepspeed_config)
+    config.pop("steps_per_print", None)
+    return config
+
+
+def fill_deepspeed_config(config: dict, args, precision: str) -> dict:
+    """Fill in what is "auto" or missing; refuse numbers that disagree with the flags.
+
+    bf16 becomes `torch_autocast` over float32 parameters, for DeepSpeed's own bf16 section casts the head to bf16.
+
+    Raises:
+        Refused: a batch, clipping, optimizer or scheduler key contradicts the flags.
+    """
+    config = json.loads(json.dumps(config))
+    for section, cure in (
+        ("optimizer", "--optimizer, --learning-rate"),
+        ("scheduler", "--warmup-ratio, --learning-rate"),
+    ):
+        if config.pop(section, None) not in (None, "auto"):
+            raise Refused(f'the DeepSpeed file has a section "{section}": remove it and use {cure}')
+    batch_size = config.pop("train_batch_size", "auto")
+    if batch_size not in ("auto", args.batch_size):
+        raise Refused(f"the DeepSpeed file's train_batch_size {batch_size} and --batch-size {args.batch_size} disagree")
+    for key, value in FIXED_DEEPSPEED_KEYS.items():
+        found = config.get(key, "auto")
+        if found not in ("auto", value):
+            raise Refused(
+                f'the DeepSpeed file\'s {key} is {found}: zerotune cuts a step by --tokens-per-device; write "auto"'
+            )
+        config[key] = value
+    config["train_batch_size"] = int(os.environ.get("WORLD_SIZE", "1"))
+    clipping = config.get("gradient_clipping", "auto")
+    if clipping not in ("auto", args.max_grad_norm):
+        raise Refused(
+            f"the DeepSpeed file's gradient_clipping {clipping} and --max-grad-norm {args.max_grad_norm} disagree"
+        )
+    config["gradient_clipping"] = args.max_grad_norm
+    for key in ("bf16", "fp16"):
+        config[key] = {"enabled": False}
+    config["torch_autocast"] = {"enabled": precision == "bf16", "dtype": "bfloat16"}
+    zero = config.setdefault("zero_optimization", {"stage": 0})
+    for key in [key for key, value in zero.items() if value == "auto"]:
+        del zero[key]  # DeepSpeed's own default
+    if zero.get("stage") == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    config["zero_allow_untested_optimizer"] = True
+    config["zero_force_ds_cpu_optimizer"] = False
+    config["steps_per_print"] = sys.maxsize
+    return config
+
+
+def zero_stage(config: dict | None) -> int | None:
+    """ZeRO stage of a DeepSpeed configuration, None without one."""
+    return None if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def start_accelerator(deepspeed_config: dict | None):
+    """Join the process group, and check that the processes that were launched see each other.
+
+    Args:
+        deepspeed_config: filled in, or None for plain data parallelism.
+    Raises:
+        Refused: a process is alone though several were launched, or FSDP or another plugin was asked for.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise Refused(
+            "FSDP is not supported: launch with --deepspeed ds_configs/zero3.json, which shards the same things"
+        )
+    import torch
+    from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # without a backend, DeepSpeed on CPU gives every process "rank 0 of 1"
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    plugin = None
+    if deepspeed_config is not None:
+        _choose_deepspeed_accelerator()
+        _find_build_tools()
+        _become_own_world_when_alone()
+        if on_cpu and len(handlers) == 1:
+            handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config)
+    else:
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+    accelerator = Accelerator(
+        mixed_precision="no", cpu=on_cpu and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers
+    )
+    check_world(accelerator.num_processes, os.environ, _parent_command())
+    return accelerator
+
+
+def check_world(num_processes: int, environment: dict, launcher_command: str) -> None:
+    """Refuse a launch in which this process does not see the others: each would train alone on all the data.
+
+    Args:
+        num_processes: what the process group says.
+        environment: os.environ.
+        launcher_command: command line of the parent process, "" when unknown.
+    """
+    launched = int(environment.get("WORLD_SIZE", "1"))
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    wanted = re.search(r"launch\b.*--num[_-]processes[ =](\d+)", launcher_command)
+    if launched != num_processes:
+        raise Refused(
+            f"{launched} processes were launched and this one sees {num_processes}: check backend and rendezvous"
+        )
+    if num_processes == 1 and "WORLD_SIZE" not in environment and tasks > 1:
+        raise Refused(
+            f"srun started {tasks} tasks and each is alone: start one launcher a node (see slurm/), or torchrun"
+        )
+    if wanted and int(wanted[1]) != num_processes:
+        raise Refused(
+            f"accelerate launch was asked for {wanted[1]} processes and started {num_processes}: on a CPU use "
+            f"torchrun --nproc_per_node {wanted[1]}, or add --use_deepspeed"
+        )
+
+
+def _parent_command() -> str:
+    path = Path(f"/proc/{os.getppid()}/cmdline")
+    return path.read_bytes().replace(b"\0", b" ").decode(errors="replace") if path.exists() else ""
+
+
+def _choose_deepspeed_accelerator() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _find_build_tools() -> None:
+    """DeepSpeed compiles an op with ninja, which pip puts beside this Python, not on every PATH."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def _become_own_world_when_alone() -> None:
+    """`python train/x.py --deepspeed FILE` without a launcher is a world of one; DeepSpeed needs to be told."""
+    import socket
+
+    if "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    )

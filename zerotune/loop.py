@@ -1,0 +1,225 @@
+"""The training loop. A step is the same at any world size: the same examples, one loss over one global count."""
+
+import math
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from zerotune import checkpoints
+from zerotune.batching import epoch_steps, micro_batches
+from zerotune.errors import Preempted, Refused
+from zerotune.runs import is_main_process, say
+
+
+@dataclass
+class Progress:
+    """Where a run is. Saved with every checkpoint, enough to go on from it."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+    train_seconds: float = 0.0
+    num_examples: int = 0
+    num_tokens: int = 0
+
+    def record_evaluation(self, value: float, patience: int | None) -> bool:
+        """Note an evaluation's value, greater is better.
+
+        Returns:
+            Whether it is the best so far; ties keep the earlier one.
+        """
+        improved = self.best_value is None or value > self.best_value
+        if improved:
+            self.best_step, self.best_value, self.evaluations_without_gain = self.step, value, 0
+        else:
+            self.evaluations_without_gain += 1
+            self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
+        return improved
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGUSR1. The ranks agree at the next step boundary, as their notes travel with the loss."""
+
+    def __init__(self):
+        self.name = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def _note(self, number, frame) -> None:
+        self.name = signal.Signals(number).name
+
+
+class Loop:
+    """Training from a step to the end of the schedule, all ranks together.
+
+    Args:
+        engine: zerotune.engine.Engine.
+        data: zerotune.data.LabelledData of the train split.
+        schedule: zerotune.schedule.Schedule.
+        run: zerotune.runs.RunFolder.
+        args: batch_size, tokens_per_device, learning_rate (peak, to be logged), seed, patience, keep_checkpoints.
+        evaluate: () -> dict of eval_* values and "choose_by", greater is better; all ranks take part.
+        stop_signal: a StopSignal, set up as early as can be.
+    """
+
+    def __init__(self, engine, data, schedule, run, args, evaluate, stop_signal):
+        self.engine, self.data, self.schedule, self.run, self.args = engine, data, schedule, run, args
+        self.evaluate, self.stop_signal = evaluate, stop_signal
+        self.accelerator = engine.accelerator
+        self.progress = Progress()
+        self.checkpoint_root = Path(run.path) / "checkpoints"
+        self.has_dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in engine.module.modules()) or _drops(
+            engine
+        )
+        self._steps: tuple[int, list[np.ndarray]] = (-1, [])
+        self._unread: tuple[int, np.ndarray, torch.Tensor, torch.Tensor | float] | None = None
+        self._stop_wanted = False
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint that `checkpoints.defect` finds nothing wrong with."""
+        self.engine.load(folder)
+        self.progress = Progress(**checkpoints.read_progress(folder)["progress"])
+        self.run.forget_metrics_after(self.progress.step)
+
+    def train(self) -> Progress:
+        """Train to the end of the schedule, or until patience runs out.
+
+        Raises:
+            Preempted: SIGTERM or SIGUSR1 reached a rank; a checkpoint has been saved.
+            Refused: the loss is not finite, or the disk is full.
+        """
+        progress, last = self.progress, self.schedule.num_steps
+        with tqdm(total=last, initial=progress.step, disable=not is_main_process(), desc="train", unit="step") as bar:
+            while progress.step < last and not progress.stopped_early:
+                self._one_step(progress.step + 1)
+                bar.update()
+                self._at_boundary()
+        return progress
+
+    def _one_step(self, step: int) -> None:
+        started = time.perf_counter()
+        indices = self._step_indices(step)
+        self.engine.model.train()
+        mine = micro_batches(indices, self.data.lengths, self.args.tokens_per_device, self.accelerator.num_processes)
+        loss_sum = self._accumulate(step, indices, mine[self.accelerator.process_index])
+        norm = self.engine.step(self.schedule.rate_factor(step))
+        status = torch.stack([loss_sum, torch.tensor(float(self.stop_signal.name is not None), device=loss_sum.device)])
+        if self.accelerator.num_processes > 1:
+            status = self.accelerator.reduce(status, "sum")
+        self._read_status()
+        self._unread = (step, indices, status, norm)
+        progress = self.progress
+        progress.step = step
+        progress.num_examples += len(indices)
+        progress.num_tokens += int(self.data.lengths[indices].sum())
+        progress.train_seconds += time.perf_counter() - started
+
+    def _accumulate(self, step: int, indices: np.ndarray, micros: list[np.ndarray]) -> torch.Tensor:
+        """Forward and backward of this rank's micro-batches. Returns its part of the mean loss, a float32 scalar."""
+        total = torch.zeros((), device=self.accelerator.device)
+        for number, micro in enumerate(micros):
+            is_last = number == len(micros) - 1
+            # an empty micro-batch keeps the ranks in step: the step's shortest example, with no weight
+            rows = micro if len(micro) else indices[np.argmin(self.data.lengths[indices])][None]
+            if self.has_dropout:
+                torch.manual_seed(derive_seed(self.args.seed, step, self.accelerator.process_index, number))
+            with self.engine.gradients_stay_local(is_last):
+                loss = self.data.loss_sum(self.engine, rows) * (float(len(micro) > 0) / len(indices))
+                self.engine.backward(loss, is_last)
+            total += loss.detach()
+        return total
+
+    def _step_indices(self, step: int) -> np.ndarray:
+        epoch = self.schedule.epoch(step)
+        if self._steps[0] != epoch:
+            self._steps = (epoch, epoch_steps(self.data.lengths, self.args.batch_size, self.args.seed, epoch))
+        return self._steps[1][(step - 1) % self.schedule.steps_per_epoch]
+
+    def _read_status(self) -> dict | None:
+        """Look at the last step's loss: one step late where nothing needs it sooner, so that a GPU never waits."""
+        if self._unread is None:
+            return None
+        (step, indices, status, norm), self._unread = self._unread, None
+        loss, num_stops = status.tolist()
+        if not math.isfinite(loss):
+            raise Refused(self._not_finite(step, indices, loss))
+        self._stop_wanted = self._stop_wanted or num_stops > 0
+        return {"loss": loss, "grad_norm": float(norm)}
+
+    def _not_finite(self, step: int, indices: np.ndarray, loss: float) -> str:
+        ids = [self.data.ids[index] for index in indices]
+        good, _ = checkpoints.newest_whole(self.checkpoint_root)
+        return (
+            f"the loss of step {step} is {loss}; batch ids {', '.join(ids)}; last good checkpoint: {good or 'none'}; "
+            "lower --learning-rate, or use --precision bf16 or fp32"
+        )
+
+    def _at_boundary(self) -> None:
+        """Log, evaluate, save and stop, where they are due. Each of them waits for the device."""
+        schedule, step = self.schedule, self.progress.step
+        due = schedule.logs_at(step) or schedule.evaluates_at(step) or schedule.saves_at(step)
+        if due or self._stop_wanted or self._other_rank_may_stop():
+            status = self._read_status()
+            if status and schedule.logs_at(step):
+                self._log_step(status)
+        improved = schedule.evaluates_at(step) and self._evaluate()
+        if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
+            self.save()
+        if self._stop_wanted and step < schedule.num_steps:
+            name = self.stop_signal.name or "a signal on another rank"
+            raise Preempted(f"stopped by {name} after step {step} and saved: the same command goes on from there")
+
+    def _other_rank_may_stop(self) -> bool:
+        """On a CPU nothing is gained by reading late."""
+        return self.accelerator.device.type == "cpu"
+
+    def _log_step(self, status: dict) -> None:
+        progress = self.progress
+        row = {
+            "step": progress.step,
+            "epoch": progress.step / self.schedule.steps_per_epoch,
+            "loss": status["loss"],
+            "learning_rate": self.args.learning_rate * self.schedule.rate_factor(progress.step),
+            "grad_norm": status["grad_norm"] if math.isfinite(status["grad_norm"]) else None,
+            "tokens": progress.num_tokens,
+            "tokens_per_s": progress.num_tokens / progress.train_seconds,
+        }
+        self.run.log(row)
+
+    def _evaluate(self) -> bool:
+        values = self.evaluate()
+        improved = self.progress.record_evaluation(values.pop("choose_by"), self.args.patience)
+        self.run.log(
+            {"step": self.progress.step, "epoch": self.progress.step / self.schedule.steps_per_epoch, **values}
+        )
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        say(f"step {self.progress.step}: {shown}{'  (best so far)' if improved else ''}")
+        return improved
+
+    def save(self) -> None:
+        """Save a checkpoint of this step and delete those that are no longer kept."""
+        progress = {"step": self.progress.step, "progress": asdict(self.progress)}
+        progress["num_processes"] = self.accelerator.num_processes
+        num_bytes = self.engine.checkpoint_bytes()
+        checkpoints.save(self.checkpoint_root, progress, self.engine.save, num_bytes, self.accelerator)
+        if is_main_process():
+            checkpoints.prune(self.checkpoint_root, self.args.keep_checkpoints, self.progress.best_step)
+
+
+def _drops(engine) -> bool:
+    """Attention dropout is a number in the configuration, not a module."""
+    config = engine.module.config
+    return any(getattr(config, name, 0) for name in ("attention_dropout", "attention_probs_dropout_prob", "dropout"))
+
+
+def derive_seed(*numbers: int) -> int:
+    """A 63-bit seed from a few numbers: nothing about randomness has to be stored in a checkpoint."""
+    low, high = np.random.SeedSequence(numbers).generate_state(2)
+    return (int(high) << 32 | int(low)) & (2**63 - 1)

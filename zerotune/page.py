@@ -1,0 +1,194 @@
+"""Pieces of a self-contained HTML page: inline style, no scripts, nothing fetched. All text is escaped here."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
+
+NO_BREAK, MINUS = "\u00a0", "\u2212"
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fbfaf8; --card: #ffffff; --ink: #1d2026; --soft: #5b6270; --line: #dcdad5;
+  --tuned: #17679b; --base: #b0541a; --wash: 23 103 155; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14161a; --card: #1c1f25; --ink: #e8e6e1; --soft: #a2a9b6;
+  --line: #363b45; --tuned: #6cb6e6; --base: #e59a62; --wash: 108 182 230; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 64px; }
+h1 { font-size: clamp(1.45rem, 4.5vw, 2.1rem); line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; }
+h2 { font-size: 1.2rem; margin: 44px 0 10px; padding-top: 14px; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 0 0 8px; }
+p { margin: 8px 0; max-width: 76ch; }
+.overline, .note, .small { color: var(--soft); }
+.overline { font-size: 0.82rem; letter-spacing: 0.06em; text-transform: uppercase; margin: 0 0 6px; }
+.note, .small { font-size: 0.88rem; }
+.cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(220px, 100%), 1fr));
+  margin: 20px 0; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; min-width: 0; }
+.card .value { font-size: 1.9rem; font-weight: 650; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.card.tuned .value { color: var(--tuned); } .card.base .value { color: var(--base); }
+.figures { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); }
+.figures svg, .wide svg { display: block; width: 100%; height: auto; }
+.wide svg { max-width: 600px; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
+  margin: 12px 0; }
+table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
+th, td { padding: 7px 12px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+tr:last-child > * { border-bottom: 0; }
+th { font-weight: 600; } thead th { color: var(--soft); vertical-align: bottom; }
+thead th.number { white-space: normal; }
+tbody th { font-weight: 500; }
+.number { text-align: right; white-space: nowrap; }
+th small, td small { display: block; color: var(--soft); }
+td.long { min-width: 16ch; overflow-wrap: anywhere; }
+.confusion { max-width: 440px; } .confusion table { table-layout: fixed; }
+.confusion td { text-align: center; font-size: 1.05rem; }
+.confusion small { font-size: 0.8rem; }
+ol.errors { list-style: none; margin: 12px 0; padding: 0; display: grid; gap: 10px;
+  grid-template-columns: minmax(0, 1fr); }
+ol.errors li { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px; }
+ol.errors p { margin: 4px 0 0; max-width: none; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px;
+  font-size: 0.86rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: 12px 0; }
+summary { cursor: pointer; color: var(--tuned); margin: 8px 0; }
+@media (max-width: 560px) { main { padding: 20px 14px 48px; } th, td { padding: 6px 8px; }
+  table { font-size: 0.88rem; } }
+""".strip()
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole document; `body` is markup already escaped."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    return "\n".join((f"<section>\n<h2>{escape(title)}</h2>", *(part for part in parts if part), "</section>"))
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def card(label: str, value: str, note: str, kind: str = "") -> str:
+    return (
+        f'<div class="card {kind}"><div class="small">{escape(label)}</div>'
+        f'<div class="value">{escape(value)}</div><div class="small">{escape(note)}</div></div>'
+    )
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence], num_text_columns: int = 1) -> str:
+    """A table in its own scrolling box. A cell is text, or a (text, smaller text) pair; the first column names the row.
+
+    The first `num_text_columns` columns are set left, the others are numbers and set right.
+    """
+
+    def cell(column: int, value) -> str:
+        text, small = value if isinstance(value, tuple) else (value, "")
+        tag = "th" if column == 0 else "td"
+        kind = "long" if column < num_text_columns else "number"
+        below = f"<small>{escape(str(small))}</small>" if small else ""
+        return f'<{tag} class="{kind}">{escape(str(text))}{below}</{tag}>'
+
+    def head(column: int, text: str) -> str:
+        return f'<th class="{"number" if column >= num_text_columns else ""}">{escape(text)}</th>'
+
+    top = "".join(head(column, text) for column, text in enumerate(headers))
+    lines = ["<tr>" + "".join(cell(column, value) for column, value in enumerate(row)) + "</tr>" for row in rows]
+    thead = f"<thead><tr>{top}</tr></thead>\n" if headers else ""
+    return f'<div class="scroll"><table>\n{thead}<tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>"
+
+
+def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
+    """Counts with the share of each label's items; a cell is washed by that share. Rows labels, columns predictions."""
+    lines = []
+    for label, row in zip(labels, confusion, strict=True):
+        shares = [count / sum(row) if sum(row) else 0.0 for count in row]
+        cells = "".join(
+            f'<td style="background: rgb(var(--wash) / {0.5 * share:.3f})">{count:,}<small>{share:.1%}</small></td>'
+            for count, share in zip(row, shares, strict=True)
+        )
+        lines.append(f"<tr><th>labelled {escape(label)}</th>{cells}</tr>")
+    top = "".join(f'<th style="text-align: center">predicted {escape(label)}</th>' for label in labels)
+    return (
+        f'<div class="confusion"><h3>{escape(title)}</h3><div class="scroll"><table>\n'
+        f"<thead><tr><th></th>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div></div>"
+    )
+
+
+def details(summary: str, *parts: str) -> str:
+    return "\n".join((f"<details><summary>{escape(summary)}</summary>", *parts, "</details>"))
+
+
+def percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}{NO_BREAK}%"
+
+
+def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str:
+    """A [low, high] pair of proportions, as percentages."""
+    if interval is None:
+        return "no interval"
+    sign = "+" if signed else ""
+    return f"[{100 * interval[0]:{sign}.1f},{NO_BREAK}{100 * interval[1]:{sign}.1f}]".replace("-", MINUS)
+
+
+def points(difference: float) -> str:
+    return f"{100 * difference:+.1f}{NO_BREAK}points".replace("-", MINUS)
+
+
+def p_value_text(p_value: float) -> str:
+    text = "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.4f}"
+    return text.replace(" ", NO_BREAK)
+
+
+def plain(value) -> str:
+    """A value from a JSON file as a person reads it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.5g}"
+    if isinstance(value, list):
+        return ", ".join(plain(item) for item in value) if value else "none"
+    return str(value)
+
+
+def flattened(value: Mapping, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested JSON as (path, text) rows; the words of a path are parted by " · "."""
+    rows: list[tuple[str, str]] = []
+    for key, item in value.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(item, Mapping) and item:
+            rows += flattened(item, f"{name} · ")
+        elif isinstance(item, list) and any(isinstance(entry, Mapping) for entry in item):
+            rows += flattened({str(number + 1): entry for number, entry in enumerate(item)}, f"{name} · ")
+        else:
+            rows.append((name, "none" if item == {} else plain(item)))
+    return rows
+
+
+def metric_title(name: str) -> str:
+    """accuracy_negative -> accuracy on negative; f1_macro -> F1, macro."""
+    head, _, tail = name.partition("_")
+    head = "F1" if head == "f1" else head
+    return {"macro": f"{head}, macro", "": head}.get(tail, f"{head} on {tail}")
+
+
+def score_cell(metrics: dict, name: str) -> str | tuple[str, str]:
+    """A score with its interval under it; a proportion of nothing says so, an absent score is a dash."""
+    if name not in metrics or metrics[name] is None:
+        return "–"
+    interval = f"{name}_ci95"
+    if interval in metrics and metrics[interval] is None:
+        return "undefined", "0 of 0"
+    return percent(metrics[name]), interval_text(metrics[interval]) if interval in metrics else "no interval"

@@ -1,0 +1,219 @@
+"""The run folder: who may write in it, what state it is in, what it was started with."""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from zerotune.errors import EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
+from zerotune.files import read_json_lines, write_json, write_json_lines
+
+# Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
+FREE_FLAGS = {
+    "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
+    "push_to_hub", "state_file", "tokens_per_device",
+}  # fmt: skip
+RECORDED_VERSIONS = (
+    "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",
+)  # fmt: skip
+
+
+def started_at() -> float:
+    """When this process was started, in seconds since the epoch (from the kernel where it tells)."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(") ", 1)[1].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return time.time()
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, as the launcher says it (also before any process group exists)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """Print on rank 0 only."""
+    if is_main_process():
+        print(line, flush=True)
+
+
+def short_name(model: str) -> str:
+    """The last part of a hub id or path, fit for a folder name; a run's final/ goes by the run's name."""
+    parts = [part for part in re.split(r"[/\\]", str(model)) if part not in ("", ".", "..")]
+    if parts and parts[-1] == "final":
+        parts.pop()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1] if parts else "model").lower()
+
+
+def recorded_flags(args) -> dict:
+    """The flags as plain JSON values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
+
+
+def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
+    """Look at what the run folder holds already, before anything is loaded.
+
+    Returns:
+        True when the very same run is finished: there is nothing left to do.
+    Raises:
+        Refused: `--resume never`, or flags that change the run differ; each is named with both values.
+    """
+    if not (folder / "run.json").exists():
+        return False
+    if getattr(args, "resume", None) == "never":
+        raise Refused(f"{folder} holds a run already and --resume never forbids going on: choose another --output-dir")
+    ours, theirs = recorded_flags(args), json.loads((folder / "run.json").read_text())["flags"]
+    changed = [name for name in ours if name not in FREE_FLAGS and theirs.get(name) != ours[name]]
+    if changed:
+        listed = ", ".join(f"--{name.replace('_', '-')} was {theirs.get(name)}, is {ours[name]}" for name in changed)
+        raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
+    finished = read_state(folder).get("state") == "finished"
+    if finished and says_finished:
+        say(f"{folder} is finished; the report is {folder / 'report.html'}")
+    return finished
+
+
+def read_state(folder: Path) -> dict:
+    """state.json, or {} when there is none."""
+    path = folder / "state.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+class RunFolder:
+    """An open run folder, used as a context manager. Only rank 0 writes.
+
+    Entering takes the folder's lock and sets state.json to "running"; leaving sets what came of it.
+
+    Raises:
+        Refused: another process is at work in the folder.
+    """
+
+    def __init__(self, path: Path, accelerator):
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.accelerator = accelerator
+        self.tracker = None
+        self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        problem = self._take_lock() if is_main_process() else None
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            problem = broadcast_object_list([problem])[0]
+        if problem:
+            raise Refused(problem)
+        if is_main_process():
+            self.write_state("running", None)
+        return self
+
+    def _take_lock(self) -> str | None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return f"another job is at work in {self.path}: wait for it, or use another --output-dir"
+        return None
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if not is_main_process():
+            return
+        if isinstance(error, Refused):
+            self.write_state("refused", str(error))
+        elif isinstance(error, (Preempted, KeyboardInterrupt)):
+            self.write_state("preempted", str(error) or "interrupted")
+        if self.tracker is not None:
+            self.tracker.finish()
+        self._lock.close()
+
+    def write_state(self, state: str, reason: str | None) -> None:
+        """state.json: running, preempted, refused or finished."""
+        write_json(self.path / "state.json", {"state": state, "reason": reason})
+
+    def write_json(self, name: str, value) -> None:
+        """One of the folder's JSON files, on rank 0."""
+        if is_main_process():
+            write_json(self.path / name, value)
+
+    def update_json(self, name: str, **values) -> None:
+        """Add to one of the folder's JSON files, on rank 0."""
+        if is_main_process():
+            path = self.path / name
+            write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | values)
+
+    def start_tracker(self, kind: str) -> None:
+        """Send what `log` gets to TensorBoard or Weights & Biases too."""
+        from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        if kind != "none" and is_main_process():
+            self.tracker = (
+                TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
+                if kind == "tensorboard"
+                else WandBTracker(run_name=self.path.name, dir=self.path)
+            )
+            self.tracker.start()
+
+    def log(self, row: dict) -> None:
+        """One line of metrics.jsonl; `row` has a "step"."""
+        if not is_main_process():
+            return
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self.tracker is not None:
+            values = {name: value for name, value in row.items() if name != "step" and value is not None}
+            self.tracker.log(values, step=row["step"])
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop what a stopped run logged after its last checkpoint: those steps are done again."""
+        if is_main_process() and self.metrics_path.exists():
+            write_json_lines(
+                self.metrics_path, [row for row in read_json_lines(self.metrics_path) if row["step"] <= step]
+            )
+
+
+def describe_process() -> dict:
+    """What run.json says of the command, the versions and the machine."""
+    return {
+        "command": " ".join(sys.argv),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in RECORDED_VERSIONS},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    folder = Path(__file__).parent
+    result = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
+
+
+def run_script(main, args) -> None:
+    """Run a script's main(args) and end the process as the contract says: 0, 2 refused, 75 preempted; else a bug."""
+    try:
+        main(args)
+    except Refused as error:
+        line = " ".join(str(error).split())
+        state_file = getattr(args, "state_file", None)
+        if is_main_process():
+            if state_file:
+                write_json(state_file, {"state": "refused", "reason": line})
+            print(f"refused: {line}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_REFUSED)
+    except Preempted as error:
+        say(str(error))
+        sys.exit(EXIT_PREEMPTED)

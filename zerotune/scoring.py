@@ -1,0 +1,108 @@
+"""Scores of items: each id exactly once, at any world size, token budget or restart."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zerotune.files import json_sha256, read_json_lines, write_json_lines
+
+PARTIAL_FOLDER = ".partial"
+
+
+class PartialScores:
+    """Scores of finished batches, kept on disk so that an interrupted evaluation goes on where it stopped.
+
+    Args:
+        folder: the evaluation's output folder.
+        fingerprint: everything the scores depend on; scores kept under another one are deleted.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict):
+        self.folder = folder / PARTIAL_FOLDER
+        self.key = json_sha256(fingerprint)
+        self._file = None
+
+    def read(self) -> dict[int, np.ndarray]:
+        """Scores by batch number, as far as earlier tries came."""
+        done = {}
+        for path in sorted(self.folder.glob("rank-*.jsonl")):
+            rows = read_json_lines(path)
+            if rows and rows[0] == {"key": self.key}:
+                done |= {row["batch"]: np.array(row["scores"], dtype=np.float32) for row in rows[1:]}
+        return done
+
+    def open(self, rank: int) -> None:
+        """Begin this rank's file with what it holds that is whole and ours."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"rank-{rank}.jsonl"
+        rows = read_json_lines(path)
+        write_json_lines(path, rows if rows[:1] == [{"key": self.key}] else [{"key": self.key}])
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, batch: int, scores: np.ndarray) -> None:
+        """Keep one batch's scores."""
+        # float32 -> repr of the equal float64 -> float32 loses nothing
+        self._file.write(json.dumps({"batch": batch, "scores": scores.tolist()}) + "\n")
+        self._file.flush()
+
+    def delete(self) -> None:
+        """Remove the folder, once the results are written."""
+        for path in self.folder.glob("rank-*.jsonl"):
+            path.unlink()
+        if self.folder.exists():
+            self.folder.rmdir()
+
+
+def score_items(
+    score: Callable[[np.ndarray], np.ndarray],
+    batches: list[np.ndarray],
+    accelerator,
+    partial: PartialScores | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Score every item once; all ranks take part and all get the result.
+
+    Args:
+        score: indices [batch] -> float32 scores [batch, num_scores]. Called equally often on every rank.
+        batches: disjoint index arrays that cover 0…num_items-1, the same on every rank.
+        on_batch: called after each batch, on each rank.
+    Returns:
+        float32 [num_items, num_scores].
+    """
+    done = partial.read() if partial else {}
+    if partial:
+        accelerator.wait_for_everyone()  # every rank has read before one of them writes
+        partial.open(accelerator.process_index)
+    todo = [number for number in range(len(batches)) if number not in done]
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    with torch.no_grad():  # inference_mode's tensors cannot be gathered by ZeRO-3
+        for start in range(0, len(todo), world_size):
+            mine = start + rank < len(todo)
+            number = todo[start + rank] if mine else todo[start]  # a rank without work repeats one: ZeRO-3 would hang
+            scores = score(batches[number])
+            if mine:
+                done[number] = scores
+                if partial:
+                    partial.add(number, scores)
+            on_batch()
+    return _assemble(_share(done, accelerator), batches)
+
+
+def _share(done: dict[int, np.ndarray], accelerator) -> dict[int, np.ndarray]:
+    if accelerator.num_processes == 1:
+        return done
+    from accelerate.utils import gather_object
+
+    return dict(gather_object(list(done.items())))
+
+
+def _assemble(done: dict[int, np.ndarray], batches: list[np.ndarray]) -> np.ndarray:
+    assert done.keys() == set(range(len(batches))), "every batch is scored"
+    num_items = sum(len(batch) for batch in batches)
+    scores = np.full((num_items, done[0].shape[1]), np.nan, dtype=np.float32)
+    for number, batch in enumerate(batches):
+        scores[batch] = done[number]
+    return scores

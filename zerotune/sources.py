@@ -1,0 +1,281 @@
+"""Reading rows: local csv, tsv, jsonl and parquet files, and data sets of the Hugging Face hub.
+
+Every reader gives a `Source`: plain rows in the order of the file, where each row came from, and a content hash. What
+cannot be read is refused with the file and, where there is one, the line.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from zerotune.errors import Refused
+
+FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one file or hub split. `lines[i]` is the 1-based line where row i starts; None where there are no lines.
+
+    `record` is what split.json keeps: path, dataset or sample; revision; sha256; rows."""
+
+    name: str
+    rows: list[dict]
+    lines: list[int] | None
+    record: dict
+
+    def where(self, row: int) -> str:
+        return f"{self.name} line {self.lines[row]}" if self.lines is not None else f"{self.name} row {row}"
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns in order of first appearance; jsonl rows may differ in theirs."""
+        return list(dict.fromkeys(column for row in self.rows for column in row))
+
+
+def file_kind(path: Path) -> str:
+    """One of FILE_KINDS, from the name alone. Raises Refused for any other extension."""
+    parts = path.name.lower().split(".")
+    compressed = len(parts) > 1 and parts[-1] == "gz"
+    kind = parts[-2] if compressed and len(parts) > 2 else parts[-1] if len(parts) > 1 else ""
+    if kind not in FILE_KINDS or (compressed and kind == "parquet"):
+        raise Refused(f"{path}: unknown file extension; wanted .csv, .tsv, .jsonl (each also .gz) or .parquet")
+    return kind
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file as it lies on disk. Raises Refused where it is missing, a folder, unreadable or empty."""
+    if path.is_dir():
+        raise Refused(f"{path} is a folder; give a file (.csv, .tsv, .jsonl, .parquet)")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
+    if not data:
+        raise Refused(f"{path} is empty (0 bytes); give a file with a header and rows")
+    return data
+
+
+def require_file_sha256(path: Path, wanted: str) -> None:
+    """Raises Refused where the file, as it lies on disk, is missing or has another sha256."""
+    found = hashlib.sha256(read_bytes(path)).hexdigest()
+    if found != wanted:
+        raise Refused(
+            f"{path} has changed since the run was split (sha256 {found[:12]}, wanted {wanted[:12]}); restore it, or "
+            "name the items by --test-file"
+        )
+
+
+def rows_sha256(rows: list[dict]) -> str:
+    """Content hash of rows that have no file, for rebuilding a split: sha256 over one json line per row."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def read_file(path: Path) -> Source:
+    """Rows of a csv (quoted fields may hold newlines), tsv (GLUE's form: no quoting), jsonl or parquet file.
+
+    Raises Refused for everything that cannot be read as such a file, naming the file and the line."""
+    kind = file_kind(path)
+    data = read_bytes(path)
+    record = {"path": str(path.absolute()), "sha256": hashlib.sha256(data).hexdigest()}
+    if kind == "parquet":
+        rows, lines = _parse_parquet(data, path), None
+    else:
+        parse = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}[kind]
+        text = _decode(data, path)
+        if not text.strip():
+            raise Refused(f"{path} is empty (blank lines only); give a file with a header and rows")
+        rows, lines = parse(text, path)
+    if not rows:
+        raise Refused(f"{path} holds no rows; give a file with at least one row below the header")
+    return Source(str(path), rows, lines, {**record, "rows": len(rows)})
+
+
+def _decode(data: bytes, path: Path) -> str:
+    if path.name.lower().endswith(".gz"):
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise Refused(f"{path}: broken gzip ({error}); copy or compress the file again") from None
+        if not data:
+            raise Refused(f"{path} is empty after decompression; give a file with a header and rows")
+    elif data.startswith(b"\x1f\x8b"):
+        raise Refused(f"{path} holds gzip data; name it {path.name}.gz or decompress it")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Refused(f"{path} is UTF-16; wanted UTF-8 (iconv -f UTF-16 -t UTF-8 converts it)")
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise Refused(f"{path} line {_line_at(data, nul)}: NUL byte at offset {nul}; wanted plain UTF-8 text")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = _line_at(data, error.start)
+        raise Refused(
+            f"{path} line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; convert the file"
+        ) from None
+
+
+def _line_at(data: bytes, offset: int) -> int:
+    return data.count(b"\n", 0, offset) + 1
+
+
+def _header(fields: list[str], path: Path) -> list[str]:
+    names = [field.strip() for field in fields]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise Refused(f"{path} line 1: column {_shown(repeated)} appears twice; give each column its own name")
+    return names
+
+
+def _row(header: list[str], fields: list[str], path: Path, line: int) -> dict:
+    if len(fields) != len(header):
+        raise Refused(
+            f"{path} line {line}: {len(fields)} fields, but the header has {len(header)} ({_shown(header)}); "
+            "mend the line"
+        )
+    return dict(zip(header, fields, strict=True))
+
+
+def _parse_tsv(text: str, path: Path) -> tuple[list[dict], list[int]]:
+    # not str.splitlines: that also splits at U+2028, U+0085 and form feeds inside a sentence
+    lines = text.rstrip("\r\n").split("\n")
+    header = _header(lines[0].removesuffix("\r").split("\t"), path)
+    numbers = list(range(2, len(lines) + 1))
+    rows = [
+        _row(header, line.removesuffix("\r").split("\t"), path, number)
+        for number, line in zip(numbers, lines[1:], strict=True)
+    ]
+    return rows, numbers
+
+
+def _parse_csv(text: str, path: Path) -> tuple[list[dict], list[int]]:
+    # the limit is global to the process and only ever raised: the default refuses fields over 131,072 characters
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    reader = csv.reader(io.StringIO(text.rstrip("\r\n"), newline=""), strict=True)
+    rows, starts, header, start = [], [], None, 1
+    try:
+        for fields in reader:
+            if header is None:
+                header = _header(fields, path)
+            else:
+                rows.append(_row(header, fields, path, start))
+                starts.append(start)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise Refused(f"{path}: the row that starts on line {start} is not csv ({error}); mend its quotes") from None
+    return rows, starts
+
+
+def _parse_jsonl(text: str, path: Path) -> tuple[list[dict], list[int]]:
+    rows = []
+    for number, line in enumerate(text.rstrip("\r\n").split("\n"), start=1):
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise Refused(f"{path} line {number}: not JSON ({error}); wanted one object per line") from None
+        if not isinstance(row, dict):
+            raise Refused(f"{path} line {number}: {type(row).__name__}, wanted one JSON object per line")
+        rows.append(row)
+    return rows, list(range(1, len(rows) + 1))
+
+
+def _parse_parquet(data: bytes, path: Path) -> list[dict]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path}: not a readable parquet file ({_first_line(error)}); write it again") from None
+
+
+def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
+    """Rows of one split of a hub data set; ClassLabel columns become their names, and None where unlabelled (-1).
+
+    Needs the network only where the data set is not in the local cache. Raises Refused for a gated, missing or
+    unreachable id and for a split that it does not have."""
+    import datasets
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, whichever huggingface_hub uses
+    give_file = "or give local files by --train-file"
+    at = f" at revision {revision}" if revision else ""
+    try:
+        table = datasets.load_dataset(dataset, split=split, revision=revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        if isinstance(error.__cause__, GatedRepoError) or "gated" in str(error):
+            raise Refused(
+                f"{dataset} is gated: accept its terms at https://huggingface.co/datasets/{dataset}, then log in with "
+                f"`hf auth login` (or set HF_TOKEN), {give_file}"
+            ) from None
+        raise Refused(
+            f"{dataset}: no such data set on the hub{at}; check the id, log in with `hf auth login` if it is private, "
+            f"{give_file}"
+        ) from None
+    except ConnectionError:
+        raise Refused(
+            f"{dataset}{at} is not in the local cache and the hub cannot be reached; load it once on a machine with "
+            f"network and the same HF_HOME, {give_file}"
+        ) from None
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError, transport_error) as error:
+        raise Refused(f"{dataset}, split {split!r}{at}: cannot be loaded ({_first_line(error)}); {give_file}") from None
+    rows = _hub_rows(table)
+    if not rows:
+        raise Refused(f"{dataset}, split {split!r}{at}: holds no rows; {give_file}")
+    record = {
+        "dataset": dataset,
+        "split": split,
+        "revision": revision or _cached_commit(table),
+        "fingerprint": table._fingerprint,
+        "sha256": rows_sha256(rows),
+        "rows": len(rows),
+    }
+    return Source(f"{dataset}[{split}]", rows, None, record)
+
+
+def _hub_rows(table) -> list[dict]:
+    from datasets import ClassLabel
+
+    columns = table.to_dict()
+    for name, feature in table.features.items():
+        if isinstance(feature, ClassLabel) and feature.names:
+            columns[name] = [None if value in (None, -1) else feature.names[value] for value in columns[name]]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _cached_commit(table) -> str | None:
+    """The hub commit a data set was built from: the folder of its cache files is named after it."""
+    for entry in table.cache_files:
+        name = Path(entry["filename"]).parent.name
+        if re.fullmatch(r"[0-9a-f]{40}", name):
+            return name
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _shown(names: list[str]) -> str:
+    """Column names for a message: a file without a header shows whole sentences here."""
+    return ", ".join(repr(name if len(name) <= 40 else name[:37] + "...") for name in names[:8])
+
+
+def find_column(source: Source, accepted: tuple[str, ...], wanted: str) -> str:
+    """The first of the `accepted` columns that the source has; else Refused, with `wanted` for what a task needs."""
+    columns = source.columns
+    for name in accepted:
+        if name in columns:
+            return name
+    raise Refused(f"{source.name}: wrong columns: found {_shown(columns)}; wanted {wanted}")
