@@ -22,6 +22,7 @@ def main(args):
     args.model = args.model or (str(stages.sample_model_folder()) if args.sample else stages.DEFAULT_MODEL)
     args.output_dir = args.output_dir or Path("runs") / f"eval-{sst2.TASK}-{short_name(args.model)}"
     check_earlier_run(args.output_dir, args, says_finished=False)
+    launch.use_whole_cpu(tiny_model=args.sample)
     config, tokenizer = stages.read_model_folder(args, sst2.LABELS)
     run_split = stages.split_of_run(args.model)
     test, record = sst2.load_test(args, run_split)

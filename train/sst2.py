@@ -9,10 +9,10 @@ The same command starts a run, goes on with it, or says that it is finished.
 """
 
 from zerotune.arguments import train_parser
-from zerotune.runs import RunFolder, check_earlier_run, run_script, started_at
+from zerotune.runs import RunFolder, check_earlier_run, is_main_process, run_script, started_at
 
 # for the tiny model on the generated reviews; a flag that is given wins
-SAMPLE_DEFAULTS = {"epochs": 4, "learning_rate": 3e-3}
+SAMPLE_DEFAULTS = {"epochs": 3, "learning_rate": 1e-3}
 
 
 def main(args):
@@ -28,18 +28,23 @@ def main(args):
         return
 
     # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
+    launch.use_whole_cpu(tiny_model=args.sample)
     splits = sst2.load_splits(args)
     config, tokenizer = stages.read_model_folder(args, sst2.LABELS)
-    stages.check_max_length(args, config)
+    stages.check_model_flags(args, config)
     deepspeed = launch.read_deepspeed_config(args.deepspeed)
     precision = launch.resolve_precision(args.precision, deepspeed)
     settings = stages.model_settings(args, precision, launch.zero_stage(deepspeed))
-    stages.tokenise_on_one_rank(args, tokenizer, splits)
+    if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
+        data = stages.tokenise(args, tokenizer, splits)
+        stages.check_plan(args, settings, config, data["train"], len(sst2.LABELS))
+    if args.plan:
+        return
     filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
     accelerator = launch.start_accelerator(filled)
 
     with RunFolder(args.output_dir, accelerator) as run:
-        data = {name: stages.labelled_data(tokenizer, getattr(splits, name), args.max_length) for name in stages.SPLITS}
+        data = stages.tokenise(args, tokenizer, splits)
         stages.start_run(run, args, splits, data, config, precision)
         stages.evaluate_base(run, args, config, precision, sst2, splits.test)
 
@@ -53,7 +58,8 @@ def main(args):
 
         final = stages.save_best(loop, args, tokenizer, sst2)
         del engine, loop, choose
-        stages.evaluate_final(run, args, final, precision, sst2, splits.test)
+        metrics = stages.evaluate_final(run, args, final, precision, sst2, splits.test)
+        stages.print_results(run, metrics)
         stages.finish(run, args, progress, splits.test, startup_s)
 
 

@@ -1,5 +1,6 @@
 """The stages of a classification training run, in the order in which train/sst2.py goes through them."""
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import torch
 
 from zerotune import checkpoints
+from zerotune.adapters import adapter_size
 from zerotune.arguments import DEFAULT_MODEL
-from zerotune.batching import evaluation_batches, num_steps_per_epoch
+from zerotune.batching import epoch_steps, evaluation_batches, micro_batches, num_steps_per_epoch, padding_ratio
 from zerotune.classification import (
     EvalOptions,
     choosing_values,
@@ -21,11 +23,20 @@ from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
+from zerotune.evaluations import paired_comparison, read_evaluation
 from zerotune.files import read_json
 from zerotune.final_folder import save_final
 from zerotune.loop import Loop
-from zerotune.models import ModelSettings, check_labels, load_classifier, parameter_groups
-from zerotune.parameters import format_table, parameter_table, published_table
+from zerotune.models import (
+    ModelSettings,
+    attention_kernel,
+    check_labels,
+    check_settings,
+    load_classifier,
+    parameter_groups,
+)
+from zerotune.parameters import classifier_size, format_table, parameter_table, published_table
+from zerotune.plan import describe_memory, memory_need, why_not_fit
 from zerotune.pretrained import load_tokenizer, read_config
 from zerotune.runs import RunFolder, describe_process, is_main_process, recorded_flags, say, short_name, started_at
 from zerotune.schedule import plan_schedule
@@ -34,7 +45,6 @@ from zerotune.splits import Example, Splits, stratified_subset
 
 BASE_EVAL_ITEMS = 1000
 FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
-SPLITS = ("train", "choose")
 
 
 def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
@@ -69,8 +79,9 @@ def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
     return config, load_tokenizer(args.model, args.revision)
 
 
-def check_max_length(args, config) -> None:
-    """Refuse texts that are longer than the model's positions."""
+def check_model_flags(args, config) -> None:
+    """Refuse texts that are longer than the model's positions, and an attention kernel that it cannot use."""
+    attention_kernel(args.attention, config)
     window = getattr(config, "max_position_embeddings", None)
     if window is not None and args.max_length > window:
         raise Refused(
@@ -85,8 +96,8 @@ def split_of_run(model: str) -> dict | None:
 
 
 def model_settings(args, precision: str, zero_stage: int | None) -> ModelSettings:
-    """How the model is loaded."""
-    return ModelSettings(
+    """How the model is loaded. Raises Refused for what cannot be trained, before anything is."""
+    settings = ModelSettings(
         name=args.model,
         revision=args.revision,
         method=args.method,
@@ -99,13 +110,13 @@ def model_settings(args, precision: str, zero_stage: int | None) -> ModelSetting
         zero_stage=zero_stage,
         seed=args.seed,
     )
+    check_settings(settings)
+    return settings
 
 
-def tokenise_on_one_rank(args, tokenizer, splits: Splits) -> None:
-    """Fill the cache of tokens on rank 0, while the other ranks wait for it at the process group."""
-    if is_main_process():
-        for name in SPLITS:
-            labelled_data(tokenizer, getattr(splits, name), args.max_length)
+def tokenise(args, tokenizer, splits: Splits) -> dict[str, LabelledData]:
+    """The train and choosing splits as tokens, from the cache when they have been tokenised before."""
+    return {name: labelled_data(tokenizer, getattr(splits, name), args.max_length) for name in ("train", "choose")}
 
 
 def start_run(run: RunFolder, args, splits: Splits, data: dict[str, LabelledData], config, precision: str) -> None:
@@ -142,6 +153,36 @@ def start_run(run: RunFolder, args, splits: Splits, data: dict[str, LabelledData
     for name, part in data.items():
         cut = f", {part.encoded.num_truncated:,} cut to {args.max_length} tokens" if part.encoded.num_truncated else ""
         say(f"{name}: {len(part.ids):,} rows, {int(part.lengths.sum()):,} tokens{cut}")
+
+
+def check_plan(args, settings: ModelSettings, config, data: LabelledData, num_labels: int) -> None:
+    """Refuse a run that will not fit its GPU; with --plan, say what the run would do.
+
+    Args:
+        data: the train split.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    total, head = classifier_size(config, num_labels)
+    adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
+    trainable = total if settings.method == "full" else adapter + head
+    need = memory_need(total + adapter, trainable, config, settings, args, world_size)
+    if torch.cuda.is_available():
+        problem = why_not_fit(need, torch.cuda.mem_get_info()[1], settings.method)
+        if problem:
+            raise Refused(problem)
+    if not args.plan:
+        return
+    budget, lengths = args.tokens_per_device, data.lengths
+    steps = epoch_steps(lengths, args.batch_size, args.seed, epoch=0)
+    micro = [batch for step in steps for rank in micro_batches(step, lengths, budget, world_size) for batch in rank]
+    schedule = schedule_for(args, len(data.ids))
+    say(f"model: {total + adapter:,} weights, {trainable:,} of them trained ({args.method}, {settings.precision})")
+    say(f"data: {len(lengths):,} rows, {lengths.sum():,} tokens, {padding_ratio(micro, lengths):.3f} × with padding")
+    say(
+        f"steps: {schedule.num_steps:,} of {args.batch_size} rows on {world_size} device(s), "
+        f"{schedule.steps_per_epoch:,} an epoch, {len(micro) / len(steps) / world_size:.2f} micro-batches a step"
+    )
+    say(describe_memory(need))
 
 
 def _hash(record: dict, source: str) -> str | None:
@@ -281,6 +322,23 @@ def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, test
     metrics = evaluate_checkpoint(run.path / "eval" / "final", options, task, test, run.accelerator, replace=True)
     say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
     return metrics
+
+
+def print_results(run: RunFolder, final: dict) -> None:
+    """The table of a run: before and after, on the items that both scored."""
+    if not is_main_process() or not (run.path / "eval" / "base" / "metrics.json").exists():
+        return
+    base, tuned = (read_evaluation(run.path / "eval" / name) for name in ("base", "final"))
+    paired = paired_comparison(base, tuned)
+    low, high = paired.difference_ci95
+    say(f"{'':<28}{'accuracy':>10}{'95 % interval':>20}{'f1':>10}{'items':>8}")
+    for name, metrics in ((f"base, {base.metrics['setting']}", base.metrics), ("tuned", final)):
+        interval = "[{:.4f}, {:.4f}]".format(*metrics["accuracy_ci95"])
+        say(f"{name:<28}{metrics['accuracy']:>10.4f}{interval:>20}{metrics['f1']:>10.4f}{metrics['count']:>8,}")
+    say(
+        f"on the {paired.num_common:,} common items: {paired.difference:+.4f} [{low:+.4f}, {high:+.4f}], "
+        f"McNemar p = {paired.p_value:.2g}"
+    )
 
 
 def finish(run: RunFolder, args, progress, test: list[Example], startup_s: float) -> None:

@@ -72,6 +72,8 @@ class SequenceClassifier(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        if is_encoder(self.config):
+            drop_unpooled_tokens(self.stock_model.base_model)
 
     @property
     def config(self):
@@ -102,6 +104,20 @@ class SequenceClassifier(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         return stock.score(hidden[torch.arange(len(hidden), device=hidden.device), last_positions(attention_mask)])
+
+
+def drop_unpooled_tokens(encoder: nn.Module) -> None:
+    """In the last layer, after attention, only the first token goes on: nothing else is pooled.
+
+    Exact, and saves two thirds of that layer: a ninth of a six-layer encoder.
+    """
+    if encoder.config.model_type == "distilbert":
+        encoder.transformer.layer[-1].sa_layer_norm.register_forward_hook(
+            lambda _, __, output: output[:, :1].contiguous()
+        )
+    else:
+        output = encoder.encoder.layer[-1].attention.output
+        output.register_forward_pre_hook(lambda _, inputs: tuple(hidden[:, :1].contiguous() for hidden in inputs))
 
 
 def last_positions(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """From the launcher's environment to an Accelerator: precision, the DeepSpeed configuration, and who sees whom."""
 
+import ctypes
 import json
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -10,6 +12,10 @@ from zerotune.errors import Refused
 
 # DeepSpeed's counts of its own: steps are cut by zerotune/batching.py, so that they only have to be consistent.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
+
+
+# mallopt's numbers in glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def resolve_precision(wanted: str, deepspeed_config: dict | None) -> str:
@@ -125,6 +131,38 @@ def fill_deepspeed_config(config: dict, args, precision: str) -> dict:
     return config
 
 
+def use_whole_cpu(tiny_model: bool) -> None:
+    """On a CPU: all cores, and memory that is kept from step to step. Call before the first large tensor.
+
+    `accelerate launch` exports OMP_NUM_THREADS=1 where nobody asked for it, which is no more a wish than its
+    mixed_precision=no. glibc gives large blocks back to the kernel and faults them in again at every step: keeping them
+    made training of a small encoder 1.3 × as fast.
+
+    Args:
+        tiny_model: keep the threads as they are; more of them cost more than they give.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if not tiny_model and "OMP_NUM_THREADS" not in _parent_environment():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _parent_environment() -> set[str]:
+    """Names of the variables that the launcher was given; this process's own where that cannot be read."""
+    try:
+        entries = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return set(os.environ)
+    return {entry.partition(b"=")[0].decode(errors="replace") for entry in entries}
+
+
 def zero_stage(config: dict | None) -> int | None:
     """ZeRO stage of a DeepSpeed configuration, None without one."""
     return None if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
@@ -143,6 +181,8 @@ def start_accelerator(deepspeed_config: dict | None):
             "FSDP is not supported: launch with --deepspeed ds_configs/zero3.json, which shards the same things"
         )
     import torch
+
+    _choose_deepspeed_accelerator()
     from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
@@ -152,7 +192,6 @@ def start_accelerator(deepspeed_config: dict | None):
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     plugin = None
     if deepspeed_config is not None:
-        _choose_deepspeed_accelerator()
         _find_build_tools()
         _become_own_world_when_alone()
         if on_cpu and len(handlers) == 1:

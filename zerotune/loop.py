@@ -13,7 +13,7 @@ from tqdm import tqdm
 from zerotune import checkpoints
 from zerotune.batching import epoch_steps, micro_batches
 from zerotune.errors import Preempted, Refused
-from zerotune.runs import is_main_process, say
+from zerotune.runs import is_main_process
 
 
 @dataclass
@@ -200,7 +200,8 @@ class Loop:
             {"step": self.progress.step, "epoch": self.progress.step / self.schedule.steps_per_epoch, **values}
         )
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        say(f"step {self.progress.step}: {shown}{'  (best so far)' if improved else ''}")
+        if is_main_process():
+            tqdm.write(f"step {self.progress.step}: {shown}{'  (best so far)' if improved else ''}")
         return improved
 
     def save(self) -> None:

@@ -57,6 +57,19 @@ class ModelSettings:
     seed: int = 0
 
 
+def check_settings(settings: ModelSettings) -> None:
+    """Raises Refused for settings that no model can be trained with, before one is read."""
+    if settings.method == "qlora" and settings.zero_stage == 3:
+        raise Refused(
+            "--method qlora cannot be split by ZeRO-3, and need not be: a 7B model in NF4 fits any GPU; "
+            "use --deepspeed ds_configs/qlora.json (ZeRO-2) or leave --deepspeed out"
+        )
+    if os.path.isfile(os.path.join(settings.name, "adapter_config.json")):
+        raise Refused(
+            f"--model must be a whole model: {settings.name} is an adapter; give the model it was trained from"
+        )
+
+
 def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer) -> SequenceClassifier:
     """The model of the settings with a float32 head for the labels, on the device that from_pretrained chooses.
 
@@ -64,11 +77,7 @@ def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer)
     the settings' precision, except under ZeRO-3, where all must share one type; QLoRA in NF4. Adapters and head are
     float32. Raises Refused for a model or settings that cannot be trained.
     """
-    if settings.method == "qlora" and settings.zero_stage == 3:
-        raise Refused(
-            "--method qlora cannot be split by ZeRO-3, and need not be: a 7B model in NF4 fits any GPU; "
-            "use --deepspeed ds_configs/qlora.json (ZeRO-2) or leave --deepspeed out"
-        )
+    check_settings(settings)
     model, missing = load_stock_model(settings, labels, tokenizer)
     initialise_head(model, missing, settings.seed)
     if settings.method != "full":
@@ -86,10 +95,6 @@ def load_stock_model(settings: ModelSettings, labels: tuple[str, ...], tokenizer
     """
     config = _classifier_config(config or read_config(settings.name, settings.revision), settings, labels, tokenizer)
     model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    if os.path.isfile(os.path.join(settings.name, "adapter_config.json")):
-        raise Refused(
-            f"--model must be a whole model: {settings.name} is an adapter; give the model it was trained from"
-        )
     try:
         with quiet_transformers(), seeded(settings.seed), _head_read_in_float32(model_class, config):
             model, info = model_class.from_pretrained(

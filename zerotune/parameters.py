@@ -1,5 +1,7 @@
 """How many weights a model has, which of them train, and where they are: parameters.json and the printed table."""
 
+import copy
+
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
@@ -55,6 +57,15 @@ def published_table(config) -> dict:
         for key in ("total", "trainable", "head"):
             table[key] += head
     return table
+
+
+def classifier_size(config, num_labels: int) -> tuple[int, int]:
+    """(weights, weights of its head) of a sequence-classification model, built on the meta device."""
+    config = copy.deepcopy(config)
+    config.num_labels = num_labels
+    with torch.device("meta"):
+        table = parameter_table(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config))
+    return table["total"], table["head"]
 
 
 def _group(name: str, config) -> str:

@@ -41,8 +41,8 @@ DATASET = "stanfordnlp/sst2"
 PROMPT = "Review: {text}\nSentiment:"
 LABEL_WORDS = ("negative", "positive")
 
-SAMPLE_TRAIN = (2000, 1)  # rows, seed
-SAMPLE_TEST = (400, 2)
+SAMPLE_TRAIN = (8000, 1)  # rows, seed
+SAMPLE_TEST = (1000, 2)
 TEST_SHARE = 0.2
 OVERLAP_NOTE = "phrases overlap: not comparable with official figures"
 GIVE_LABELS = "give rows with a label column of 0 (negative) and 1 (positive)"

@@ -1,0 +1,73 @@
+"""What a run would do and what it needs, said before a weight is loaded. Pure arithmetic over counts."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+# Bytes per token, layer and unit of hidden size that a layer keeps for its backward pass in 16 bits, without the attention
+# scores, which sdpa and flash kernels do not keep (Korthikanti et al. 2022, arXiv:2205.05198, equation 2).
+ACTIVATION_BYTES = 34
+ADAM_BYTES = {"adamw": 8, "adamw8bit": 2}
+NF4_BYTES = 0.516  # half a byte and the double-quantised scales (Dettmers et al. 2023, section 3)
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that one device needs, by what they hold."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it, in bytes."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def memory_need(num_weights: int, num_trainable: int, config, settings, args, world_size: int) -> MemoryNeed:
+    """Estimate the memory of one device at the largest micro-batch that --tokens-per-device allows.
+
+    Args:
+        num_weights: logical weights of the model with its head and adapters.
+        settings: zerotune.models.ModelSettings.
+        args: optimizer, tokens_per_device, activation_checkpointing.
+    """
+    stage = settings.zero_stage or 0
+    narrow = 4 if settings.precision == "fp32" else 2
+    num_frozen = num_weights - num_trainable
+    frozen_bytes = {"full": 0, "lora": 4 if stage == 3 else narrow, "qlora": NF4_BYTES}[settings.method]
+    # autocast keeps a 16-bit copy of each float32 matrix for the length of a pass
+    trained_bytes = 4 + (narrow if settings.method == "full" and narrow == 2 else 0)
+    weights = (num_frozen * frozen_bytes + num_trainable * trained_bytes) / (world_size if stage == 3 else 1)
+    gradients = 4 * num_trainable / (world_size if stage >= 2 else 1)
+    copies = 4 if stage in (1, 2) else 0  # DeepSpeed steps on a float32 copy of its share
+    optimizer = (ADAM_BYTES[args.optimizer] + copies) * num_trainable / (world_size if stage >= 1 else 1)
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    per_token = ACTIVATION_BYTES * hidden * narrow / 2
+    kept = per_token + layers * hidden * narrow if args.activation_checkpointing else per_token * layers
+    return MemoryNeed(weights, gradients, optimizer, kept * args.tokens_per_device)
+
+
+def describe_memory(need: MemoryNeed) -> str:
+    """The estimate in one line."""
+    parts = ", ".join(
+        f"{name} {getattr(need, name) / GIB:.2f}" for name in ("weights", "gradients", "optimizer", "activations")
+    )
+    return f"memory a device: about {need.total / GIB:.2f} GiB ({parts})"
+
+
+def why_not_fit(need: MemoryNeed, device_bytes: int, method: str) -> str | None:
+    """One line when a device is too small, with the ways out; None when it fits."""
+    if need.total <= device_bytes:
+        return None
+    smaller = {
+        "full": "--method lora or qlora, ",
+        "lora": "--method qlora, ",
+        "qlora": "",
+    }[method]
+    return (
+        f"will not fit: needs about {need.total / GIB:.1f} GiB and a device has {device_bytes / GIB:.1f} GiB: "
+        f"use {smaller}--activation-checkpointing, a smaller --tokens-per-device, or more devices with "
+        "--deepspeed ds_configs/zero3.json"
+    )
