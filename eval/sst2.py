@@ -16,6 +16,7 @@ from zerotune.runs import RunFolder, check_earlier_run, recorded_flags, run_scri
 
 def main(args):
     from zerotune import classification, launch, sst2
+    from zerotune import classification_results as results
     from zerotune import classification_run as stages
     from zerotune.prompting import draw_shots
 
@@ -50,7 +51,7 @@ def main(args):
         run.write_json("run.json", {"flags": recorded_flags(args)})
         metrics = classification.evaluate_checkpoint(run.path, options, sst2, test, accelerator)
         run.write_json("state.json", {"state": "finished", "reason": None})
-        say(f"{metrics['setting']}: {stages.accuracy_line(metrics)}; results in {run.path}")
+        say(f"{metrics['setting']}: {results.accuracy_line(metrics)}; results in {run.path}")
 
 
 if __name__ == "__main__":

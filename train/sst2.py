@@ -18,6 +18,7 @@ SAMPLE_DEFAULTS = {"epochs": 3, "learning_rate": 1e-3}
 def main(args):
     import time
 
+    from zerotune import classification_results as results
     from zerotune import classification_run as stages
     from zerotune import launch, sst2
     from zerotune.loop import Loop, StopSignal
@@ -46,7 +47,7 @@ def main(args):
     with RunFolder(args.output_dir, accelerator) as run:
         data = stages.tokenise(args, tokenizer, splits)
         stages.start_run(run, args, splits, data, config, precision)
-        stages.evaluate_base(run, args, config, precision, sst2, splits.test)
+        results.evaluate_base(run, args, config, precision, sst2, splits.test)
 
         engine = stages.build_engine(run, args, settings, config, tokenizer, sst2.LABELS)
         schedule = stages.schedule_for(args, len(splits.train))
@@ -58,9 +59,9 @@ def main(args):
 
         final = stages.save_best(loop, args, tokenizer, sst2)
         del engine, loop, choose
-        metrics = stages.evaluate_final(run, args, final, precision, sst2, splits.test)
-        stages.print_results(run, metrics)
-        stages.finish(run, args, progress, splits.test, startup_s)
+        metrics = results.evaluate_final(run, args, final, precision, sst2, splits.test)
+        results.print_results(run, metrics)
+        results.finish(run, args, progress, splits.test, startup_s)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import torch
@@ -12,10 +11,8 @@ from zerotune.adapters import adapter_size
 from zerotune.arguments import DEFAULT_MODEL
 from zerotune.batching import epoch_steps, evaluation_batches, micro_batches, num_steps_per_epoch, padding_ratio
 from zerotune.classification import (
-    EvalOptions,
     choosing_values,
     classifier_scorer,
-    evaluate_checkpoint,
     labelled_data,
     model_identity,
 )
@@ -23,7 +20,6 @@ from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
-from zerotune.evaluations import paired_comparison, read_evaluation
 from zerotune.files import read_json
 from zerotune.final_folder import save_final
 from zerotune.loop import Loop
@@ -38,12 +34,11 @@ from zerotune.models import (
 from zerotune.parameters import classifier_size, format_table, parameter_table, published_table
 from zerotune.plan import describe_memory, memory_need, why_not_fit
 from zerotune.pretrained import load_tokenizer, read_config
-from zerotune.runs import RunFolder, describe_process, is_main_process, recorded_flags, say, short_name, started_at
+from zerotune.runs import RunFolder, describe_process, is_main_process, recorded_flags, say, short_name
 from zerotune.schedule import plan_schedule
 from zerotune.scoring import score_items
-from zerotune.splits import Example, Splits, stratified_subset
+from zerotune.splits import Splits
 
-BASE_EVAL_ITEMS = 1000
 FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
 
 
@@ -193,34 +188,6 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def evaluate_base(run: RunFolder, args, config, precision: str, task, test: list[Example]) -> None:
-    """Evaluate the model as it is before training into eval/base: zero-shot for a causal model."""
-    if args.base_eval == "none":
-        return
-    if args.base_eval == "subset":
-        test = stratified_subset(test, BASE_EVAL_ITEMS, args.split_seed, "base evaluation")
-    options = EvalOptions(
-        model=args.model,
-        revision=args.revision,
-        attention=args.attention,
-        precision=precision,
-        max_length=args.max_length,
-        tokens_per_device=args.tokens_per_device,
-        load_4bit=args.method == "qlora",
-        seed=args.seed,
-    )
-    metrics = evaluate_checkpoint(run.path / "eval" / "base", options, task, test, run.accelerator)
-    say(f"base ({metrics['setting']}): {accuracy_line(metrics)}")
-
-
-def accuracy_line(metrics: dict) -> str:
-    """Accuracy with its 95 % interval, for printing; what was done where there were no labels."""
-    if "accuracy" not in metrics:
-        return f"{metrics['count']:,} predictions (the items have no labels)"
-    low, high = metrics["accuracy_ci95"]
-    return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items"
-
-
 def build_engine(run: RunFolder, args, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...]) -> Engine:
     """Load the model with its head, count its parameters, and put the optimizer around them."""
     classifier = load_classifier(settings, labels, tokenizer)
@@ -308,69 +275,3 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
         aside.rename(final)
     loop.accelerator.wait_for_everyone()
     return final
-
-
-def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, test: list[Example]) -> dict:
-    """Evaluate the reloaded final/ on all test items into eval/final."""
-    options = EvalOptions(
-        model=str(final),
-        revision=None,
-        attention=args.attention,
-        precision=precision,
-        tokens_per_device=args.tokens_per_device,
-    )
-    metrics = evaluate_checkpoint(run.path / "eval" / "final", options, task, test, run.accelerator, replace=True)
-    say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
-    return metrics
-
-
-def print_results(run: RunFolder, final: dict) -> None:
-    """The table of a run: before and after, on the items that both scored."""
-    if not is_main_process() or not (run.path / "eval" / "base" / "metrics.json").exists():
-        return
-    base, tuned = (read_evaluation(run.path / "eval" / name) for name in ("base", "final"))
-    paired = paired_comparison(base, tuned)
-    low, high = paired.difference_ci95
-    say(f"{'':<28}{'accuracy':>10}{'95 % interval':>20}{'f1':>10}{'items':>8}")
-    for name, metrics in ((f"base, {base.metrics['setting']}", base.metrics), ("tuned", final)):
-        interval = "[{:.4f}, {:.4f}]".format(*metrics["accuracy_ci95"])
-        say(f"{name:<28}{metrics['accuracy']:>10.4f}{interval:>20}{metrics['f1']:>10.4f}{metrics['count']:>8,}")
-    say(
-        f"on the {paired.num_common:,} common items: {paired.difference:+.4f} [{low:+.4f}, {high:+.4f}], "
-        f"McNemar p = {paired.p_value:.2g}"
-    )
-
-
-def finish(run: RunFolder, args, progress, test: list[Example], startup_s: float) -> None:
-    """Write the timings and the report, upload if asked to, and mark the run as finished."""
-    if not is_main_process():
-        return
-    from zerotune.report import write_report
-
-    seconds = max(progress.train_seconds, 1e-9)
-    timings = {
-        "startup_s": startup_s,
-        "train_s": progress.train_seconds,
-        "train_examples_per_s": progress.num_examples / seconds,
-        "train_tokens_per_s": progress.num_tokens / seconds,
-        "peak_memory_bytes": peak_memory_bytes(run.accelerator.device),
-        "total_s": time.time() - started_at(),
-    }
-    run.update_json("run.json", timings=timings)
-    report = write_report(run.path, {example.id: example.text for example in test})
-    if args.push_to_hub:
-        from huggingface_hub import HfApi
-
-        HfApi().create_repo(args.push_to_hub, exist_ok=True)
-        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=run.path / "final")
-    run.write_state("finished", None)
-    say(f"report: {report}")
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process has held: on the GPU where there is one, else resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

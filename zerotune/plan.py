@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 GIB = 2**30
-# Bytes per token, layer and unit of hidden size that a layer keeps for its backward pass in 16 bits, without the attention
+# Bytes per token, layer and unit of hidden size that a layer keeps for its backward pass in 16 bits, without attention
 # scores, which sdpa and flash kernels do not keep (Korthikanti et al. 2022, arXiv:2205.05198, equation 2).
 ACTIVATION_BYTES = 34
 ADAM_BYTES = {"adamw": 8, "adamw8bit": 2}

@@ -119,6 +119,7 @@ def _headline(run_dir: Path, files: RunFiles, paired: Paired | str) -> str:
     flags = files.run.get("flags") or {}
     tuned = files.tuned.metrics if isinstance(files.tuned, Evaluation) else {}
     model, method = (flags.get(key) or tuned.get(key) for key in ("model", "method"))
+    model = Path(model).name if model and Path(model).is_absolute() else model
     task = files.split.get("task") or tuned.get("task")
     heading = ", ".join(str(part) for part in (model, f"{method} fine-tuning" if method else None) if part)
     task_name = TASK_NAMES.get(task, task)
@@ -203,7 +204,7 @@ def _curves_section(files: RunFiles) -> str:
         ("Loss", "loss (mean cross-entropy, nats)", series(files.steps, "loss", "training step")
          + series(files.evaluations, "eval_loss", "choosing split", **on_choosing)),
         ("Accuracy on the choosing split", "accuracy", series(files.evaluations, "eval_accuracy", **on_choosing)),
-        ("Learning rate", "learning rate, highest group", series(files.steps, "learning_rate")),
+        ("Learning rate", "learning rate", series(files.steps, "learning_rate")),
         ("Gradient norm", "gradient norm before clipping", series(files.steps, "grad_norm")),
     ]  # fmt: skip
     made = [

@@ -1,0 +1,51 @@
+"""The memory estimate against figures worked out by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from zerotune.models import ModelSettings
+from zerotune.plan import GIB, memory_need, why_not_fit
+
+LLAMA_1B = SimpleNamespace(num_hidden_layers=16, hidden_size=2048)
+NUM_WEIGHTS = 1_235_818_496
+NUM_ADAPTER = 5_640_192  # LoRA of rank 8 and the head
+
+
+def need(method="full", stage=None, world_size=1, trainable=NUM_WEIGHTS, **flags):
+    args = SimpleNamespace(
+        **({"optimizer": "adamw", "tokens_per_device": 8192, "activation_checkpointing": False} | flags)
+    )
+    settings = ModelSettings("m", None, method, precision="bf16", zero_stage=stage)
+    return memory_need(NUM_WEIGHTS, trainable, LLAMA_1B, settings, args, world_size)
+
+
+def test_full_tuning_takes_18_bytes_a_weight():
+    """float32 weight 4, its bf16 copy 2, gradient 4, two moments 8."""
+    full = need()
+    assert full.weights + full.gradients + full.optimizer == pytest.approx(18 * NUM_WEIGHTS)
+    assert full.activations == pytest.approx(34 * 2048 * 16 * 8192)
+
+
+def test_zero3_divides_everything_but_activations():
+    one, eight = need(stage=3), need(stage=3, world_size=8)
+    assert eight.weights + eight.gradients + eight.optimizer == pytest.approx(
+        (one.weights + one.gradients + one.optimizer) / 8
+    )
+    assert eight.activations == one.activations
+
+
+def test_lora_keeps_the_frozen_base_in_16_bits_and_qlora_in_4():
+    assert need("lora", trainable=NUM_ADAPTER).weights == pytest.approx(2 * NUM_WEIGHTS, rel=0.01)
+    assert need("qlora", trainable=NUM_ADAPTER).weights == pytest.approx(0.516 * NUM_WEIGHTS, rel=0.04)
+
+
+def test_8_bit_moments_and_checkpointing_take_less():
+    assert need(optimizer="adamw8bit").optimizer == need().optimizer / 4
+    assert need(activation_checkpointing=True).activations < need().activations / 6
+
+
+def test_what_does_not_fit_is_told_with_ways_out():
+    assert why_not_fit(need(), 80 * GIB, "full") is None
+    line = why_not_fit(need(), 16 * GIB, "full")
+    assert "16.0 GiB" in line and "--method lora" in line and "\n" not in line
