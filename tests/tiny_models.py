@@ -1,11 +1,14 @@
-"""Random checkpoints of every supported architecture, a few thousand weights each, written once per test session."""
+"""Random checkpoints of every supported architecture, a few thousand weights each, written once per test session.
+
+Their texts are ten words; `character_model` reads anything, a byte at a time.
+"""
 
 import functools
 import tempfile
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -65,3 +68,33 @@ def tiny_model(kind: str) -> str:
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     word_tokenizer(**names).save_pretrained(folder)
     return folder
+
+
+# In the manner of Llama 3.2: today's date, unless the caller pins one.
+CHAT_TEMPLATE = (
+    "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "<s>{{ date_string }}\n{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def character_model(folder: Path, chat_template: str | None = None) -> None:
+    """Write a Llama of 2,048 positions whose tokens are single bytes: every label word takes several."""
+    backend = Tokenizer(models.BPE(vocab=_byte_ids(), merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    sizes = {**_SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "num_key_value_heads": 2}
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)).save_pretrained(folder)
+    torch.set_rng_state(state)
+
+
+def _byte_ids() -> dict[str, int]:
+    return {symbol: index for index, symbol in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}

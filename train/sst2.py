@@ -49,9 +49,9 @@ def main(args):
         stages.start_run(run, args, splits, data, config, precision)
         results.evaluate_base(run, args, config, precision, sst2, splits.test)
 
-        engine = stages.build_engine(run, args, settings, config, tokenizer, sst2.LABELS)
+        engine = stages.build_engine(run, args, settings, config, tokenizer, sst2.LABELS, data["train"])
         schedule = stages.schedule_for(args, len(splits.train))
-        choose = stages.choosing_evaluation(engine, data["choose"], args)
+        choose = stages.choosing_evaluation(engine, data["choose"], schedule, args)
         loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
         stages.resume(loop, args)
         startup_s = time.time() - started_at()

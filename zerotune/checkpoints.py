@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.files import sync_folder, write_json
+from zerotune.files import disk_is_full, sync_folder, write_json
 
 MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
 # A save must leave this much for logs and reports.
@@ -40,24 +40,33 @@ def save(root: Path, progress: dict, write: Callable[[Path], list[Path]], num_by
     entries, problem = {}, None
     try:
         entries = _hash_files(aside, write(aside))
+        if accelerator.is_main_process:
+            write_json(aside / PROGRESS, progress)
+            entries |= _hash_files(aside, [aside / PROGRESS])
     except Exception as error:
-        if not _disk_is_full(root, error):
+        if not disk_is_full(root, error):
             raise
         problem = _full_disk_line(root, num_bytes)
-    if problem is None and accelerator.is_main_process:
-        write_json(aside / PROGRESS, progress)
-        entries |= _hash_files(aside, [aside / PROGRESS])
     problems, manifest = _gather(accelerator, problem), {}
     for part in _gather(accelerator, entries):
         manifest |= part
     if accelerator.is_main_process:
-        if any(problems):
+        problem = next((line for line in problems if line), None) or _finish(aside, target, manifest, num_bytes)
+        if problem:
             shutil.rmtree(aside, ignore_errors=True)
-        else:
-            write_json(aside / MANIFEST, manifest)
-            _publish(aside, target)
-    _agree(accelerator, next((line for line in problems if line), None))
+    _agree(accelerator, problem)
     return target
+
+
+def _finish(aside: Path, target: Path, manifest: dict, num_bytes: int) -> str | None:
+    try:
+        write_json(aside / MANIFEST, manifest)
+        _publish(aside, target)
+    except OSError as error:
+        if not disk_is_full(target.parent, error):
+            raise
+        return _full_disk_line(target.parent, num_bytes)
+    return None
 
 
 def _prepare(root: Path, aside: Path, num_bytes: int) -> str | None:
@@ -76,11 +85,6 @@ def _full_disk_line(root: Path, num_bytes: int) -> str:
         f"disk full: a checkpoint takes about {num_bytes / 2**20:.0f} MiB and {root} has {free / 2**20:.0f} MiB free; "
         "free some space and start the same command again, it goes on from the last checkpoint"
     )
-
-
-def _disk_is_full(root: Path, error: Exception) -> bool:
-    """Writers report a full disk as OSError, RuntimeError (torch) or SafetensorError, so the disk itself is asked."""
-    return getattr(error, "errno", None) in (28, 122) or shutil.disk_usage(root).free < 2**20
 
 
 def _hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
@@ -151,10 +155,14 @@ def newest_whole(root: Path) -> tuple[Path | None, list[str]]:
     return None, passed_over
 
 
-def prune(root: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
-    folders = sorted(root.glob("step-*"))
-    protected = {*folders[-keep:]} | ({step_folder(root, best_step)} if best_step is not None else set())
+def prune(root: Path, keep: int, step: int, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one, after the one of `step` has been saved.
+
+    Folders without a marker and those of later steps, which the run did not go on from, do not count and are deleted.
+    """
+    folders, last = sorted(root.glob("step-*")), step_folder(root, step)
+    counted = [folder for folder in folders if folder <= last and (folder / MARKER).exists()]
+    protected = {*counted[-keep:]} | ({step_folder(root, best_step)} if best_step is not None else set())
     for folder in folders:
         if folder not in protected:
             # without its marker it counts no more, should the deletion be cut short

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from zerotune import checkpoints
@@ -17,6 +18,7 @@ from zerotune.classification import (
     model_identity,
 )
 from zerotune.data import LabelledData
+from zerotune.embedding import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 from zerotune.encoding import default_cache_dir
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
@@ -35,7 +37,7 @@ from zerotune.parameters import classifier_size, format_table, parameter_table, 
 from zerotune.plan import describe_memory, memory_need, why_not_fit
 from zerotune.pretrained import load_tokenizer, read_config
 from zerotune.runs import RunFolder, describe_process, is_main_process, recorded_flags, say, short_name
-from zerotune.schedule import plan_schedule
+from zerotune.schedule import Schedule, plan_schedule
 from zerotune.scoring import score_items
 from zerotune.splits import Splits
 
@@ -188,12 +190,19 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
-def build_engine(run: RunFolder, args, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...]) -> Engine:
-    """Load the model with its head, count its parameters, and put the optimizer around them."""
+def build_engine(
+    run: RunFolder, args, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...], train: LabelledData
+) -> Engine:
+    """Load the model with its head, count its parameters, and put the optimizer around them.
+
+    Of an embedding that is trained, only the rows that the train split uses are, but under ZeRO-3, which shards it at load.
+    """
     classifier = load_classifier(settings, labels, tokenizer)
     before, after = published_table(config), parameter_table(classifier)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
+    if settings.zero_stage != 3:
+        train_used_rows(classifier.stock_model, np.union1d(train.encoded.ids, [train.pad_id]))
     groups = parameter_groups(classifier, args.learning_rate, args.head_learning_rate, args.weight_decay)
     accelerator = run.accelerator
     if settings.method != "qlora":
@@ -202,17 +211,26 @@ def build_engine(run: RunFolder, args, settings: ModelSettings, config, tokenize
     return Engine(accelerator, classifier, optimizer, settings.precision, args.max_grad_norm)
 
 
-def choosing_evaluation(engine: Engine, data: LabelledData, args):
-    """() -> values of the choosing split with the weights as they are; all ranks take part."""
+def choosing_evaluation(engine: Engine, data: LabelledData, schedule: Schedule, args):
+    """(step) -> values of the choosing split with the weights as they are after it; all ranks take part."""
     batches = evaluation_batches(data.lengths, args.tokens_per_device)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(step: int) -> dict[str, float]:
         engine.model.eval()
+        decay_unused_rows(engine, schedule, args, step)
         score = classifier_scorer(engine.forward, data, engine.accelerator.device, "fp32")
         scores = score_items(score, batches, engine.accelerator)
         return choosing_values(data.labels, scores, args.choose_by)
 
     return evaluate
+
+
+def decay_unused_rows(engine: Engine, schedule: Schedule, args, step: int) -> None:
+    """Give the rows that are not trained what AdamW's weight decay has left of them after a step."""
+    embedding = engine.module.stock_model.get_input_embeddings()
+    if isinstance(embedding, UsedRowsEmbedding):
+        factors = [schedule.rate_factor(earlier) for earlier in range(1, step + 1)]
+        embedding.unused_decay = unused_decay(factors, args.learning_rate, args.weight_decay)
 
 
 def schedule_for(args, num_examples: int):
@@ -248,10 +266,23 @@ def resume(loop: Loop, args) -> None:
 
 
 def save_best(loop: Loop, args, tokenizer, task) -> Path:
-    """Write final/ from the best checkpoint: aside, then renamed. All ranks take part."""
+    """Write final/ from the best checkpoint: aside, then renamed. All ranks take part.
+
+    Raises:
+        Refused: the best checkpoint is not whole.
+    """
     engine, progress, final = loop.engine, loop.progress, loop.run.path / "final"
     if progress.best_step != progress.step:
-        engine.load(checkpoints.step_folder(loop.checkpoint_root, progress.best_step))
+        best = checkpoints.step_folder(loop.checkpoint_root, progress.best_step)
+        problem = checkpoints.defect(best)
+        if problem:
+            raise Refused(
+                f"the best checkpoint {best} is damaged ({problem}) and final/ is to be made of it: restore it, or "
+                f"delete {loop.checkpoint_root} and start the same command again"
+            )
+        engine.load(best)
+    decay_unused_rows(engine, loop.schedule, args, progress.best_step)
+    restore_whole_embedding(engine.module.stock_model)
     state = engine.gathered_state_dict()
     if state is not None:  # names as in the classifier, wanted as in the model inside it
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}

@@ -146,7 +146,8 @@ class Engine:
         with torch.no_grad():
             for name, tensor in stored.items():
                 own[name].copy_(tensor)
-        state = torch.load(folder / OPTIMIZER_FILE, map_location=self.accelerator.device, weights_only=True)
+        # the optimizer moves its state to the parameters' device; "cpu:0", Accelerate's name of a CPU, cannot be mapped
+        state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])

@@ -1,19 +1,25 @@
 """Files that are there whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside, then rename it: a reader sees the old file or the new one, after a crash too."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value) -> None:
@@ -42,6 +48,14 @@ def read_json_lines(path: Path) -> list[dict]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def disk_is_full(folder: Path, error: BaseException) -> bool:
+    """Whether an error came of a full disk or quota.
+
+    Writers report that as OSError, RuntimeError (torch) or SafetensorError, so the disk itself is asked too.
+    """
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < 2**20
 
 
 def sync_folder(folder: Path) -> None:

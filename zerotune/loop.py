@@ -65,7 +65,7 @@ class Loop:
         schedule: zerotune.schedule.Schedule.
         run: zerotune.runs.RunFolder.
         args: batch_size, tokens_per_device, learning_rate (peak, to be logged), seed, patience, keep_checkpoints.
-        evaluate: () -> dict of eval_* values and "choose_by", greater is better; all ranks take part.
+        evaluate: (step) -> dict of eval_* values and "choose_by", greater is better; all ranks take part.
         stop_signal: a StopSignal, set up as early as can be.
     """
 
@@ -149,15 +149,17 @@ class Loop:
         (step, indices, status, norm), self._unread = self._unread, None
         loss, num_stops = status.tolist()
         if not math.isfinite(loss):
-            raise Refused(self._not_finite(step, indices, loss))
+            raise Refused(self._not_finite(f"the loss of step {step} is {loss}", indices))
+        if not (self.engine.scaler or math.isfinite(norm)):  # a loss scaler skips such steps and lowers its scale
+            raise Refused(self._not_finite(f"the gradient norm of step {step} is {float(norm)}", indices))
         self._stop_wanted = self._stop_wanted or num_stops > 0
         return {"loss": loss, "grad_norm": float(norm)}
 
-    def _not_finite(self, step: int, indices: np.ndarray, loss: float) -> str:
+    def _not_finite(self, found: str, indices: np.ndarray) -> str:
         ids = [self.data.ids[index] for index in indices]
         good, _ = checkpoints.newest_whole(self.checkpoint_root)
         return (
-            f"the loss of step {step} is {loss}; batch ids {', '.join(ids)}; last good checkpoint: {good or 'none'}; "
+            f"{found}; batch ids {', '.join(ids)}; last good checkpoint: {good or 'none'}; "
             "lower --learning-rate, or use --precision bf16 or fp32"
         )
 
@@ -194,7 +196,11 @@ class Loop:
         self.run.log(row)
 
     def _evaluate(self) -> bool:
-        values = self.evaluate()
+        values = self.evaluate(self.progress.step)
+        if not math.isfinite(values["eval_loss"]):
+            step = self.progress.step
+            found = f"the evaluation after step {step} has a loss of {values['eval_loss']}"
+            raise Refused(self._not_finite(found, self._step_indices(step)))
         improved = self.progress.record_evaluation(values.pop("choose_by"), self.args.patience)
         self.run.log(
             {"step": self.progress.step, "epoch": self.progress.step / self.schedule.steps_per_epoch, **values}
@@ -211,7 +217,8 @@ class Loop:
         num_bytes = self.engine.checkpoint_bytes()
         checkpoints.save(self.checkpoint_root, progress, self.engine.save, num_bytes, self.accelerator)
         if is_main_process():
-            checkpoints.prune(self.checkpoint_root, self.args.keep_checkpoints, self.progress.best_step)
+            step, best_step = self.progress.step, self.progress.best_step
+            checkpoints.prune(self.checkpoint_root, self.args.keep_checkpoints, step, best_step)
 
 
 def _drops(engine) -> bool:

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from zerotune.errors import EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
-from zerotune.files import read_json_lines, write_json, write_json_lines
+from zerotune.files import disk_is_full, read_json_lines, write_json, write_json_lines
 
 # Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
 FREE_FLAGS = {
@@ -127,13 +128,32 @@ class RunFolder:
     def __exit__(self, kind, error, traceback) -> None:
         if not is_main_process():
             return
+        full = None
         if isinstance(error, Refused):
-            self.write_state("refused", str(error))
+            self._write_last_state("refused", str(error))
         elif isinstance(error, (Preempted, KeyboardInterrupt)):
-            self.write_state("preempted", str(error) or "interrupted")
+            self._write_last_state("preempted", str(error) or "interrupted")
+        elif error is not None and disk_is_full(self.path, error):
+            full = Refused(
+                f"disk full: {self.path} has {shutil.disk_usage(self.path).free / 2**20:.0f} MiB free ({error}); free "
+                "some space and start the same command again, it goes on from the last checkpoint"
+            )
+            self._write_last_state("refused", str(full))
         if self.tracker is not None:
             self.tracker.finish()
         self._lock.close()
+        if full is not None:
+            raise full from error
+
+    def _write_last_state(self, state: str, reason: str) -> None:
+        try:
+            self.write_state(state, reason)
+        except OSError as error:
+            if not disk_is_full(self.path, error):
+                raise
+            with (self.path / "state.json").open("r+") as file:  # in place, which takes no space
+                file.write(json.dumps({"state": state, "reason": reason}))
+                file.truncate()
 
     def write_state(self, state: str, reason: str | None) -> None:
         """state.json: running, preempted, refused or finished."""
