@@ -195,7 +195,7 @@ def build_engine(
 ) -> Engine:
     """Load the model with its head, count its parameters, and put the optimizer around them.
 
-    Of an embedding that is trained, only the rows that the train split uses are, but under ZeRO-3, which shards it at load.
+    Of an embedding that is trained, only the rows that the train split uses are; not under ZeRO-3, which shards it.
     """
     classifier = load_classifier(settings, labels, tokenizer)
     before, after = published_table(config), parameter_table(classifier)

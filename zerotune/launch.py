@@ -145,7 +145,7 @@ def use_whole_cpu(tiny_model: bool) -> None:
 
     if torch.cuda.is_available():
         return
-    if not tiny_model and "OMP_NUM_THREADS" not in _parent_environment():
+    if not tiny_model and not _threads_were_asked_for():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if platform.libc_ver()[0] == "glibc":
@@ -154,13 +154,14 @@ def use_whole_cpu(tiny_model: bool) -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _parent_environment() -> set[str]:
-    """Names of the variables that the launcher was given; this process's own where that cannot be read."""
-    try:
-        entries = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return set(os.environ)
-    return {entry.partition(b"=")[0].decode(errors="replace") for entry in entries}
+def _threads_were_asked_for() -> bool:
+    """Whether OMP_NUM_THREADS is somebody's wish: set for this process, and where a launcher started it, for that too."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        return False
+    if not re.search(r"accelerate|torchrun|torch\.distributed", _parent_command()):
+        return True
+    entries = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
+    return any(entry.startswith(b"OMP_NUM_THREADS=") for entry in entries)
 
 
 def zero_stage(config: dict | None) -> int | None:
