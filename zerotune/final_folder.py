@@ -93,11 +93,14 @@ def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
 def _readme(stock, record: dict) -> str:
     labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
     base, method = record["base_model"], record["method"]
+    # transformers before 5.23 loads Gemma-2 with sdpa, which leaves out the capping of its scores
+    capped = getattr(stock.config, "attn_logit_softcapping", None) is not None
+    kernel = ', attn_implementation="eager"' if capped else ""
     if method == "full":
-        line = 'AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32")'
+        line = f'AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32"{kernel})'
         imports = "from transformers import AutoModelForSequenceClassification, AutoTokenizer"
     else:
-        arguments = [repr(base), "config=AutoConfig.from_pretrained(folder)", 'dtype="float32"']
+        arguments = [repr(base), "config=AutoConfig.from_pretrained(folder)", f'dtype="float32"{kernel}']
         names = ["AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer"]
         if record["base_revision"]:
             arguments.insert(1, f"revision={record['base_revision']!r}")

@@ -155,7 +155,7 @@ def use_whole_cpu(tiny_model: bool) -> None:
 
 
 def _threads_were_asked_for() -> bool:
-    """Whether OMP_NUM_THREADS is somebody's wish: set for this process, and where a launcher started it, for that too."""
+    """Whether OMP_NUM_THREADS is a wish: set for this process and, where a launcher started it, for that too."""
     if "OMP_NUM_THREADS" not in os.environ:
         return False
     if not re.search(r"accelerate|torchrun|torch\.distributed", _parent_command()):

@@ -167,7 +167,8 @@ class Loop:
         """Log, evaluate, save and stop, where they are due. Each of them waits for the device."""
         schedule, step = self.schedule, self.progress.step
         due = schedule.logs_at(step) or schedule.evaluates_at(step) or schedule.saves_at(step)
-        if due or self._stop_wanted or self._other_rank_may_stop():
+        on_cpu = self.accelerator.device.type == "cpu"  # where reading late gains nothing
+        if due or self._stop_wanted or on_cpu:
             status = self._read_status()
             if status and schedule.logs_at(step):
                 self._log_step(status)
@@ -177,10 +178,6 @@ class Loop:
         if self._stop_wanted and step < schedule.num_steps:
             name = self.stop_signal.name or "a signal on another rank"
             raise Preempted(f"stopped by {name} after step {step} and saved: the same command goes on from there")
-
-    def _other_rank_may_stop(self) -> bool:
-        """On a CPU nothing is gained by reading late."""
-        return self.accelerator.device.type == "cpu"
 
     def _log_step(self, status: dict) -> None:
         progress = self.progress
