@@ -36,7 +36,7 @@ def main(args):
         attention=args.attention,
         precision=launch.resolve_precision(args.precision, None),
         max_length=args.max_length,
-        tokens_per_device=args.tokens_per_device,
+        tokens_per_device=launch.tokens_per_device(args.tokens_per_device, on_gpu=16384),
         load_4bit=args.load_4bit,
         prompt_format=args.prompt_format,
         calibrate=args.calibrate,

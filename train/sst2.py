@@ -27,6 +27,7 @@ def main(args):
     stages.settle_flags(args, sst2.TASK, SAMPLE_DEFAULTS)
     if check_earlier_run(args.output_dir, args):
         return
+    stages.check_run_flags(args)
 
     # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
     launch.use_whole_cpu(tiny_model=args.sample)
@@ -59,6 +60,7 @@ def main(args):
 
         final = stages.save_best(loop, args, tokenizer, sst2)
         del engine, loop, choose
+        accelerator.free_memory()  # it holds model and optimizer too
         metrics = results.evaluate_final(run, args, final, precision, sst2, splits.test)
         results.print_results(run, metrics)
         results.finish(run, args, progress, splits.test, startup_s)

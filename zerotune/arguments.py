@@ -66,8 +66,7 @@ def eval_parser(description: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--tokens-per-device",
         type=positive_int,
-        default=16384,
-        help="most padded tokens in one forward pass on one device (default %(default)s)",
+        help="most padded tokens in one forward pass on one device (default: 16384, on a CPU 2048)",
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help="which shots are drawn (default %(default)s)")
     group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
@@ -154,8 +153,7 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tokens-per-device",
         type=positive_int,
-        default=8192,
-        help="most padded tokens in one micro-batch on one device (default %(default)s)",
+        help="most padded tokens in one micro-batch on one device (default: 8192, on a CPU 2048)",
     )
     group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="default %(default)s")
     group.add_argument(

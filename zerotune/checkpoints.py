@@ -128,6 +128,8 @@ def defect(folder: Path) -> str | None:
         return f"no {MARKER} marker"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if PROGRESS not in manifest:
+            return f"{MANIFEST} does not name {PROGRESS}"
         for name, expected in manifest.items():
             path = folder / name
             if path.stat().st_size != expected["bytes"]:

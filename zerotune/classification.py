@@ -164,6 +164,12 @@ def evaluate_checkpoint(
         score, lengths, found = prepare(options, task, examples, config, accelerator.device)
     partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
     scores = score_items(score, evaluation_batches(lengths, options.tokens_per_device), accelerator, partial)
+    if not np.isfinite(scores).all():
+        broken = examples[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])].id
+        raise Refused(
+            f"{options.model} gives scores that are not finite, first for {broken}: its weights are damaged, or "
+            f"--precision {options.precision} is too narrow; try fp32"
+        )
     metrics = described | found | label_metrics(examples, scores)
     if is_main_process():
         write_predictions(folder, examples, scores)

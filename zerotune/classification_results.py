@@ -93,8 +93,14 @@ def finish(run: RunFolder, args, progress, test: list[Example], startup_s: float
     if args.push_to_hub:
         from huggingface_hub import HfApi
 
-        HfApi().create_repo(args.push_to_hub, exist_ok=True)
-        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=run.path / "final")
+        try:
+            HfApi().create_repo(args.push_to_hub, exist_ok=True)
+            HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=run.path / "final")
+        except (OSError, HfHubHTTPError, HTTPError) as error:  # OSError: no connection, or HF_HUB_OFFLINE
+            raise Refused(
+                f"--push-to-hub {args.push_to_hub} failed ({str(error).splitlines()[0]}); the run is done and its report "
+                f"is {report}: start the same command again, or `hf upload {args.push_to_hub} {run.path / 'final'}`"
+            ) from None
     run.write_state("finished", None)
     say(f"report: {report}")
 

@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from zerotune.errors import Refused
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside, then rename it: a reader sees the old file or the new one, after a crash too."""
@@ -32,9 +34,15 @@ def json_sha256(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def read_json(path: Path):
-    """The value of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises Refused, naming the file, where it holds something else or cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} is damaged ({error}): restore it, or give the run another folder") from None
+    if not isinstance(value, dict):
+        raise Refused(f"{path} is damaged (no JSON object): restore it, or give the run another folder")
+    return value
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> None:
@@ -43,11 +51,19 @@ def write_json_lines(path: Path, rows: list[dict]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """The whole lines of a JSON-lines file that is appended to; a torn last line is left out. [] without a file."""
+    """The whole lines of a JSON-lines file that is appended to; a torn last line is left out. [] without a file.
+
+    Raises Refused, naming file and line, for a line that is no JSON."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise Refused(f"{path} line {number} is damaged ({error}): restore the file or take the line out") from None
+    return rows
 
 
 def disk_is_full(folder: Path, error: BaseException) -> bool:

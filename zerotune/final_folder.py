@@ -159,7 +159,7 @@ def load_final_or_base(
     elif missing:
         if not is_encoder(config):
             raise Refused(
-                f"{name} has no classification head; evaluate it with --head generate, or give a tuned final/ folder"
+                f"{name} says that it has a classification head and has none; give a tuned final/ folder, or correct its config.json"
             )
         initialise_head(model, missing, settings.seed)
     return SequenceClassifier(model).eval(), tokenizer, task

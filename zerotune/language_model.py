@@ -1,11 +1,12 @@
 """A causal model with its own LM head, loaded for scoring or writing answers; never trained here."""
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from zerotune.engine import COMPUTE_DTYPES
 from zerotune.errors import Refused
-from zerotune.models import attention_kernel, keep_nf4_layout, nf4_config, quiet_transformers
+from zerotune.models import attention_kernel, check_shapes, keep_nf4_layout, nf4_config, quiet_transformers
 from zerotune.pretrained import read_config
 
 
@@ -26,12 +27,14 @@ def load_language_model(options, device: torch.device):
                 dtype=COMPUTE_DTYPES[options.precision],
                 attn_implementation=attention_kernel(options.attention, config),
                 quantization_config=nf4_config(options.precision) if options.load_4bit else None,
+                ignore_mismatched_sizes=True,  # check_shapes refuses them, in one line
                 output_loading_info=True,
             )
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise Refused(
                 f"no weights could be read for --model {options.model}: {str(error).splitlines()[0]}"
             ) from error
+    check_shapes(options.model, info["mismatched_keys"])
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise Refused(

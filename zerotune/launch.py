@@ -12,10 +12,13 @@ from zerotune.errors import Refused
 
 # DeepSpeed's counts of its own: steps are cut by zerotune/batching.py, so that they only have to be consistent.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
-
+DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
 
 # mallopt's numbers in glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+CPU_TOKENS = 2048
+# oneDNN keeps a kernel for each shape it has met, 1,024 by default; lengths vary, and these few cost 150 MB less
+CPU_KERNELS_KEPT = "64"
 
 
 def resolve_precision(wanted: str, deepspeed_config: dict | None) -> str:
@@ -64,15 +67,22 @@ def read_deepspeed_config(path: Path | None) -> dict | None:
     """The DeepSpeed configuration of --deepspeed, else of `accelerate launch --use_deepspeed`, else None.
 
     Raises:
-        Refused: the file is missing or is not JSON.
+        Refused: the file is missing, is not JSON, or is not a configuration.
     """
     if path is not None:
         try:
-            return json.loads(path.read_text())
+            config = json.loads(path.read_text())
         except FileNotFoundError:
             raise Refused(f"--deepspeed: no such file: {path} (the shipped ones lie in ds_configs/)") from None
         except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
             raise Refused(f"--deepspeed: {path} is not JSON: {error}") from None
+        sections = [config] + [config.get(name, {}) for name in DEEPSPEED_SECTIONS if isinstance(config, dict)]
+        if not all(isinstance(section, dict) for section in sections):
+            raise Refused(
+                f"--deepspeed: {path} is no DeepSpeed configuration: it and its sections "
+                f"{', '.join(DEEPSPEED_SECTIONS)} are JSON objects; take one of ds_configs/ as a pattern"
+            )
+        return config
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return None
     if "ACCELERATE_CONFIG_DS_FIELDS" in os.environ and "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
@@ -131,6 +141,13 @@ def fill_deepspeed_config(config: dict, args, precision: str) -> dict:
     return config
 
 
+def tokens_per_device(wanted: int | None, on_gpu: int) -> int:
+    """--tokens-per-device, else `on_gpu` where there is one; a CPU gains nothing by large batches but their memory."""
+    import torch
+
+    return wanted or (on_gpu if torch.cuda.is_available() else CPU_TOKENS)
+
+
 def use_whole_cpu(tiny_model: bool) -> None:
     """On a CPU: all cores, and memory that is kept from step to step. Call before the first large tensor.
 
@@ -145,6 +162,7 @@ def use_whole_cpu(tiny_model: bool) -> None:
 
     if torch.cuda.is_available():
         return
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", CPU_KERNELS_KEPT)
     if not tiny_model and not _threads_were_asked_for():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -165,8 +183,15 @@ def _threads_were_asked_for() -> bool:
 
 
 def zero_stage(config: dict | None) -> int | None:
-    """ZeRO stage of a DeepSpeed configuration, None without one."""
-    return None if config is None else int(config.get("zero_optimization", {}).get("stage", 0))
+    """ZeRO stage of a DeepSpeed configuration, None without one. Raises Refused for a stage that is not 1, 2 or 3."""
+    if config is None:
+        return None
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2, 3):
+        raise Refused(
+            f"the DeepSpeed file's zero_optimization stage is {stage}: wanted 1, 2 or 3; leave DeepSpeed out for none"
+        )
+    return stage
 
 
 def start_accelerator(deepspeed_config: dict | None):
@@ -224,7 +249,7 @@ def check_world(num_processes: int, environment: dict, launcher_command: str) ->
         )
     if num_processes == 1 and "WORLD_SIZE" not in environment and tasks > 1:
         raise Refused(
-            f"srun started {tasks} tasks and each is alone: start one launcher a node (see slurm/), or torchrun"
+            f"srun started {tasks} tasks and each is alone: start one accelerate launch or torchrun on each node"
         )
     if wanted and int(wanted[1]) != num_processes:
         raise Refused(
@@ -251,7 +276,7 @@ def _find_build_tools() -> None:
 
 
 def _become_own_world_when_alone() -> None:
-    """`python train/x.py --deepspeed FILE` without a launcher is a world of one; DeepSpeed needs to be told."""
+    """`python train/sst2.py --deepspeed FILE` without a launcher is a world of one; DeepSpeed needs to be told."""
     import socket
 
     if "WORLD_SIZE" in os.environ:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, BitsAndBytesConfig
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
@@ -104,10 +105,12 @@ def load_stock_model(settings: ModelSettings, labels: tuple[str, ...], tokenizer
                 dtype=base_dtype(settings),
                 attn_implementation=attention_kernel(settings.attention, config),
                 quantization_config=nf4_config(settings.precision) if settings.method == "qlora" else None,
+                ignore_mismatched_sizes=True,  # check_shapes refuses them, in one line
                 output_loading_info=True,
             )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise Refused(f"no weights could be read for --model {settings.name}: {str(error).splitlines()[0]}") from error
+    check_shapes(settings.name, info["mismatched_keys"])
     check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
     keep_nf4_layout(model)
     make_head_float32(model)
@@ -201,6 +204,17 @@ def quiet_transformers():
         transformers_logging.set_verbosity(verbosity)
         if shows_bars:
             transformers_logging.enable_progress_bar()
+
+
+def check_shapes(name: str, mismatched) -> None:
+    """Raises Refused where weights have another shape than the config says: (weight, its shape, the config's) each."""
+    if not mismatched:
+        return
+    weight, found, wanted = sorted(mismatched)[0]
+    raise Refused(
+        f"the weights of {name} do not fit its config.json: {weight} is {list(found)}, wanted {list(wanted)} "
+        f"({len(mismatched)} in all); check that the config belongs to the weights"
+    )
 
 
 def check_loaded_keys(model, missing, unexpected) -> None:

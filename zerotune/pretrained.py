@@ -1,7 +1,10 @@
 """A model's config and tokenizer, read and judged before any weight is."""
 
+import json
 import os
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
@@ -18,6 +21,8 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
+    if not isinstance(raw, dict):
+        raise Refused(f"the config of --model {name} cannot be read: it is a JSON {type(raw).__name__}, not an object")
     if "auto_map" in raw:
         raise Refused(
             f"{name} needs code from its repository (auto_map in config.json), which zerotune never runs; "
@@ -27,7 +32,10 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         raise Refused(
             f"--model must be one of {', '.join(SUPPORTED)}: {name} is {raw.get('model_type') or 'of no known type'}"
         )
-    return AutoConfig.from_pretrained(name, revision=revision or "main")
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision or "main")
+    except (StrictDataclassError, ValueError, TypeError) as error:  # a value of the wrong type, or values at odds
+        raise Refused(f"the config of --model {name} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def _unreadable(name: str, error: Exception) -> Refused:
@@ -66,9 +74,30 @@ def _unreadable(name: str, error: Exception) -> Refused:
     if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         return Refused(
             f"--model {name} is not a folder here and not in the cache, and the hub cannot be reached; "
-            "fetch it once on a machine with network (slurm/prefetch.sh), or give a folder"
+            "fetch it once on a machine with network and the same HF_HOME, or give a folder"
         )
     return Refused(f"the config of --model {name} cannot be read: {str(error).splitlines()[0]}")
+
+
+def check_weight_files(name: str) -> None:
+    """Raises Refused where a model folder lacks weights or they are cut short; reads only headers. A hub id passes."""
+    if not os.path.isdir(name):
+        return
+    files = sorted(file for file in os.listdir(name) if file.endswith((".safetensors", ".bin")))
+    index = os.path.join(name, "model.safetensors.index.json")
+    wanted = set(files)
+    if os.path.isfile(index):
+        with open(index, encoding="utf-8") as file:
+            wanted = set(json.load(file)["weight_map"].values())
+    if not files or wanted - set(files):
+        missing = ", ".join(sorted(wanted - set(files))[:4]) or "model.safetensors"
+        raise Refused(f"no weights could be read for --model {name}: it lacks {missing}; copy the whole folder")
+    for path in (os.path.join(name, file) for file in files if file.endswith(".safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise Refused(f"{path} is damaged ({error}): copy it again") from error
 
 
 def is_trained_classifier(config: PretrainedConfig) -> bool:
@@ -99,8 +128,12 @@ def load_tokenizer(name: str, revision: str | None):
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise Refused(f"no tokenizer could be read for --model {name}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        line = str(error).strip().splitlines()[0].rstrip(":")
+        raise Refused(
+            f"no tokenizer could be read for --model {name}: {line}; tokenizer.json and tokenizer_config.json belong "
+            "beside the weights, copy them again"
+        ) from error
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer must be a fast one (tokenizer.json): {name} has only {type(tokenizer).__name__}")
     if tokenizer.pad_token_id is None:

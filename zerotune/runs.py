@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from zerotune.errors import EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
-from zerotune.files import disk_is_full, read_json_lines, write_json, write_json_lines
+from zerotune.files import disk_is_full, read_json, read_json_lines, write_json, write_json_lines
 
 # Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
 FREE_FLAGS = {
@@ -67,16 +67,21 @@ def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
     Raises:
         Refused: `--resume never`, or flags that change the run differ; each is named with both values.
     """
-    if not (folder / "run.json").exists():
+    if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
         return False
     if getattr(args, "resume", None) == "never":
         raise Refused(f"{folder} holds a run already and --resume never forbids going on: choose another --output-dir")
-    ours, theirs = recorded_flags(args), json.loads((folder / "run.json").read_text())["flags"]
+    ours, theirs = recorded_flags(args), read_json(folder / "run.json").get("flags")
+    if not isinstance(theirs, dict):
+        raise Refused(f"{folder / 'run.json'} is damaged (no flags): restore it, or use another --output-dir")
     changed = [name for name in ours if name not in FREE_FLAGS and theirs.get(name) != ours[name]]
     if changed:
         listed = ", ".join(f"--{name.replace('_', '-')} was {theirs.get(name)}, is {ours[name]}" for name in changed)
         raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
     finished = read_state(folder).get("state") == "finished"
+    if finished and hasattr(args, "resume") and not (folder / "final" / "task.json").exists():
+        say(f"{folder} was finished and its final/ is gone: it is made again")
+        return False
     if finished and says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")
     return finished
@@ -85,7 +90,7 @@ def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
 def read_state(folder: Path) -> dict:
     """state.json, or {} when there is none."""
     path = folder / "state.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 class RunFolder:
@@ -105,24 +110,26 @@ class RunFolder:
         self._lock = None
 
     def __enter__(self) -> "RunFolder":
-        problem = self._take_lock() if is_main_process() else None
+        problem = self._open() if is_main_process() else None
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
             problem = broadcast_object_list([problem])[0]
         if problem:
             raise Refused(problem)
-        if is_main_process():
-            self.write_state("running", None)
         return self
 
-    def _take_lock(self) -> str | None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+    def _open(self) -> str | None:
+        """Make the folder, take its lock, write "running". Returns why that cannot be, None when it is done."""
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.write_state("running", None)
         except BlockingIOError:
             return f"another job is at work in {self.path}: wait for it, or use another --output-dir"
+        except OSError as error:
+            return f"--output-dir {self.path} cannot be written ({error.strerror}): mend that, or name another folder"
         return None
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -168,19 +175,20 @@ class RunFolder:
         """Add to one of the folder's JSON files, on rank 0."""
         if is_main_process():
             path = self.path / name
-            write_json(path, (json.loads(path.read_text()) if path.exists() else {}) | values)
+            write_json(path, (read_json(path) if path.exists() else {}) | values)
 
     def start_tracker(self, kind: str) -> None:
         """Send what `log` gets to TensorBoard or Weights & Biases too."""
         from accelerate.tracking import TensorBoardTracker, WandBTracker
 
         if kind != "none" and is_main_process():
-            self.tracker = (
+            tracker = (
                 TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
                 if kind == "tensorboard"
                 else WandBTracker(run_name=self.path.name, dir=self.path)
             )
-            self.tracker.start()
+            tracker.start()
+            self.tracker = tracker
 
     def log(self, row: dict) -> None:
         """One line of metrics.jsonl; `row` has a "step"."""
@@ -222,6 +230,16 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
+def _write_state_file(path: Path, reason: str) -> str:
+    """What a refusal's line has to add: nothing, or why --state-file could not be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"state": "refused", "reason": reason})
+    except OSError as error:
+        return f" (and --state-file {path} cannot be written: {error.strerror})"
+    return ""
+
+
 def run_script(main, args) -> None:
     """Run a script's main(args) and end the process as the contract says: 0, 2 refused, 75 preempted; else a bug."""
     try:
@@ -231,7 +249,7 @@ def run_script(main, args) -> None:
         state_file = getattr(args, "state_file", None)
         if is_main_process():
             if state_file:
-                write_json(state_file, {"state": "refused", "reason": line})
+                line += _write_state_file(state_file, line)
             print(f"refused: {line}", file=sys.stderr, flush=True)
         sys.exit(EXIT_REFUSED)
     except Preempted as error:

@@ -51,10 +51,10 @@ def file_kind(path: Path) -> str:
 
 def read_bytes(path: Path) -> bytes:
     """The file as it lies on disk. Raises Refused where it is missing, a folder, unreadable or empty."""
-    if path.is_dir():
-        raise Refused(f"{path} is a folder; give a file (.csv, .tsv, .jsonl, .parquet)")
     try:
         data = path.read_bytes()
+    except IsADirectoryError:
+        raise Refused(f"{path} is a folder; give a file (.csv, .tsv, .jsonl, .parquet)") from None
     except FileNotFoundError:
         raise Refused(f"{path}: no such file; check the path") from None
     except OSError as error:
@@ -182,7 +182,7 @@ def _parse_jsonl(text: str, path: Path) -> tuple[list[dict], list[int]]:
     for number, line in enumerate(text.rstrip("\r\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
             raise Refused(f"{path} line {number}: not JSON ({error}); wanted one object per line") from None
         if not isinstance(row, dict):
             raise Refused(f"{path} line {number}: {type(row).__name__}, wanted one JSON object per line")
