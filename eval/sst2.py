@@ -15,15 +15,16 @@ from zerotune.runs import RunFolder, check_earlier_run, recorded_flags, run_scri
 
 
 def main(args):
-    from zerotune import classification, launch, sst2
+    from zerotune import classification, cpu, launch, sst2
     from zerotune import classification_results as results
     from zerotune import classification_run as stages
+    from zerotune.precision import resolve_precision
     from zerotune.prompting import draw_shots
 
     args.model = args.model or (str(stages.sample_model_folder()) if args.sample else stages.DEFAULT_MODEL)
     args.output_dir = args.output_dir or Path("runs") / f"eval-{sst2.TASK}-{short_name(args.model)}"
     check_earlier_run(args.output_dir, args, says_finished=False)
-    launch.use_whole_cpu(tiny_model=args.sample)
+    cpu.use_whole_cpu(tiny_model=args.sample)
     config, tokenizer = stages.read_model_folder(args, sst2.LABELS)
     run_split = stages.split_of_run(args.model)
     test, record = sst2.load_test(args, run_split)
@@ -34,9 +35,9 @@ def main(args):
         model=args.model,
         revision=args.revision,
         attention=args.attention,
-        precision=launch.resolve_precision(args.precision, None),
+        precision=resolve_precision(args.precision, None),
         max_length=args.max_length,
-        tokens_per_device=launch.tokens_per_device(args.tokens_per_device, on_gpu=16384),
+        tokens_per_device=cpu.tokens_per_device(args.tokens_per_device, on_gpu=16384),
         load_4bit=args.load_4bit,
         prompt_format=args.prompt_format,
         calibrate=args.calibrate,

@@ -20,22 +20,24 @@ def main(args):
 
     from zerotune import classification_results as results
     from zerotune import classification_run as stages
-    from zerotune import launch, sst2
-    from zerotune.loop import Loop, StopSignal
+    from zerotune import cpu, launch, run_checks, sst2
+    from zerotune.loop import Loop
+    from zerotune.precision import resolve_precision
+    from zerotune.stopping import StopSignal
 
     stop_signal = StopSignal()
     stages.settle_flags(args, sst2.TASK, SAMPLE_DEFAULTS)
     if check_earlier_run(args.output_dir, args):
         return
-    stages.check_run_flags(args)
+    run_checks.check_run_flags(args)
 
     # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
-    launch.use_whole_cpu(tiny_model=args.sample)
+    cpu.use_whole_cpu(tiny_model=args.sample)
     splits = sst2.load_splits(args)
     config, tokenizer = stages.read_model_folder(args, sst2.LABELS)
-    stages.check_model_flags(args, config)
+    run_checks.check_model_flags(args, config)
     deepspeed = launch.read_deepspeed_config(args.deepspeed)
-    precision = launch.resolve_precision(args.precision, deepspeed)
+    precision = resolve_precision(args.precision, deepspeed)
     settings = stages.model_settings(args, precision, launch.zero_stage(deepspeed))
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
         data = stages.tokenise(args, tokenizer, splits)

@@ -30,6 +30,21 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def seed(text: str) -> int:
+    """A whole number from 0 that fits torch's generators."""
+    value = non_negative_int(text)
+    if value >= 2**63:
+        raise ValueError(text)
+    return value
+
+
+def non_empty(text: str) -> str:
+    """A word; an unset shell variable gives none."""
+    if not text:
+        raise ValueError(text)
+    return text
+
+
 def fraction(text: str) -> float:
     """A number from 0 to 1."""
     value = float(text)
@@ -68,7 +83,7 @@ def eval_parser(description: str) -> argparse.ArgumentParser:
         type=positive_int,
         help="most padded tokens in one forward pass on one device (default: 16384, on a CPU 2048)",
     )
-    group.add_argument("--seed", type=non_negative_int, default=0, help="which shots are drawn (default %(default)s)")
+    group.add_argument("--seed", type=seed, default=0, help="which shots are drawn (default %(default)s)")
     group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
     group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
     return parser
@@ -82,7 +97,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", help=f"hub id or folder (default: {DEFAULT_MODEL}; with --sample a tiny Llama)")
+    group.add_argument(
+        "--model", type=non_empty, help=f"hub id or folder (default: {DEFAULT_MODEL}; with --sample a tiny Llama)"
+    )
     group.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
     group.add_argument(
         "--attention",
@@ -115,7 +132,7 @@ def _add_training_method_flags(parser: argparse.ArgumentParser) -> None:
 def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--sample", action="store_true", help="generated reviews and a tiny model: no network, no GPU")
-    group.add_argument("--dataset", help="hub id of the data set (default: the task's own)")
+    group.add_argument("--dataset", type=non_empty, help="hub id of the data set (default: the task's own)")
     group.add_argument("--train-file", type=Path, help="csv, tsv (GLUE quoting), jsonl or parquet; also .gz")
     group.add_argument("--validation-file", type=Path, help="chooses the best checkpoint; alone, it reports")
     group.add_argument("--test-file", type=Path, help="reports the final score")
@@ -179,9 +196,7 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--eval-every", type=positive_int, help="optimizer steps between evaluations (default: an epoch)"
     )
-    group.add_argument(
-        "--seed", type=non_negative_int, default=0, help="of the head, the order and dropout (default %(default)s)"
-    )
+    group.add_argument("--seed", type=seed, default=0, help="of the head, the order and dropout (default %(default)s)")
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:

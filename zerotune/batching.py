@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from zerotune.randomness import random_order
+
 # Steps sorted by length together: larger groups pad less and make steps more alike inside.
 STEPS_PER_LENGTH_GROUP = 50
 
@@ -25,15 +27,14 @@ def epoch_steps(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
     Returns:
         Index arrays, one a step, which together hold every index exactly once.
     """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(len(lengths))
+    order = random_order(len(lengths), seed, f"examples of epoch {epoch}")
     group_size = batch_size * STEPS_PER_LENGTH_GROUP
     steps = []
     for start in range(0, len(order), group_size):
         group = order[start : start + group_size]
         group = group[np.argsort(lengths[group], kind="stable")]
         steps += [group[first : first + batch_size] for first in range(0, len(group), batch_size)]
-    return [steps[index] for index in generator.permutation(len(steps))]
+    return [steps[index] for index in random_order(len(steps), seed, f"steps of epoch {epoch}")]
 
 
 def cut_by_budget(lengths: np.ndarray, budget: int) -> list[slice]:

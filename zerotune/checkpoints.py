@@ -129,7 +129,7 @@ def defect(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if PROGRESS not in manifest:
-            return f"{MANIFEST} does not name {PROGRESS}"
+            return f"unreadable: {MANIFEST} does not name {PROGRESS}"
         for name, expected in manifest.items():
             path = folder / name
             if path.stat().st_size != expected["bytes"]:

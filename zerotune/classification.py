@@ -12,14 +12,22 @@ import torch
 from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir, encode_texts
-from zerotune.engine import COMPUTE_DTYPES
 from zerotune.errors import Refused
 from zerotune.files import json_sha256, read_json, write_json, write_json_lines, write_text
 from zerotune.final_folder import load_final_or_base
 from zerotune.heads import is_encoder
 from zerotune.language_model import load_language_model
 from zerotune.metrics import classification_metrics, confusion_matrix, confusion_scores
-from zerotune.pretrained import is_trained_classifier, load_tokenizer, read_config
+from zerotune.models import attention_kernel
+from zerotune.precision import autocast
+from zerotune.pretrained import (
+    check_token_ids,
+    check_window,
+    is_trained_classifier,
+    load_tokenizer,
+    most_tokens,
+    read_config,
+)
 from zerotune.prompting import CONTENT_FREE_TEXTS, Prompt, calibrate, encode_prompts, normalise, uses_chat
 from zerotune.runs import is_main_process
 from zerotune.scoring import PartialScores, score_items
@@ -44,7 +52,7 @@ def classifier_scorer(model, data: LabelledData, device: torch.device, precision
     """indices [batch] -> log-probabilities [batch, labels] of a `SequenceClassifier` (or an engine's wrapped one)."""
 
     def score(rows: np.ndarray) -> np.ndarray:
-        with autocast(device, precision):
+        with autocast(device.type, precision):
             return data.log_probabilities(model, rows, device)
 
     return score
@@ -72,13 +80,6 @@ def prompt_scorer(model, tokenizer, prompt: Prompt, examples: list[Example], opt
         return normalise(likelihoods) if content_free is None else calibrate(likelihoods, content_free)
 
     return score, data.lengths, data.num_truncated
-
-
-def autocast(device: torch.device, precision: str):
-    """The run's precision for a model whose weights are float32; a context."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=COMPUTE_DTYPES[precision])
 
 
 def choosing_values(labels: np.ndarray, log_probabilities: np.ndarray, choose_by: str) -> dict[str, float]:
@@ -115,9 +116,12 @@ def answers_by_prompt(config) -> bool:
 
 def check_options(options: EvalOptions, config, tokenizer) -> None:
     """Refuse what this checkpoint would ignore or cannot do, before a weight is loaded."""
+    attention_kernel(options.attention, config)
     if answers_by_prompt(config):
         uses_chat(options.prompt_format, tokenizer, options.model)
         return
+    if options.max_length is not None:
+        check_window(options.model, config, options.max_length)
     given = {
         "--shots": options.shots,
         "--calibrate": options.calibrate != "none",
@@ -206,8 +210,10 @@ def _prepare_classifier(options: EvalOptions, task, examples, config, device) ->
     )
     record = record or {}
     trained = bool(record) or is_trained_classifier(config)
-    max_length = options.max_length or record.get("max_length", DEFAULT_MAX_LENGTH)
+    default = min(DEFAULT_MAX_LENGTH, most_tokens(config) or DEFAULT_MAX_LENGTH)
+    max_length = options.max_length or record.get("max_length", default)
     data = labelled_data(tokenizer, examples, max_length)
+    check_token_ids(options.model, config, data.encoded.ids)
     found = {
         "setting": "classifier head" if trained else "untrained head",
         "head": "classify",

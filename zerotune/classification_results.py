@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from zerotune.classification import EvalOptions, evaluate_checkpoint
+from zerotune.errors import Refused
 from zerotune.evaluations import paired_comparison, read_evaluation
 from zerotune.files import read_json
 from zerotune.runs import RunFolder, is_main_process, say, started_at
@@ -92,14 +93,15 @@ def finish(run: RunFolder, args, progress, test: list[Example], startup_s: float
     report = write_report(run.path, {example.id: example.text for example in test})
     if args.push_to_hub:
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
 
         try:
             HfApi().create_repo(args.push_to_hub, exist_ok=True)
             HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=run.path / "final")
-        except (OSError, HfHubHTTPError, HTTPError) as error:  # OSError: no connection, or HF_HUB_OFFLINE
+        except (OSError, HfHubHTTPError.__bases__[0]) as error:  # the HTTPError of the client that it uses
             raise Refused(
-                f"--push-to-hub {args.push_to_hub} failed ({str(error).splitlines()[0]}); the run is done and its report "
-                f"is {report}: start the same command again, or `hf upload {args.push_to_hub} {run.path / 'final'}`"
+                f"--push-to-hub {args.push_to_hub} failed ({str(error).splitlines()[0]}); the run is done, see "
+                f"{report}: start the same command again, or `hf upload {args.push_to_hub} {run.path / 'final'}`"
             ) from None
     run.write_state("finished", None)
     say(f"report: {report}")

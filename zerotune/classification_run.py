@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from zerotune.classification import (
     labelled_data,
     model_identity,
 )
+from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
 from zerotune.embedding import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 from zerotune.encoding import default_cache_dir
@@ -25,11 +25,9 @@ from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
 from zerotune.files import read_json
 from zerotune.final_folder import save_final
-from zerotune.launch import tokens_per_device
 from zerotune.loop import Loop
 from zerotune.models import (
     ModelSettings,
-    attention_kernel,
     check_labels,
     check_settings,
     load_classifier,
@@ -37,7 +35,7 @@ from zerotune.models import (
 )
 from zerotune.parameters import classifier_size, format_table, parameter_table, published_table
 from zerotune.plan import describe_memory, memory_need, why_not_fit
-from zerotune.pretrained import check_weight_files, load_tokenizer, read_config
+from zerotune.pretrained import check_token_ids, check_weight_files, load_tokenizer, read_config
 from zerotune.runs import RunFolder, describe_process, is_main_process, recorded_flags, say, short_name
 from zerotune.schedule import Schedule, plan_schedule
 from zerotune.scoring import score_items
@@ -71,7 +69,9 @@ def sample_model_folder() -> Path:
 def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
     """Configuration and tokenizer of --model, before any weight is loaded. Raises Refused as their readers do."""
     if args.revision and os.path.isdir(args.model):
-        raise Refused(f"--revision {args.revision} chooses a version of a hub model and {args.model} is a folder: drop it")
+        raise Refused(
+            f"--revision {args.revision} chooses a version of a hub model and {args.model} is a folder: drop it"
+        )
     if Path(args.model) == sample_model_folder():
         from zerotune.samples import tiny_causal_model
 
@@ -82,54 +82,9 @@ def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
     return config, load_tokenizer(args.model, args.revision)
 
 
-def check_run_flags(args) -> None:
-    """Refuse a checkpoint, a tracker or an upload that the end of the run would find impossible."""
-    if args.resume not in ("auto", "never") and not (Path(args.resume) / checkpoints.MARKER).is_file():
-        raise Refused(
-            f"--resume {args.resume}: no {checkpoints.MARKER} marker: name a whole checkpoint, or use --resume auto"
-        )
-    if args.tracker == "wandb" and find_spec("wandb") is None:
-        raise Refused("--tracker wandb needs wandb, which is not installed: pip install 'zerotune[wandb]'")
-    if args.push_to_hub:
-        check_upload(args.push_to_hub)
-
-
-def check_upload(name: str) -> None:
-    """Raises Refused for an --push-to-hub that cannot work: offline, without a token, or no name for a repository."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise Refused(f"--push-to-hub {name} is no ORG/NAME: {error}") from None
-    if constants.HF_HUB_OFFLINE:
-        raise Refused("--push-to-hub needs the hub and HF_HUB_OFFLINE is set: unset it, or leave --push-to-hub out")
-    if get_token() is None:
-        raise Refused("--push-to-hub needs a token that may write: log in with `hf auth login`, or set HF_TOKEN")
-
-
-def check_model_flags(args, config) -> None:
-    """Refuse texts that are longer than the model's positions, and an attention kernel that it cannot use."""
-    attention_kernel(args.attention, config)
-    if args.attention == "flex_attention" and not torch.cuda.is_available():
-        raise Refused("--attention flex_attention trains on a GPU only, and there is none; use --attention auto")
-    if getattr(config, "quantization_config", None) is not None:
-        raise Refused(
-            f"{args.model} is quantised already and cannot be trained: give the model it was made from; "
-            "--method qlora quantises it while it is loaded"
-        )
-    window = getattr(config, "max_position_embeddings", None)
-    if window is not None and args.max_length > window:
-        raise Refused(
-            f"--max-length {args.max_length} is more than the {window} positions of {args.model}: use at most that"
-        )
-
-
 def split_of_run(model: str) -> dict | None:
     """split.json of the run whose final/ this is."""
-    path = Path(model).parent / "split.json"
+    path = Path(model).resolve().parent / "split.json"
     return read_split(path) if os.path.exists(Path(model) / "task.json") and path.exists() else None
 
 
@@ -138,7 +93,7 @@ def read_split(path: Path) -> dict:
     record = read_json(path)
     missing = [name for name in ("splits", "sources", "settings") if not isinstance(record.get(name), dict)]
     if missing:
-        raise Refused(f"{path} is damaged (it lacks {', '.join(missing)}): restore it, or name the items by --test-file")
+        raise Refused(f"{path} is damaged (it lacks {', '.join(missing)}): restore it, or give --test-file")
     return record
 
 
@@ -209,6 +164,7 @@ def check_plan(args, settings: ModelSettings, config, data: LabelledData, num_la
         data: the train split.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    check_token_ids(args.model, config, data.encoded.ids)
     total, head = classifier_size(config, num_labels)
     adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
     trainable = total if settings.method == "full" else adapter + head

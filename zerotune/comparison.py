@@ -44,7 +44,7 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
     if len(tasks) > 1:
         raise Refused(f"a comparison is of one task, the folders hold {' and '.join(tasks)}: compare each task apart")
     for one in read:
-        if missing := [name for name in METRIC_NAMES if name not in one.metrics]:
+        if missing := [name for name in METRIC_NAMES if not isinstance(one.metrics.get(name), int | float)]:
             found = f"{one.folder}/metrics.json does not"
             raise Refused(f"a classification evaluation has {missing[0]}, {found}: evaluate again")
     pairs = [paired_comparison(read[0], other) for other in read[1:]]
@@ -59,10 +59,14 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
         ],
         "seeds": spreads,
     }
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(output_dir / "comparison.json", record)
     report = output_dir / "report.html"
-    write_text(report, _comparison_page(TASK_NAMES.get(tasks[0], tasks[0]), read, pairs, adjusted, spreads))
+    text = _comparison_page(TASK_NAMES.get(tasks[0], tasks[0]), read, pairs, adjusted, spreads)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "comparison.json", record)
+        write_text(report, text)
+    except OSError as error:
+        raise Refused(f"--output-dir {output_dir} cannot be written ({error.strerror}): name another folder") from None
     return report
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from zerotune.precision import autocast
+
 # Written by plain runs; DeepSpeed names its own files, under DEEPSPEED_TAG.
 WEIGHTS_FILE, OPTIMIZER_FILE, DEEPSPEED_TAG = "model.safetensors", "optimizer.pt", "deepspeed"
 
@@ -55,8 +56,7 @@ class Engine:
         """The model's output under the run's precision. DeepSpeed enters autocast itself."""
         if self.deepspeed:
             return self.model(**inputs)
-        device_type, dtype = self.accelerator.device.type, COMPUTE_DTYPES[self.precision]
-        with torch.autocast(device_type, dtype=dtype, enabled=self.precision != "fp32"):
+        with autocast(self.accelerator.device.type, self.precision):
             return self.model(**inputs)
 
     def backward(self, loss: torch.Tensor, is_last: bool) -> None:
@@ -118,20 +118,17 @@ class Engine:
 
     def save(self, folder: Path) -> list[Path]:
         """Write trainable weights and optimizer state into `folder`. Returns the files that this rank wrote."""
-        before = set(folder.rglob("*"))
         if self.deepspeed:
             self.model.save_checkpoint(str(folder), tag=DEEPSPEED_TAG, exclude_frozen_parameters=True)
             return _files_of_rank(folder, self.accelerator.process_index)
-        if self.accelerator.is_main_process:
-            from safetensors.torch import save_file
+        if not self.accelerator.is_main_process:
+            return []
+        from safetensors.torch import save_file
 
-            save_file(self._trainable_state(), folder / WEIGHTS_FILE)
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict() if self.scaler else None,
-            }
-            torch.save(state, folder / OPTIMIZER_FILE)
-        return sorted(path for path in folder.rglob("*") if path not in before and path.is_file())
+        save_file(self._trainable_state(), folder / WEIGHTS_FILE)
+        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict() if self.scaler else None}
+        torch.save(state, folder / OPTIMIZER_FILE)
+        return [folder / WEIGHTS_FILE, folder / OPTIMIZER_FILE]
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, bit for bit."""

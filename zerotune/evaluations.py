@@ -47,6 +47,8 @@ def read_evaluation(folder: Path) -> Evaluation:
         lines = read_json_lines(folder / "predictions.jsonl")
     except ValueError as error:
         raise Refused(f"{folder} holds broken JSON ({error}): evaluate again") from error
+    if not isinstance(metrics, dict) or not all(_is_prediction(line) for line in lines):
+        raise Refused(f"{folder} holds a metrics.json or predictions.jsonl of another kind: evaluate again")
     labelled = [line for line in lines if line["label"] is not None]
     if not labelled:
         raise Refused(f"a score needs labelled predictions, {folder} has none: evaluate on a labelled file")
@@ -54,9 +56,13 @@ def read_evaluation(folder: Path) -> Evaluation:
     if len(predictions) != len(labelled):
         raise Refused(f"an id counts once, {folder} has {len(labelled) - len(predictions)} twice: evaluate again")
     if metrics.get("count", len(labelled)) != len(labelled):
-        found = f"metrics.json counts {metrics['count']:,} items, predictions.jsonl has {len(labelled):,}"
+        found = f"metrics.json counts {metrics['count']} items, predictions.jsonl has {len(labelled):,}"
         raise Refused(f"the files of one evaluation belong together, in {folder} {found}: evaluate again")
     return Evaluation(folder, metrics, predictions)
+
+
+def _is_prediction(line) -> bool:
+    return isinstance(line, dict) and {"id", "label", "prediction"} <= line.keys()
 
 
 def common_ids(first: Evaluation, second: Evaluation) -> list[str]:

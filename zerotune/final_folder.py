@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from zerotune.errors import Refused
+from zerotune.files import read_json
 from zerotune.heads import SequenceClassifier, is_encoder
 from zerotune.models import ModelSettings, initialise_head, load_stock_model, quiet_transformers
 from zerotune.pretrained import load_tokenizer, read_config
@@ -143,8 +144,8 @@ def load_final_or_base(
     """
     config, tokenizer = read_config(name, revision), load_tokenizer(name, revision)
     task_file, adapter_file = _find(name, "task.json", revision), _find(name, "adapter_config.json", revision)
-    task = json.loads(Path(task_file).read_text(encoding="utf-8")) if task_file else None
-    adapter = json.loads(Path(adapter_file).read_text(encoding="utf-8")) if adapter_file else None
+    task = read_json(Path(task_file)) if task_file else None
+    adapter = read_json(Path(adapter_file)) if adapter_file else None
     in_4bit = load_4bit or (task or {}).get("method") == "qlora"
     settings = ModelSettings(
         name=adapter["base_model_name_or_path"] if adapter else name,
@@ -159,7 +160,8 @@ def load_final_or_base(
     elif missing:
         if not is_encoder(config):
             raise Refused(
-                f"{name} says that it has a classification head and has none; give a tuned final/ folder, or correct its config.json"
+                f"{name} has no classification head, which its config.json says it has; correct that, or give a tuned "
+                "final/ folder"
             )
         initialise_head(model, missing, settings.seed)
     return SequenceClassifier(model).eval(), tokenizer, task

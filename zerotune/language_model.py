@@ -4,9 +4,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from zerotune.engine import COMPUTE_DTYPES
 from zerotune.errors import Refused
 from zerotune.models import attention_kernel, check_shapes, keep_nf4_layout, nf4_config, quiet_transformers
+from zerotune.precision import compute_dtype
 from zerotune.pretrained import read_config
 
 
@@ -24,7 +24,7 @@ def load_language_model(options, device: torch.device):
             model, info = AutoModelForCausalLM.from_pretrained(
                 options.model,
                 revision=options.revision or "main",
-                dtype=COMPUTE_DTYPES[options.precision],
+                dtype=compute_dtype(options.precision),
                 attn_implementation=attention_kernel(options.attention, config),
                 quantization_config=nf4_config(options.precision) if options.load_4bit else None,
                 ignore_mismatched_sizes=True,  # check_shapes refuses them, in one line

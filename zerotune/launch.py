@@ -1,66 +1,17 @@
-"""From the launcher's environment to an Accelerator: precision, the DeepSpeed configuration, and who sees whom."""
+"""From the launcher's environment to an Accelerator: the DeepSpeed configuration, and who sees whom."""
 
-import ctypes
 import json
 import os
-import platform
 import re
 import sys
 from pathlib import Path
 
+from zerotune.cpu import parent_command
 from zerotune.errors import Refused
 
 # DeepSpeed's counts of its own: steps are cut by zerotune/batching.py, so that they only have to be consistent.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
 DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
-
-# mallopt's numbers in glibc's malloc.h
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-CPU_TOKENS = 2048
-# oneDNN keeps a kernel for each shape it has met, 1,024 by default; lengths vary, and these few cost 150 MB less
-CPU_KERNELS_KEPT = "64"
-
-
-def resolve_precision(wanted: str, deepspeed_config: dict | None) -> str:
-    """Choose bf16, fp16 or fp32 from the flag, then the DeepSpeed file, then the launcher, then the device.
-
-    Plain `accelerate launch` exports mixed_precision=no, which is not a wish for float32.
-
-    Raises:
-        Refused: flag and DeepSpeed file disagree; the device lacks the precision.
-    """
-    in_file = _precision_of_file(deepspeed_config or {})
-    if in_file and wanted not in ("auto", in_file):
-        raise Refused(
-            f'--precision {wanted} and the DeepSpeed file\'s {in_file} disagree: drop one, or write "auto" in the file'
-        )
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if wanted == "auto":
-        wanted = in_file or (launcher if launcher in ("bf16", "fp16") else None) or default_precision()
-    if wanted == "fp16" and deepspeed_config is not None:
-        raise Refused(
-            "fp16 under DeepSpeed is not supported: use --precision bf16 or fp32, or launch without DeepSpeed"
-        )
-    return wanted
-
-
-def _precision_of_file(config: dict) -> str | None:
-    for name in ("bf16", "fp16"):
-        if config.get(name, {}).get("enabled") is True:
-            return name
-    autocast = config.get("torch_autocast", {})
-    if autocast.get("enabled") is True:
-        return {"bfloat16": "bf16", "float16": "fp16"}.get(str(autocast.get("dtype", "")).removeprefix("torch."))
-    return None
-
-
-def default_precision() -> str:
-    """bf16 where the device computes it natively, else fp32."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"
 
 
 def read_deepspeed_config(path: Path | None) -> dict | None:
@@ -141,56 +92,13 @@ def fill_deepspeed_config(config: dict, args, precision: str) -> dict:
     return config
 
 
-def tokens_per_device(wanted: int | None, on_gpu: int) -> int:
-    """--tokens-per-device, else `on_gpu` where there is one; a CPU gains nothing by large batches but their memory."""
-    import torch
-
-    return wanted or (on_gpu if torch.cuda.is_available() else CPU_TOKENS)
-
-
-def use_whole_cpu(tiny_model: bool) -> None:
-    """On a CPU: all cores, and memory that is kept from step to step. Call before the first large tensor.
-
-    `accelerate launch` exports OMP_NUM_THREADS=1 where nobody asked for it, which is no more a wish than its
-    mixed_precision=no. glibc gives large blocks back to the kernel and faults them in again at every step: keeping them
-    made training of a small encoder 1.3 × as fast.
-
-    Args:
-        tiny_model: keep the threads as they are; more of them cost more than they give.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", CPU_KERNELS_KEPT)
-    if not tiny_model and not _threads_were_asked_for():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _threads_were_asked_for() -> bool:
-    """Whether OMP_NUM_THREADS is a wish: set for this process and, where a launcher started it, for that too."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        return False
-    if not re.search(r"accelerate|torchrun|torch\.distributed", _parent_command()):
-        return True
-    entries = Path(f"/proc/{os.getppid()}/environ").read_bytes().split(b"\0")
-    return any(entry.startswith(b"OMP_NUM_THREADS=") for entry in entries)
-
-
 def zero_stage(config: dict | None) -> int | None:
-    """ZeRO stage of a DeepSpeed configuration, None without one. Raises Refused for a stage that is not 1, 2 or 3."""
+    """ZeRO stage of a DeepSpeed configuration, None without one. Raises Refused for a stage that there is not."""
     if config is None:
         return None
     stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (1, 2, 3):
-        raise Refused(
-            f"the DeepSpeed file's zero_optimization stage is {stage}: wanted 1, 2 or 3; leave DeepSpeed out for none"
-        )
+    if stage not in (0, 1, 2, 3):
+        raise Refused(f"the DeepSpeed file's zero_optimization stage is {stage!r}: wanted 1, 2 or 3")
     return stage
 
 
@@ -228,7 +136,7 @@ def start_accelerator(deepspeed_config: dict | None):
     accelerator = Accelerator(
         mixed_precision="no", cpu=on_cpu and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers
     )
-    check_world(accelerator.num_processes, os.environ, _parent_command())
+    check_world(accelerator.num_processes, os.environ, parent_command())
     return accelerator
 
 
@@ -256,11 +164,6 @@ def check_world(num_processes: int, environment: dict, launcher_command: str) ->
             f"accelerate launch was asked for {wanted[1]} processes and started {num_processes}: on a CPU use "
             f"torchrun --nproc_per_node {wanted[1]}, or add --use_deepspeed"
         )
-
-
-def _parent_command() -> str:
-    path = Path(f"/proc/{os.getppid()}/cmdline")
-    return path.read_bytes().replace(b"\0", b" ").decode(errors="replace") if path.exists() else ""
 
 
 def _choose_deepspeed_accelerator() -> None:

@@ -1,7 +1,6 @@
 """The training loop. A step is the same at any world size: the same examples, one loss over one global count."""
 
 import math
-import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from zerotune import checkpoints
 from zerotune.batching import epoch_steps, micro_batches
 from zerotune.errors import Preempted, Refused
+from zerotune.randomness import derive_seed
 from zerotune.runs import is_main_process
 
 
@@ -42,18 +42,6 @@ class Progress:
             self.evaluations_without_gain += 1
             self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
         return improved
-
-
-class StopSignal:
-    """Notes SIGTERM and SIGUSR1. The ranks agree at the next step boundary, as their notes travel with the loss."""
-
-    def __init__(self):
-        self.name = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
-
-    def _note(self, number, frame) -> None:
-        self.name = signal.Signals(number).name
 
 
 class Loop:
@@ -110,7 +98,7 @@ class Loop:
         mine = micro_batches(indices, self.data.lengths, self.args.tokens_per_device, self.accelerator.num_processes)
         loss_sum = self._accumulate(step, indices, mine[self.accelerator.process_index])
         norm = self.engine.step(self.schedule.rate_factor(step))
-        status = torch.stack([loss_sum, torch.tensor(float(self.stop_signal.name is not None), device=loss_sum.device)])
+        status = torch.stack([loss_sum, torch.full_like(loss_sum, float(self.stop_signal.name is not None))])
         if self.accelerator.num_processes > 1:
             status = self.accelerator.reduce(status, "sum")
         self._read_status()
@@ -222,9 +210,3 @@ def _drops(engine) -> bool:
     """Attention dropout is a number in the configuration, not a module."""
     config = engine.module.config
     return any(getattr(config, name, 0) for name in ("attention_dropout", "attention_probs_dropout_prob", "dropout"))
-
-
-def derive_seed(*numbers: int) -> int:
-    """A 63-bit seed from a few numbers: nothing about randomness has to be stored in a checkpoint."""
-    low, high = np.random.SeedSequence(numbers).generate_state(2)
-    return (int(high) << 32 | int(low)) & (2**63 - 1)

@@ -20,6 +20,7 @@ from zerotune.heads import (
     is_head_parameter,
     make_head_float32,
 )
+from zerotune.precision import compute_dtype
 from zerotune.pretrained import check_labels, load_tokenizer, read_config
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "read_config",
 ]
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Never quantised: the heads of every model we support, under every task. transformers matches the beginning or the end
 # of a path: "pooler" alone would match nothing in BERT, whose layer is bert.pooler.dense.
 _NEVER_QUANTISED = ["score", "classifier", "pre_classifier", "pooler.dense", "qa_outputs", "lm_head"]
@@ -60,6 +60,11 @@ class ModelSettings:
 
 def check_settings(settings: ModelSettings) -> None:
     """Raises Refused for settings that no model can be trained with, before one is read."""
+    if settings.zero_stage == 0:  # DeepSpeed then tells no gradient norm
+        raise Refused(
+            "the DeepSpeed file's zero_optimization stage is 0: wanted 1, 2 or 3; for plain data parallelism launch "
+            "without DeepSpeed"
+        )
     if settings.method == "qlora" and settings.zero_stage == 3:
         raise Refused(
             "--method qlora cannot be split by ZeRO-3, and need not be: a 7B model in NF4 fits any GPU; "
@@ -120,7 +125,7 @@ def load_stock_model(settings: ModelSettings, labels: tuple[str, ...], tokenizer
 def base_dtype(settings: ModelSettings) -> torch.dtype:
     """The type of everything but head and adapters; in QLoRA, of what is not quantised."""
     keeps_float32 = settings.method == "full" or settings.zero_stage == 3
-    return torch.float32 if keeps_float32 else _DTYPES[settings.precision]
+    return torch.float32 if keeps_float32 else compute_dtype(settings.precision)
 
 
 def nf4_config(precision: str) -> BitsAndBytesConfig:
@@ -129,7 +134,7 @@ def nf4_config(precision: str) -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_DTYPES[precision],
+        bnb_4bit_compute_dtype=compute_dtype(precision),
         llm_int8_skip_modules=_NEVER_QUANTISED,
     )
 

@@ -1,13 +1,15 @@
 """A model's config and tokenizer, read and judged before any weight is."""
 
-import json
 import os
+from pathlib import Path
 
+import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
+from zerotune.files import read_json
 
 SUPPORTED = ("llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta")
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>")
@@ -79,16 +81,41 @@ def _unreadable(name: str, error: Exception) -> Refused:
     return Refused(f"the config of --model {name} cannot be read: {str(error).splitlines()[0]}")
 
 
+def most_tokens(config: PretrainedConfig) -> int | None:
+    """How many tokens fit the model's positions, None where it says nothing. RoBERTa counts positions from pad + 1."""
+    window = getattr(config, "max_position_embeddings", None)
+    return window - config.pad_token_id - 1 if window and config.model_type == "roberta" else window
+
+
+def check_window(name: str, config: PretrainedConfig, max_length: int) -> None:
+    """Raises Refused for texts longer than the model's positions."""
+    window = most_tokens(config)
+    if window is not None and max_length > window:
+        raise Refused(f"--max-length {max_length} is more than the {window} positions of {name}: use at most that")
+
+
+def check_token_ids(name: str, config: PretrainedConfig, ids: np.ndarray) -> None:
+    """Raises Refused for token ids without an embedding: the tokenizer belongs to another model."""
+    if len(ids) and ids.max() >= config.vocab_size:
+        raise Refused(
+            f"the tokenizer of {name} gives token {ids.max()} and the model has {config.vocab_size} embeddings: copy "
+            "the tokenizer that belongs to it"
+        )
+
+
 def check_weight_files(name: str) -> None:
     """Raises Refused where a model folder lacks weights or they are cut short; reads only headers. A hub id passes."""
     if not os.path.isdir(name):
         return
     files = sorted(file for file in os.listdir(name) if file.endswith((".safetensors", ".bin")))
     index = os.path.join(name, "model.safetensors.index.json")
+    adapter = os.path.join(name, "adapter_config.json")
     wanted = set(files)
     if os.path.isfile(index):
-        with open(index, encoding="utf-8") as file:
-            wanted = set(json.load(file)["weight_map"].values())
+        wanted = set(read_json(Path(index)).get("weight_map", {}).values())
+    elif os.path.isfile(adapter):
+        wanted = {"adapter_model.safetensors"}
+        _check_adapter_base(name, read_json(Path(adapter)).get("base_model_name_or_path"))
     if not files or wanted - set(files):
         missing = ", ".join(sorted(wanted - set(files))[:4]) or "model.safetensors"
         raise Refused(f"no weights could be read for --model {name}: it lacks {missing}; copy the whole folder")
@@ -98,6 +125,15 @@ def check_weight_files(name: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise Refused(f"{path} is damaged ({error}): copy it again") from error
+
+
+def _check_adapter_base(name: str, base) -> None:
+    if not isinstance(base, str) or (os.path.isabs(base) and not os.path.isdir(base)):
+        raise Refused(
+            f"the adapter {name} belongs to the model {base}, which is not there: put it back, or correct "
+            "base_model_name_or_path in adapter_config.json"
+        )
+    check_weight_files(base)
 
 
 def is_trained_classifier(config: PretrainedConfig) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from zerotune.data import to_device
 from zerotune.errors import Refused
+from zerotune.randomness import random_order
 
 # Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"
@@ -179,15 +180,16 @@ def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tu
     Raises:
         Refused: a label has too few examples.
     """
-    generator = np.random.default_rng([seed, num_shots])
     chosen = []
-    for place, label in enumerate(generator.permutation(num_labels)):
+    for place, label in enumerate(random_order(num_labels, seed, "labels of shots")):
         of_label = [example for example in examples if example.label == label]
         wanted = num_shots // num_labels + (place < num_shots % num_labels)
         if len(of_label) < wanted:
             raise Refused(f"--shots {num_shots} needs {wanted} examples of label {label} and there are {len(of_label)}")
-        chosen += [of_label[index] for index in generator.choice(len(of_label), wanted, replace=False)]
-    return tuple((chosen[index].text, chosen[index].label) for index in generator.permutation(len(chosen)))
+        chosen += [of_label[index] for index in random_order(len(of_label), seed, f"shots of {label}")[:wanted]]
+    return tuple(
+        (chosen[index].text, chosen[index].label) for index in random_order(len(chosen), seed, "order of shots")
+    )
 
 
 def calibrate(log_likelihoods: np.ndarray, content_free: np.ndarray) -> np.ndarray:

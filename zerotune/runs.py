@@ -20,6 +20,11 @@ FREE_FLAGS = {
     "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
     "push_to_hub", "state_file", "tokens_per_device",
 }  # fmt: skip
+# What a script would overwrite or delete, written after run.json.
+RESULTS = (
+    "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
+    "metrics.json", "submission.tsv",
+)  # fmt: skip
 RECORDED_VERSIONS = (
     "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",
 )  # fmt: skip
@@ -65,9 +70,16 @@ def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
     Returns:
         True when the very same run is finished: there is nothing left to do.
     Raises:
-        Refused: `--resume never`, or flags that change the run differ; each is named with both values.
+        Refused: `--resume never`; files of something else; or flags that change the run differ, each named with both
+            values.
     """
     if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
+        foreign = [name for name in RESULTS if os.path.lexists(folder / name)]
+        if foreign:
+            raise Refused(
+                f"{folder} holds {', '.join(foreign)} and no run.json, so that they are not of a run: choose a new or "
+                "empty --output-dir"
+            )
         return False
     if getattr(args, "resume", None) == "never":
         raise Refused(f"{folder} holds a run already and --resume never forbids going on: choose another --output-dir")
@@ -79,8 +91,8 @@ def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
         listed = ", ".join(f"--{name.replace('_', '-')} was {theirs.get(name)}, is {ours[name]}" for name in changed)
         raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
     finished = read_state(folder).get("state") == "finished"
-    if finished and hasattr(args, "resume") and not (folder / "final" / "task.json").exists():
-        say(f"{folder} was finished and its final/ is gone: it is made again")
+    if finished and (folder / "checkpoints").exists() and not (folder / "final" / "task.json").exists():
+        say(f"{folder} was finished and its final/ is gone: it is made again from the checkpoints")
         return False
     if finished and says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")

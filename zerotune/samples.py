@@ -163,21 +163,23 @@ def tiny_causal_model(folder: Path, seed: int = 0) -> None:
     """
     if _is_complete(folder):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = _train_tokenizer(seed)
         tokenizer.save_pretrained(aside)
         _random_llama(tokenizer, seed).save_pretrained(aside)
         os.rename(aside, folder)
-    except OSError:
+    except OSError as error:
         if not _is_complete(folder):
             if folder.exists():
                 raise Refused(
                     f"the sample model needs a new or empty folder, but {folder} holds something else: "
                     "delete it or name another"
                 ) from None
-            raise
+            raise Refused(
+                f"the sample model cannot be written to {folder} ({error.strerror}): set ZEROTUNE_CACHE to another folder"
+            ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

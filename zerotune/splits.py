@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from zerotune.errors import Refused
 from zerotune.phrases import PhraseIndex
+from zerotune.randomness import random_order
 from zerotune.sources import Source
 
 CHOOSE_ROWS = 872
@@ -133,12 +132,6 @@ def without_texts_of(examples: list[Example], others: Iterable[Example]) -> list
 # --- draws by seed ---
 
 
-def _random_order(num_items: int, seed: int, purpose: str) -> np.ndarray:
-    """A permutation of 0 … num_items-1 from PCG64's raw output, which numpy promises to keep."""
-    bits = np.random.PCG64(np.random.SeedSequence([seed, *purpose.encode()]))
-    return np.argsort(bits.random_raw(num_items), kind="stable")
-
-
 def _shares(counts: list[int], size: int) -> list[int]:
     """`size` items over groups of given sizes: proportional, by largest remainder, at least 1 each if size allows."""
     total = sum(counts)
@@ -167,7 +160,7 @@ def _draw(
 ) -> list[Example]:
     chosen = []
     for number, (group, share) in enumerate(zip(groups, shares, strict=True)):
-        order = _random_order(len(group), seed, f"{purpose}/{number}")
+        order = random_order(len(group), seed, f"{purpose}/{number}")
         chosen.extend(group[position] for position in order[:share])
     return [examples[position] for position in sorted(chosen)]
 

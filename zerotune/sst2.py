@@ -233,6 +233,8 @@ def _names_items(settings: Settings) -> bool:
 def _test_items(settings: Settings) -> tuple[list[Example], dict]:
     """The test split alone. Train is read only where the test rows are drawn from it."""
     dataset, colon, split = (settings.dataset or "").partition(":")
+    if colon and not (dataset and split):
+        raise Refused(f"--dataset {settings.dataset} must be a hub id, or ID:SPLIT; {DATASET}:test is one")
     origins = {"test": Origin(split, hub=(dataset, split, None))} if colon else _origins(settings)
     if "test" not in origins:
         splits = _load(settings)

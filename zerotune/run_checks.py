@@ -1,0 +1,57 @@
+"""What a training run would find impossible, refused before a weight is loaded or a file written."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from zerotune import checkpoints
+from zerotune.errors import Refused
+from zerotune.models import attention_kernel
+from zerotune.pretrained import check_window
+
+
+def check_run_flags(args) -> None:
+    """Refuse a checkpoint, a tracker or an upload that the end of the run would find impossible."""
+    if args.resume not in ("auto", "never"):
+        folder, root = Path(args.resume), args.output_dir / "checkpoints"
+        if not os.path.isfile(folder / checkpoints.MARKER):
+            raise Refused(f"--resume {folder}: no {checkpoints.MARKER} marker: name a whole checkpoint, or use auto")
+        if folder.resolve().parent != root.resolve():  # the best checkpoint and the logs lie beside it
+            raise Refused(
+                f"--resume {folder} is no checkpoint of this run: name one of {root}, or copy that run's whole folder"
+            )
+    if args.tracker == "wandb" and find_spec("wandb") is None:
+        raise Refused("--tracker wandb needs wandb, which is not installed: pip install 'zerotune[wandb]'")
+    if args.push_to_hub:
+        check_upload(args.push_to_hub)
+
+
+def check_upload(name: str) -> None:
+    """Raises Refused for an --push-to-hub that cannot work: offline, without a token, or no name for a repository."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise Refused(f"--push-to-hub {name} is no ORG/NAME: {error}") from None
+    if constants.HF_HUB_OFFLINE:
+        raise Refused("--push-to-hub needs the hub and HF_HUB_OFFLINE is set: unset it, or leave --push-to-hub out")
+    if get_token() is None:
+        raise Refused("--push-to-hub needs a token that may write: log in with `hf auth login`, or set HF_TOKEN")
+
+
+def check_model_flags(args, config) -> None:
+    """Refuse texts that are longer than the model's positions, and an attention kernel that it cannot use."""
+    attention_kernel(args.attention, config)
+    if args.attention == "flex_attention" and not torch.cuda.is_available():
+        raise Refused("--attention flex_attention trains on a GPU only, and there is none; use --attention auto")
+    if getattr(config, "quantization_config", None) is not None:
+        raise Refused(
+            f"{args.model} is quantised already and cannot be trained: give the model it was made from; "
+            "--method qlora quantises it while it is loaded"
+        )
+    check_window(args.model, config, args.max_length)
