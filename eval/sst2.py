@@ -11,7 +11,7 @@ The last line predicts the unlabelled test rows and writes submission.tsv, the f
 from pathlib import Path
 
 from zerotune.arguments import eval_parser
-from zerotune.runs import RunFolder, check_earlier_run, recorded_flags, run_script, say, short_name
+from zerotune.runs import RunFolder, check_earlier_run, describe_process, recorded_flags, run_script, say, short_name
 
 
 def main(args):
@@ -20,9 +20,11 @@ def main(args):
     from zerotune import classification_run as stages
     from zerotune.precision import resolve_precision
     from zerotune.prompting import draw_shots
+    from zerotune.stopping import StopSignal
 
     args.model = args.model or (str(stages.sample_model_folder()) if args.sample else stages.DEFAULT_MODEL)
     args.output_dir = args.output_dir or Path("runs") / f"eval-{sst2.TASK}-{short_name(args.model)}"
+    stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)
     cpu.use_whole_cpu(tiny_model=args.sample)
     config, tokenizer = stages.read_model_folder(args, sst2.LABELS)
@@ -43,14 +45,16 @@ def main(args):
         calibrate=args.calibrate,
         shots=shots,
         seed=args.seed,
+        data_sha256=results.test_source_sha256(record),
     )
     classification.check_options(options, config, tokenizer)
     accelerator = launch.start_accelerator(None)
 
     with RunFolder(args.output_dir, accelerator) as run:
         run.write_json("split.json", record)
-        run.write_json("run.json", {"flags": recorded_flags(args)})
-        metrics = classification.evaluate_checkpoint(run.path, options, sst2, test, accelerator)
+        world = {"num_processes": accelerator.num_processes, "device": stages.device_name(accelerator.device)}
+        run.write_json("run.json", {**describe_process(), "flags": recorded_flags(args), "world": world})
+        metrics = classification.evaluate_checkpoint(run.path, options, sst2, test, accelerator, stop_signal)
         run.write_json("state.json", {"state": "finished", "reason": None})
         say(f"{metrics['setting']}: {results.accuracy_line(metrics)}; results in {run.path}")
 

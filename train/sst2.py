@@ -41,7 +41,7 @@ def main(args):
     settings = stages.model_settings(args, precision, launch.zero_stage(deepspeed))
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
         data = stages.tokenise(args, tokenizer, splits)
-        stages.check_plan(args, settings, config, data["train"], len(sst2.LABELS))
+        stages.check_plan(args, settings, config, data["train"], len(sst2.LABELS), deepspeed)
     if args.plan:
         return
     filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
@@ -49,23 +49,23 @@ def main(args):
 
     with RunFolder(args.output_dir, accelerator) as run:
         data = stages.tokenise(args, tokenizer, splits)
-        stages.start_run(run, args, splits, data, config, precision)
-        results.evaluate_base(run, args, config, precision, sst2, splits.test)
+        stages.start_run(run, args, splits, data, precision, filled)
+        base_eval_s = results.evaluate_base(run, args, precision, sst2, splits, stop_signal)
 
         engine = stages.build_engine(run, args, settings, config, tokenizer, sst2.LABELS, data["train"])
         schedule = stages.schedule_for(args, len(splits.train))
         choose = stages.choosing_evaluation(engine, data["choose"], schedule, args)
         loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
         stages.resume(loop, args)
-        startup_s = time.time() - started_at()
+        startup_s = time.time() - started_at() - base_eval_s
         progress = loop.train()
 
         final = stages.save_best(loop, args, tokenizer, sst2)
         del engine, loop, choose
-        accelerator.free_memory()  # it holds model and optimizer too
-        metrics = results.evaluate_final(run, args, final, precision, sst2, splits.test)
+        stages.free_training_memory(accelerator)
+        metrics = results.evaluate_final(run, args, final, precision, sst2, splits, stop_signal)
         results.print_results(run, metrics)
-        results.finish(run, args, progress, splits.test, startup_s)
+        results.finish(run, args, progress, splits.test, {"startup_s": startup_s, "base_eval_s": base_eval_s})
 
 
 if __name__ == "__main__":

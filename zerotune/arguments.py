@@ -45,6 +45,16 @@ def non_empty(text: str) -> str:
     return text
 
 
+def positive_or_none(text: str) -> float | None:
+    """A finite number above 0, or the word none."""
+    if text == "none":
+        return None
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
 def fraction(text: str) -> float:
     """A number from 0 to 1."""
     value = float(text)
@@ -144,7 +154,9 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split-seed", type=non_negative_int, default=0, help="seed of every split and subset (default %(default)s)"
     )
-    group.add_argument("--limit-eval", type=positive_int, help="evaluate on so many test items, drawn by split seed")
+    group.add_argument(
+        "--limit-eval", type=positive_int, help="choose and report on so many items each, drawn by split seed"
+    )
 
 
 def _add_training_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +194,10 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warmup-ratio", type=fraction, default=0.06, help="share of all steps (default %(default)s)")
     group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="AdamW's (default %(default)s)")
     group.add_argument(
-        "--max-grad-norm", type=non_negative_float, default=1.0, help="0 for no clipping (default %(default)s)"
+        "--max-grad-norm",
+        type=positive_or_none,
+        default=1.0,
+        help="clip to this norm; none: no clipping (default %(default)s)",
     )
     group.add_argument(
         "--patience", type=positive_int, help="stop after so many evaluations without gain (default: never)"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import disk_is_full, sync_folder, write_json
+from zerotune.launch import on_all_ranks
 
 MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
 # A save must leave this much for logs and reports.
@@ -47,8 +48,9 @@ def save(root: Path, progress: dict, write: Callable[[Path], list[Path]], num_by
         if not disk_is_full(root, error):
             raise
         problem = _full_disk_line(root, num_bytes)
-    problems, manifest = _gather(accelerator, problem), {}
-    for part in _gather(accelerator, entries):
+    problems, manifest = on_all_ranks(accelerator, problem), {}
+    for part in on_all_ranks(accelerator, entries):
+        assert not manifest.keys() & part.keys(), "a file belongs to one rank"
         manifest |= part
     if accelerator.is_main_process:
         problem = next((line for line in problems if line), None) or _finish(aside, target, manifest, num_bytes)
@@ -109,15 +111,9 @@ def _publish(aside: Path, target: Path) -> None:
     sync_folder(target)
 
 
-def _gather(accelerator, value) -> list:
-    from accelerate.utils import gather_object
-
-    return gather_object([value]) if accelerator.num_processes > 1 else [value]
-
-
 def _agree(accelerator, problem: str | None) -> None:
     """Every rank stops when one has a problem."""
-    lines = [line for line in _gather(accelerator, problem) if line]
+    lines = [line for line in on_all_ranks(accelerator, problem) if line]
     if lines:
         raise Refused(lines[0])
 
@@ -146,25 +142,37 @@ def read_progress(folder: Path) -> dict:
     return json.loads((folder / PROGRESS).read_text())
 
 
+def best_of(folder: Path) -> Path | None:
+    """The checkpoint of the best evaluation that a checkpoint knows of; None before the first evaluation."""
+    if not (folder / PROGRESS).exists():
+        return None
+    best_step = read_progress(folder).get("progress", {}).get("best_step")
+    return None if best_step is None else step_folder(folder.parent, best_step)
+
+
 def newest_whole(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and a line for each newer one that is passed over."""
     passed_over = []
     for folder in sorted(root.glob("step-*"), reverse=True):
         problem = defect(folder)
+        best = best_of(folder) if problem is None else None
+        if best is not None and best != folder and (best_problem := defect(best)):
+            problem = f"its best checkpoint {best.name} is damaged ({best_problem})"
         if problem is None:
             return folder, passed_over
         passed_over.append(f"checkpoint {folder} is passed over: {problem}")
     return None, passed_over
 
 
-def prune(root: Path, keep: int, step: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one, after the one of `step` has been saved.
+def prune(root: Path, keep: int, step: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best that each of them knows of, after a save at `step`.
 
     Folders without a marker and those of later steps, which the run did not go on from, do not count and are deleted.
     """
     folders, last = sorted(root.glob("step-*")), step_folder(root, step)
     counted = [folder for folder in folders if folder <= last and (folder / MARKER).exists()]
-    protected = {*counted[-keep:]} | ({step_folder(root, best_step)} if best_step is not None else set())
+    # should the newest be torn, an older one goes on with the best that it knew
+    protected = {*counted[-keep:]} | {best_of(folder) for folder in counted[-keep:]}
     for folder in folders:
         if folder not in protected:
             # without its marker it counts no more, should the deletion be cut short

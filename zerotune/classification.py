@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from zerotune.final_folder import load_final_or_base
 from zerotune.heads import is_encoder
 from zerotune.language_model import load_language_model
 from zerotune.metrics import classification_metrics, confusion_matrix, confusion_scores
+from zerotune.model_files import model_identity
 from zerotune.models import attention_kernel
 from zerotune.precision import autocast
 from zerotune.pretrained import (
@@ -28,14 +30,21 @@ from zerotune.pretrained import (
     most_tokens,
     read_config,
 )
-from zerotune.prompting import CONTENT_FREE_TEXTS, Prompt, calibrate, encode_prompts, normalise, uses_chat
+from zerotune.prompting import (
+    CONTENT_FREE_TEXTS,
+    Prompt,
+    PromptData,
+    calibrate,
+    encode_prompts,
+    normalise,
+    uses_chat,
+)
 from zerotune.runs import is_main_process
 from zerotune.scoring import PartialScores, score_items
 from zerotune.splits import Example
 
 UNLABELLED = -100
 FINGERPRINT_FILE = ".fingerprint.json"
-END_BYTES = 2**20
 DEFAULT_MAX_LENGTH = 256
 
 Scorer = Callable[[np.ndarray], np.ndarray]
@@ -58,28 +67,22 @@ def classifier_scorer(model, data: LabelledData, device: torch.device, precision
     return score
 
 
-def prompt_scorer(model, tokenizer, prompt: Prompt, examples: list[Example], options: "EvalOptions", device) -> tuple:
-    """Scores of a causal model's label words.
+def prompt_scorer(model, data: PromptData, content_free: PromptData | None, device: torch.device) -> Scorer:
+    """indices [batch] -> log-probabilities [batch, labels] of a causal model's label words.
 
-    Returns:
-        The scorer, tokens of each item [num_items], and how many texts were cut to fit.
+    They are calibrated by the content-free prompts, where there are some.
     """
-    window, max_length = model.config.max_position_embeddings, options.max_length or DEFAULT_MAX_LENGTH
-    data = encode_prompts(tokenizer, prompt, [example.text for example in examples], max_length, window)
-    content_free = None
-    if options.calibrate == "contextual":
-        free = encode_prompts(tokenizer, prompt, list(CONTENT_FREE_TEXTS), max_length, window)
+    baseline = None
+    if content_free is not None:
         with torch.no_grad():
-            one_by_one = [
-                free.log_likelihoods(model, np.array([item]), device) for item in range(len(CONTENT_FREE_TEXTS))
-            ]
-        content_free = np.concatenate(one_by_one)
+            numbers = range(len(content_free.lengths))
+            baseline = np.concatenate([content_free.log_likelihoods(model, np.array([n]), device) for n in numbers])
 
     def score(items: np.ndarray) -> np.ndarray:
         likelihoods = data.log_likelihoods(model, items, device)
-        return normalise(likelihoods) if content_free is None else calibrate(likelihoods, content_free)
+        return normalise(likelihoods) if baseline is None else calibrate(likelihoods, baseline)
 
-    return score, data.lengths, data.num_truncated
+    return score
 
 
 def choosing_values(labels: np.ndarray, log_probabilities: np.ndarray, choose_by: str) -> dict[str, float]:
@@ -94,7 +97,11 @@ def choosing_values(labels: np.ndarray, log_probabilities: np.ndarray, choose_by
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How a checkpoint is evaluated: `shots` are (text, label) pairs; `max_length` None: what the model folder says."""
+    """How a checkpoint is evaluated.
+
+    `shots` are (text, label) pairs; `max_length` None is what the model folder says; `data_sha256` tells the source of
+    the items from others, whose ids may be the same.
+    """
 
     model: str
     revision: str | None
@@ -107,6 +114,7 @@ class EvalOptions:
     calibrate: str = "none"
     shots: tuple[tuple[str, int], ...] = ()
     seed: int = 0
+    data_sha256: str | None = None
 
 
 def answers_by_prompt(config) -> bool:
@@ -135,7 +143,7 @@ def check_options(options: EvalOptions, config, tokenizer) -> None:
 
 
 def evaluate_checkpoint(
-    folder: Path, options: EvalOptions, task, examples: list[Example], accelerator, replace: bool = False
+    folder: Path, options: EvalOptions, task, examples: list[Example], accelerator, stop_signal, replace: bool = False
 ) -> dict:
     """Load a model and evaluate it into a folder, all ranks together.
 
@@ -145,11 +153,13 @@ def evaluate_checkpoint(
 
     Args:
         task: a task module (zerotune.sst2): TASK, LABELS, PROMPT, LABEL_WORDS.
+        stop_signal: a StopSignal, heeded after each batch.
         replace: results of another evaluation in the folder make room.
     Returns:
         The content of metrics.json.
     Raises:
         Refused: the folder holds another evaluation.
+        Preempted: a rank was asked to stop; what is scored is kept.
     """
     config = read_config(options.model, options.revision)
     described = {"task": task.TASK, **asdict(options), "shots": len(options.shots), "dtype": options.precision}
@@ -157,7 +167,9 @@ def evaluate_checkpoint(
     fingerprint = described | {
         "shots": options.shots,
         "tokens_per_device": None,
-        "model_files": model_identity(options.model, config),
+        "prompt": (task.PROMPT, task.LABEL_WORDS),
+        "model_files": model_identity(options.model, options.revision),
+        "versions": [metadata.version(name) for name in ("torch", "transformers")],
         "items": hashlib.sha256("\n".join(f"{e.id}\t{e.text}\t{e.label}" for e in examples).encode()).hexdigest(),
     }
     earlier = _finished_metrics(folder, fingerprint, replace)
@@ -167,7 +179,8 @@ def evaluate_checkpoint(
     with without_zero_init(accelerator):
         score, lengths, found = prepare(options, task, examples, config, accelerator.device)
     partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
-    scores = score_items(score, evaluation_batches(lengths, options.tokens_per_device), accelerator, partial)
+    batches = evaluation_batches(lengths, options.tokens_per_device)
+    scores = score_items(score, batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
     if not np.isfinite(scores).all():
         broken = examples[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])].id
         raise Refused(
@@ -188,15 +201,24 @@ def _prepare_prompt(options: EvalOptions, task, examples, config, device) -> tup
     tokenizer = load_tokenizer(options.model, options.revision)
     chat = uses_chat(options.prompt_format, tokenizer, options.model)
     prompt = Prompt(task.PROMPT, task.LABEL_WORDS, chat, options.shots)
+    max_length, window = options.max_length or DEFAULT_MAX_LENGTH, config.max_position_embeddings
+
+    def encode(texts: list[str]) -> PromptData:
+        return encode_prompts(tokenizer, prompt, texts, max_length, window)
+
+    data = encode([example.text for example in examples])
+    content_free = encode(list(CONTENT_FREE_TEXTS)) if options.calibrate == "contextual" else None
     model = load_language_model(options, device)
-    score, lengths, num_truncated = prompt_scorer(model, tokenizer, prompt, examples, options, device)
-    setting = f"{len(options.shots)}-shot prompt" if options.shots else "zero-shot prompt"
-    found = {"setting": setting, "head": "prompt", "method": None, "prompt_format": "chat" if chat else "plain"}
-    return (
-        score,
-        lengths,
-        found | {"prompt": task.PROMPT, "label_words": task.LABEL_WORDS, "num_truncated": num_truncated},
-    )
+    found = {
+        "setting": f"{len(options.shots)}-shot prompt" if options.shots else "zero-shot prompt",
+        "head": "prompt",
+        "method": None,
+        "prompt_format": "chat" if chat else "plain",
+        "prompt": task.PROMPT,
+        "label_words": task.LABEL_WORDS,
+        "num_truncated": data.num_truncated,
+    }
+    return prompt_scorer(model, data, content_free, device), data.lengths, found
 
 
 def _prepare_classifier(options: EvalOptions, task, examples, config, device) -> tuple[Scorer, np.ndarray, dict]:
@@ -220,6 +242,7 @@ def _prepare_classifier(options: EvalOptions, task, examples, config, device) ->
         "method": record.get("method"),
         "model": record.get("base_model", options.model),
         "seed": record.get("seed", options.seed),
+        "training_sha256": record.get("training_sha256"),
         "max_length": max_length,
         "prompt_format": None,
         "num_truncated": data.encoded.num_truncated,
@@ -241,22 +264,6 @@ def without_zero_init(accelerator):
         yield
     finally:
         plugin.set_deepspeed_weakref()
-
-
-def model_identity(name: str, config) -> str | None:
-    """What tells a model's files from another version of them: the hub's commit, or a hash over a folder's files (whole
-    where they are small, both ends and the size of weights)."""
-    folder = Path(name)
-    if not folder.is_dir():
-        return getattr(config, "_commit_hash", None)
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin")):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {size}\n".encode() + file.read(END_BYTES))
-            file.seek(max(0, size - END_BYTES))
-            digest.update(file.read(END_BYTES))
-    return digest.hexdigest()
 
 
 def _finished_metrics(folder: Path, fingerprint: dict, replace: bool) -> dict | None:

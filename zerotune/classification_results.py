@@ -10,15 +10,17 @@ from zerotune.errors import Refused
 from zerotune.evaluations import paired_comparison, read_evaluation
 from zerotune.files import read_json
 from zerotune.runs import RunFolder, is_main_process, say, started_at
-from zerotune.splits import Example, stratified_subset
+from zerotune.splits import Example, Splits, stratified_subset
 
 BASE_EVAL_ITEMS = 1000
 
 
-def evaluate_base(run: RunFolder, args, config, precision: str, task, test: list[Example]) -> None:
-    """Evaluate the model as it is before training into eval/base: zero-shot for a causal model."""
+def evaluate_base(run: RunFolder, args, precision: str, task, splits: Splits, stop_signal) -> float:
+    """Evaluate the model as it is before training into eval/base: zero-shot for a causal model. Returns the seconds."""
+    started = time.perf_counter()
     if args.base_eval == "none":
-        return
+        return 0.0
+    test = splits.test
     if args.base_eval == "subset":
         test = stratified_subset(test, BASE_EVAL_ITEMS, args.split_seed, "base evaluation")
     options = EvalOptions(
@@ -30,12 +32,15 @@ def evaluate_base(run: RunFolder, args, config, precision: str, task, test: list
         tokens_per_device=args.tokens_per_device,
         load_4bit=args.method == "qlora",
         seed=args.seed,
+        data_sha256=test_source_sha256(splits.record),
     )
-    metrics = evaluate_checkpoint(run.path / "eval" / "base", options, task, test, run.accelerator)
+    folder = run.path / "eval" / "base"
+    metrics = evaluate_checkpoint(folder, options, task, test, run.accelerator, stop_signal, replace=True)
     say(f"base ({metrics['setting']}): {accuracy_line(metrics)}")
+    return time.perf_counter() - started
 
 
-def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, test: list[Example]) -> dict:
+def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, splits: Splits, stop_signal) -> dict:
     """Evaluate the reloaded final/ on all test items into eval/final."""
     options = EvalOptions(
         model=str(final),
@@ -43,10 +48,18 @@ def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, test
         attention=args.attention,
         precision=precision,
         tokens_per_device=args.tokens_per_device,
+        data_sha256=test_source_sha256(splits.record),
     )
-    metrics = evaluate_checkpoint(run.path / "eval" / "final", options, task, test, run.accelerator, replace=True)
+    folder = run.path / "eval" / "final"
+    metrics = evaluate_checkpoint(folder, options, task, splits.test, run.accelerator, stop_signal, replace=True)
     say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
     return metrics
+
+
+def test_source_sha256(record: dict) -> str:
+    """Hash of the source that the test items of a split come from: their ids alone do not tell it."""
+    sources = record["sources"]
+    return sources.get("test", sources.get("train"))["sha256"]
 
 
 def print_results(run: RunFolder, final: dict) -> None:
@@ -74,15 +87,19 @@ def accuracy_line(metrics: dict) -> str:
     return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items"
 
 
-def finish(run: RunFolder, args, progress, test: list[Example], startup_s: float) -> None:
-    """Write the timings and the report, upload if asked to, and mark the run as finished."""
+def finish(run: RunFolder, args, progress, test: list[Example], seconds_before: dict) -> None:
+    """Write the timings and the report, mark the run as finished, and upload it if asked to.
+
+    Args:
+        seconds_before: startup_s (launch to first step, without the base evaluation) and base_eval_s.
+    """
     if not is_main_process():
         return
     from zerotune.report import write_report
 
     seconds = max(progress.train_seconds, 1e-9)
     timings = {
-        "startup_s": startup_s,
+        **seconds_before,
         "train_s": progress.train_seconds,
         "train_examples_per_s": progress.num_examples / seconds,
         "train_tokens_per_s": progress.num_tokens / seconds,
@@ -91,19 +108,19 @@ def finish(run: RunFolder, args, progress, test: list[Example], startup_s: float
     }
     run.update_json("run.json", timings=timings)
     report = write_report(run.path, {example.id: example.text for example in test})
+    run.write_state("finished", None)
     if args.push_to_hub:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            HfApi().create_repo(args.push_to_hub, exist_ok=True)
+            HfApi().create_repo(args.push_to_hub, exist_ok=True, private=True)
             HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=run.path / "final")
         except (OSError, HfHubHTTPError.__bases__[0]) as error:  # the HTTPError of the client that it uses
             raise Refused(
                 f"--push-to-hub {args.push_to_hub} failed ({str(error).splitlines()[0]}); the run is done, see "
                 f"{report}: start the same command again, or `hf upload {args.push_to_hub} {run.path / 'final'}`"
             ) from None
-    run.write_state("finished", None)
     say(f"report: {report}")
 
 

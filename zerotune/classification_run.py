@@ -15,7 +15,6 @@ from zerotune.classification import (
     choosing_values,
     classifier_scorer,
     labelled_data,
-    model_identity,
 )
 from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
@@ -23,9 +22,11 @@ from zerotune.embedding import UsedRowsEmbedding, restore_whole_embedding, train
 from zerotune.encoding import default_cache_dir
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
-from zerotune.files import read_json
+from zerotune.files import json_sha256, read_json
 from zerotune.final_folder import save_final
+from zerotune.launch import on_all_ranks
 from zerotune.loop import Loop
+from zerotune.model_files import model_identity
 from zerotune.models import (
     ModelSettings,
     check_labels,
@@ -34,9 +35,9 @@ from zerotune.models import (
     parameter_groups,
 )
 from zerotune.parameters import classifier_size, format_table, parameter_table, published_table
-from zerotune.plan import describe_memory, memory_need, why_not_fit
+from zerotune.plan import describe_memory, memory_need, offloaded, why_not_fit
 from zerotune.pretrained import check_token_ids, check_weight_files, load_tokenizer, read_config
-from zerotune.runs import RunFolder, describe_process, is_main_process, recorded_flags, say, short_name
+from zerotune.runs import FREE_FLAGS, RunFolder, describe_process, is_main_process, recorded_flags, say, short_name
 from zerotune.schedule import Schedule, plan_schedule
 from zerotune.scoring import score_items
 from zerotune.splits import Splits
@@ -121,33 +122,41 @@ def tokenise(args, tokenizer, splits: Splits) -> dict[str, LabelledData]:
     return {name: labelled_data(tokenizer, getattr(splits, name), args.max_length) for name in ("train", "choose")}
 
 
-def start_run(run: RunFolder, args, splits: Splits, data: dict[str, LabelledData], config, precision: str) -> None:
-    """Check that the data is what the run began with, write run.json and split.json, and say what is trained on what.
+def start_run(
+    run: RunFolder, args, splits: Splits, data: dict[str, LabelledData], precision: str, deepspeed: dict | None
+) -> None:
+    """Check that all ranks and all starts of a run have the same data and model, and write run.json and split.json.
 
     Raises:
-        Refused: the folder's split.json tells of other rows.
+        Refused: a rank has other data or another model; the run was started on other ones.
     """
-    split_path = run.path / "split.json"
-    if split_path.exists():
-        earlier = read_split(split_path)
-        changed = [
-            name for name in splits.record["splits"] if earlier["splits"].get(name) != splits.record["splits"][name]
-        ]
-        changed += [name for name in splits.record["sources"] if _hash(earlier, name) != _hash(splits.record, name)]
-        if changed:
-            names = ", ".join(dict.fromkeys(changed))
-            raise Refused(f"{run.path} was started on other data ({names} changed): use another --output-dir")
-    run.write_json("split.json", splits.record)
     accelerator = run.accelerator
+    identity = {
+        "model_files": model_identity(args.model, args.revision),
+        "data": {name: source["sha256"] for name, source in splits.record["sources"].items()},
+        "splits": splits.record["splits"],
+        "precision": precision,
+        "deepspeed": None if deepspeed is None else deepspeed["zero_optimization"],
+    }
+    if len({json_sha256(each) for each in on_all_ranks(accelerator, identity)}) > 1:
+        raise Refused("the ranks have different data or models: put files on a disk that all nodes share")
+    path = run.path / "run.json"
+    earlier = (read_json(path).get("identity") if path.exists() else None) or identity
+    changed = [name for name, value in identity.items() if json_sha256(earlier.get(name)) != json_sha256(value)]
+    if changed:
+        raise Refused(
+            f"{run.path} was started on something else ({', '.join(changed)} changed since): restore that, or use "
+            "another --output-dir"
+        )
+    accelerator.wait_for_everyone()  # all have read before rank 0 writes
+    run.write_json("split.json", splits.record)
     run.update_json(
         "run.json",
         **describe_process(),
         task=splits.record["task"],
         flags=recorded_flags(args),
-        precision=precision,
-        model_files=model_identity(args.model, config),
-        data_sha256={name: _hash(splits.record, name) for name in splits.record["sources"]},
-        world={"num_processes": accelerator.num_processes, "device": _device_name(accelerator.device)},
+        identity=identity,
+        world={"num_processes": accelerator.num_processes, "device": device_name(accelerator.device)},
     )
     run.start_tracker(args.tracker)
     for note in splits.record["notes"]:
@@ -157,7 +166,9 @@ def start_run(run: RunFolder, args, splits: Splits, data: dict[str, LabelledData
         say(f"{name}: {len(part.ids):,} rows, {int(part.lengths.sum()):,} tokens{cut}")
 
 
-def check_plan(args, settings: ModelSettings, config, data: LabelledData, num_labels: int) -> None:
+def check_plan(
+    args, settings: ModelSettings, config, data: LabelledData, num_labels: int, deepspeed: dict | None
+) -> None:
     """Refuse a run that will not fit its GPU; with --plan, say what the run would do.
 
     Args:
@@ -168,9 +179,15 @@ def check_plan(args, settings: ModelSettings, config, data: LabelledData, num_la
     total, head = classifier_size(config, num_labels)
     adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
     trainable = total if settings.method == "full" else adapter + head
-    need = memory_need(total + adapter, trainable, config, settings, args, world_size)
+    need = memory_need(total + adapter, trainable, config, settings, args, (world_size, offloaded(deepspeed)))
     if torch.cuda.is_available():
-        problem = why_not_fit(need, torch.cuda.mem_get_info()[1], settings.method)
+        device_bytes = torch.cuda.mem_get_info()[1]
+        if settings.method == "full" and 4 * total > device_bytes:
+            raise Refused(
+                f"--method full ends by evaluating final/, whose float32 weights take {4 * total / 2**30:.0f} GiB, and "
+                f"a device has {device_bytes / 2**30:.0f} GiB: use --method lora or qlora"
+            )
+        problem = why_not_fit(need, device_bytes, settings.method)
         if problem:
             raise Refused(problem)
     if not args.plan:
@@ -188,11 +205,8 @@ def check_plan(args, settings: ModelSettings, config, data: LabelledData, num_la
     say(describe_memory(need))
 
 
-def _hash(record: dict, source: str) -> str | None:
-    return record["sources"].get(source, {}).get("sha256")
-
-
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What kind of device this is, for run.json."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
@@ -245,30 +259,46 @@ def schedule_for(args, num_examples: int):
 
 
 def resume(loop: Loop, args) -> None:
-    """Go on from the checkpoint that --resume means, or start at step 0.
+    """Go on from the checkpoint that --resume means, or start at step 0; rank 0 chooses for all.
 
     Raises:
-        Refused: a checkpoint that was asked for by path is not whole; DeepSpeed's is of another number of processes.
+        Refused: a checkpoint that was asked for by path is of another run or not whole; DeepSpeed's is of another
+            number of processes.
     """
-    if args.resume in ("auto", "never"):
-        folder, passed_over = checkpoints.newest_whole(loop.checkpoint_root)
-        for line in passed_over:
-            say(line)
-    else:
-        folder = Path(args.resume)
-        problem = checkpoints.defect(folder)
-        if problem:
-            raise Refused(f"--resume {folder}: {problem}: name a whole checkpoint, or use --resume auto")
+    choice = _choose_checkpoint(loop, args) if is_main_process() else None
+    folder, lines, problem = on_all_ranks(loop.accelerator, choice)[0]
+    for line in lines:
+        say(line)
+    if problem:
+        raise Refused(problem)
     if folder is None:
         loop.run.forget_metrics_after(0)
         return
-    saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
-    if loop.engine.deepspeed and saved_by != now:
-        raise Refused(
-            f"{folder} was saved by {saved_by} processes under DeepSpeed and this run has {now}: launch {saved_by}"
-        )
     loop.resume(folder)
     say(f"goes on after step {loop.progress.step} from {folder}")
+
+
+def _choose_checkpoint(loop: Loop, args) -> tuple[Path | None, list[str], str | None]:
+    """The checkpoint to go on from, lines to print, and what forbids it."""
+    root = loop.checkpoint_root
+    if args.resume in ("auto", "never"):
+        folder, lines = checkpoints.newest_whole(root)
+    else:
+        folder, lines = Path(args.resume), []
+        if folder.resolve().parent != root.resolve():
+            return None, [], f"--resume {folder} is no checkpoint of this run: name one in {root}, or use --resume auto"
+        problem = checkpoints.defect(folder)
+        if problem:
+            return None, [], f"--resume {folder}: {problem}: name a whole checkpoint, or use --resume auto"
+    if folder is None:
+        return None, lines, None
+    saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
+    if loop.engine.deepspeed and saved_by != now:
+        problem = (
+            f"{folder} was saved by {saved_by} processes under DeepSpeed and this run has {now}: launch {saved_by}"
+        )
+        return None, lines, problem
+    return folder, lines, None
 
 
 def save_best(loop: Loop, args, tokenizer, task) -> Path:
@@ -306,9 +336,24 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
             "seed": args.seed,
             "best_step": progress.best_step,
             "choose_by": args.choose_by,
+            "training_sha256": training_sha256(loop, args),
         }
         save_final(engine.module, tokenizer, aside, record, state)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
     loop.accelerator.wait_for_everyone()
     return final
+
+
+def free_training_memory(accelerator) -> None:
+    """Let go of the model and optimizer that the accelerator holds, once nobody else does."""
+    from accelerate.utils import release_memory
+
+    accelerator.free_memory()  # empties the device's cache before it lets go of them
+    release_memory()
+
+
+def training_sha256(loop: Loop, args) -> str:
+    """The same for runs that differ in their training seed alone."""
+    flags = {name: value for name, value in recorded_flags(args).items() if name not in (*FREE_FLAGS, "seed")}
+    return json_sha256([flags, loop.data.ids])

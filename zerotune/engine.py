@@ -32,7 +32,12 @@ class Engine:
     """
 
     def __init__(
-        self, accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, max_grad_norm: float
+        self,
+        accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: str,
+        max_grad_norm: float | None,
     ):
         self.accelerator = accelerator
         self.precision = precision

@@ -2,6 +2,7 @@
 
 EXIT_REFUSED = 2
 EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130  # Ctrl-C, as a shell reports it
 
 
 class Refused(ValueError):

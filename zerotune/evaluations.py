@@ -67,6 +67,12 @@ def _is_prediction(line) -> bool:
 
 def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
     """The ids that both evaluations scored, in the first one's order. Raises Refused for none or unequal labels."""
+    sources = [side.metrics.get("data_sha256") for side in (first, second)]
+    if None not in sources and len(set(sources)) > 1:
+        raise Refused(
+            f"a paired test needs the same items, {first.folder} and {second.folder} are of different data: evaluate "
+            "both on the same file"
+        )
     common = [identifier for identifier in first.predictions if identifier in second.predictions]
     folders = f"{first.folder} and {second.folder}"
     if not common:
@@ -109,7 +115,7 @@ def restricted_metrics(evaluation: Evaluation, other: Evaluation) -> dict:
 
 def settings_of(metrics: dict) -> dict:
     """What metrics.json says of how it was made, without what was measured and without the seed."""
-    measured = {*METRIC_NAMES, "confusion", "loss", "seed"}
+    measured = {*METRIC_NAMES, "confusion", "loss", "seed", "tokens_per_device"}
 
     def is_setting(name: str) -> bool:
         return name not in measured and not name.startswith(("count", "num_")) and not name.endswith(("_ci95", "_s"))

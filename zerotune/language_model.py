@@ -2,12 +2,24 @@
 
 import torch
 from safetensors import SafetensorError
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
 from zerotune.models import attention_kernel, check_shapes, keep_nf4_layout, nf4_config, quiet_transformers
 from zerotune.precision import compute_dtype
 from zerotune.pretrained import read_config
+
+
+def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = None) -> torch.Tensor:
+    """Float32 logits of hidden states [..., dim]: [..., vocabulary], or [..., len(token_ids)] of some tokens alone.
+
+    In bf16 two label words often tie: its numbers near 16 lie 0.125 apart.
+    """
+    weight = model.get_output_embeddings().weight
+    logits = functional.linear(hidden.float(), (weight if token_ids is None else weight[token_ids]).float())
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def load_language_model(options, device: torch.device):

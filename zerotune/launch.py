@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from zerotune.cpu import parent_command
@@ -11,6 +12,7 @@ from zerotune.errors import Refused
 
 # DeepSpeed's counts of its own: steps are cut by zerotune/batching.py, so that they only have to be consistent.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
 DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
 
 
@@ -52,44 +54,58 @@ def fill_deepspeed_config(config: dict, args, precision: str) -> dict:
     bf16 becomes `torch_autocast` over float32 parameters, for DeepSpeed's own bf16 section casts the head to bf16.
 
     Raises:
-        Refused: a batch, clipping, optimizer or scheduler key contradicts the flags.
+        Refused: a batch, clipping, optimizer or scheduler key contradicts the flags, or there is no ZeRO in it.
     """
+    _check_deepspeed_config(config, args)
     config = json.loads(json.dumps(config))
-    for section, cure in (
-        ("optimizer", "--optimizer, --learning-rate"),
-        ("scheduler", "--warmup-ratio, --learning-rate"),
-    ):
-        if config.pop(section, None) not in (None, "auto"):
+    for section in ("optimizer", "scheduler"):
+        config.pop(section, None)
+    zero = config["zero_optimization"]
+    for key in [key for key, value in zero.items() if value == "auto"]:
+        del zero[key]  # DeepSpeed's own default
+    if zero["stage"] == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    narrow = {"enabled": precision == "bf16", "dtype": "bfloat16"}
+    return {
+        **config,
+        **FIXED_DEEPSPEED_KEYS,
+        "train_batch_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "gradient_clipping": args.max_grad_norm or 0.0,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "torch_autocast": narrow,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def _check_deepspeed_config(config: dict, args) -> None:
+    cures = {"optimizer": "--optimizer, --learning-rate", "scheduler": "--warmup-ratio, --learning-rate"}
+    for section, cure in cures.items():
+        if config.get(section) not in (None, "auto"):
             raise Refused(f'the DeepSpeed file has a section "{section}": remove it and use {cure}')
-    batch_size = config.pop("train_batch_size", "auto")
-    if batch_size not in ("auto", args.batch_size):
-        raise Refused(f"the DeepSpeed file's train_batch_size {batch_size} and --batch-size {args.batch_size} disagree")
+    for key, flag, value in (
+        ("train_batch_size", "--batch-size", args.batch_size),
+        ("gradient_clipping", "--max-grad-norm", args.max_grad_norm or 0.0),
+    ):
+        if config.get(key, "auto") not in ("auto", value):
+            raise Refused(f"the DeepSpeed file's {key} {config[key]} and {flag} {value} disagree")
     for key, value in FIXED_DEEPSPEED_KEYS.items():
         found = config.get(key, "auto")
         if found not in ("auto", value):
             raise Refused(
                 f'the DeepSpeed file\'s {key} is {found}: zerotune cuts a step by --tokens-per-device; write "auto"'
             )
-        config[key] = value
-    config["train_batch_size"] = int(os.environ.get("WORLD_SIZE", "1"))
-    clipping = config.get("gradient_clipping", "auto")
-    if clipping not in ("auto", args.max_grad_norm):
-        raise Refused(
-            f"the DeepSpeed file's gradient_clipping {clipping} and --max-grad-norm {args.max_grad_norm} disagree"
-        )
-    config["gradient_clipping"] = args.max_grad_norm
-    for key in ("bf16", "fp16"):
-        config[key] = {"enabled": False}
-    config["torch_autocast"] = {"enabled": precision == "bf16", "dtype": "bfloat16"}
-    zero = config.setdefault("zero_optimization", {"stage": 0})
-    for key in [key for key, value in zero.items() if value == "auto"]:
-        del zero[key]  # DeepSpeed's own default
-    if zero.get("stage") == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    config["zero_allow_untested_optimizer"] = True
-    config["zero_force_ds_cpu_optimizer"] = False
-    config["steps_per_print"] = sys.maxsize
-    return config
+    if not config.get("zero_optimization", {}).get("stage"):
+        raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
+
+
+def on_all_ranks(accelerator, value) -> list:
+    """A value of every rank, in rank order, on every rank; all ranks take part."""
+    from accelerate.utils import gather_object
+
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
 def zero_stage(config: dict | None) -> int | None:
@@ -121,15 +137,16 @@ def start_accelerator(deepspeed_config: dict | None):
 
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
     on_cpu = not torch.cuda.is_available()
-    if on_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # without a backend, DeepSpeed on CPU gives every process "rank 0 of 1"
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    plugin = None
     if deepspeed_config is not None:
         _find_build_tools()
         _become_own_world_when_alone()
-        if on_cpu and len(handlers) == 1:
-            handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if deepspeed_config is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # rank 0 writes and hashes final/ and plain checkpoints while the others wait; without a backend, DeepSpeed on
+        # CPU gives every process "rank 0 of 1"
+        backend = {"backend": "gloo"} if on_cpu else {}
+        handlers.append(InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT, **backend))
+    plugin = None
+    if deepspeed_config is not None:
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config)
     else:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)

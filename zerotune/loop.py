@@ -86,13 +86,15 @@ class Loop:
         progress, last = self.progress, self.schedule.num_steps
         with tqdm(total=last, initial=progress.step, disable=not is_main_process(), desc="train", unit="step") as bar:
             while progress.step < last and not progress.stopped_early:
+                started = time.perf_counter()
                 self._one_step(progress.step + 1)
+                status = self._read_status_where_due()
+                progress.train_seconds += time.perf_counter() - started
                 bar.update()
-                self._at_boundary()
+                self._at_boundary(status)
         return progress
 
     def _one_step(self, step: int) -> None:
-        started = time.perf_counter()
         indices = self._step_indices(step)
         self.engine.model.train()
         mine = micro_batches(indices, self.data.lengths, self.args.tokens_per_device, self.accelerator.num_processes)
@@ -107,7 +109,6 @@ class Loop:
         progress.step = step
         progress.num_examples += len(indices)
         progress.num_tokens += int(self.data.lengths[indices].sum())
-        progress.train_seconds += time.perf_counter() - started
 
     def _accumulate(self, step: int, indices: np.ndarray, micros: list[np.ndarray]) -> torch.Tensor:
         """Forward and backward of this rank's micro-batches. Returns its part of the mean loss, a float32 scalar."""
@@ -151,15 +152,17 @@ class Loop:
             "lower --learning-rate, or use --precision bf16 or fp32"
         )
 
-    def _at_boundary(self) -> None:
-        """Log, evaluate, save and stop, where they are due. Each of them waits for the device."""
+    def _read_status_where_due(self) -> dict | None:
         schedule, step = self.schedule, self.progress.step
         due = schedule.logs_at(step) or schedule.evaluates_at(step) or schedule.saves_at(step)
         on_cpu = self.accelerator.device.type == "cpu"  # where reading late gains nothing
-        if due or self._stop_wanted or on_cpu:
-            status = self._read_status()
-            if status and schedule.logs_at(step):
-                self._log_step(status)
+        return self._read_status() if due or self._stop_wanted or on_cpu else None
+
+    def _at_boundary(self, status: dict | None) -> None:
+        """Log, evaluate, save and stop, where they are due."""
+        schedule, step = self.schedule, self.progress.step
+        if schedule.logs_at(step):
+            self._log_step(status)
         improved = schedule.evaluates_at(step) and self._evaluate()
         if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
             self.save()
@@ -202,8 +205,7 @@ class Loop:
         num_bytes = self.engine.checkpoint_bytes()
         checkpoints.save(self.checkpoint_root, progress, self.engine.save, num_bytes, self.accelerator)
         if is_main_process():
-            step, best_step = self.progress.step, self.progress.best_step
-            checkpoints.prune(self.checkpoint_root, self.args.keep_checkpoints, step, best_step)
+            checkpoints.prune(self.checkpoint_root, self.args.keep_checkpoints, self.progress.step)
 
 
 def _drops(engine) -> bool:

@@ -25,14 +25,25 @@ class MemoryNeed:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def memory_need(num_weights: int, num_trainable: int, config, settings, args, world_size: int) -> MemoryNeed:
+def offloaded(deepspeed: dict | None) -> frozenset[str]:
+    """What a DeepSpeed configuration keeps in host memory: of "optimizer" and "param"."""
+    zero = (deepspeed or {}).get("zero_optimization", {})
+    parts = ("optimizer", "param")
+    return frozenset(part for part in parts if (zero.get(f"offload_{part}") or {}).get("device", "none") != "none")
+
+
+def memory_need(
+    num_weights: int, num_trainable: int, config, settings, args, world: tuple[int, frozenset[str]]
+) -> MemoryNeed:
     """Estimate the memory of one device at the largest micro-batch that --tokens-per-device allows.
 
     Args:
         num_weights: logical weights of the model with its head and adapters.
         settings: zerotune.models.ModelSettings.
         args: optimizer, tokens_per_device, activation_checkpointing.
+        world: number of devices, and what `offloaded` says.
     """
+    world_size, kept_on_host = world
     stage = settings.zero_stage or 0
     narrow = 4 if settings.precision == "fp32" else 2
     num_frozen = num_weights - num_trainable
@@ -43,6 +54,8 @@ def memory_need(num_weights: int, num_trainable: int, config, settings, args, wo
     gradients = 4 * num_trainable / (world_size if stage >= 2 else 1)
     copies = 4 if stage in (1, 2) else 0  # DeepSpeed steps on a float32 copy of its share
     optimizer = (ADAM_BYTES[args.optimizer] + copies) * num_trainable / (world_size if stage >= 1 else 1)
+    optimizer = 0 if "optimizer" in kept_on_host else optimizer
+    weights = 0 if "param" in kept_on_host else weights
     layers, hidden = config.num_hidden_layers, config.hidden_size
     per_token = ACTIVATION_BYTES * hidden * narrow / 2
     kept = per_token + layers * hidden * narrow if args.activation_checkpointing else per_token * layers

@@ -8,7 +8,9 @@ import torch
 
 from zerotune.data import to_device
 from zerotune.errors import Refused
+from zerotune.language_model import answer_logits
 from zerotune.randomness import random_order
+from zerotune.runs import short_name
 
 # Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"
@@ -52,7 +54,7 @@ def uses_chat(wanted: str, tokenizer, name: str) -> bool:
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if wanted == "chat" and not has_template:
         raise Refused(f"--prompt-format chat: the tokenizer of {name} has no chat template: use --prompt-format plain")
-    return has_template and (wanted == "chat" or (wanted == "auto" and bool(CHAT_NAMES.search(str(name)))))
+    return has_template and (wanted == "chat" or (wanted == "auto" and bool(CHAT_NAMES.search(short_name(name)))))
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class PromptData:
         counts = np.array([len(row) for row in self.rows]).reshape(-1, self.rows_per_item)
         return counts.max(axis=1) * self.rows_per_item
 
-    def log_likelihoods(self, forward, items: np.ndarray, device: torch.device) -> np.ndarray:
-        """Sum of the log-probabilities of each answer's tokens, float32 [items, num_labels].
+    def log_likelihoods(self, model, items: np.ndarray, device: torch.device) -> np.ndarray:
+        """Log-probability of each answer up to a constant of the item, float32 [items, num_labels].
 
         Rows are padded on the left, so that all answers end in the last columns and logits are computed only there.
         """
@@ -104,18 +106,15 @@ class PromptData:
             "attention_mask": to_device(mask, device),
             "position_ids": to_device((mask.cumsum(1) - 1).clip(min=0), device),
         }
-        logits = forward(**inputs, use_cache=False, logits_to_keep=num_kept).logits
-        return self._pick(logits.float().log_softmax(-1), targets).reshape(len(items), self.num_labels)
-
-    def _pick(self, log_probabilities: torch.Tensor, targets: list[list[int]]) -> np.ndarray:
-        """[rows, kept, vocabulary] -> [rows, labels] for single tokens, else [rows]."""
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, -num_kept:]
         if self.single_token:
-            return log_probabilities[:, -1, targets[0]].cpu().numpy()
-        sums = []
+            # of one next token only the label words are compared: what they share, normalising takes away
+            return answer_logits(model, hidden[:, -1], self.targets[0]).cpu().numpy()
+        log_probabilities, sums = answer_logits(model, hidden).log_softmax(-1), []
         for row, target in zip(log_probabilities, targets, strict=True):
             picked = torch.tensor(target, device=row.device)[:, None]
             sums.append(row[-len(target) :].gather(1, picked).sum())
-        return torch.stack(sums).cpu().numpy()
+        return torch.stack(sums).reshape(len(items), self.num_labels).cpu().numpy()
 
 
 def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int) -> PromptData:
@@ -146,7 +145,9 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
     single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
     return PromptData(
         rows=contexts if single else [whole[:-1] for options in wholes for whole in options],
-        targets=answers if single else [answer for options in answers for answer in options],
+        targets=[[token for (token,) in options] for options in answers]
+        if single
+        else [answer for options in answers for answer in options],
         num_labels=len(prompt.label_words),
         single_token=single,
         pad_id=tokenizer.pad_token_id,

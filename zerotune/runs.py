@@ -1,5 +1,6 @@
 """The run folder: who may write in it, what state it is in, what it was started with."""
 
+import errno
 import fcntl
 import json
 import os
@@ -12,8 +13,9 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from zerotune.errors import EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
+from zerotune.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
 from zerotune.files import disk_is_full, read_json, read_json_lines, write_json, write_json_lines
+from zerotune.launch import on_all_ranks
 
 # Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
 FREE_FLAGS = {
@@ -122,11 +124,7 @@ class RunFolder:
         self._lock = None
 
     def __enter__(self) -> "RunFolder":
-        problem = self._open() if is_main_process() else None
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
-
-            problem = broadcast_object_list([problem])[0]
+        problem = on_all_ranks(self.accelerator, self._open() if is_main_process() else None)[0]
         if problem:
             raise Refused(problem)
         return self
@@ -136,13 +134,21 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock()
             self.write_state("running", None)
         except BlockingIOError:
             return f"another job is at work in {self.path}: wait for it, or use another --output-dir"
         except OSError as error:
             return f"--output-dir {self.path} cannot be written ({error.strerror}): mend that, or name another folder"
         return None
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            say(f"{self.path} is on a file system without locks: do not start a second job in it")
 
     def __exit__(self, kind, error, traceback) -> None:
         if not is_main_process():
@@ -237,8 +243,15 @@ def _version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    folder = Path(__file__).parent
-    result = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():  # installed elsewhere, perhaps inside another project's checkout
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
     return result.stdout.strip() or None
 
 
@@ -256,7 +269,9 @@ def run_script(main, args) -> None:
     """Run a script's main(args) and end the process as the contract says: 0, 2 refused, 75 preempted; else a bug."""
     try:
         main(args)
+        _leave_process_group()
     except Refused as error:
+        _leave_process_group()
         line = " ".join(str(error).split())
         state_file = getattr(args, "state_file", None)
         if is_main_process():
@@ -265,5 +280,17 @@ def run_script(main, args) -> None:
             print(f"refused: {line}", file=sys.stderr, flush=True)
         sys.exit(EXIT_REFUSED)
     except Preempted as error:
+        _leave_process_group()
         say(str(error))
         sys.exit(EXIT_PREEMPTED)
+    except KeyboardInterrupt:
+        if is_main_process():
+            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _leave_process_group() -> None:
+    """Quietly, before the last line: NCCL warns of a group that is still there at the end."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

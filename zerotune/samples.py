@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zerotune import sample_text
 from zerotune.errors import Refused
+from zerotune.files import disk_is_full
 from zerotune.sample_text import ANY_MILD, ANY_STRONG, ASPECTS, BAD, FILM, GOOD, GRAMMAR, Aspect
 
 # Rows that weigh one judgement against an equal one. Their label is a fair coin's, independent of the text: no model
@@ -170,7 +171,9 @@ def tiny_causal_model(folder: Path, seed: int = 0) -> None:
         tokenizer.save_pretrained(aside)
         _random_llama(tokenizer, seed).save_pretrained(aside)
         os.rename(aside, folder)
-    except OSError as error:
+    except Exception as error:  # tokenizers raises a plain one for a full disk
+        if not (isinstance(error, OSError) or disk_is_full(folder.parent, error)):
+            raise
         if not _is_complete(folder):
             if folder.exists():
                 raise Refused(
@@ -178,7 +181,7 @@ def tiny_causal_model(folder: Path, seed: int = 0) -> None:
                     "delete it or name another"
                 ) from None
             raise Refused(
-                f"the sample model cannot be written to {folder} ({error.strerror}): set ZEROTUNE_CACHE to another folder"
+                f"the sample model cannot be written to {folder} ({error}): set ZEROTUNE_CACHE elsewhere"
             ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)

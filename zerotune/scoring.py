@@ -1,13 +1,16 @@
 """Scores of items: each id exactly once, at any world size, token budget or restart."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from zerotune.errors import Refused
 from zerotune.files import json_sha256, read_json_lines, write_json_lines
+from zerotune.launch import on_all_ranks
 
 PARTIAL_FOLDER = ".partial"
 
@@ -29,7 +32,7 @@ class PartialScores:
         """Scores by batch number, as far as earlier tries came."""
         done = {}
         for path in sorted(self.folder.glob("rank-*.jsonl")):
-            rows = read_json_lines(path)
+            rows = _undamaged(path)
             if rows and rows[0] == {"key": self.key}:
                 done |= {row["batch"]: np.array(row["scores"], dtype=np.float32) for row in rows[1:]}
         return done
@@ -38,7 +41,7 @@ class PartialScores:
         """Begin this rank's file with what it holds that is whole and ours."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank-{rank}.jsonl"
-        rows = read_json_lines(path)
+        rows = _undamaged(path)
         write_json_lines(path, rows if rows[:1] == [{"key": self.key}] else [{"key": self.key}])
         self._file = path.open("a", encoding="utf-8")
 
@@ -50,10 +53,14 @@ class PartialScores:
 
     def delete(self) -> None:
         """Remove the folder, once the results are written."""
-        for path in self.folder.glob("rank-*.jsonl"):
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _undamaged(path: Path) -> list[dict]:
+    try:
+        return read_json_lines(path)
+    except Refused:  # what can be computed again need not be restored
+        return []
 
 
 def score_items(
@@ -72,9 +79,8 @@ def score_items(
     Returns:
         float32 [num_items, num_scores].
     """
-    done = partial.read() if partial else {}
+    done = _same_on_all_ranks(partial.read(), accelerator) if partial else {}
     if partial:
-        accelerator.wait_for_everyone()  # every rank has read before one of them writes
         partial.open(accelerator.process_index)
     todo = [number for number in range(len(batches)) if number not in done]
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -91,12 +97,13 @@ def score_items(
     return _assemble(_share(done, accelerator), batches)
 
 
-def _share(done: dict[int, np.ndarray], accelerator) -> dict[int, np.ndarray]:
-    if accelerator.num_processes == 1:
-        return done
-    from accelerate.utils import gather_object
+def _same_on_all_ranks(done: dict[int, np.ndarray], accelerator) -> dict[int, np.ndarray]:
+    """What rank 0 has read: file systems may show the ranks different things. Nobody writes before all have it."""
+    return on_all_ranks(accelerator, done)[0]
 
-    return dict(gather_object(list(done.items())))
+
+def _share(done: dict[int, np.ndarray], accelerator) -> dict[int, np.ndarray]:
+    return {number: scores for part in on_all_ranks(accelerator, done) for number, scores in part.items()}
 
 
 def _assemble(done: dict[int, np.ndarray], batches: list[np.ndarray]) -> np.ndarray:

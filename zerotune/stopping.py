@@ -3,6 +3,7 @@
 import signal
 
 from zerotune.errors import Preempted
+from zerotune.launch import on_all_ranks
 
 
 class StopSignal:
@@ -22,11 +23,6 @@ class StopSignal:
         Raises:
             Preempted: one was.
         """
-        names = [self.name]
-        if accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            names = gather_object(names)
-        noted = [name for name in names if name]
+        noted = [name for name in on_all_ranks(accelerator, self.name) if name]
         if noted:
             raise Preempted(f"stopped by {noted[0]} during an evaluation: the same command goes on from there")

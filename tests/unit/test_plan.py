@@ -5,19 +5,19 @@ from types import SimpleNamespace
 import pytest
 
 from zerotune.models import ModelSettings
-from zerotune.plan import GIB, memory_need, why_not_fit
+from zerotune.plan import GIB, memory_need, offloaded, why_not_fit
 
 LLAMA_1B = SimpleNamespace(num_hidden_layers=16, hidden_size=2048)
 NUM_WEIGHTS = 1_235_818_496
 NUM_ADAPTER = 5_640_192  # LoRA of rank 8 and the head
 
 
-def need(method="full", stage=None, world_size=1, trainable=NUM_WEIGHTS, **flags):
+def need(method="full", stage=None, world_size=1, trainable=NUM_WEIGHTS, kept_on_host=frozenset(), **flags):
     args = SimpleNamespace(
         **({"optimizer": "adamw", "tokens_per_device": 8192, "activation_checkpointing": False} | flags)
     )
     settings = ModelSettings("m", None, method, precision="bf16", zero_stage=stage)
-    return memory_need(NUM_WEIGHTS, trainable, LLAMA_1B, settings, args, world_size)
+    return memory_need(NUM_WEIGHTS, trainable, LLAMA_1B, settings, args, (world_size, kept_on_host))
 
 
 def test_full_tuning_takes_18_bytes_a_weight():
@@ -43,6 +43,13 @@ def test_lora_keeps_the_frozen_base_in_16_bits_and_qlora_in_4():
 def test_8_bit_moments_and_checkpointing_take_less():
     assert need(optimizer="adamw8bit").optimizer == need().optimizer / 4
     assert need(activation_checkpointing=True).activations < need().activations / 6
+
+
+def test_what_is_offloaded_takes_nothing():
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "none"}}
+    kept = offloaded({"zero_optimization": zero})
+    assert kept == {"optimizer"} and offloaded(None) == frozenset()
+    assert need(stage=3, kept_on_host=kept).optimizer == 0 < need(stage=3, kept_on_host=kept).weights
 
 
 def test_what_does_not_fit_is_told_with_ways_out():
