@@ -15,25 +15,23 @@ from zerotune.runs import RunFolder, check_earlier_run, describe_process, record
 
 
 def main(args):
-    from zerotune import classification, cpu, launch, sst2
-    from zerotune import classification_results as results
-    from zerotune import classification_run as stages
+    from zerotune import cpu, evaluation, launch, preflight, results, sst2, training
     from zerotune.precision import resolve_precision
     from zerotune.prompting import draw_shots
     from zerotune.stopping import StopSignal
 
-    args.model = args.model or (str(stages.sample_model_folder()) if args.sample else stages.DEFAULT_MODEL)
+    args.model = args.model or (str(preflight.sample_model_folder()) if args.sample else preflight.DEFAULT_MODEL)
     args.output_dir = args.output_dir or Path("runs") / f"eval-{sst2.TASK}-{short_name(args.model)}"
     stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)
     cpu.use_whole_cpu(tiny_model=args.sample)
-    config, tokenizer = stages.read_model_folder(args, sst2.LABELS)
-    run_split = stages.split_of_run(args.model)
+    config, tokenizer = preflight.read_model_folder(args, sst2.LABELS)
+    run_split = preflight.split_of_run(args.model)
     test, record = sst2.load_test(args, run_split)
     shots = ()
     if args.shots:
         shots = draw_shots(sst2.load_shots_source(args, run_split, test), args.shots, len(sst2.LABELS), args.seed)
-    options = classification.EvalOptions(
+    options = evaluation.EvalOptions(
         model=args.model,
         revision=args.revision,
         attention=args.attention,
@@ -47,14 +45,14 @@ def main(args):
         seed=args.seed,
         data_sha256=results.test_source_sha256(record),
     )
-    classification.check_options(options, config, tokenizer)
+    evaluation.check_options(options, config, tokenizer)
     accelerator = launch.start_accelerator(None)
 
     with RunFolder(args.output_dir, accelerator) as run:
         run.write_json("split.json", record)
-        world = {"num_processes": accelerator.num_processes, "device": stages.device_name(accelerator.device)}
+        world = {"num_processes": accelerator.num_processes, "device": training.device_name(accelerator.device)}
         run.write_json("run.json", {**describe_process(), "flags": recorded_flags(args), "world": world})
-        metrics = classification.evaluate_checkpoint(run.path, options, sst2, test, accelerator, stop_signal)
+        metrics = evaluation.evaluate_checkpoint(run.path, options, sst2, test, accelerator, stop_signal)
         run.write_json("state.json", {"state": "finished", "reason": None})
         say(f"{metrics['setting']}: {results.accuracy_line(metrics)}; results in {run.path}")
 

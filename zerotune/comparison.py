@@ -8,10 +8,8 @@ from pathlib import Path
 
 from zerotune import figures
 from zerotune.errors import Refused
-from zerotune.evaluations import Evaluation, Paired, paired_comparison, read_evaluation, seed_spreads, settings_of
 from zerotune.files import write_json, write_text
-from zerotune.metrics import METRIC_NAMES
-from zerotune.page import (
+from zerotune.html_page import (
     TASK_NAMES,
     interval_text,
     metric_title,
@@ -25,6 +23,8 @@ from zerotune.page import (
     section,
     table,
 )
+from zerotune.metrics import METRIC_NAMES
+from zerotune.paired import Evaluation, Paired, paired_comparison, read_evaluation, seed_spreads, settings_of
 from zerotune.statistics import holm_adjusted
 
 

@@ -26,7 +26,7 @@ def load_language_model(options, device: torch.device):
     """A causal model in eval mode on the device, its weights in the precision or in NF4.
 
     Args:
-        options: model, revision, attention, precision, load_4bit (see zerotune.classification.EvalOptions).
+        options: model, revision, attention, precision, load_4bit (see zerotune.evaluation.EvalOptions).
     Raises:
         Refused: no weights can be read, or some of them are missing.
     """

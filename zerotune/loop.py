@@ -44,6 +44,22 @@ class Progress:
         return improved
 
 
+class LateReading:
+    """Numbers that a device has yet to compute, on their way to the host: reading waits for nothing queued later."""
+
+    def __init__(self, values: torch.Tensor):
+        self._host = values.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        if self._arrived:
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        """The numbers; waits until they have arrived."""
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._host.tolist()
+
+
 class Loop:
     """Training from a step to the end of the schedule, all ranks together.
 
@@ -67,7 +83,7 @@ class Loop:
             engine
         )
         self._steps: tuple[int, list[np.ndarray]] = (-1, [])
-        self._unread: tuple[int, np.ndarray, torch.Tensor, torch.Tensor | float] | None = None
+        self._unread: tuple[int, np.ndarray, LateReading] | None = None
         self._stop_wanted = False
 
     def resume(self, folder: Path) -> None:
@@ -104,7 +120,8 @@ class Loop:
         if self.accelerator.num_processes > 1:
             status = self.accelerator.reduce(status, "sum")
         self._read_status()
-        self._unread = (step, indices, status, norm)
+        norm = torch.as_tensor(norm, dtype=status.dtype, device=status.device)
+        self._unread = (step, indices, LateReading(torch.cat([status, norm[None]])))
         progress = self.progress
         progress.step = step
         progress.num_examples += len(indices)
@@ -135,21 +152,21 @@ class Loop:
         """Look at the last step's loss: one step late where nothing needs it sooner, so that a GPU never waits."""
         if self._unread is None:
             return None
-        (step, indices, status, norm), self._unread = self._unread, None
-        loss, num_stops = status.tolist()
+        (step, indices, reading), self._unread = self._unread, None
+        loss, num_stops, norm = reading.read()
         if not math.isfinite(loss):
             raise Refused(self._not_finite(f"the loss of step {step} is {loss}", indices))
         if not (self.engine.scaler or math.isfinite(norm)):  # a loss scaler skips such steps and lowers its scale
             raise Refused(self._not_finite(f"the gradient norm of step {step} is {float(norm)}", indices))
         self._stop_wanted = self._stop_wanted or num_stops > 0
-        return {"loss": loss, "grad_norm": float(norm)}
+        return {"loss": loss, "grad_norm": norm}
 
     def _not_finite(self, found: str, indices: np.ndarray) -> str:
         ids = [self.data.ids[index] for index in indices]
         good, _ = checkpoints.newest_whole(self.checkpoint_root)
         return (
             f"{found}; batch ids {', '.join(ids)}; last good checkpoint: {good or 'none'}; "
-            "lower --learning-rate, or use --precision bf16 or fp32"
+            "start again in another --output-dir with a lower --learning-rate, or with --precision bf16 or fp32"
         )
 
     def _read_status_where_due(self) -> dict | None:

@@ -11,7 +11,6 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, BitsAndBytes
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from zerotune.adapters import add_lora, seeded
 from zerotune.errors import Refused
 from zerotune.heads import (
     SequenceClassifier,
@@ -20,6 +19,7 @@ from zerotune.heads import (
     is_head_parameter,
     make_head_float32,
 )
+from zerotune.lora import add_lora, seeded
 from zerotune.precision import compute_dtype
 from zerotune.pretrained import check_labels, load_tokenizer, read_config
 
@@ -60,11 +60,6 @@ class ModelSettings:
 
 def check_settings(settings: ModelSettings) -> None:
     """Raises Refused for settings that no model can be trained with, before one is read."""
-    if settings.zero_stage == 0:  # DeepSpeed then tells no gradient norm
-        raise Refused(
-            "the DeepSpeed file's zero_optimization stage is 0: wanted 1, 2 or 3; for plain data parallelism launch "
-            "without DeepSpeed"
-        )
     if settings.method == "qlora" and settings.zero_stage == 3:
         raise Refused(
             "--method qlora cannot be split by ZeRO-3, and need not be: a 7B model in NF4 fits any GPU; "

@@ -9,11 +9,9 @@ from pathlib import Path
 
 from zerotune import figures
 from zerotune.errors import Refused
-from zerotune.evaluations import Evaluation, Paired, paired_comparison, read_evaluation, restricted_metrics
 from zerotune.figures import Series
 from zerotune.files import read_json_lines, write_text
-from zerotune.metrics import METRIC_NAMES
-from zerotune.page import (
+from zerotune.html_page import (
     TASK_NAMES,
     card,
     confusion_table,
@@ -28,7 +26,9 @@ from zerotune.page import (
     section,
     table,
 )
-from zerotune.run_facts import data_section, parameters_section, run_section
+from zerotune.metrics import METRIC_NAMES
+from zerotune.paired import Evaluation, Paired, paired_comparison, read_evaluation, restricted_metrics
+from zerotune.run_tables import data_section, parameters_section, run_section
 
 LABELS = ("negative", "positive")
 NUM_ERRORS = 12

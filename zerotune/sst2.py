@@ -13,7 +13,7 @@ from argparse import Namespace
 from dataclasses import asdict, replace
 
 from zerotune.errors import Refused
-from zerotune.origins import (
+from zerotune.split_settings import (
     Columns,
     Origin,
     Settings,

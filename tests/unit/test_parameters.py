@@ -5,7 +5,7 @@ import torch
 from tiny_models import LABELS, tiny_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from zerotune.adapters import add_lora
+from zerotune.lora import add_lora
 from zerotune.models import ModelSettings, load_classifier, load_tokenizer
 from zerotune.parameters import format_table, parameter_table, published_table
 

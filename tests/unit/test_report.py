@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from zerotune.files import write_json, write_json_lines
-from zerotune.metrics import classification_metrics
-from zerotune.page import (
+from zerotune.html_page import (
     confusion_table,
     flattened,
     interval_text,
@@ -20,6 +19,7 @@ from zerotune.page import (
     score_cell,
     table,
 )
+from zerotune.metrics import classification_metrics
 from zerotune.report import write_report
 
 NASTY = '<script>alert("1")</script> & <b>not bold</b>'

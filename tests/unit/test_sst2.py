@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zerotune import origins, sst2
+from zerotune import split_settings, sst2
 from zerotune.errors import Refused
 from zerotune.sources import Source, rows_sha256
 from zerotune.splits import normalise
@@ -18,7 +18,7 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "sst2"
 
 
 def flags(**given) -> Namespace:
-    names = origins.Settings.__dataclass_fields__
+    names = split_settings.Settings.__dataclass_fields__
     return Namespace(**{**dict.fromkeys(names), "sample": False, "split_seed": 0, **given})
 
 
@@ -237,7 +237,7 @@ def test_hub_rows_and_their_unlabelled_test_split(monkeypatch):
         record = {"dataset": dataset, "revision": revision or "c0ffee", "sha256": rows_sha256(rows), "rows": len(rows)}
         return Source(f"{dataset}[{split}]", rows, None, record)
 
-    monkeypatch.setattr(origins, "read_hub", read_hub)
+    monkeypatch.setattr(split_settings, "read_hub", read_hub)
     splits = sst2.load_splits(flags())
     assert asked == [(sst2.DATASET, "train", None), (sst2.DATASET, "validation", None)]
     assert ids(splits.test) == {f"validation-{row}" for row in range(15)}

@@ -1,6 +1,5 @@
-"""The stages of a classification training run, in the order in which train/sst2.py goes through them."""
+"""The stages of a training run with a classifier head, in the order in which train/sst2.py goes through them."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,20 +7,14 @@ import numpy as np
 import torch
 
 from zerotune import checkpoints
-from zerotune.adapters import adapter_size
-from zerotune.arguments import DEFAULT_MODEL
-from zerotune.batching import epoch_steps, evaluation_batches, micro_batches, num_steps_per_epoch, padding_ratio
-from zerotune.classification import (
-    choosing_values,
-    classifier_scorer,
-    labelled_data,
-)
-from zerotune.cpu import tokens_per_device
+from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
-from zerotune.embedding import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
-from zerotune.encoding import default_cache_dir
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
+from zerotune.evaluation import (
+    choosing_values,
+    classifier_scorer,
+)
 from zerotune.files import json_sha256, read_json
 from zerotune.final_folder import save_final
 from zerotune.launch import on_all_ranks
@@ -29,97 +22,15 @@ from zerotune.loop import Loop
 from zerotune.model_files import model_identity
 from zerotune.models import (
     ModelSettings,
-    check_labels,
-    check_settings,
     load_classifier,
     parameter_groups,
 )
-from zerotune.parameters import classifier_size, format_table, parameter_table, published_table
-from zerotune.plan import describe_memory, memory_need, offloaded, why_not_fit
-from zerotune.pretrained import check_token_ids, check_weight_files, load_tokenizer, read_config
-from zerotune.runs import FREE_FLAGS, RunFolder, describe_process, is_main_process, recorded_flags, say, short_name
-from zerotune.schedule import Schedule, plan_schedule
+from zerotune.parameters import format_table, parameter_table, published_table
+from zerotune.runs import FREE_FLAGS, RunFolder, describe_process, is_main_process, recorded_flags, say
+from zerotune.schedule import Schedule
 from zerotune.scoring import score_items
 from zerotune.splits import Splits
-
-FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
-
-
-def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
-    """Fill in the flags that were not given, in place."""
-    if args.sample and args.model is None:
-        for name, value in sample_defaults.items():
-            if getattr(args, name) is None:
-                setattr(args, name, value)
-    args.model = args.model or (str(sample_model_folder()) if args.sample else DEFAULT_MODEL)
-    args.epochs = args.epochs or 3
-    if args.learning_rate is None:
-        args.learning_rate = FULL_RATE if args.method == "full" else ADAPTER_RATE
-    if args.head_learning_rate is None:
-        args.head_learning_rate = HEAD_RATE_FACTOR * args.learning_rate
-    args.tokens_per_device = tokens_per_device(args.tokens_per_device, on_gpu=8192)
-    if args.output_dir is None:
-        args.output_dir = Path("runs") / f"{task_name}-{short_name(args.model)}-{args.method}"
-
-
-def sample_model_folder() -> Path:
-    """Where --sample keeps its tiny model, for train and eval alike."""
-    return default_cache_dir() / "sample-llama"
-
-
-def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
-    """Configuration and tokenizer of --model, before any weight is loaded. Raises Refused as their readers do."""
-    if args.revision and os.path.isdir(args.model):
-        raise Refused(
-            f"--revision {args.revision} chooses a version of a hub model and {args.model} is a folder: drop it"
-        )
-    if Path(args.model) == sample_model_folder():
-        from zerotune.samples import tiny_causal_model
-
-        tiny_causal_model(sample_model_folder())
-    config = read_config(args.model, args.revision)
-    check_labels(config, labels)
-    check_weight_files(args.model)
-    return config, load_tokenizer(args.model, args.revision)
-
-
-def split_of_run(model: str) -> dict | None:
-    """split.json of the run whose final/ this is."""
-    path = Path(model).resolve().parent / "split.json"
-    return read_split(path) if os.path.exists(Path(model) / "task.json") and path.exists() else None
-
-
-def read_split(path: Path) -> dict:
-    """The content of a run's split.json. Raises Refused where it is damaged."""
-    record = read_json(path)
-    missing = [name for name in ("splits", "sources", "settings") if not isinstance(record.get(name), dict)]
-    if missing:
-        raise Refused(f"{path} is damaged (it lacks {', '.join(missing)}): restore it, or give --test-file")
-    return record
-
-
-def model_settings(args, precision: str, zero_stage: int | None) -> ModelSettings:
-    """How the model is loaded. Raises Refused for what cannot be trained, before anything is."""
-    settings = ModelSettings(
-        name=args.model,
-        revision=args.revision,
-        method=args.method,
-        lora_rank=args.lora_rank,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        attention=args.attention,
-        precision=precision,
-        activation_checkpointing=args.activation_checkpointing,
-        zero_stage=zero_stage,
-        seed=args.seed,
-    )
-    check_settings(settings)
-    return settings
-
-
-def tokenise(args, tokenizer, splits: Splits) -> dict[str, LabelledData]:
-    """The train and choosing splits as tokens, from the cache when they have been tokenised before."""
-    return {name: labelled_data(tokenizer, getattr(splits, name), args.max_length) for name in ("train", "choose")}
+from zerotune.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 
 
 def start_run(
@@ -164,45 +75,6 @@ def start_run(
     for name, part in data.items():
         cut = f", {part.encoded.num_truncated:,} cut to {args.max_length} tokens" if part.encoded.num_truncated else ""
         say(f"{name}: {len(part.ids):,} rows, {int(part.lengths.sum()):,} tokens{cut}")
-
-
-def check_plan(
-    args, settings: ModelSettings, config, data: LabelledData, num_labels: int, deepspeed: dict | None
-) -> None:
-    """Refuse a run that will not fit its GPU; with --plan, say what the run would do.
-
-    Args:
-        data: the train split.
-    """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    check_token_ids(args.model, config, data.encoded.ids)
-    total, head = classifier_size(config, num_labels)
-    adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
-    trainable = total if settings.method == "full" else adapter + head
-    need = memory_need(total + adapter, trainable, config, settings, args, (world_size, offloaded(deepspeed)))
-    if torch.cuda.is_available():
-        device_bytes = torch.cuda.mem_get_info()[1]
-        if settings.method == "full" and 4 * total > device_bytes:
-            raise Refused(
-                f"--method full ends by evaluating final/, whose float32 weights take {4 * total / 2**30:.0f} GiB, and "
-                f"a device has {device_bytes / 2**30:.0f} GiB: use --method lora or qlora"
-            )
-        problem = why_not_fit(need, device_bytes, settings.method)
-        if problem:
-            raise Refused(problem)
-    if not args.plan:
-        return
-    budget, lengths = args.tokens_per_device, data.lengths
-    steps = epoch_steps(lengths, args.batch_size, args.seed, epoch=0)
-    micro = [batch for step in steps for rank in micro_batches(step, lengths, budget, world_size) for batch in rank]
-    schedule = schedule_for(args, len(data.ids))
-    say(f"model: {total + adapter:,} weights, {trainable:,} of them trained ({args.method}, {settings.precision})")
-    say(f"data: {len(lengths):,} rows, {lengths.sum():,} tokens, {padding_ratio(micro, lengths):.3f} × with padding")
-    say(
-        f"steps: {schedule.num_steps:,} of {args.batch_size} rows on {world_size} device(s), "
-        f"{schedule.steps_per_epoch:,} an epoch, {len(micro) / len(steps) / world_size:.2f} micro-batches a step"
-    )
-    say(describe_memory(need))
 
 
 def device_name(device: torch.device) -> str:
@@ -251,11 +123,6 @@ def decay_unused_rows(engine: Engine, schedule: Schedule, args, step: int) -> No
     if isinstance(embedding, UsedRowsEmbedding):
         factors = [schedule.rate_factor(earlier) for earlier in range(1, step + 1)]
         embedding.unused_decay = unused_decay(factors, args.learning_rate, args.weight_decay)
-
-
-def schedule_for(args, num_examples: int):
-    """The schedule that the flags ask for."""
-    return plan_schedule(args, num_steps_per_epoch(num_examples, args.batch_size))
 
 
 def resume(loop: Loop, args) -> None:

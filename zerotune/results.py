@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from zerotune.classification import EvalOptions, evaluate_checkpoint
 from zerotune.errors import Refused
-from zerotune.evaluations import paired_comparison, read_evaluation
+from zerotune.evaluation import EvalOptions, evaluate_checkpoint
 from zerotune.files import read_json
+from zerotune.paired import paired_comparison, read_evaluation
 from zerotune.runs import RunFolder, is_main_process, say, started_at
 from zerotune.splits import Example, Splits, stratified_subset
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 
-from zerotune.page import details, flattened, paragraph, plain, section, table
+from zerotune.html_page import details, flattened, paragraph, plain, section, table
 
 
 def data_section(split: dict) -> str:

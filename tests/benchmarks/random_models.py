@@ -1,0 +1,168 @@
+"""Models of real shapes with random weights, made on the device, and rows as long as SST-2's: nothing is downloaded."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+
+from zerotune.data import LabelledData
+from zerotune.encoding import Encoded
+from zerotune.heads import is_head_parameter, make_head_float32
+from zerotune.lora import add_lora
+from zerotune.models import ModelSettings, attention_kernel, base_dtype, keep_nf4_layout
+
+LABELS = ("negative", "positive")
+
+# Published shapes. Biases, norms and rotary settings are the classes' own defaults.
+LLAMA_1B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+}
+GEMMA_2B = {
+    "model_type": "gemma2",
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "sliding_window": 4096,
+}
+MISTRAL_7B = {
+    "model_type": "mistral",
+    "vocab_size": 32768,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 32768,
+    "sliding_window": None,
+}
+DISTILBERT = {
+    "model_type": "distilbert",
+    "vocab_size": 30522,
+    "dim": 768,
+    "hidden_dim": 3072,
+    "n_layers": 6,
+    "n_heads": 12,
+}
+
+TOY_CAUSAL = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+TOY_ENCODER = {"vocab_size": 512, "dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model to measure: `sizes` are the config's, `method` is full, lora or qlora."""
+
+    name: str
+    method: str
+    sizes: dict
+
+    def config(self, toy: bool) -> PretrainedConfig:
+        """The config for two classes; the toy has the same architecture and a few thousand weights."""
+        small = (TOY_ENCODER if self.sizes["model_type"] == "distilbert" else TOY_CAUSAL) if toy else {}
+        sizes = self.sizes | small
+        return AutoConfig.for_model(**sizes, num_labels=len(LABELS), pad_token_id=0, use_cache=False)
+
+
+SHAPES = (
+    Shape("Llama-3.2-1B", "full", LLAMA_1B),
+    Shape("Llama-3.2-1B", "lora", LLAMA_1B),
+    Shape("Gemma-2-2B", "lora", GEMMA_2B),
+    Shape("Mistral-7B", "qlora", MISTRAL_7B),
+    Shape("DistilBERT", "full", DISTILBERT),
+)
+
+
+def settings_for(shape: Shape, precision: str) -> ModelSettings:
+    """What the train script would load the model with."""
+    return ModelSettings(name=shape.name, revision=None, method=shape.method, precision=precision)
+
+
+def random_model(config: PretrainedConfig, settings: ModelSettings, device: torch.device) -> nn.Module:
+    """A stock or peft model as zerotune.models.load_classifier would leave it, but with random weights."""
+    kernel = attention_kernel(settings.attention, config)
+    with torch.device(device):
+        model = AutoModelForSequenceClassification.from_config(
+            config, dtype=base_dtype(settings), attn_implementation=kernel
+        )
+    if settings.method == "qlora":
+        quantise_nf4(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    make_head_float32(model)
+    return model if settings.method == "full" else add_lora(model, settings).to(device)
+
+
+def quantise_nf4(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Turn every linear layer but the head's into bitsandbytes' 4 bits, in place, one after the other."""
+    import bitsandbytes
+
+    linears = [(path, layer) for path, layer in model.named_modules() if type(layer) is nn.Linear]
+    for path, layer in linears:
+        if is_head_parameter(f"{path}.weight", model.config):
+            continue
+        quantised = bitsandbytes.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            compute_dtype=compute_dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
+        weight, bias = layer.weight.detach(), layer.bias
+        layer.weight = None
+        quantised.weight = bitsandbytes.nn.Params4bit(
+            weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=quantised
+        ).to(weight.device)
+        quantised.bias = bias
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, quantised)
+    model.is_loaded_in_4bit = True  # peft asks for it
+    keep_nf4_layout(model)
+
+
+# Tokens of a row of SST-2's train split (67,349 rows, BERT's word pieces, special tokens included): the 0.5th, 1.5th …
+# 99.5th percentile. Mean 13.3, longest 66. Measured 2026-11.
+LENGTH_PERCENTILES = (
+    [3] * 3 + [4] * 8 + [5] * 9 + [6] * 8 + [7] * 7 + [8] * 6 + [9] * 6 + [10] * 4 + [11] * 5 + [12] * 4 + [13] * 3
+    + [14] * 3 + [15] * 3 + [16] * 3 + [17] * 2 + [18] * 3 + [19] * 2 + [20] * 2
+    + [21, 22, 22, 23, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 34, 36, 39, 42, 48]
+)  # fmt: skip
+# distinct ids in the same rows
+NUM_USED_IDS = 11_572
+
+
+def random_rows(num_rows: int, vocabulary: int, seed: int) -> LabelledData:
+    """Rows of SST-2's lengths. Like its words, ids follow Zipf's law and leave most of a large vocabulary unused."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.choice(LENGTH_PERCENTILES, num_rows)
+    num_used = min(NUM_USED_IDS, vocabulary - 1)
+    frequencies = 1 / np.arange(1, num_used + 1)
+    ids = 1 + generator.choice(num_used, int(lengths.sum()), p=frequencies / frequencies.sum())
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    labels = generator.integers(len(LABELS), size=num_rows)
+    encoded = Encoded(ids.astype(np.int32), offsets, num_truncated=0, type_ids=None)
+    return LabelledData([str(row) for row in range(num_rows)], encoded, labels, pad_id=0)

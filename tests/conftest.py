@@ -1,0 +1,18 @@
+"""What holds for unit and script tests alike."""
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """Tiny matrices gain nothing from a second thread, and lose much where other processes want the core."""
+    torch = sys.modules.get("torch")
+    if torch is None or "benchmarks" in request.path.parts or "gpu" in request.path.parts:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,139 @@
+"""Ways to start the project's scripts: by the real launchers, and quickly through warm_server.py."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+SECONDS_TO_HANG = 300
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that has ended: exit status and log file of each rank, and the folder that it was to write."""
+
+    folder: Path
+    codes: tuple[int, ...]
+    logs: tuple[Path, ...]
+
+    def text(self, rank: int = 0) -> str:
+        """What a rank printed, stdout and stderr."""
+        return self.logs[rank].read_text()
+
+    def read_json(self, name: str):
+        """A JSON file of the folder."""
+        return json.loads((self.folder / name).read_text())
+
+    def read_lines(self, name: str) -> list[dict]:
+        """A JSON-lines file of the folder."""
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def refusal(self) -> str:
+        """The one line that a refused launch ends with on rank 0."""
+        assert self.codes[0] == 2, self.text()
+        *_, last = self.text().splitlines()
+        assert last.startswith("refused: "), self.text()
+        return last.removeprefix("refused: ")
+
+
+class Job:
+    """Running ranks of one launch."""
+
+    def __init__(self, server: "WarmServer", folder: Path, pids: list[int], logs: list[Path]):
+        self.server, self.folder, self.pids, self.logs = server, folder, pids, logs
+
+    def kill(self, number: int = signal.SIGKILL, rank: int | None = None) -> None:
+        """Send a signal to a rank, or to all."""
+        for pid in self.pids if rank is None else [self.pids[rank]]:
+            os.kill(pid, number)
+
+    def wait(self) -> Launch:
+        """Wait for all ranks; those that hang are killed. When a rank was killed the others are too, as by torchrun."""
+        watch = threading.Timer(SECONDS_TO_HANG, self.kill)
+        watch.start()
+        codes = []
+        for index, pid in enumerate(self.pids):
+            codes.append(self.server.ask({"wait": pid}))
+            if codes[-1] < 0:
+                for other in self.pids[index + 1 :]:
+                    os.kill(other, signal.SIGKILL)
+        watch.cancel()
+        return Launch(self.folder, tuple(codes), tuple(self.logs))
+
+
+class WarmServer:
+    """A process that has imported what the scripts import, and forks to become one of them."""
+
+    def __init__(self, environment: dict[str, str]):
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("warm_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=REPOSITORY,
+            env=environment,
+        )
+        while (line := self.process.stdout.readline()) != '"ready"\n':
+            assert line, "the warm server did not start: run tests/scripts/warm_server.py to see why"
+
+    def ask(self, request: dict):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(
+        self, script: str, flags: list, folder: Path, world: int = 1, on_event: dict | None = None, rank: int = 0
+    ) -> Job:
+        """Start a script on `world` ranks, with the variables that torchrun sets; `on_event` goes to one rank."""
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+        pids, logs = [], []
+        for number in range(world):
+            place = {} if world == 1 else {**common, "RANK": str(number), "LOCAL_RANK": str(number)}
+            logs.append(folder.with_name(f"{folder.name}.rank-{number}.log"))
+            logs[-1].unlink(missing_ok=True)
+            request = {
+                "argv": [script, *map(str, flags)],
+                "environment": place,
+                "output": str(logs[-1]),
+                "on_event": on_event if number == rank else None,
+            }
+            pids.append(self.ask({"start": request}))
+        return Job(self, folder, pids, logs)
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(launcher: list, script: str, flags: list, folder: Path, environment: dict[str, str]) -> Launch:
+    """Start a script as a user does, by a launcher's whole command line, and wait for it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_name(f"{folder.name}.log")
+    with log.open("w") as file:
+        ended = subprocess.run(
+            [*map(str, launcher), script, *map(str, flags)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            env=environment,
+            timeout=SECONDS_TO_HANG,
+        )
+    return Launch(folder, (ended.returncode,), (log,))
+
+
+PYTHON = [sys.executable]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]

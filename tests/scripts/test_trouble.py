@@ -1,0 +1,60 @@
+"""What ends a run early: numbers that are not finite, and a full disk. One line, and the way back is open."""
+
+import re
+import subprocess
+
+import pytest
+from comparing import OFTEN, assert_same_bits, killed_at, newest_step
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(workplace):
+    flags = [*OFTEN, "--max-grad-norm", 0, "--warmup-ratio", 0, "--learning-rate", 1e30]
+    run = workplace.train("diverged", *flags, "--eval-every", 100, "--checkpoint-every", 1, expect=2)
+    line = run.refusal()
+    assert re.search(r"the (loss|gradient norm) of step 2 is (nan|inf)", line)
+    assert len(re.findall(r"\btrain-\d+", line)) == 16 and "last good checkpoint: " in line and "step-00000001" in line
+    assert run.read_json("state.json") == {"state": "refused", "reason": line}
+    assert [row["step"] for row in run.read_lines("metrics.jsonl")] == [1]
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run(workplace):
+    """The head's rate is beyond float32: its weights are infinite after step 1, whose own loss was fine."""
+    flags = [*OFTEN, "--warmup-ratio", 0, "--head-learning-rate", 1e39, "--eval-every", 1]
+    run = workplace.train("diverged-evaluation", *flags, expect=2)
+    line = run.refusal()
+    assert "the evaluation after step 1 has a loss of nan" in line and "last good checkpoint: none" in line
+    assert run.read_json("state.json")["state"] == "refused" and newest_step(run) is None
+
+
+@pytest.fixture
+def small_disk(workplace):
+    """A disk of its own of 80 MiB: a checkpoint fits, with the 64 MiB that a save leaves alone."""
+    folder = workplace.folder / "small-disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("event", "path"),
+    [
+        ("os.mkdir", r"\.writing-step-00000004$"),  # found before the save
+        ("os.scandir", r"\.writing-step-00000004$"),  # in the middle of a save
+        ("open", r"\.writing-step-00000004/\.manifest\.json"),  # at its end
+        ("open", r"/metrics\.jsonl$"),  # while logging, before the first checkpoint
+    ],
+)
+def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(workplace, small_disk, event, path):
+    filler = small_disk / "filler"
+    run = workplace.train("small-disk/run", *OFTEN, expect=2, **killed_at(event, path, do=str(filler)))
+    assert "disk full" in run.refusal()
+    assert newest_step(run) == (None if "metrics" in path else 2)
+    filler.unlink()
+    assert_same_bits(workplace.train("small-disk/run", *OFTEN), workplace.train_once("undisturbed", *OFTEN))

@@ -1,0 +1,244 @@
+"""Bad input and damaged files: one line with the rule, the value found and the way out, before a weight is loaded."""
+
+import json
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import LABELS, tiny_model
+from transformers import AutoConfig
+
+from zerotune import run_checks, sst2
+from zerotune.arguments import train_parser
+from zerotune.checkpoints import MARKER
+from zerotune.errors import Refused
+from zerotune.evaluation import EvalOptions, check_options, evaluate_checkpoint
+from zerotune.files import read_json, read_json_lines
+from zerotune.language_model import load_language_model
+from zerotune.launch import zero_stage
+from zerotune.models import ModelSettings, load_classifier
+from zerotune.pretrained import check_token_ids, check_weight_files, check_window, load_tokenizer, read_config
+from zerotune.samples import tiny_causal_model
+from zerotune.sources import read_file
+from zerotune.splits import Example
+
+OPTIONS = {"revision": None, "attention": "auto", "precision": "fp32", "tokens_per_device": 64}
+
+
+def model_copy(folder, kind="llama", **config):
+    """A tiny checkpoint of its own, with some values of its config.json changed."""
+    shutil.copytree(tiny_model(kind), folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return folder
+
+
+# --- files ---
+
+
+def test_a_number_of_thousands_of_digits_is_not_json(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"sentence": "x", "label": ' + "9" * 5000 + "}\n")
+    with pytest.raises(Refused, match="line 1: not JSON"):
+        read_file(path)
+
+
+def test_a_file_name_that_is_too_long(tmp_path):
+    with pytest.raises(Refused, match=r"cannot be read .*too long"):
+        read_file(tmp_path / ("x" * 300 + ".tsv"))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+def test_damaged_json_is_named(tmp_path, content):
+    path = tmp_path / "run.json"
+    path.write_bytes(content)
+    with pytest.raises(Refused, match=r"run.json is damaged"):
+        read_json(path)
+
+
+def test_a_damaged_line_is_named_and_a_torn_last_one_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st')
+    assert read_json_lines(path) == [{"step": 1}]
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n')
+    with pytest.raises(Refused, match="line 2 is damaged"):
+        read_json_lines(path)
+
+
+@pytest.mark.parametrize("dataset", [":test", "glue:", ":"])
+def test_half_a_hub_split(dataset):
+    with pytest.raises(Refused, match="--dataset"):
+        sst2.load_test(Namespace(dataset=dataset, sample=False, split_seed=0), None)
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize("flags", [["--model", ""], ["--dataset", ""], ["--seed", str(2**63)]])
+def test_values_that_no_run_can_use(flags, capsys):
+    with pytest.raises(SystemExit):
+        train_parser("").parse_args(flags)
+    assert flags[0] in capsys.readouterr().err
+
+
+def run_flags(**changes):
+    return Namespace(**{"resume": "auto", "tracker": "none", "push_to_hub": None, "output_dir": Path("run"), **changes})
+
+
+def test_a_named_checkpoint_must_be_one_of_the_run(tmp_path):
+    own, other = (tmp_path / name / "checkpoints" / "step-00000002" for name in ("a", "b"))
+    for folder in (own, other):
+        folder.mkdir(parents=True)
+    with pytest.raises(Refused, match="no COMPLETE marker"):
+        run_checks.check_run_flags(run_flags(resume=str(own), output_dir=tmp_path / "a"))
+    for folder in (own, other):
+        (folder / MARKER).touch()
+    run_checks.check_run_flags(run_flags(resume=str(own), output_dir=tmp_path / "a"))
+    with pytest.raises(Refused, match="no checkpoint of this run"):
+        run_checks.check_run_flags(run_flags(resume=str(other), output_dir=tmp_path / "a"))
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(run_checks, "find_spec", lambda name: None)
+    with pytest.raises(Refused, match="pip install"):
+        run_checks.check_run_flags(run_flags(tracker="wandb"))
+
+
+def test_uploads_that_cannot_work(monkeypatch):
+    with pytest.raises(Refused, match="no ORG/NAME"):
+        run_checks.check_upload("not a name!!")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(Refused, match="HF_HUB_OFFLINE"):
+        run_checks.check_upload("org/name")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(Refused, match="hf auth login"):
+        run_checks.check_upload("org/name")
+
+
+@pytest.mark.parametrize("stage", [9, "two", "auto", None])
+def test_stages_that_there_are_not(stage):
+    with pytest.raises(Refused, match="stage is"):
+        zero_stage({"zero_optimization": {"stage": stage}})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains with flex_attention")
+def test_flex_attention_does_not_train_on_a_cpu():
+    with pytest.raises(Refused, match="flex_attention"):
+        run_checks.check_model_flags(Namespace(attention="flex_attention"), read_config(tiny_model("llama"), None))
+
+
+def test_a_quantised_checkpoint_is_not_trained(tmp_path):
+    folder = model_copy(tmp_path / "m", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(Refused, match="quantised already"):
+        run_checks.check_model_flags(Namespace(attention="auto", model="m"), read_config(str(folder), None))
+
+
+# --- models ---
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": "x"}, {"num_attention_heads": 7}])
+def test_configs_at_odds_with_themselves(tmp_path, change):
+    with pytest.raises(Refused, match="cannot be used"):
+        read_config(str(model_copy(tmp_path / "m", **change)), None)
+
+
+def test_a_config_that_is_no_object(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(Refused, match="not an object"):
+        read_config(str(folder), None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"version https://git-lfs.github.com/spec/v1\n", None])
+def test_damaged_weights_are_found_by_their_header(tmp_path, content):
+    folder = model_copy(tmp_path / "m")
+    path = folder / "model.safetensors"
+    check_weight_files(str(folder))
+    path.write_bytes(path.read_bytes()[:-8] if content is None else content)
+    with pytest.raises(Refused, match=r"model.safetensors is damaged"):
+        check_weight_files(str(folder))
+
+
+def test_missing_weights_are_named(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(Refused, match=r"lacks two.safetensors"):
+        check_weight_files(str(folder))
+
+
+def test_an_adapter_whose_base_is_gone(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    for base in (None, str(tmp_path / "gone")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        with pytest.raises(Refused, match="is not there"):
+            check_weight_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{}", "nonsense"])
+def test_a_tokenizer_that_is_none(tmp_path, content):
+    folder = model_copy(tmp_path / "m")
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(Refused, match="no tokenizer could be read"):
+        load_tokenizer(str(folder), None)
+
+
+def test_weights_of_another_shape(tmp_path):
+    folder = str(model_copy(tmp_path / "m", intermediate_size=24))
+    with pytest.raises(Refused, match=r"do not fit its config.json: .*mlp"):
+        load_classifier(ModelSettings(folder, None, "full"), LABELS, load_tokenizer(folder, None))
+    with pytest.raises(Refused, match=r"do not fit its config.json: .*mlp"):
+        load_language_model(EvalOptions(model=folder, **OPTIONS), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bert", 64), ("roberta", 60), ("llama", 64)])
+def test_texts_longer_than_the_positions(kind, most):
+    config = read_config(tiny_model(kind), None)
+    check_window("m", config, most)
+    with pytest.raises(Refused, match=f"more than the {most} positions"):
+        check_window("m", config, most + 1)
+
+
+def test_token_ids_without_an_embedding():
+    config = AutoConfig.for_model("llama", vocab_size=10)
+    check_token_ids("m", config, np.array([3, 9]))
+    with pytest.raises(Refused, match="gives token 10 and the model has 10"):
+        check_token_ids("m", config, np.array([3, 10]))
+
+
+@pytest.mark.parametrize("change", [{"max_length": 65}, {"attention": "flash_attention_2"}])
+def test_eval_flags_that_the_head_cannot_serve(change):
+    options = EvalOptions(**{"model": "m", **OPTIONS, **change})
+    config = read_config(tiny_model("bert"), None)
+    with pytest.raises(Refused, match=r"--max-length|flash_attention_2"):
+        check_options(options, config, None)
+
+
+def test_scores_that_are_not_finite(tmp_path):
+    folder = model_copy(tmp_path / "m", "bert")
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: torch.full_like(tensor, float("nan")) for name, tensor in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    accelerator = SimpleNamespace(
+        num_processes=1, process_index=0, device=torch.device("cpu"), deepspeed_plugin=None, wait_for_everyone=int
+    )
+    never = SimpleNamespace(raise_when_noted=lambda accelerator: None)
+    examples = [Example("test-0", "the film was good", 1)]
+    with pytest.raises(Refused, match="not finite, first for test-0"):
+        evaluate_checkpoint(
+            tmp_path / "out", EvalOptions(model=str(folder), **OPTIONS), sst2, examples, accelerator, never
+        )
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_sample_model_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="ZEROTUNE_CACHE"):
+        tiny_causal_model(tmp_path / "file" / "sample-llama")

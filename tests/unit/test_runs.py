@@ -1,0 +1,242 @@
+"""The run folder: who may write, what is refused before anything is touched, what its state says afterwards."""
+
+import json
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from zerotune import runs
+from zerotune.errors import Preempted, Refused
+from zerotune.files import write_json
+from zerotune.runs import RunFolder, check_earlier_run, read_state, recorded_flags, run_script, short_name
+
+ALONE = SimpleNamespace(num_processes=1)
+FLAGS = {"learning_rate": 1e-3, "seed": 0, "resume": "auto", "tokens_per_device": 100, "output_dir": Path("runs/a")}
+
+
+def flags(**changes):
+    return Namespace(**{**FLAGS, **changes})
+
+
+def started(folder, state=None, **changes):
+    """A run folder as an earlier start left it."""
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "run.json", {"flags": recorded_flags(flags(**changes))})
+    if state:
+        write_json(folder / "state.json", {"state": state, "reason": None})
+    return folder
+
+
+# --- an earlier run in the folder ---
+
+
+def test_a_new_folder_and_one_without_a_run_are_free(tmp_path):
+    assert check_earlier_run(tmp_path / "absent", flags()) is False
+    assert check_earlier_run(tmp_path, flags(resume="never")) is False
+
+
+@pytest.mark.parametrize("state", ["running", "preempted", "refused"])
+def test_the_same_flags_go_on(tmp_path, state):
+    assert check_earlier_run(started(tmp_path, state), flags()) is False
+
+
+def test_flags_that_change_no_number_may_differ(tmp_path):
+    started(tmp_path)
+    changed = flags(tokens_per_device=7, output_dir=Path("elsewhere"), resume="some/checkpoint")
+    assert check_earlier_run(tmp_path, changed) is False
+    assert {"checkpoint_every", "log_every", "tracker", "state_file"} <= runs.FREE_FLAGS
+    assert not {"learning_rate", "batch_size", "seed", "eval_every", "method", "split_seed"} & runs.FREE_FLAGS
+
+
+def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
+    started(tmp_path)
+    with pytest.raises(Refused) as refusal:
+        check_earlier_run(tmp_path, flags(learning_rate=2e-3, seed=None))
+    assert "(--learning-rate was 0.001, is 0.002, --seed was 0, is None)" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_resume_never_refuses_a_run_whatever_its_state(tmp_path):
+    for state in ("running", "finished"):
+        started(tmp_path, state, resume="never")
+        with pytest.raises(Refused, match="--resume never"):
+            check_earlier_run(tmp_path, flags(resume="never"))
+        assert read_state(tmp_path)["state"] == state
+
+
+def test_a_finished_run_says_so_once(tmp_path, capsys, monkeypatch):
+    started(tmp_path, "finished")
+    assert check_earlier_run(tmp_path, flags()) is True
+    assert capsys.readouterr().out == f"{tmp_path} is finished; the report is {tmp_path / 'report.html'}\n"
+    monkeypatch.setenv("RANK", "3")
+    assert check_earlier_run(tmp_path, flags()) is True
+    assert capsys.readouterr().out == ""
+
+
+# --- the folder while a run is at work ---
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (Refused("bad input"), "refused", "bad input"),
+        (Preempted("stopped by SIGTERM"), "preempted", "stopped by SIGTERM"),
+        (KeyboardInterrupt(), "preempted", "interrupted"),
+        (RuntimeError("a bug"), "running", None),
+    ],
+)
+def test_leaving_sets_what_came_of_it(tmp_path, error, state, reason):
+    with pytest.raises(type(error)), RunFolder(tmp_path, ALONE):
+        assert read_state(tmp_path) == {"state": "running", "reason": None}
+        raise error
+    assert read_state(tmp_path) == {"state": state, "reason": reason}
+
+
+def test_a_full_disk_is_a_refusal_with_a_way_out(tmp_path):
+    way_out = r"disk full: .*free some space and start the same command again"
+    with pytest.raises(Refused, match=way_out), RunFolder(tmp_path, ALONE):
+        raise OSError(28, "No space left on device")
+    assert read_state(tmp_path)["state"] == "refused" and "disk full" in read_state(tmp_path)["reason"]
+
+
+def test_the_state_is_set_even_where_no_new_file_can_be_written(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path, ALONE)
+
+    def no_space(state, reason):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Refused), run:
+        run.write_state("running", "a longer text than the one that follows " * 9)
+        monkeypatch.setattr(run, "write_state", no_space)
+        raise Refused("disk full")
+    assert read_state(tmp_path) == {"state": "refused", "reason": "disk full"}
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    with RunFolder(tmp_path, ALONE) as run:
+        run.write_state("running", "first")
+        with pytest.raises(Refused, match="another job is at work in"), RunFolder(tmp_path, ALONE):
+            pass
+        assert read_state(tmp_path)["reason"] == "first"
+    with RunFolder(tmp_path, ALONE):
+        pass
+
+
+def test_the_lock_goes_with_a_killed_process(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from types import SimpleNamespace\n"
+        "from zerotune.runs import RunFolder\n"
+        "RunFolder(Path(sys.argv[1]), SimpleNamespace(num_processes=1)).__enter__(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == -9
+    with RunFolder(tmp_path, ALONE):
+        assert read_state(tmp_path)["state"] == "running"
+
+
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(Refused), RunFolder(tmp_path / "run", ALONE) as run:
+        run.log({"step": 1})
+        run.write_json("split.json", {})
+        run.update_json("run.json", a=1)
+        run.forget_metrics_after(0)
+        raise Refused("stop")
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_after_the_last_checkpoint_are_forgotten(tmp_path):
+    run = RunFolder(tmp_path, ALONE)
+    for step in (1, 2, 2, 3):
+        run.log({"step": step, "loss": step / 3})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 4, "lo')  # torn by a death
+    run.forget_metrics_after(2)
+    assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [1, 2, 2]
+    run.forget_metrics_after(0)
+    assert run.metrics_path.read_text() == ""
+
+
+def test_updates_add_to_a_file(tmp_path):
+    run = RunFolder(tmp_path, ALONE)
+    run.update_json("run.json", a=1, b=1)
+    run.update_json("run.json", b=2)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1, "b": 2}
+
+
+# --- how a script ends ---
+
+
+def ending(error, state_file=None):
+    """Exit status of a script whose main raises."""
+
+    def main(args):
+        if error:
+            raise error
+
+    try:
+        run_script(main, Namespace(state_file=state_file))
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+def test_exit_statuses(tmp_path, capsys):
+    assert ending(None) == 0
+    assert ending(Preempted("saved")) == 75 and capsys.readouterr().out == "saved\n"
+    assert ending(Refused("the rule:\n  found 3")) == 2
+    assert capsys.readouterr().err == "refused: the rule: found 3\n"
+    with pytest.raises(ZeroDivisionError):
+        ending(ZeroDivisionError())
+
+
+def test_a_refusal_writes_its_state_where_asked(tmp_path):
+    ending(Refused("the rule"), tmp_path / "state.json")
+    assert json.loads((tmp_path / "state.json").read_text()) == {"state": "refused", "reason": "the rule"}
+
+
+def test_only_rank_0_speaks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert ending(Refused("the rule"), tmp_path / "state.json") == 2
+    assert capsys.readouterr() == ("", "") and not (tmp_path / "state.json").exists()
+
+
+# --- small things ---
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("meta-llama/Llama-3.2-1B", "llama-3.2-1b"),
+        ("runs/sst2-a-full/final", "sst2-a-full"),
+        ("./models/My Model/", "my-model"),
+        ("final", "model"),
+        ("..", "model"),
+    ],
+)
+def test_folder_names(model, name):
+    assert short_name(model) == name
+
+
+def test_flags_are_recorded_as_plain_values():
+    assert recorded_flags(flags(shots=[1, 2])) == {
+        **{**FLAGS, "output_dir": "runs/a"},
+        "shots": [1, 2],
+    }
+
+
+def test_the_start_of_this_process_is_known():
+    began = runs.started_at()
+    assert time.time() - 24 * 3600 < began < time.time()
+    # The kernel counts in ticks of 10 ms, and a system's uptime is read a moment later.
+    assert abs(runs.started_at() - began) < 0.1
+
+
+def test_the_process_is_described():
+    described = runs.describe_process()
+    assert described["versions"].keys() >= {"python", "torch", "zerotune"} and all(described["versions"].values())
+    assert described["command"] == " ".join(sys.argv)

@@ -1,0 +1,90 @@
+"""When things happen: golden values, and the schedule of transformers where the two agree."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import get_linear_schedule_with_warmup
+
+from zerotune.schedule import Schedule, plan_schedule
+
+FLAGS = {
+    "epochs": 3,
+    "max_steps": None,
+    "warmup_ratio": 0.06,
+    "eval_every": None,
+    "checkpoint_every": 500,
+    "log_every": 10,
+}
+
+
+def schedule(num_steps, warmup_steps, **changes):
+    values = {"steps_per_epoch": 5, "eval_every": 5, "checkpoint_every": 4, "log_every": 3, **changes}
+    return Schedule(num_steps=num_steps, warmup_steps=warmup_steps, **values)
+
+
+def test_the_rate_rises_over_the_warmup_and_falls_to_the_end():
+    rates = [schedule(8, 3).rate_factor(step) for step in range(1, 9)]
+    # Warmup: 1/4, 2/4, 3/4. Then 5 steps from 1 down: the step after the last would have 0.
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_without_warmup_the_first_step_has_the_peak_rate():
+    assert [schedule(4, 0).rate_factor(step) for step in range(1, 5)] == [1, 0.75, 0.5, 0.25]
+
+
+def transformers_rates(num_steps, warmup_steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps, num_steps)
+    rates = []
+    for _ in range(num_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize(("num_steps", "warmup_steps"), [(8, 0), (8, 3), (100, 6), (5, 4), (1, 0)])
+def test_after_the_warmup_it_is_the_schedule_of_transformers(num_steps, warmup_steps):
+    """Its warmup begins at 0, so that its first step changes nothing; ours begins at 1 / (warmup + 1)."""
+    ours = [schedule(num_steps, warmup_steps).rate_factor(step) for step in range(1, num_steps + 1)]
+    theirs = transformers_rates(num_steps, warmup_steps)
+    assert ours[warmup_steps:] == pytest.approx(theirs[warmup_steps:])
+    expected = [(done + 1) / (warmup_steps + 1) for done in range(warmup_steps)]
+    assert ours[:warmup_steps] == pytest.approx(expected)
+    assert theirs[:warmup_steps] == pytest.approx([done / warmup_steps for done in range(warmup_steps)])
+
+
+@given(num_steps=st.integers(1, 300), share=st.floats(0, 1))
+def test_every_step_has_a_rate_above_0_and_the_peak_is_1(num_steps, share):
+    warmup_steps = round(num_steps * share)
+    rates = [schedule(num_steps, warmup_steps).rate_factor(step) for step in range(1, num_steps + 1)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert warmup_steps == num_steps or max(rates) == 1
+
+
+def test_things_are_due_at_their_steps_and_at_the_end():
+    plan = schedule(11, 0)
+    steps = range(1, 12)
+    assert [step for step in steps if plan.evaluates_at(step)] == [5, 10, 11]
+    assert [step for step in steps if plan.saves_at(step)] == [4, 8, 11]
+    assert [step for step in steps if plan.logs_at(step)] == [1, 3, 6, 9, 11]
+    assert [plan.epoch(step) for step in steps] == [0] * 5 + [1] * 5 + [2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (300, 18, 100)),
+        ({"max_steps": 50}, (50, 3, 100)),
+        ({"max_steps": 1000}, (300, 18, 100)),
+        ({"warmup_ratio": 0.0, "eval_every": 7}, (300, 0, 7)),
+        ({"warmup_ratio": 1.0, "epochs": 1}, (100, 100, 100)),
+    ],
+)
+def test_flags_make_the_plan(changes, expected):
+    plan = plan_schedule(SimpleNamespace(**{**FLAGS, **changes}), steps_per_epoch=100)
+    assert (plan.num_steps, plan.warmup_steps, plan.eval_every) == expected
+    assert (plan.steps_per_epoch, plan.checkpoint_every, plan.log_every) == (100, 500, 10)

@@ -1,0 +1,145 @@
+"""The layout's rules: imports run one way, names shadow nothing, paths that are named exist, files stay short."""
+
+import ast
+import re
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT_FOLDERS = ("train", "eval")
+LIBRARY = sorted((REPOSITORY / "zerotune").glob("*.py"))
+SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (REPOSITORY / folder).glob("*.py"))
+MOST_LINES = 330
+# What a run, an evaluation or a user writes; named in documents, never shipped.
+MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/")
+NAMED_PATH = re.compile(
+    r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|slurm|tests|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
+)
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            yield node.module
+
+
+def top_names(path):
+    return {name.partition(".")[0] for name in imported_modules(path)}
+
+
+def test_there_is_something_to_check():
+    assert len(LIBRARY) > 20 and {path.name for path in SCRIPTS} >= {"sst2.py", "compare.py"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.name)
+def test_the_library_imports_no_script(path):
+    assert not top_names(path) & {*SCRIPT_FOLDERS, "tests", "slurm"}
+    scripts_alone = {script.stem for script in SCRIPTS} - {module.stem for module in LIBRARY}
+    assert not top_names(path) & scripts_alone
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_imports_no_script(path):
+    """train/ is first on the path of a script there: `import sst2` would find train/sst2.py."""
+    assert not top_names(path) & {*SCRIPT_FOLDERS, *(script.stem for script in SCRIPTS)}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_shadows_no_library(path):
+    assert path.stem not in sys.stdlib_module_names
+    elsewhere = [folder for folder in sys.path if folder not in ("", str(path.parent))]
+    assert PathFinder.find_spec(path.stem, elsewhere) is None, f"{path} hides an installed module"
+
+
+@pytest.mark.parametrize("folder", SCRIPT_FOLDERS)
+def test_script_folders_are_no_packages(folder):
+    assert not (REPOSITORY / folder / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_opens_with_a_launch_line_and_has_a_main(path):
+    tree = ast.parse(path.read_text())
+    own_name = f"{path.parent.name}/{path.name}"
+    launch_lines = re.findall(rf"(?:python|accelerate launch) .*{own_name}", ast.get_docstring(tree))
+    assert launch_lines
+    assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def heavy_at_import(path):
+    """Libraries that take a second to import, imported at a module's top."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.partition(".")[0])
+    return names & {"torch", "transformers", "datasets", "sklearn", "matplotlib", "peft", "accelerate", "deepspeed"}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_imports_nothing_heavy_before_its_arguments_are_read(path):
+    assert not heavy_at_import(path)
+
+
+def named_paths(text):
+    """Paths below the repository that a document names, without what is made later."""
+    found = {match[1].rstrip(".") for match in NAMED_PATH.finditer(text)}
+    return {path for path in found if not path.startswith(MADE_LATER) and "NAME" not in path}
+
+
+def documents():
+    for path in sorted(REPOSITORY.glob("*.md")):
+        yield path.name, path.read_text()
+    for path in [*LIBRARY, *SCRIPTS]:
+        tree = ast.parse(path.read_text())
+        nodes = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        ]
+        yield (
+            str(path.relative_to(REPOSITORY)),
+            "\n".join(ast.get_docstring(node) or "" for node in nodes),
+        )
+
+
+def messages():
+    """Strings of the library: a refusal's way out names files too."""
+    for path in [*LIBRARY, *SCRIPTS]:
+        strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        yield str(path.relative_to(REPOSITORY)), "\n".join(one for one in strings if isinstance(one, str))
+
+
+def test_the_search_for_paths_finds_them():
+    text = "see train/sst2.py, ds_configs/zero2.json. In runs/a/final and `eval/final`: setup.cfg; no/train/x.py, a/b"
+    assert named_paths(text) == {"train/sst2.py", "ds_configs/zero2.json", "setup.cfg"}
+    assert any(named_paths(text) for _, text in documents())
+
+
+@pytest.mark.parametrize("kind", [documents, messages])
+def test_every_path_that_is_named_exists(kind):
+    absent = {
+        name: missing
+        for name, text in kind()
+        if (missing := {path for path in named_paths(text) if not (REPOSITORY / path).exists()})
+    }
+    assert not absent
+
+
+def test_every_link_of_the_documents_leads_somewhere():
+    for path in REPOSITORY.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+            if not re.match(r"[a-z]+:", target):
+                assert (REPOSITORY / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("folder", ["zerotune", "train", "eval", "tests"])
+def test_files_stay_short(folder):
+    lengths = {path: len(path.read_text().splitlines()) for path in (REPOSITORY / folder).rglob("*.py")}
+    assert lengths and not {path: length for path, length in lengths.items() if length > MOST_LINES}
