@@ -191,7 +191,7 @@ def train_with_trainer(args) -> None:
 
     from zerotune import sst2
     from zerotune.arguments import train_parser
-    from zerotune.evaluation import labelled_data
+    from zerotune.encoding import default_cache_dir, encode_texts
     from zerotune.pretrained import load_tokenizer
 
     torch.set_num_threads(args.threads)
