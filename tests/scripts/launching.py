@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS_TO_HANG = 300
+# ranks that all refuse or are all preempted end within moments of each other
+SECONDS_TO_FOLLOW = 5
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,20 @@ class Job:
             os.kill(pid, number)
 
     def wait(self) -> Launch:
-        """Wait for all ranks; those that hang are killed. When a rank was killed the others are too, as by torchrun."""
-        watch = threading.Timer(SECONDS_TO_HANG, self.kill)
-        watch.start()
-        codes = []
-        for index, pid in enumerate(self.pids):
-            codes.append(self.server.ask({"wait": pid}))
-            if codes[-1] < 0:
-                for other in self.pids[index + 1 :]:
-                    os.kill(other, signal.SIGKILL)
-        watch.cancel()
-        return Launch(self.folder, tuple(codes), tuple(self.logs))
+        """Wait for all ranks. When one has died or failed the others are killed, as torchrun does, and so is a hang."""
+        codes: dict[int, int | None] = dict.fromkeys(self.pids)
+        give_up = time.monotonic() + SECONDS_TO_HANG
+        while None in codes.values():
+            for pid in [pid for pid, code in codes.items() if code is None]:
+                codes[pid] = self.server.ask({"ask": pid})
+            if any(codes.values()):
+                give_up = min(give_up, time.monotonic() + SECONDS_TO_FOLLOW)
+            if time.monotonic() > give_up:
+                for pid in [pid for pid, code in codes.items() if code is None]:
+                    os.kill(pid, signal.SIGKILL)
+                give_up = float("inf")
+            time.sleep(0.02)
+        return Launch(self.folder, tuple(codes.values()), tuple(self.logs))
 
 
 class WarmServer:

@@ -4,7 +4,7 @@ A child is a process like any other: its own memory, environment, output file an
 processes it reads from the disk. One request a line on stdin, one answer a line on stdout (see launching.py):
 
     {"start": {"argv": ["train/sst2.py", …], "environment": {…}, "output": "log.txt", "on_event": null}}  -> its pid
-    {"wait": pid}                                                           -> its exit status, -9 after SIGKILL
+    {"ask": pid}                                            -> its exit status, -9 after SIGKILL; null while it runs
 """
 
 import ctypes
@@ -31,8 +31,8 @@ def main():
             if answer == 0:
                 be_the_script(**request["start"])
         else:
-            _, status = os.waitpid(request["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
+            pid, status = os.waitpid(request["ask"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
         print(json.dumps(answer), flush=True)
 
 
