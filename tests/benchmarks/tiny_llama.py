@@ -16,9 +16,9 @@ from pathlib import Path
 from benchmarking import REPOSITORY, child_environment, conditions, markdown_table, run_child, write_record
 
 FLAGS = {
-    "full": "--epochs 1 --batch-size 32 --learning-rate 3e-3 --head-learning-rate 3e-3",
-    "lora": "--epochs 2 --batch-size 32 --learning-rate 3e-3 --head-learning-rate 3e-3 --lora-rank 16 --lora-alpha 32",
-    "qlora": "--epochs 2 --batch-size 32 --learning-rate 3e-3 --head-learning-rate 3e-3 --lora-rank 16 --lora-alpha 32",
+    "full": "--learning-rate 5e-4 --batch-size 32 --epochs 1 --limit-train 20000",
+    "lora": "--learning-rate 1e-3 --batch-size 32 --epochs 1 --limit-train 20000",
+    "qlora": "--learning-rate 1e-3 --batch-size 32 --epochs 1 --limit-train 20000",
 }
 MARGIN = 0.10
 

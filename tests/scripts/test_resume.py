@@ -268,7 +268,7 @@ def test_changed_data_is_refused(workplace, stopped):
         run = workplace.train("stopped", *OFTEN, expect=2)
     finally:
         workplace.train_file.write_text(content)
-    assert "other data" in run.refusal() and "train" in run.refusal()
+    assert "was started on something else (data changed since)" in run.refusal()
 
 
 def test_a_finished_run_says_so(workplace):

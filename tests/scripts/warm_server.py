@@ -8,6 +8,7 @@ processes it reads from the disk. One request a line on stdin, one answer a line
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ PR_SET_PDEATHSIG = 1
 
 def main():
     import_what_scripts_import()
+    gc.freeze()  # a child's garbage collection need not copy all that is here
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -40,6 +42,7 @@ def import_what_scripts_import():
     """All of zerotune, and what the libraries import when they are first used."""
     import bitsandbytes  # noqa: F401
     import deepspeed  # noqa: F401
+    import matplotlib.backends.backend_svg  # noqa: F401
     import peft  # noqa: F401
     import scipy.stats  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification  # noqa: F401

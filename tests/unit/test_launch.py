@@ -160,6 +160,18 @@ def test_no_auto_is_left_and_zero_3_gathers_at_save():
     assert '"auto"' not in json.dumps(filled)
 
 
+@pytest.mark.parametrize("config", [{}, {"zero_optimization": {}}, {"zero_optimization": {"stage": 0}}])
+def test_deepspeed_without_zero_is_refused(config):
+    with pytest.raises(Refused, match="leave --deepspeed out"):
+        fill_deepspeed_config(config, FLAGS, "fp32")
+
+
+@pytest.mark.parametrize("stage", [4, -1, "2", 1.5])
+def test_a_stage_that_there_is_not_is_refused(stage):
+    with pytest.raises(Refused, match="wanted 1, 2 or 3"):
+        zero_stage({"zero_optimization": {"stage": stage}})
+
+
 def test_zero_stages():
     assert [zero_stage(config) for config in (None, {}, {"zero_optimization": {"stage": 3}})] == [None, 0, 3]
 

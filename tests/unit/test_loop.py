@@ -16,7 +16,7 @@ from zerotune.batching import epoch_steps
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Preempted, Refused
 from zerotune.loop import Loop, Progress
-from zerotune.randomness import derive_seed
+from zerotune.randomness import derive_seed, random_order
 from zerotune.runs import RunFolder
 from zerotune.schedule import Schedule
 from zerotune.stopping import StopSignal
@@ -277,3 +277,11 @@ def test_seeds_are_golden_and_apart():
         for micro in range(4)
     }
     assert len(seeds) == 240 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_orders_are_golden_and_apart():
+    """A change of these numbers changes every split and every run."""
+    assert random_order(8, 0, "order").tolist() == [5, 0, 4, 3, 6, 1, 2, 7]
+    assert sorted(random_order(1000, 1, "order")) == list(range(1000))
+    orders = {tuple(random_order(30, seed, purpose)) for seed in range(5) for purpose in ("order", "shots", "ab", "ba")}
+    assert len(orders) == 20
