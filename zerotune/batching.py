@@ -10,7 +10,7 @@ import numpy as np
 from zerotune.randomness import random_order
 
 # Steps sorted by length together: larger groups pad less and make steps more alike inside.
-STEPS_PER_LENGTH_GROUP = 50
+STEPS_PER_LENGTH_GROUP = 100
 
 
 def num_steps_per_epoch(num_examples: int, batch_size: int) -> int:

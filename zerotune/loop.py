@@ -100,6 +100,7 @@ class Loop:
             Refused: the loss is not finite, or the disk is full.
         """
         progress, last = self.progress, self.schedule.num_steps
+        self.engine.model.train()
         with tqdm(total=last, initial=progress.step, disable=not is_main_process(), desc="train", unit="step") as bar:
             while progress.step < last and not progress.stopped_early:
                 started = time.perf_counter()
@@ -112,7 +113,6 @@ class Loop:
 
     def _one_step(self, step: int) -> None:
         indices = self._step_indices(step)
-        self.engine.model.train()
         mine = micro_batches(indices, self.data.lengths, self.args.tokens_per_device, self.accelerator.num_processes)
         loss_sum = self._accumulate(step, indices, mine[self.accelerator.process_index])
         norm = self.engine.step(self.schedule.rate_factor(step))
@@ -202,6 +202,7 @@ class Loop:
 
     def _evaluate(self) -> bool:
         values = self.evaluate(self.progress.step)
+        self.engine.model.train()
         if not math.isfinite(values["eval_loss"]):
             step = self.progress.step
             found = f"the evaluation after step {step} has a loss of {values['eval_loss']}"

@@ -11,6 +11,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, BitsAndBytes
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
+from zerotune import cpu_kernels
 from zerotune.errors import Refused
 from zerotune.heads import (
     SequenceClassifier,
@@ -114,6 +115,10 @@ def load_stock_model(settings: ModelSettings, labels: tuple[str, ...], tokenizer
     check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
     keep_nf4_layout(model)
     make_head_float32(model)
+    if model.config._attn_implementation == cpu_kernels.ATTENTION:
+        cpu_kernels.use_cheap_dropout(model)
+        if settings.method == "full" and settings.zero_stage != 3:
+            cpu_kernels.join_projections(model)
     return model, info["missing_keys"]
 
 
@@ -164,8 +169,10 @@ def _classifier_config(config, settings: ModelSettings, labels, tokenizer):
 
 
 def attention_kernel(wanted: str, config) -> str:
-    """Gemma-2 caps its attention scores, which sdpa cannot do."""
+    """Gemma-2 caps its attention scores, which sdpa cannot do; for encoders on a CPU we have our own."""
     capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if wanted == "auto" and is_encoder(config) and not torch.cuda.is_available():
+        return cpu_kernels.ATTENTION
     if wanted == "auto":
         return "eager" if capped else "sdpa"
     if wanted == "sdpa" and capped:

@@ -119,3 +119,21 @@ def test_an_evaluation_between_two_steps_of_qlora_changes_no_gradient(kind):
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 8
     for name, gradient in gradients[0].items():
         assert torch.equal(gradients[1][name], gradient), name
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_attention_on_a_cpu_gives_the_logits_and_gradients_of_sdpa(kind, method):
+    """Full tuning joins the three projections, LoRA cannot; 2e-6: float32 sums in another order."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, which uses sdpa")
+    models = [load(kind, method), load(kind, method, attention="sdpa")]
+    assert models[0].config._attn_implementation != models[1].config._attn_implementation == "sdpa"
+    results = []
+    for model in models:
+        logits = model(*batch(ROWS))
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        gradients = torch.autograd.grad(logits[:, 0].sum(), trainable.values())
+        results.append({"logits": logits, **dict(zip(trainable, gradients, strict=True))})
+    assert len(results[0]) > 10
+    torch.testing.assert_close(*results, atol=2e-6, rtol=1e-5)
