@@ -91,10 +91,6 @@ def _cache_key(tokenizer, texts: list[str], max_length: int) -> str:
     return digest.hexdigest()
 
 
-def _has_types(tokenizer) -> bool:
-    return "token_type_ids" in tokenizer.model_input_names
-
-
 def _settings(tokenizer) -> tuple[str, bool, bool]:
     """What a tokenizer holds apart from its backend: which side is cut, special tokens are split, it has type ids."""
     has_types = "token_type_ids" in tokenizer.model_input_names

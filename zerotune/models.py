@@ -22,17 +22,7 @@ from zerotune.heads import (
 )
 from zerotune.lora import add_lora, seeded
 from zerotune.precision import compute_dtype
-from zerotune.pretrained import check_labels, load_tokenizer, read_config
-
-__all__ = [
-    "ModelSettings",
-    "check_labels",
-    "head_module_names",
-    "load_classifier",
-    "load_tokenizer",
-    "parameter_groups",
-    "read_config",
-]
+from zerotune.pretrained import check_labels, read_config
 
 # Never quantised: the heads of every model we support, under every task. transformers matches the beginning or the end
 # of a path: "pooler" alone would match nothing in BERT, whose layer is bert.pooler.dense.

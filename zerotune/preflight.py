@@ -11,19 +11,13 @@ from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir
 from zerotune.errors import Refused
-from zerotune.evaluation import (
-    labelled_data,
-)
+from zerotune.evaluation import labelled_data
 from zerotune.files import read_json
 from zerotune.lora import adapter_size
-from zerotune.models import (
-    ModelSettings,
-    check_labels,
-    check_settings,
-)
+from zerotune.models import ModelSettings, check_settings
 from zerotune.parameters import classifier_size
 from zerotune.plan import describe_memory, memory_need, offloaded, why_not_fit
-from zerotune.pretrained import check_token_ids, check_weight_files, load_tokenizer, read_config
+from zerotune.pretrained import check_labels, check_token_ids, check_weight_files, load_tokenizer, read_config
 from zerotune.runs import say, short_name
 from zerotune.schedule import plan_schedule
 from zerotune.splits import Splits

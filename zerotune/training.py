@@ -20,11 +20,7 @@ from zerotune.final_folder import save_final
 from zerotune.launch import on_all_ranks
 from zerotune.loop import Loop
 from zerotune.model_files import model_identity
-from zerotune.models import (
-    ModelSettings,
-    load_classifier,
-    parameter_groups,
-)
+from zerotune.models import ModelSettings, load_classifier, parameter_groups
 from zerotune.parameters import format_table, parameter_table, published_table
 from zerotune.runs import FREE_FLAGS, RunFolder, describe_process, is_main_process, recorded_flags, say
 from zerotune.schedule import Schedule

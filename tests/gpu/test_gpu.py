@@ -16,7 +16,8 @@ from zerotune.encoding import Encoded
 from zerotune.engine import Engine, build_optimizer
 from zerotune.launch import start_accelerator
 from zerotune.loop import Loop
-from zerotune.models import ModelSettings, load_classifier, load_tokenizer, parameter_groups
+from zerotune.models import ModelSettings, load_classifier, parameter_groups
+from zerotune.pretrained import load_tokenizer
 from zerotune.schedule import Schedule
 
 HAS_CUDA = torch.cuda.is_available()

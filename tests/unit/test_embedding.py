@@ -6,7 +6,8 @@ import torch
 from tiny_models import tiny_model
 from torch import nn
 
-from zerotune.models import ModelSettings, load_classifier, load_tokenizer, parameter_groups
+from zerotune.models import ModelSettings, load_classifier, parameter_groups
+from zerotune.pretrained import load_tokenizer
 from zerotune.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 
 LABELS = ("negative", "positive")

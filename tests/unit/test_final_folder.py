@@ -12,7 +12,8 @@ from transformers import AutoModelForSequenceClassification
 
 from zerotune.errors import Refused
 from zerotune.final_folder import load_final_or_base, save_final
-from zerotune.models import ModelSettings, load_classifier, load_tokenizer
+from zerotune.models import ModelSettings, load_classifier
+from zerotune.pretrained import load_tokenizer
 
 IDS = torch.tensor([[1, 4, 6, 7, 8], [1, 5, 9, 3, 3]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

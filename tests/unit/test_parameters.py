@@ -6,8 +6,9 @@ from tiny_models import LABELS, tiny_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from zerotune.lora import add_lora
-from zerotune.models import ModelSettings, load_classifier, load_tokenizer
+from zerotune.models import ModelSettings, load_classifier
 from zerotune.parameters import format_table, parameter_table, published_table
+from zerotune.pretrained import load_tokenizer
 
 # Llama-3.2-1B as published.
 LLAMA_1B = {
