@@ -72,14 +72,14 @@ def prompt_scorer(model, data: PromptData, content_free: PromptData | None, devi
 
     They are calibrated by the content-free prompts, where there are some.
     """
-    baseline = None
+    baseline, prefix = None, data.prefix(model, device)
     if content_free is not None:
         with torch.no_grad():
             numbers = range(len(content_free.lengths))
             baseline = np.concatenate([content_free.log_likelihoods(model, np.array([n]), device) for n in numbers])
 
     def score(items: np.ndarray) -> np.ndarray:
-        likelihoods = data.log_likelihoods(model, items, device)
+        likelihoods = data.log_likelihoods(model, items, device, prefix)
         return normalise(likelihoods) if baseline is None else calibrate(likelihoods, baseline)
 
     return score

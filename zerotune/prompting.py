@@ -11,12 +11,15 @@ from zerotune.errors import Refused
 from zerotune.language_model import answer_logits
 from zerotune.randomness import random_order
 from zerotune.runs import short_name
+from zerotune.shared_prefix import num_shared_tokens, prefix_cache
 
 # Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"
 CHAT_NAMES = re.compile(r"(^|[-_./])(it|chat|instruct)($|[-_./])", re.IGNORECASE)
 # Zhao et al. 2021 (arXiv:2102.09690), section 5: three content-free inputs.
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
+# A token of a shared prefix costs a row no computation, but its keys and values: so much of a token of its own.
+PREFIX_TOKENS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class PromptData:
     Attributes:
         rows: token ids of each row, without the answer's last token; [num_items × rows_per_item] lists.
         targets: answer token ids of each row: [labels] in the single-token form, else the row's own answer.
+        num_shared: tokens that all rows begin with: shots, and the question up to the text.
         num_truncated: items whose text was cut to fit.
     """
 
@@ -74,6 +78,7 @@ class PromptData:
     num_labels: int
     single_token: bool
     pad_id: int
+    num_shared: int
     num_truncated: int
 
     @property
@@ -83,30 +88,41 @@ class PromptData:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Longest row × rows of each item: its cost in tokens, [num_items]."""
+        """What an item costs in tokens, [num_items]: its longest row without the shared tokens, and a part of those, by
+        its number of rows."""
         counts = np.array([len(row) for row in self.rows]).reshape(-1, self.rows_per_item)
-        return counts.max(axis=1) * self.rows_per_item
+        own = counts.max(axis=1) - self.num_shared + self.num_shared // PREFIX_TOKENS_PER_TOKEN
+        return own * self.rows_per_item
 
-    def log_likelihoods(self, model, items: np.ndarray, device: torch.device) -> np.ndarray:
+    def prefix(self, model, device: torch.device):
+        """The keys and values of the shared tokens, for `log_likelihoods`; None where nothing is shared."""
+        return prefix_cache(model, self.rows[0][: self.num_shared], device)
+
+    def log_likelihoods(self, model, items: np.ndarray, device: torch.device, prefix=None) -> np.ndarray:
         """Log-probability of each answer up to a constant of the item, float32 [items, num_labels].
 
-        Rows are padded on the left, so that all answers end in the last columns and logits are computed only there.
+        Rows are padded on the right, where a causal model looks from no token of theirs: they need no mask, and
+        positions count from the prefix. Logits are computed where answers are.
+
+        Args:
+            prefix: what `prefix` returned; None computes every row from its first token.
         """
         numbers = [item * self.rows_per_item + offset for item in items for offset in range(self.rows_per_item)]
-        rows, targets = [self.rows[n] for n in numbers], [self.targets[n] for n in numbers]
+        skipped = 0 if prefix is None else self.num_shared
+        rows, targets = [self.rows[n][skipped:] for n in numbers], [self.targets[n] for n in numbers]
         num_kept = 1 if self.single_token else max(len(target) for target in targets)
-        longest = max(len(row) for row in rows)
-        input_ids = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
-        mask = np.zeros_like(input_ids)
+        lengths = np.array([len(row) for row in rows])
+        input_ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int64)
         for index, row in enumerate(rows):
-            input_ids[index, longest - len(row) :] = row
-            mask[index, longest - len(row) :] = 1
-        inputs = {
-            "input_ids": to_device(input_ids, device),
-            "attention_mask": to_device(mask, device),
-            "position_ids": to_device((mask.cumsum(1) - 1).clip(min=0), device),
-        }
-        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, -num_kept:]
+            input_ids[index, : len(row)] = row
+        hidden = model.base_model(
+            input_ids=to_device(input_ids, device),
+            position_ids=to_device(np.arange(skipped, skipped + lengths.max())[None], device),
+            past_key_values=prefix,
+            use_cache=prefix is not None,
+        ).last_hidden_state
+        kept = (lengths[:, None] - np.arange(num_kept, 0, -1)).clip(min=0)
+        hidden = hidden[torch.arange(len(rows), device=device)[:, None], to_device(kept, device)]
         if self.single_token:
             # of one next token only the label words are compared: what they share, normalising takes away
             return answer_logits(model, hidden[:, -1], self.targets[0]).cpu().numpy()
@@ -143,14 +159,21 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
             wholes[index] = options
     answers = [[whole[len(context) :] for whole in options] for context, options in zip(contexts, wholes, strict=True)]
     single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
+    rows = contexts if single else [whole[:-1] for options in wholes for whole in options]
+    if single:
+        targets = [[token for (token,) in options] for options in answers]
+    else:
+        targets = [answer for options in answers for answer in options]
+    num_read = [1 if single else len(target) for target in targets]
+    # the tokens after which an answer's tokens are read are each row's own
+    most_shared = min(len(row) - count for row, count in zip(rows, num_read, strict=True))
     return PromptData(
-        rows=contexts if single else [whole[:-1] for options in wholes for whole in options],
-        targets=[[token for (token,) in options] for options in answers]
-        if single
-        else [answer for options in answers for answer in options],
+        rows=rows,
+        targets=targets,
         num_labels=len(prompt.label_words),
         single_token=single,
         pad_id=tokenizer.pad_token_id,
+        num_shared=num_shared_tokens(rows, most_shared),
         num_truncated=sum(before != after for before, after in zip(texts, cut, strict=True)),
     )
 

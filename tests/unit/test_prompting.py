@@ -20,6 +20,7 @@ from zerotune.prompting import (
     normalise,
     uses_chat,
 )
+from zerotune.shared_prefix import num_shared_tokens
 from zerotune.splits import Example
 
 TEMPLATE = "Review: {text}\nSentiment:"
@@ -190,7 +191,8 @@ def test_one_token_answers_take_one_row_an_item(words):
     data = encode_prompts(tokenizer, Prompt("a film : {text} was", ("bad", "good")), ["the film", "dull"], 20, 64)
     assert data.single_token and len(data.rows) == 2
     assert data.targets[0] == tokenizer.convert_tokens_to_ids(["bad", "good"])
-    assert data.lengths.tolist() == [len(row) for row in data.rows]
+    assert data.num_shared == 4, "<s> a film :"
+    assert data.lengths.tolist() == [len(row) - 4 for row in data.rows]
 
 
 def test_several_token_answers_take_a_row_for_each_label(characters):
@@ -198,7 +200,9 @@ def test_several_token_answers_take_a_row_for_each_label(characters):
     data = encode_prompts(tokenizer, Prompt(TEMPLATE, ("bad", "good")), ["x", "yy"], 20, 2048)
     assert not data.single_token and len(data.rows) == 4
     assert [decode(tokenizer, target) for target in data.targets] == [" bad", " good"] * 2
-    assert data.lengths.tolist() == [2 * len(data.rows[1]), 2 * len(data.rows[3])]
+    shared = data.num_shared
+    assert decode(tokenizer, data.rows[0][:shared]).endswith("Review: ")
+    assert data.lengths.tolist() == [2 * (len(data.rows[row]) - shared + shared // 8) for row in (1, 3)]
 
 
 def test_both_forms_of_scoring_agree(words):
@@ -212,6 +216,7 @@ def test_both_forms_of_scoring_agree(words):
         num_labels=2,
         single_token=False,
         pad_id=data.pad_id,
+        num_shared=data.num_shared,
         num_truncated=0,
     )
     items = np.array([2, 0, 1])
@@ -243,3 +248,50 @@ def test_an_answer_of_several_tokens_by_hand(characters):
         found = data.log_likelihoods(model, np.array([0]), CPU)
     by_hand = sum(float(steps[place - 1, ids[place]]) for place in range(len(ids) - 4, len(ids)))
     assert found[0, 0] == pytest.approx(by_hand, abs=1e-5)
+
+
+# --- shared prefixes ---
+
+
+@pytest.mark.parametrize("label_words", [("bad", "good"), ("not bad", "not good")])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "qwen2"])
+def test_a_shared_prefix_gives_the_likelihoods_of_whole_prompts(kind, label_words, words):
+    """Mistral and Gemma-2 see 8 tokens back, here from inside the shots; 2e-6: float32 sums in another order."""
+    tokenizer, _ = words
+    window = {"sliding_window": 8} if kind in ("mistral", "gemma2") else {}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(kind), **window).eval()
+    assert getattr(model.config, "sliding_window", None) == window.get("sliding_window")
+    prompt = Prompt("a film : {text} was", label_words, shots=(("dull", 0), ("bright a very", 1)) * 3)
+    texts = ["the film", "dull", "not very bright a a a a a a a a a a"]
+    data = encode_prompts(tokenizer, prompt, texts, 20, 128)
+    assert data.single_token == (label_words[0] == "bad") and data.num_shared > 30
+    with torch.no_grad():
+        prefix = data.prefix(model, CPU)
+        whole = data.log_likelihoods(model, np.arange(3), CPU)
+        shared = data.log_likelihoods(model, np.array([2, 0, 1]), CPU, prefix)
+        again = data.log_likelihoods(model, np.array([1]), CPU, prefix)
+    np.testing.assert_allclose(shared, whole[[2, 0, 1]], atol=2e-6)
+    np.testing.assert_allclose(again, whole[[1]], atol=2e-6)
+    assert np.ptp(whole[:, 0] - whole[:, 1]) > 1e-4, "the items must differ for this to test anything"
+    if window:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model(kind), sliding_window=64).eval()
+        with torch.no_grad():
+            assert np.abs(data.log_likelihoods(model, np.arange(3), CPU) - whole).max() > 1e-4, "the window must matter"
+
+
+def test_the_tokens_that_answers_follow_are_never_shared(characters):
+    """One text alone shares its whole prompt with itself, and label words may begin alike."""
+    tokenizer, model = characters
+    data = encode_prompts(tokenizer, Prompt(TEMPLATE, ("bad", "bath")), ["fine"], 60, 2048)
+    assert data.num_shared == min(len(row) - len(target) for row, target in zip(data.rows, data.targets, strict=True))
+    with torch.no_grad():
+        whole = data.log_likelihoods(model, np.array([0]), CPU)
+        shared = data.log_likelihoods(model, np.array([0]), CPU, data.prefix(model, CPU))
+    np.testing.assert_allclose(shared, whole, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "shared"), [([[1, 2, 3], [1, 2, 4]], 2, 2), ([[1], [2]], 0, 0), ([[5, 6]], 1, 1)]
+)
+def test_number_of_shared_tokens(rows, most, shared):
+    assert num_shared_tokens(rows, most) == shared
