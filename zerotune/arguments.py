@@ -115,7 +115,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--attention",
         choices=("auto", "sdpa", "eager", "flash_attention_2", "flex_attention"),
         default="auto",
-        help="attention kernel (default %(default)s: eager for Gemma-2, else sdpa)",
+        help="attention kernel (default %(default)s: eager for Gemma-2, our own for encoders on a CPU, else sdpa)",
     )
     group.add_argument(
         "--precision",
