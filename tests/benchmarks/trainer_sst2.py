@@ -7,9 +7,10 @@ its own: `ours` (train/sst2.py without the base evaluation), `default` (the Trai
 every text padded to 128 tokens) and `best` (the Trainer at its best flags: bf16, dynamic padding, grouped by length,
 fused AdamW). Examples/s count from the first step to the end of the last; imports, loading, tokenising, evaluation and
 saving are in the wall seconds only. `default` is timed over --default-steps steps, for a whole epoch of it takes ten
-minutes; --full trains it whole, for its accuracy. Each round has its own seed. Accuracies are means over the rounds;
-speeds are those of the fastest round, the one that other work on the machine disturbed least. Peak memory is that of
-the whole process: ours also saves checkpoints, evaluates the reloaded model and writes a report, the Trainer's do not.
+minutes; --full trains it whole, for its accuracy. Each round has its own seed. Accuracies are means over the rounds,
+speeds are medians, and a ratio is the median of the ratios within each round, for a shared machine may be twice as fast
+in one minute as in the next. Peak memory is that of the whole process: ours also saves checkpoints, evaluates the
+reloaded model and writes a report, the Trainer's do not.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 from benchmarking import (
     REPOSITORY,
@@ -66,7 +68,7 @@ def main(args) -> None:
                 rounds[way].append(result)
                 print(f"round {seed + 1}, {WAYS[way]}: {_shown(result)}", flush=True)
     rows = [_summary(way, results) for way, results in rounds.items()]
-    print("\n" + _table(rows, {row["way"]: row["examples_per_s"] for row in rows}))
+    print("\n" + _table(rows, rounds))
     names = ("model", "rows", "batch_size", "learning_rate", "rounds", "default_steps", "full")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"warmup_ratio": WARMUP_RATIO, "weight_decay": WEIGHT_DECAY, "max_length": MAX_LENGTH}
@@ -142,7 +144,7 @@ def _shown(result: dict) -> str:
 
 
 def _summary(way: str, results: list[dict]) -> dict:
-    """A way's rounds in one row: the fastest, with mean accuracies and the largest memory."""
+    """A way's rounds in one row: the median speed, mean accuracies and the largest memory."""
 
     def mean(name: str) -> float | None:
         values = [result[name] for result in results if result[name] is not None]
@@ -151,7 +153,7 @@ def _summary(way: str, results: list[dict]) -> dict:
     whole = [result for result in results if result["accuracy"] is not None]
     return {
         "way": way,
-        "examples_per_s": max(result["examples_per_s"] for result in results),
+        "examples_per_s": median(result["examples_per_s"] for result in results),
         "accuracy": mean("accuracy"),
         "validation_accuracy": mean("validation_accuracy"),
         "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
@@ -160,9 +162,12 @@ def _summary(way: str, results: list[dict]) -> dict:
     }
 
 
-def _table(rows: list[dict], speed: dict[str, float]) -> str:
+def _table(rows: list[dict], rounds: dict[str, list[dict]]) -> str:
     def ratio(row: dict, way: str) -> str:
-        return f"{row['examples_per_s'] / speed[way]:.2f} ×" if way in speed else "–"
+        if way not in rounds:
+            return "–"
+        pairs = zip(rounds[row["way"]], rounds[way], strict=True)
+        return f"{median(own['examples_per_s'] / other['examples_per_s'] for own, other in pairs):.2f} ×"
 
     def number(value: float | None, digits: int) -> str:
         return "–" if value is None else f"{value:,.{digits}f}"
