@@ -1,5 +1,6 @@
 """How a run ends early: the one exception for users, and the exit codes of every script."""
 
+EXIT_BUG = 1  # as Python ends after a traceback
 EXIT_REFUSED = 2
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130  # Ctrl-C, as a shell reports it

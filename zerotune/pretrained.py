@@ -21,10 +21,12 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
     try:
         raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
+    except TypeError:  # transformers puts keys of its own into what it has read
+        raise Refused(f"the config of --model {name} cannot be read: its JSON is not an object") from None
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
-    if not isinstance(raw, dict):
-        raise Refused(f"the config of --model {name} cannot be read: it is a JSON {type(raw).__name__}, not an object")
+    if not isinstance(raw, dict):  # transformers 5.23 lets it through
+        raise Refused(f"the config of --model {name} cannot be read: its JSON is not an object")
     if "auto_map" in raw:
         raise Refused(
             f"{name} needs code from its repository (auto_map in config.json), which zerotune never runs; "

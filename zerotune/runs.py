@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from importlib import metadata
 from pathlib import Path
 
-from zerotune.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
+from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
 from zerotune.files import disk_is_full, read_json, read_json_lines, write_json, write_json_lines
 from zerotune.launch import on_all_ranks
 
@@ -269,28 +270,43 @@ def run_script(main, args) -> None:
     """Run a script's main(args) and end the process as the contract says: 0, 2 refused, 75 preempted; else a bug."""
     try:
         main(args)
-        _leave_process_group()
     except Refused as error:
-        _leave_process_group()
         line = " ".join(str(error).split())
-        state_file = getattr(args, "state_file", None)
-        if is_main_process():
-            if state_file:
-                line += _write_state_file(state_file, line)
-            print(f"refused: {line}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_REFUSED)
+        if is_main_process() and getattr(args, "state_file", None):
+            line += _write_state_file(args.state_file, line)
+        _end_process(EXIT_REFUSED, f"refused: {line}", sys.stderr)
     except Preempted as error:
-        _leave_process_group()
-        say(str(error))
-        sys.exit(EXIT_PREEMPTED)
+        _end_process(EXIT_PREEMPTED, str(error), sys.stdout)
     except KeyboardInterrupt:
-        if is_main_process():
-            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        sys.exit(EXIT_INTERRUPTED)
+        _end_process(EXIT_INTERRUPTED, "interrupted: the same command goes on from the last checkpoint", sys.stderr)
+    except Exception:
+        if not _in_process_group():
+            raise
+        traceback.print_exc()
+        _end_process(EXIT_BUG)
+    else:
+        _end_process(0)
 
 
-def _leave_process_group() -> None:
-    """Quietly, before the last line: NCCL warns of a group that is still there at the end."""
+def _end_process(status: int, last_line: str | None = None, stream=None) -> None:
+    """End this process, on rank 0 after a last line.
+
+    In a process group it ends at once, objects and all: PyTorch's destructor of a gloo group waits for a thread that
+    may be waiting for the GIL, and a rank that is being cleaned up would hang there.
+    """
+    in_group = _in_process_group()
+    if in_group and sys.modules["torch"].distributed.get_backend() == "nccl":
+        sys.modules["torch"].distributed.destroy_process_group()  # else NCCL warns, after the last line
+    if last_line and is_main_process():
+        print(last_line, file=stream)
+    if in_group:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    if status:
+        sys.exit(status)
+
+
+def _in_process_group() -> bool:
     torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
