@@ -123,6 +123,9 @@ def test_a_run_is_rebuilt_from_its_split_record(files, split):
     record = json.loads(json.dumps(splits.record))
     test, _ = load_test(imdb.ROWS, flags(), record)
     assert test == splits.test
+    fewer, of_fewer = load_test(imdb.ROWS, flags(test_size=10), record)
+    assert Counter(row.label for row in fewer) == {0: 5, 1: 5} and {row.id for row in fewer} <= {row.id for row in test}
+    assert of_fewer["splits"]["test"]["count"] == 10
     shots = load_shots_source(imdb.ROWS, flags(), record, test)
     assert {row.id for row in shots} == {row.id for row in splits.train}
     files["train_file"].write_text(files["train_file"].read_text() + "one more,1\n")
