@@ -4,6 +4,7 @@
     accelerate launch train/sst2.py --model distilbert/distilbert-base-uncased
     accelerate launch --num_processes 8 train/sst2.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
     accelerate launch train/sst2.py --model mistralai/Mistral-7B-v0.3 --method qlora --activation-checkpointing
+    accelerate launch train/sst2.py --model google/gemma-2-2b-it --method lora --head generate
 
 The same command starts a run, goes on with it, or says that it is finished.
 """
@@ -34,11 +35,12 @@ def main(args):
     splits = sst2.load_splits(args)
     config, tokenizer = preflight.read_model_folder(args, sst2.LABELS)
     run_checks.check_model_flags(args, config)
+    run_checks.check_head(args, config, tokenizer)
     deepspeed = launch.read_deepspeed_config(args.deepspeed)
     precision = resolve_precision(args.precision, deepspeed)
     settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
-        data = preflight.tokenise(args, tokenizer, splits)
+        data = preflight.tokenise(args, config, tokenizer, sst2, splits)
         preflight.check_plan(args, settings, config, data["train"], len(sst2.LABELS), deepspeed)
     if args.plan:
         return
@@ -46,7 +48,7 @@ def main(args):
     accelerator = launch.start_accelerator(filled)
 
     with RunFolder(args.output_dir, accelerator) as run:
-        data = preflight.tokenise(args, tokenizer, splits)
+        data = preflight.tokenise(args, config, tokenizer, sst2, splits)
         training.start_run(run, args, splits, data, precision, filled)
         base_eval_s = results.evaluate_base(run, args, precision, sst2, splits, stop_signal)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zerotune.answers import AnswerData
 from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir, encode_texts
@@ -62,7 +63,7 @@ def classifier_scorer(model, data: LabelledData, device: torch.device, precision
 
     def score(rows: np.ndarray) -> np.ndarray:
         with autocast(device.type, precision):
-            return data.log_probabilities(model, rows, device)
+            return data.scores(model, rows, device)
 
     return score
 
@@ -85,12 +86,15 @@ def prompt_scorer(model, data: PromptData, content_free: PromptData | None, devi
     return score
 
 
-def choosing_values(labels: np.ndarray, log_probabilities: np.ndarray, choose_by: str) -> dict[str, float]:
-    """eval_loss, eval_accuracy, eval_f1_macro of the choosing split, and "choose_by", where greater is better."""
-    predictions = log_probabilities.argmax(axis=1)
-    scores = confusion_scores(confusion_matrix(labels, predictions))
-    loss = float(-log_probabilities[np.arange(len(labels)), labels].mean())
-    values = {"loss": loss, "accuracy": float(scores["accuracy"]), "f1_macro": float(scores["f1_macro"])}
+def choosing_values(data: LabelledData | AnswerData, found: np.ndarray, choose_by: str) -> dict[str, float]:
+    """eval_loss, eval_accuracy, eval_f1_macro of the choosing split, and "choose_by", where greater is better.
+
+    Args:
+        found: what `data.scores` gave for all examples.
+    """
+    predictions = data.log_probabilities(found).argmax(axis=1)
+    scores = confusion_scores(confusion_matrix(data.labels, predictions))
+    values = {"loss": data.mean_loss(found)} | {name: float(scores[name]) for name in ("accuracy", "f1_macro")}
     better = -values[choose_by] if choose_by == "loss" else values[choose_by]
     return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
 

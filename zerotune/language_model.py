@@ -1,4 +1,4 @@
-"""A causal model with its own LM head, loaded for scoring or writing answers; never trained here."""
+"""A causal model with its own LM head, loaded for tuning, for scoring answers and for writing them."""
 
 import torch
 from safetensors import SafetensorError
@@ -6,8 +6,15 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
-from zerotune.models import attention_kernel, check_shapes, keep_nf4_layout, nf4_config, quiet_transformers
-from zerotune.precision import compute_dtype
+from zerotune.models import (
+    ModelSettings,
+    attention_kernel,
+    base_dtype,
+    check_shapes,
+    keep_nf4_layout,
+    nf4_config,
+    quiet_transformers,
+)
 from zerotune.pretrained import read_config
 
 
@@ -18,7 +25,12 @@ def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = Non
     """
     weight = model.get_output_embeddings().weight
     logits = functional.linear(hidden.float(), (weight if token_ids is None else weight[token_ids]).float())
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    return cap_logits(logits, model.config)
+
+
+def cap_logits(logits: torch.Tensor, config) -> torch.Tensor:
+    """Gemma-2's soft cap of the last logits (Gemma Team 2024, arXiv:2408.00118, section 2); others as they are."""
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -30,29 +42,50 @@ def load_language_model(options, device: torch.device):
     Raises:
         Refused: no weights can be read, or some of them are missing.
     """
-    config = read_config(options.model, options.revision)
+    # of tuning only an adapter's base is loaded in the precision or in NF4
+    settings = ModelSettings(
+        name=options.model,
+        revision=options.revision,
+        method="qlora" if options.load_4bit else "lora",
+        attention=options.attention,
+        precision=options.precision,
+    )
+    model = load_causal_model(settings, read_config(options.model, options.revision))
+    return (model if options.load_4bit else model.to(device)).eval()
+
+
+def load_causal_model(settings: ModelSettings, config):
+    """A stock causal model with its own LM head: weights of `models.base_dtype`, with method "qlora" in NF4.
+
+    Args:
+        config: the checkpoint's, perhaps changed (its positions, shapes and dropout are heeded).
+    Raises:
+        Refused: no weights can be read, or some of them are missing.
+    """
+    in_4bit = settings.method == "qlora"
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                options.model,
-                revision=options.revision or "main",
-                dtype=compute_dtype(options.precision),
-                attn_implementation=attention_kernel(options.attention, config),
-                quantization_config=nf4_config(options.precision) if options.load_4bit else None,
+                settings.name,
+                revision=settings.revision or "main",
+                config=config,
+                dtype=base_dtype(settings),
+                attn_implementation=attention_kernel(settings.attention, config),
+                quantization_config=nf4_config(settings.precision) if in_4bit else None,
                 ignore_mismatched_sizes=True,  # check_shapes refuses them, in one line
                 output_loading_info=True,
             )
         except (OSError, SafetensorError) as error:
             raise Refused(
-                f"no weights could be read for --model {options.model}: {str(error).splitlines()[0]}"
+                f"no weights could be read for --model {settings.name}: {str(error).splitlines()[0]}"
             ) from error
-    check_shapes(options.model, info["mismatched_keys"])
+    check_shapes(settings.name, info["mismatched_keys"])
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise Refused(
-            f"{options.model} lacks weights of a causal model ({missing}): it can only be evaluated "
+            f"{settings.name} lacks weights of a causal model ({missing}): it can only be evaluated "
             "with the head that it was saved with"
         )
-    if options.load_4bit:
+    if in_4bit:
         keep_nf4_layout(model)
-    return (model if options.load_4bit else model.to(device)).eval()
+    return model

@@ -31,6 +31,7 @@ def evaluate_base(run: RunFolder, args, precision: str, task, splits: Splits, st
         max_length=args.max_length,
         tokens_per_device=args.tokens_per_device,
         load_4bit=args.method == "qlora",
+        prompt_format=args.prompt_format,
         seed=args.seed,
         data_sha256=test_source_sha256(splits.record),
     )
