@@ -1,0 +1,111 @@
+"""train/sst2.py --head generate as a process: it learns, goes on to the same bits, and has one curve at any world size.
+
+The bounds and their reasons stand in comparing.py.
+"""
+
+import numpy as np
+import pytest
+import torch
+from comparing import OFTEN, WEIGHTS, assert_same_bits, assert_same_curve, killed_at, weight_difference, weights_of
+from safetensors.torch import load_file
+from test_curves import REFERENCES
+from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
+
+GENERATE = ["--head", "generate"]
+LEARNS = ["--limit-train", 400, "--max-steps", 50, "--epochs", 2, "--learning-rate", 3e-3, "--log-every", 5]
+
+
+def evaluations(run):
+    return [row for row in run.read_lines("metrics.jsonl") if "eval_loss" in row]
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+def test_validation_loss_falls_every_epoch(workplace, method):
+    run = workplace.train_once(f"generate-learns-{method}", *GENERATE, *LEARNS, "--method", method)
+    rows = evaluations(run)
+    assert [row["epoch"] for row in rows] == [1.0, 2.0]
+    # a random model begins at the logarithm of 1,024 tokens
+    assert rows[1]["eval_loss"] < rows[0]["eval_loss"] < np.log(1024)
+    assert {"eval_accuracy", "eval_f1_macro"} < rows[0].keys()
+    weights = weights_of(run)
+    assert all(tensor.dtype == torch.float32 and torch.isfinite(tensor).all() for tensor in weights.values())
+    record = run.read_json("final/task.json")
+    wanted = {"head": "generate", "method": method, "labels": ["negative", "positive"], "max_length": 256}
+    assert {name: record[name] for name in wanted} == wanted
+    assert record["prompt"] == {
+        "template": "Review: {text}\nSentiment:",
+        "label_words": ["negative", "positive"],
+        "format": "plain",
+    }
+    table = run.read_json("parameters.json")
+    adapter = table["after"]["groups"]["adapter"]
+    assert table["after"]["total"] == table["before"]["total"] + adapter and table["after"]["head"] == 0
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_killed_run_goes_on_to_the_same_bits(workplace, method):
+    flags = [*GENERATE, "--method", method, *OFTEN]
+    reference = workplace.train_once(f"generate-often-{method}", *flags)
+    name = f"generate-killed-{method}"
+    workplace.train(name, *flags, expect=-9, **killed_at("os.rename", r"\.writing-step-00000006$"))
+    assert_same_bits(workplace.train(name, *flags), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [("full", None), ("full", "zero1"), ("full", "zero2"), ("full", "zero3"), ("lora", None), ("lora", "zero3")]
+    + [("qlora", None), ("qlora", "qlora")],
+)
+def test_two_processes_give_the_curve_of_one(workplace, method, config):
+    flags = [*GENERATE, "--method", method]
+    reference = workplace.train_once(f"generate-{method}", *flags)
+    deepspeed = ["--deepspeed", f"ds_configs/{config}.json"] if config else []
+    run = workplace.train(f"generate-two-{method}-{config}", *flags, *deepspeed, world=2)
+    assert_same_curve(run, reference)
+    assert weight_difference(run, reference) <= WEIGHTS
+    for ours, theirs in zip(evaluations(run), evaluations(reference), strict=True):
+        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
+
+
+def test_the_token_budget_does_not_change_the_curve(workplace):
+    reference = workplace.train_once("generate-full", *GENERATE, "--method", "full")
+    run = workplace.train("generate-budget", *GENERATE, "--tokens-per-device", 4096)
+    assert_same_curve(run, reference)
+    assert weight_difference(run, reference) <= WEIGHTS
+
+
+def test_a_chat_model_learns_in_its_template(workplace):
+    """Label words of several tokens too."""
+    folder = workplace.folder / "generate-characters"
+    character_model(folder, CHAT_TEMPLATE)
+    flags = [*GENERATE, "--model", folder, "--prompt-format", "chat", "--learning-rate", 1e-2]
+    run = workplace.train("generate-chat", *flags, "--limit-train", 64, "--limit-eval", 16, "--eval-every", 4)
+    assert run.read_json("final/task.json")["prompt"]["format"] == "chat"
+    losses = [row["eval_loss"] for row in evaluations(run)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "message"),
+    [
+        ("bert", [*GENERATE], "is an encoder: use --head classify"),
+        ("bert", ["--prompt-format", "plain"], "is never asked by a prompt"),
+        ("llama", [*GENERATE, "--prompt-format", "chat"], "has no chat template: use --prompt-format plain"),
+        ("llama", [*GENERATE, "--head-learning-rate", 0.1], "--head generate has no new head"),
+        ("llama", [*GENERATE, "--max-length", 9], "--max-length 9 leaves a text no room"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_folder_is_made(workplace, kind, flags, message):
+    flags = ["--model", tiny_model(kind), "--max-length", 60, *flags]
+    refused = workplace.train("generate-refused", *flags, expect=2)
+    assert message in refused.refusal() and not refused.folder.exists()
+
+
+def test_the_plan_tells_the_truth(workplace):
+    for method, added in (("full", 0), ("lora", None)):
+        run = workplace.train_once(f"generate-{method}", *GENERATE, "--method", method)
+        after = run.read_json("parameters.json")["after"]
+        plan = workplace.train(f"generate-plan-{method}", *GENERATE, "--method", method, "--plan").text()
+        assert f"model: {after['total']:,} weights, {after['trainable']:,} of them trained ({method}" in plan
+        assert added is None or after["total"] == after["trainable"]
