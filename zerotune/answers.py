@@ -140,6 +140,11 @@ def prompt_record(prompt: Prompt) -> dict:
     }
 
 
+def recorded_prompt(record: dict) -> Prompt:
+    """The prompt that `prompt_record` described."""
+    return Prompt(record["template"], tuple(record["label_words"]), record["format"] == "chat")
+
+
 def encode_answers(tokenizer, prompt: Prompt, examples: list[Example], max_length: int, window: int) -> AnswerData:
     """Labelled examples tokenised for a generator; of a text is cut what exceeds the row's length.
 

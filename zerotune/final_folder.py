@@ -151,9 +151,7 @@ def load_final_or_base(
     that training refuses.
     """
     config, tokenizer = read_config(name, revision), load_tokenizer(name, revision)
-    task_file, adapter_file = _find(name, "task.json", revision), _find(name, "adapter_config.json", revision)
-    task = read_json(Path(task_file)) if task_file else None
-    adapter = read_json(Path(adapter_file)) if adapter_file else None
+    task, adapter = read_record(name, revision), read_adapter_config(name, revision)
     in_4bit = load_4bit or (task or {}).get("method") == "qlora"
     settings = ModelSettings(
         name=adapter["base_model_name_or_path"] if adapter else name,
@@ -164,7 +162,7 @@ def load_final_or_base(
     )
     model, missing = load_stock_model(settings, labels, tokenizer, config)
     if adapter:
-        model = _put_adapter_on(model, name, revision)
+        model = put_adapter_on(model, name, revision)
     elif missing:
         if not is_encoder(config):
             raise Refused(
@@ -175,8 +173,11 @@ def load_final_or_base(
     return SequenceClassifier(model).eval(), tokenizer, task
 
 
-def _put_adapter_on(model, name: str, revision: str | None):
-    """Of LoRA weights that the adapter's file lacks peft only warns, and leaves them as drawn. Raises Refused."""
+def put_adapter_on(model, name: str, revision: str | None):
+    """A peft model: a base with the adapter of a folder or hub id. Raises Refused where the adapter lacks weights.
+
+    Of those peft only warns, and leaves them as drawn.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -192,6 +193,18 @@ def _put_adapter_on(model, name: str, revision: str | None):
     if lacking:
         raise Refused(f"the adapter {name} lacks weights: {', '.join(sorted(lacking)[:4])}; copy the whole folder")
     return adapted
+
+
+def read_record(name: str, revision: str | None) -> dict | None:
+    """task.json of a final/ folder or hub id; None for a model that has none."""
+    path = _find(name, "task.json", revision)
+    return read_json(Path(path)) if path else None
+
+
+def read_adapter_config(name: str, revision: str | None) -> dict | None:
+    """adapter_config.json of a folder or hub id; None for a whole model."""
+    path = _find(name, "adapter_config.json", revision)
+    return read_json(Path(path)) if path else None
 
 
 def _find(name: str, filename: str, revision: str | None) -> str | None:

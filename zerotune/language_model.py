@@ -6,6 +6,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
+from zerotune.final_folder import put_adapter_on, read_adapter_config
 from zerotune.models import (
     ModelSettings,
     attention_kernel,
@@ -35,22 +36,25 @@ def cap_logits(logits: torch.Tensor, config) -> torch.Tensor:
 
 
 def load_language_model(options, device: torch.device):
-    """A causal model in eval mode on the device, its weights in the precision or in NF4.
+    """A causal model in eval mode on the device, with its adapter where it is one, in the precision or in NF4.
 
     Args:
-        options: model, revision, attention, precision, load_4bit (see zerotune.evaluation.EvalOptions).
+        options: model, revision, attention, precision, load_4bit (zerotune.evaluation_options.EvalOptions).
     Raises:
         Refused: no weights can be read, or some of them are missing.
     """
-    # of tuning only an adapter's base is loaded in the precision or in NF4
+    adapter = read_adapter_config(options.model, options.revision)
+    # of the methods, these have no float32 base
     settings = ModelSettings(
-        name=options.model,
-        revision=options.revision,
+        name=adapter["base_model_name_or_path"] if adapter else options.model,
+        revision=adapter.get("revision") if adapter else options.revision,
         method="qlora" if options.load_4bit else "lora",
         attention=options.attention,
         precision=options.precision,
     )
     model = load_causal_model(settings, read_config(options.model, options.revision))
+    if adapter:
+        model = put_adapter_on(model, options.model, options.revision).get_base_model()
     return (model if options.load_4bit else model.to(device)).eval()
 
 

@@ -12,7 +12,6 @@ from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir
 from zerotune.errors import Refused
-from zerotune.evaluation import labelled_data
 from zerotune.files import read_json
 from zerotune.lora import adapter_size
 from zerotune.models import ModelSettings, check_settings
@@ -22,6 +21,7 @@ from zerotune.pretrained import check_labels, check_token_ids, check_weight_file
 from zerotune.prompting import Prompt, uses_chat
 from zerotune.runs import say, short_name
 from zerotune.schedule import plan_schedule
+from zerotune.scorers import labelled_data
 from zerotune.splits import Splits
 
 FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
@@ -105,14 +105,18 @@ def tokenise(args, config, tokenizer, task, splits: Splits) -> dict[str, Labelle
     """The train and choosing splits as tokens for the run's head; a classifier's from the cache, where it has them.
 
     Args:
-        task: a task module (zerotune.sst2): PROMPT, LABEL_WORDS.
+        task: a task module (zerotune.sst2): WORDINGS, of which the first is a generator's prompt.
     Raises:
         Refused: as encode_texts and encode_answers do.
     """
     parts = {name: getattr(splits, name) for name in ("train", "choose")}
     if args.head == "classify":
-        return {name: labelled_data(tokenizer, examples, args.max_length) for name, examples in parts.items()}
-    prompt = Prompt(task.PROMPT, task.LABEL_WORDS, uses_chat(args.prompt_format, tokenizer, args.model))
+        return {
+            name: labelled_data(tokenizer, examples, args.max_length, args.truncation)
+            for name, examples in parts.items()
+        }
+    template, label_words = task.WORDINGS[0]
+    prompt = Prompt(template, label_words, uses_chat(args.prompt_format, tokenizer, args.model))
     window = config.max_position_embeddings
     return {
         name: encode_answers(tokenizer, prompt, examples, args.max_length, window) for name, examples in parts.items()

@@ -8,7 +8,7 @@ import torch
 
 from zerotune import checkpoints
 from zerotune.errors import Refused
-from zerotune.evaluation import answers_by_prompt
+from zerotune.evaluation_options import answers_by_prompt
 from zerotune.heads import is_encoder
 from zerotune.models import attention_kernel
 from zerotune.pretrained import check_window, is_trained_classifier
@@ -57,6 +57,8 @@ def check_head(args, config, tokenizer) -> None:
             raise Refused(
                 "--head-learning-rate is about a classifier's new head, and --head generate has none: drop it"
             )
+        if args.truncation != "head":
+            raise Refused(f"--truncation {args.truncation} is a classifier's: a prompt's text is cut in the middle")
     elif args.prompt_format != "auto" and not answers_by_prompt(config):
         raise Refused(f"--prompt-format {args.prompt_format}: {args.model} is never asked by a prompt: leave it out")
     uses_chat(args.prompt_format, tokenizer, args.model)

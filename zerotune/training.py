@@ -12,12 +12,12 @@ from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
-from zerotune.evaluation import choosing_values
 from zerotune.files import json_sha256, read_json
 from zerotune.final_folder import save_final
 from zerotune.generator import load_generator
 from zerotune.launch import on_all_ranks
 from zerotune.loop import Loop
+from zerotune.metrics import confusion_matrix, confusion_scores
 from zerotune.model_files import model_identity
 from zerotune.models import ModelSettings, load_classifier, parameter_groups
 from zerotune.parameters import format_table, parameter_table, published_table
@@ -126,6 +126,19 @@ def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData, schedul
     return evaluate
 
 
+def choosing_values(data: LabelledData | AnswerData, found: np.ndarray, choose_by: str) -> dict[str, float]:
+    """eval_loss, eval_accuracy, eval_f1_macro of the choosing split, and "choose_by", where greater is better.
+
+    Args:
+        found: what `data.scores` gave for all examples.
+    """
+    predictions = data.log_probabilities(found).argmax(axis=1)
+    scores = confusion_scores(confusion_matrix(data.labels, predictions))
+    values = {"loss": data.mean_loss(found)} | {name: float(scores[name]) for name in ("accuracy", "f1_macro")}
+    better = -values[choose_by] if choose_by == "loss" else values[choose_by]
+    return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
+
+
 def decay_unused_rows(engine: Engine, schedule: Schedule, args, step: int) -> None:
     """Give the rows that are not trained what AdamW's weight decay has left of them after a step."""
     embedding = engine.module.stock_model.get_input_embeddings()
@@ -208,6 +221,7 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
             "prompt": prompt_record(loop.data.prompt) if args.head == "generate" else None,
             "labels": list(task.LABELS),
             "max_length": args.max_length,
+            "truncation": args.truncation,
             "thresholds": None,
             "seed": args.seed,
             "best_step": progress.best_step,

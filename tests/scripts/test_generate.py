@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from comparing import OFTEN, WEIGHTS, assert_same_bits, assert_same_curve, killed_at, weight_difference, weights_of
-from safetensors.torch import load_file
 from test_curves import REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 
+TWO_PROCESSES = {
+    "full": [None, "zero1", "zero2", "zero3"],
+    "lora": [None, "zero3"],
+    "qlora": [None, "qlora"],
+}
 GENERATE = ["--head", "generate"]
-LEARNS = ["--limit-train", 400, "--max-steps", 50, "--epochs", 2, "--learning-rate", 3e-3, "--log-every", 5]
+LEARNS = ["--limit-train", 400, "--max-steps", 50, "--epochs", 2, "--learning-rate", 1e-2, "--log-every", 5]
 
 
 def evaluations(run):
@@ -53,9 +57,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(workplace, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "config"),
-    [("full", None), ("full", "zero1"), ("full", "zero2"), ("full", "zero3"), ("lora", None), ("lora", "zero3")]
-    + [("qlora", None), ("qlora", "qlora")],
+    ("method", "config"), [(method, config) for method, configs in TWO_PROCESSES.items() for config in configs]
 )
 def test_two_processes_give_the_curve_of_one(workplace, method, config):
     flags = [*GENERATE, "--method", method]
