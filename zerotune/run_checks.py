@@ -54,9 +54,7 @@ def check_head(args, config, tokenizer) -> None:
             kind = "an encoder" if is_encoder(config) else "published as a classifier, without an LM head"
             raise Refused(f"--head generate needs a causal model, and {args.model} is {kind}: use --head classify")
         if args.head_learning_rate is not None:
-            raise Refused(
-                "--head-learning-rate is about a classifier's new head, and --head generate has none: drop it"
-            )
+            raise Refused("--head-learning-rate is a classifier's: --head generate has no new head, leave it out")
         if args.truncation != "head":
             raise Refused(f"--truncation {args.truncation} is a classifier's: a prompt's text is cut in the middle")
     elif args.prompt_format != "auto" and not answers_by_prompt(config):

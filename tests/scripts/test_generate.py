@@ -6,10 +6,23 @@ The bounds and their reasons stand in comparing.py.
 import numpy as np
 import pytest
 import torch
-from comparing import OFTEN, WEIGHTS, assert_same_bits, assert_same_curve, killed_at, weight_difference, weights_of
+from comparing import (
+    CURVE,
+    OFTEN,
+    WEIGHTS,
+    assert_same_bits,
+    assert_same_curve,
+    differences,
+    killed_at,
+    weight_difference,
+    weights_of,
+)
 from test_curves import REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 
+# On a CPU torch adds up a large matrix's norm serially, DeepSpeed in other pieces: of the tied embedding's 131,072
+# gradients 1.4e-5 is lost. Measured: 2.6e-5, where losses agree within 2e-7.
+SERIAL_NORM = 1e-4
 TWO_PROCESSES = {
     "full": [None, "zero1", "zero2", "zero3"],
     "lora": [None, "zero3"],
@@ -64,7 +77,10 @@ def test_two_processes_give_the_curve_of_one(workplace, method, config):
     reference = workplace.train_once(f"generate-{method}", *flags)
     deepspeed = ["--deepspeed", f"ds_configs/{config}.json"] if config else []
     run = workplace.train(f"generate-two-{method}-{config}", *flags, *deepspeed, world=2)
-    assert_same_curve(run, reference)
+    found = differences(run, reference)
+    print(run.folder.name, found)  # shown by pytest -rP
+    assert found["loss"] <= CURVE
+    assert found["grad_norm"] <= (SERIAL_NORM if method == "full" and config else CURVE)
     assert weight_difference(run, reference) <= WEIGHTS
     for ours, theirs in zip(evaluations(run), evaluations(reference), strict=True):
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
@@ -95,7 +111,8 @@ def test_a_chat_model_learns_in_its_template(workplace):
         ("bert", ["--prompt-format", "plain"], "is never asked by a prompt"),
         ("llama", [*GENERATE, "--prompt-format", "chat"], "has no chat template: use --prompt-format plain"),
         ("llama", [*GENERATE, "--head-learning-rate", 0.1], "--head generate has no new head"),
-        ("llama", [*GENERATE, "--max-length", 9], "--max-length 9 leaves a text no room"),
+        ("llama", [*GENERATE, "--truncation", "head-and-tail"], "--truncation head-and-tail is a classifier's"),
+        ("llama", [*GENERATE, "--max-length", 5], "--max-length 5 leaves a text no room"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_folder_is_made(workplace, kind, flags, message):
