@@ -178,20 +178,26 @@ def answer_window(tokenizer, prompt: Prompt, max_length: int, window: int) -> in
 
 
 def end_of_answer(tokenizer, prompt: Prompt) -> list[int]:
-    """Tokens that end an answer: in a chat what the template puts after the assistant's content, up to its first
-    special token; else, and where it puts none, the tokenizer's eos. Raises Refused for a tokenizer without one."""
-    if prompt.chat:
-        word = prompt.label_words[0]
-        turns = [{"role": "user", "content": prompt.template}, {"role": "assistant", "content": word}]
-        whole = tokenizer.apply_chat_template(turns, tokenize=False, date_string=PINNED_DATE)
-        after = tokenizer(whole.rpartition(word)[2], add_special_tokens=False)["input_ids"]
-        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        place = next((place for place, token in enumerate(after) if token in special), None)
-        if place is not None:
-            return after[: place + 1]
-    if tokenizer.eos_token_id is None:
+    """Token ids that end an answer: `template_end`, where it gives none the tokenizer's eos.
+
+    Raises Refused for a tokenizer without one."""
+    end = template_end(tokenizer, prompt)
+    if not end and tokenizer.eos_token_id is None:
         raise Refused(
             "--head generate teaches a model to end its answer, and its tokenizer has no eos_token: set one in "
             "tokenizer_config.json"
         )
-    return [tokenizer.eos_token_id]
+    return end or [tokenizer.eos_token_id]
+
+
+def template_end(tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids that a chat template puts after the assistant's content, up to the first special one; [] for none."""
+    if not prompt.chat:
+        return []
+    word = prompt.label_words[0]
+    turns = [{"role": "user", "content": prompt.template}, {"role": "assistant", "content": word}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, date_string=PINNED_DATE)
+    after = tokenizer(whole.rpartition(word)[2], add_special_tokens=False)["input_ids"]
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    place = next((place for place, token in enumerate(after) if token in special), None)
+    return [] if place is None else after[: place + 1]

@@ -286,6 +286,12 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     )
     _add_prompt_format(group)
     group.add_argument(
+        "--answer-by",
+        choices=("likelihood", "generation"),
+        default="likelihood",
+        help="which label word is likeliest, or which one the model writes first (default %(default)s)",
+    )
+    group.add_argument(
         "--calibrate",
         choices=("none", "contextual"),
         default="none",

@@ -31,6 +31,7 @@ class EvalOptions:
     load_4bit: bool = False
     prompt_format: str = "auto"
     calibrate: str = "none"
+    answer_by: str = "likelihood"
     shots: tuple[Example, ...] = ()
     wording: int = 0
     truncation: str = "head"
@@ -46,6 +47,8 @@ def answers_by_prompt(config) -> bool:
 def check_options(options: EvalOptions, config, tokenizer) -> None:
     """Refuse what this checkpoint would ignore or cannot do, before a weight is loaded."""
     attention_kernel(options.attention, config)
+    if options.answer_by == "generation" and options.calibrate != "none":
+        raise Refused("--calibrate is about likelihoods, which --answer-by generation does not compare: drop one")
     record = generator_record(options)
     if record is not None:
         _check_own_prompt(options, record)
@@ -58,6 +61,7 @@ def check_options(options: EvalOptions, config, tokenizer) -> None:
     given = {
         "--shots": options.shots,
         "--calibrate": options.calibrate != "none",
+        "--answer-by": options.answer_by != "likelihood",
         "--prompt-format": options.prompt_format != "auto",
     }
     ignored = [flag for flag, is_given in given.items() if is_given]

@@ -2,6 +2,7 @@
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +18,18 @@ from zerotune.models import (
     quiet_transformers,
 )
 from zerotune.pretrained import read_config
+
+
+class Float32LMHead(nn.Linear):
+    """An LM head that computes and answers in float32, whatever the type of its weights and also inside autocast.
+
+    A forward of its own, for ZeRO-3 gathers a module's weights while that runs.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return functional.linear(hidden.float(), self.weight.float(), bias)
 
 
 def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = None) -> torch.Tensor:
@@ -59,7 +72,7 @@ def load_language_model(options, device: torch.device):
 
 
 def load_causal_model(settings: ModelSettings, config):
-    """A stock causal model with its own LM head: weights of `models.base_dtype`, with method "qlora" in NF4.
+    """A stock causal model: weights of `models.base_dtype`, with method "qlora" in NF4, and float32 logits.
 
     Args:
         config: the checkpoint's, perhaps changed (its positions, shapes and dropout are heeded).
@@ -92,4 +105,14 @@ def load_causal_model(settings: ModelSettings, config):
         )
     if in_4bit:
         keep_nf4_layout(model)
+    model.set_output_embeddings(_as_float32(model.get_output_embeddings()))
     return model
+
+
+def _as_float32(linear: nn.Linear) -> Float32LMHead:
+    assert type(linear) is nn.Linear, f"the LM head was turned into a {type(linear).__name__}"
+    head = Float32LMHead(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    # The same Parameter objects: they may be tied to the embedding, and ZeRO-3 keeps its bookkeeping on them.
+    for name, parameter in linear.named_parameters():
+        setattr(head, name, parameter)
+    return head.train(linear.training)

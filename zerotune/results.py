@@ -87,7 +87,8 @@ def accuracy_line(metrics: dict) -> str:
     if "accuracy" not in metrics:
         return f"{metrics['count']:,} predictions (the items have no labels)"
     low, high = metrics["accuracy_ci95"]
-    return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items"
+    unparsable = f", {metrics['num_unparsable']:,} of them unparsable" if metrics.get("num_unparsable") else ""
+    return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items{unparsable}"
 
 
 def finish(run: RunFolder, args, progress, test: list[Example], seconds_before: dict) -> None:

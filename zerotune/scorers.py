@@ -13,6 +13,7 @@ from zerotune.encoding import default_cache_dir, encode_texts
 from zerotune.errors import Refused
 from zerotune.evaluation_options import EvalOptions, generator_record
 from zerotune.final_folder import load_final_or_base
+from zerotune.generation import EXTRA_TOKENS, answer_texts, end_tokens, parse_answer, write_answers
 from zerotune.parameters import published_table
 from zerotune.plan import describe_memory, scoring_memory
 from zerotune.precision import autocast
@@ -40,16 +41,18 @@ class Answering:
     """A loaded model and its items, ready to be scored.
 
     Attributes:
-        score: indices [batch] -> log-probabilities [batch, labels].
+        score: indices [batch] -> log-probabilities [batch, labels], or token ids of written answers.
         lengths: what an item costs, in tokens, [num_items].
         found: what metrics.json says of model and items.
         content_free: log-likelihoods [inputs, labels] of the content-free prompts, for calibration; None without.
+        read: written answers -> their texts and the labels in them; None where log-probabilities are compared.
     """
 
     score: Scorer
     lengths: np.ndarray
     found: dict
     content_free: np.ndarray | None = None
+    read: Callable[[np.ndarray], tuple[list[str], list[int | None]]] | None = None
 
 
 def labelled_data(tokenizer, examples: list[Example], max_length: int, truncation: str) -> LabelledData:
@@ -78,6 +81,23 @@ def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
         return normalise(data.log_likelihoods(model, items, device, prefix))
 
     return score
+
+
+def _written_answers(model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device) -> tuple:
+    """`score` and `read` of an Answering whose model writes its answers."""
+    ends = end_tokens(model, tokenizer, prompt)
+    longest = 1 if data.single_token else max(map(len, data.targets))
+
+    def score(items: np.ndarray) -> np.ndarray:
+        rows = [data.context(item) for item in items]
+        # float32 holds token ids exactly
+        return write_answers(model, rows, data.pad_id, ends, longest + EXTRA_TOKENS, device).astype(np.float32)
+
+    def read(written: np.ndarray) -> tuple[list[str], list[int | None]]:
+        texts = answer_texts(tokenizer, written)
+        return texts, [parse_answer(text, prompt.label_words) for text in texts]
+
+    return score, read
 
 
 @dataclass(frozen=True)
@@ -132,7 +152,7 @@ def _tuned_prompt(options: EvalOptions, task, tokenizer, window: int, record: di
 def prepare_prompt(
     options: EvalOptions, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
 ) -> Answering:
-    """A causal model that answers with the likelihood of the label words, as published or tuned to write them.
+    """A causal model that answers with the label words, by their likelihood or in writing, as published or tuned.
 
     Raises Refused, before a weight is loaded, for shots that do not fit the model's window."""
     tokenizer, window = load_tokenizer(options.model, options.revision), config.max_position_embeddings
@@ -161,6 +181,9 @@ def prepare_prompt(
     num_weights = published_table(config)["total"]
     say(describe_memory(scoring_memory(config, options, num_weights, data.num_shared, largest)))
     model, content_free = load_model(options, device), None
+    if options.answer_by == "generation":
+        score, read = _written_answers(model, data, tokenizer, prompt, device)
+        return Answering(score, data.lengths, found, read=read)
     if options.calibrate == "contextual":
         free = encode(list(CONTENT_FREE_TEXTS))
         with torch.no_grad():

@@ -120,6 +120,7 @@ def _options(args, task, shots_source: list[Example], record: dict, number: int)
         load_4bit=args.load_4bit,
         prompt_format=args.prompt_format,
         calibrate=args.calibrate,
+        answer_by=args.answer_by,
         shots=draw_shots(shots_source, args.shots, len(task.LABELS), seed) if args.shots else (),
         wording=number % len(task.WORDINGS),
         seed=seed,

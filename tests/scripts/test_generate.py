@@ -17,6 +17,7 @@ from comparing import (
     weight_difference,
     weights_of,
 )
+from conftest import FEW_TOKENS
 from test_curves import REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 
@@ -128,3 +129,67 @@ def test_the_plan_tells_the_truth(workplace):
         plan = workplace.train(f"generate-plan-{method}", *GENERATE, "--method", method, "--plan").text()
         assert f"model: {after['total']:,} weights, {after['trainable']:,} of them trained ({method}" in plan
         assert added is None or after["total"] == after["trainable"]
+
+
+# --- a tuned folder ---
+
+
+def learned(workplace, method):
+    return workplace.train_once(f"generate-learns-{method}", *GENERATE, *LEARNS, "--method", method)
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+def test_a_final_folder_scores_as_its_run_said(workplace, method):
+    run = learned(workplace, method)
+    flags = ["--model", run.folder / "final", "--tokens-per-device", FEW_TOKENS]
+    for world in (1, 2):
+        done = workplace.evaluate(f"generate-eval-{method}-{world}", *flags, world=world)
+        for name in ("predictions.jsonl", "metrics.json"):
+            assert (done.folder / name).read_text() == (run.folder / "eval/final" / name).read_text()
+    metrics = done.read_json("metrics.json")
+    wanted = {"setting": "tuned generator", "head": "generate", "method": method, "prompt_format": "plain", "count": 48}
+    assert {name: metrics[name] for name in wanted} == wanted
+
+
+def test_a_tuned_generator_writes_what_it_was_taught(workplace):
+    """And a random one does not."""
+    final = learned(workplace, "full").folder / "final"
+    flags = ["--answer-by", "generation", "--tokens-per-device", FEW_TOKENS]
+    tuned = [workplace.evaluate(f"generate-written-{n}", "--model", final, *flags, world=n) for n in (1, 2)]
+    for name in ("predictions.jsonl", "metrics.json"):
+        assert len({(one.folder / name).read_text() for one in tuned}) == 1
+    metrics = tuned[0].read_json("metrics.json")
+    lines = tuned[0].read_lines("predictions.jsonl")
+    assert {line["answer"] for line in lines} <= {" negative", " positive"}
+    assert (metrics["num_unparsable"], metrics["unparsable_share"], metrics["answer_by"]) == (0, 0.0, "generation")
+    likeliest = workplace.evaluate("generate-likeliest", "--model", final, "--tokens-per-device", FEW_TOKENS)
+    wanted = [line["prediction"] for line in likeliest.read_lines("predictions.jsonl")]
+    assert [line["prediction"] for line in lines] == wanted
+    test_file = ["--test-file", workplace.test_file]
+    untuned = workplace.evaluate("generate-untuned", "--model", workplace.model, *test_file, *flags)
+    metrics = untuned.read_json("metrics.json")
+    assert {line["prediction"] for line in untuned.read_lines("predictions.jsonl")} == {None}
+    assert (metrics["accuracy"], metrics["unparsable_share"], metrics["num_unparsable"]) == (0.0, 1.0, 120)
+    assert metrics["confusion"] == [[0, 0, metrics["count_negative"]], [0, 0, metrics["count_positive"]]]
+    assert "120 of them unparsable" in untuned.text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shots", 2], "leave --shots out"),
+        (["--prompt-format", "chat"], "in the plain format: leave --prompt-format out"),
+        (["--prompt-seeds", 2], "leave --prompt-seeds out"),
+        (["--answer-by", "generation", "--calibrate", "contextual"], "drop one"),
+    ],
+)
+def test_flags_that_a_tuned_generator_has_no_use_for(workplace, flags, message):
+    final = learned(workplace, "full").folder / "final"
+    refused = workplace.evaluate("generate-no-use", "--model", final, *flags, expect=2)
+    assert message in refused.refusal() and not refused.folder.exists()
+
+
+def test_a_classifier_writes_no_answers(workplace):
+    final = workplace.train_once("full").folder / "final"
+    refused = workplace.evaluate("generate-classifier", "--model", final, "--answer-by", "generation", expect=2)
+    assert "has no use for --answer-by" in refused.refusal()

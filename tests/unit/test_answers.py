@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from zerotune.answers import encode_answers, end_of_answer, prompt_record
 from zerotune.errors import Refused
-from zerotune.final_folder import save_final
+from zerotune.evaluation_options import EvalOptions
+from zerotune.final_folder import read_record, save_final
 from zerotune.generator import load_generator
+from zerotune.language_model import load_language_model
 from zerotune.models import ModelSettings
 from zerotune.parameters import parameter_table, published_table
 from zerotune.pretrained import load_tokenizer, read_config
@@ -259,6 +261,30 @@ def test_the_line_of_its_readme_gives_the_same_logits(kind, method, tmp_path, mo
         ours = model(row, torch.zeros(5, dtype=torch.long), torch.arange(5))
     torch.testing.assert_close(plain, ours, atol=2e-6, rtol=0)
     assert names["tokenizer"].pad_token_id == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loaded_for_evaluation_it_scores_as_it_did(kind, method, tmp_path):
+    model, tokenizer = generator(tiny_model(kind), method)
+    data = encode_answers(tokenizer, WORDS, EXAMPLES, 60, 64)
+    with torch.no_grad():
+        wanted = data.log_probabilities(data.scores(model, ALL, CPU))
+    save_final(model, tokenizer, tmp_path, {"head": "generate", "prompt": prompt_record(WORDS)})
+    options = EvalOptions(str(tmp_path), None, "auto", "fp32", 64, load_4bit=method == "qlora")
+    with torch.no_grad():
+        again = data.prompts.log_likelihoods(load_language_model(options, CPU), ALL, CPU)
+    np.testing.assert_allclose(normalise(again), wanted, atol=1e-5)
+    assert read_record(str(tmp_path), None)["method"] == method
+
+
+def test_an_adapter_that_lacks_weights_is_refused(tmp_path):
+    model, tokenizer = generator(tiny_model("llama"), "lora")
+    save_final(model, tokenizer, tmp_path, {"head": "generate", "prompt": prompt_record(WORDS)})
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "q_proj.lora_B" not in name}, file)
+    with pytest.raises(Refused, match=r"lacks weights: .*q_proj\.lora_B"):
+        load_language_model(EvalOptions(str(tmp_path), None, "auto", "fp32", 64), CPU)
 
 
 def test_full_tuning_is_a_plain_causal_checkpoint(tmp_path):
