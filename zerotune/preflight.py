@@ -1,6 +1,7 @@
 """Before anything is loaded or written: flags filled in, model folder and data read, what cannot work refused."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from zerotune.files import read_json
 from zerotune.lora import adapter_size
 from zerotune.models import ModelSettings, check_settings
 from zerotune.parameters import classifier_size, published_table
-from zerotune.plan import describe_memory, memory_need, offloaded, why_not_fit
+from zerotune.plan import describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
 from zerotune.pretrained import check_labels, check_token_ids, check_weight_files, load_tokenizer, read_config
 from zerotune.prompting import Prompt, uses_chat
 from zerotune.runs import say, short_name
@@ -143,6 +144,9 @@ def check_plan(
     adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
     trainable = total if settings.method == "full" else adapter + head
     need = memory_need(total + adapter, trainable, config, settings, args, (world_size, offloaded(deepspeed)))
+    if generates:
+        share = float((data.num_answer_tokens / data.lengths).max())
+        need = replace(need, activations=need.activations + logit_bytes(config, settings, args, share))
     if torch.cuda.is_available():
         device_bytes = torch.cuda.mem_get_info()[1]
         if settings.method == "full" and 4 * total > device_bytes:

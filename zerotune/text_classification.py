@@ -45,6 +45,7 @@ def train(args, task) -> None:
     deepspeed = launch.read_deepspeed_config(args.deepspeed)
     precision = resolve_precision(args.precision, deepspeed)
     settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
+    data = None
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
         data = preflight.tokenise(args, config, tokenizer, task, splits)
         preflight.check_plan(args, settings, config, data["train"], len(task.LABELS), deepspeed)
@@ -54,7 +55,7 @@ def train(args, task) -> None:
     accelerator = launch.start_accelerator(filled)
 
     with RunFolder(args.output_dir, accelerator) as run:
-        data = preflight.tokenise(args, config, tokenizer, task, splits)
+        data = data or preflight.tokenise(args, config, tokenizer, task, splits)
         training.start_run(run, args, splits, data, precision, filled)
         base_eval_s = results.evaluate_base(run, args, precision, task, splits, stop_signal)
 
