@@ -18,7 +18,7 @@ from comparing import (
     weights_of,
 )
 from conftest import FEW_TOKENS
-from test_curves import REFERENCES
+from test_curves import BF16_CURVE, REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 
 # On a CPU torch adds up a large matrix's norm serially, DeepSpeed in other pieces: of the tied embedding's 131,072
@@ -87,6 +87,17 @@ def test_two_processes_give_the_curve_of_one(workplace, method, config):
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "config"), [("full", "zero3"), ("lora", "zero2"), ("qlora", None)])
+def test_bf16_curves_agree_to_bf16(workplace, method, config):
+    flags = [*GENERATE, "--method", method, "--precision", "bf16"]
+    reference = workplace.train_once(f"generate-bf16-{method}", *flags)
+    deepspeed = ["--deepspeed", f"ds_configs/{config}.json"] if config else []
+    run = workplace.train(f"generate-bf16-two-{method}", *flags, *deepspeed, world=2)
+    assert_same_curve(run, reference, BF16_CURVE)
+    assert {tensor.dtype for tensor in weights_of(run).values()} == {torch.float32}
+
+
 def test_the_token_budget_does_not_change_the_curve(workplace):
     reference = workplace.train_once("generate-full", *GENERATE, "--method", "full")
     run = workplace.train("generate-budget", *GENERATE, "--tokens-per-device", 4096)
@@ -103,6 +114,8 @@ def test_a_chat_model_learns_in_its_template(workplace):
     assert run.read_json("final/task.json")["prompt"]["format"] == "chat"
     losses = [row["eval_loss"] for row in evaluations(run)]
     assert losses[-1] < losses[0]
+    metrics = run.read_json("eval/final/metrics.json")
+    assert (metrics["setting"], metrics["prompt_format"]) == ("tuned generator", "chat")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_8_bit_moments_and_checkpointing_take_less():
 
 
 def test_a_generators_logits_are_float32_at_answers_only():
-    """A fifth of the tokens are answers, each 3 × 4 bytes of 128,256 logits; a frozen bf16 head once more in float32."""
+    """A fifth of the tokens are answers, each 12 bytes of 128,256 logits; a frozen bf16 head once more in float32."""
     config = SimpleNamespace(vocab_size=128_256, hidden_size=2048)
     args = SimpleNamespace(tokens_per_device=1000)
     logits = 12 * 128_256 * 200
