@@ -16,7 +16,9 @@ class EvalOptions:
     """How a checkpoint is evaluated.
 
     Attributes:
-        max_length: tokens that a text is cut to; None: what the model folder says, else the task's.
+        max_length: tokens that a text is cut to; None: what the model folder says, else the task's. Of a generator's
+            prompt with text and answer together.
+        as_generator: a prompt is cut as a generator's, so that before and after tuning the same is asked.
         truncation: which part of a long text a classifier head without a record sees (zerotune.encoding.TRUNCATIONS).
         wording: number of the prompt among the task's WORDINGS.
         data_sha256: tells the source of the items from others, whose ids may be the same.
@@ -32,6 +34,7 @@ class EvalOptions:
     prompt_format: str = "auto"
     calibrate: str = "none"
     answer_by: str = "likelihood"
+    as_generator: bool = False
     shots: tuple[Example, ...] = ()
     wording: int = 0
     truncation: str = "head"

@@ -33,6 +33,7 @@ def evaluate_base(run: RunFolder, args, precision: str, task, splits: Splits, st
         tokens_per_device=args.tokens_per_device,
         load_4bit=args.method == "qlora",
         prompt_format=args.prompt_format,
+        as_generator=args.head == "generate",
         truncation=args.truncation,
         seed=args.seed,
         data_sha256=test_source_sha256(splits.record),

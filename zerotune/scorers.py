@@ -123,6 +123,9 @@ def _untuned_prompt(options: EvalOptions, task, tokenizer, window: int) -> _Aske
         "num_shots_truncated": num_shots_cut,
     }
     prompt = Prompt(template, label_words, chat, tuple((shot.text, shot.label) for shot in shots))
+    if options.as_generator:
+        most = answer_window(tokenizer, prompt, found["max_length"], window)
+        return _Asked(prompt, most, most, found)
     return _Asked(prompt, found["max_length"], window, found)
 
 

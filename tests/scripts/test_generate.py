@@ -144,6 +144,16 @@ def test_the_plan_tells_the_truth(workplace):
         assert added is None or after["total"] == after["trainable"]
 
 
+def test_before_and_after_the_same_is_asked(workplace):
+    """Cut to the same rows, most of them at this length."""
+    flags = [*GENERATE, "--max-length", 24, "--base-eval", "full", "--prompt-format", "plain"]
+    run = workplace.train("generate-base", *flags)
+    base, final = (run.read_json(f"eval/{name}/metrics.json") for name in ("base", "final"))
+    for name in ("prompt", "label_words", "prompt_format", "max_length", "num_truncated", "num_shared_tokens", "count"):
+        assert base[name] == final[name], name
+    assert base["setting"] == "zero-shot prompt" and base["num_truncated"] > 0
+
+
 # --- a tuned folder ---
 
 
