@@ -98,6 +98,11 @@ class PromptData:
         own = counts.max(axis=1) - self.num_shared + self.num_shared // PREFIX_TOKENS_PER_TOKEN
         return own * self.rows_per_item
 
+    def context(self, item: int) -> list[int]:
+        """Token ids of an item's prompt, without an answer."""
+        number = item * self.rows_per_item
+        return self.rows[number] if self.single_token else self.rows[number][: 1 - len(self.targets[number]) or None]
+
     def longest_own(self, items: np.ndarray) -> int:
         """Tokens of the longest row of some items, without those that all rows share."""
         size = self.rows_per_item
