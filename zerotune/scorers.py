@@ -179,20 +179,25 @@ def prepare_prompt(
         "num_truncated": data.num_truncated,
     }
     _say_what_is_cut(found, len(examples))
-    batches = evaluation_batches(data.lengths, options.tokens_per_device)
-    largest = [(len(batch) * data.rows_per_item, data.longest_own(batch)) for batch in batches]
-    num_weights = published_table(config)["total"]
-    say(describe_memory(scoring_memory(config, options, num_weights, data.num_shared, largest)))
+    writes = options.answer_by == "generation"  # prompt by prompt, nothing of them shared
+    lengths = data.context_lengths if writes else data.lengths
+    batches = evaluation_batches(lengths, options.tokens_per_device)
+    own = [lengths[batch].max() if writes else data.longest_own(batch) for batch in batches]
+    largest = [
+        (len(batch) * (1 if writes else data.rows_per_item), most) for batch, most in zip(batches, own, strict=True)
+    ]
+    num_shared = 0 if writes else data.num_shared
+    say(describe_memory(scoring_memory(config, options, published_table(config)["total"], num_shared, largest)))
     model, content_free = load_model(options, device), None
-    if options.answer_by == "generation":
+    if writes:
         score, read = _written_answers(model, data, tokenizer, prompt, device)
-        return Answering(score, data.lengths, found, read=read)
+        return Answering(score, lengths, found, read=read)
     if options.calibrate == "contextual":
         free = encode(list(CONTENT_FREE_TEXTS))
         with torch.no_grad():
             numbers = range(len(CONTENT_FREE_TEXTS))
             content_free = np.concatenate([free.log_likelihoods(model, np.array([n]), device) for n in numbers])
-    return Answering(prompt_scorer(model, data, device), data.lengths, found, content_free)
+    return Answering(prompt_scorer(model, data, device), lengths, found, content_free)
 
 
 def _say_what_is_cut(found: dict, num_items: int) -> None:

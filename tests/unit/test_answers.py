@@ -96,7 +96,7 @@ def test_a_row_is_the_evaluations_prompt_with_the_own_answer_and_its_end(letters
         assert count == len(answer) + 1 and row.count(tokenizer.bos_token_id) == 1
         assert (
             tokenizer.decode(row[:-1])
-            == "<s>" * (not chat) + prompt.render(tokenizer, example.text) + (prompt.answers()[example.label])
+            == "<s>" * (not chat) + prompt.render(tokenizer, example.text) + (prompt.answers(tokenizer)[example.label])
         )
     assert data.num_targets(ALL) == sum(data.row(n, e.label)[1] for n, e in enumerate(EXAMPLES))
     assert data.lengths.tolist() == [len(data.row(n, e.label)[0]) - 1 for n, e in enumerate(EXAMPLES)]
