@@ -75,6 +75,16 @@ def train_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_engine_flag(parser: argparse.ArgumentParser) -> None:
+    """--engine, of the train scripts that can leave the steps to the Hugging Face Trainer."""
+    parser.add_argument_group("optimisation, engine").add_argument(
+        "--engine",
+        choices=("loop", "trainer"),
+        default="loop",
+        help="our loop, or the Hugging Face Trainer to hold it against (default %(default)s)",
+    )
+
+
 def eval_parser(description: str) -> argparse.ArgumentParser:
     """The parser of an eval script, with the flags that every task has."""
     parser = _parser(description)

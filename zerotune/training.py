@@ -17,6 +17,7 @@ from zerotune.evaluation import (
 )
 from zerotune.files import json_sha256, read_json
 from zerotune.final_folder import save_final
+from zerotune.heads import SequenceClassifier
 from zerotune.launch import on_all_ranks
 from zerotune.loop import Loop
 from zerotune.model_files import model_identity
@@ -85,18 +86,28 @@ def build_engine(
 
     Of an embedding that is trained, only the rows that the train split uses are; not under ZeRO-3, which shards it.
     """
+    classifier = load_and_count(run, settings, config, tokenizer, labels)
+    if settings.zero_stage != 3:
+        train_used_rows(classifier.stock_model, np.union1d(train.encoded.ids, [train.pad_id]))
+    optimizer = optimizer_for(classifier, args, run.accelerator.device)
+    return Engine(run.accelerator, classifier, optimizer, settings.precision, args.max_grad_norm)
+
+
+def load_and_count(
+    run: RunFolder, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...]
+) -> SequenceClassifier:
+    """Load the model with its head onto the device, and count its parameters in parameters.json."""
     classifier = load_classifier(settings, labels, tokenizer)
     before, after = published_table(config), parameter_table(classifier)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
-    if settings.zero_stage != 3:
-        train_used_rows(classifier.stock_model, np.union1d(train.encoded.ids, [train.pad_id]))
+    return classifier if settings.method == "qlora" else classifier.to(run.accelerator.device)
+
+
+def optimizer_for(classifier: SequenceClassifier, args, device: torch.device) -> torch.optim.Optimizer:
+    """--optimizer over the parameters that train, with the learning rates and the weight decay of the flags."""
     groups = parameter_groups(classifier, args.learning_rate, args.head_learning_rate, args.weight_decay)
-    accelerator = run.accelerator
-    if settings.method != "qlora":
-        classifier.to(accelerator.device)
-    optimizer = build_optimizer(args.optimizer, groups, accelerator.device.type)
-    return Engine(accelerator, classifier, optimizer, settings.precision, args.max_grad_norm)
+    return build_optimizer(args.optimizer, groups, device.type)
 
 
 def choosing_evaluation(engine: Engine, data: LabelledData, schedule: Schedule, args):
@@ -199,6 +210,7 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
             "seed": args.seed,
             "best_step": progress.best_step,
             "choose_by": args.choose_by,
+            "engine": loop.NAME,
             "training_sha256": training_sha256(loop, args),
         }
         save_final(engine.module, tokenizer, aside, record, state)
