@@ -21,8 +21,6 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from zerotune.data import LabelledData
 from zerotune.engine import load_training_state, save_training_state
-from zerotune.errors import Refused
-from zerotune.evaluation import UNLABELLED
 from zerotune.heads import SequenceClassifier, is_encoder
 from zerotune.loop import Loop, Progress
 from zerotune.models import ModelSettings
@@ -30,25 +28,8 @@ from zerotune.preflight import schedule_for
 from zerotune.randomness import derive_seed
 from zerotune.runs import RunFolder
 from zerotune.schedule import Schedule
+from zerotune.scorers import UNLABELLED
 from zerotune.training import load_and_count, optimizer_for
-
-
-def check_flags(args, precision: str, deepspeed: dict | None) -> None:
-    """Refuse what the loop does and the Trainer here does not, before a weight is loaded or a file written.
-
-    Raises:
-        Refused: --deepspeed, fp16 on a CPU, a batch size that the processes cannot share evenly.
-    """
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if deepspeed is not None:
-        raise Refused("--engine trainer runs without DeepSpeed: leave --deepspeed out, or use --engine loop")
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise Refused("--engine trainer computes in fp16 on a GPU only: use --precision fp32 or bf16, or --engine loop")
-    if args.batch_size % num_processes:
-        raise Refused(
-            f"--engine trainer gives each process equally many examples of a step, and --batch-size {args.batch_size} "
-            f"is no multiple of {num_processes} processes: choose one that is, or use --engine loop"
-        )
 
 
 def cut_step(num_examples: int, longest: int, budget: int) -> tuple[int, int]:
