@@ -101,10 +101,10 @@ class Loop:
             Preempted: SIGTERM or SIGUSR1 reached a rank; a checkpoint has been saved.
             Refused: the loss is not finite, or the disk is full.
         """
-        progress, last = self.progress, self.schedule.num_steps
+        progress = self.progress
         self.engine.model.train()
-        with tqdm(total=last, initial=progress.step, disable=not is_main_process(), desc="train", unit="step") as bar:
-            while progress.step < last and not progress.stopped_early:
+        with self._progress_bar() as bar:
+            while not self._is_over():
                 started = time.perf_counter()
                 self._one_step(progress.step + 1)
                 status = self._read_status_where_due()
@@ -112,6 +112,13 @@ class Loop:
                 bar.update()
                 self._at_boundary(status)
         return progress
+
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.schedule.num_steps or self.progress.stopped_early
+
+    def _progress_bar(self) -> tqdm:
+        total, done = self.schedule.num_steps, self.progress.step
+        return tqdm(total=total, initial=done, disable=not is_main_process(), desc="train", unit="step")
 
     def _one_step(self, step: int) -> None:
         indices = self.step_indices(step)

@@ -183,6 +183,7 @@ def _training_arguments(
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
+        disable_tqdm=True,
     )
 
 
@@ -211,6 +212,9 @@ class _AtSteps(TrainerCallback):
     def __init__(self, engine: TrainerEngine):
         self.engine = engine
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.engine.loop.before_training()
+
     def on_step_begin(self, args, state, control, **kwargs):
         self.engine.loop.before_step(state.global_step + 1)
 
@@ -236,10 +240,14 @@ class TrainerLoop(Loop):
 
     def train(self) -> Progress:
         """As Loop.train, and raises the same."""
-        if self.progress.step < self.schedule.num_steps and not self.progress.stopped_early:
-            self._ticked = time.perf_counter()
-            self.engine.train(resume_from_checkpoint=self._resumed_from and str(self._resumed_from))
+        if not self._is_over():
+            with self._progress_bar() as self._bar:
+                self.engine.train(resume_from_checkpoint=self._resumed_from and str(self._resumed_from))
         return self.progress
+
+    def before_training(self) -> None:
+        """Start the clock of train_seconds."""
+        self._ticked = time.perf_counter()
 
     def before_step(self, step: int) -> None:
         """Seed the step's dropout."""
@@ -253,6 +261,7 @@ class TrainerLoop(Loop):
         """
         self._count_step(step, self.step_indices(step))
         self._tick()
+        self._bar.update()
         self._stop_wanted = self._any_rank_is_stopped()
         return self._stop_wanted or self._is_due(step) or self._is_due(step + 1)
 
