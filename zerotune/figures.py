@@ -9,7 +9,10 @@ from io import StringIO
 
 # matplotlib writes colours out; each of these becomes the page's variable, so that a figure follows light and dark.
 INK, SOFT, LINE, TUNED, BASE = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+THIRD, FOURTH = "#101112", "#131415"
 COLOUR_VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", TUNED: "tuned", BASE: "base"}
+COLOUR_VARIABLES |= {THIRD: "third", FOURTH: "fourth"}
+RUNS = (TUNED, BASE, THIRD, FOURTH)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""train/imdb.py --engine trainer: the loop's numbers where it is given the loop's steps, at any world size, after any end.
+"""train/imdb.py --engine trainer: the loop's numbers on the loop's steps, at any world size, and after any end.
 
 The bounds and their reasons stand in comparing.py.
 """
@@ -6,7 +6,6 @@ The bounds and their reasons stand in comparing.py.
 import csv
 import math
 import shutil
-import signal
 
 import pytest
 from comparing import OFTEN, assert_same_bits, assert_same_curve, killed_at, newest_step, steps_of
