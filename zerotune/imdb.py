@@ -58,7 +58,7 @@ ROWS = TaskRows(
     dataset="stanfordnlp/imdb",
     reporting="test",
     sample=sample_reviews,
-    sample_train=(2000, 1),
+    sample_train=(4000, 1),
     sample_test=(600, 2),
     draw_choosing=_draw_choosing,
 )

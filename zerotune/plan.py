@@ -87,6 +87,7 @@ def scoring_memory(config, options, num_weights: int, num_shared: int, batches: 
     narrow = 4 if options.precision == "fp32" else 2
     heads, hidden = config.num_attention_heads, config.hidden_size
     width = getattr(config, "head_dim", None) or hidden // heads
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
     keys_and_values = 2 * config.num_key_value_heads * width * narrow
     largest = 0.0
     for rows, longest in batches:
@@ -94,15 +95,18 @@ def scoring_memory(config, options, num_weights: int, num_shared: int, batches: 
         # input, output, queries, the MLP's two; keys and values of each row, and the same repeated for each query head
         tokens = rows * longest * (3 * hidden + heads * width + 2 * config.intermediate_size) * narrow
         attended = rows * seen * (keys_and_values + 2 * heads * width * narrow)
-        largest = max(largest, tokens + attended)
+        # eager attention, which capped scores need, keeps them and their softmax, which is float32
+        scores = rows * heads * longest * seen * (narrow + 4) if capped else 0
+        largest = max(largest, tokens + attended + scores)
     weights = num_weights * (NF4_BYTES if options.load_4bit else narrow)
     return ScoringMemory(weights, config.num_hidden_layers * num_shared * keys_and_values, largest)
 
 
 def describe_memory(need: MemoryNeed | ScoringMemory) -> str:
     """The estimate in one line."""
-    parts = ", ".join(f"{part.name.replace('_', ' ')} {getattr(need, part.name) / GIB:.2f}" for part in fields(need))
-    return f"memory a device: about {need.total / GIB:.2f} GiB ({parts})"
+    unit, name = (GIB, "GiB") if need.total >= GIB else (2**20, "MiB")
+    parts = ", ".join(f"{part.name.replace('_', ' ')} {getattr(need, part.name) / unit:.2f}" for part in fields(need))
+    return f"memory a device: about {need.total / unit:.2f} {name} ({parts})"
 
 
 def why_not_fit(need: MemoryNeed, device_bytes: int, method: str) -> str | None:

@@ -21,7 +21,6 @@ from zerotune.splits import (
     describe,
     require_labels,
     stratified_split,
-    stratified_subset,
     without_texts_of,
 )
 
@@ -94,7 +93,7 @@ def load_test(task: TaskRows, args: Namespace, run_split: dict | None) -> tuple[
         if settings.split not in DRAWN_SHARES:
             settings = replace(settings, train_file=None)  # in an eval script it only says where shots come from
         return _test_items(task, settings)
-    return _test_items_of_run(task, run_split, settings.limit_eval)
+    return _test_items_of_run(task, run_split, settings)
 
 
 def load_shots_source(task: TaskRows, args: Namespace, run_split: dict | None, test: list[Example]) -> list[Example]:
@@ -289,16 +288,18 @@ def _test_items(task: TaskRows, settings: Settings) -> tuple[list[Example], dict
     return parts["test"], _record(task, settings, sources, parts, _source_notes(task, settings, sources))
 
 
-def _test_items_of_run(task: TaskRows, run_split: dict, limit: int | None) -> tuple[list[Example], dict]:
+def _test_items_of_run(task: TaskRows, run_split: dict, given: Settings) -> tuple[list[Example], dict]:
+    """A run's test items, or as many of them as the flags that are `given` now ask for."""
     sources = run_split["sources"]
     require_unchanged_files(run_split, ("test",) if "test" in sources else tuple(sources))
     settings = _settings_of_run(run_split)
     test, record = _test_items(task, settings)
     require_same_items(run_split, record)
-    if limit is not None:
-        test = stratified_subset(test, limit, settings.split_seed, "test limit")
-        record = record | {"splits": {"test": describe(test, task.labels)}}
-    return test, record
+    if given.test_size is None and given.limit_eval is None:
+        return test, record
+    sizes = replace(settings, test_size=given.test_size, limit_eval=given.limit_eval)
+    parts = subsets(sizes, {"test": test}, ("test",))
+    return parts["test"], record | {"splits": {"test": describe(parts["test"], task.labels)}}
 
 
 def _train_of_run(task: TaskRows, run_split: dict) -> list[Example]:

@@ -207,7 +207,7 @@ def test_shots_are_cut_to_half_of_the_window_the_longest_first(characters):
 
 def test_shots_of_which_too_little_would_be_left_are_refused(characters):
     shots = [Example(str(number), "x" * 90, 0) for number in range(4)]
-    with pytest.raises(Refused, match="--shots 4 do not fit: .* window of 120 each would be cut to 15 tokens"):
+    with pytest.raises(Refused, match=r"--shots 4 do not fit: .* window of 120 each would be cut to 15 tokens"):
         fit_shots(characters[0], shots, 120)
 
 
