@@ -2,6 +2,7 @@
 
     accelerate launch train/imdb.py --sample
     accelerate launch train/imdb.py --split 70-10-20 --output-dir runs/imdb-loop
+    accelerate launch train/imdb.py --split 70-10-20 --output-dir runs/imdb-trainer --engine trainer
     accelerate launch --num_processes 8 train/imdb.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
     accelerate launch train/imdb.py --model mistralai/Mistral-7B-Instruct-v0.3 --method qlora --head generate
 
@@ -9,15 +10,17 @@ The same command starts a run, goes on with it, or says that it is finished.
 """
 
 from zerotune import imdb
-from zerotune.arguments import train_parser
+from zerotune.arguments import add_engine_flag, train_parser
 from zerotune.runs import run_script
 
 
 def main(args):
     from zerotune import text_classification
 
-    text_classification.train(args, imdb)
+    text_classification.train(args, imdb, args.engine)
 
 
 if __name__ == "__main__":
-    run_script(main, train_parser(__doc__, imdb).parse_args())
+    parser = train_parser(__doc__, imdb)
+    add_engine_flag(parser)
+    run_script(main, parser.parse_args())

@@ -75,6 +75,16 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
     return parser
 
 
+def add_engine_flag(parser: argparse.ArgumentParser) -> None:
+    """--engine, of the train scripts that can leave the steps to the Hugging Face Trainer."""
+    parser.add_argument_group("optimisation, engine").add_argument(
+        "--engine",
+        choices=("loop", "trainer"),
+        default="loop",
+        help="our loop, or the Hugging Face Trainer to hold it against (default %(default)s)",
+    )
+
+
 def eval_parser(description: str, task) -> argparse.ArgumentParser:
     """The parser of an eval script: the flags that every task has, with the defaults of a task module."""
     parser = _parser(description)

@@ -7,8 +7,9 @@ from html import escape
 from pathlib import Path
 
 from zerotune import figures
+from zerotune.curves import curves_of_runs, read_history
 from zerotune.errors import Refused
-from zerotune.files import write_json, write_text
+from zerotune.files import read_json, write_json, write_text
 from zerotune.html_page import (
     TASK_NAMES,
     interval_text,
@@ -25,6 +26,7 @@ from zerotune.html_page import (
 )
 from zerotune.metrics import METRIC_NAMES
 from zerotune.paired import Evaluation, Paired, paired_comparison, read_evaluation, seed_spreads, settings_of
+from zerotune.run_tables import timings_table
 from zerotune.statistics import holm_adjusted
 
 
@@ -106,6 +108,7 @@ def _comparison_page(
                 paragraph("95 % intervals: Wilson for proportions, bootstrap for F1 and macro means.", "note"),
             ),
             _paired_section(names, pairs, adjusted),
+            _training_section([one.folder for one in read]),
             _seed_section(read, spreads),
             _settings_section(names, read),
         ],
@@ -125,6 +128,17 @@ def _paired_section(names: list[str], pairs: list[Paired], adjusted: list[float]
     if len(pairs) > 1:
         note += f" Holm's correction over the {len(pairs)} tests."
     return section("Paired tests", table(headers, rows), paragraph(note, "note"))
+
+
+def _training_section(folders: Sequence[Path]) -> str:
+    """Curves and timings of the runs that the evaluations belong to, "" where there is none."""
+    runs = list(dict.fromkeys(folder.resolve().parents[1] for folder in folders))
+    runs = [run for run in runs if (run / "metrics.jsonl").exists() and (run / "run.json").exists()]
+    if not runs:
+        return ""
+    names, histories = short_names(runs), [read_history(run) for run in runs]
+    timings = timings_table(names, [read_json(run / "run.json") for run in runs], histories)
+    return section("Training", timings, curves_of_runs(names, histories))
 
 
 def _seed_section(read: list[Evaluation], spreads: list[dict]) -> str:

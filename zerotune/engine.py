@@ -128,12 +128,7 @@ class Engine:
             return _files_of_rank(folder, self.accelerator.process_index)
         if not self.accelerator.is_main_process:
             return []
-        from safetensors.torch import save_file
-
-        save_file(self._trainable_state(), folder / WEIGHTS_FILE)
-        state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict() if self.scaler else None}
-        torch.save(state, folder / OPTIMIZER_FILE)
-        return [folder / WEIGHTS_FILE, folder / OPTIMIZER_FILE]
+        return save_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, bit for bit."""
@@ -141,27 +136,43 @@ class Engine:
             path, _ = self.model.load_checkpoint(str(folder), tag=DEEPSPEED_TAG, load_module_strict=False)
             assert path is not None, f"DeepSpeed found no state in {folder}"
             return
-        from safetensors.torch import load_file
-
-        stored, own = load_file(folder / WEIGHTS_FILE), self._trainable_state()
-        assert stored.keys() == own.keys(), f"{folder} holds other parameters: {sorted(stored.keys() ^ own.keys())[:4]}"
-        with torch.no_grad():
-            for name, tensor in stored.items():
-                own[name].copy_(tensor)
-        # the optimizer moves its state to the parameters' device; "cpu:0", Accelerate's name of a CPU, cannot be mapped
-        state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler:
-            self.scaler.load_state_dict(state["scaler"])
-
-    def _trainable_state(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+        load_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
 
     def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
         """ZeRO-3's shards put together (complete on rank 0); None when the module holds its own weights."""
         if self.deepspeed and self.model.zero_optimization_stage() == 3:
             return self.model._zero3_consolidated_16bit_state_dict()
         return None
+
+
+def save_training_state(folder: Path, module: nn.Module, stateful: dict) -> list[Path]:
+    """Write the weights that train and the states of some objects (None where there is none). Returns the files."""
+    from safetensors.torch import save_file
+
+    save_file(_trainable_weights(module), folder / WEIGHTS_FILE)
+    states = {name: part.state_dict() if part else None for name, part in stateful.items()}
+    torch.save(states, folder / OPTIMIZER_FILE)
+    return [folder / WEIGHTS_FILE, folder / OPTIMIZER_FILE]
+
+
+def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None:
+    """Restore what `save_training_state` wrote, bit for bit."""
+    from safetensors.torch import load_file
+
+    stored, own = load_file(folder / WEIGHTS_FILE), _trainable_weights(module)
+    assert stored.keys() == own.keys(), f"{folder} holds other parameters: {sorted(stored.keys() ^ own.keys())[:4]}"
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)
+    # the optimizer moves its state to the parameters' device; "cpu:0", Accelerate's name of a CPU, cannot be mapped
+    states = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    for name, part in stateful.items():
+        if part:
+            part.load_state_dict(states[name])
+
+
+def _trainable_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _files_of_rank(folder: Path, rank: int) -> list[Path]:

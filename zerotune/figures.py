@@ -9,7 +9,10 @@ from io import StringIO
 
 # matplotlib writes colours out; each of these becomes the page's variable, so that a figure follows light and dark.
 INK, SOFT, LINE, TUNED, BASE = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+THIRD, FOURTH = "#101112", "#131415"
 COLOUR_VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", TUNED: "tuned", BASE: "base"}
+COLOUR_VARIABLES |= {THIRD: "third", FOURTH: "fourth"}
+RUNS = (TUNED, BASE, THIRD, FOURTH)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> 
     axes.set_xlabel(x_label, color=SOFT)
     axes.set_ylabel(y_label, color=SOFT)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
+    # a number of ticks that does not follow the axes' size, on which matplotlib's layout would have to wait
+    axes.locator_params(axis="x", nbins=7, integer=True)
+    axes.locator_params(axis="y", nbins=7)
     axes.margins(x=0.02)
     if len(series) > 1:
         axes.legend(frameon=False, labelcolor=INK, fontsize=11)

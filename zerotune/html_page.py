@@ -9,9 +9,9 @@ NO_BREAK, MINUS = "\u00a0", "\u2212"
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfaf8; --card: #ffffff; --ink: #1d2026; --soft: #5b6270; --line: #dcdad5;
-  --tuned: #17679b; --base: #b0541a; --wash: 23 103 155; }
+  --tuned: #17679b; --base: #b0541a; --third: #3f7a34; --fourth: #7c4a9c; --wash: 23 103 155; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14161a; --card: #1c1f25; --ink: #e8e6e1; --soft: #a2a9b6;
-  --line: #363b45; --tuned: #6cb6e6; --base: #e59a62; --wash: 108 182 230; } }
+  --line: #363b45; --tuned: #6cb6e6; --base: #e59a62; --third: #8fc983; --fourth: #c49ce0; --wash: 108 182 230; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }

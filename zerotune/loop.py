@@ -74,6 +74,8 @@ class Loop:
         stop_signal: a StopSignal, set up as early as can be.
     """
 
+    NAME = "loop"  # of --engine, for task.json
+
     def __init__(self, engine, data, schedule, run, args, evaluate, stop_signal):
         self.engine, self.data, self.schedule, self.run, self.args = engine, data, schedule, run, args
         self.evaluate, self.stop_signal = evaluate, stop_signal
@@ -100,10 +102,10 @@ class Loop:
             Preempted: SIGTERM or SIGUSR1 reached a rank; a checkpoint has been saved.
             Refused: the loss is not finite, or the disk is full.
         """
-        progress, last = self.progress, self.schedule.num_steps
+        progress = self.progress
         self.engine.model.train()
-        with tqdm(total=last, initial=progress.step, disable=not is_main_process(), desc="train", unit="step") as bar:
-            while progress.step < last and not progress.stopped_early:
+        with self._progress_bar() as bar:
+            while not self._is_over():
                 started = time.perf_counter()
                 self._one_step(progress.step + 1)
                 status = self._read_status_where_due()
@@ -112,8 +114,15 @@ class Loop:
                 self._at_boundary(status)
         return progress
 
+    def _is_over(self) -> bool:
+        return self.progress.step >= self.schedule.num_steps or self.progress.stopped_early
+
+    def _progress_bar(self) -> tqdm:
+        total, done = self.schedule.num_steps, self.progress.step
+        return tqdm(total=total, initial=done, disable=not is_main_process(), desc="train", unit="step")
+
     def _one_step(self, step: int) -> None:
-        indices = self._step_indices(step)
+        indices = self.step_indices(step)
         mine = micro_batches(indices, self.data.lengths, self.args.tokens_per_device, self.accelerator.num_processes)
         loss_sum = self._accumulate(step, indices, mine[self.accelerator.process_index])
         norm = self.engine.step(self.schedule.rate_factor(step))
@@ -123,10 +132,12 @@ class Loop:
         self._read_status()
         norm = torch.as_tensor(norm, dtype=status.dtype, device=status.device)
         self._unread = (step, indices, LateReading(torch.cat([status, norm[None]])))
-        progress = self.progress
-        progress.step = step
-        progress.num_examples += len(indices)
-        progress.num_tokens += int(self.data.lengths[indices].sum())
+        self._count_step(step, indices)
+
+    def _count_step(self, step: int, indices: np.ndarray) -> None:
+        self.progress.step = step
+        self.progress.num_examples += len(indices)
+        self.progress.num_tokens += int(self.data.lengths[indices].sum())
 
     def _accumulate(self, step: int, indices: np.ndarray, micros: list[np.ndarray]) -> torch.Tensor:
         """Forward and backward of this rank's micro-batches. Returns its part of the mean loss, a float32 scalar."""
@@ -144,11 +155,15 @@ class Loop:
             total += loss.detach()
         return total
 
-    def _step_indices(self, step: int) -> np.ndarray:
+    def step_indices(self, step: int) -> np.ndarray:
+        """The examples of a step, [batch]."""
         epoch = self.schedule.epoch(step)
         if self._steps[0] != epoch:
-            self._steps = (epoch, epoch_steps(self.data.lengths, self.args.batch_size, self.args.seed, epoch))
+            self._steps = (epoch, self._epoch_steps(epoch))
         return self._steps[1][(step - 1) % self.schedule.steps_per_epoch]
+
+    def _epoch_steps(self, epoch: int) -> list[np.ndarray]:
+        return epoch_steps(self.data.lengths, self.args.batch_size, self.args.seed, epoch)
 
     def _read_status(self) -> dict | None:
         """Look at the last step's loss: one step late where nothing needs it sooner, so that a GPU never waits."""
@@ -156,12 +171,15 @@ class Loop:
             return None
         (step, indices, reading), self._unread = self._unread, None
         loss, num_stops, norm = reading.read()
+        self._check_finite(step, indices, loss, norm)
+        self._stop_wanted = self._stop_wanted or num_stops > 0
+        return {"loss": loss, "grad_norm": norm}
+
+    def _check_finite(self, step: int, indices: np.ndarray, loss: float, norm: float) -> None:
         if not math.isfinite(loss):
             raise Refused(self._not_finite(f"the loss of step {step} is {loss}", indices))
         if not (self.engine.scaler or math.isfinite(norm)):  # a loss scaler skips such steps and lowers its scale
             raise Refused(self._not_finite(f"the gradient norm of step {step} is {float(norm)}", indices))
-        self._stop_wanted = self._stop_wanted or num_stops > 0
-        return {"loss": loss, "grad_norm": norm}
 
     def _not_finite(self, found: str, indices: np.ndarray) -> str:
         ids = [self.data.ids[index] for index in indices]
@@ -208,7 +226,7 @@ class Loop:
         if not math.isfinite(values["eval_loss"]):
             step = self.progress.step
             found = f"the evaluation after step {step} has a loss of {values['eval_loss']}"
-            raise Refused(self._not_finite(found, self._step_indices(step)))
+            raise Refused(self._not_finite(found, self.step_indices(step)))
         improved = self.progress.record_evaluation(values.pop("choose_by"), self.args.patience)
         self.run.log(
             {"step": self.progress.step, "epoch": self.progress.step / self.schedule.steps_per_epoch, **values}

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 
 from zerotune import figures
+from zerotune.curves import History, curves_of_run, read_history
 from zerotune.errors import Refused
-from zerotune.figures import Series
-from zerotune.files import read_json_lines, write_text
+from zerotune.files import write_text
 from zerotune.html_page import (
     TASK_NAMES,
     card,
@@ -42,8 +42,7 @@ class RunFiles:
     run: dict
     parameters: dict
     split: dict
-    steps: list[dict]
-    evaluations: list[dict]
+    history: History
     base: Evaluation | str
     tuned: Evaluation | str
 
@@ -60,7 +59,7 @@ def write_report(run_dir: Path, texts: dict[str, str] | None = None) -> Path:
     sections = [
         _headline(run_dir, files, paired),
         _scores_section(files, paired),
-        _curves_section(files),
+        _curves_section(files.history),
         _confusion_section(files),
         _errors_section(files, texts or {}),
         data_section(files.split),
@@ -86,16 +85,11 @@ def _read(run_dir: Path) -> RunFiles:
         except Refused as refusal:
             return f"No scores in eval/{name}: {refusal}."
 
-    lines = read_json_lines(run_dir / "metrics.jsonl")
-    # A resumed run may log a step twice: the later line is the one that the weights went through.
-    steps = {line["step"]: line for line in lines if "loss" in line}
-    evaluations = {line["step"]: line for line in lines if any(key.startswith("eval_") for key in line)}
     return RunFiles(
         run=read_object("run.json"),
         parameters=read_object("parameters.json"),
         split=read_object("split.json"),
-        steps=[steps[step] for step in sorted(steps)],
-        evaluations=[evaluations[step] for step in sorted(evaluations)],
+        history=read_history(run_dir),
         base=read_scores("base", "This run has no base evaluation."),
         tuned=read_scores("final", "This run has no final evaluation yet."),
     )
@@ -191,30 +185,10 @@ def _paired_sentence(paired: Paired | str) -> str:
     )
 
 
-def _curves_section(files: RunFiles) -> str:
-    if not files.steps and not files.evaluations:
+def _curves_section(history: History) -> str:
+    if not history.steps and not history.evaluations:
         return section("Training", paragraph("metrics.jsonl holds no logged step."))
-
-    def series(lines: list[dict], key: str, label: str = "", **style) -> list[Series]:
-        kept = [line for line in lines if line.get(key) is not None]
-        return [Series(label, [line["step"] for line in kept], [line[key] for line in kept], **style)] if kept else []
-
-    on_choosing = {"colour": figures.BASE, "as_points": True}
-    drawn = [
-        ("Loss", "loss (mean cross-entropy, nats)", series(files.steps, "loss", "training step")
-         + series(files.evaluations, "eval_loss", "choosing split", **on_choosing)),
-        ("Accuracy on the choosing split", "accuracy", series(files.evaluations, "eval_accuracy", **on_choosing)),
-        ("Learning rate", "learning rate", series(files.steps, "learning_rate")),
-        ("Gradient norm", "gradient norm before clipping", series(files.steps, "grad_norm")),
-    ]  # fmt: skip
-    made = [
-        f'<div class="card"><h3>{escape(title)}</h3>{figures.curves(title, "optimizer step", y_label, lines)}</div>'
-        for title, y_label, lines in drawn
-        if lines
-    ]
-    missing = [title.lower() for title, _, lines in drawn if not lines]
-    note = paragraph(f"Not in metrics.jsonl: {', '.join(missing)}.", "note") if missing else ""
-    return section("Training", f'<div class="figures">{"".join(made)}</div>', note)
+    return section("Training", curves_of_run(history))
 
 
 def _confusion_section(files: RunFiles) -> str:

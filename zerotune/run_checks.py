@@ -73,3 +73,19 @@ def check_model_flags(args, config) -> None:
             "--method qlora quantises it while it is loaded"
         )
     check_window(args.model, config, args.max_length)
+
+
+def check_trainer_flags(args, precision: str, deepspeed: dict | None) -> None:
+    """Refuse what --engine loop does and --engine trainer does not."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.head == "generate":
+        raise Refused("--engine trainer tunes a classifier: use --head classify, or --engine loop")
+    if deepspeed is not None:
+        raise Refused("--engine trainer runs without DeepSpeed: leave it out, or use --engine loop")
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise Refused("--engine trainer computes in fp16 on a GPU only: use --precision fp32 or bf16, or --engine loop")
+    if args.batch_size % num_processes:
+        raise Refused(
+            f"--engine trainer gives each process equally many examples of a step, and --batch-size {args.batch_size} "
+            f"is no multiple of {num_processes} processes: choose one that is, or use --engine loop"
+        )

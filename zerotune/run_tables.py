@@ -1,8 +1,9 @@
 """The tables of report.html that come from split.json, parameters.json and run.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
+from zerotune.curves import History
 from zerotune.html_page import details, flattened, paragraph, plain, section, table
 
 
@@ -63,6 +64,21 @@ def run_section(run: dict) -> str:
         table([], rows, num_text_columns=2),
         details("All flags", table([], flattened(flags), num_text_columns=2)) if flags else "",
     )
+
+
+def timings_table(names: Sequence[str], runs: Sequence[dict], histories: Sequence[History]) -> str:
+    """How fast several runs trained, and by what: a column for each run.json."""
+    steps = [history.steps[-1]["step"] if history.steps else None for history in histories]
+    rows = [
+        ["engine", *((run.get("flags") or {}).get("engine", "loop") for run in runs)],
+        ["processes", *(plain((run.get("world") or {}).get("num_processes")) for run in runs)],
+        ["optimizer steps", *map(plain, steps)],
+    ]
+    for key in ("train_examples_per_s", "train_tokens_per_s", "train_s", "peak_memory_bytes"):
+        values, name = [(run.get("timings") or {}).get(key) for run in runs], key.replace("_", " ")
+        shown = ["–" if value is None else _with_unit(name, plain(value))[1] for value in values]
+        rows.append([_with_unit(name, "0")[0], *shown])
+    return table(["", *names], rows)
 
 
 def _with_unit(name: str, text: str) -> tuple[str, str]:

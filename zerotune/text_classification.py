@@ -28,8 +28,13 @@ from zerotune.task_splits import load_shots_source, load_splits, load_test
 SAMPLE_DEFAULTS = {"epochs": 3, "learning_rate": 1e-3}
 
 
-def train(args, task) -> None:
-    """Fine-tune a model, and report it against itself before training. `task` is a task module (zerotune.sst2)."""
+def train(args, task, engine_name: str = "loop") -> None:
+    """Fine-tune a model, and report it against itself before training.
+
+    Args:
+        task: a task module (zerotune.sst2).
+        engine_name: "loop", or "trainer" for the Hugging Face Trainer in its place.
+    """
     stop_signal = StopSignal()
     preflight.settle_flags(args, task.TASK, SAMPLE_DEFAULTS)
     if check_earlier_run(args.output_dir, args):
@@ -44,6 +49,8 @@ def train(args, task) -> None:
     run_checks.check_head(args, config, tokenizer)
     deepspeed = launch.read_deepspeed_config(args.deepspeed)
     precision = resolve_precision(args.precision, deepspeed)
+    if engine_name == "trainer":
+        run_checks.check_trainer_flags(args, precision, deepspeed)
     settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
     data = None
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
@@ -59,10 +66,11 @@ def train(args, task) -> None:
         training.start_run(run, args, splits, data, precision, filled)
         base_eval_s = results.evaluate_base(run, args, precision, task, splits, stop_signal)
 
-        engine = training.build_engine(run, args, settings, config, tokenizer, task.LABELS, data["train"])
+        build_engine, loop_class = _engine_parts(engine_name)
+        engine = build_engine(run, args, settings, config, tokenizer, task.LABELS, data["train"])
         schedule = preflight.schedule_for(args, len(splits.train))
         choose = training.choosing_evaluation(engine, data["choose"], schedule, args)
-        loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
+        loop = loop_class(engine, data["train"], schedule, run, args, choose, stop_signal)
         training.resume(loop, args)
         startup_s = time.time() - started_at() - base_eval_s
         progress = loop.train()
@@ -73,6 +81,14 @@ def train(args, task) -> None:
         metrics = results.evaluate_final(run, args, final, precision, task, splits, stop_signal)
         results.print_results(run, metrics)
         results.finish(run, args, progress, splits.test, {"startup_s": startup_s, "base_eval_s": base_eval_s})
+
+
+def _engine_parts(name: str) -> tuple:
+    if name == "loop":
+        return training.build_engine, Loop
+    from zerotune import trainer_engine  # importing the Trainer takes seconds
+
+    return trainer_engine.build_engine, trainer_engine.TrainerLoop
 
 
 def evaluate(args, task) -> None:

@@ -15,6 +15,7 @@ from zerotune.errors import Refused
 from zerotune.files import json_sha256, read_json
 from zerotune.final_folder import save_final
 from zerotune.generator import load_generator
+from zerotune.heads import TunedModel
 from zerotune.launch import on_all_ranks
 from zerotune.loop import Loop
 from zerotune.metrics import confusion_matrix, confusion_scores
@@ -96,19 +97,28 @@ def build_engine(
     Of an embedding that a classifier trains, only the rows that the train split uses are; not under ZeRO-3, which
     shards it. A generator's may be tied to its LM head, which trains every row.
     """
-    generates = args.head == "generate"
-    model = load_generator(settings, tokenizer) if generates else load_classifier(settings, labels, tokenizer)
+    model = load_and_count(run, args.head, settings, config, tokenizer, labels)
+    if settings.zero_stage != 3 and args.head == "classify":
+        train_used_rows(model.stock_model, np.union1d(train.token_ids, [train.pad_id]))
+    optimizer = optimizer_for(model, args, run.accelerator.device)
+    return Engine(run.accelerator, model, optimizer, settings.precision, args.max_grad_norm)
+
+
+def load_and_count(
+    run: RunFolder, head: str, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...]
+) -> TunedModel:
+    """Load the model with its head onto the device, and count its parameters in parameters.json."""
+    model = load_classifier(settings, labels, tokenizer) if head == "classify" else load_generator(settings, tokenizer)
     before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
-    if settings.zero_stage != 3 and not generates:
-        train_used_rows(model.stock_model, np.union1d(train.token_ids, [train.pad_id]))
+    return model if settings.method == "qlora" else model.to(run.accelerator.device)
+
+
+def optimizer_for(model: TunedModel, args, device: torch.device) -> torch.optim.Optimizer:
+    """--optimizer over the parameters that train, with the learning rates and the weight decay of the flags."""
     groups = parameter_groups(model, args.learning_rate, args.head_learning_rate, args.weight_decay)
-    accelerator = run.accelerator
-    if settings.method != "qlora":
-        model.to(accelerator.device)
-    optimizer = build_optimizer(args.optimizer, groups, accelerator.device.type)
-    return Engine(accelerator, model, optimizer, settings.precision, args.max_grad_norm)
+    return build_optimizer(args.optimizer, groups, device.type)
 
 
 def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData, schedule: Schedule, args):
@@ -226,6 +236,7 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
             "seed": args.seed,
             "best_step": progress.best_step,
             "choose_by": args.choose_by,
+            "engine": loop.NAME,
             "training_sha256": training_sha256(loop, args),
         }
         save_final(engine.module, tokenizer, aside, record, state)

@@ -70,6 +70,18 @@ def run_child(command: list[str], environment: dict[str, str], limit_s: float | 
         return Child(process.returncode, output.read(), wall_s, cpu_s, usage.ru_maxrss * 1024, others)
 
 
+def require_success(child: Child) -> None:
+    """Exits with what a failed child said last."""
+    if child.returncode:
+        print(child.output[-4000:], file=sys.stderr)
+        sys.exit(child.last_line())
+
+
+def taken(child: Child) -> dict:
+    """What a child took, for a record."""
+    return {name: getattr(child, name) for name in ("wall_s", "cpu_s", "peak_memory_bytes", "other_load")}
+
+
 def _busy_seconds() -> float:
     """Seconds that all cores together have worked since the machine started, 0 where the kernel does not tell."""
     path = Path("/proc/stat")

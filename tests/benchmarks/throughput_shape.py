@@ -144,7 +144,7 @@ def run_ours(args, model, settings, data, batch_size: int) -> Timed:
     take_steps(range(1, args.steps + 1))
     timed = range(args.steps + 1, 2 * args.steps + 1)
     seconds = take_steps(timed)
-    steps = [loop._step_indices(step) for step in timed]
+    steps = [loop.step_indices(step) for step in timed]
     batches = [batch for step in steps for batch in micro_batches(step, data.lengths, args.tokens_per_device, 1)[0]]
     num_tokens = int(data.lengths.sum())
     num_padded = round(padding_ratio(batches, data.lengths) * num_tokens)

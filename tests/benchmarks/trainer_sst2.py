@@ -27,7 +27,9 @@ from benchmarking import (
     conditions,
     markdown_table,
     minilm_folder,
+    require_success,
     run_child,
+    taken,
     write_record,
 )
 
@@ -81,7 +83,7 @@ def run_ours(args, way: str, seed: int, max_steps: int | None, environment: dict
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         child = run_child([sys.executable, str(REPOSITORY / "train/sst2.py"), *_flags(args, seed, run)], environment)
-        _require_success(child)
+        require_success(child)
         timings = json.loads((run / "run.json").read_text())["timings"]
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         chosen = [line["eval_accuracy"] for line in lines if "eval_accuracy" in line]
@@ -90,7 +92,7 @@ def run_ours(args, way: str, seed: int, max_steps: int | None, environment: dict
             "train_s": timings["train_s"],
             "accuracy": chosen[-1],
             "validation_accuracy": json.loads((run / "eval/final/metrics.json").read_text())["accuracy"],
-            **_taken(child),
+            **taken(child),
         }
 
 
@@ -123,18 +125,8 @@ def run_trainer(args, way: str, seed: int, max_steps: int | None, environment: d
         for name in ("model", "train_file", "validation_file", "rows", "batch_size", "learning_rate", "threads"):
             command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         child = run_child(command + (["--max-steps", str(max_steps)] if max_steps else []), environment)
-        _require_success(child)
-        return json.loads(result.read_text()) | _taken(child)
-
-
-def _require_success(child) -> None:
-    if child.returncode:
-        print(child.output[-4000:], file=sys.stderr)
-        sys.exit(child.last_line())
-
-
-def _taken(child) -> dict:
-    return {name: getattr(child, name) for name in ("wall_s", "cpu_s", "peak_memory_bytes", "other_load")}
+        require_success(child)
+        return json.loads(result.read_text()) | taken(child)
 
 
 def _shown(result: dict) -> str:

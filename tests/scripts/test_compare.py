@@ -1,6 +1,7 @@
 """eval/compare.py: what it compares, what it refuses, and that it starts quickly."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -93,6 +94,57 @@ def test_the_same_seed_twice_is_no_spread(tmp_path):
     write_comparison(folders, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"] == []
     assert "No mean over seeds: the seeds do not differ." in (tmp_path / "out" / "report.html").read_text()
+
+
+def run_of(folder, engine, num_steps=20, **timings):
+    """A run folder with curves; returns its eval/final."""
+    final = evaluation(folder / "eval" / "final", {1}, method=engine)
+    steps = [
+        {"step": step, "epoch": step / 10, "loss": 1 / step, "learning_rate": 1e-4, "grad_norm": 1.0}
+        for step in range(1, num_steps + 1)
+    ]
+    evaluations = [{"step": num_steps, "epoch": 2.0, "eval_loss": 0.3, "eval_accuracy": 0.9, "eval_f1_macro": 0.9}]
+    write_json_lines(folder / "metrics.jsonl", steps + evaluations)
+    run = {"flags": {"engine": engine}, "world": {"num_processes": 2}, "timings": timings}
+    write_json(folder / "run.json", run)
+    return final
+
+
+def test_runs_are_shown_side_by_side(tmp_path):
+    speed = {"train_tokens_per_s": 5000.0, "train_s": 12.5, "peak_memory_bytes": 3 * 2**29}
+    loop = run_of(tmp_path / "by-loop", "loop", train_examples_per_s=300.0, **speed)
+    trainer = run_of(tmp_path / "by-trainer", "trainer", num_steps=16, train_examples_per_s=150.0)
+    alone = evaluation(tmp_path / "elsewhere" / "final", {2}, method="lora")
+    html = write_comparison([loop, trainer, alone], tmp_path / "out").read_text()
+    training = html[html.index("<h2>Training</h2>") :]
+    training = training[: training.index("</section>")]
+    titles = re.findall(r"<h3>(.*?)</h3>", training)
+    assert titles == [
+        "Loss", "Loss on the choosing split", "Accuracy on the choosing split",
+        "Learning rate", "Gradient norm", "Epoch",
+    ]  # fmt: skip
+    assert training.count(">by-loop<") == training.count(">by-trainer<") == 1 + len(titles)
+    rows = re.findall(r"<th class=\"long\">(.*?)</th><td.*?>(.*?)</td><td.*?>(.*?)</td>", training)
+    assert rows == [
+        ("engine", "loop", "trainer"),
+        ("processes", "2", "2"),
+        ("optimizer steps", "20", "16"),
+        ("train examples", "300 per second", "150 per second"),
+        ("train tokens", "5000 per second", "–"),
+        ("train", "12.5 s", "–"),
+        ("peak memory", "1.50 GiB", "–"),
+    ]
+    assert "elsewhere" not in training
+
+
+def test_a_fifth_run_is_named_beneath_the_curves(tmp_path):
+    finals = [run_of(tmp_path / name, "loop") for name in ("a", "b", "c", "d", "e")]
+    assert "Without curves: e." in write_comparison(finals, tmp_path / "out").read_text()
+
+
+def test_evaluations_that_belong_to_no_run_have_no_training_section(tmp_path):
+    folders = [evaluation(tmp_path / name, {1}) for name in ("a", "b")]
+    assert "<h2>Training</h2>" not in write_comparison(folders, tmp_path / "out").read_text()
 
 
 def without(name):

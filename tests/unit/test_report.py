@@ -232,8 +232,8 @@ def test_texts_are_escaped_and_sorted_by_confidence(run):
 def test_curves_have_labelled_axes(run):
     folder, texts = run
     page = read(write_report(folder, texts))
-    assert page.tags.count("svg") == 5
-    labels = ("optimizer step", "loss (mean cross-entropy, nats)", "learning rate", "gradient norm before clipping")
+    assert page.tags.count("svg") == 6
+    labels = ("optimizer step", "loss (mean cross-entropy, nats)", "learning rate", "gradient norm", "epoch")
     for label in labels:
         assert label in page.text
     assert "training step" in page.text and "choosing split" in page.text

@@ -1,0 +1,12 @@
+"""train/imdb.py --engine trainer, but its steps are made of the loop's examples: the two must then agree."""
+
+from zerotune import imdb, text_classification, trainer_engine
+from zerotune.arguments import add_engine_flag, train_parser
+from zerotune.loop import Loop
+from zerotune.runs import run_script
+
+if __name__ == "__main__":
+    trainer_engine.TrainerLoop._epoch_steps = Loop._epoch_steps
+    parser = train_parser(__doc__, imdb)
+    add_engine_flag(parser)
+    run_script(lambda args: text_classification.train(args, imdb, args.engine), parser.parse_args())
