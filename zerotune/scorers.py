@@ -8,6 +8,7 @@ import torch
 
 from zerotune.answers import answer_window, recorded_prompt
 from zerotune.batching import evaluation_batches
+from zerotune.cutting import fit_shots
 from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir, encode_texts
 from zerotune.errors import Refused
@@ -23,7 +24,6 @@ from zerotune.prompting import (
     Prompt,
     PromptData,
     encode_prompts,
-    fit_shots,
     normalise,
     uses_chat,
 )
