@@ -31,7 +31,7 @@ class History:
 
     def series(self, key: str, label: str = "", colour: str = figures.TUNED) -> list[Series]:
         """One key of the lines that hold it; [] where none does."""
-        evaluated = key.startswith("eval_")
+        evaluated = key == "train_loss" or key.startswith("eval_")
         kept = [line for line in (self.evaluations if evaluated else self.steps) if line.get(key) is not None]
         x, y = ([line[name] for line in kept] for name in ("step", key))
         return [Series(label, x, y, colour, as_points=evaluated)] if kept else []
@@ -48,7 +48,11 @@ def read_history(run_dir: Path) -> History:
 
 def curves_of_run(history: History) -> str:
     """The figures of one run; both losses share one."""
-    losses = history.series("loss", "training step") + history.series("eval_loss", CHOOSING, figures.BASE)
+    losses = [
+        *history.series("loss", "training step"),
+        *history.series("train_loss", "training, mean since the last evaluation", figures.RUNS[2]),
+        *history.series("eval_loss", CHOOSING, figures.BASE),
+    ]
     drawn = [
         (title, y_label, history.series(key, colour=figures.BASE if key.startswith("eval_") else figures.TUNED))
         for key, title, y_label in _FIGURES[2:]

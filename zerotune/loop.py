@@ -28,6 +28,9 @@ class Progress:
     train_seconds: float = 0.0
     num_examples: int = 0
     num_tokens: int = 0
+    # since the last evaluation: the sum of the training loss, and the examples or answer tokens that it is a sum over
+    loss_sum: float = 0.0
+    num_targets: int = 0
 
     def record_evaluation(self, value: float, patience: int | None) -> bool:
         """Note an evaluation's value, greater is better.
@@ -172,8 +175,13 @@ class Loop:
         (step, indices, reading), self._unread = self._unread, None
         loss, num_stops, norm = reading.read()
         self._check_finite(step, indices, loss, norm)
+        self._count_loss(loss, self.data.num_targets(indices))
         self._stop_wanted = self._stop_wanted or num_stops > 0
         return {"loss": loss, "grad_norm": norm}
+
+    def _count_loss(self, loss: float, num_targets: int) -> None:
+        self.progress.loss_sum += loss * num_targets
+        self.progress.num_targets += num_targets
 
     def _check_finite(self, step: int, indices: np.ndarray, loss: float, norm: float) -> None:
         if not math.isfinite(loss):
@@ -227,13 +235,14 @@ class Loop:
             step = self.progress.step
             found = f"the evaluation after step {step} has a loss of {values['eval_loss']}"
             raise Refused(self._not_finite(found, self.step_indices(step)))
-        improved = self.progress.record_evaluation(values.pop("choose_by"), self.args.patience)
-        self.run.log(
-            {"step": self.progress.step, "epoch": self.progress.step / self.schedule.steps_per_epoch, **values}
-        )
+        progress = self.progress
+        values = {"train_loss": progress.loss_sum / progress.num_targets, **values}
+        progress.loss_sum, progress.num_targets = 0.0, 0
+        improved = progress.record_evaluation(values.pop("choose_by"), self.args.patience)
+        self.run.log({"step": progress.step, "epoch": progress.step / self.schedule.steps_per_epoch, **values})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         if is_main_process():
-            tqdm.write(f"step {self.progress.step}: {shown}{'  (best so far)' if improved else ''}")
+            tqdm.write(f"step {progress.step}: {shown}{'  (best so far)' if improved else ''}")
         return improved
 
     def save(self) -> None:

@@ -232,11 +232,12 @@ class TrainerLoop(Loop):
         engine.loop = self
         self._resumed_from: Path | None = None
         self._ticked = 0.0
+        self._num_logged = 0  # examples whose loss the Trainer has told
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint that `checkpoints.defect` finds nothing wrong with."""
         super().resume(folder)
-        self._resumed_from = folder
+        self._resumed_from, self._num_logged = folder, self.progress.num_examples
 
     def train(self) -> Progress:
         """As Loop.train, and raises the same."""
@@ -269,6 +270,8 @@ class TrainerLoop(Loop):
         """Do what is due after the step that the Trainer has just logged."""
         step, norm = self.progress.step, float(logs.get("grad_norm", np.nan))
         self._check_finite(step, self.step_indices(step), logs["loss"], norm)
+        self._count_loss(logs["loss"], self.progress.num_examples - self._num_logged)
+        self._num_logged = self.progress.num_examples
         self._tick()
         self._at_boundary({"loss": logs["loss"], "grad_norm": norm})
         self._ticked = time.perf_counter()

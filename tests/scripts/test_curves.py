@@ -118,3 +118,11 @@ def test_deepspeed_by_accelerates_own_flags_is_the_same_as_by_file(workplace):
     by_file = two_processes(workplace, "full", "zero2.json")
     assert_same_curve(run, by_file)
     assert weight_difference(run, by_file) <= WEIGHTS
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_evaluation_tells_the_mean_training_loss_since_the_last_one(workplace, world):
+    run = workplace.train_once(f"even-{world}", "--limit-train", 112, "--eval-every", 4, world=world)
+    losses = [row["loss"] for row in steps_of(run)]
+    told = [row["train_loss"] for row in run.read_lines("metrics.jsonl") if "train_loss" in row]
+    assert told == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])], rel=1e-6)
