@@ -67,12 +67,15 @@ def make_head_float32(model: nn.Module) -> None:
 
 
 class SequenceClassifier(nn.Module):
-    """A stock sequence-classification model, or a peft model around one, with pooling by length and float32 logits."""
+    """A stock sequence-classification model, or a peft model around one, with pooling by length and float32 logits.
 
-    def __init__(self, model: nn.Module):
+    drop_unpooled: an encoder's last layer goes on with the pooled token alone, which changes no number.
+    """
+
+    def __init__(self, model: nn.Module, drop_unpooled: bool = True):
         super().__init__()
         self.model = model
-        if is_encoder(self.config):
+        if drop_unpooled and is_encoder(self.config):
             drop_unpooled_tokens(self.stock_model.base_model)
 
     @property

@@ -62,7 +62,9 @@ def check_settings(settings: ModelSettings) -> None:
         )
 
 
-def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer) -> SequenceClassifier:
+def load_classifier(
+    settings: ModelSettings, labels: tuple[str, ...], tokenizer, drop_unpooled: bool = True
+) -> SequenceClassifier:
     """The model of the settings with a float32 head for the labels, on the device that from_pretrained chooses.
 
     Full tuning has float32 parameters throughout (16-bit compute is the caller's autocast). LoRA has its frozen base in
@@ -74,7 +76,7 @@ def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer)
     initialise_head(model, missing, settings.seed)
     if settings.method != "full":
         model = add_lora(model, settings)
-    classifier = SequenceClassifier(model)
+    classifier = SequenceClassifier(model, drop_unpooled)
     if settings.activation_checkpointing:
         classifier.stock_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return classifier

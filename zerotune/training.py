@@ -92,10 +92,10 @@ def build_engine(
 
 
 def load_and_count(
-    run: RunFolder, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...]
+    run: RunFolder, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...], drop_unpooled: bool = True
 ) -> SequenceClassifier:
     """Load the model with its head onto the device, and count its parameters in parameters.json."""
-    classifier = load_classifier(settings, labels, tokenizer)
+    classifier = load_classifier(settings, labels, tokenizer, drop_unpooled)
     before, after = published_table(config), parameter_table(classifier)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
