@@ -84,11 +84,14 @@ class TunedModel(nn.Module):
 
 
 class SequenceClassifier(TunedModel):
-    """A stock sequence-classification model with pooling by length and float32 logits."""
+    """A stock sequence-classification model with pooling by length and float32 logits.
 
-    def __init__(self, model: nn.Module):
+    drop_unpooled: an encoder's last layer goes on with the pooled token alone, which changes no number.
+    """
+
+    def __init__(self, model: nn.Module, drop_unpooled: bool = True):
         super().__init__(model)
-        if is_encoder(self.config):
+        if drop_unpooled and is_encoder(self.config):
             drop_unpooled_tokens(self.stock_model.base_model)
 
     def forward(

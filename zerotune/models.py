@@ -35,7 +35,10 @@ _LM_HEAD_KEYS = re.compile(
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What decides how a model is loaded. precision is already resolved; zero_stage is DeepSpeed's, None without it."""
+    """What decides how a model is loaded. precision is already resolved; zero_stage is DeepSpeed's, None without it.
+
+    drop_unpooled: an encoder's last layer goes on with the pooled token alone, which changes no number.
+    """
 
     name: str
     revision: str | None
@@ -48,6 +51,7 @@ class ModelSettings:
     activation_checkpointing: bool = False
     zero_stage: int | None = None
     seed: int = 0
+    drop_unpooled: bool = True
 
 
 def check_settings(settings: ModelSettings) -> None:
@@ -75,7 +79,7 @@ def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer)
     initialise_head(model, missing, settings.seed)
     if settings.method != "full":
         model = add_lora(model, settings)
-    return recompute_activations(SequenceClassifier(model), settings)
+    return recompute_activations(SequenceClassifier(model, settings.drop_unpooled), settings)
 
 
 def recompute_activations(tuned: TunedModel, settings: ModelSettings) -> TunedModel:

@@ -2,7 +2,7 @@
 
 Data, weights, optimizer groups, learning rates, examples a step, evaluation, checkpoints and logs are the loop's. Data
 loading, accumulation, autocast, clipping, DDP and the steps are the Trainer's, at the flags of a user who knows them:
-bf16, dynamic padding, batches grouped by length, fused AdamW, transformers' own attention.
+bf16, dynamic padding, batches grouped by length, fused AdamW. The forward pass is transformers'.
 """
 
 import os
@@ -66,10 +66,14 @@ def mean_over_step(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batc
 def build_engine(
     run: RunFolder, args, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...], train: LabelledData
 ) -> "TrainerEngine":
-    """Load the model with its head, count its parameters, and give it to a Trainer; as training.build_engine does."""
+    """Load the model with its head, count its parameters, and give it to a Trainer; as training.build_engine does.
+
+    Its forward pass is transformers' own: what the loop does more quickly (zerotune.cpu_kernels, the last layer's
+    unpooled tokens, embedding rows that are not used) is left out.
+    """
     if settings.attention == "auto" and is_encoder(config):
-        settings = replace(settings, attention="sdpa")  # on a CPU the loop has kernels of its own
-    classifier = load_and_count(run, args.head, settings, config, tokenizer, labels)
+        settings = replace(settings, attention="sdpa")
+    classifier = load_and_count(run, args.head, replace(settings, drop_unpooled=False), config, tokenizer, labels)
     return TrainerEngine(classifier, train, schedule_for(args, len(train.ids)), args, settings.precision, run)
 
 
