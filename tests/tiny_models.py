@@ -7,6 +7,7 @@ import functools
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -110,14 +111,15 @@ def byte_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
 def seeded_model(kind: str, seed: int, vocab_size: int, **sizes):
     """A causal model in eval mode whose weights depend on nothing but `kind`, `seed` and the sizes.
 
-    They are drawn one matrix after the other in the order of their names, for transformers has changed the order in
-    which it draws them.
+    They are drawn one matrix after the other in the order of their names, by NumPy: transformers has changed its order,
+    and torch's normal numbers differ in their last bits from processor to processor.
     """
     config = AutoConfig.for_model(kind, **{**_CAUSAL_SIZES, "vocab_size": vocab_size, **sizes})
     model = AutoModelForCausalLM.from_config(config).eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             if parameter.dim() == 2:
-                parameter.normal_(0, config.initializer_range, generator=generator)
+                drawn = generator.normal(0, config.initializer_range, tuple(parameter.shape))
+                parameter.copy_(torch.from_numpy(drawn))
     return model
