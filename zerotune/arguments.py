@@ -63,28 +63,31 @@ def fraction(text: str) -> float:
     return value
 
 
-def train_parser(description: str) -> argparse.ArgumentParser:
-    """The parser of a train script, with the flags that every task has."""
+def train_parser(description: str, task) -> argparse.ArgumentParser:
+    """The parser of a train script: the flags that every task has, with the defaults of a task module."""
     parser = _parser(description)
     _add_model_flags(parser)
     _add_training_method_flags(parser)
-    _add_data_flags(parser)
-    _add_training_data_flags(parser)
+    _add_data_flags(parser, task.ROWS.rules)
+    _add_training_data_flags(parser, task.MAX_LENGTH)
     _add_optimisation_flags(parser)
     _add_run_flags(parser)
     return parser
 
 
-def eval_parser(description: str) -> argparse.ArgumentParser:
-    """The parser of an eval script, with the flags that every task has."""
+def eval_parser(description: str, task) -> argparse.ArgumentParser:
+    """The parser of an eval script: the flags that every task has, with the defaults of a task module."""
     parser = _parser(description)
     _add_model_flags(parser)
     group = parser.add_argument_group("model, evaluation")
     group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
-    _add_data_flags(parser)
+    _add_data_flags(parser, task.ROWS.rules)
     group = parser.add_argument_group("data, evaluation")
+    group.add_argument("--test-size", type=positive_int, help="balanced subset of the items, in rows, by split seed")
     group.add_argument(
-        "--max-length", type=positive_int, help="tokens a text is cut to (default: the model folder's, else 256)"
+        "--max-length",
+        type=positive_int,
+        help=f"tokens a text is cut to (default: the model folder's, else {task.MAX_LENGTH})",
     )
     _add_prompt_flags(parser)
     group = parser.add_argument_group("run")
@@ -139,7 +142,7 @@ def _add_training_method_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+def _add_data_flags(parser: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--sample", action="store_true", help="generated reviews and a tiny model: no network, no GPU")
     group.add_argument("--dataset", type=non_empty, help="hub id of the data set (default: the task's own)")
@@ -148,8 +151,8 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--test-file", type=Path, help="reports the final score")
     group.add_argument(
         "--split",
-        choices=("official", "80-20"),
-        help="which rows train, choose and report (default: official; 80-20 when --train-file stands alone)",
+        choices=splits,
+        help=f"which rows train, choose and report (default: official; {splits[-1]} when --train-file stands alone)",
     )
     group.add_argument(
         "--split-seed", type=non_negative_int, default=0, help="seed of every split and subset (default %(default)s)"
@@ -159,12 +162,19 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_training_data_flags(parser: argparse.ArgumentParser) -> None:
+def _add_training_data_flags(parser: argparse.ArgumentParser, max_length: int) -> None:
     group = parser.add_argument_group("data, training")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}-size", type=positive_int, help=f"balanced subset of the {split} split, in rows")
     group.add_argument(
-        "--max-length", type=positive_int, default=256, help="tokens a text is cut to (default %(default)s)"
+        "--max-length", type=positive_int, default=max_length, help="tokens a text is cut to (default %(default)s)"
+    )
+    group.add_argument(
+        "--truncation",
+        choices=("head", "head-and-tail"),
+        default="head",
+        help="what a classifier head sees of a longer text; head-and-tail: a quarter from its head, the rest from its "
+        "end (default %(default)s)",
     )
     group.add_argument("--limit-train", type=positive_int, help="train on so many rows, drawn by split seed")
 
@@ -256,6 +266,12 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompt (causal models without a classifier head)")
     group.add_argument(
         "--shots", type=non_negative_int, default=0, help="labelled examples in the prompt (default %(default)s)"
+    )
+    group.add_argument(
+        "--prompt-seeds",
+        type=positive_int,
+        metavar="N",
+        help="evaluate N prompts that differ in shots, their order and the wording, and report their spread",
     )
     group.add_argument(
         "--prompt-format",

@@ -1,6 +1,6 @@
 """What a run would do and what it needs, said before a weight is loaded. Pure arithmetic over counts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 GIB = 2**30
 # Bytes per token, layer and unit of hidden size that a layer keeps for its backward pass in 16 bits, without attention
@@ -62,12 +62,51 @@ def memory_need(
     return MemoryNeed(weights, gradients, optimizer, kept * args.tokens_per_device)
 
 
-def describe_memory(need: MemoryNeed) -> str:
+@dataclass(frozen=True)
+class ScoringMemory:
+    """Bytes that one device needs to score prompts, by what they hold."""
+
+    weights: float
+    shared_prefix: float
+    largest_batch: float
+
+    @property
+    def total(self) -> float:
+        """All of it, in bytes."""
+        return self.weights + self.shared_prefix + self.largest_batch
+
+
+def scoring_memory(config, options, num_weights: int, num_shared: int, batches: list[tuple[int, int]]) -> ScoringMemory:
+    """Estimate the memory of one device that scores prompts with a shared prefix, one layer after the other.
+
+    Args:
+        options: precision, load_4bit.
+        num_shared: tokens of the prefix.
+        batches: (rows, longest row without the prefix) of each batch.
+    """
+    narrow = 4 if options.precision == "fp32" else 2
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    width = getattr(config, "head_dim", None) or hidden // heads
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    keys_and_values = 2 * config.num_key_value_heads * width * narrow
+    largest = 0.0
+    for rows, longest in batches:
+        seen = num_shared + longest
+        # input, output, queries, the MLP's two; keys and values of each row, and the same repeated for each query head
+        tokens = rows * longest * (3 * hidden + heads * width + 2 * config.intermediate_size) * narrow
+        attended = rows * seen * (keys_and_values + 2 * heads * width * narrow)
+        # eager attention, which capped scores need, keeps them and their softmax, which is float32
+        scores = rows * heads * longest * seen * (narrow + 4) if capped else 0
+        largest = max(largest, tokens + attended + scores)
+    weights = num_weights * (NF4_BYTES if options.load_4bit else narrow)
+    return ScoringMemory(weights, config.num_hidden_layers * num_shared * keys_and_values, largest)
+
+
+def describe_memory(need: MemoryNeed | ScoringMemory) -> str:
     """The estimate in one line."""
-    parts = ", ".join(
-        f"{name} {getattr(need, name) / GIB:.2f}" for name in ("weights", "gradients", "optimizer", "activations")
-    )
-    return f"memory a device: about {need.total / GIB:.2f} GiB ({parts})"
+    unit, name = (GIB, "GiB") if need.total >= GIB else (2**20, "MiB")
+    parts = ", ".join(f"{part.name.replace('_', ' ')} {getattr(need, part.name) / unit:.2f}" for part in fields(need))
+    return f"memory a device: about {need.total / unit:.2f} {name} ({parts})"
 
 
 def why_not_fit(need: MemoryNeed, device_bytes: int, method: str) -> str | None:

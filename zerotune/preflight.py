@@ -11,7 +11,6 @@ from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir
 from zerotune.errors import Refused
-from zerotune.evaluation import labelled_data
 from zerotune.files import read_json
 from zerotune.lora import adapter_size
 from zerotune.models import ModelSettings, check_settings
@@ -20,6 +19,7 @@ from zerotune.plan import describe_memory, memory_need, offloaded, why_not_fit
 from zerotune.pretrained import check_labels, check_token_ids, check_weight_files, load_tokenizer, read_config
 from zerotune.runs import say, short_name
 from zerotune.schedule import plan_schedule
+from zerotune.scorers import labelled_data
 from zerotune.splits import Splits
 
 FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
@@ -99,7 +99,10 @@ def model_settings(args, precision: str, zero_stage: int | None) -> ModelSetting
 
 def tokenise(args, tokenizer, splits: Splits) -> dict[str, LabelledData]:
     """The train and choosing splits as tokens, from the cache when they have been tokenised before."""
-    return {name: labelled_data(tokenizer, getattr(splits, name), args.max_length) for name in ("train", "choose")}
+    return {
+        name: labelled_data(tokenizer, getattr(splits, name), args.max_length, args.truncation)
+        for name in ("train", "choose")
+    }
 
 
 def schedule_for(args, num_examples: int):

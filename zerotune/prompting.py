@@ -1,7 +1,8 @@
 """Classification by a causal model without a head: the likelihood of the label words after a prompt."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ PINNED_DATE = "26 Jul 2024"
 CHAT_NAMES = re.compile(r"(^|[-_./])(it|chat|instruct)($|[-_./])", re.IGNORECASE)
 # Zhao et al. 2021 (arXiv:2102.09690), section 5: three content-free inputs.
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
+# Stands where the middle of a text was cut out.
+CUT_MARK = " ... "
+FEWEST_SHOT_TOKENS = 16
 # A token of a shared prefix costs a row no computation, but its keys and values: so much of a token of its own.
 PREFIX_TOKENS_PER_TOKEN = 8
 
@@ -94,6 +98,11 @@ class PromptData:
         own = counts.max(axis=1) - self.num_shared + self.num_shared // PREFIX_TOKENS_PER_TOKEN
         return own * self.rows_per_item
 
+    def longest_own(self, items: np.ndarray) -> int:
+        """Tokens of the longest row of some items, without those that all rows share."""
+        size = self.rows_per_item
+        return max(len(row) for item in items for row in self.rows[item * size : (item + 1) * size]) - self.num_shared
+
     def prefix(self, model, device: torch.device):
         """The keys and values of the shared tokens, for `log_likelihoods`; None where nothing is shared."""
         return prefix_cache(model, self.rows[0][: self.num_shared], device)
@@ -134,7 +143,7 @@ class PromptData:
 
 
 def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int) -> PromptData:
-    """Tokenise prompts and answers, cutting the end of a text (never the shots or the question) so that all fits.
+    """Tokenise prompts and answers, cutting texts in the middle (never the shots or the question) so that all fits.
 
     An answer's tokens are those that the whole string has beyond the prompt's own, as in lm-evaluation-harness.
 
@@ -144,19 +153,21 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
     Raises:
         Refused: prompt and shots alone are longer than the window.
     """
-    cut = [_cut_text(tokenizer, text, max_text_tokens) for text in texts]
+    rooms = np.full(len(texts), max_text_tokens)
+    cut = cut_texts(tokenizer, texts, rooms)
     contexts, wholes = _tokenise(tokenizer, prompt, cut)
-    for index, options in enumerate(wholes):
-        while (excess := max(map(len, options)) - window) > 0:
-            num_tokens = len(tokenizer(cut[index], add_special_tokens=False)["input_ids"])
-            if num_tokens == 0:
+    while too_long := [index for index, options in enumerate(wholes) if max(map(len, options)) > window]:
+        for index, ids in zip(too_long, _token_ids(tokenizer, [cut[index] for index in too_long], False), strict=True):
+            if not ids:
                 raise Refused(
-                    f"the prompt with {len(prompt.shots)} shots takes {max(map(len, options))} tokens without any text "
-                    f"and the model's window is {window}: use fewer --shots"
+                    f"the prompt with {len(prompt.shots)} shots takes {max(map(len, wholes[index]))} tokens without "
+                    f"any text and the model's window is {window}: use fewer --shots"
                 )
-            cut[index] = _cut_text(tokenizer, cut[index], max(0, num_tokens - excess))
-            (contexts[index],), (options,) = _tokenise(tokenizer, prompt, [cut[index]])
-            wholes[index] = options
+            rooms[index] = max(0, min(rooms[index], len(ids)) - (max(map(len, wholes[index])) - window))
+        shorter = cut_texts(tokenizer, [texts[index] for index in too_long], rooms[too_long])
+        again = _tokenise(tokenizer, prompt, shorter)
+        for index, text, context, options in zip(too_long, shorter, *again, strict=True):
+            cut[index], contexts[index], wholes[index] = text, context, options
     answers = [[whole[len(context) :] for whole in options] for context, options in zip(contexts, wholes, strict=True)]
     single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
     rows = contexts if single else [whole[:-1] for options in wholes for whole in options]
@@ -181,22 +192,88 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
 def _tokenise(tokenizer, prompt: Prompt, texts: list[str]) -> tuple[list[list[int]], list[list[list[int]]]]:
     rendered = [prompt.render(tokenizer, text) for text in texts]
     # a chat template writes its own BOS; a plain prompt gets the tokenizer's
-    contexts = tokenizer(rendered, add_special_tokens=not prompt.chat)["input_ids"]
+    contexts = _token_ids(tokenizer, rendered, not prompt.chat)
     joined = [context + answer for context in rendered for answer in prompt.answers()]
-    flat = tokenizer(joined, add_special_tokens=not prompt.chat)["input_ids"]
+    flat = _token_ids(tokenizer, joined, not prompt.chat)
     size = len(prompt.label_words)
     return contexts, [flat[start : start + size] for start in range(0, len(flat), size)]
 
 
-def _cut_text(tokenizer, text: str, max_tokens: int) -> str:
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoding["offset_mapping"]
-    if len(offsets) <= max_tokens:
-        return text
-    return text[: offsets[max_tokens - 1][1]] if max_tokens else ""
+def _token_ids(tokenizer, texts: list[str], special: bool) -> list[list[int]]:
+    backend = _whole_texts(tokenizer)
+    return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=special)]
 
 
-def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tuple[tuple[str, int], ...]:
+def _whole_texts(tokenizer):
+    """The tokenizer's backend without the truncation and padding that earlier calls have left in it."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def cut_texts(tokenizer, texts: list[str], most_tokens: Sequence[int]) -> list[str]:
+    """Texts with their middle replaced by CUT_MARK where they have more tokens than they may, one number for each."""
+    cut, backend = list(texts), _whole_texts(tokenizer)
+    # a token is a byte at least, and some tokenizers put one in front
+    suspects = [index for index, text in enumerate(texts) if len(text.encode()) >= most_tokens[index]]
+    if not suspects:
+        return cut
+    mark = len(backend.encode(CUT_MARK, add_special_tokens=False).ids)
+    rows = backend.encode_batch([texts[index] for index in suspects], add_special_tokens=False)
+    for index, row in zip(suspects, rows, strict=True):
+        if len(row.ids) > most_tokens[index]:
+            cut[index] = _without_middle(texts[index], row.offsets, int(most_tokens[index]), mark)
+    return cut
+
+
+def _without_middle(text: str, offsets: list[tuple[int, int]], most_tokens: int, mark: int) -> str:
+    num_kept = most_tokens - mark
+    if num_kept < 2:  # no room for two ends
+        return _head(text, offsets, most_tokens)
+    num_last = num_kept // 2
+    # several tokens may be bytes of one character, which stays whole or goes
+    start = max(offsets[-num_last][0], offsets[-num_last - 1][1])
+    return _head(text, offsets, num_kept - num_last) + CUT_MARK + text[start:].lstrip()
+
+
+def _head(text: str, offsets: list[tuple[int, int]], num_tokens: int) -> str:
+    return text[: min(offsets[num_tokens - 1][1], offsets[num_tokens][0])] if num_tokens else ""
+
+
+def fit_shots(tokenizer, shots: Sequence, window: int) -> tuple[list, int]:
+    """Shots whose texts together take at most half of the model's window: the longest are cut in the middle, all to
+    the same number of tokens.
+
+    Args:
+        shots: zerotune.splits.Example each.
+        window: the model's positions, in tokens.
+    Returns:
+        The shots, and how many were cut.
+    Raises:
+        Refused: they would be cut to fewer than FEWEST_SHOT_TOKENS.
+    """
+    texts = [shot.text for shot in shots]
+    lengths = sorted(map(len, _token_ids(tokenizer, texts, False)))
+    room, budget = window // 2, max(lengths, default=0)
+    for place, length in enumerate(lengths):
+        budget = room // (len(lengths) - place)
+        if length > budget:
+            break
+        room -= length
+    else:
+        return list(shots), 0
+    if budget < FEWEST_SHOT_TOKENS:
+        raise Refused(
+            f"--shots {len(shots)} do not fit: in half of the model's window of {window} each would be cut to {budget} "
+            f"tokens, wanted {FEWEST_SHOT_TOKENS} or more: use fewer --shots"
+        )
+    cut = cut_texts(tokenizer, texts, [budget] * len(texts))
+    num_cut = sum(before != after for before, after in zip(texts, cut, strict=True))
+    return [replace(shot, text=text) for shot, text in zip(shots, cut, strict=True)], num_cut
+
+
+def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tuple:
     """Labelled examples for a prompt: as equal in number per label as can be, in random order, by seed.
 
     Args:
@@ -211,9 +288,7 @@ def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tu
         if len(of_label) < wanted:
             raise Refused(f"--shots {num_shots} needs {wanted} examples of label {label} and there are {len(of_label)}")
         chosen += [of_label[index] for index in random_order(len(of_label), seed, f"shots of {label}")[:wanted]]
-    return tuple(
-        (chosen[index].text, chosen[index].label) for index in random_order(len(chosen), seed, "order of shots")
-    )
+    return tuple(chosen[index] for index in random_order(len(chosen), seed, "order of shots"))
 
 
 def calibrate(log_likelihoods: np.ndarray, content_free: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from zerotune.errors import Refused
-from zerotune.evaluation import EvalOptions, evaluate_checkpoint
+from zerotune.evaluation import evaluate_checkpoint
+from zerotune.evaluation_options import EvalOptions
 from zerotune.files import read_json
 from zerotune.paired import paired_comparison, read_evaluation
 from zerotune.runs import RunFolder, is_main_process, say, started_at
@@ -31,6 +32,7 @@ def evaluate_base(run: RunFolder, args, precision: str, task, splits: Splits, st
         max_length=args.max_length,
         tokens_per_device=args.tokens_per_device,
         load_4bit=args.method == "qlora",
+        truncation=args.truncation,
         seed=args.seed,
         data_sha256=test_source_sha256(splits.record),
     )

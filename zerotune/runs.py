@@ -26,7 +26,7 @@ FREE_FLAGS = {
 # What a script would overwrite or delete, written after run.json.
 RESULTS = (
     "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
-    "metrics.json", "submission.tsv",
+    "metrics.json", "submission.tsv", "summary.json", "seed-0",
 )  # fmt: skip
 RECORDED_VERSIONS = (
     "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",

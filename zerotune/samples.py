@@ -18,6 +18,8 @@ from zerotune.sample_text import ANY_MILD, ANY_STRONG, ASPECTS, BAD, FILM, GOOD,
 # can be expected to exceed 1 - MIXED_SHARE / 2.
 MIXED_SHARE = 0.05
 MAX_WORDS = 35
+# Of a review (sample_reviews): its sentences, how many differ in all reviews, the share that contradicts its label.
+FEWEST_SENTENCES, MOST_SENTENCES, SENTENCE_POOL, CONTRARY_SHARE = 3, 9, 4000, 0.25
 # A word's place in its list is a uniform draw to this power: the first words are the frequent ones.
 SKEW = 2
 # A review is about one film: after "the western", the same row says only "it" or one of these.
@@ -152,6 +154,30 @@ def sample_rows(num_rows: int, seed: int) -> list[tuple[str, int]]:
             rows[text] = label
     # Sorted by a random key: in the order of writing, every second row is positive.
     return sorted(rows.items(), key=lambda row: writer.rng.random())
+
+
+def sample_reviews(num_rows: int, seed: int) -> list[tuple[str, int]]:
+    """Reviews of FEWEST_SENTENCES to MOST_SENTENCES sample sentences with IMDB's markup, and labels, half of each.
+
+    Most sentences have the review's polarity; a share CONTRARY_SHARE has the other one, but never half of them. The
+    same `seed` gives the same reviews."""
+    rng = random.Random(f"reviews {seed}")
+    sentences: tuple[list[str], list[str]] = ([], [])
+    for text, label in sample_rows(SENTENCE_POOL, seed):
+        sentences[label].append(text)
+    rows = []
+    for number in range(num_rows):
+        label = (NEGATIVE, POSITIVE)[number % 2]
+        num_sentences = rng.randint(FEWEST_SENTENCES, MOST_SENTENCES)
+        num_contrary = sum(rng.random() < CONTRARY_SHARE for _ in range(num_sentences))
+        num_contrary = min(num_contrary, (num_sentences - 1) // 2)
+        labels = [1 - label] * num_contrary + [label] * (num_sentences - num_contrary)
+        rng.shuffle(labels)
+        written = [rng.choice(sentences[each]).rstrip(" .").capitalize() for each in labels]
+        written = [text if text[-1] in "!?" else f"{text}." for text in written]
+        review = "".join(sentence + rng.choice((" ", " ", " ", "<br /><br />")) for sentence in written[:-1])
+        rows.append((review + written[-1], label))
+    return sorted(rows, key=lambda row: rng.random())
 
 
 def tiny_causal_model(folder: Path, seed: int = 0) -> None:

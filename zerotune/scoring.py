@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zerotune.batching import cut_by_budget
 from zerotune.errors import Refused
 from zerotune.files import json_sha256, read_json_lines, write_json_lines
 from zerotune.launch import on_all_ranks
@@ -61,6 +62,49 @@ def _undamaged(path: Path) -> list[dict]:
         return read_json_lines(path)
     except Refused:  # what can be computed again need not be restored
         return []
+
+
+class BackOff:
+    """Scores a batch in smaller parts once one has run out of memory.
+
+    Args:
+        score: indices [batch] -> scores [batch, num_scores], without collective operations.
+        lengths: what an item costs, in tokens, [num_items]; batches hold items by falling cost.
+    """
+
+    def __init__(self, score: Callable[[np.ndarray], np.ndarray], lengths: np.ndarray):
+        self.score, self.lengths = score, lengths
+        self.budget: int | None = None
+
+    def __call__(self, items: np.ndarray) -> np.ndarray:
+        """The scores of a batch. Raises Refused where one item alone does not fit."""
+        if self.budget is None:
+            return self._score(items)
+        return np.concatenate([self._score(items[run]) for run in cut_by_budget(self.lengths[items], self.budget)])
+
+    def _score(self, items: np.ndarray) -> np.ndarray:
+        try:
+            return self.score(items)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # outside of the except block, where the traceback keeps what did not fit
+        longest = int(self.lengths[items].max())
+        if len(items) == 1:
+            raise Refused(
+                f"out of memory on a single item of {longest:,} tokens: use fewer --shots, a smaller --max-length"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.budget = longest * len(items) // 2
+        print(f"out of memory: goes on with {self.budget:,} padded tokens in a batch", flush=True)
+        return self(items)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "DefaultCPUAllocator: can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def score_items(

@@ -1,6 +1,7 @@
 """Where the rows of a run come from: the flags that decide a split, its sources, and the rebuilding of its items."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,20 +53,22 @@ class Origin:
     prefix: str
     path: str | None = None
     hub: tuple[str, str, str | None] | None = None  # dataset, split, revision
-    sample: tuple[int, int] | None = None  # rows, seed
+    sample: tuple[Callable[[int, int], list[tuple[str, int]]], int, int] | None = None  # generator, rows, seed
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a task reads: the text column (the first of these that is there), the label column, the labels."""
+    """What a task reads: text and label columns (the first of each that is there), the labels, how a text is mended."""
 
     text: tuple[str, ...]
-    label: str
+    label: tuple[str, ...]
     labels: tuple[str, ...]
+    mend: Callable[[str], str] | None = None
 
     @property
     def wanted(self) -> str:
-        return f"{' (or '.join(map(repr, self.text))}{')' * (len(self.text) - 1)} and {self.label!r}"
+        text, label = (f"{' (or '.join(map(repr, names))}{')' * (len(names) - 1)}" for names in (self.text, self.label))
+        return f"{text} and {label}"
 
 
 def read_origin(origin: Origin, columns: Columns, way_out: str | None) -> tuple[list[Example], dict]:
@@ -74,10 +77,9 @@ def read_origin(origin: Origin, columns: Columns, way_out: str | None) -> tuple[
     With `way_out` (what to give instead) the rows must be labelled, and those of train hold every label, or Refused."""
     source = _read(origin)
     text_column = find_column(source, columns.text, columns.wanted)
-    label_column = columns.label if way_out or columns.label in source.columns else None
-    if label_column:
-        find_column(source, (columns.label,), columns.wanted)
-    examples = make_examples(source, origin.prefix, text_column, label_column, columns.labels)
+    is_labelled = way_out or any(name in source.columns for name in columns.label)
+    label_column = find_column(source, columns.label, columns.wanted) if is_labelled else None
+    examples = make_examples(source, origin.prefix, text_column, label_column, columns.labels, columns.mend)
     if way_out:
         require_labels(examples, source.name, columns.labels, way_out, every=origin.prefix == "train")
     return examples, {**source.record, **count_repeats(examples)}
@@ -88,11 +90,10 @@ def _read(origin: Origin) -> Source:
         return read_file(Path(origin.path))
     if origin.hub:
         return read_hub(*origin.hub)
-    from zerotune.samples import sample_rows
-
-    num_rows, seed = origin.sample
-    rows = [{"text": text, "label": label} for text, label in sample_rows(num_rows, seed)]
-    record = {"sample": "zerotune.samples.sample_rows", "seed": seed, "sha256": rows_sha256(rows), "rows": len(rows)}
+    generate, num_rows, seed = origin.sample
+    rows = [{"text": text, "label": label} for text, label in generate(num_rows, seed)]
+    name = f"{generate.__module__}.{generate.__name__}"
+    record = {"sample": name, "seed": seed, "sha256": rows_sha256(rows), "rows": len(rows)}
     return Source(f"--sample {origin.prefix} rows", rows, None, record)
 
 

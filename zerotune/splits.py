@@ -6,7 +6,7 @@ Everything here is pure and depends only on its arguments, never on Python's has
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from zerotune.errors import Refused
@@ -82,14 +82,22 @@ def clean_text(value, where: str) -> str:
 
 
 def make_examples(
-    source: Source, prefix: str, text_column: str, label_column: str | None, labels: tuple[str, ...]
+    source: Source,
+    prefix: str,
+    text_column: str,
+    label_column: str | None,
+    labels: tuple[str, ...],
+    mend: Callable[[str], str] | None = None,
 ) -> list[Example]:
     """One Example per row, with ids prefix-0, prefix-1, …; all labelled or, with no label column or no labels, none.
 
-    Raises Refused for an empty text, an unknown label, and a source of which only a part is labelled."""
+    `mend` takes what is no text, such as markup, out of each one. Raises Refused for an empty text, an unknown label,
+    and a source of which only a part is labelled."""
     examples = []
     for row, fields in enumerate(source.rows):
         text = clean_text(fields.get(text_column), source.where(row))
+        if mend:
+            text = clean_text(mend(text), source.where(row))
         label = None if label_column is None else parse_label(fields.get(label_column), labels, source.where(row))
         examples.append(Example(f"{prefix}-{row}", text, label))
     unlabelled = [row for row, example in enumerate(examples) if example.label is None]

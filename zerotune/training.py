@@ -11,10 +11,7 @@ from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
-from zerotune.evaluation import (
-    choosing_values,
-    classifier_scorer,
-)
+from zerotune.evaluation import choosing_values
 from zerotune.files import json_sha256, read_json
 from zerotune.final_folder import save_final
 from zerotune.launch import on_all_ranks
@@ -24,6 +21,7 @@ from zerotune.models import ModelSettings, load_classifier, parameter_groups
 from zerotune.parameters import format_table, parameter_table, published_table
 from zerotune.runs import FREE_FLAGS, RunFolder, describe_process, is_main_process, recorded_flags, say
 from zerotune.schedule import Schedule
+from zerotune.scorers import classifier_scorer
 from zerotune.scoring import score_items
 from zerotune.splits import Splits
 from zerotune.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
@@ -195,6 +193,7 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
             "prompt": None,
             "labels": list(task.LABELS),
             "max_length": args.max_length,
+            "truncation": args.truncation,
             "thresholds": None,
             "seed": args.seed,
             "best_step": progress.best_step,

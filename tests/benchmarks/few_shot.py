@@ -80,7 +80,7 @@ def model_and_prompts(num_items: int, num_shots: int, device: torch.device):
         max_position_embeddings=WINDOW,
     )
     model = AutoModelForCausalLM.from_config(config).to(device).eval()
-    prompt = Prompt(sst2.PROMPT, sst2.LABEL_WORDS, shots=tuple(rows[:num_shots]))
+    prompt = Prompt(*sst2.WORDINGS[0], shots=tuple(rows[:num_shots]))
     return model, encode_prompts(tokenizer, prompt, [text for text, _ in rows[num_shots:]], 256, WINDOW)
 
 

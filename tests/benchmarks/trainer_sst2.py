@@ -198,9 +198,13 @@ def train_with_trainer(args) -> None:
     from zerotune.arguments import train_parser
     from zerotune.encoding import default_cache_dir, encode_texts
     from zerotune.pretrained import load_tokenizer
+    from zerotune.task_splits import load_splits
 
     torch.set_num_threads(args.threads)
-    splits = sst2.load_splits(train_parser("").parse_args(_flags(args, args.seed, Path("unused"))))
+    splits = load_splits(
+        sst2.ROWS,
+        train_parser("", sst2).parse_args(_flags(args, args.seed, Path("unused"))),
+    )
     tokenizer = load_tokenizer(args.model, None)
     pads = args.way == "default"
     rows = {}

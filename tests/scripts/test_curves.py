@@ -11,10 +11,11 @@ import torch
 from comparing import WEIGHTS, assert_same_curve, differences, steps_of, weight_difference, weights_of
 from launching import ACCELERATE, REPOSITORY, TORCHRUN, free_port, launch
 
+from zerotune import sst2
 from zerotune.arguments import train_parser
 from zerotune.batching import epoch_steps, micro_batches
 from zerotune.pretrained import load_tokenizer
-from zerotune.sst2 import load_splits
+from zerotune.task_splits import load_splits
 
 # bf16 keeps 8 bits: a unit is 2^-8, and the activations of one example round differently in a batch of another shape.
 # Measured: losses within 2.2e-3, gradient norms within 3.2e-3. Four units allow for other CPUs' kernels.
@@ -42,9 +43,9 @@ def two_processes(workplace, method, config, *more, name=None):
 
 def test_the_steps_differ_in_their_cut_and_ranks_get_empty_work(workplace):
     """What the comparisons below rest on."""
-    args = train_parser("").parse_args(list(map(str, workplace.train_flags("unused"))))
+    args = train_parser("", sst2).parse_args(list(map(str, workplace.train_flags("unused"))))
     tokenizer = load_tokenizer(str(workplace.model), None)
-    lengths = np.array([len(tokenizer(example.text)["input_ids"]) for example in load_splits(args).train])
+    lengths = np.array([len(tokenizer(example.text)["input_ids"]) for example in load_splits(sst2.ROWS, args).train])
     cuts = [
         micro_batches(step, lengths, args.tokens_per_device, 2)
         for step in epoch_steps(lengths, args.batch_size, args.seed, 0)[: args.max_steps]

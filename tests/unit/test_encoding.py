@@ -41,6 +41,32 @@ def test_golden_ids_and_truncation(tmp_path):
 
 
 @pytest.mark.parametrize("template", ["<s> $A", "$A", "<s> $A </s>"])
+def test_head_and_tail_of_a_long_text(template):
+    """A quarter of the room for text, rounded down, comes from the head; special tokens stay where they are."""
+    tokenizer = make_tokenizer(template)
+    long = "a film that nobody saw nobody saw nobody saw film a"
+    for max_length in range(4, 14):
+        encoded = encode_texts(tokenizer, ["a film", long, "a film"], max_length, None, "head-and-tail")
+        whole = tokenizer([long])["input_ids"][0]
+        num_special = tokenizer.num_special_tokens_to_add(pair=False)
+        opening, closing = int(template.startswith("<s>")), int(template.endswith("</s>"))
+        text = whole[opening : len(whole) - closing]
+        room = max_length - num_special
+        head = room // 4
+        if len(text) > room:
+            text = text[:head] + text[len(text) - (room - head) :]
+        assert encoded.row(1).tolist() == whole[:opening] + text + whole[len(whole) - closing :]
+        assert encoded.num_truncated == int(len(whole) > max_length)
+        assert encoded.row(0).tolist() == encoded.row(2).tolist() == tokenizer(["a film"])["input_ids"][0]
+
+
+def test_head_and_tail_has_a_cache_of_its_own(tmp_path):
+    for truncation in ("head", "head-and-tail", "head"):
+        encode_texts(make_tokenizer(), TEXTS, 6, tmp_path, truncation)
+    assert len(cache_files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "$A", "<s> $A </s>"])
 def test_ids_are_those_of_the_tokenizer(template):
     tokenizer = make_tokenizer(template)
     texts = TEXTS * 700  # more than one call of the backend

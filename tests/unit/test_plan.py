@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from zerotune.models import ModelSettings
-from zerotune.plan import GIB, memory_need, offloaded, why_not_fit
+from zerotune.plan import GIB, describe_memory, memory_need, offloaded, scoring_memory, why_not_fit
 
 LLAMA_1B = SimpleNamespace(num_hidden_layers=16, hidden_size=2048)
 NUM_WEIGHTS = 1_235_818_496
@@ -50,6 +50,28 @@ def test_what_is_offloaded_takes_nothing():
     kept = offloaded({"zero_optimization": zero})
     assert kept == {"optimizer"} and offloaded(None) == frozenset()
     assert need(stage=3, kept_on_host=kept).optimizer == 0 < need(stage=3, kept_on_host=kept).weights
+
+
+GEMMA_2B = SimpleNamespace(
+    num_hidden_layers=26, hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_key_value_heads=4,
+    head_dim=256, attn_logit_softcapping=50.0,
+)  # fmt: skip
+
+
+def test_scoring_by_hand():
+    """Gemma-2-2B in bf16: 4 key and value heads of 256 in 26 layers take 104 KiB a token of the shared prefix."""
+    options = SimpleNamespace(precision="bf16", load_4bit=False)
+    found = scoring_memory(GEMMA_2B, options, 2_614_341_888, 1000, [(4, 200), (1, 500)])
+    assert found.weights == 2 * 2_614_341_888
+    assert found.shared_prefix == 1000 * 26 * 2 * 4 * 256 * 2
+    own = 4 * 200 * (3 * 2304 + 8 * 256 + 2 * 9216) * 2
+    scores = 4 * 8 * 200 * 1200 * (2 + 4)
+    assert found.largest_batch == own + 4 * 1200 * (2 * 4 * 256 + 2 * 8 * 256) * 2 + scores
+    packed = scoring_memory(GEMMA_2B, SimpleNamespace(precision="bf16", load_4bit=True), 2_614_341_888, 0, [])
+    assert packed.weights == pytest.approx(0.516 * 2_614_341_888) and packed.shared_prefix == 0
+    assert describe_memory(found) == (
+        "memory a device: about 5.11 GiB (weights 4.87, shared prefix 0.10, largest batch 0.14)"
+    )
 
 
 def test_what_does_not_fit_is_told_with_ways_out():

@@ -15,8 +15,10 @@ from zerotune.prompting import (
     Prompt,
     PromptData,
     calibrate,
+    cut_texts,
     draw_shots,
     encode_prompts,
+    fit_shots,
     normalise,
     uses_chat,
 )
@@ -109,15 +111,15 @@ def test_shots_are_balanced_distinct_and_the_same_for_a_seed(num_shots, seed):
     shots = draw_shots(ROWS, num_shots, 2, seed)
     assert shots == draw_shots(ROWS, num_shots, 2, seed)
     assert len(shots) == len(set(shots)) == num_shots
-    assert abs(sum(label for _, label in shots) - num_shots / 2) <= 0.5
-    assert set(shots) <= {(row.text, row.label) for row in ROWS}
+    assert abs(sum(shot.label for shot in shots) - num_shots / 2) <= 0.5
+    assert set(shots) <= set(ROWS)
 
 
 def test_seeds_differ_in_shots_in_their_order_and_in_the_odd_label():
     drawn = [draw_shots(ROWS, 5, 2, seed) for seed in range(20)]
     assert len(set(drawn)) == 20
-    assert {sum(label for _, label in shots) for shots in drawn} == {2, 3}
-    assert len({shots[0][1] for shots in drawn}) == 2
+    assert {sum(shot.label for shot in shots) for shots in drawn} == {2, 3}
+    assert len({shots[0].label for shots in drawn}) == 2
 
 
 def test_too_few_examples_of_a_label_are_refused():
@@ -156,12 +158,23 @@ def decode(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_a_long_text_is_cut_at_its_end_to_the_wanted_tokens(characters):
+def test_a_long_text_loses_its_middle_to_the_wanted_tokens(characters):
     tokenizer, _ = characters
-    data = encode_prompts(tokenizer, Prompt(TEMPLATE, WORDS), ["abcdefgh", "abc"], 5, 2048)
+    data = encode_prompts(tokenizer, Prompt(TEMPLATE, WORDS), ["abcdefghijklm", "abc"], 10, 2048)
     assert data.num_truncated == 1
-    assert decode(tokenizer, data.rows[0]) == "Review: abcde\nSentiment: negativ"
+    assert decode(tokenizer, data.rows[0]) == "Review: abc ... lm\nSentiment: negativ"
     assert decode(tokenizer, data.rows[2]) == "Review: abc\nSentiment: negativ"
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 6, 7, 8, 30, 31])
+def test_no_text_keeps_more_tokens_than_it_may(characters, most):
+    texts = ["an unhurried film that", "x" * 31, "é" * 12, "😀 " * 5, "fine"]
+    for before, after in zip(texts, cut_texts(characters[0], texts, [most] * 5), strict=True):
+        num_before, num_after = (
+            len(characters[0](text, add_special_tokens=False)["input_ids"]) for text in (before, after)
+        )
+        assert num_after <= most
+        assert after == before if num_before <= most else num_after > most - 8, (before, after)
 
 
 def test_a_text_is_cut_to_the_window_and_the_shots_are_not(characters):
@@ -172,7 +185,7 @@ def test_a_text_is_cut_to_the_window_and_the_shots_are_not(characters):
     assert data.num_truncated == 1
     # One token less than the window: the answer's last one is not an input.
     assert len(data.rows[0]) == empty + 9 - 1
-    assert decode(tokenizer, data.rows[1]) == prompt.render(tokenizer, "x" * 9) + " positiv"
+    assert decode(tokenizer, data.rows[1]) == prompt.render(tokenizer, "xx ... xx") + " positiv"
     assert decode(tokenizer, data.rows[3]) == prompt.render(tokenizer, "short") + " positiv"
 
 
@@ -181,6 +194,21 @@ def test_shots_that_do_not_fit_are_refused(characters):
     prompt = Prompt(TEMPLATE, WORDS, shots=(("dull .", 0),) * 3)
     with pytest.raises(Refused, match=r"the prompt with 3 shots takes \d+ tokens .* window is 100: use fewer --shots"):
         encode_prompts(tokenizer, prompt, ["text"], 50, 100)
+
+
+def test_shots_are_cut_to_half_of_the_window_the_longest_first(characters):
+    """20 + 40 + 40 bytes in half of 200: the short one stays, the others share 80."""
+    shots = [Example(str(size), "x" * size, 0) for size in (90, 20, 70)]
+    fitted, num_cut = fit_shots(characters[0], shots, 200)
+    assert [len(shot.text) for shot in fitted] == [40, 20, 40] and num_cut == 2
+    assert [shot.id for shot in fitted] == ["90", "20", "70"] and fitted[0].text.count(" ... ") == 1
+    assert fit_shots(characters[0], shots, 400) == (shots, 0) and fit_shots(characters[0], [], 10) == ([], 0)
+
+
+def test_shots_of_which_too_little_would_be_left_are_refused(characters):
+    shots = [Example(str(number), "x" * 90, 0) for number in range(4)]
+    with pytest.raises(Refused, match=r"--shots 4 do not fit: .* window of 120 each would be cut to 15 tokens"):
+        fit_shots(characters[0], shots, 120)
 
 
 # --- scores ---

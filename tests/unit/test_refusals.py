@@ -17,7 +17,8 @@ from zerotune import run_checks, sst2
 from zerotune.arguments import train_parser
 from zerotune.checkpoints import MARKER
 from zerotune.errors import Refused
-from zerotune.evaluation import EvalOptions, check_options, evaluate_checkpoint
+from zerotune.evaluation import evaluate_checkpoint
+from zerotune.evaluation_options import EvalOptions, check_options
 from zerotune.files import read_json, read_json_lines
 from zerotune.language_model import load_language_model
 from zerotune.launch import zero_stage
@@ -26,6 +27,7 @@ from zerotune.pretrained import check_token_ids, check_weight_files, check_windo
 from zerotune.samples import tiny_causal_model
 from zerotune.sources import read_file
 from zerotune.splits import Example
+from zerotune.task_splits import load_test
 
 OPTIONS = {"revision": None, "attention": "auto", "precision": "fp32", "tokens_per_device": 64}
 
@@ -73,7 +75,7 @@ def test_a_damaged_line_is_named_and_a_torn_last_one_left_out(tmp_path):
 @pytest.mark.parametrize("dataset", [":test", "glue:", ":"])
 def test_half_a_hub_split(dataset):
     with pytest.raises(Refused, match="--dataset"):
-        sst2.load_test(Namespace(dataset=dataset, sample=False, split_seed=0), None)
+        load_test(sst2.ROWS, Namespace(dataset=dataset, sample=False, split_seed=0), None)
 
 
 # --- flags ---
@@ -82,7 +84,7 @@ def test_half_a_hub_split(dataset):
 @pytest.mark.parametrize("flags", [["--model", ""], ["--dataset", ""], ["--seed", str(2**63)]])
 def test_values_that_no_run_can_use(flags, capsys):
     with pytest.raises(SystemExit):
-        train_parser("").parse_args(flags)
+        train_parser("", sst2).parse_args(flags)
     assert flags[0] in capsys.readouterr().err
 
 

@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from zerotune import scoring
-from zerotune.scoring import PartialScores, score_items
+from zerotune.batching import evaluation_batches
+from zerotune.errors import Refused
+from zerotune.scoring import BackOff, PartialScores, score_items
 
 BATCHES = [np.array([4, 0]), np.array([3]), np.array([1, 5]), np.array([2])]
 KEY = {"model": "a", "items": "b"}
@@ -123,3 +126,55 @@ def test_a_batch_that_is_missing_is_a_bug(monkeypatch):
     monkeypatch.setattr(scoring, "_share", lambda done, accelerator: {0: done[0]})
     with pytest.raises(AssertionError, match="every batch is scored"):
         score_items(score, BATCHES, alone())
+
+
+# --- out of memory ---
+
+LENGTHS = np.array([30, 3, 12, 5, 5, 28, 9, 1])
+
+
+LENGTHS_ALIKE = np.full(8, 30)
+
+
+def fits(most_tokens, calls, lengths=LENGTHS):
+    """A scorer that asks torch for more memory than there is on any machine where a batch is too large."""
+
+    def scored(items):
+        calls.append(items.tolist())
+        torch.empty(2**60 if lengths[items].max() * len(items) > most_tokens else 1, dtype=torch.uint8)
+        return score(items)
+
+    return scored
+
+
+@pytest.mark.parametrize("most_tokens", [30, 40, 70, 10_000])
+def test_a_batch_that_does_not_fit_is_scored_in_parts(most_tokens, capsys):
+    calls = []
+    back_off = BackOff(fits(most_tokens, calls), LENGTHS)
+    scores = score_items(back_off, evaluation_batches(LENGTHS, 120), alone())
+    np.testing.assert_array_equal(scores, score(np.arange(8)))
+    done = [item for call in calls if LENGTHS[call].max() * len(call) <= most_tokens for item in call]
+    assert sorted(done) == list(range(8)), "each once"
+    assert ("out of memory: goes on with" in capsys.readouterr().out) == (most_tokens < 120)
+
+
+def test_the_smaller_budget_is_kept():
+    """Both batches of 120 fail at first; the second is cut before it is tried."""
+    calls = []
+    back_off = BackOff(fits(60, calls, LENGTHS_ALIKE), LENGTHS_ALIKE)
+    for batch in (np.arange(4), np.arange(4, 8)):
+        back_off(batch)
+    assert calls == [[0, 1, 2, 3], [0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_an_item_that_does_not_fit_alone_is_refused():
+    with pytest.raises(Refused, match="out of memory on a single item of 30 tokens: use fewer --shots"):
+        score_items(BackOff(fits(20, []), LENGTHS), evaluation_batches(LENGTHS, 120), alone())
+
+
+def test_another_error_is_no_lack_of_memory():
+    def broken(items):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        BackOff(broken, LENGTHS)(np.arange(3))

@@ -1,0 +1,22 @@
+"""Fine-tune a model to tell negative from positive film reviews (IMDB), and report it against itself before training.
+
+    accelerate launch train/imdb.py --sample
+    accelerate launch train/imdb.py --split 70-10-20 --output-dir runs/imdb-loop
+    accelerate launch --num_processes 8 train/imdb.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
+
+The same command starts a run, goes on with it, or says that it is finished.
+"""
+
+from zerotune import imdb
+from zerotune.arguments import train_parser
+from zerotune.runs import run_script
+
+
+def main(args):
+    from zerotune import text_classification
+
+    text_classification.train(args, imdb)
+
+
+if __name__ == "__main__":
+    run_script(main, train_parser(__doc__, imdb).parse_args())

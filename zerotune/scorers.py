@@ -1,0 +1,159 @@
+"""What answers for each item of an evaluation: a classifier head, or the label words after a prompt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zerotune.batching import evaluation_batches
+from zerotune.data import LabelledData
+from zerotune.encoding import default_cache_dir, encode_texts
+from zerotune.evaluation_options import EvalOptions
+from zerotune.final_folder import load_final_or_base
+from zerotune.parameters import published_table
+from zerotune.plan import describe_memory, scoring_memory
+from zerotune.precision import autocast
+from zerotune.pretrained import check_token_ids, is_trained_classifier, load_tokenizer, most_tokens
+from zerotune.prompting import (
+    CONTENT_FREE_TEXTS,
+    Prompt,
+    PromptData,
+    encode_prompts,
+    fit_shots,
+    normalise,
+    uses_chat,
+)
+from zerotune.runs import say
+from zerotune.splits import Example
+
+UNLABELLED = -100
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+LoadModel = Callable[[EvalOptions, torch.device], torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A loaded model and its items, ready to be scored.
+
+    Attributes:
+        score: indices [batch] -> log-probabilities [batch, labels].
+        lengths: what an item costs, in tokens, [num_items].
+        found: what metrics.json says of model and items.
+        content_free: log-likelihoods [inputs, labels] of the content-free prompts, for calibration; None without.
+    """
+
+    score: Scorer
+    lengths: np.ndarray
+    found: dict
+    content_free: np.ndarray | None = None
+
+
+def labelled_data(tokenizer, examples: list[Example], max_length: int, truncation: str) -> LabelledData:
+    """Examples tokenised for a classifier head, from the cache where it has them."""
+    texts = [example.text for example in examples]
+    encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
+    labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
+    return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
+
+
+def classifier_scorer(model, data: LabelledData, device: torch.device, precision: str) -> Scorer:
+    """indices [batch] -> log-probabilities [batch, labels] of a `SequenceClassifier` (or an engine's wrapped one)."""
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        with autocast(device.type, precision):
+            return data.log_probabilities(model, rows, device)
+
+    return score
+
+
+def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
+    """indices [batch] -> log-probabilities [batch, labels] of a causal model's label words, among each other."""
+    prefix = data.prefix(model, device)
+
+    def score(items: np.ndarray) -> np.ndarray:
+        return normalise(data.log_likelihoods(model, items, device, prefix))
+
+    return score
+
+
+def prepare_prompt(
+    options: EvalOptions, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
+) -> Answering:
+    """A causal model that answers with the likelihood of the label words.
+
+    Raises Refused, before a weight is loaded, for shots that do not fit the model's window."""
+    tokenizer = load_tokenizer(options.model, options.revision)
+    window = config.max_position_embeddings
+    chat = uses_chat(options.prompt_format, tokenizer, options.model)
+    template, label_words = task.WORDINGS[options.wording]
+    shots, num_shots_cut = fit_shots(tokenizer, options.shots, window)
+    prompt = Prompt(template, label_words, chat, tuple((shot.text, shot.label) for shot in shots))
+    max_length = options.max_length or task.MAX_LENGTH
+    data = encode_prompts(tokenizer, prompt, [example.text for example in examples], max_length, window)
+    found = {
+        "setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt",
+        "head": "prompt",
+        "method": None,
+        "max_length": max_length,
+        "prompt_format": "chat" if chat else "plain",
+        "prompt": template,
+        "label_words": label_words,
+        "shot_ids": [shot.id for shot in shots],
+        "num_shared_tokens": data.num_shared,
+        "num_shots_truncated": num_shots_cut,
+        "num_truncated": data.num_truncated,
+    }
+    _say_what_is_cut(found, len(examples))
+    batches = evaluation_batches(data.lengths, options.tokens_per_device)
+    largest = [(len(batch) * data.rows_per_item, data.longest_own(batch)) for batch in batches]
+    num_weights = published_table(config)["total"]
+    say(describe_memory(scoring_memory(config, options, num_weights, data.num_shared, largest)))
+    model, content_free = load_model(options, device), None
+    if options.calibrate == "contextual":
+        free = encode_prompts(tokenizer, prompt, list(CONTENT_FREE_TEXTS), max_length, window)
+        with torch.no_grad():
+            numbers = range(len(CONTENT_FREE_TEXTS))
+            content_free = np.concatenate([free.log_likelihoods(model, np.array([n]), device) for n in numbers])
+    return Answering(prompt_scorer(model, data, device), data.lengths, found, content_free)
+
+
+def _say_what_is_cut(found: dict, num_items: int) -> None:
+    num_shots = len(found["shot_ids"])
+    if found["num_shots_truncated"]:
+        say(f"prompt: {found['num_shots_truncated']} of {num_shots} shots cut in the middle, to half of the window")
+    if found["num_truncated"]:
+        say(f"prompt: {found['num_truncated']:,} of {num_items:,} texts cut in the middle to fit")
+
+
+def prepare_classifier(options: EvalOptions, task, examples: list[Example], config, device: torch.device) -> Answering:
+    """A model that answers with a classifier head: a final/ folder's, a published one, or an untrained one."""
+    model, tokenizer, record = load_final_or_base(
+        options.model,
+        task.LABELS,
+        revision=options.revision,
+        precision=options.precision,
+        attention=options.attention,
+        load_4bit=options.load_4bit,
+    )
+    record = record or {}
+    trained = bool(record) or is_trained_classifier(config)
+    default = min(task.MAX_LENGTH, most_tokens(config) or task.MAX_LENGTH)
+    max_length = options.max_length or record.get("max_length", default)
+    truncation = record.get("truncation", options.truncation)
+    data = labelled_data(tokenizer, examples, max_length, truncation)
+    check_token_ids(options.model, config, data.encoded.ids)
+    found = {
+        "setting": "classifier head" if trained else "untrained head",
+        "head": "classify",
+        "method": record.get("method"),
+        "model": record.get("base_model", options.model),
+        "seed": record.get("seed", options.seed),
+        "training_sha256": record.get("training_sha256"),
+        "max_length": max_length,
+        "truncation": truncation,
+        "prompt_format": None,
+        "num_truncated": data.encoded.num_truncated,
+    }
+    return Answering(classifier_scorer(model.to(device), data, device, options.precision), data.lengths, found)

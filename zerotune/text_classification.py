@@ -1,0 +1,138 @@
+"""A run on labelled texts, from its flags to its report: the stages that SST-2 and IMDB go through, in their order."""
+
+import time
+from pathlib import Path
+
+from zerotune import cpu, launch, preflight, prompt_seeds, results, run_checks, training
+from zerotune.evaluation import evaluate_checkpoint
+from zerotune.evaluation_options import EvalOptions, answers_by_prompt, check_options
+from zerotune.language_model import load_language_model
+from zerotune.loop import Loop
+from zerotune.precision import resolve_precision
+from zerotune.prompting import draw_shots
+from zerotune.runs import (
+    RunFolder,
+    check_earlier_run,
+    describe_process,
+    is_main_process,
+    recorded_flags,
+    say,
+    short_name,
+    started_at,
+)
+from zerotune.splits import Example
+from zerotune.stopping import StopSignal
+from zerotune.task_splits import load_shots_source, load_splits, load_test
+
+# Of training on --sample with its tiny model; a flag that is given wins.
+SAMPLE_DEFAULTS = {"epochs": 3, "learning_rate": 1e-3}
+
+
+def train(args, task) -> None:
+    """Fine-tune a model, and report it against itself before training. `task` is a task module (zerotune.sst2)."""
+    stop_signal = StopSignal()
+    preflight.settle_flags(args, task.TASK, SAMPLE_DEFAULTS)
+    if check_earlier_run(args.output_dir, args):
+        return
+    run_checks.check_run_flags(args)
+
+    # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
+    cpu.use_whole_cpu(tiny_model=args.sample)
+    splits = load_splits(task.ROWS, args)
+    config, tokenizer = preflight.read_model_folder(args, task.LABELS)
+    run_checks.check_model_flags(args, config)
+    deepspeed = launch.read_deepspeed_config(args.deepspeed)
+    precision = resolve_precision(args.precision, deepspeed)
+    settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
+    if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
+        data = preflight.tokenise(args, tokenizer, splits)
+        preflight.check_plan(args, settings, config, data["train"], len(task.LABELS), deepspeed)
+    if args.plan:
+        return
+    filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
+    accelerator = launch.start_accelerator(filled)
+
+    with RunFolder(args.output_dir, accelerator) as run:
+        data = preflight.tokenise(args, tokenizer, splits)
+        training.start_run(run, args, splits, data, precision, filled)
+        base_eval_s = results.evaluate_base(run, args, precision, task, splits, stop_signal)
+
+        engine = training.build_engine(run, args, settings, config, tokenizer, task.LABELS, data["train"])
+        schedule = preflight.schedule_for(args, len(splits.train))
+        choose = training.choosing_evaluation(engine, data["choose"], schedule, args)
+        loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
+        training.resume(loop, args)
+        startup_s = time.time() - started_at() - base_eval_s
+        progress = loop.train()
+
+        final = training.save_best(loop, args, tokenizer, task)
+        del engine, loop, choose
+        training.free_training_memory(accelerator)
+        metrics = results.evaluate_final(run, args, final, precision, task, splits, stop_signal)
+        results.print_results(run, metrics)
+        results.finish(run, args, progress, splits.test, {"startup_s": startup_s, "base_eval_s": base_eval_s})
+
+
+def evaluate(args, task) -> None:
+    """Evaluate a model: a tuned final/ by its head, a causal model by the likelihood of its label words."""
+    args.model = args.model or (str(preflight.sample_model_folder()) if args.sample else preflight.DEFAULT_MODEL)
+    args.output_dir = args.output_dir or Path("runs") / f"eval-{task.TASK}-{short_name(args.model)}"
+    stop_signal = StopSignal()
+    check_earlier_run(args.output_dir, args, says_finished=False)
+    cpu.use_whole_cpu(tiny_model=args.sample)
+    config, tokenizer = preflight.read_model_folder(args, task.LABELS)
+    run_split = preflight.split_of_run(args.model)
+    test, record = load_test(task.ROWS, args, run_split)
+    shots_source = load_shots_source(task.ROWS, args, run_split, test) if args.shots else []
+    if args.prompt_seeds:
+        prompt_seeds.check_count(args, task, answers_by_prompt(config))
+    all_options = [_options(args, task, shots_source, record, number) for number in range(args.prompt_seeds or 1)]
+    for options in all_options:
+        check_options(options, config, tokenizer)
+    accelerator = launch.start_accelerator(None)
+
+    with RunFolder(args.output_dir, accelerator) as run:
+        run.write_json("split.json", record)
+        world = {"num_processes": accelerator.num_processes, "device": training.device_name(accelerator.device)}
+        run.write_json("run.json", {**describe_process(), "flags": recorded_flags(args), "world": world})
+        load_model = _loaded_once()
+        for number, options in enumerate(all_options):
+            folder = run.path / f"seed-{number}" if args.prompt_seeds else run.path
+            metrics = evaluate_checkpoint(folder, options, task, test, accelerator, stop_signal, load_model=load_model)
+            named = f"seed {number}, " if args.prompt_seeds else ""
+            say(f"{named}{metrics['setting']}: {results.accuracy_line(metrics)}; results in {folder}")
+        if args.prompt_seeds and is_main_process():
+            prompt_seeds.write_summary(run.path, args.prompt_seeds)
+        run.write_json("state.json", {"state": "finished", "reason": None})
+
+
+def _options(args, task, shots_source: list[Example], record: dict, number: int) -> EvalOptions:
+    """Options of one prompt seed: number 0 is what is evaluated without --prompt-seeds."""
+    seed = args.seed + number
+    return EvalOptions(
+        model=args.model,
+        revision=args.revision,
+        attention=args.attention,
+        precision=resolve_precision(args.precision, None),
+        max_length=args.max_length,
+        tokens_per_device=cpu.tokens_per_device(args.tokens_per_device, on_gpu=16384),
+        load_4bit=args.load_4bit,
+        prompt_format=args.prompt_format,
+        calibrate=args.calibrate,
+        shots=draw_shots(shots_source, args.shots, len(task.LABELS), seed) if args.shots else (),
+        wording=number % len(task.WORDINGS),
+        seed=seed,
+        data_sha256=results.test_source_sha256(record),
+    )
+
+
+def _loaded_once():
+    """load_language_model for evaluations of one model with several prompts: they share it."""
+    held = []
+
+    def load(options: EvalOptions, device):
+        if not held:
+            held.append(load_language_model(options, device))
+        return held[0]
+
+    return load
