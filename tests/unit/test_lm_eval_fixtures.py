@@ -17,7 +17,7 @@ RECORD = json.loads((Path(__file__).parents[1] / "fixtures/lm_eval.json").read_t
 CASES = RECORD["cases"]
 NAMES = [f"{case['kind']}-{case['label_words'][0]}-{len(case['merged'])}-{case['num_shots']}-shots" for case in CASES]
 CPU = torch.device("cpu")
-# Sums of ten float32 log-probabilities, in another order; the closest item is 0.07 from a tie.
+# Sums of ten float32 log-probabilities, in another order; the closest item is 0.057 from a tie.
 TOLERANCE = 1e-4
 
 
