@@ -3,6 +3,7 @@
     accelerate launch train/imdb.py --sample
     accelerate launch train/imdb.py --split 70-10-20 --output-dir runs/imdb-loop
     accelerate launch --num_processes 8 train/imdb.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
+    accelerate launch train/imdb.py --model mistralai/Mistral-7B-Instruct-v0.3 --method qlora --head generate
 
 The same command starts a run, goes on with it, or says that it is finished.
 """

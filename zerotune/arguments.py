@@ -132,6 +132,14 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
 def _add_training_method_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model, training")
     group.add_argument(
+        "--head",
+        choices=("classify", "generate"),
+        default="classify",
+        help="classify: a new head on the last token; generate: a causal model writes the label word after a prompt "
+        "(default %(default)s)",
+    )
+    _add_prompt_format(group)
+    group.add_argument(
         "--method", choices=("full", "lora", "qlora"), default="full", help="what is trained (default %(default)s)"
     )
     group.add_argument("--lora-rank", type=positive_int, default=8, help="rank of the adapters (default %(default)s)")
@@ -167,7 +175,10 @@ def _add_training_data_flags(parser: argparse.ArgumentParser, max_length: int) -
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}-size", type=positive_int, help=f"balanced subset of the {split} split, in rows")
     group.add_argument(
-        "--max-length", type=positive_int, default=max_length, help="tokens a text is cut to (default %(default)s)"
+        "--max-length",
+        type=positive_int,
+        default=max_length,
+        help="tokens a text is cut to, with --head generate a text with its prompt and answer (default %(default)s)",
     )
     group.add_argument(
         "--truncation",
@@ -199,7 +210,7 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         "--learning-rate", type=non_negative_float, help="peak (default: 2e-5 full, 2e-4 LoRA and QLoRA)"
     )
     group.add_argument(
-        "--head-learning-rate", type=non_negative_float, help="peak, of the head (default: 5 × the other)"
+        "--head-learning-rate", type=non_negative_float, help="peak, of a classifier's head (default: 5 × the other)"
     )
     group.add_argument("--warmup-ratio", type=fraction, default=0.06, help="share of all steps (default %(default)s)")
     group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="AdamW's (default %(default)s)")
@@ -221,7 +232,7 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--eval-every", type=positive_int, help="optimizer steps between evaluations (default: an epoch)"
     )
-    group.add_argument("--seed", type=seed, default=0, help="of the head, the order and dropout (default %(default)s)")
+    group.add_argument("--seed", type=seed, default=0, help="of head, order and dropout (default %(default)s)")
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -229,7 +240,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--deepspeed", type=Path, metavar="FILE", help="DeepSpeed configuration, such as ds_configs/zero2.json"
     )
-    group.add_argument("--output-dir", type=Path, help="run folder (default: runs/TASK-MODEL-METHOD)")
+    group.add_argument("--output-dir", type=Path, help="run folder (default: runs/TASK-MODEL-METHOD[-generate])")
     group.add_argument(
         "--resume",
         default="auto",
@@ -273,15 +284,25 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evaluate N prompts that differ in shots, their order and the wording, and report their spread",
     )
+    _add_prompt_format(group)
     group.add_argument(
-        "--prompt-format",
-        choices=("auto", "plain", "chat"),
-        default="auto",
-        help="default %(default)s: the chat template if there is one and the model's name says it, or chat, instruct",
+        "--answer-by",
+        choices=("likelihood", "generation"),
+        default="likelihood",
+        help="which label word is likeliest, or which one the model writes first (default %(default)s)",
     )
     group.add_argument(
         "--calibrate",
         choices=("none", "contextual"),
         default="none",
         help="contextual: Zhao et al. 2021 (default %(default)s)",
+    )
+
+
+def _add_prompt_format(group) -> None:
+    group.add_argument(
+        "--prompt-format",
+        choices=("auto", "plain", "chat"),
+        default="auto",
+        help="default %(default)s: the chat template if there is one and the model's name says it, or chat, instruct",
     )

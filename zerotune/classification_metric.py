@@ -7,6 +7,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 class ClassificationMetric(evaluate.Metric):
     """`ClassificationMetric().compute(predictions=…, references=…)`: (items,) integers 0 and 1, 1 the positive class.
+    A prediction of another number is a miss of its label and of no predicted class.
 
     Gives accuracy, precision, recall, f1 (of the positive class), precision_macro, recall_macro, f1_macro (means over
     both labels, also where one never occurs), accuracy_negative and accuracy_positive (over the items of that label),

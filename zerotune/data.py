@@ -30,6 +30,20 @@ class LabelledData:
         """Tokens of each example, [num_examples]."""
         return self.encoded.lengths
 
+    @property
+    def num_truncated(self) -> int:
+        """Texts that were cut to fit."""
+        return self.encoded.num_truncated
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """All token ids, one example after the other: int32 [tokens]."""
+        return self.encoded.ids
+
+    def num_targets(self, rows: np.ndarray) -> int:
+        """What the sum of some examples' losses is divided by: one label each."""
+        return len(rows)
+
     def batch(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
         """Right-padded model inputs of some examples: int64 [rows, longest], on the device."""
         tokens = [self.encoded.row(row) for row in rows]
@@ -54,10 +68,23 @@ class LabelledData:
         logits = engine.forward(**self.batch(rows, device))
         return functional.cross_entropy(logits.float(), to_device(self.labels[rows], device), reduction="sum")
 
-    def log_probabilities(self, forward, rows: np.ndarray, device: torch.device) -> np.ndarray:
+    @property
+    def scored_lengths(self) -> np.ndarray:
+        """What an example costs `scores` in tokens, [num_examples]."""
+        return self.lengths
+
+    def scores(self, forward, rows: np.ndarray, device: torch.device) -> np.ndarray:
         """Natural log-probability of each class, float32 [rows, num_labels]."""
         logits = forward(**self.batch(rows, device))
         return functional.log_softmax(logits.float(), dim=-1).cpu().numpy()
+
+    def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Of what `scores` gave for all examples: natural log-probabilities of the labels, [num_examples, labels]."""
+        return scores
+
+    def mean_loss(self, scores: np.ndarray) -> float:
+        """Of what `scores` gave for all examples: the mean loss of an example."""
+        return float(-scores[np.arange(len(scores)), self.labels].mean())
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -13,28 +13,18 @@ from zerotune.errors import Refused
 from zerotune.evaluation_options import EvalOptions, answers_by_prompt
 from zerotune.files import json_sha256, read_json, write_json, write_json_lines, write_text
 from zerotune.language_model import load_language_model
-from zerotune.metrics import classification_metrics, confusion_matrix, confusion_scores
+from zerotune.metrics import UNPARSABLE, classification_metrics
 from zerotune.model_files import model_identity
 from zerotune.pretrained import read_config
 from zerotune.prompting import calibrate
-from zerotune.runs import is_main_process
-from zerotune.scorers import LoadModel, prepare_classifier, prepare_prompt
+from zerotune.runs import is_main_process, say
+from zerotune.scorers import Answering, LoadModel, prepare_classifier, prepare_prompt
 from zerotune.scoring import BackOff, PartialScores, score_items
 from zerotune.splits import Example
 
 FINGERPRINT_FILE = ".fingerprint.json"
 # Beside a calibrated score, the same items without calibration.
 PLAIN_METRICS = ("accuracy", "precision", "recall", "f1")
-
-
-def choosing_values(labels: np.ndarray, log_probabilities: np.ndarray, choose_by: str) -> dict[str, float]:
-    """eval_loss, eval_accuracy, eval_f1_macro of the choosing split, and "choose_by", where greater is better."""
-    predictions = log_probabilities.argmax(axis=1)
-    scores = confusion_scores(confusion_matrix(labels, predictions))
-    loss = float(-log_probabilities[np.arange(len(labels)), labels].mean())
-    values = {"loss": loss, "accuracy": float(scores["accuracy"]), "f1_macro": float(scores["f1_macro"])}
-    better = -values[choose_by] if choose_by == "loss" else values[choose_by]
-    return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
 
 
 def evaluate_checkpoint(
@@ -93,13 +83,19 @@ def evaluate_checkpoint(
             f"{options.model} gives scores that are not finite, first for {broken}: its weights are damaged, or "
             f"--precision {options.precision} is too narrow; try fp32"
         )
-    metrics = described | ready.found | label_metrics(examples, scores)
+    metrics = described | ready.found
     if ready.content_free is not None:
-        plain = {name: value for name, value in metrics.items() if name.removesuffix("_ci95") in PLAIN_METRICS}
+        plain = label_metrics(examples, scores.argmax(axis=1).tolist())
+        kept = [name for name in plain if name.removesuffix("_ci95") in PLAIN_METRICS]
+        metrics |= {f"uncalibrated_{name}": plain[name] for name in kept}
         scores = calibrate(scores, ready.content_free)
-        metrics |= label_metrics(examples, scores) | {f"uncalibrated_{name}": value for name, value in plain.items()}
+    predictions, details = _predictions(ready, scores)
+    metrics |= label_metrics(examples, predictions)
+    if ready.read is not None:
+        num_unparsable = predictions.count(None)
+        metrics |= {"num_unparsable": num_unparsable, "unparsable_share": num_unparsable / len(predictions)}
     if is_main_process():
-        write_predictions(folder, examples, scores)
+        write_predictions(folder, examples, predictions, details)
         write_json(folder / "metrics.json", metrics)
         write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint)})
         partial.delete()
@@ -134,22 +130,39 @@ def _finished_metrics(folder: Path, fingerprint: dict, replace: bool) -> dict | 
     return None
 
 
-def label_metrics(examples: list[Example], log_probabilities: np.ndarray) -> dict:
-    """The task's metrics; {"count": n} alone where the examples have no labels."""
+def _predictions(ready: Answering, scores: np.ndarray) -> tuple[list[int | None], dict[str, list]]:
+    """The label of each item, None where an answer holds none, and what predictions.jsonl says beside it."""
+    if ready.read is None:
+        return scores.argmax(axis=1).tolist(), {"scores": scores.tolist()}
+    texts, predictions = ready.read(scores)
+    return predictions, {"answer": texts}
+
+
+def label_metrics(examples: list[Example], predictions: list[int | None]) -> dict:
+    """The task's metrics; {"count": n} alone where the examples have no labels. None is an unparsable prediction."""
     if examples[0].label is None:
         return {"count": len(examples)}
     labels = np.array([example.label for example in examples])
-    return classification_metrics(labels, log_probabilities.argmax(axis=1))
+    return classification_metrics(labels, [UNPARSABLE if one is None else one for one in predictions])
 
 
-def write_predictions(folder: Path, examples: list[Example], log_probabilities: np.ndarray) -> None:
-    """predictions.jsonl; for unlabelled rows also submission.tsv in the form of GLUE's test server."""
-    predictions = log_probabilities.argmax(axis=1).tolist()
+def write_predictions(
+    folder: Path, examples: list[Example], predictions: list[int | None], details: dict[str, list]
+) -> None:
+    """predictions.jsonl; for unlabelled rows also submission.tsv in the form of GLUE's test server.
+
+    Args:
+        details: what else a line holds, by name: a value for each example.
+    """
     rows = [
-        {"id": example.id, "label": example.label, "prediction": prediction, "scores": scores}
-        for example, prediction, scores in zip(examples, predictions, log_probabilities.tolist(), strict=True)
+        {"id": example.id, "label": example.label, "prediction": prediction}
+        | {name: values[number] for name, values in details.items()}
+        for number, (example, prediction) in enumerate(zip(examples, predictions, strict=True))
     ]
     write_json_lines(folder / "predictions.jsonl", rows)
     if examples[0].label is None:
+        if None in predictions:
+            say("submission.tsv is not written: it needs a label for every row, and some answers hold none")
+            return
         lines = [f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions)]
         write_text(folder / "submission.tsv", "index\tprediction\n" + "".join(lines))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from zerotune.errors import Refused
+from zerotune.final_folder import read_record
 from zerotune.heads import is_encoder
 from zerotune.models import attention_kernel
 from zerotune.pretrained import check_window, is_trained_classifier
@@ -15,7 +16,9 @@ class EvalOptions:
     """How a checkpoint is evaluated.
 
     Attributes:
-        max_length: tokens that a text is cut to; None: what the model folder says, else the task's.
+        max_length: tokens that a text is cut to; None: what the model folder says, else the task's. Of a generator's
+            prompt with text and answer together.
+        as_generator: a prompt is cut as a generator's, so that before and after tuning the same is asked.
         truncation: which part of a long text a classifier head without a record sees (zerotune.encoding.TRUNCATIONS).
         wording: number of the prompt among the task's WORDINGS.
         data_sha256: tells the source of the items from others, whose ids may be the same.
@@ -30,6 +33,8 @@ class EvalOptions:
     load_4bit: bool = False
     prompt_format: str = "auto"
     calibrate: str = "none"
+    answer_by: str = "likelihood"
+    as_generator: bool = False
     shots: tuple[Example, ...] = ()
     wording: int = 0
     truncation: str = "head"
@@ -45,6 +50,12 @@ def answers_by_prompt(config) -> bool:
 def check_options(options: EvalOptions, config, tokenizer) -> None:
     """Refuse what this checkpoint would ignore or cannot do, before a weight is loaded."""
     attention_kernel(options.attention, config)
+    if options.answer_by == "generation" and options.calibrate != "none":
+        raise Refused("--calibrate is about likelihoods, which --answer-by generation does not compare: drop one")
+    record = generator_record(options)
+    if record is not None:
+        _check_own_prompt(options, record)
+        return
     if answers_by_prompt(config):
         uses_chat(options.prompt_format, tokenizer, options.model)
         return
@@ -53,10 +64,31 @@ def check_options(options: EvalOptions, config, tokenizer) -> None:
     given = {
         "--shots": options.shots,
         "--calibrate": options.calibrate != "none",
+        "--answer-by": options.answer_by != "likelihood",
         "--prompt-format": options.prompt_format != "auto",
     }
     ignored = [flag for flag, is_given in given.items() if is_given]
     if ignored:
         raise Refused(
             f"{options.model} answers with a classifier head, which has no use for {', '.join(ignored)}: leave it out"
+        )
+
+
+def generator_record(options: EvalOptions) -> dict | None:
+    """task.json of a model that was tuned to write its answers, None for any other."""
+    record = read_record(options.model, options.revision)
+    return record if record is not None and record.get("head") == "generate" else None
+
+
+def _check_own_prompt(options: EvalOptions, record: dict) -> None:
+    given = {
+        "--shots": options.shots,
+        "--prompt-seeds": options.wording,
+        "--prompt-format": options.prompt_format not in ("auto", record["prompt"]["format"]),
+    }
+    others = [flag for flag, is_given in given.items() if is_given]
+    if others:
+        raise Refused(
+            f"{options.model} was tuned on a prompt of its own, without shots and in the {record['prompt']['format']} "
+            f"format: leave {', '.join(others)} out"
         )

@@ -1,4 +1,4 @@
-"""final/: a tuned classifier on disk, readable without zerotune, and the way back for evaluation."""
+"""final/: a tuned model on disk, readable without zerotune, and the way back for evaluation."""
 
 import copy
 import json
@@ -9,13 +9,13 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.files import read_json
-from zerotune.heads import SequenceClassifier, is_encoder
+from zerotune.heads import SequenceClassifier, TunedModel, is_encoder
 from zerotune.models import ModelSettings, initialise_head, load_stock_model, quiet_transformers
 from zerotune.pretrained import load_tokenizer, read_config
 
 _README = """# {title}
 
-{description} Labels: {labels}. Trained with zerotune; what it was trained for stands in task.json.
+{description} Trained with zerotune; what it was trained for stands in task.json.
 
 ```python
 {imports}
@@ -24,25 +24,25 @@ model = {line}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
-`dtype="float32"` belongs to it: the head is float32 and loses small differences in 16 bits.
+{note}
 """
+_CLASSIFIER_NOTE = '`dtype="float32"` belongs to it: the head is float32 and loses small differences in 16 bits.'
+_GENERATOR_NOTE = "The prompt stands in task.json: ask in its words and its format, and let the model end its answer."
 
 
-def save_final(
-    classifier: SequenceClassifier, tokenizer, folder: str | Path, task: dict, state_dict: dict | None = None
-) -> None:
-    """Writes the classifier into an existing empty folder, so that the line in its README.md loads it without zerotune.
+def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, state_dict: dict | None = None) -> None:
+    """Writes the model into an existing empty folder, so that the line in its README.md loads it without zerotune.
 
-    state_dict has the names of classifier.model's, gathered (for an adapter, what trains is enough); None takes the
+    state_dict has the names of tuned.model's, gathered (for an adapter, what trains is enough); None takes the
     model's own. Full tuning gives a plain checkpoint, LoRA and QLoRA an adapter with its head and config. All is
     float32. One process writes; the caller puts the folder in its place.
     """
     folder = Path(folder)
-    stock = classifier.stock_model
-    is_adapter = classifier.model is not stock
+    stock = tuned.stock_model
+    is_adapter = tuned.model is not stock
     if is_adapter:
-        _save_adapter(classifier.model, folder, state_dict)
-        adapter = classifier.model.peft_config["default"]
+        _save_adapter(tuned.model, folder, state_dict)
+        adapter = tuned.model.peft_config["default"]
         base, revision = adapter.base_model_name_or_path, adapter.revision
     else:
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
@@ -92,17 +92,19 @@ def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
 
 
 def _readme(stock, record: dict) -> str:
-    labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
+    generates = stock.get_output_embeddings() is not None
+    auto_class = "AutoModelForCausalLM" if generates else "AutoModelForSequenceClassification"
     base, method = record["base_model"], record["method"]
     # transformers before 5.23 loads Gemma-2 with sdpa, which leaves out the capping of its scores
     capped = getattr(stock.config, "attn_logit_softcapping", None) is not None
-    kernel = ', attn_implementation="eager"' if capped else ""
+    dtype = 'dtype="float32"' + (', attn_implementation="eager"' if capped else "")
+    names = [auto_class, "AutoTokenizer"]
     if method == "full":
-        line = f'AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32"{kernel})'
-        imports = "from transformers import AutoModelForSequenceClassification, AutoTokenizer"
+        line = f"{auto_class}.from_pretrained(folder, {dtype})"
     else:
-        arguments = [repr(base), "config=AutoConfig.from_pretrained(folder)", f'dtype="float32"{kernel}']
-        names = ["AutoConfig", "AutoModelForSequenceClassification", "AutoTokenizer"]
+        # of a classifier the labels and the pad id stand in the config beside the adapter
+        arguments = [repr(base), *([] if generates else ["config=AutoConfig.from_pretrained(folder)"]), dtype]
+        names += [] if generates else ["AutoConfig"]
         if record["base_revision"]:
             arguments.insert(1, f"revision={record['base_revision']!r}")
         if method == "qlora":
@@ -113,17 +115,23 @@ def _readme(stock, record: dict) -> str:
                 f"llm_int8_skip_modules={stock.config.quantization_config.llm_int8_skip_modules})"
             )
             names.append("BitsAndBytesConfig")
-        arguments = ", ".join(arguments)
-        line = f"PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained({arguments}), folder)"
-        imports = f"from peft import PeftModel\nfrom transformers import {', '.join(names)}"
+        line = f"PeftModel.from_pretrained({auto_class}.from_pretrained({', '.join(arguments)}), folder)"
+    imports = f"from transformers import {', '.join(sorted(names))}"
     kind = {"full": "All weights of", "lora": "A LoRA adapter for", "qlora": "A LoRA adapter (4-bit base) for"}[method]
     return _README.format(
-        title=f"{record.get('task', 'Text')} classifier",
-        description=f"{kind} `{base}`, tuned to classify texts.",
-        labels=labels,
-        imports=imports,
+        title=f"{record.get('task', 'Text')} {'generator' if generates else 'classifier'}",
+        description=f"{kind} `{base}`, {_purpose(stock, record, generates)}",
+        imports=imports if method == "full" else f"from peft import PeftModel\n{imports}",
         line=line,
+        note=_GENERATOR_NOTE if generates else _CLASSIFIER_NOTE,
     )
+
+
+def _purpose(stock, record: dict, generates: bool) -> str:
+    if generates:
+        return f"tuned to answer a prompt with one of: {', '.join(record['prompt']['label_words'])}."
+    labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
+    return f"tuned to classify texts. Labels: {labels}."
 
 
 def load_final_or_base(
@@ -143,9 +151,7 @@ def load_final_or_base(
     that training refuses.
     """
     config, tokenizer = read_config(name, revision), load_tokenizer(name, revision)
-    task_file, adapter_file = _find(name, "task.json", revision), _find(name, "adapter_config.json", revision)
-    task = read_json(Path(task_file)) if task_file else None
-    adapter = read_json(Path(adapter_file)) if adapter_file else None
+    task, adapter = read_record(name, revision), read_adapter_config(name, revision)
     in_4bit = load_4bit or (task or {}).get("method") == "qlora"
     settings = ModelSettings(
         name=adapter["base_model_name_or_path"] if adapter else name,
@@ -156,7 +162,7 @@ def load_final_or_base(
     )
     model, missing = load_stock_model(settings, labels, tokenizer, config)
     if adapter:
-        model = _put_adapter_on(model, name, revision)
+        model = put_adapter_on(model, name, revision)
     elif missing:
         if not is_encoder(config):
             raise Refused(
@@ -167,8 +173,11 @@ def load_final_or_base(
     return SequenceClassifier(model).eval(), tokenizer, task
 
 
-def _put_adapter_on(model, name: str, revision: str | None):
-    """Of LoRA weights that the adapter's file lacks peft only warns, and leaves them as drawn. Raises Refused."""
+def put_adapter_on(model, name: str, revision: str | None):
+    """A peft model: a base with the adapter of a folder or hub id. Raises Refused where the adapter lacks weights.
+
+    Of those peft only warns, and leaves them as drawn.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
@@ -184,6 +193,18 @@ def _put_adapter_on(model, name: str, revision: str | None):
     if lacking:
         raise Refused(f"the adapter {name} lacks weights: {', '.join(sorted(lacking)[:4])}; copy the whole folder")
     return adapted
+
+
+def read_record(name: str, revision: str | None) -> dict | None:
+    """task.json of a final/ folder or hub id; None for a model that has none."""
+    path = _find(name, "task.json", revision)
+    return read_json(Path(path)) if path else None
+
+
+def read_adapter_config(name: str, revision: str | None) -> dict | None:
+    """adapter_config.json of a folder or hub id; None for a whole model."""
+    path = _find(name, "adapter_config.json", revision)
+    return read_json(Path(path)) if path else None
 
 
 def _find(name: str, filename: str, revision: str | None) -> str | None:

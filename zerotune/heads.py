@@ -66,14 +66,12 @@ def make_head_float32(model: nn.Module) -> None:
                 setattr(model.get_submodule(parent), child, _as_float32(module))
 
 
-class SequenceClassifier(nn.Module):
-    """A stock sequence-classification model, or a peft model around one, with pooling by length and float32 logits."""
+class TunedModel(nn.Module):
+    """A transformers model, or a peft model around one; what a head computes from it is the subclass's forward."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        if is_encoder(self.config):
-            drop_unpooled_tokens(self.stock_model.base_model)
 
     @property
     def config(self):
@@ -83,6 +81,15 @@ class SequenceClassifier(nn.Module):
     def stock_model(self) -> nn.Module:
         """The transformers model, without peft's wrapper (its layers still hold the adapters)."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+
+class SequenceClassifier(TunedModel):
+    """A stock sequence-classification model with pooling by length and float32 logits."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        if is_encoder(self.config):
+            drop_unpooled_tokens(self.stock_model.base_model)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None

@@ -107,7 +107,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence], num_text_columns: in
 
 
 def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """Counts with the share of each label's items; a cell is washed by that share. Rows labels, columns predictions."""
+    """Counts with the share of each label's items; a cell is washed by that share. Rows labels, columns predictions; a
+    third column is of answers without a label."""
     lines = []
     for label, row in zip(labels, confusion, strict=True):
         shares = [count / sum(row) if sum(row) else 0.0 for count in row]
@@ -116,7 +117,8 @@ def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequ
             for count, share in zip(row, shares, strict=True)
         )
         lines.append(f"<tr><th>labelled {escape(label)}</th>{cells}</tr>")
-    top = "".join(f'<th style="text-align: center">predicted {escape(label)}</th>' for label in labels)
+    columns = [*(f"predicted {label}" for label in labels), "no label read"][: len(confusion[0])]
+    top = "".join(f'<th style="text-align: center">{escape(column)}</th>' for column in columns)
     return (
         f'<div class="confusion"><h3>{escape(title)}</h3><div class="scroll"><table>\n'
         f"<thead><tr><th></th>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div></div>"

@@ -1,14 +1,35 @@
-"""A causal model with its own LM head, loaded for scoring or writing answers; never trained here."""
+"""A causal model with its own LM head, loaded for tuning, for scoring answers and for writing them."""
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
-from zerotune.models import attention_kernel, check_shapes, keep_nf4_layout, nf4_config, quiet_transformers
-from zerotune.precision import compute_dtype
+from zerotune.final_folder import put_adapter_on, read_adapter_config
+from zerotune.models import (
+    ModelSettings,
+    attention_kernel,
+    base_dtype,
+    check_shapes,
+    keep_nf4_layout,
+    nf4_config,
+    quiet_transformers,
+)
 from zerotune.pretrained import read_config
+
+
+class Float32LMHead(nn.Linear):
+    """An LM head that computes and answers in float32, whatever the type of its weights and also inside autocast.
+
+    A forward of its own, for ZeRO-3 gathers a module's weights while that runs.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return functional.linear(hidden.float(), self.weight.float(), bias)
 
 
 def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = None) -> torch.Tensor:
@@ -18,41 +39,80 @@ def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = Non
     """
     weight = model.get_output_embeddings().weight
     logits = functional.linear(hidden.float(), (weight if token_ids is None else weight[token_ids]).float())
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    return cap_logits(logits, model.config)
+
+
+def cap_logits(logits: torch.Tensor, config) -> torch.Tensor:
+    """Gemma-2's soft cap of the last logits (Gemma Team 2024, arXiv:2408.00118, section 2); others as they are."""
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def load_language_model(options, device: torch.device):
-    """A causal model in eval mode on the device, its weights in the precision or in NF4.
+    """A causal model in eval mode on the device, with its adapter where it is one, in the precision or in NF4.
 
     Args:
-        options: model, revision, attention, precision, load_4bit (see zerotune.evaluation.EvalOptions).
+        options: model, revision, attention, precision, load_4bit (zerotune.evaluation_options.EvalOptions).
     Raises:
         Refused: no weights can be read, or some of them are missing.
     """
-    config = read_config(options.model, options.revision)
+    adapter = read_adapter_config(options.model, options.revision)
+    # of the methods, these have no float32 base
+    settings = ModelSettings(
+        name=adapter["base_model_name_or_path"] if adapter else options.model,
+        revision=adapter.get("revision") if adapter else options.revision,
+        method="qlora" if options.load_4bit else "lora",
+        attention=options.attention,
+        precision=options.precision,
+    )
+    model = load_causal_model(settings, read_config(options.model, options.revision))
+    if adapter:
+        model = put_adapter_on(model, options.model, options.revision).get_base_model()
+    return (model if options.load_4bit else model.to(device)).eval()
+
+
+def load_causal_model(settings: ModelSettings, config):
+    """A stock causal model: weights of `models.base_dtype`, with method "qlora" in NF4, and float32 logits.
+
+    Args:
+        config: the checkpoint's, perhaps changed (its positions, shapes and dropout are heeded).
+    Raises:
+        Refused: no weights can be read, or some of them are missing.
+    """
+    in_4bit = settings.method == "qlora"
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                options.model,
-                revision=options.revision or "main",
-                dtype=compute_dtype(options.precision),
-                attn_implementation=attention_kernel(options.attention, config),
-                quantization_config=nf4_config(options.precision) if options.load_4bit else None,
+                settings.name,
+                revision=settings.revision or "main",
+                config=config,
+                dtype=base_dtype(settings),
+                attn_implementation=attention_kernel(settings.attention, config),
+                quantization_config=nf4_config(settings.precision) if in_4bit else None,
                 ignore_mismatched_sizes=True,  # check_shapes refuses them, in one line
                 output_loading_info=True,
             )
         except (OSError, SafetensorError) as error:
             raise Refused(
-                f"no weights could be read for --model {options.model}: {str(error).splitlines()[0]}"
+                f"no weights could be read for --model {settings.name}: {str(error).splitlines()[0]}"
             ) from error
-    check_shapes(options.model, info["mismatched_keys"])
+    check_shapes(settings.name, info["mismatched_keys"])
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise Refused(
-            f"{options.model} lacks weights of a causal model ({missing}): it can only be evaluated "
+            f"{settings.name} lacks weights of a causal model ({missing}): it can only be evaluated "
             "with the head that it was saved with"
         )
-    if options.load_4bit:
+    if in_4bit:
         keep_nf4_layout(model)
-    return (model if options.load_4bit else model.to(device)).eval()
+    model.set_output_embeddings(_as_float32(model.get_output_embeddings()))
+    return model
+
+
+def _as_float32(linear: nn.Linear) -> Float32LMHead:
+    assert type(linear) is nn.Linear, f"the LM head was turned into a {type(linear).__name__}"
+    head = Float32LMHead(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    # The same Parameter objects: they may be tied to the embedding, and ZeRO-3 keeps its bookkeeping on them.
+    for name, parameter in linear.named_parameters():
+        setattr(head, name, parameter)
+    return head.train(linear.training)

@@ -65,7 +65,8 @@ class Loop:
 
     Args:
         engine: zerotune.engine.Engine.
-        data: zerotune.data.LabelledData of the train split.
+        data: the train split, a zerotune.data.LabelledData or a zerotune.answers.AnswerData: ids, lengths, loss_sum
+            and num_targets.
         schedule: zerotune.schedule.Schedule.
         run: zerotune.runs.RunFolder.
         args: batch_size, tokens_per_device, learning_rate (peak, to be logged), seed, patience, keep_checkpoints.
@@ -130,6 +131,7 @@ class Loop:
     def _accumulate(self, step: int, indices: np.ndarray, micros: list[np.ndarray]) -> torch.Tensor:
         """Forward and backward of this rank's micro-batches. Returns its part of the mean loss, a float32 scalar."""
         total = torch.zeros((), device=self.accelerator.device)
+        num_targets = self.data.num_targets(indices)
         for number, micro in enumerate(micros):
             is_last = number == len(micros) - 1
             # an empty micro-batch keeps the ranks in step: the step's shortest example, with no weight
@@ -137,7 +139,7 @@ class Loop:
             if self.has_dropout:
                 torch.manual_seed(derive_seed(self.args.seed, step, self.accelerator.process_index, number))
             with self.engine.gradients_stay_local(is_last):
-                loss = self.data.loss_sum(self.engine, rows) * (float(len(micro) > 0) / len(indices))
+                loss = self.data.loss_sum(self.engine, rows) * (float(len(micro) > 0) / num_targets)
                 self.engine.backward(loss, is_last)
             total += loss.detach()
         return total

@@ -29,20 +29,22 @@ def seeded(seed: int):
         torch.set_rng_state(state)
 
 
-def add_lora(model, settings):
-    """A peft model around a stock one with a float32 head: LoRA and head train, the rest is frozen.
+def add_lora(model, settings, task_type: str = "SEQ_CLS"):
+    """A peft model around a stock one: LoRA and, of a classifier, the float32 head train; the rest is frozen.
 
-    settings is a models.ModelSettings. Asserts that no target module was missed.
+    settings is a models.ModelSettings; task_type one of peft's, "SEQ_CLS" or "CAUSAL_LM". Asserts that no target module
+    was missed and that nothing else trains.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
+    has_head = task_type == "SEQ_CLS"
     lora = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=task_type,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=_LORA_TARGETS.get(model.config.model_type, _SEVEN_PROJECTIONS),
-        modules_to_save=list(head_module_names(model.config)),
+        modules_to_save=list(head_module_names(model.config)) if has_head else None,
         revision=settings.revision,
     )
     with seeded(settings.seed):
@@ -54,7 +56,7 @@ def add_lora(model, settings):
     expected = adapter_size(model.config, settings.lora_rank)
     assert adapter == expected, f"LoRA has {adapter} weights, not {expected}: a target module was missed"
     others = {name for name in trainable if ".lora_" not in name}
-    assert others and all(is_head_parameter(name, model.config) for name in others), sorted(others)
+    assert bool(others) == has_head and all(is_head_parameter(name, model.config) for name in others), sorted(others)
     return adapted
 
 

@@ -23,23 +23,32 @@ METRIC_NAMES = (
 )
 
 
+# The prediction of an answer in which no label can be read: a miss of its label, and of no predicted class.
+UNPARSABLE = -1
+
+
 def confusion_matrix(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(items,) labels and predictions of 0 and 1 -> (2, 2) counts [[tn, fp], [fn, tp]]: a row per label."""
+    """(items,) labels of 0 and 1 and predictions -> (2, 2) counts [[tn, fp], [fn, tp]]: a row per label.
+
+    With predictions that are UNPARSABLE it is (2, 3): their counts stand in a third column.
+    """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     assert labels.shape == predictions.shape and labels.ndim == 1, (labels.shape, predictions.shape)
-    assert np.isin(labels, (0, 1)).all() and np.isin(predictions, (0, 1)).all(), "labels and predictions are 0 or 1"
-    return np.bincount(2 * labels.astype(np.int64) + predictions.astype(np.int64), minlength=4).reshape(2, 2)
+    assert np.isin(labels, (0, 1)).all() and np.isin(predictions, (0, 1, UNPARSABLE)).all(), "classes are 0 and 1"
+    columns = np.where(predictions == UNPARSABLE, 2, predictions).astype(np.int64)
+    confusion = np.bincount(3 * labels.astype(np.int64) + columns, minlength=6).reshape(2, 3)
+    return confusion if confusion[:, 2].any() else confusion[:, :2]
 
 
 def confusion_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """(..., 2, 2) counts -> each of METRIC_NAMES with shape (...).
+    """(..., 2, 2) or (..., 2, 3) counts -> each of METRIC_NAMES with shape (...).
 
     The definitions are scikit-learn's with both labels always counted and zero_division=0: a ratio over 0 is 0.
     This is the fast route for the choosing split and for resampling; the reported scores are scikit-learn's own.
     """
     confusion = np.asarray(confusion, dtype=np.float64)
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    num_labelled, num_predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    num_labelled, num_predicted = confusion.sum(axis=-1), confusion[..., :2].sum(axis=-2)
     precision, recall = _ratio(hits, num_predicted), _ratio(hits, num_labelled)
     f1 = _ratio(2 * hits, num_labelled + num_predicted)
     return {
@@ -56,18 +65,20 @@ def confusion_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def confusion_intervals(confusion: np.ndarray, seed: int = 0) -> dict[str, list[float] | None]:
-    """(2, 2) counts -> NAME_ci95 for each of METRIC_NAMES, [low, high] or None where the denominator is 0.
+    """(2, 2) or (2, 3) counts -> NAME_ci95 for each of METRIC_NAMES, [low, high] or None where the denominator is 0.
 
     Proportions (accuracy, precision, recall, accuracy_negative, accuracy_positive): Wilson, each over its denominator.
     The others: percentile bootstrap over items, 10,000 resamples seeded by `seed`; at a perfect score it has no width.
     """
-    (tn, fp), (fn, tp) = np.asarray(confusion).tolist()
+    confusion = np.asarray(confusion)
+    (tn, fp), (_, tp) = confusion[:, :2].tolist()
+    num_negative, num_positive = confusion.sum(axis=1).tolist()
     proportions = {
-        "accuracy": (tn + tp, tn + fp + fn + tp),
+        "accuracy": (tn + tp, num_negative + num_positive),
         "precision": (tp, tp + fp),
-        "recall": (tp, tp + fn),
-        "accuracy_negative": (tn, tn + fp),
-        "accuracy_positive": (tp, tp + fn),
+        "recall": (tp, num_positive),
+        "accuracy_negative": (tn, num_negative),
+        "accuracy_positive": (tp, num_positive),
     }
     intervals: dict[str, list[float] | None] = {}
     for name in METRIC_NAMES:
@@ -75,8 +86,8 @@ def confusion_intervals(confusion: np.ndarray, seed: int = 0) -> dict[str, list[
             interval = wilson_interval(*proportions[name])
         else:
             interval = bootstrap_interval(
-                (tn, fp, fn, tp),
-                lambda cells, name=name: confusion_scores(cells.reshape(-1, 2, 2))[name],
+                confusion.flatten(),
+                lambda cells, name=name: confusion_scores(cells.reshape(-1, *confusion.shape))[name],
                 seed=seed,
             )
         intervals[f"{name}_ci95"] = None if interval is None else list(interval)
@@ -86,9 +97,9 @@ def confusion_intervals(confusion: np.ndarray, seed: int = 0) -> dict[str, list[
 def classification_metrics(
     labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, seed: int = 0
 ) -> dict[str, float | int | list | None]:
-    """(items,) labels and predictions of 0 and 1 -> the flat object of metrics.json: each score, its `_ci95`, counts.
+    """(items,) labels of 0 and 1 and predictions -> the flat object of metrics.json: each score, its `_ci95`, counts.
 
-    Counts: count, count_negative, count_positive (by label) and confusion, [[tn, fp], [fn, tp]].
+    Counts: count, count_negative, count_positive (by label) and confusion, as of `confusion_matrix`.
     A score over nothing (precision without a positive prediction) is 0.0 as in scikit-learn, and its `_ci95` is None.
     """
     # evaluate imports transformers' pipelines: seconds that no --help should pay.

@@ -15,6 +15,7 @@ from zerotune import cpu_kernels
 from zerotune.errors import Refused
 from zerotune.heads import (
     SequenceClassifier,
+    TunedModel,
     head_module_names,
     is_encoder,
     is_head_parameter,
@@ -74,10 +75,14 @@ def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer)
     initialise_head(model, missing, settings.seed)
     if settings.method != "full":
         model = add_lora(model, settings)
-    classifier = SequenceClassifier(model)
+    return recompute_activations(SequenceClassifier(model), settings)
+
+
+def recompute_activations(tuned: TunedModel, settings: ModelSettings) -> TunedModel:
+    """The same model, with activation checkpointing where the settings ask for it."""
     if settings.activation_checkpointing:
-        classifier.stock_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return classifier
+        tuned.stock_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return tuned
 
 
 def load_stock_model(settings: ModelSettings, labels: tuple[str, ...], tokenizer, config=None):
@@ -142,15 +147,20 @@ def keep_nf4_layout(model) -> None:
 
 def _classifier_config(config, settings: ModelSettings, labels, tokenizer):
     check_labels(config, labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.use_cache = False
+    return tuning_config(config, settings, tokenizer)
+
+
+def tuning_config(config, settings: ModelSettings, tokenizer):
+    """The config, changed in place, with the tokenizer's pad and without dropout where we have none. Raises Refused."""
     if tokenizer.pad_token_id >= config.vocab_size:
         raise Refused(
             f"the pad token must have an embedding: {tokenizer.pad_token!r} is id {tokenizer.pad_token_id} but "
             f"{settings.name} has {config.vocab_size}; give its tokenizer another pad token"
         )
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
     config.pad_token_id = tokenizer.pad_token_id
-    config.use_cache = False
     if settings.method != "full" or not is_encoder(config):
         for key in config.to_dict():
             if key.endswith(("dropout", "dropout_prob")) and isinstance(getattr(config, key), float):
@@ -258,17 +268,17 @@ def _gathered(parameter):
 
 
 def parameter_groups(
-    classifier: SequenceClassifier, learning_rate: float, head_learning_rate: float, weight_decay: float
+    tuned: TunedModel, learning_rate: float, head_learning_rate: float | None, weight_decay: float
 ) -> list[dict]:
     """The trainable parameters for an optimizer, in four groups at most; empty ones are left out.
 
-    Matrices decay; biases and norms (1-d) do not. The head has its own learning rate.
+    Matrices decay; biases and norms (1-d) do not. A classifier's head has its own learning rate.
     """
     groups: dict[str, dict] = {}
-    for name, parameter in classifier.model.named_parameters():
+    for name, parameter in tuned.model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "head" if is_head_parameter(name, classifier.config) else "backbone"
+        part = "head" if is_head_parameter(name, tuned.config) else "backbone"
         decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
         group = groups.setdefault(
             f"{part}, {'decay' if decays else 'no decay'}",

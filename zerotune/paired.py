@@ -10,7 +10,7 @@ import numpy as np
 
 from zerotune.errors import Refused
 from zerotune.files import read_json_lines
-from zerotune.metrics import METRIC_NAMES, confusion_intervals, confusion_matrix, confusion_scores
+from zerotune.metrics import METRIC_NAMES, UNPARSABLE, confusion_intervals, confusion_matrix, confusion_scores
 from zerotune.statistics import mcnemar, paired_difference_interval
 
 
@@ -108,14 +108,15 @@ def paired_comparison(first: Evaluation, second: Evaluation) -> Paired:
 def restricted_metrics(evaluation: Evaluation, other: Evaluation) -> dict:
     """Each score and its `_ci95` over the items that `other` has too. Raises Refused as `common_ids` does."""
     lines = [evaluation.predictions[identifier] for identifier in common_ids(evaluation, other)]
-    confusion = confusion_matrix([line["label"] for line in lines], [line["prediction"] for line in lines])
+    predictions = [UNPARSABLE if line["prediction"] is None else line["prediction"] for line in lines]
+    confusion = confusion_matrix([line["label"] for line in lines], predictions)
     scores = {name: float(score) for name, score in confusion_scores(confusion).items()}
     return {**scores, **confusion_intervals(confusion)}
 
 
 def settings_of(metrics: dict) -> dict:
     """What metrics.json says of how it was made, without what was measured and without the seed."""
-    measured = {*METRIC_NAMES, "confusion", "loss", "seed", "tokens_per_device"}
+    measured = {*METRIC_NAMES, "confusion", "loss", "seed", "unparsable_share", "tokens_per_device"}
 
     def is_setting(name: str) -> bool:
         return name not in measured and not name.startswith(("count", "num_")) and not name.endswith(("_ci95", "_s"))

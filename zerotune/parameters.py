@@ -5,7 +5,7 @@ import copy
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
-from zerotune.heads import SequenceClassifier, is_encoder, is_head_parameter, stock_name
+from zerotune.heads import TunedModel, is_encoder, is_head_parameter, stock_name
 from zerotune.pretrained import is_trained_classifier
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head", "adapter")
@@ -20,12 +20,12 @@ def logical_size(parameter) -> int:
 
 
 def parameter_table(model) -> dict:
-    """{"total", "trainable", "head", "groups": {group: count}} of a stock or peft model, or of a SequenceClassifier.
+    """{"total", "trainable", "head", "groups": {group: count}} of a stock or peft model, or of a TunedModel.
 
     Counts are of logical weights: whole under ZeRO-3, unpacked in 4 bits, a tied matrix once, and without the untrained
     copy that peft keeps of a head.
     """
-    if isinstance(model, SequenceClassifier):
+    if isinstance(model, TunedModel):
         model = model.model
     groups = dict.fromkeys(GROUPS, 0)
     total = trainable = 0
@@ -72,7 +72,7 @@ def _group(name: str, config) -> str:
     """By the names that the supported models give their modules."""
     if ".lora_" in name:
         return "adapter"
-    if is_head_parameter(name, config) or name.startswith(("lm_head.", "pooler.")):
+    if is_head_parameter(name, config) or stock_name(name).startswith(("lm_head.", "pooler.")):
         return "head"
     path = stock_name(name).lower()
     owner = path.rsplit(".", 2)[-2]

@@ -62,6 +62,21 @@ def memory_need(
     return MemoryNeed(weights, gradients, optimizer, kept * args.tokens_per_device)
 
 
+def logit_bytes(config, settings, args, answers_per_token: float) -> float:
+    """Bytes that a generator's LM head adds to the activations of its largest micro-batch.
+
+    Of each answer's token float32 logits, their log-softmax and their gradient; and of a frozen head in 16 bits its
+    float32 copy.
+
+    Args:
+        args: tokens_per_device.
+        answers_per_token: largest share of an example's tokens at which logits are computed.
+    """
+    is_copied = settings.method != "full" and settings.precision != "fp32"
+    copy = 4 * config.hidden_size * config.vocab_size if is_copied else 0
+    return 3 * 4 * config.vocab_size * answers_per_token * args.tokens_per_device + copy
+
+
 @dataclass(frozen=True)
 class ScoringMemory:
     """Bytes that one device needs to score prompts, by what they hold."""

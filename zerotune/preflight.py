@@ -1,10 +1,12 @@
 """Before anything is loaded or written: flags filled in, model folder and data read, what cannot work refused."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from zerotune.answers import AnswerData, encode_answers
 from zerotune.arguments import DEFAULT_MODEL
 from zerotune.batching import epoch_steps, micro_batches, num_steps_per_epoch, padding_ratio
 from zerotune.cpu import tokens_per_device
@@ -14,9 +16,10 @@ from zerotune.errors import Refused
 from zerotune.files import read_json
 from zerotune.lora import adapter_size
 from zerotune.models import ModelSettings, check_settings
-from zerotune.parameters import classifier_size
-from zerotune.plan import describe_memory, memory_need, offloaded, why_not_fit
+from zerotune.parameters import classifier_size, published_table
+from zerotune.plan import describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
 from zerotune.pretrained import check_labels, check_token_ids, check_weight_files, load_tokenizer, read_config
+from zerotune.prompting import Prompt, uses_chat
 from zerotune.runs import say, short_name
 from zerotune.schedule import plan_schedule
 from zerotune.scorers import labelled_data
@@ -35,11 +38,13 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
     args.epochs = args.epochs or 3
     if args.learning_rate is None:
         args.learning_rate = FULL_RATE if args.method == "full" else ADAPTER_RATE
-    if args.head_learning_rate is None:
+    if args.head_learning_rate is None and args.head == "classify":
         args.head_learning_rate = HEAD_RATE_FACTOR * args.learning_rate
     args.tokens_per_device = tokens_per_device(args.tokens_per_device, on_gpu=8192)
     if args.output_dir is None:
         args.output_dir = Path("runs") / f"{task_name}-{short_name(args.model)}-{args.method}"
+        if args.head == "generate":
+            args.output_dir = args.output_dir.with_name(f"{args.output_dir.name}-generate")
 
 
 def sample_model_folder() -> Path:
@@ -97,11 +102,25 @@ def model_settings(args, precision: str, zero_stage: int | None) -> ModelSetting
     return settings
 
 
-def tokenise(args, tokenizer, splits: Splits) -> dict[str, LabelledData]:
-    """The train and choosing splits as tokens, from the cache when they have been tokenised before."""
+def tokenise(args, config, tokenizer, task, splits: Splits) -> dict[str, LabelledData] | dict[str, AnswerData]:
+    """The train and choosing splits as tokens for the run's head; a classifier's from the cache, where it has them.
+
+    Args:
+        task: a task module (zerotune.sst2): WORDINGS, of which the first is a generator's prompt.
+    Raises:
+        Refused: as encode_texts and encode_answers do.
+    """
+    parts = {name: getattr(splits, name) for name in ("train", "choose")}
+    if args.head == "classify":
+        return {
+            name: labelled_data(tokenizer, examples, args.max_length, args.truncation)
+            for name, examples in parts.items()
+        }
+    template, label_words = task.WORDINGS[0]
+    prompt = Prompt(template, label_words, uses_chat(args.prompt_format, tokenizer, args.model))
+    window = config.max_position_embeddings
     return {
-        name: labelled_data(tokenizer, getattr(splits, name), args.max_length, args.truncation)
-        for name in ("train", "choose")
+        name: encode_answers(tokenizer, prompt, examples, args.max_length, window) for name, examples in parts.items()
     }
 
 
@@ -111,7 +130,7 @@ def schedule_for(args, num_examples: int):
 
 
 def check_plan(
-    args, settings: ModelSettings, config, data: LabelledData, num_labels: int, deepspeed: dict | None
+    args, settings: ModelSettings, config, data: LabelledData | AnswerData, num_labels: int, deepspeed: dict | None
 ) -> None:
     """Refuse a run that will not fit its GPU; with --plan, say what the run would do.
 
@@ -119,11 +138,15 @@ def check_plan(
         data: the train split.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    check_token_ids(args.model, config, data.encoded.ids)
-    total, head = classifier_size(config, num_labels)
+    check_token_ids(args.model, config, data.token_ids)
+    generates = args.head == "generate"
+    total, head = (published_table(config)["total"], 0) if generates else classifier_size(config, num_labels)
     adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
     trainable = total if settings.method == "full" else adapter + head
     need = memory_need(total + adapter, trainable, config, settings, args, (world_size, offloaded(deepspeed)))
+    if generates:
+        share = float((data.num_answer_tokens / data.lengths).max())
+        need = replace(need, activations=need.activations + logit_bytes(config, settings, args, share))
     if torch.cuda.is_available():
         device_bytes = torch.cuda.mem_get_info()[1]
         if settings.method == "full" and 4 * total > device_bytes:

@@ -50,9 +50,22 @@ class Prompt:
         turns.append({"role": "user", "content": self.template.format(text=text)})
         return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE)
 
-    def answers(self) -> list[str]:
-        """The label words as they follow the prompt: after a space in plain text, at once in a chat turn."""
-        return list(self.label_words) if self.chat else [f" {word}" for word in self.label_words]
+    def answers(self, tokenizer) -> list[str]:
+        """The label words as they follow the prompt: after a space in plain text, else as the chat template has it."""
+        if not self.chat:
+            return [f" {word}" for word in self.label_words]
+        return [self._answer_turn(tokenizer, word) for word in self.label_words]
+
+    def _answer_turn(self, tokenizer, word: str) -> str:
+        """What a template puts after the prompt, up to the word: Mistral's a space, Qwen3's an empty thought."""
+        turns = [{"role": "user", "content": self.template}, {"role": "assistant", "content": word}]
+        asked = tokenizer.apply_chat_template(
+            turns[:1], add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE
+        )
+        answered = tokenizer.apply_chat_template(turns, tokenize=False, date_string=PINNED_DATE)
+        if not answered.startswith(asked) or word not in answered[len(asked) :]:
+            return word
+        return answered[len(asked) : answered.rindex(word) + len(word)]
 
 
 def uses_chat(wanted: str, tokenizer, name: str) -> bool:
@@ -101,6 +114,16 @@ class PromptData:
         counts = np.array([len(row) for row in self.rows]).reshape(-1, self.rows_per_item)
         own = counts.max(axis=1) - self.num_shared + self.num_shared // PREFIX_TOKENS_PER_TOKEN
         return own * self.rows_per_item
+
+    def context(self, item: int) -> list[int]:
+        """Token ids of an item's prompt, without an answer."""
+        number = item * self.rows_per_item
+        return self.rows[number] if self.single_token else self.rows[number][: 1 - len(self.targets[number]) or None]
+
+    @property
+    def context_lengths(self) -> np.ndarray:
+        """Tokens of each item's prompt, with those that all share, [num_items]."""
+        return np.array([len(self.context(item)) for item in range(len(self.rows) // self.rows_per_item)])
 
     def longest_own(self, items: np.ndarray) -> int:
         """Tokens of the longest row of some items, without those that all rows share."""
@@ -210,7 +233,8 @@ def _tokenise(tokenizer, prompt: Prompt, texts: list[str]) -> tuple[list[list[in
     rendered = [prompt.render(tokenizer, text) for text in texts]
     # a chat template writes its own BOS; a plain prompt gets the tokenizer's
     contexts = _token_ids(tokenizer, rendered, not prompt.chat)
-    joined = [context + answer for context in rendered for answer in prompt.answers()]
+    answers = prompt.answers(tokenizer)
+    joined = [context + answer for context in rendered for answer in answers]
     flat = _token_ids(tokenizer, joined, not prompt.chat)
     size = len(prompt.label_words)
     return contexts, [flat[start : start + size] for start in range(0, len(flat), size)]

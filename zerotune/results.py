@@ -32,6 +32,8 @@ def evaluate_base(run: RunFolder, args, precision: str, task, splits: Splits, st
         max_length=args.max_length,
         tokens_per_device=args.tokens_per_device,
         load_4bit=args.method == "qlora",
+        prompt_format=args.prompt_format,
+        as_generator=args.head == "generate",
         truncation=args.truncation,
         seed=args.seed,
         data_sha256=test_source_sha256(splits.record),
@@ -86,7 +88,8 @@ def accuracy_line(metrics: dict) -> str:
     if "accuracy" not in metrics:
         return f"{metrics['count']:,} predictions (the items have no labels)"
     low, high = metrics["accuracy_ci95"]
-    return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items"
+    unparsable = f", {metrics['num_unparsable']:,} of them unparsable" if metrics.get("num_unparsable") else ""
+    return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items{unparsable}"
 
 
 def finish(run: RunFolder, args, progress, test: list[Example], seconds_before: dict) -> None:

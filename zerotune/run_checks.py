@@ -8,8 +8,11 @@ import torch
 
 from zerotune import checkpoints
 from zerotune.errors import Refused
+from zerotune.evaluation_options import answers_by_prompt
+from zerotune.heads import is_encoder
 from zerotune.models import attention_kernel
-from zerotune.pretrained import check_window
+from zerotune.pretrained import check_window, is_trained_classifier
+from zerotune.prompting import uses_chat
 
 
 def check_run_flags(args) -> None:
@@ -42,6 +45,21 @@ def check_upload(name: str) -> None:
         raise Refused("--push-to-hub needs the hub and HF_HUB_OFFLINE is set: unset it, or leave --push-to-hub out")
     if get_token() is None:
         raise Refused("--push-to-hub needs a token that may write: log in with `hf auth login`, or set HF_TOKEN")
+
+
+def check_head(args, config, tokenizer) -> None:
+    """Refuse a head that the model cannot have, and flags that are about another one."""
+    if args.head == "generate":
+        if is_encoder(config) or is_trained_classifier(config):
+            kind = "an encoder" if is_encoder(config) else "published as a classifier, without an LM head"
+            raise Refused(f"--head generate needs a causal model, and {args.model} is {kind}: use --head classify")
+        if args.head_learning_rate is not None:
+            raise Refused("--head-learning-rate is a classifier's: --head generate has no new head, leave it out")
+        if args.truncation != "head":
+            raise Refused(f"--truncation {args.truncation} is a classifier's: a prompt's text is cut in the middle")
+    elif args.prompt_format != "auto" and not answers_by_prompt(config):
+        raise Refused(f"--prompt-format {args.prompt_format}: {args.model} is never asked by a prompt: leave it out")
+    uses_chat(args.prompt_format, tokenizer, args.model)
 
 
 def check_model_flags(args, config) -> None:

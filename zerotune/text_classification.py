@@ -41,11 +41,13 @@ def train(args, task) -> None:
     splits = load_splits(task.ROWS, args)
     config, tokenizer = preflight.read_model_folder(args, task.LABELS)
     run_checks.check_model_flags(args, config)
+    run_checks.check_head(args, config, tokenizer)
     deepspeed = launch.read_deepspeed_config(args.deepspeed)
     precision = resolve_precision(args.precision, deepspeed)
     settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
+    data = None
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
-        data = preflight.tokenise(args, tokenizer, splits)
+        data = preflight.tokenise(args, config, tokenizer, task, splits)
         preflight.check_plan(args, settings, config, data["train"], len(task.LABELS), deepspeed)
     if args.plan:
         return
@@ -53,7 +55,7 @@ def train(args, task) -> None:
     accelerator = launch.start_accelerator(filled)
 
     with RunFolder(args.output_dir, accelerator) as run:
-        data = preflight.tokenise(args, tokenizer, splits)
+        data = data or preflight.tokenise(args, config, tokenizer, task, splits)
         training.start_run(run, args, splits, data, precision, filled)
         base_eval_s = results.evaluate_base(run, args, precision, task, splits, stop_signal)
 
@@ -119,6 +121,7 @@ def _options(args, task, shots_source: list[Example], record: dict, number: int)
         load_4bit=args.load_4bit,
         prompt_format=args.prompt_format,
         calibrate=args.calibrate,
+        answer_by=args.answer_by,
         shots=draw_shots(shots_source, args.shots, len(task.LABELS), seed) if args.shots else (),
         wording=number % len(task.WORDINGS),
         seed=seed,

@@ -1,4 +1,4 @@
-"""The stages of a training run with a classifier head, in the order in which train/sst2.py goes through them."""
+"""The stages of a training run, of a classifier or a generator, in the order in which train/sst2.py goes through it."""
 
 import shutil
 from pathlib import Path
@@ -7,28 +7,34 @@ import numpy as np
 import torch
 
 from zerotune import checkpoints
+from zerotune.answers import AnswerData, prompt_record
 from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
-from zerotune.evaluation import choosing_values
 from zerotune.files import json_sha256, read_json
 from zerotune.final_folder import save_final
+from zerotune.generator import load_generator
 from zerotune.launch import on_all_ranks
 from zerotune.loop import Loop
+from zerotune.metrics import confusion_matrix, confusion_scores
 from zerotune.model_files import model_identity
 from zerotune.models import ModelSettings, load_classifier, parameter_groups
 from zerotune.parameters import format_table, parameter_table, published_table
 from zerotune.runs import FREE_FLAGS, RunFolder, describe_process, is_main_process, recorded_flags, say
 from zerotune.schedule import Schedule
-from zerotune.scorers import classifier_scorer
 from zerotune.scoring import score_items
 from zerotune.splits import Splits
 from zerotune.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 
 
 def start_run(
-    run: RunFolder, args, splits: Splits, data: dict[str, LabelledData], precision: str, deepspeed: dict | None
+    run: RunFolder,
+    args,
+    splits: Splits,
+    data: dict[str, LabelledData] | dict[str, AnswerData],
+    precision: str,
+    deepspeed: dict | None,
 ) -> None:
     """Check that all ranks and all starts of a run have the same data and model, and write run.json and split.json.
 
@@ -67,7 +73,7 @@ def start_run(
     for note in splits.record["notes"]:
         say(f"data: {note}")
     for name, part in data.items():
-        cut = f", {part.encoded.num_truncated:,} cut to {args.max_length} tokens" if part.encoded.num_truncated else ""
+        cut = f", {part.num_truncated:,} cut to {args.max_length} tokens" if part.num_truncated else ""
         say(f"{name}: {len(part.ids):,} rows, {int(part.lengths.sum()):,} tokens{cut}")
 
 
@@ -77,38 +83,60 @@ def device_name(device: torch.device) -> str:
 
 
 def build_engine(
-    run: RunFolder, args, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...], train: LabelledData
+    run: RunFolder,
+    args,
+    settings: ModelSettings,
+    config,
+    tokenizer,
+    labels: tuple[str, ...],
+    train: LabelledData | AnswerData,
 ) -> Engine:
     """Load the model with its head, count its parameters, and put the optimizer around them.
 
-    Of an embedding that is trained, only the rows that the train split uses are; not under ZeRO-3, which shards it.
+    Of an embedding that a classifier trains, only the rows that the train split uses are; not under ZeRO-3, which
+    shards it. A generator's may be tied to its LM head, which trains every row.
     """
-    classifier = load_classifier(settings, labels, tokenizer)
-    before, after = published_table(config), parameter_table(classifier)
+    generates = args.head == "generate"
+    model = load_generator(settings, tokenizer) if generates else load_classifier(settings, labels, tokenizer)
+    before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
-    if settings.zero_stage != 3:
-        train_used_rows(classifier.stock_model, np.union1d(train.encoded.ids, [train.pad_id]))
-    groups = parameter_groups(classifier, args.learning_rate, args.head_learning_rate, args.weight_decay)
+    if settings.zero_stage != 3 and not generates:
+        train_used_rows(model.stock_model, np.union1d(train.token_ids, [train.pad_id]))
+    groups = parameter_groups(model, args.learning_rate, args.head_learning_rate, args.weight_decay)
     accelerator = run.accelerator
     if settings.method != "qlora":
-        classifier.to(accelerator.device)
+        model.to(accelerator.device)
     optimizer = build_optimizer(args.optimizer, groups, accelerator.device.type)
-    return Engine(accelerator, classifier, optimizer, settings.precision, args.max_grad_norm)
+    return Engine(accelerator, model, optimizer, settings.precision, args.max_grad_norm)
 
 
-def choosing_evaluation(engine: Engine, data: LabelledData, schedule: Schedule, args):
+def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData, schedule: Schedule, args):
     """(step) -> values of the choosing split with the weights as they are after it; all ranks take part."""
-    batches = evaluation_batches(data.lengths, args.tokens_per_device)
+    batches = evaluation_batches(data.scored_lengths, args.tokens_per_device)
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        return data.scores(engine.forward, rows, engine.accelerator.device)
 
     def evaluate(step: int) -> dict[str, float]:
         engine.model.eval()
         decay_unused_rows(engine, schedule, args, step)
-        score = classifier_scorer(engine.forward, data, engine.accelerator.device, "fp32")
-        scores = score_items(score, batches, engine.accelerator)
-        return choosing_values(data.labels, scores, args.choose_by)
+        return choosing_values(data, score_items(score, batches, engine.accelerator), args.choose_by)
 
     return evaluate
+
+
+def choosing_values(data: LabelledData | AnswerData, found: np.ndarray, choose_by: str) -> dict[str, float]:
+    """eval_loss, eval_accuracy, eval_f1_macro of the choosing split, and "choose_by", where greater is better.
+
+    Args:
+        found: what `data.scores` gave for all examples.
+    """
+    predictions = data.log_probabilities(found).argmax(axis=1)
+    scores = confusion_scores(confusion_matrix(data.labels, predictions))
+    values = {"loss": data.mean_loss(found)} | {name: float(scores[name]) for name in ("accuracy", "f1_macro")}
+    better = -values[choose_by] if choose_by == "loss" else values[choose_by]
+    return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
 
 
 def decay_unused_rows(engine: Engine, schedule: Schedule, args, step: int) -> None:
@@ -181,7 +209,7 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
     decay_unused_rows(engine, loop.schedule, args, progress.best_step)
     restore_whole_embedding(engine.module.stock_model)
     state = engine.gathered_state_dict()
-    if state is not None:  # names as in the classifier, wanted as in the model inside it
+    if state is not None:  # names as in the module, wanted as in the model inside it
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     if is_main_process():
         aside = final.with_name(".writing-final")
@@ -189,8 +217,8 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
         aside.mkdir()
         record = {
             "task": task.TASK,
-            "head": "classify",
-            "prompt": None,
+            "head": args.head,
+            "prompt": prompt_record(loop.data.prompt) if args.head == "generate" else None,
             "labels": list(task.LABELS),
             "max_length": args.max_length,
             "truncation": args.truncation,

@@ -65,6 +65,16 @@ def test_the_whole_validation_set_is_scored_before_and_after(workplace):
         assert metrics["accuracy"] == np.mean([line["label"] == line["prediction"] for line in lines])
 
 
+def test_a_generator_in_4_bits_learns(workplace, some_rows):
+    """NF4 on a CPU from the training to the scores of the reloaded adapter, label words of several tokens."""
+    more = ["--head", "generate", "--method", "qlora", "--learning-rate", 3e-3, "--max-steps", 24, "--limit-train", 192]
+    run = workplace.train("real-generate", *flags(some_rows, *more, "--base-eval", "subset"))
+    losses = [row["eval_loss"] for row in run.read_lines("metrics.jsonl") if "eval_loss" in row]
+    assert len(losses) == 6 and losses[-1] < 0.5 * losses[0]
+    base, final = (run.read_json(f"eval/{name}/metrics.json") for name in ("base", "final"))
+    assert (final["setting"], final["method"], final["count"]) == ("tuned generator", "qlora", base["count"])
+
+
 def test_label_words_of_several_tokens_score_as_the_slow_way_says(workplace):
     slow = BruteForce(MODEL)
     assert len(slow.tokenizer(" positive", add_special_tokens=False)["input_ids"]) > 1

@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score
 
 from zerotune.metrics import (
     METRIC_NAMES,
+    UNPARSABLE,
     classification_metrics,
     confusion_intervals,
     confusion_matrix,
@@ -206,3 +207,43 @@ def test_metrics_module_is_light_to_import():
     heavy = "{'torch', 'evaluate', 'sklearn', 'matplotlib', 'datasets', 'transformers'}"
     command = [sys.executable, "-c", f"import sys, zerotune.metrics; print({heavy} & set(sys.modules))"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+# --- answers in which no label can be read ---
+
+UNPARSED_LABELS = [0, 0, 0, 0, 1, 1, 1]
+UNPARSED_PREDICTIONS = [0, 0, 1, UNPARSABLE, 1, UNPARSABLE, UNPARSABLE]
+
+
+def test_an_unparsable_answer_is_a_miss_and_of_no_predicted_class():
+    """By hand: negative 2 of 4 found, 2 of 2 such predictions right; positive 1 of 3 found, 1 of 2 right."""
+    metrics = classification_metrics(UNPARSED_LABELS, UNPARSED_PREDICTIONS)
+    wanted = {
+        "accuracy": 3 / 7,
+        "precision": 1 / 2,
+        "recall": 1 / 3,
+        "f1": 2 / 5,
+        "precision_macro": (1 + 1 / 2) / 2,
+        "recall_macro": (1 / 2 + 1 / 3) / 2,
+        "f1_macro": (2 / 3 + 2 / 5) / 2,
+        "accuracy_negative": 1 / 2,
+        "accuracy_positive": 1 / 3,
+    }
+    assert {name: metrics[name] for name in METRIC_NAMES} == pytest.approx(wanted)
+    assert metrics["confusion"] == [[2, 1, 1], [0, 1, 2]]
+    assert (metrics["count"], metrics["count_negative"], metrics["count_positive"]) == (7, 4, 3)
+    for name, successes, total in (("accuracy", 3, 7), ("precision", 1, 2), ("recall", 1, 3)):
+        assert metrics[f"{name}_ci95"] == pytest.approx(list(wilson_interval(successes, total)))
+    fast = confusion_scores(confusion_matrix(UNPARSED_LABELS, UNPARSED_PREDICTIONS))
+    assert {name: float(value) for name, value in fast.items()} == pytest.approx(wanted)
+    low, high = metrics["f1_ci95"]
+    assert low < wanted["f1"] < high
+
+
+def test_a_third_column_without_items_changes_nothing():
+    confusion = np.array([[5, 2], [1, 7]])
+    wider = np.concatenate([confusion, np.zeros((2, 1), dtype=int)], axis=1)
+    assert confusion_scores(confusion) == confusion_scores(wider)
+    wilson = ("accuracy_ci95", "precision_ci95", "recall_ci95", "accuracy_negative_ci95", "accuracy_positive_ci95")
+    ours, theirs = confusion_intervals(confusion), confusion_intervals(wider)
+    assert {name: ours[name] for name in wilson} == {name: theirs[name] for name in wilson}

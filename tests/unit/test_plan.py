@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from zerotune.models import ModelSettings
-from zerotune.plan import GIB, describe_memory, memory_need, offloaded, scoring_memory, why_not_fit
+from zerotune.plan import GIB, describe_memory, logit_bytes, memory_need, offloaded, scoring_memory, why_not_fit
 
 LLAMA_1B = SimpleNamespace(num_hidden_layers=16, hidden_size=2048)
 NUM_WEIGHTS = 1_235_818_496
@@ -43,6 +43,16 @@ def test_lora_keeps_the_frozen_base_in_16_bits_and_qlora_in_4():
 def test_8_bit_moments_and_checkpointing_take_less():
     assert need(optimizer="adamw8bit").optimizer == need().optimizer / 4
     assert need(activation_checkpointing=True).activations < need().activations / 6
+
+
+def test_a_generators_logits_are_float32_at_answers_only():
+    """A fifth of the tokens are answers, each 12 bytes of 128,256 logits; a frozen bf16 head once more in float32."""
+    config = SimpleNamespace(vocab_size=128_256, hidden_size=2048)
+    args = SimpleNamespace(tokens_per_device=1000)
+    logits = 12 * 128_256 * 200
+    for method, precision, copy in (("full", "bf16", 0), ("lora", "fp32", 0), ("qlora", "bf16", 4 * 128_256 * 2048)):
+        settings = ModelSettings("m", None, method, precision=precision)
+        assert logit_bytes(config, settings, args, 0.2) == pytest.approx(logits + copy)
 
 
 def test_what_is_offloaded_takes_nothing():

@@ -1,5 +1,6 @@
 """Prompts: what is drawn and cut, calibration worked by hand, and one form of scoring against the other."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_a_plain_prompt_with_shots():
     assert prompt.render(None, "fine .") == (
         "Review: dull .\nSentiment: negative\n\nReview: a joy .\nSentiment: positive\n\nReview: fine .\nSentiment:"
     )
-    assert prompt.answers() == [" negative", " positive"]
+    assert prompt.answers(None) == [" negative", " positive"]
 
 
 def test_braces_in_a_text_are_text():
@@ -66,7 +67,22 @@ def test_a_chat_prompt_with_shots_has_turns_and_a_pinned_date(characters):
         "<s>26 Jul 2024\n[user]Review: dull .\nSentiment:\n[assistant]negative\n"
         "[user]Review: fine .\nSentiment:\n[assistant]"
     )
-    assert prompt.answers() == ["negative", "positive"]
+    assert prompt.answers(characters[0]) == ["negative", "positive"]
+
+
+@pytest.mark.parametrize("before", [" ", "<think></think>"])  # Mistral's and Qwen3's forms
+def test_an_answer_is_what_the_template_makes_of_it(characters, before):
+    """What stands in the finished conversation between the prompt and the end of the word."""
+    tokenizer = copy.deepcopy(characters[0])
+    tokenizer.chat_template = (
+        "<s>{% for turn in messages %}{% if turn.role == 'user' %}[INST] {{ turn.content }}[/INST]{% else %}"
+        + before
+        + "{{ turn.content }}</s>{% endif %}{% endfor %}"
+    )
+    prompt = Prompt(TEMPLATE, WORDS, chat=True)
+    assert prompt.answers(tokenizer) == [before + "negative", before + "positive"]
+    data = encode_prompts(tokenizer, prompt, ["fine"], 50, 2048)
+    assert tokenizer.decode(data.targets[0]) == before + "negative"
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -75,7 +91,7 @@ def test_exactly_one_bos(characters, chat):
     data = encode_prompts(tokenizer, Prompt(TEMPLATE, WORDS, chat), ["fine ."], 50, 2048)
     assert [row.count(tokenizer.bos_token_id) for row in data.rows] == [1, 1]
     assert all(row[0] == tokenizer.bos_token_id for row in data.rows)
-    assert [decode(tokenizer, target) for target in data.targets] == Prompt(TEMPLATE, WORDS, chat).answers()
+    assert [decode(tokenizer, target) for target in data.targets] == Prompt(TEMPLATE, WORDS, chat).answers(tokenizer)
 
 
 @pytest.mark.parametrize(
