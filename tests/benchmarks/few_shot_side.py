@@ -77,7 +77,7 @@ def prepare(args) -> None:
         "prompt": asdict(prompt),
         "texts": texts,
         "contexts": [prompt.render(tokenizer, text) for text in texts],
-        "answers": prompt.answers(),
+        "answers": prompt.answers(tokenizer),
         "num_shots_cut": num_shots_cut,
         "num_texts_cut": sum(before != after for before, after in zip(whole_texts, texts, strict=True)),
     }
