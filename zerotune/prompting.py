@@ -118,7 +118,8 @@ class PromptData:
     def context(self, item: int) -> list[int]:
         """Token ids of an item's prompt, without an answer."""
         number = item * self.rows_per_item
-        return self.rows[number] if self.single_token else self.rows[number][: 1 - len(self.targets[number]) or None]
+        num_answer = 0 if self.single_token else len(self.targets[number]) - 1
+        return self.rows[number][: len(self.rows[number]) - num_answer].tolist()
 
     @property
     def context_lengths(self) -> np.ndarray:
