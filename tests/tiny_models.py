@@ -7,6 +7,7 @@ import functools
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -80,13 +81,7 @@ CHAT_TEMPLATE = (
 
 def character_model(folder: Path, chat_template: str | None = None) -> None:
     """Write a Llama of 2,048 positions whose tokens are single bytes: every label word takes several."""
-    backend = Tokenizer(models.BPE(vocab=_byte_ids(), merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(SPECIAL)
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     sizes = {**_SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "num_key_value_heads": 2}
@@ -96,5 +91,35 @@ def character_model(folder: Path, chat_template: str | None = None) -> None:
     torch.set_rng_state(state)
 
 
-def _byte_ids() -> dict[str, int]:
-    return {symbol: index for index, symbol in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+def byte_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Tokens are single bytes, but for `words` (such as " good") and what these begin with; `<s>` first."""
+    symbols = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = {}  # in the order in which they are made
+    for word in words:
+        spelled = word.replace(" ", "Ġ")
+        merges |= {(spelled[:end], spelled[end]): None for end in range(1, len(spelled))}
+    vocabulary = {symbol: index for index, symbol in enumerate([*symbols, *map("".join, merges)])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(SPECIAL)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def seeded_model(kind: str, seed: int, vocab_size: int, **sizes):
+    """A causal model in eval mode whose weights depend on nothing but `kind`, `seed` and the sizes.
+
+    They are drawn one matrix after the other in the order of their names, by NumPy: transformers has changed its order,
+    and torch's normal numbers differ in their last bits from processor to processor.
+    """
+    config = AutoConfig.for_model(kind, **{**_CAUSAL_SIZES, "vocab_size": vocab_size, **sizes})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    generator = np.random.RandomState(seed)  # whose numbers NumPy never changes
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            if parameter.dim() == 2:
+                drawn = generator.normal(0, config.initializer_range, tuple(parameter.shape))
+                parameter.copy_(torch.from_numpy(drawn))
+    return model

@@ -1,6 +1,7 @@
 """Classification by a causal model without a head: the likelihood of the label words after a prompt."""
 
 import re
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ PINNED_DATE = "26 Jul 2024"
 CHAT_NAMES = re.compile(r"(^|[-_./])(it|chat|instruct)($|[-_./])", re.IGNORECASE)
 # Zhao et al. 2021 (arXiv:2102.09690), section 5: three content-free inputs.
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
+# Tokenised together: a tokenizer's own record of a prompt takes some hundred bytes a token until it is dropped.
+TEXTS_AT_ONCE = 64
 # A token of a shared prefix costs a row no computation, but its keys and values: so much of a token of its own.
 PREFIX_TOKENS_PER_TOKEN = 8
 
@@ -81,13 +84,14 @@ class PromptData:
     One row an item when every answer is a single token (`num_answer_tokens` 1), else one row an item and label.
 
     Attributes:
-        rows: token ids of each row, without the answer's last token; [num_items × rows_per_item] lists.
+        rows: token ids of each row, without the answer's last token; [num_items × rows_per_item] arrays of 32-bit
+            integers, for lists of Python's would take ten times their memory.
         targets: answer token ids of each row: [labels] in the single-token form, else the row's own answer.
         num_shared: tokens that all rows begin with: shots, and the question up to the text.
         num_truncated: items whose text was cut to fit.
     """
 
-    rows: list[list[int]]
+    rows: list[array]
     targets: list[list[int]]
     num_labels: int
     single_token: bool
@@ -111,7 +115,8 @@ class PromptData:
     def context(self, item: int) -> list[int]:
         """Token ids of an item's prompt, without an answer."""
         number = item * self.rows_per_item
-        return self.rows[number] if self.single_token else self.rows[number][: 1 - len(self.targets[number]) or None]
+        num_answer = 0 if self.single_token else len(self.targets[number]) - 1
+        return self.rows[number][: len(self.rows[number]) - num_answer].tolist()
 
     @property
     def context_lengths(self) -> np.ndarray:
@@ -173,6 +178,37 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
     Raises:
         Refused: prompt and shots alone are longer than the window.
     """
+    contexts, answers, num_truncated = [], [], 0
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = texts[start : start + TEXTS_AT_ONCE]
+        cut, some_contexts, wholes = _fitted(tokenizer, prompt, some, max_text_tokens, window)
+        num_truncated += sum(before != after for before, after in zip(some, cut, strict=True))
+        contexts += [array("i", context) for context in some_contexts]
+        answers += [
+            [whole[len(context) :] for whole in options] for context, options in zip(some_contexts, wholes, strict=True)
+        ]
+    single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
+    if single:
+        rows, targets = contexts, [[token for (token,) in options] for options in answers]
+    else:
+        pairs = [(context, answer) for context, options in zip(contexts, answers, strict=True) for answer in options]
+        rows, targets = [context + array("i", answer[:-1]) for context, answer in pairs], [each for _, each in pairs]
+    num_read = [1 if single else len(target) for target in targets]
+    # the tokens after which an answer's tokens are read are each row's own
+    most_shared = min(len(row) - count for row, count in zip(rows, num_read, strict=True))
+    return PromptData(
+        rows=rows,
+        targets=targets,
+        num_labels=len(prompt.label_words),
+        single_token=single,
+        pad_id=tokenizer.pad_token_id,
+        num_shared=num_shared_tokens(rows, most_shared),
+        num_truncated=num_truncated,
+    )
+
+
+def _fitted(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int):
+    """Texts cut so that their prompts fit, the prompts' token ids, and those with each answer [texts][labels]."""
     rooms = np.full(len(texts), max_text_tokens)
     cut = cut_texts(tokenizer, texts, rooms)
     contexts, wholes = _tokenise(tokenizer, prompt, cut)
@@ -188,25 +224,7 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
         again = _tokenise(tokenizer, prompt, shorter)
         for index, text, context, options in zip(too_long, shorter, *again, strict=True):
             cut[index], contexts[index], wholes[index] = text, context, options
-    answers = [[whole[len(context) :] for whole in options] for context, options in zip(contexts, wholes, strict=True)]
-    single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
-    rows = contexts if single else [whole[:-1] for options in wholes for whole in options]
-    if single:
-        targets = [[token for (token,) in options] for options in answers]
-    else:
-        targets = [answer for options in answers for answer in options]
-    num_read = [1 if single else len(target) for target in targets]
-    # the tokens after which an answer's tokens are read are each row's own
-    most_shared = min(len(row) - count for row, count in zip(rows, num_read, strict=True))
-    return PromptData(
-        rows=rows,
-        targets=targets,
-        num_labels=len(prompt.label_words),
-        single_token=single,
-        pad_id=tokenizer.pad_token_id,
-        num_shared=num_shared_tokens(rows, most_shared),
-        num_truncated=sum(before != after for before, after in zip(texts, cut, strict=True)),
-    )
+    return cut, contexts, wholes
 
 
 def _tokenise(tokenizer, prompt: Prompt, texts: list[str]) -> tuple[list[list[int]], list[list[list[int]]]]:

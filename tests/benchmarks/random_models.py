@@ -61,6 +61,16 @@ DISTILBERT = {
     "n_heads": 12,
 }
 
+# For measuring on a CPU. The weights are drawn wide enough for prompts to be answered differently.
+SMALL_LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.1,
+}
 TOY_CAUSAL = {
     "vocab_size": 512,
     "hidden_size": 64,
