@@ -1,0 +1,46 @@
+"""SQuAD v2: a question about a paragraph of an encyclopedia; the answer is a span of the paragraph, or there is none.
+
+A question of ours, in the data set's form:
+
+    {"version": "v2.0", "data": [{"title": "Lighthouses", "paragraphs": [{
+        "context": "The tower at Hook Head was built in the 13th century.", "qas": [
+            {"id": "q1", "question": "When was the tower built?", "is_impossible": false,
+             "answers": [{"text": "in the 13th century", "answer_start": 33}]},
+            {"id": "q2", "question": "Who designed the tower?", "is_impossible": true, "answers": []}]}]}]}
+
+Rajpurkar et al. 2018, arXiv:1806.03822.
+"""
+
+from dataclasses import dataclass
+
+TASK = "squad"
+
+
+@dataclass(frozen=True, eq=False)
+class Paragraph:
+    """What questions are asked about. Each paragraph of a file is one object, shared by its questions.
+
+    article: title of the article that it stands in; number: its place in the file, from 0.
+    """
+
+    article: str
+    number: int
+    context: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A span of the paragraph: its text, and the character at which it starts in the context."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with all its gold answers: none where the paragraph does not answer it, None where nobody says."""
+
+    id: str
+    text: str
+    paragraph: Paragraph
+    answers: tuple[Answer, ...] | None
