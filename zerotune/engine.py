@@ -124,18 +124,20 @@ class Engine:
     def save(self, folder: Path) -> list[Path]:
         """Write trainable weights and optimizer state into `folder`. Returns the files that this rank wrote."""
         if self.deepspeed:
-            place = (self.accelerator.process_index, self.accelerator.num_processes)
-            return save_zero_state(folder, self.model.optimizer, self._names(), *place)
+            return save_zero_state(folder, self.model.optimizer, self._names(), *self._place())
         if not self.accelerator.is_main_process:
             return []
         return save_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
 
     def load(self, folder: Path) -> None:
-        """Restore what any number of ranks wrote by `save`, bit for bit."""
+        """Restore what any number of ranks wrote by `save`, bit for bit; under DeepSpeed with adamw8bit, as many."""
         if self.deepspeed:
-            load_zero_state(folder, self.model.optimizer, self._names())
+            load_zero_state(folder, self.model.optimizer, self._names(), *self._place())
             return
         load_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
+
+    def _place(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes
 
     def _names(self) -> dict[nn.Parameter, str]:
         return {parameter: name for name, parameter in self.module.named_parameters() if parameter.requires_grad}

@@ -5,6 +5,8 @@ weight-00001-of-00004.safetensors   exp_avg-…   exp_avg_sq-…   what the firs
 The tensor "4096:model.score.weight" holds elements 4096, 4097, … of the flattened parameter. A rank that loads reads
 just the ranges that it keeps, out of whichever files have them. DeepSpeed's own files would need a conversion for each
 number of processes, and hold the weights twice.
+
+bitsandbytes quantises moments in blocks of a rank's partition. They lie in state-00001-of-00004.pt, for as many ranks.
 """
 
 from collections.abc import Iterator
@@ -31,17 +33,21 @@ def save_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: in
     """Write what this rank keeps. Returns its files.
 
     Args:
-        zero: DeepSpeed's ZeRO optimizer, of stage 1, 2 or 3, around a torch.optim.AdamW.
+        zero: DeepSpeed's ZeRO optimizer, of stage 1, 2 or 3.
         names: of the parameters that train.
     """
     from safetensors.torch import save_file
 
     partitions = list(_partitions(zero))
-    steps = {float(_state(zero.optimizer, flat)["step"]) for flat, _ in partitions}
-    assert len(steps) == 1, f"AdamW has made {sorted(steps)} steps: one number is kept for all weights"
-    metadata = {"step": str(steps.pop())}
-    files = []
-    for kind in KINDS:  # a file each, so that a GPU's are in host memory one after the other
+    files, metadata = [], None
+    if _moves(zero.optimizer):
+        steps = {float(_state(zero.optimizer, flat)["step"]) for flat, _ in partitions}
+        assert len(steps) == 1, f"AdamW has made {sorted(steps)} steps: one number is kept for all weights"
+        metadata = {"step": str(steps.pop())}
+    else:
+        files.append(_quantised_file(folder, rank, world_size))
+        torch.save([zero.optimizer.state[flat] for flat, _ in partitions], files[0])
+    for kind in _kinds(zero.optimizer):  # a file each, so that a GPU's are in host memory one after the other
         files.append(folder / f"{kind}-{rank + 1:05d}-of-{world_size:05d}.safetensors")
         tensors = {
             f"{shard.start}:{names[shard.parameter]}": _values(zero.optimizer, flat, kind, shard)
@@ -52,18 +58,41 @@ def save_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: in
     return files
 
 
-def load_zero_state(folder: Path, zero, names: dict[nn.Parameter, str]) -> None:
-    """Restore what any number of ranks has written by `save_zero_state`, bit for bit; all ranks take part."""
+def load_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: int, world_size: int) -> None:
+    """Restore what any number of ranks has written by `save_zero_state`, bit for bit; all ranks take part.
+
+    Quantised moments are restored by as many ranks as have written them.
+    """
     if hasattr(zero, "checkpoint_event_prologue"):  # stage 3: parameters that are whole are let go of
         zero.checkpoint_event_prologue()
-    for kind in KINDS:
+    for kind in _kinds(zero.optimizer):
         pieces, step = _open_pieces(folder, kind)
         assert pieces.keys() == set(names.values()), f"{folder} holds other parameters"
         for flat, shards in _partitions(zero):
-            _state(zero.optimizer, flat)["step"].fill_(step)
+            if step is not None:
+                _state(zero.optimizer, flat)["step"].fill_(step)
             for shard in shards:
                 _read(pieces[names[shard.parameter]], shard.start, _values(zero.optimizer, flat, kind, shard))
+    if not _moves(zero.optimizer):
+        states = torch.load(_quantised_file(folder, rank, world_size), map_location="cpu", weights_only=True)
+        for (flat, _), state in zip(_partitions(zero), states, strict=True):
+            zero.optimizer.state[flat] = {
+                key: value.to(flat.device) if torch.is_tensor(value) else value for key, value in state.items()
+            }
     _spread_weights(zero)
+
+
+def _moves(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its state is a float32 number or two for each weight, and so can go to another number of ranks."""
+    return isinstance(optimizer, torch.optim.AdamW)
+
+
+def _kinds(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    return KINDS if _moves(optimizer) else KINDS[:1]
+
+
+def _quantised_file(folder: Path, rank: int, world_size: int) -> Path:
+    return folder / f"state-{rank + 1:05d}-of-{world_size:05d}.pt"
 
 
 def _spread_weights(zero) -> None:
@@ -128,20 +157,20 @@ def _values(adamw: torch.optim.AdamW, flat: torch.Tensor, kind: str, shard: Shar
     return whole.detach().narrow(0, shard.offset, shard.length)
 
 
-def _open_pieces(folder: Path, kind: str) -> tuple[dict[str, dict[int, object]], float]:
-    """(name → first element → slice of a file) for the pieces of all ranks, and the number of AdamW's steps."""
+def _open_pieces(folder: Path, kind: str) -> tuple[dict[str, dict[int, object]], float | None]:
+    """(name → first element → slice of a file) for the pieces of all ranks, and AdamW's steps where they are there."""
     from safetensors import safe_open
 
     pieces: dict[str, dict[int, object]] = {}
     steps = set()
     for path in folder.glob(f"{kind}-*-of-*.safetensors"):
         file = safe_open(path, "pt")
-        steps.add(float(file.metadata()["step"]))
+        steps.add((file.metadata() or {}).get("step"))
         for key in sorted(file.keys()):
             start, name = key.split(":", 1)
             pieces.setdefault(name, {})[int(start)] = file.get_slice(key)
     (step,) = steps
-    return pieces, step
+    return pieces, None if step is None else float(step)
 
 
 def _read(pieces: dict[int, object], start: int, values: torch.Tensor) -> None:

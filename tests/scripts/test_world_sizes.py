@@ -4,7 +4,7 @@ The bounds and their reasons stand in comparing.py. Every combination: tests/ben
 """
 
 import pytest
-from comparing import WEIGHTS, assert_same_curve, weight_difference
+from comparing import BF16_CURVE, WEIGHTS, assert_same_bits, assert_same_curve, killed_at, weight_difference
 from moving import deepspeed, move
 
 METHODS = {"full": [], "lora": ["--method", "lora"], "qlora": ["--method", "qlora"]}
@@ -29,3 +29,33 @@ def test_a_run_goes_on_with_another_number_of_processes(workplace, method, confi
     assert_same_curve(run, reference)
     assert weight_difference(run, reference) <= WEIGHTS
     assert run.read_json("run.json")["world"]["num_processes"] == worlds[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "config"), [("bf16", "zero3"), ("fp16", None)])
+def test_16_bit_runs_go_on_to_16_bits(workplace, precision, config):
+    """fp16 keeps 3 bits more than bf16. Its loss scale goes on too: from its start it would skip steps again."""
+    reference = workplace.train_once(f"full-{precision}", "--precision", precision)
+    run = move(workplace, f"moved-{precision}", ["--precision", precision, *deepspeed(config)], (2, 1))
+    assert_same_curve(run, reference, BF16_CURVE)
+
+
+@pytest.mark.slow
+def test_final_is_made_of_a_checkpoint_by_another_number_of_processes(workplace):
+    """The best checkpoint is loaded into an engine that has trained on from it."""
+    flags = ["--eval-every", 2, "--learning-rate", 3e-3]
+    reference = workplace.train("moved-best-undisturbed", *flags)
+    run = move(workplace, "moved-best", [*flags, *deepspeed("zero3")], (2, 2, 1))
+    assert [each.read_json("final/task.json")["best_step"] for each in (run, reference)] == [4, 4]
+    assert weight_difference(run, reference) <= WEIGHTS
+
+
+def test_quantised_moments_go_on_with_their_own_number_of_processes_only(workplace):
+    flags = ["--optimizer", "adamw8bit", *deepspeed("zero2")]
+    reference = workplace.train_once("8bit-undisturbed", *flags, world=2)
+    stop = killed_at("open", r"metrics\.jsonl$", 3, "SIGTERM")
+    workplace.train("8bit-moved", *flags, world=2, expect=75, **stop)
+    run = workplace.train("8bit-moved", *flags, expect=2)
+    assert "was saved by 2 processes and this run has 1: under DeepSpeed, adamw8bit" in run.refusal()
+    assert run.read_json("state.json")["state"] == "refused"
+    assert_same_bits(workplace.train("8bit-moved", *flags, world=2), reference)

@@ -97,7 +97,7 @@ class Rank:
         return save_zero_state(folder, self.zero, self.names, self.rank, self.world)
 
     def load(self, folder):
-        load_zero_state(folder, self.zero, self.names)
+        load_zero_state(folder, self.zero, self.names, self.rank, self.world)
 
 
 @pytest.fixture(autouse=True)
