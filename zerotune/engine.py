@@ -72,12 +72,15 @@ class Engine:
             loss: this rank's share of the step's loss: its sum over the global count. Ranks add up to the loss.
         """
         # DDP and DeepSpeed average over ranks, and the loss is a sum over ranks
+        if self.scaler:  # `step` makes the average a sum: a greater loss would overflow where one process does not
+            self.scaler.scale(loss).backward()
+            return
         loss = loss * self.accelerator.num_processes
         if self.deepspeed:
             self.model.set_gradient_accumulation_boundary(is_last)
             self.model.backward(loss)
         else:
-            (self.scaler.scale(loss) if self.scaler else loss).backward()
+            loss.backward()
 
     def gradients_stay_local(self, is_last: bool):
         """Context for forward and backward of one micro-batch: no exchange before the last one."""
@@ -95,9 +98,11 @@ class Engine:
         if self.deepspeed:
             self.model.step()
             return self.model.get_global_grad_norm()
+        gradients = [p.grad for p in self.trainable if p.grad is not None]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None])
+            torch._foreach_mul_(gradients, self.accelerator.num_processes)
+        norm = torch.nn.utils.get_total_norm(gradients)
         self._clip(norm)
         if self.scaler:
             self.scaler.step(self.optimizer)

@@ -32,11 +32,14 @@ def test_a_run_goes_on_with_another_number_of_processes(workplace, method, confi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "config"), [("bf16", "zero3"), ("fp16", None)])
-def test_16_bit_runs_go_on_to_16_bits(workplace, precision, config):
+@pytest.mark.parametrize(
+    ("precision", "config", "worlds"), [("bf16", "zero3", (2, 1)), ("fp16", None, (2, 1)), ("fp16", None, (1, 2))]
+)
+def test_16_bit_runs_go_on_to_16_bits(workplace, precision, config, worlds):
     """fp16 keeps 3 bits more than bf16. Its loss scale goes on too: from its start it would skip steps again."""
     reference = workplace.train_once(f"full-{precision}", "--precision", precision)
-    run = move(workplace, f"moved-{precision}", ["--precision", precision, *deepspeed(config)], (2, 1))
+    flags = ["--precision", precision, *deepspeed(config)]
+    run = move(workplace, f"moved-{precision}-{worlds[0]}", flags, worlds)
     assert_same_curve(run, reference, BF16_CURVE)
 
 
