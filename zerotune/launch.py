@@ -97,6 +97,9 @@ def _check_deepspeed_config(config: dict, args) -> None:
             raise Refused(
                 f'the DeepSpeed file\'s {key} is {found}: zerotune cuts a step by --tokens-per-device; write "auto"'
             )
+    for key in ("offload_optimizer", "offload_param"):
+        if (config.get("zero_optimization", {}).get(key) or {}).get("device") == "nvme":
+            raise Refused(f"the DeepSpeed file's {key} goes to nvme, where checkpoints cannot read it: use cpu")
     if not config.get("zero_optimization", {}).get("stage"):
         raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
 

@@ -161,8 +161,8 @@ def resume(loop: Loop, args) -> None:
     """Go on from the checkpoint that --resume means, or start at step 0; rank 0 chooses for all.
 
     Raises:
-        Refused: a checkpoint that was asked for by path is of another run or not whole; DeepSpeed's is of another
-            number of processes.
+        Refused: a checkpoint that was asked for by path is of another run or not whole; adamw8bit's state under
+            DeepSpeed is of another number of processes.
     """
     choice = _choose_checkpoint(loop, args) if is_main_process() else None
     folder, lines, problem = on_all_ranks(loop.accelerator, choice)[0]
@@ -174,7 +174,9 @@ def resume(loop: Loop, args) -> None:
         loop.run.forget_metrics_after(0)
         return
     loop.resume(folder)
-    say(f"goes on after step {loop.progress.step} from {folder}")
+    saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
+    moved = f" (saved by {saved_by} processes, now {now})" if saved_by != now else ""
+    say(f"goes on after step {loop.progress.step} from {folder}{moved}")
 
 
 def _choose_checkpoint(loop: Loop, args) -> tuple[Path | None, list[str], str | None]:
@@ -189,14 +191,14 @@ def _choose_checkpoint(loop: Loop, args) -> tuple[Path | None, list[str], str | 
         problem = checkpoints.defect(folder)
         if problem:
             return None, [], f"--resume {folder}: {problem}: name a whole checkpoint, or use --resume auto"
-    if folder is None:
-        return None, lines, None
-    saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
-    if loop.engine.deepspeed and saved_by != now:
-        problem = (
-            f"{folder} was saved by {saved_by} processes under DeepSpeed and this run has {now}: launch {saved_by}"
-        )
-        return None, lines, problem
+    if folder is not None and loop.engine.deepspeed and args.optimizer == "adamw8bit":
+        saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
+        if saved_by != now:
+            problem = (
+                f"{folder} was saved by {saved_by} processes and this run has {now}: under DeepSpeed, adamw8bit has "
+                f"its state in blocks of one process, which cannot move; launch {saved_by}"
+            )
+            return None, lines, problem
     return folder, lines, None
 
 

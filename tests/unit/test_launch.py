@@ -124,6 +124,10 @@ def fill(config, precision="fp32"):
         ({"optimizer": {"type": "Adam"}}, 'a section "optimizer": remove it and use --optimizer, --learning-rate'),
         ({"scheduler": {"type": "WarmupLR"}}, 'a section "scheduler": remove it and use --warmup-ratio'),
         ({"zero_optimization": {}}, "stage 0"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "offload_param goes to nvme, where checkpoints cannot read it: use cpu",
+        ),
     ],
 )
 def test_numbers_that_contradict_the_flags_are_refused(config, words):
