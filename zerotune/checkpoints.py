@@ -127,6 +127,7 @@ def _rename(aside: Path, target: Path) -> None:
     aside.rename(target)
     sync_folder(target.parent)
     (target / MARKER).touch()
+    sync_folder(target)
 
 
 def agree(accelerator, problem: str | None) -> None:
