@@ -14,6 +14,7 @@ say() { printf 'slurm: %s\n' "$*"; }
 stop_with() { local status=$1; shift; say "$*"; exit "$status"; }
 
 [ -e slurm/common.sh ] || stop_with 2 "submit from the checkout's root: cd there, then sbatch slurm/…"
+IN_CONTAINER=()  # slurm/hook.sh may set it: (apptainer exec --nv image.sif)
 # shellcheck source=/dev/null
 [ -e slurm/site.env ] && . slurm/site.env
 # shellcheck source=/dev/null
@@ -21,6 +22,7 @@ stop_with() { local status=$1; shift; say "$*"; exit "$status"; }
 
 python=${ZEROTUNE_PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export ZEROTUNE_PYTHON=$python
+run_python() { "${IN_CONTAINER[@]}" "$python" "$@"; }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export ZEROTUNE_ATTEMPTS=${ZEROTUNE_ATTEMPTS:-3}
 export ZEROTUNE_COLLECTIVE_TIMEOUT=${ZEROTUNE_COLLECTIVE_TIMEOUT:-1800}
@@ -34,18 +36,28 @@ export HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_UPDATE_CHECK=1 TOKENIZERS_PARAL
 NLTK_DATA=${NLTK_DATA:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/nltk_data}
 export NLTK_DATA
 
-if [ -n "${SLURM_JOB_ID:-}" ]; then
+# submit SBATCH-ARGUMENTS…: prints the job's number. A job that submits another must not hand its own shape on.
+submit() {
+  local name forget=()
+  while read -r name; do forget+=(-u "$name"); done < <(compgen -e SLURM_ | grep -vx SLURM_CONF)
+  env "${forget[@]}" sbatch --parsable "$@" | cut -d';' -f1
+  return "${PIPESTATUS[0]}"
+}
+
+# --- one launch of a script on all nodes ---
+
+num_launches=0 stop_reason=
+
+# prepare_job: what a job knows of itself, for its steps.
+prepare_job() {
   mkdir -p runs/slurm
   job_files=runs/slurm/$SLURM_JOB_ID
   export ZEROTUNE_PROCESSES_PER_NODE=${ZEROTUNE_PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
   [ -n "${ZEROTUNE_MASTER_ADDR:-}" ] || ZEROTUNE_MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   export ZEROTUNE_MASTER_ADDR
   export ZEROTUNE_STOP_FILE=$PWD/$job_files.stop
-fi
-
-# --- one launch of a script on all nodes ---
-
-num_launches=0 stop_reason=
+  rm -f "$ZEROTUNE_STOP_FILE"
+}
 
 note_stop() {
   [ -n "$stop_reason" ] && return
@@ -87,21 +99,21 @@ job_state() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'JobState=[
 run_to_end() {
   local folder state progress stamp before status
   if [ -z "${SLURM_JOB_ID:-}" ]; then  # by bash, on the login node: would the job find what it needs?
-    "$python" -m zerotune.cluster check "$@"
+    run_python -m zerotune.cluster check "$@"
     exit
   fi
+  prepare_job
   trap 'note_stop SIGUSR1' USR1
   trap 'note_stop SIGTERM' TERM
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
-  "$python" -m zerotune.cluster plan "$@" || exit 2
-  folder=$("$python" -m zerotune.cluster folder "$@") || exit 2
-  rm -f "$ZEROTUNE_STOP_FILE"
+  run_python -m zerotune.cluster plan "$@" || exit 2
+  folder=$(run_python -m zerotune.cluster folder "$@") || exit 2
   while :; do
-    read -r state progress before <<<"$("$python" -m zerotune.cluster progress "$folder")"
+    read -r state progress before <<<"$(run_python -m zerotune.cluster progress "$folder")"
     rm -f "$job_files.state.json"
     launch "$@" --state-file "$job_files.state.json"
     status=$?
-    read -r state progress stamp <<<"$("$python" -m zerotune.cluster progress "$folder")"
+    read -r state progress stamp <<<"$(run_python -m zerotune.cluster progress "$folder")"
     [ "$status" = 0 ] && exit 0
     [ -e "$job_files.state.json" ] && exit 2
     if [ "$stamp" != "$before" ]; then

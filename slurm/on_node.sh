@@ -3,6 +3,7 @@
 #
 #     srun … bash slurm/on_node.sh train/sst2.py FLAGS…
 set -euo pipefail
+IN_CONTAINER=()
 # shellcheck source=/dev/null
 [ -e slurm/hook.sh ] && . slurm/hook.sh
 # The launcher has to outlive its ranks, and a rank that still imports its libraries has to outlive the signal; the ranks
@@ -19,6 +20,5 @@ if [ "$world" -gt 1 ]; then
   flags+=("${kind[@]}" --machine_rank "$SLURM_NODEID" --rdzv_backend static
     --main_process_ip "$ZEROTUNE_MASTER_ADDR" --main_process_port "$ZEROTUNE_PORT")
 fi
-# IN_CONTAINER is an array that slurm/hook.sh may set: (apptainer exec --nv image.sif)
-exec "${IN_CONTAINER[@]:+${IN_CONTAINER[@]}}" "$ZEROTUNE_PYTHON" -m accelerate.commands.accelerate_cli launch \
+exec "${IN_CONTAINER[@]}" "$ZEROTUNE_PYTHON" -m accelerate.commands.accelerate_cli launch \
   "${flags[@]}" "$@"

@@ -18,7 +18,7 @@ from zerotune.errors import Refused
 from zerotune.files import read_json, write_json
 
 MANIFEST = "zerotune-manifest.json"
-# Of a model's repository: what transformers and peft read. Weights in the older .bin form only where there are no others.
+# What transformers and peft read of a repository. Weights in the older .bin form only where there are no others.
 MODEL_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 DEBIAN_WORDNET = Path("/usr/share/wordnet")
 SQUAD_DATASET = "rajpurkar/squad_v2"
@@ -224,5 +224,5 @@ class _hub_errors:
             raise Refused(f"{self.item}: no such repository or revision on the hub; check the spelling") from None
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused(
-            f"{self.item} cannot be fetched ({first_line}): run this on a node with a network, with HF_HUB_OFFLINE unset"
+            f"{self.item} cannot be fetched ({first_line}): run this where there is a network, without HF_HUB_OFFLINE"
         ) from None
