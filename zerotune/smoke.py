@@ -211,7 +211,7 @@ def check_scratch(accelerator, folder: Path) -> Finding:
     found = launch.on_all_ranks(accelerator, (platform.node(), problem, free))
     bad = sorted({f"{node}: {text}" for node, text, _ in found if text})
     text = f"{folder}, {min(free for _, _, free in found):,.0f} GiB free" + (f", {'; '.join(bad)}" if bad else "")
-    return Finding("scratch", text, "name a writable folder by TMPDIR in slurm/site.env" if bad else None)
+    return Finding("scratch", text, "name a writable folder by ZEROTUNE_SCRATCH in slurm/site.env" if bad else None)
 
 
 def check_cache(accelerator) -> Finding:
@@ -235,7 +235,7 @@ def check_cache(accelerator) -> Finding:
 def main(args) -> None:
     """All checks in order; rank 0 prints."""
     accelerator = launch.start_accelerator(None)
-    scratch = Path(os.environ.get("TMPDIR", "/tmp"))
+    scratch = Path(os.environ.get("ZEROTUNE_SCRATCH") or os.environ.get("TMPDIR") or "/tmp")
     checks = [
         lambda: check_devices(accelerator),
         lambda: check_bf16(accelerator),

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "unshare", "nsenter")
@@ -133,9 +134,7 @@ class LocalCluster:
     @property
     def environment(self) -> dict[str, str]:
         """The environment in which sbatch, srun and scontrol talk to this cluster."""
-        foreign = ("SLURM_", "SBATCH_", "SRUN_")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        return kept | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": SBIN}
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": SBIN}
 
     def _address(self, host: int) -> str:
         return f"{NETWORK}.{self.number}.{host}"
@@ -196,10 +195,11 @@ class LocalCluster:
                 [program, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
-    def _call(self, *command: str) -> str:
-        ended = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+    def _call(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
+        given = {**(environment or {}), **self.environment}
+        ended = subprocess.run(command, env=given, cwd=cwd, capture_output=True, text=True)
         if ended.returncode:
-            raise RuntimeError(f"{' '.join(command)}: {ended.stderr.strip()}")
+            raise RuntimeError(f"{' '.join(command)}: {ended.stdout.strip()} {ended.stderr.strip()}")
         return ended.stdout
 
     # --- what befalls it ---
@@ -268,9 +268,9 @@ class LocalCluster:
 
     # --- jobs ---
 
-    def call(self, *command: str) -> str:
-        """What a command of SLURM prints."""
-        return self._call(*command)
+    def call(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
+        """What a command prints that is given in a folder, with more environment variables."""
+        return self._call(*command, cwd=cwd, environment=environment)
 
     def num_usable(self) -> int:
         """How many nodes can take jobs."""

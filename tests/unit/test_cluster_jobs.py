@@ -49,7 +49,7 @@ def test_the_run_folder_is_the_one_that_the_script_takes(flags):
 def test_eval_folders_and_tasks():
     assert read_flags("eval/imdb.py", ["--model", "runs/a/final"]).folder == Path("runs/eval-imdb-a")
     assert read_flags("train/qa.py", ["--model", "x/y"]).folder == Path("runs/squad-y-full")
-    with pytest.raises(Refused, match="train/zero.py is no script of a task"):
+    with pytest.raises(Refused, match=r"train/zero\.py is no script of a task"):
         read_flags("train/zero.py", [])
     with pytest.raises(Refused, match="expected one argument"):
         read_flags("train/sst2.py", ["--model"])
@@ -167,7 +167,7 @@ def test_what_the_manifest_lists_is_measured_and_hashed(own_cache):
 def test_a_job_cannot_upload_and_wants_its_files(tmp_path):
     with pytest.raises(Refused, match="hf upload me/mine runs/a/final"):
         check_offline(read_flags("train/sst2.py", ["--sample", "--push-to-hub", "me/mine", "--output-dir", "runs/a"]))
-    with pytest.raises(Refused, match="--train-file .*absent.tsv: no such file on this node"):
+    with pytest.raises(Refused, match=r"--train-file .*absent\.tsv: no such file on this node"):
         check_offline(
             read_flags("train/sst2.py", ["--model", str(tmp_path), "--train-file", str(tmp_path / "absent.tsv")])
         )
