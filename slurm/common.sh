@@ -22,7 +22,8 @@ IN_CONTAINER=()  # slurm/hook.sh may set it: (apptainer exec --nv image.sif)
 
 python=${ZEROTUNE_PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export ZEROTUNE_PYTHON=$python
-run_python() { "${IN_CONTAINER[@]}" "$python" "$@"; }
+# a signal to the whole job is for the ranks, not for the questions that this script asks between launches
+run_python() { (trap '' TERM USR1; exec "${IN_CONTAINER[@]}" "$python" "$@"); }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export ZEROTUNE_ATTEMPTS=${ZEROTUNE_ATTEMPTS:-3}
 export ZEROTUNE_COLLECTIVE_TIMEOUT=${ZEROTUNE_COLLECTIVE_TIMEOUT:-1800}
@@ -33,7 +34,7 @@ if [ -z "${ZEROTUNE_ONLINE:-}" ]; then
   export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
 fi
 export HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_UPDATE_CHECK=1 TOKENIZERS_PARALLELISM=false
-NLTK_DATA=${NLTK_DATA:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/nltk_data}
+NLTK_DATA=${NLTK_DATA:-${HF_HOME:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/huggingface}/nltk_data}
 export NLTK_DATA
 
 # submit SBATCH-ARGUMENTS…: prints the job's number. A job that submits another must not hand its own shape on.

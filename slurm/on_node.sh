@@ -2,14 +2,14 @@
 # One node's share of a job step: srun starts this once on each node, where SLURM_NODEID is the node's rank.
 #
 #     srun … bash slurm/on_node.sh train/sst2.py FLAGS…
-set -euo pipefail
-IN_CONTAINER=()
-# shellcheck source=/dev/null
-[ -e slurm/hook.sh ] && . slurm/hook.sh
 # The launcher has to outlive its ranks, and a rank that still imports its libraries has to outlive the signal; the ranks
 # set handlers of their own. torchelastic would kill the ranks 30 s after a SIGTERM.
 trap '' TERM USR1
 export PET_SIGNALS_TO_HANDLE=SIGINT
+set -euo pipefail
+IN_CONTAINER=()
+# shellcheck source=/dev/null
+[ -e slurm/hook.sh ] && . slurm/hook.sh
 
 world=$((SLURM_JOB_NUM_NODES * ZEROTUNE_PROCESSES_PER_NODE))
 flags=(--num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world" --mixed_precision no --dynamo_backend no)

@@ -155,7 +155,9 @@ class LocalCluster:
 
     def _configure(self) -> None:
         folder, names = self.folder, self.names
-        hosts = [f"{self._address(number)} {name}" for number, name in enumerate(names, start=1)]
+        # torch asks for the name of an address in its IPv6 form: without the second kind of line it would ask a DNS
+        addresses = [(self._address(number), name) for number, name in enumerate(names, start=1)]
+        hosts = [f"{form}{address} {name}" for form in ("", "::ffff:") for address, name in addresses]
         (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts]) + "\n")
         nodes = [
             f"NodeName={name} NodeHostname={name} NodeAddr={self._address(number)} "

@@ -61,7 +61,7 @@ def test_site_settings_and_hook_are_read_on_every_node(site):
         fake = site.folder / "python-that-tells"
         fake.write_text(
             '#!/bin/bash\ncase "$*" in *accelerate_cli*)\n'
-            'echo "launched on $(hostname) in box: $IN_BOX: $*"; exit 1 ;; esac\n'
+            'echo "launched on $(hostname) in box: $IN_BOX: $*"; sleep 2; exit 1 ;; esac\n'
             f'exec {site.environment["ZEROTUNE_PYTHON"]} "$@"\n'
         )
         fake.chmod(0o755)
@@ -88,8 +88,9 @@ def test_a_start_that_comes_no_further_is_not_repeated_for_ever(site):
     assert "3 starts in a row came no further than 0+0 (last status 9)" in job.log
 
 
-def test_wishes_of_a_state_file_stand_in_for_the_folder(site):
-    """A refusal before the run folder exists reaches the job script by --state-file, not by the launcher's status."""
-    job = site.train("bad", "--warmup-ratio", 0.5, "--model", "nothing-here", nodes=1).wait("FAILED", seconds=120)
+def test_a_refusal_before_there_is_a_folder_ends_the_job(site):
+    """It reaches the job script by --state-file: the launchers make 1 of its status."""
+    job = site.train("bad", "--max-length", 9999).wait("FAILED", seconds=120)
     assert not site.run_folder("bad").exists() and "launched again" not in job.log
+    assert job.log.count("refused: --max-length 9999 is more than") == 1
     assert json.loads(job.log_path.with_suffix(".state.json").read_text())["state"] == "refused"
