@@ -84,21 +84,45 @@ launch() {
 
 # --- one script until it is finished, refused, or out of attempts ---
 
-# attempts_left PROGRESS: counts a start that left the run where it was; fails when there have been too many. The count
-# outlives a requeue.
+# attempts_left PROGRESS: counts the starts that left the run where it was; fails when there have been too many. The
+# count outlives a requeue.
 attempts_left() {
-  local seen='' count=0
-  [ -e "$job_files.attempts" ] && read -r seen count <"$job_files.attempts"
-  if [ "$seen" = "$1" ]; then count=$((count + 1)); else count=1; fi
+  local seen count=0
+  read -r seen count <"$job_files.attempts"
+  if [ "$seen" = "$1" ]; then count=$((count + 1)); else count=0; fi
   echo "$1 $count" >"$job_files.attempts"
   [ "$count" -lt "$ZEROTUNE_ATTEMPTS" ]
 }
 
-job_state() { scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'JobState=[A-Z_]*' | cut -d= -f2; }
+# ask VERB ARGUMENTS…: zerotune.cluster's answer in $job_files.answer. Not by $(…), whose shell a signal to the whole job
+# would kill.
+ask() {
+  local status=129
+  while [ "$status" -gt 128 ]; do
+    run_python -m zerotune.cluster "$@" >"$job_files.answer"
+    status=$?
+  done
+  return "$status"
+}
+
+# is_ending: whether SLURM itself is about to end this job. Waits while the controller does not answer.
+is_ending() {
+  local tries
+  for tries in {1..30}; do
+    scontrol --oneliner show job "$SLURM_JOB_ID" >"$job_files.answer" 2>/dev/null && break
+    sleep 10
+  done
+  ! grep -q 'JobState=RUNNING' "$job_files.answer"
+}
+
+# nodes_answer: whether every node of the job can start a process.
+nodes_answer() {
+  timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
+}
 
 # run_to_end SCRIPT FLAGS…: the whole job, ends the shell. 0 finished, 2 refused, 75 stopped, 1 out of attempts.
 run_to_end() {
-  local folder state progress stamp before status
+  local folder state=none progress=none stamp=0 before=0 status=0
   if [ -z "${SLURM_JOB_ID:-}" ]; then  # by bash, on the login node: would the job find what it needs?
     run_python -m zerotune.cluster check "$@"
     exit
@@ -107,14 +131,18 @@ run_to_end() {
   trap 'note_stop SIGUSR1' USR1
   trap 'note_stop SIGTERM' TERM
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
-  run_python -m zerotune.cluster plan "$@" || exit 2
-  folder=$(run_python -m zerotune.cluster folder "$@") || exit 2
+  ask plan "$@" || status=$?
+  cat "$job_files.answer"
+  [ "$status" = 0 ] || exit 2
+  ask folder "$@" || exit 2
+  read -r folder <"$job_files.answer"
   while :; do
-    read -r state progress before <<<"$(run_python -m zerotune.cluster progress "$folder")"
+    ask progress "$folder" && read -r state progress before <"$job_files.answer"
+    [ -e "$job_files.attempts" ] || echo "$progress 0" >"$job_files.attempts"
     rm -f "$job_files.state.json"
     launch "$@" --state-file "$job_files.state.json"
     status=$?
-    read -r state progress stamp <<<"$(run_python -m zerotune.cluster progress "$folder")"
+    ask progress "$folder" && read -r state progress stamp <"$job_files.answer"
     [ "$status" = 0 ] && exit 0
     [ -e "$job_files.state.json" ] && exit 2
     if [ "$stamp" != "$before" ]; then
@@ -126,7 +154,8 @@ run_to_end() {
 
 # go_on_or_end PROGRESS STATUS: after a launch that ended early; returns where the same job is to launch again.
 go_on_or_end() {
-  if [ -n "$stop_reason" ] && [ "$(job_state)" != RUNNING ]; then
+  local tries
+  if [ -n "$stop_reason" ] && is_ending; then
     stop_with 75 "SLURM ends this job (requeue or scancel); the same command goes on"
   fi
   attempts_left "$1" ||
@@ -134,10 +163,17 @@ go_on_or_end() {
   if [ -z "$stop_reason" ]; then
     say "the ranks died (status $2); launched again from the last checkpoint"
     sleep 2
-    return
+    for tries in {1..20}; do  # SLURM notices within SlurmdTimeout, 300 s by default, and requeues the job itself
+      nodes_answer && return
+      say "a node does not answer (try $tries)"
+      sleep 15
+    done
+    stop_reason="a node that does not answer"
   fi
-  if scontrol requeue "$SLURM_JOB_ID"; then
-    stop_with 75 "requeued ($stop_reason)"
-  fi
+  for tries in {1..30}; do
+    scontrol requeue "$SLURM_JOB_ID" && stop_with 75 "requeued ($stop_reason)"
+    scontrol ping | grep -q 'is UP' && break
+    sleep 10
+  done
   stop_with 75 "this site forbids to requeue: submit the same command again, it goes on"
 }
