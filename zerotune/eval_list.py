@@ -18,11 +18,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from zerotune.cluster import TASKS
 from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
 from zerotune.files import read_json
 from zerotune.runs import read_state, short_name
 
-SCRIPTS = {"sst2": "eval/sst2.py", "imdb": "eval/imdb.py", "squad": "eval/qa.py", "qa": "eval/qa.py"}
+SCRIPTS = {Path(name).stem: f"eval/{name}" for name in TASKS}
 FORM = "MODEL TASK SHOTS SEED [more flags]"
 
 

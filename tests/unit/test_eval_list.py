@@ -44,7 +44,7 @@ def test_lines_and_their_folders(write_list):
         ([""], "holds no evaluation"),
         (["org/a sst2 0"], "mine.txt line 1: 'org/a sst2 0'; wanted MODEL TASK SHOTS SEED"),
         (["org/a sst2 few 0"], "wanted MODEL TASK SHOTS SEED"),
-        (["org/a cola 0 0"], "no task 'cola'; wanted one of sst2, imdb, squad, qa"),
+        (["org/a cola 0 0"], "no task 'cola'; wanted one of sst2, imdb, qa"),
         (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
         (["org/a sst2 0 0 'x"], "No closing quotation"),
         (["org/a sst2 0 0", "other/a sst2 0 0"], "line 2 writes to .*sst2-a-0shot-seed0, as .* line 1 does"),
