@@ -32,6 +32,7 @@ class Progress:
     # since the last evaluation: the sum of the training loss, and the examples or answer tokens that it is a sum over
     loss_sum: float = 0.0
     num_targets: int = 0
+    evaluated_step: int = 0  # the last one whose evaluation is done
 
     def record_evaluation(self, value: float, patience: int | None) -> bool:
         """Note an evaluation's value, greater is better.
@@ -113,6 +114,8 @@ class Loop:
         """
         progress = self.progress
         self.engine.model.train()
+        if self.schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
+            self._evaluate_and_save()  # which a stop had cut short
         with self._progress_bar() as bar:
             while not self._is_over():
                 started = time.perf_counter()
@@ -221,13 +224,22 @@ class Loop:
             self.scratch.finish()
         if schedule.logs_at(step):
             self._log_step(status)
-        improved = schedule.evaluates_at(step) and self._evaluate()
-        if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
-            self.save()
+        self._evaluate_and_save()
         if self._stop_wanted and step < schedule.num_steps:
             self.close_saves()
             name = self.stop_signal.name or "a signal on another rank"
             raise Preempted(f"stopped by {name} after step {step} and saved: the same command goes on from there")
+
+    def _evaluate_and_save(self) -> None:
+        """Raises Preempted where the evaluation was stopped: the step is saved, and evaluated when the run goes on."""
+        schedule, step = self.schedule, self.progress.step
+        try:
+            improved = schedule.evaluates_at(step) and self._evaluate()
+        except Preempted:
+            self.save()
+            raise
+        if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
+            self.save()
 
     def _log_step(self, status: dict) -> None:
         progress = self.progress
@@ -251,7 +263,7 @@ class Loop:
             raise Refused(self._not_finite(found, self.step_indices(step)))
         progress = self.progress
         values = {"train_loss": progress.loss_sum / progress.num_targets, **values}
-        progress.loss_sum, progress.num_targets = 0.0, 0
+        progress.loss_sum, progress.num_targets, progress.evaluated_step = 0.0, 0, progress.step
         improved = progress.record_evaluation(values.pop("choose_by"), self.args.patience)
         self.run.log({"step": progress.step, "epoch": progress.step / self.schedule.steps_per_epoch, **values})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())

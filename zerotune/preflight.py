@@ -11,7 +11,6 @@ from zerotune.arguments import DEFAULT_MODEL
 from zerotune.batching import epoch_steps, micro_batches, num_steps_per_epoch, padding_ratio
 from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
-from zerotune.encoding import default_cache_dir
 from zerotune.errors import Refused
 from zerotune.files import read_json
 from zerotune.lora import adapter_size
@@ -20,7 +19,8 @@ from zerotune.parameters import classifier_size, published_table
 from zerotune.plan import describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
 from zerotune.pretrained import check_labels, check_token_ids, check_weight_files, load_tokenizer, read_config
 from zerotune.prompting import Prompt, uses_chat
-from zerotune.runs import say, short_name
+from zerotune.run_names import default_run_folder, sample_model_folder
+from zerotune.runs import say
 from zerotune.schedule import plan_schedule
 from zerotune.scorers import labelled_data
 from zerotune.splits import Splits
@@ -42,14 +42,7 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
         args.head_learning_rate = HEAD_RATE_FACTOR * args.learning_rate
     args.tokens_per_device = tokens_per_device(args.tokens_per_device, on_gpu=8192)
     if args.output_dir is None:
-        args.output_dir = Path("runs") / f"{task_name}-{short_name(args.model)}-{args.method}"
-        if args.head == "generate":
-            args.output_dir = args.output_dir.with_name(f"{args.output_dir.name}-generate")
-
-
-def sample_model_folder() -> Path:
-    """Where --sample keeps its tiny model, for train and eval alike."""
-    return default_cache_dir() / "sample-llama"
+        args.output_dir = default_run_folder(task_name, args.model, args.method, args.head)
 
 
 def read_model_folder(args, labels: tuple[str, ...]) -> tuple:

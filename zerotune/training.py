@@ -1,6 +1,7 @@
 """The stages of a training run, of a classifier or a generator, in the order in which train/sst2.py goes through it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +122,18 @@ def optimizer_for(model: TunedModel, args, device: torch.device) -> torch.optim.
     return build_optimizer(args.optimizer, groups, device.type)
 
 
-def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData, schedule: Schedule, args):
-    """(step) -> values of the choosing split with the weights as they are after it; all ranks take part."""
+def choosing_evaluation(
+    engine: Engine,
+    data: LabelledData | AnswerData,
+    schedule: Schedule,
+    args,
+    on_batch: Callable[[], None] = lambda: None,
+):
+    """(step) -> values of the choosing split with the weights as they are after it; all ranks take part.
+
+    Args:
+        on_batch: called after each batch, on each rank; what it raises ends the evaluation.
+    """
     batches = evaluation_batches(data.scored_lengths, args.tokens_per_device)
 
     def score(rows: np.ndarray) -> np.ndarray:
@@ -131,7 +142,7 @@ def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData, schedul
     def evaluate(step: int) -> dict[str, float]:
         engine.model.eval()
         decay_unused_rows(engine, schedule, args, step)
-        return choosing_values(data, score_items(score, batches, engine.accelerator), args.choose_by)
+        return choosing_values(data, score_items(score, batches, engine.accelerator, on_batch=on_batch), args.choose_by)
 
     return evaluate
 

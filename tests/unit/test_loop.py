@@ -264,6 +264,41 @@ def test_signals_are_noted():
             signal.signal(number, handler)
 
 
+def test_the_stop_file_is_a_signal_too(tmp_path, monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.setenv("ZEROTUNE_STOP_FILE", str(tmp_path / "stop"))
+    monkeypatch.setattr("zerotune.stopping.SECONDS_BETWEEN_LOOKS", 0)
+    try:
+        stop = StopSignal()
+        assert stop.name is None
+        (tmp_path / "stop").write_text("SIGUSR1\n")
+        assert stop.name == "SIGUSR1"
+        monkeypatch.setenv("RANK", "1")
+        assert StopSignal().name is None  # rank 0 looks for all
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_stop_during_an_evaluation_saves_the_step_and_evaluates_it_later(tmp_path):
+    def stopped(stop):
+        raise Preempted("stopped")
+
+    whole = make_loop(tmp_path / "whole", [1, 5, 2, 3, 4, 0])
+    whole.train()
+    first = make_loop(tmp_path / "parts", [1, stopped])
+    with pytest.raises(Preempted):
+        first.train()
+    assert saved_steps(first)[-1] == 4 and first.progress.evaluated_step == 2
+    again = make_loop(tmp_path / "parts", [1, 5, 2, 3, 4, 0])
+    folder, _ = checkpoints.newest_whole(again.checkpoint_root)
+    again.resume(folder)
+    again.train()
+    assert again.progress.best_step == whole.progress.best_step == 4
+    assert logged(again, "step") == logged(whole, "step") and logged(again) == logged(whole)
+    assert logged(again, "eval_loss") == logged(whole, "eval_loss") and weights(again).equal(weights(whole))
+
+
 # --- numbers that are not finite ---
 
 
