@@ -23,6 +23,8 @@ from zerotune.prompting import Prompt, uses_chat
 from zerotune.runs import say, short_name
 from zerotune.schedule import plan_schedule
 from zerotune.scorers import labelled_data
+from zerotune.span_data import SpanData
+from zerotune.span_head import span_size
 from zerotune.splits import Splits
 
 FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
@@ -38,7 +40,7 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
     args.epochs = args.epochs or 3
     if args.learning_rate is None:
         args.learning_rate = FULL_RATE if args.method == "full" else ADAPTER_RATE
-    if args.head_learning_rate is None and args.head == "classify":
+    if args.head_learning_rate is None and args.head != "generate":
         args.head_learning_rate = HEAD_RATE_FACTOR * args.learning_rate
     args.tokens_per_device = tokens_per_device(args.tokens_per_device, on_gpu=8192)
     if args.output_dir is None:
@@ -130,17 +132,26 @@ def schedule_for(args, num_examples: int):
 
 
 def check_plan(
-    args, settings: ModelSettings, config, data: LabelledData | AnswerData, num_labels: int, deepspeed: dict | None
+    args,
+    settings: ModelSettings,
+    config,
+    data: LabelledData | AnswerData | SpanData,
+    num_labels: int,
+    deepspeed: dict | None,
 ) -> None:
     """Refuse a run that will not fit its GPU; with --plan, say what the run would do.
 
     Args:
         data: the train split.
+        num_labels: of a classifier.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_token_ids(args.model, config, data.token_ids)
     generates = args.head == "generate"
-    total, head = (published_table(config)["total"], 0) if generates else classifier_size(config, num_labels)
+    if generates:
+        total, head = published_table(config)["total"], 0
+    else:
+        total, head = span_size(config) if args.head == "span" else classifier_size(config, num_labels)
     adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
     trainable = total if settings.method == "full" else adapter + head
     need = memory_need(total + adapter, trainable, config, settings, args, (world_size, offloaded(deepspeed)))

@@ -5,6 +5,7 @@ under another name than published checkpoints give it, and would leave it random
 as it is read. Gemma has no such class: it gets transformers' generic one.
 """
 
+import copy
 import functools
 
 import torch
@@ -73,7 +74,7 @@ def backbone_renaming(config) -> dict[str, str] | None:
 def span_size(config) -> tuple[int, int]:
     """(weights, weights of its head) of a model with a span head, built on the meta device."""
     with torch.device("meta"):
-        table = parameter_table(span_class(config)(_span_config(config)))
+        table = parameter_table(span_class(config)(_span_config(copy.deepcopy(config))))
     return table["total"], table["head"]
 
 

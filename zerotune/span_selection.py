@@ -1,4 +1,4 @@
-"""From start and end logits to answers: the best spans of a window, of a question, and when to give none.
+"""From start and end logits to answers: the best spans of a window and of a question, and the score for none.
 
 A span's score is its start logit plus its end logit (Devlin et al. 2019, arXiv:1810.04805, section 4.3).
 """
@@ -84,24 +84,3 @@ def null_scores(questions: np.ndarray, scores: np.ndarray) -> np.ndarray:
         scores: float32 [W].
     """
     return np.minimum.reduceat(scores, np.flatnonzero(np.diff(questions, prepend=-1)))
-
-
-def choose_threshold(null_odds: np.ndarray, answered: np.ndarray, abstained: np.ndarray) -> tuple[float, float]:
-    """The threshold above which odds mean "no answer", and the mean score that it gives on these questions.
-
-    All thresholds that differ in what they answer are compared; it lies halfway between the odds of two neighbours, or
-    1 beyond the last. Of equally good ones it is the one nearest 0.
-
-    Args:
-        null_odds: float [n], null score minus score of the best span.
-        answered, abstained: float [n], what a question scores (exact or F1) with its best span, and with no answer.
-    """
-    order = np.argsort(null_odds, kind="stable")
-    odds = null_odds[order].astype(np.float64)
-    totals = abstained.sum() + np.concatenate([[0.0], np.cumsum((answered - abstained)[order])])
-    edges = np.concatenate([[odds[0] - 2], odds, [odds[-1] + 2]])
-    thresholds = (edges[:-1] + edges[1:]) / 2
-    possible = edges[:-1] < edges[1:]
-    best = totals[possible].max()
-    equal = thresholds[possible & np.isclose(totals, best, rtol=0, atol=1e-9)]
-    return float(equal[np.abs(equal).argmin()]), float(best / len(odds))

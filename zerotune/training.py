@@ -25,6 +25,8 @@ from zerotune.parameters import format_table, parameter_table, published_table
 from zerotune.runs import FREE_FLAGS, RunFolder, describe_process, is_main_process, recorded_flags, say
 from zerotune.schedule import Schedule
 from zerotune.scoring import score_items
+from zerotune.span_data import SpanData
+from zerotune.span_head import load_span_model
 from zerotune.splits import Splits
 from zerotune.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 
@@ -90,15 +92,15 @@ def build_engine(
     config,
     tokenizer,
     labels: tuple[str, ...],
-    train: LabelledData | AnswerData,
+    train: LabelledData | AnswerData | SpanData,
 ) -> Engine:
     """Load the model with its head, count its parameters, and put the optimizer around them.
 
-    Of an embedding that a classifier trains, only the rows that the train split uses are; not under ZeRO-3, which
-    shards it. A generator's may be tied to its LM head, which trains every row.
+    Of an embedding that trains, only the rows that the train split uses do; not under ZeRO-3, which shards it. A
+    generator's may be tied to its LM head, which trains every row.
     """
     model = load_and_count(run, args.head, settings, config, tokenizer, labels)
-    if settings.zero_stage != 3 and args.head == "classify":
+    if settings.zero_stage != 3 and args.head != "generate":
         train_used_rows(model.stock_model, np.union1d(train.token_ids, [train.pad_id]))
     optimizer = optimizer_for(model, args, run.accelerator.device)
     return Engine(run.accelerator, model, optimizer, settings.precision, args.max_grad_norm)
@@ -108,7 +110,10 @@ def load_and_count(
     run: RunFolder, head: str, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...]
 ) -> TunedModel:
     """Load the model with its head onto the device, and count its parameters in parameters.json."""
-    model = load_classifier(settings, labels, tokenizer) if head == "classify" else load_generator(settings, tokenizer)
+    if head == "classify":
+        model = load_classifier(settings, labels, tokenizer)
+    else:
+        model = (load_span_model if head == "span" else load_generator)(settings, tokenizer)
     before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))

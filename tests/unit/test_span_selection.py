@@ -1,14 +1,13 @@
-"""The best spans against every span there is, and the threshold against every threshold."""
+"""The best spans against every span there is."""
 
 import itertools
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerotune.span_selection import ABSENT, choose_threshold, null_scores, question_spans, window_spans
+from zerotune.span_selection import ABSENT, null_scores, question_spans, window_spans
 
 
 def every_span(logits, column, count, longest):
@@ -72,34 +71,3 @@ def test_of_equal_spans_the_earlier_and_the_shorter_come_first():
 
 def test_the_null_score_is_that_of_the_window_surest_of_an_answer():
     assert null_scores(np.array([0, 0, 1, 2, 2]), np.array([3.0, -1.0, 2.0, 0.0, 5.0])).tolist() == [-1, 2, 0]
-
-
-scored = st.lists(
-    st.tuples(st.integers(-6, 6), st.sampled_from([0.0, 0.25, 1.0]), st.booleans()), min_size=1, max_size=12
-)
-
-
-@given(scored)
-def test_no_threshold_is_better_than_the_chosen_one(questions):
-    odds = np.array([odd / 2 for odd, _, _ in questions])
-    answered = np.array([score if not impossible else 0.0 for _, score, impossible in questions])
-    abstained = np.array([float(impossible) for _, _, impossible in questions])
-
-    def value(threshold):
-        return np.where(odds > threshold, abstained, answered).mean()
-
-    threshold, best = choose_threshold(odds, answered, abstained)
-    assert value(threshold) == pytest.approx(best, abs=1e-12)
-    assert best == pytest.approx(max(value(each) for each in np.arange(-4, 4, 0.125)), abs=1e-12)
-    assert threshold not in odds, "it lies between odds, where rounding turns none of them"
-    nearer = [each for each in np.arange(-4, 4, 0.25) if abs(each) < abs(threshold) - 1e-9]
-    cuts = {tuple(odds > each) for each in nearer if value(each) > best - 1e-9}
-    assert not cuts - {tuple(odds > threshold)}, "of equally good cuts it is the nearest to 0"
-
-
-def test_the_threshold_of_an_example():
-    """Answered up to -1, not from 2 on: the mean is 3.5 of 4 questions."""
-    odds, answered = np.array([2.0, -3.0, -1.0, 5.0]), np.array([0.0, 1.0, 0.5, 0.0])
-    assert choose_threshold(odds, answered, np.array([1.0, 0.0, 0.0, 1.0])) == (0.5, 3.5 / 4)
-    assert choose_threshold(odds, np.ones(4), np.zeros(4)) == (6.0, 1.0), "always answered"
-    assert choose_threshold(odds, np.zeros(4), np.ones(4)) == (-4.0, 1.0), "never answered"
