@@ -36,8 +36,8 @@ VALUES = {
         for last in _items("Calder, Moss, Lindqvist, Tarrant, Oakes, Brandt, Kerr, Voss, Hale, Sorley, Pym, Rook")
     ),
     "place": _items(
-        """Selby, Ostra, Kelmar, Dunmore, Vardal, Tilney, Morwen, Askern, Ravel, Loxton, Brera, Halden, Corvo, Ellis Bay,
-        Penrow, Stavel, Wexcombe, Arden, Fenwick, Ruan"""
+        """Selby, Ostra, Kelmar, Dunmore, Vardal, Tilney, Morwen, Askern, Ravel, Loxton, Brera, Halden, Corvo,
+        Ellis Bay, Penrow, Stavel, Wexcombe, Arden, Fenwick, Ruan"""
     ),
     "material": _items("granite, brick, oak, limestone, iron, slate, marble, sandstone, concrete, pine, copper, glass"),
     "colour": _items("white, red, green, yellow, grey, blue, black, orange, brown, purple"),

@@ -90,7 +90,8 @@ def draw_articles(
     questions: list[Question], share: float, seed: int, purpose: str
 ) -> tuple[list[Question], list[Question]]:
     """(rest, drawn): whole articles by seed, until the drawn ones have a share of the questions; both in their old
-    order. Raises Refused where fewer than two articles are there to be told apart."""
+    order. The first one has questions with and without an answer, where two articles or more do.
+    Raises Refused where fewer than two articles are there to be told apart."""
     articles = _articles(questions)
     if len(articles) < 2:
         raise Refused(
@@ -98,11 +99,15 @@ def draw_articles(
             "give more articles, or files by --validation-file and --test-file"
         )
     names, drawn, num_drawn = list(articles), set(), 0
-    for place in random_order(len(names), seed, f"{purpose} articles"):
+    order = [names[place] for place in random_order(len(names), seed, f"{purpose} articles")]
+    kinds = {(each.paragraph.article, bool(each.answers)) for each in questions}
+    mixed = [name for name in order if {(name, True), (name, False)} <= kinds]
+    first = mixed[0] if len(mixed) > 1 else order[0]
+    for name in sorted(order, key=lambda name: name != first):
         if drawn and (num_drawn >= share * len(questions) or len(drawn) == len(names) - 1):
             break
-        drawn.add(names[place])
-        num_drawn += articles[names[place]]
+        drawn.add(name)
+        num_drawn += articles[name]
     rest = [question for question in questions if question.paragraph.article not in drawn]
     return rest, [question for question in questions if question.paragraph.article in drawn]
 
