@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from zerotune import samples, squad, squad_sample
 from zerotune.answers import AnswerData, encode_answers
 from zerotune.arguments import DEFAULT_MODEL
 from zerotune.batching import epoch_steps, micro_batches, num_steps_per_epoch, padding_ratio
@@ -36,7 +37,7 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
         for name, value in sample_defaults.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
-    args.model = args.model or (str(sample_model_folder()) if args.sample else DEFAULT_MODEL)
+    args.model = args.model or (str(sample_model_folder(task_name)) if args.sample else DEFAULT_MODEL)
     args.epochs = args.epochs or 3
     if args.learning_rate is None:
         args.learning_rate = FULL_RATE if args.method == "full" else ADAPTER_RATE
@@ -49,23 +50,25 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
             args.output_dir = args.output_dir.with_name(f"{args.output_dir.name}-generate")
 
 
-def sample_model_folder() -> Path:
-    """Where --sample keeps its tiny model, for train and eval alike."""
-    return default_cache_dir() / "sample-llama"
+def sample_model_folder(task_name: str) -> Path:
+    """Where --sample keeps a task's tiny model, for train and eval alike."""
+    return default_cache_dir() / ("sample-llama-squad" if task_name == squad.TASK else "sample-llama")
 
 
 def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
-    """Configuration and tokenizer of --model, before any weight is loaded. Raises Refused as their readers do."""
+    """Configuration and tokenizer of --model, before any weight is loaded; of a classifier for these labels.
+
+    Raises Refused as their readers do."""
     if args.revision and os.path.isdir(args.model):
         raise Refused(
             f"--revision {args.revision} chooses a version of a hub model and {args.model} is a folder: drop it"
         )
-    if Path(args.model) == sample_model_folder():
-        from zerotune.samples import tiny_causal_model
-
-        tiny_causal_model(sample_model_folder())
+    for task_name, lines in (("sst2", samples.review_lines), (squad.TASK, squad_sample.sample_lines)):
+        if Path(args.model) == sample_model_folder(task_name):
+            samples.tiny_causal_model(sample_model_folder(task_name), lines=lines)
     config = read_config(args.model, args.revision)
-    check_labels(config, labels)
+    if labels:
+        check_labels(config, labels)
     check_weight_files(args.model)
     return config, load_tokenizer(args.model, args.revision)
 

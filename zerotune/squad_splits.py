@@ -10,6 +10,7 @@ from zerotune.randomness import random_order
 from zerotune.split_settings import Origin, Settings, settings_of
 from zerotune.splits import Example, Splits, balanced_subset, describe, normalise, stratified_split
 from zerotune.squad import TASK, Question
+from zerotune.squad_arguments import RULES
 from zerotune.squad_sample import sample_articles
 from zerotune.task_sources import DRAWN_SHARES, TaskSources, origins_of, record_of, rule_of, source_notes
 
@@ -62,7 +63,7 @@ class QuestionSources(TaskSources):
 SOURCES = QuestionSources(
     task=TASK,
     title="SQuAD v2",
-    rules=("official", "80-20", "random"),
+    rules=RULES,
     drawn_notes={
         "80-20": "a fifth of the questions reports, in articles of its own",
         "random": "a paragraph stands on both sides: not comparable",
@@ -155,11 +156,10 @@ def _load(task: QuestionSources, settings: Settings) -> Splits:
         notes.append(f"{len(choose)} questions of {len(_articles(choose))} articles of train choose ({share})")
     train, removed["train_rows_in_choose"] = _without(train, choose)
     notes += [f"{number} {_REMOVALS[name]}" for name, number in removed.items() if number]
-    parts = task.subsets(
-        settings, {"train": train, "choose": choose, "test": rows["test"]}, ("train", "choose", "test")
-    )
+    parts = {"train": train, "choose": choose, "test": rows["test"]}
+    parts = task.subsets(settings, parts, tuple(parts))
     for name, questions in parts.items():
-        _required(questions, {"train": "train", "choose": "the choosing split", "test": "the test split"}[name])
+        _required(questions, f"the {name} split")
     return Splits(**parts, record=record_of(task, settings, sources, parts, notes) | {"removed_rows": removed})
 
 

@@ -174,6 +174,12 @@ def source_notes(task: TaskSources, settings: Settings, sources: dict) -> list[s
     return notes
 
 
+def reporting_sha256(record: dict) -> str:
+    """Hash of the source that the test items of a split come from: their ids alone do not tell it."""
+    sources = record["sources"]
+    return sources.get("test", sources.get("train"))["sha256"]
+
+
 # --- test items alone, and those of a run ---
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from zerotune import checkpoints
-from zerotune.answers import AnswerData, prompt_record
+from zerotune.answers import AnswerData
 from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
 from zerotune.engine import Engine, build_optimizer
@@ -126,8 +126,12 @@ def optimizer_for(model: TunedModel, args, device: torch.device) -> torch.optim.
     return build_optimizer(args.optimizer, groups, device.type)
 
 
-def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData, schedule: Schedule, args):
-    """(step) -> values of the choosing split with the weights as they are after it; all ranks take part."""
+def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData | SpanData, schedule: Schedule, args, values):
+    """(step) -> values of the choosing split with the weights as they are after it; all ranks take part.
+
+    Args:
+        values: (data, what `data.scores` gave for all examples, --choose-by) -> eval_* values and "choose_by".
+    """
     batches = evaluation_batches(data.scored_lengths, args.tokens_per_device)
 
     def score(rows: np.ndarray) -> np.ndarray:
@@ -136,7 +140,7 @@ def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData, schedul
     def evaluate(step: int) -> dict[str, float]:
         engine.model.eval()
         decay_unused_rows(engine, schedule, args, step)
-        return choosing_values(data, score_items(score, batches, engine.accelerator), args.choose_by)
+        return values(data, score_items(score, batches, engine.accelerator), args.choose_by)
 
     return evaluate
 
@@ -205,9 +209,11 @@ def _choose_checkpoint(loop: Loop, args) -> tuple[Path | None, list[str], str | 
     return folder, lines, None
 
 
-def save_best(loop: Loop, args, tokenizer, task) -> Path:
+def save_best(loop: Loop, args, tokenizer, record: dict) -> Path:
     """Write final/ from the best checkpoint: aside, then renamed. All ranks take part.
 
+    Args:
+        record: what task.json says of the task: task, head, prompt, labels, thresholds, how texts are cut.
     Raises:
         Refused: the best checkpoint is not whole.
     """
@@ -230,14 +236,7 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
         aside = final.with_name(".writing-final")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        record = {
-            "task": task.TASK,
-            "head": args.head,
-            "prompt": prompt_record(loop.data.prompt) if args.head == "generate" else None,
-            "labels": list(task.LABELS),
-            "max_length": args.max_length,
-            "truncation": args.truncation,
-            "thresholds": None,
+        record = record | {
             "seed": args.seed,
             "best_step": progress.best_step,
             "choose_by": args.choose_by,
