@@ -1,8 +1,11 @@
-"""Score answers to SQuAD v2's questions as the official scorer does.
+"""Evaluate a model on SQuAD v2 with the official scores: a tuned final/, or a published model with a span head.
 
+    python eval/qa.py --model runs/squad-distilbert-base-uncased-full/final
+    accelerate launch --num_processes 8 eval/qa.py --model runs/squad-llama-3.2-1b-lora/final
+    python eval/qa.py --model runs/squad-distilbert-base-uncased-full/final --test-file questions.json
     python eval/qa.py --score predictions.json --test-file dev-v2.0.json
 
-scores a prediction file in the official form, {question id: answer}, without a model.
+The last line scores a prediction file in the official form, {question id: answer}, without a model.
 """
 
 from zerotune.runs import run_script

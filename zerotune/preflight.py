@@ -55,6 +55,10 @@ def sample_model_folder(task_name: str) -> Path:
     return default_cache_dir() / ("sample-llama-squad" if task_name == squad.TASK else "sample-llama")
 
 
+# What the tokenizers of the tiny models are trained on, by folder.
+SAMPLE_TEXTS = {"sample-llama": samples.review_lines, "sample-llama-squad": squad_sample.sample_lines}
+
+
 def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
     """Configuration and tokenizer of --model, before any weight is loaded; of a classifier for these labels.
 
@@ -63,9 +67,9 @@ def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
         raise Refused(
             f"--revision {args.revision} chooses a version of a hub model and {args.model} is a folder: drop it"
         )
-    for task_name, lines in (("sst2", samples.review_lines), (squad.TASK, squad_sample.sample_lines)):
-        if Path(args.model) == sample_model_folder(task_name):
-            samples.tiny_causal_model(sample_model_folder(task_name), lines=lines)
+    for name, lines in SAMPLE_TEXTS.items():
+        if Path(args.model) == default_cache_dir() / name:
+            samples.tiny_causal_model(default_cache_dir() / name, lines=lines)
     config = read_config(args.model, args.revision)
     if labels:
         check_labels(config, labels)

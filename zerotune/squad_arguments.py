@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from zerotune.argument_types import non_negative_int, positive_int
 from zerotune.arguments import (
     add_data_flags,
     add_evaluation_flags,
@@ -12,8 +13,6 @@ from zerotune.arguments import (
     add_training_data_flags,
     add_training_method_flags,
     new_parser,
-    non_negative_int,
-    positive_int,
 )
 
 MAX_LENGTH, DOC_STRIDE, MAX_ANSWER_LENGTH, NUM_BEST = 384, 128, 30, 20

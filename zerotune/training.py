@@ -12,7 +12,7 @@ from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
-from zerotune.files import json_sha256, read_json
+from zerotune.files import json_sha256, read_json, read_json_lines
 from zerotune.final_folder import save_final
 from zerotune.generator import load_generator
 from zerotune.heads import TunedModel
@@ -248,6 +248,17 @@ def save_best(loop: Loop, args, tokenizer, record: dict) -> Path:
         aside.rename(final)
     loop.accelerator.wait_for_everyone()
     return final
+
+
+def logged_at(run: RunFolder, step: int) -> dict:
+    """The evaluation that metrics.jsonl holds for a step; on rank 0, {} elsewhere."""
+    if not is_main_process():
+        return {}
+    rows = read_json_lines(run.metrics_path)
+    found = [row for row in rows if row["step"] == step and "eval_loss" in row]
+    if not found:
+        raise Refused(f"{run.metrics_path} holds no evaluation of step {step}, the best one: restore the file")
+    return found[-1]
 
 
 def free_training_memory(accelerator) -> None:
