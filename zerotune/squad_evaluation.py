@@ -58,9 +58,8 @@ def span_settings(given, config, record: dict | None = None) -> SpanSettings:
     window = most_tokens(config) or MAX_LENGTH
     defaults = SpanSettings(min(MAX_LENGTH, window), DOC_STRIDE, MAX_ANSWER_LENGTH, NUM_BEST)
     known = asdict(defaults) | {name: value for name, value in (record or {}).items() if name in asdict(defaults)}
-    settings = SpanSettings(**{name: getattr(given, name) or value for name, value in known.items()})
-    if given.doc_stride == 0:
-        settings = SpanSettings(**asdict(settings) | {"doc_stride": 0})
+    wanted = {name: getattr(given, name) for name in known if getattr(given, name) is not None}
+    settings = SpanSettings(**known | wanted)
     if settings.max_length > window:
         raise Refused(f"--max-length {settings.max_length} is more than the model's {window} positions: lower it")
     return settings
