@@ -113,25 +113,38 @@ class SpanData:
         Spans come best first, each with its score, its first character and the one after its last; ABSENT, -1 and -1
         where a question has fewer. Float32 holds the characters exactly.
         """
-        features, windows = self.features, self.windows(rows)
+        windows = self.windows(rows)
         inputs = self.batch(windows, device)
         logits = forward(**inputs).float()
-        losses = self._losses(logits, inputs["attention_mask"], windows)
-        null = logits[torch.arange(len(windows)), to_device(features.null_columns[windows], device)].sum(dim=-1)
+        losses = self._losses(logits, inputs["attention_mask"], windows).cpu().numpy()
+        totals = np.add.reduceat(losses, self._first_windows(rows))
+        null, best, chars = self.spans(logits, rows)
+        spans = np.concatenate([best[..., None], chars], axis=2).reshape(len(rows), -1)
+        return np.column_stack([null, totals, spans]).astype(np.float32)
+
+    def spans(self, logits: torch.Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Null scores [rows], scores [rows, num_best] and characters [rows, num_best, 2] of the best spans.
+
+        As span_selection.null_scores and question_spans give them, of the float32 logits [windows, T, 2] of all windows
+        of some questions.
+        """
+        features, windows, device = self.features, self.windows(rows), logits.device
+        every = torch.arange(len(windows), device=device)
+        null = logits[every, to_device(features.null_columns[windows], device)].sum(dim=-1)
         columns, counts = (to_device(each[windows], device) for each in (features.context_columns, features.counts))
         found = window_spans(logits, columns, counts, self.num_best, self.max_answer_length)
         best, first, last = (tensor.cpu().numpy() for tensor in found)
-
-        window = np.broadcast_to(windows[:, None], first.shape)
         exists = best > ABSENT
+        window = np.broadcast_to(windows[:, None], first.shape)[exists]
         chars = np.full((*first.shape, 2), -1, np.int64)
-        chars[exists, 0] = features.characters(window[exists], first[exists], features.tokens.char_starts)
-        chars[exists, 1] = features.characters(window[exists], last[exists], features.tokens.char_ends)
+        chars[exists, 0] = features.characters(window, first[exists], features.tokens.char_starts)
+        chars[exists, 1] = features.characters(window, last[exists], features.tokens.char_ends)
         owner = np.repeat(np.arange(len(rows)), self.num_windows[rows])
-        best, chars = question_spans(owner, best, chars, len(rows))
-        spans = np.concatenate([best[..., None], chars], axis=2).reshape(len(rows), -1)
-        totals = np.add.reduceat(losses.cpu().numpy(), np.flatnonzero(np.diff(owner, prepend=-1)))
-        return np.column_stack([null_scores(owner, null.cpu().numpy()), totals, spans]).astype(np.float32)
+        return null_scores(owner, null.cpu().numpy()), *question_spans(owner, best, chars, len(rows))
+
+    def _first_windows(self, rows: np.ndarray) -> np.ndarray:
+        """Where each question's windows begin among those of `windows(rows)`."""
+        return np.cumsum(self.num_windows[rows]) - self.num_windows[rows]
 
     def mean_loss(self, scores: np.ndarray) -> float:
         """Of what `scores` gave for all questions: the mean loss of a window."""

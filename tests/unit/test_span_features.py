@@ -160,7 +160,7 @@ def test_answers_that_nobody_knows_and_those_that_no_window_holds():
 
 def test_special_tokens_in_a_text_are_text():
     questions = ask("a </s> film", ("<s> was it", None))
-    (row,) = rows(span_features(pair_tokenizer(), questions, False, 40, 4, None))
+    (row,) = rows(span_features(pair_tokenizer(byte_tokenizer()), questions, False, 40, 4, None))
     assert row.count(1) == 1 and row.count(2) == 2
 
 
