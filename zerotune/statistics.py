@@ -62,6 +62,12 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """Percentile bootstrap over items of the mean of a score, (items,); as `bootstrap_interval`."""
+    kinds, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    return bootstrap_interval(counts, lambda resampled: resampled @ kinds / len(values), seed)
+
+
 def paired_counts(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, int, int]:
     """(items,) and (items,) booleans of the same items in the same order -> both right, only a, only b, neither."""
     correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)

@@ -22,7 +22,8 @@ from zerotune.runs import (
 )
 from zerotune.splits import Example
 from zerotune.stopping import StopSignal
-from zerotune.task_splits import load_shots_source, load_splits, load_test
+from zerotune.task_sources import load_test
+from zerotune.task_splits import load_shots_source, load_splits
 
 # Of training on --sample with its tiny model; a flag that is given wins.
 SAMPLE_DEFAULTS = {"epochs": 3, "learning_rate": 1e-3}

@@ -22,10 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from zerotune import imdb, sst2
 from zerotune.batching import evaluation_batches
 from zerotune.cpu import tokens_per_device, use_whole_cpu
+from zerotune.cutting import cut_texts, fit_shots
 from zerotune.evaluation_options import EvalOptions
 from zerotune.language_model import load_language_model
 from zerotune.pretrained import load_tokenizer
-from zerotune.prompting import Prompt, cut_texts, draw_shots, encode_prompts, fit_shots
+from zerotune.prompting import Prompt, draw_shots, encode_prompts
 from zerotune.randomness import random_order
 from zerotune.samples import tiny_causal_model
 from zerotune.scorers import prompt_scorer

@@ -1,6 +1,7 @@
 """The layout's rules: imports run one way, names shadow nothing, paths that are named exist, files stay short."""
 
 import ast
+import functools
 import re
 import sys
 from importlib.machinery import PathFinder
@@ -137,6 +138,34 @@ def test_every_link_of_the_documents_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
             if not re.match(r"[a-z]+:", target):
                 assert (REPOSITORY / target).exists(), f"{path.name} links to {target}"
+
+
+@functools.cache
+def defined_names(module):
+    """What a module of the library defines at its top, not what it imports."""
+    names = set()
+    for node in ast.parse((REPOSITORY / f"{module.replace('.', '/')}.py").read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {
+                name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            }
+    return names
+
+
+def test_names_are_imported_from_where_they_are_defined():
+    """Also in scripts that no test runs: benchmarks, recordings."""
+    wrong, num_checked = [], 0
+    for path in [
+        path for folder in ("zerotune", "train", "eval", "tests") for path in (REPOSITORY / folder).rglob("*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("zerotune."):
+                defined = defined_names(node.module)
+                wrong += [f"{path.name}: {node.module}.{one.name}" for one in node.names if one.name not in defined]
+                num_checked += len(node.names)
+    assert num_checked > 100 and not wrong
 
 
 @pytest.mark.parametrize("folder", ["zerotune", "train", "eval", "tests"])
