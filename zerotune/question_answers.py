@@ -169,6 +169,10 @@ class QuestionAnswerData:
         """Of what `scores` gave for all questions: the mean loss of an answer's token."""
         return float(scores[:, 0].sum(dtype=np.float64) / self.num_answer_tokens.sum())
 
+    def prompt_tokens(self, row: int) -> list[int]:
+        """Token ids of a question's whole prompt."""
+        return [*self.head, *self.contexts[self.context_of[row]], *self.questions[row]]
+
     def prompt_rows(self, rows: np.ndarray) -> tuple[BranchRows, np.ndarray]:
         """The prompts of some questions behind the head, and the questions in the order of their branches."""
         units = self.prompt_groups.by_group(rows)
