@@ -129,7 +129,8 @@ def _readme(stock, record: dict) -> str:
 
 def _purpose(stock, record: dict, generates: bool) -> str:
     if generates:
-        return f"tuned to answer a prompt with one of: {', '.join(record['prompt']['label_words'])}."
+        words = record["prompt"].get("label_words")
+        return f"tuned to answer a prompt with one of: {', '.join(words)}." if words else "tuned to answer questions."
     labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
     return f"tuned to classify texts. Labels: {labels}."
 

@@ -74,6 +74,15 @@ class Groups:
         return max(map(self.row_length, rows)) * len(rows)
 
 
+def row_costs(groups: Groups, budget: int) -> np.ndarray:
+    """Tokens of the row in which each example stands in grouped_evaluation_batches, [num_examples]: a batch holds them
+    by falling cost."""
+    costs = np.zeros(len(groups.own), dtype=np.int64)
+    for row in groups.rows(np.arange(len(groups.own)), budget):
+        costs[row] = groups.row_length(row)
+    return costs
+
+
 def grouped_epoch_steps(groups: Groups, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Split one epoch into steps of `batch_size` examples, whose groups stand together and are alike in length.
 

@@ -19,6 +19,7 @@ from zerotune.grouped_batching import (
     grouped_epoch_steps,
     grouped_evaluation_batches,
     grouped_micro_batches,
+    row_costs,
 )
 from zerotune.paragraph_branches import BranchRows, branch_rows
 from zerotune.prompting import PREFIX_TOKENS_PER_TOKEN
@@ -125,6 +126,10 @@ class QuestionAnswerData:
     def writing_batches(self, budget: int) -> list[np.ndarray]:
         """Batches for question_writing.write_answers, the same at any world size."""
         return grouped_evaluation_batches(self.prompt_groups, budget)
+
+    def writing_costs(self, budget: int) -> np.ndarray:
+        """What a question costs in tokens in those batches, which hold them by falling cost, [num_questions]."""
+        return row_costs(self.prompt_groups, budget)
 
     def batch(self, rows: np.ndarray, device: torch.device) -> tuple[dict, torch.Tensor, np.ndarray]:
         """Inputs of an AnswerGenerator for some questions, and what they are to give.

@@ -102,14 +102,14 @@ class Writing:
     Attributes:
         score: indices [batch] -> token ids of written answers, for score_items.
         batches: index arrays that cover all questions, the same at any world size.
-        lengths: what a question costs in tokens, [num_questions], for BackOff.
+        costs: what a question costs in tokens, [num_questions], for BackOff.
         found: what metrics.json says of model and questions.
         read: all written tokens -> the answers, "" for none.
     """
 
     score: Scorer
     batches: list[np.ndarray]
-    lengths: np.ndarray
+    costs: np.ndarray
     found: dict
     read: Callable[[np.ndarray], list[str]]
 
@@ -148,6 +148,7 @@ def prepare_writing(
     if data.num_truncated:
         say(f"{data.num_truncated:,} of {len(questions):,} contexts are cut to what matches their question best")
     batches = data.writing_batches(options.tokens_per_device)
+    costs = data.writing_costs(options.tokens_per_device)
     model = load_model(options, device)
     described |= {
         "max_length": max_length,
@@ -158,4 +159,4 @@ def prepare_writing(
         "shares_paragraphs": data.shares,
     }
     score = answers_scorer(model, data, tokenizer, max_new_tokens, device)
-    return Writing(score, batches, data.lengths, described, lambda written: read_answers(tokenizer, written))
+    return Writing(score, batches, costs, described, lambda written: read_answers(tokenizer, written))

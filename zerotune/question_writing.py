@@ -27,7 +27,8 @@ class _RowsLayer(DynamicLayer):
 
     def __init__(self, capacity: int, head: DynamicLayer | None):
         super().__init__()
-        self._capacity, self._head, self._length = capacity, head, 0
+        self._capacity, self._head = capacity, head
+        self._length = 0 if head is None else head.get_seq_length()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, ...]:
         """Keys and values up to now, with these."""
@@ -36,15 +37,12 @@ class _RowsLayer(DynamicLayer):
             shape = (*key_states.shape[:2], self._capacity, key_states.shape[3])
             self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
             if self._head is not None:
-                self._append(self._head.keys, self._head.values)
-        self._append(key_states, value_states)
+                self.keys[:, :, : self._length] = self._head.keys
+                self.values[:, :, : self._length] = self._head.values
+        start, self._length = self._length, self._length + key_states.shape[2]
+        self.keys[:, :, start : self._length] = key_states
+        self.values[:, :, start : self._length] = value_states
         return self.keys[:, :, : self._length], self.values[:, :, : self._length]
-
-    def _append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        stop = self._length + keys.shape[2]
-        self.keys[:, :, self._length : stop] = keys
-        self.values[:, :, self._length : stop] = values
-        self._length = stop
 
     def get_seq_length(self) -> int:
         """Tokens up to now."""

@@ -10,6 +10,7 @@ from zerotune.grouped_batching import (
     grouped_epoch_steps,
     grouped_evaluation_batches,
     grouped_micro_batches,
+    row_costs,
 )
 
 WORLD_SIZES = (1, 2, 4, 8)
@@ -58,8 +59,11 @@ def test_same_step_at_any_world_size_and_budget_kept(groups, budget, batch_size)
 def test_evaluation_covers_every_question_once(groups, budget):
     batches = grouped_evaluation_batches(groups, budget)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(groups.own)))
+    costs = row_costs(groups, budget)
     for batch in batches:
         assert groups.num_padded_tokens(batch) <= largest_allowed(groups, batch, budget)
+        assert (np.diff(costs[batch]) <= 0).all(), "scoring.BackOff cuts a batch from its longest row on"
+    assert (costs >= groups.own + groups.shared[groups.group_of]).all()
 
 
 def like_squad(num_groups=3000):

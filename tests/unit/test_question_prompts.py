@@ -34,7 +34,8 @@ TURNS = (
 
 
 def tokenizer_with(template=None):
-    tokenizer = byte_tokenizer(words=(".\n", " the", " tower"))
+    """Full stop and line break are one token, which byte-level tokenizers spell .Ċ."""
+    tokenizer = byte_tokenizer(words=(".Ċ", " the", " tower"))
     tokenizer.chat_template = template
     return tokenizer
 
