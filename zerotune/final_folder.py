@@ -161,7 +161,8 @@ def _purpose(stock, record: dict, head: str) -> str:
     if head == "span":
         return "tuned to find the words of a paragraph that answer a question, or to say that none do."
     if head == "generate":
-        return f"tuned to answer a prompt with one of: {', '.join(record['prompt']['label_words'])}."
+        words = record["prompt"].get("label_words")
+        return f"tuned to answer a prompt with one of: {', '.join(words)}." if words else "tuned to answer questions."
     labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
     return f"tuned to classify texts. Labels: {labels}."
 

@@ -9,7 +9,7 @@ import torch
 from zerotune import samples, squad, squad_sample
 from zerotune.answers import AnswerData, encode_answers
 from zerotune.arguments import DEFAULT_MODEL
-from zerotune.batching import epoch_steps, micro_batches, num_steps_per_epoch, padding_ratio
+from zerotune.batching import num_steps_per_epoch
 from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
 from zerotune.encoding import default_cache_dir
@@ -163,8 +163,8 @@ def check_plan(
     trainable = total if settings.method == "full" else adapter + head
     need = memory_need(total + adapter, trainable, config, settings, args, (world_size, offloaded(deepspeed)))
     if generates:
-        share = float((data.num_answer_tokens / data.lengths).max())
-        need = replace(need, activations=need.activations + logit_bytes(config, settings, args, share))
+        logits = logit_bytes(config, settings, args, data.answer_share)
+        need = replace(need, activations=need.activations + logits)
     if torch.cuda.is_available():
         device_bytes = torch.cuda.mem_get_info()[1]
         if settings.method == "full" and 4 * total > device_bytes:
@@ -177,14 +177,16 @@ def check_plan(
             raise Refused(problem)
     if not args.plan:
         return
-    budget, lengths = args.tokens_per_device, data.lengths
-    steps = epoch_steps(lengths, args.batch_size, args.seed, epoch=0)
-    micro = [batch for step in steps for rank in micro_batches(step, lengths, budget, world_size) for batch in rank]
+    steps = data.epoch_steps(args.batch_size, args.seed, epoch=0)
+    cuts = [data.micro_batches(step, args.tokens_per_device, world_size) for step in steps]
+    micro = [batch for ranks in cuts for rank in ranks for batch in rank if len(batch)]
+    num_passes = sum(len(ranks[0]) for ranks in cuts)
+    num_tokens, num_padded = sum(map(data.num_tokens, micro)), sum(map(data.num_padded_tokens, micro))
     schedule = schedule_for(args, len(data.ids))
     say(f"model: {total + adapter:,} weights, {trainable:,} of them trained ({args.method}, {settings.precision})")
-    say(f"data: {len(lengths):,} rows, {lengths.sum():,} tokens, {padding_ratio(micro, lengths):.3f} × with padding")
+    say(f"data: {len(data.ids):,} rows, {num_tokens:,} tokens, {num_padded / num_tokens:.3f} × with padding")
     say(
         f"steps: {schedule.num_steps:,} of {args.batch_size} rows on {world_size} device(s), "
-        f"{schedule.steps_per_epoch:,} an epoch, {len(micro) / len(steps) / world_size:.2f} micro-batches a step"
+        f"{schedule.steps_per_epoch:,} an epoch, {num_passes / len(steps):.2f} micro-batches a step"
     )
     say(describe_memory(need))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from zerotune.batching import LengthBatches
 from zerotune.data import to_device
 from zerotune.span_features import UNKNOWN, SpanFeatures
 from zerotune.span_selection import ABSENT, null_scores, question_spans, window_spans
@@ -27,7 +28,7 @@ class SpanAnswer:
 
 
 @dataclass(frozen=True)
-class SpanData:
+class SpanData(LengthBatches):
     """Windows of questions, with the interface of zerotune.data.LabelledData.
 
     Attributes:

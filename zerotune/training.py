@@ -77,7 +77,7 @@ def start_run(
         say(f"data: {note}")
     for name, part in data.items():
         cut = f", {part.num_truncated:,} cut to {args.max_length} tokens" if part.num_truncated else ""
-        say(f"{name}: {len(part.ids):,} rows, {int(part.lengths.sum()):,} tokens{cut}")
+        say(f"{name}: {len(part.ids):,} rows, {part.num_tokens(np.arange(len(part.ids))):,} tokens{cut}")
 
 
 def device_name(device: torch.device) -> str:

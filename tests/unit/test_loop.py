@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zerotune import checkpoints
-from zerotune.batching import epoch_steps
+from zerotune.batching import LengthBatches, epoch_steps
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Preempted, Refused
 from zerotune.loop import Loop, Progress
@@ -55,7 +55,7 @@ class Accelerator:
         return model
 
 
-class Data:
+class Data(LengthBatches):
     ids = tuple(f"train-{number}" for number in range(NUM_EXAMPLES))
     lengths = LENGTHS
 
