@@ -1,7 +1,8 @@
-"""Evaluate a model on SQuAD v2 with the official scores: a tuned final/, or a published model with a span head.
+"""Evaluate a model on SQuAD v2 with the official scores: by its span head, or by the answers that it writes.
 
     python eval/qa.py --model runs/squad-distilbert-base-uncased-full/final
-    accelerate launch --num_processes 8 eval/qa.py --model runs/squad-llama-3.2-1b-lora/final
+    python eval/qa.py --model meta-llama/Llama-3.2-1B --shots 4
+    accelerate launch --num_processes 8 eval/qa.py --model runs/squad-llama-3.2-1b-lora-generate/final
     python eval/qa.py --model runs/squad-distilbert-base-uncased-full/final --test-file questions.json
     python eval/qa.py --score predictions.json --test-file dev-v2.0.json
 

@@ -25,7 +25,7 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
         ("classify", "generate"),
         "classify: a new head on the last token; generate: a causal model writes the label word after a prompt",
     )
-    _add_prompt_format(group)
+    add_prompt_format(group)
     add_data_flags(parser, task.ROWS.rules)
     group = add_training_data_flags(parser)
     group.add_argument(
@@ -263,7 +263,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evaluate N prompts that differ in shots, their order and the wording, and report their spread",
     )
-    _add_prompt_format(group)
+    add_prompt_format(group)
     group.add_argument(
         "--answer-by",
         choices=("likelihood", "generation"),
@@ -278,7 +278,8 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_prompt_format(group) -> None:
+def add_prompt_format(group) -> None:
+    """--prompt-format."""
     group.add_argument(
         "--prompt-format",
         choices=("auto", "plain", "chat"),

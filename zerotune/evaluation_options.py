@@ -47,8 +47,10 @@ class QuestionOptions:
     """How a checkpoint that answers SQuAD's questions is evaluated.
 
     Attributes:
-        max_length, doc_stride, max_answer_length, n_best: of a span head's windows and answers; None: what the model
-            folder says, else the defaults of squad_arguments.
+        max_length: most tokens of a window or of a prompt with its answer; None, here and below: what the model folder
+            says, else the defaults of squad_arguments.
+        doc_stride, max_answer_length, n_best: of a span head's windows and answers.
+        prompt_format, shots, max_new_tokens: of a model that writes its answers; shots are SolvedQuestions.
         seed: of a head that is not trained, and of bootstraps.
         data_sha256: tells the source of the questions from others, whose ids may be the same.
     """
@@ -63,6 +65,9 @@ class QuestionOptions:
     doc_stride: int | None = None
     max_answer_length: int | None = None
     n_best: int | None = None
+    prompt_format: str = "auto"
+    shots: tuple = ()
+    max_new_tokens: int | None = None
     seed: int = 0
     data_sha256: str | None = None
 

@@ -14,7 +14,7 @@ from zerotune.files import read_json_lines
 from zerotune.metrics import METRIC_NAMES, UNPARSABLE, confusion_intervals, confusion_matrix, confusion_scores
 from zerotune.statistics import PairedMeans, mcnemar, paired_difference_interval, paired_means
 
-_MEASURED_PREFIXES, _MEASURED_ENDS = ("count", "num_", "best_"), ("_ci95", "_s", "total")
+_MEASURED_PREFIXES, _MEASURED_ENDS = ("count", "num_", "best_", "mean_answer"), ("_ci95", "_s", "total")
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,14 @@ def restricted_metrics(evaluation: Evaluation, other: Evaluation) -> dict:
 def settings_of(metrics: dict) -> dict:
     """What metrics.json says of how it was made, without what was measured and without the seed."""
     measured = {*METRIC_NAMES, "confusion", "loss", "seed", "unparsable_share", "tokens_per_device"}
-    measured |= {*squad_results.METRIC_NAMES, "threshold", "abstained_share", "mean_answer_words"}
+    measured |= {
+        *squad_results.METRIC_NAMES,
+        "threshold",
+        "abstention_share",
+        "mean_answer_words",
+        "mean_answer_tokens",
+        "eos_rate",
+    }
 
     def is_setting(name: str) -> bool:
         return name not in measured and not name.startswith(_MEASURED_PREFIXES) and not name.endswith(_MEASURED_ENDS)

@@ -21,10 +21,8 @@ from zerotune.runs import say
 from zerotune.scorers import LoadModel, Scorer
 from zerotune.scoring import score_items
 from zerotune.squad import Question
+from zerotune.squad_arguments import MAX_PROMPT_LENGTH
 from zerotune.squad_metrics import official_scores, score_answers
-
-# Most tokens of a row and of a written answer, where nobody says: longer ones are rare in SQuAD v2.
-MAX_LENGTH, MAX_NEW_TOKENS = 1024, 48
 
 
 def read_answers(tokenizer, written: np.ndarray) -> list[str]:
@@ -60,14 +58,14 @@ def answers_scorer(
 
 
 def choosing_evaluation(
-    engine: Engine, data: QuestionAnswerData, questions: list[Question], tokenizer, args
+    engine: Engine, data: QuestionAnswerData, questions: list[Question], tokenizer, args, max_new_tokens: int
 ) -> Callable[[int], dict[str, float]]:
     """(step) -> eval_loss, the official scores of the answers that the model writes, what `writing_summary` says, and
     "choose_by", where greater is better; all ranks take part.
 
     Args:
-        data: the questions, encoded with room for args.max_new_tokens.
-        args: tokens_per_device, max_new_tokens, choose_by ("loss", "exact", "f1").
+        data: the questions, encoded with room for max_new_tokens.
+        args: tokens_per_device, choose_by ("loss", "exact", "f1").
     """
     accelerator = engine.accelerator
     device = accelerator.device
@@ -82,7 +80,7 @@ def choosing_evaluation(
         losses = score_items(losses_of, loss_batches, accelerator)
         stock = engine.module.stock_model
         writer = answers_scorer(
-            stock, data, tokenizer, args.max_new_tokens, device, engine.precision, in_step=engine.deepspeed
+            stock, data, tokenizer, max_new_tokens, device, engine.precision, in_step=engine.deepspeed
         )
         written = score_items(writer, writing_batches, accelerator)
         answers = read_answers(tokenizer, written)
@@ -142,7 +140,7 @@ def prepare_writing(
         described = {"setting": "tuned generator", "head": "generate"}
         described |= {name: record[name] for name in ("method", "seed", "training_sha256")}
         described |= {"model": record["base_model"], "shot_ids": [], "num_shots_truncated": 0}
-    max_length = options.max_length or (record or {}).get("max_length", MAX_LENGTH)
+    max_length = options.max_length or (record or {}).get("max_length", MAX_PROMPT_LENGTH)
     data = encode_questions(tokenizer, prompt, questions, max_length, window, max_new_tokens)
     data = replace(data, shares=can_share(config, attention_kernel(options.attention, config)))
     if data.num_truncated:

@@ -1,4 +1,4 @@
-"""Evaluating a span head on SQuAD's questions, while it is trained and from a folder, and writing what came of it."""
+"""Evaluating a model on SQuAD's questions: a span head while it is trained, any model from a folder."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,13 +22,15 @@ from zerotune.evaluation_options import QuestionOptions
 from zerotune.final_folder import load_final_span, read_record
 from zerotune.heads import is_encoder
 from zerotune.pretrained import check_token_ids, most_tokens, read_config
+from zerotune.question_evaluation import prepare_writing
+from zerotune.question_writing import writing_summary
 from zerotune.runs import is_main_process
 from zerotune.scorers import Scorer, classifier_scorer
 from zerotune.scoring import BackOff, score_items
 from zerotune.span_data import SpanData
 from zerotune.span_features import span_features
 from zerotune.squad import TASK, Question
-from zerotune.squad_arguments import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, NUM_BEST
+from zerotune.squad_arguments import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, MAX_NEW_TOKENS, NUM_BEST
 from zerotune.squad_metrics import AnswerScores, choose_threshold, official_scores, score_answers
 from zerotune.squad_results import Answers, write_results
 
@@ -122,7 +124,7 @@ class Answering:
 def evaluate_questions(
     folder: Path, options: QuestionOptions, questions: list[Question], accelerator, stop_signal, replace: bool = False
 ) -> dict:
-    """Load a model with a span head and evaluate it into a folder, all ranks together.
+    """Load a model and evaluate it into a folder, all ranks together: by its span head, or by what it writes.
 
     Results of the same evaluation are used again, and an interrupted one goes on where it stopped.
 
@@ -132,18 +134,20 @@ def evaluate_questions(
     Returns:
         The content of metrics.json.
     Raises:
-        Refused: the folder holds another evaluation; the model has no span head.
+        Refused: the folder holds another evaluation; a flag is about another kind of model.
         Preempted: a rank was asked to stop; what is scored is kept.
     """
     config = read_config(options.model, options.revision)
     described = {"task": TASK, **asdict(options), "dtype": options.precision}
     del described["precision"]
     fingerprint = fingerprint_of(described, options, [_line(question) for question in questions])
+    described["shots"] = len(options.shots)
     earlier = finished_metrics(folder, fingerprint, replace)
     if earlier is not None:
         return earlier
     with without_zero_init(accelerator):
-        ready = _prepare_span(options, questions, config, accelerator.device)
+        prepare = _prepare_span if answers_by_span(config, options.model, options.revision) else _prepare_writing
+        ready = prepare(options, questions, config, accelerator.device)
     partial = partial_scores(folder, options, fingerprint)
     score = BackOff(ready.score, ready.lengths)
     scores = score_items(score, ready.batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
@@ -190,6 +194,25 @@ def _prepare_span(options: QuestionOptions, questions: list[Question], config, d
     scorer = classifier_scorer(model.to(device), data, device, options.precision)
     batches = evaluation_batches(data.scored_lengths, options.tokens_per_device)
     return Answering(scorer, data.scored_lengths, batches, found, lambda scores: span_answers(data, scores, threshold))
+
+
+def _prepare_writing(options: QuestionOptions, questions: list[Question], config, device: torch.device) -> Answering:
+    """A causal model that writes its answers: a tuned generator, or a published model after a prompt."""
+    record = read_record(options.model, options.revision) or {}
+    max_new_tokens = options.max_new_tokens or record.get("max_new_tokens", MAX_NEW_TOKENS)
+    ready = prepare_writing(options, max_new_tokens, questions, config, device)
+
+    def read(written: np.ndarray) -> Answers:
+        texts = ready.read(written)
+        return Answers(texts, measured=writing_summary(written, texts))
+
+    return Answering(ready.score, ready.costs, ready.batches, ready.found, read)
+
+
+def answers_by_span(config, model: str, revision: str | None) -> bool:
+    """Whether a model finds its answers with a span head; else it writes them."""
+    record = read_record(model, revision)
+    return record["head"] == "span" if record else is_encoder(config) or is_trained_span_finder(config)
 
 
 def is_trained_span_finder(config) -> bool:

@@ -29,6 +29,8 @@ from zerotune.statistics import PairedMeans
 from zerotune.text_overlap import COUNTED, NO_WORDNET
 
 NUM_ERRORS, MOST_CHARACTERS = 12, 900
+# What is told beside the scores, and how it is written.
+_BESIDE = {"abstention_share": percent, "mean_answer_words": "{:.1f}".format, "eos_rate": percent}
 INTERVALS = "95 % intervals: Wilson for proportions, bootstrap over questions for the others."
 
 
@@ -120,9 +122,10 @@ def _scores_section(files: RunFiles) -> str:
     for name in METRIC_NAMES:
         if any(name in metrics for _, metrics, _ in columns):
             rows.append([metric_title(name), *(score_cell(metrics, name) for _, metrics, _ in columns)])
-    for name, unit in (("abstained_share", percent), ("mean_answer_words", lambda value: f"{value:.1f}")):
-        shown = ["–" if metrics[name] is None else unit(metrics[name]) for _, metrics, _ in columns]
-        rows.append([name.replace("_", " "), *shown])
+    for name, unit in _BESIDE.items():
+        found = [metrics.get(name) for _, metrics, _ in columns]
+        if any(value is not None for value in found):
+            rows.append([name.replace("_", " "), *("–" if value is None else unit(value) for value in found)])
     figure = figures.intervals(
         "F1 before and after",
         "F1, % (95 % interval)",

@@ -28,12 +28,14 @@ class Answers:
         before_threshold: of a span head, what would be answered if it always answered; null_odds says how sure it is
             that there is no answer.
         details: what else predictions.jsonl tells of each question, by name.
+        measured: what else metrics.json tells of all answers, by name.
     """
 
     texts: list[str]
     before_threshold: list[str] | None = None
     null_odds: np.ndarray | None = None
     details: dict[str, list] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
 
     def by_id(self, questions: Sequence[Question]) -> dict[str, str]:
         """The official form: {question id: answer}."""
@@ -57,9 +59,9 @@ def write_results(folder: Path, questions: list[Question], answers: Answers, see
         details = {"exact": scores.exact.tolist(), "f1": scores.f1.tolist()} | details
         write_json(folder / "breakdown.json", breakdown(questions, scores))
     written = [len(text.split()) for text in answers.texts if text]
-    metrics |= {
+    metrics |= answers.measured | {
         "num_abstained": len(questions) - len(written),
-        "abstained_share": 1 - len(written) / len(questions),
+        "abstention_share": 1 - len(written) / len(questions),
         "mean_answer_words": sum(written) / len(written) if written else None,
     }
     rows = [

@@ -61,11 +61,15 @@ def sample_articles(num_questions: int, seed: int) -> dict:
 
 
 def sample_lines(seed: int) -> list[str]:
-    """Contexts and questions of sample articles, for training a tokenizer."""
-    lines = []
-    for article in sample_articles(2000, seed)["data"]:
+    """Sample questions in a generator's prompts with their answers, for training a tokenizer."""
+    from zerotune.question_prompts import INSTRUCTION, NO_ANSWER, TEMPLATE  # with torch, which scoring does without
+
+    lines = [INSTRUCTION]
+    for article in sample_articles(4000, seed)["data"]:
         for paragraph in article["paragraphs"]:
-            lines += [paragraph["context"], *(qa["question"] for qa in paragraph["qas"])]
+            for qa in paragraph["qas"]:
+                asked = TEMPLATE.format(context=paragraph["context"], question=qa["question"])
+                lines.append(f"{asked} {qa['answers'][0]['text'] if qa['answers'] else NO_ANSWER}")
     return lines
 
 

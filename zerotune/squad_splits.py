@@ -12,7 +12,15 @@ from zerotune.splits import Example, Splits, balanced_subset, describe, normalis
 from zerotune.squad import TASK, Question
 from zerotune.squad_arguments import RULES
 from zerotune.squad_sample import sample_articles
-from zerotune.task_sources import DRAWN_SHARES, TaskSources, origins_of, record_of, rule_of, source_notes
+from zerotune.task_sources import (
+    DRAWN_SHARES,
+    TaskSources,
+    origins_of,
+    record_of,
+    rows_for_shots,
+    rule_of,
+    source_notes,
+)
 
 # Of train's questions, those whose articles choose: about 6,500 of the official 130,319.
 CHOOSE_SHARE = 0.05
@@ -23,6 +31,11 @@ LABELS = ("unanswerable", "answerable")
 class QuestionSources(TaskSources):
     """Questions as the rows of a task: --*-size is balanced over questions with and without an answer, --limit-* keeps
     whole paragraphs."""
+
+    @property
+    def give_labels(self) -> str:
+        """The way out for questions without answers."""
+        return "give a file that has them"
 
     @property
     def predict_instead(self) -> str:
@@ -87,6 +100,11 @@ def load_splits(args: Namespace) -> Splits:
     return SOURCES.load(settings_of(args))
 
 
+def load_shots_source(args: Namespace, run_split: dict | None, test: list[Question]) -> list[Question]:
+    """Questions to draw few-shot examples from: `rows_for_shots`, none about a paragraph of `test`."""
+    return without_contexts_of(rows_for_shots(SOURCES, args, run_split), test)
+
+
 def draw_articles(
     questions: list[Question], share: float, seed: int, purpose: str
 ) -> tuple[list[Question], list[Question]]:
@@ -137,7 +155,7 @@ def without_contexts_of(questions: list[Question], others: Iterable[Question]) -
 def _load(task: QuestionSources, settings: Settings) -> Splits:
     rows, sources, rule, seed = {}, {}, rule_of(task, settings), settings.split_seed
     for name, origin in origins_of(task, settings).items():
-        way_out = task.predict_instead if name == "test" else "give a file that has them"
+        way_out = task.predict_instead if name == "test" else task.give_labels
         rows[name], sources[name] = task.read(origin, way_out)
     _require_distinct_ids(rows, sources)
     notes, train, removed = source_notes(task, settings, sources), rows["train"], {}

@@ -41,6 +41,11 @@ class TaskSources:
         """The way out for a run whose test rows have no labels."""
         return f"a run reports on labelled rows; predict these with eval/{self.task}.py --test-file"
 
+    @property
+    def give_labels(self) -> str:
+        """The way out for rows that are not labelled as they must be."""
+        raise NotImplementedError
+
     def read(self, origin: Origin, way_out: str | None) -> tuple[list, dict]:
         """(rows, the source's record). With `way_out`, what to give instead, they must be labelled, or Refused."""
         raise NotImplementedError
@@ -71,6 +76,23 @@ def load_test(task: TaskSources, args: Namespace, run_split: dict | None) -> tup
             settings = replace(settings, train_file=None)  # in an eval script it only says where shots come from
         return _test_items(task, settings)
     return _test_items_of_run(task, run_split, settings)
+
+
+def rows_for_shots(task: TaskSources, args: Namespace, run_split: dict | None) -> list:
+    """Labelled rows to draw few-shot examples from: --train-file, else the run's train rows, else the data set's.
+
+    Raises Refused for bad input."""
+    settings = settings_of(args)
+    names_train = settings.sample or settings.dataset or settings.split
+    if settings.split in DRAWN_SHARES:
+        return task.load(replace(settings, limit_train=None, limit_eval=None)).train
+    if run_split is not None and not settings.train_file and not names_train:
+        require_unchanged_files(run_split, tuple(run_split["sources"]))
+        splits = task.load(_settings_of_run(run_split))
+        require_same_items(run_split, splits.record)
+        return splits.train
+    dataset = (settings.dataset or "").partition(":")[0] or None
+    return task.read(train_origin(task, replace(settings, dataset=dataset)), task.give_labels)[0]
 
 
 # --- which source does what ---
@@ -205,7 +227,7 @@ def _test_items_of_run(task: TaskSources, run_split: dict, given: Settings) -> t
     """A run's test items, or as many of them as the flags that are `given` now ask for."""
     sources = run_split["sources"]
     require_unchanged_files(run_split, ("test",) if "test" in sources else tuple(sources))
-    settings = settings_of_run(run_split)
+    settings = _settings_of_run(run_split)
     test, record = _test_items(task, settings)
     require_same_items(run_split, record)
     if given.test_size is None and given.limit_eval is None:
@@ -215,6 +237,6 @@ def _test_items_of_run(task: TaskSources, run_split: dict, given: Settings) -> t
     return parts["test"], record | {"splits": {"test": task.describe(parts["test"])}}
 
 
-def settings_of_run(run_split: dict) -> Settings:
+def _settings_of_run(run_split: dict) -> Settings:
     """The run's settings, with hub data pinned to the commit that the run read."""
     return replace(Settings(**run_split["settings"]), dataset_revision=run_split["sources"]["train"].get("revision"))

@@ -2,15 +2,13 @@
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from zerotune.split_settings import (
     Columns,
     Origin,
     Settings,
     read_origin,
-    require_same_items,
-    require_unchanged_files,
     settings_of,
     subsets,
 )
@@ -20,10 +18,9 @@ from zerotune.task_sources import (
     TaskSources,
     origins_of,
     record_of,
+    rows_for_shots,
     rule_of,
-    settings_of_run,
     source_notes,
-    train_origin,
 )
 
 
@@ -73,19 +70,10 @@ def load_splits(task: TaskRows, args: Namespace) -> Splits:
 
 
 def load_shots_source(task: TaskRows, args: Namespace, run_split: dict | None, test: list[Example]) -> list[Example]:
-    """Labelled rows to draw few-shot examples from: --train-file, else the run's train rows, else the data set's.
+    """Labelled rows to draw few-shot examples from: `rows_for_shots` without those that have the text of one of `test`.
 
-    No row with the text of one of `test` is among them. Raises Refused for bad input."""
-    settings = settings_of(args)
-    names_train = settings.sample or settings.dataset or settings.split
-    if settings.split in DRAWN_SHARES:
-        train = task.load(replace(settings, limit_train=None, limit_eval=None)).train
-    elif run_split is not None and not settings.train_file and not names_train:
-        train = _train_of_run(task, run_split)
-    else:
-        dataset = (settings.dataset or "").partition(":")[0] or None
-        train, _ = read_origin(train_origin(task, replace(settings, dataset=dataset)), task.columns, task.give_labels)
-    shots = without_texts_of(train, test)
+    Raises Refused for bad input."""
+    shots = without_texts_of(rows_for_shots(task, args, run_split), test)
     require_labels(shots, "shots", task.labels, "give labelled rows that are not test items by --train-file")
     return shots
 
@@ -142,10 +130,3 @@ def _removal_notes(removed: dict) -> list[str]:
         "train_rows_in_choose": "train rows that stand in the rows that choose left train",
     }
     return [f"{removed[name]} {words}" for name, words in said.items() if removed.get(name)]
-
-
-def _train_of_run(task: TaskRows, run_split: dict) -> list[Example]:
-    require_unchanged_files(run_split, tuple(run_split["sources"]))
-    splits = task.load(settings_of_run(run_split))
-    require_same_items(run_split, splits.record)
-    return splits.train

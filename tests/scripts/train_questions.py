@@ -68,7 +68,7 @@ def main(args) -> None:
         groups = parameter_groups(model, args.learning_rate, None, 0.01)
         engine = Engine(accelerator, model, build_optimizer("adamw", groups, "cpu"), precision, args.max_grad_norm)
         schedule = plan_schedule(args, -(-len(train) // args.batch_size))
-        evaluate = choosing_evaluation(engine, chosen, choose, tokenizer, args)
+        evaluate = choosing_evaluation(engine, chosen, choose, tokenizer, args, args.max_new_tokens)
         Loop(engine, data, schedule, run, args, evaluate, StopSignal()).train()
 
 

@@ -77,7 +77,7 @@ def test_results_are_written_and_the_oracle_is_apart(tmp_path):
     }  # fmt: skip
     blind = [Question(each.id, each.text, each.paragraph, None) for each in asked]
     metrics = write_results(tmp_path, blind, Answers([""] * 4))
-    assert metrics == {"count": 4, "num_abstained": 4, "abstained_share": 1.0, "mean_answer_words": None}
+    assert metrics == {"count": 4, "num_abstained": 4, "abstention_share": 1.0, "mean_answer_words": None}
 
 
 class FakeData:
