@@ -122,10 +122,8 @@ def _tokenise(
     prompt = QuestionPrompt(uses_chat(args.prompt_format, tokenizer, args.model))
     window, shares = config.max_position_embeddings, can_share(config, attention_kernel(args.attention, config))
     encoded = {}
-    for name, questions, num_new_tokens in (
-        ("train", splits.train, 0),
-        ("choose", splits.choose, lengths["max_new_tokens"]),
-    ):
+    for name, num_new_tokens in (("train", 0), ("choose", lengths["max_new_tokens"])):
+        questions = getattr(splits, name)
         part = encode_questions(tokenizer, prompt, questions, lengths["max_length"], window, num_new_tokens)
         encoded[name] = replace(part, shares=shares)
     return encoded

@@ -79,4 +79,4 @@ def test_facts_of_one_kind_are_told_apart_by_their_questions():
 
 def test_a_tokenizer_can_be_trained_on_it():
     lines = sample_lines(0)
-    assert len(lines) > 2000 and any(line.endswith("?") for line in lines)
+    assert len(lines) > 4000 and sum(line.endswith("Answer: unanswerable") for line in lines) > 1200
