@@ -11,7 +11,7 @@ import numpy as np
 from zerotune.batching import STEPS_PER_LENGTH_GROUP, cut_by_budget, micro_batches
 from zerotune.randomness import random_order
 
-# How far a step looks for a group that fills it, in groups sorted by length: further ones would pad it more.
+# How far a step looks for groups that fill it, in groups sorted by length: further ones would pad it more.
 LOOK_AHEAD = 50
 
 
@@ -109,19 +109,33 @@ def _fill_steps(waiting: list[np.ndarray], batch_size: int, steps: list[np.ndarr
     """Append whole steps made of the pieces in their order. Returns the pieces that fill no step."""
     total = sum(map(len, waiting))
     while total >= batch_size:
-        step, room = [], batch_size
-        while room:
-            near = waiting[:LOOK_AHEAD]
-            place = next((place for place, piece in enumerate(near) if len(piece) <= room), None)
-            if place is None:
-                step.append(waiting[0][:room])
-                waiting[0] = waiting[0][room:]
-            else:
-                step.append(waiting.pop(place))
-            room -= len(step[-1])
-        steps.append(np.concatenate(step))
+        chosen = _that_fill([len(piece) for piece in waiting[:LOOK_AHEAD]], batch_size)
+        if chosen is None:  # the first ones, and a part of the next
+            chosen, room = [], batch_size
+            while room and len(waiting[len(chosen)]) <= room:
+                room -= len(waiting[len(chosen)])
+                chosen.append(len(chosen))
+            if room:
+                split = len(chosen)
+                waiting[split : split + 1] = [waiting[split][:room], waiting[split][room:]]
+                chosen.append(split)
+        steps.append(np.concatenate([waiting[place] for place in chosen]))
+        for place in reversed(chosen):
+            del waiting[place]
         total -= batch_size
     return waiting
+
+
+def _that_fill(sizes: list[int], batch_size: int) -> list[int] | None:
+    """Places of pieces, the first among them, that add up to a step and end as early as can be; None without such."""
+    reached = {sizes[0]: [0]}
+    for place, size in enumerate(sizes):
+        if place:
+            found = {total + size: [*chosen, place] for total, chosen in reached.items() if total + size <= batch_size}
+            reached = found | reached
+        if batch_size in reached:
+            return reached[batch_size]
+    return None
 
 
 def grouped_micro_batches(groups: Groups, step: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:

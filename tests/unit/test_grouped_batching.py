@@ -79,10 +79,10 @@ def test_paragraphs_stay_whole_and_pad_little():
     steps = grouped_epoch_steps(groups, 32, seed=0, epoch=0)
     computed = sum(map(groups.num_tokens, steps))
     whole = groups.num_tokens(np.arange(len(groups.own)))
-    # measured 1.02: a step in four splits a paragraph
-    assert computed < 1.04 * whole
+    # measured: 1.001, and 1.014 with padding
+    assert computed < 1.005 * whole
     micro = [batch for step in steps for batch in grouped_micro_batches(groups, step, 2048, 1)[0]]
-    assert sum(map(groups.num_padded_tokens, micro)) < 1.06 * sum(map(groups.num_tokens, micro))
+    assert sum(map(groups.num_padded_tokens, micro)) < 1.03 * sum(map(groups.num_tokens, micro))
     alone = int((groups.shared[groups.group_of] + groups.own).sum())
     assert alone > 3.5 * computed
 
@@ -96,7 +96,6 @@ def test_golden_steps():
     assert sorted(sorted(step.tolist()) for step in steps) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
     assert groups.num_tokens(np.arange(9)) == 105
     assert [row.tolist() for row in groups.rows(np.arange(9), 40)] == [[2, 1, 0], [4, 3], [8], [7], [6], [5]]
-    assert grouped_epoch_steps(groups, 4, 1, 0) != steps
 
 
 def test_other_seeds_and_epochs_give_other_steps():

@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 
 def options_for(folder, **settings):
-    return EvalOptions(folder, None, "auto", "fp32", 700, **settings)
+    return EvalOptions(folder, None, "auto", "fp32", 400, **settings)
 
 
 def written(folder, options):
@@ -103,12 +103,12 @@ def test_a_tuned_model_is_asked_as_it_was_trained(folder, method, tmp_path):
         np.testing.assert_array_equal(ready.score(batch), expected(batch))
 
 
-def test_a_model_that_cannot_be_told_what_branches_see_writes_prompt_by_prompt(folder):
+def test_a_model_that_cannot_be_told_what_branches_see_writes_prompt_by_prompt(folder, monkeypatch):
     tokenizer, model = load_tokenizer(folder, None), load_language_model(options_for(folder), CPU)
     data = encode_questions(tokenizer, QuestionPrompt(), QUESTIONS, 400, 2048, NEW)
     rows = np.array([4, 0, 2])
     expected = answers_scorer(model, data, tokenizer, NEW, CPU)(rows)
-    model.config.layer_types = ["chunked_attention", "full_attention"]
+    monkeypatch.setattr("zerotune.question_evaluation.can_share", lambda *_: False)
     alone = answers_scorer(model, replace(data, shares=False), tokenizer, NEW, CPU)
     assert not hasattr(alone, "in_step")
     np.testing.assert_array_equal(alone(rows), expected)
