@@ -19,7 +19,6 @@ from zerotune.errors import Refused
 from zerotune.span_tokens import SpanForm, SpanTokens, distinct_paragraphs, span_form, tokenise_spans
 from zerotune.squad import Question
 
-MAX_LENGTH, DOC_STRIDE = 384, 128  # of transformers' run_qa.py
 QUESTION_SHARE = 1 / 3
 UNKNOWN = -100  # the label of a window whose question's answers nobody gives
 

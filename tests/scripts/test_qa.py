@@ -33,7 +33,8 @@ def qa(workplace):
     def train(name, *flags, **options):
         data = ("--train-file", files["train"], "--test-file", files["test"], "--model", workplace.model)
         few = ("--max-steps", 8, "--batch-size", 16, "--log-every", 1, "--learning-rate", 1e-3, "--max-length", 160)
-        return run("train/qa.py", name, *data, *few, "--doc-stride", 16, *flags, **options)
+        stride = () if flags[:2] == GENERATE[:2] else ("--doc-stride", 16)
+        return run("train/qa.py", name, *data, *stride, *few, *flags, **options)
 
     def train_once(name, *flags, **options):
         if f"qa/{name}" not in workplace.finished:
@@ -78,7 +79,8 @@ def test_a_run_leaves_what_was_promised(qa):
     report = (run.folder / "report.html").read_text()
     for said in ("By question word", "HasAns F1", "an oracle and no result", "BLEU", "Surest errors"):
         assert said in report, said
-    assert "no answer to any" in run.text() and not (run.folder / "eval" / "base").exists()
+    assert "no answer to any" in run.text()
+    assert run.read_json("eval/base/metrics.json")["setting"] == "zero-shot prompt"
     assert run.read_json("state.json")["state"] == "finished"
 
 
@@ -117,6 +119,42 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(qa):
     again = evaluate("qa-killed", "--model", final)
     assert (again.folder / "predictions.jsonl").read_text() == (whole.folder / "predictions.jsonl").read_text()
     assert not (again.folder / ".partial").exists()
+
+
+GENERATE = ("--head", "generate", "--max-length", 256, "--max-new-tokens", 6, "--base-eval", "full")
+
+
+def test_a_generator_is_trained_and_comes_back(qa):
+    train_once, train, evaluate, _ = qa
+    run = train_once("qa-generate", *GENERATE)
+    metrics, task = run.read_json("eval/final/metrics.json"), run.read_json("final/task.json")
+    assert (metrics["setting"], metrics["head"]) == ("tuned generator", "generate")
+    assert 0 <= metrics["eos_rate"] <= 1 and "best_f1" not in metrics and metrics["shares_paragraphs"]
+    assert (task["max_length"], task["max_new_tokens"], task["prompt"]["no_answer"]) == (256, 6, "unanswerable")
+    base = run.read_json("eval/base/metrics.json")
+    assert base["setting"] == "zero-shot prompt" and base["count"] == metrics["count"] == 60
+    losses = [row["loss"] for row in run.read_lines("metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0] - 1  # from ln 2048 of a random model
+    report = (run.folder / "report.html").read_text()
+    assert "eos rate" in report and "an oracle and no result" not in report and "Newcombe" in report
+    done = evaluate("qa-generate-eval", "--model", run.folder / "final", world=2)
+    for name in ("predictions.jsonl", "predictions.json"):
+        assert (done.folder / name).read_text() == (run.folder / "eval/final" / name).read_text()
+    assert done.read_json("metrics.json") == metrics
+    again = train("qa-generate", *GENERATE)
+    assert f"{run.folder} is finished; the report is" in again.text()
+
+
+def test_a_causal_model_is_asked_by_a_prompt_with_shots(qa, workplace):
+    _, _, evaluate, files = qa
+    flags = ("--model", workplace.model, "--test-file", files["test"], "--max-new-tokens", 4, "--limit-eval", 12)
+    asked = evaluate("qa-shots", *flags, "--shots", 2, "--train-file", files["train"])
+    metrics = asked.read_json("metrics.json")
+    assert metrics["setting"] == "2-shot prompt" and len(metrics["shot_ids"]) == 2 and metrics["count"] == 12
+    train_ids = {question.id for question in read_questions(files["train"])[0]}
+    assert set(metrics["shot_ids"]) <= train_ids
+    zero = evaluate("qa-no-shots", *flags)
+    assert zero.read_json("metrics.json")["setting"] == "zero-shot prompt"
 
 
 def test_flags_choose_other_questions_and_unanswered_ones_are_predicted(qa, workplace):
@@ -165,6 +203,8 @@ def test_runs_are_compared(qa, workplace):
         (("--max-length", 40, "--doc-stride", 39), "do not get on"),
         (("--train-file", "absent.json"), "absent.json: no such file"),
         (("--split", "80-20"), "--split 80-20 draws its test rows from train"),
+        (("--max-new-tokens", 9), "--head span has no use for --max-new-tokens: leave it out"),
+        (("--seed", 1, "--head", "generate"), "--head generate has no use for --doc-stride: leave it out"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(qa, flags, said):
@@ -173,7 +213,11 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(qa, flags,
     assert said in run.refusal() and not run.folder.exists()
 
 
-def test_a_model_without_a_span_head_is_refused(qa, workplace):
-    _, _, evaluate, files = qa
-    run = evaluate("qa-headless", "--model", workplace.model, "--test-file", files["test"], expect=2)
-    assert "has no span head: give a tuned final/ folder" in run.refusal()
+def test_what_a_model_has_no_use_for_is_refused(qa, workplace):
+    train_once, _, evaluate, files = qa
+    causal = ("--model", workplace.model, "--test-file", files["test"])
+    said = "which writes its answers, has no use for --n-best: leave it out"
+    assert said in evaluate("qa-prompted", *causal, "--n-best", 3, expect=2).refusal()
+    tuned = ("--model", train_once("qa").folder / "final")
+    said = "which answers with a span head, has no use for --max-new-tokens, --shots: leave it out"
+    assert said in evaluate("qa-spans", *tuned, "--shots", 2, "--max-new-tokens", 4, expect=2).refusal()

@@ -12,9 +12,10 @@ from tokenizers import processors
 
 from zerotune.errors import Refused
 from zerotune.pretrained import load_tokenizer
-from zerotune.span_features import DOC_STRIDE, MAX_LENGTH, UNKNOWN, span_features
+from zerotune.span_features import UNKNOWN, span_features
 from zerotune.span_tokens import span_form, tokenise_spans
 from zerotune.squad import Answer, Paragraph, Question
+from zerotune.squad_arguments import DOC_STRIDE, MAX_LENGTH
 from zerotune.squad_files import read_questions
 
 BYTES = byte_tokenizer()
