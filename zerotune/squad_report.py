@@ -30,7 +30,11 @@ from zerotune.text_overlap import COUNTED, NO_WORDNET
 
 NUM_ERRORS, MOST_CHARACTERS = 12, 900
 # What is told beside the scores, and how it is written.
-_BESIDE = {"abstention_share": percent, "mean_answer_words": "{:.1f}".format, "eos_rate": percent}
+_BESIDE = {
+    "abstention_share": ("left unanswered", percent),
+    "mean_answer_words": ("mean words of an answer", "{:.1f}".format),
+    "eos_rate": ("answers that the model ended", percent),
+}
 INTERVALS = "95 % intervals: Wilson for proportions, bootstrap over questions for the others."
 
 
@@ -122,10 +126,10 @@ def _scores_section(files: RunFiles) -> str:
     for name in METRIC_NAMES:
         if any(name in metrics for _, metrics, _ in columns):
             rows.append([metric_title(name), *(score_cell(metrics, name) for _, metrics, _ in columns)])
-    for name, unit in _BESIDE.items():
+    for name, (title, unit) in _BESIDE.items():
         found = [metrics.get(name) for _, metrics, _ in columns]
         if any(value is not None for value in found):
-            rows.append([name.replace("_", " "), *("–" if value is None else unit(value) for value in found)])
+            rows.append([title, *("–" if value is None else unit(value) for value in found)])
     figure = figures.intervals(
         "F1 before and after",
         "F1, % (95 % interval)",
@@ -185,22 +189,28 @@ def _breakdown_section(run_dir: Path) -> str:
 
 
 def _errors_section(files: RunFiles, questions: Mapping[str, Question]) -> str:
-    title = "Surest errors of the tuned model"
+    title = "Worst errors of the tuned model"
     if isinstance(files.tuned, str):
         return section(title, paragraph(files.tuned))
     wrong = [line for line in files.tuned.predictions.values() if line["f1"] == 0]
-    threshold = files.tuned.metrics.get("threshold", 0.0)
-    wrong.sort(key=lambda line: (-abs(line.get("null_odds", threshold) - threshold), line["id"]))
     if not wrong:
         return section(title, paragraph("None: every answer shares a word with a gold answer."))
+    threshold = files.tuned.metrics.get("threshold")
+    if threshold is None:
+        order = "answers before abstentions"
+        wrong.sort(key=lambda line: (not line["prediction"], line["id"]))
+    else:
+        order = "those farthest from the threshold, where the model is surest"
+        wrong.sort(key=lambda line: (-abs(line["null_odds"] - threshold), line["id"]))
     entries = [_error(line, questions.get(line["id"])) for line in wrong[:NUM_ERRORS]]
-    count = f"{len(wrong):,} answers share nothing with a gold answer; the {len(entries)} farthest from the threshold:"
+    count = f"{len(wrong):,} answers share nothing with a gold answer; {len(entries)} of them, {order}:"
     return section(title, paragraph(count), f'<ol class="errors">{"".join(entries)}</ol>')
 
 
 def _error(line: dict, question: Question | None) -> str:
     golds = " | ".join(line["label"]) or "no answer"
-    facts = f"answered {line['prediction'] or 'nothing'!r}, gold: {golds} · {line['id']}"
+    answered = f"answered “{line['prediction']}”" if line["prediction"] else "left unanswered"
+    facts = f"{answered}, gold: {golds} · {line['id']}"
     asked = "(question not at hand)" if question is None else question.text
     context = "" if question is None else question.paragraph.context
     shown = context[:MOST_CHARACTERS] + (" …" if len(context) > MOST_CHARACTERS else "")

@@ -19,7 +19,8 @@ from zerotune.wordnet import read_wordnet
 METRIC_NAMES = ("bleu", "rouge1", "rouge2", "rougeL", "meteor")
 COUNTED = (
     "BLEU, ROUGE and METEOR count the questions that have an answer, with every distinct gold answer: as references "
-    "of BLEU, the best of them for ROUGE and METEOR; an abstention shares nothing. ROUGE-2 of one-word answers is 0."
+    "of BLEU, the best of them for ROUGE and METEOR; an abstention shares nothing. ROUGE-2 of one-word answers is 0, "
+    "and BLEU rests on runs of four words, of which short answers have few."
 )
 NO_WORDNET = "METEOR is left out: it needs WordNet (Debian's package wordnet-base, or nltk.download('wordnet'))"
 _ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")

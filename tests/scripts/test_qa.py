@@ -77,7 +77,7 @@ def test_a_run_leaves_what_was_promised(qa):
     choose, test = (run.read_json("split.json")["splits"][name] for name in ("choose", "test"))
     assert choose["count"] > 0 and test["count"] == 60
     report = (run.folder / "report.html").read_text()
-    for said in ("By question word", "HasAns F1", "an oracle and no result", "BLEU", "Surest errors"):
+    for said in ("By question word", "HasAns F1", "an oracle and no result", "BLEU", "Worst errors"):
         assert said in report, said
     assert "no answer to any" in run.text()
     assert run.read_json("eval/base/metrics.json")["setting"] == "zero-shot prompt"
@@ -136,7 +136,7 @@ def test_a_generator_is_trained_and_comes_back(qa):
     losses = [row["loss"] for row in run.read_lines("metrics.jsonl") if "loss" in row]
     assert losses[-1] < losses[0] - 1  # from ln 2048 of a random model
     report = (run.folder / "report.html").read_text()
-    assert "eos rate" in report and "an oracle and no result" not in report and "Newcombe" in report
+    assert "answers that the model ended" in report and "an oracle and no result" not in report and "Newcombe" in report
     done = evaluate("qa-generate-eval", "--model", run.folder / "final", world=2)
     for name in ("predictions.jsonl", "predictions.json"):
         assert (done.folder / name).read_text() == (run.folder / "eval/final" / name).read_text()
@@ -194,6 +194,13 @@ def test_runs_are_compared(qa, workplace):
     assert spread["f1"]["mean"] == pytest.approx((metrics[0]["f1"] + metrics[1]["f1"]) / 200)
     page = (done.folder / "report.html").read_text()
     assert "HasAns exact" in page and "randomisation test" in page
+
+
+@pytest.mark.parametrize("head", ["span", "generate"])
+def test_a_plan_is_printed_and_nothing_written(qa, head):
+    _, train, _, _ = qa
+    run = train("qa-plan", "--head", head, "--plan")
+    assert "8 of 16 rows on 1 device(s)" in run.text() and "data: 3" in run.text() and not run.folder.exists()
 
 
 @pytest.mark.parametrize(
