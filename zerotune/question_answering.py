@@ -41,14 +41,17 @@ from zerotune.squad_splits import SOURCES, first_paragraphs, load_shots_source, 
 from zerotune.stopping import StopSignal
 from zerotune.task_sources import load_test, reporting_sha256
 
-# Of training on --sample with its tiny model; a flag that is given wins.
-SAMPLE_DEFAULTS = {"epochs": 8, "learning_rate": 3e-3}
+# Of training on --sample with its tiny model, by head; a flag that is given wins.
+SAMPLE_DEFAULTS = {
+    "span": {"epochs": 8, "learning_rate": 3e-3},
+    "generate": {"epochs": 16, "learning_rate": 3e-3},
+}
 
 
 def train(args) -> None:
     """Fine-tune a model to find answers or to write them, and report it against itself before training."""
     stop_signal = StopSignal()
-    preflight.settle_flags(args, TASK, SAMPLE_DEFAULTS)
+    preflight.settle_flags(args, TASK, SAMPLE_DEFAULTS[args.head])
     if check_earlier_run(args.output_dir, args):
         return
     run_checks.check_run_flags(args)
