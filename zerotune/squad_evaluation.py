@@ -87,7 +87,7 @@ def choosing_values(data: SpanData, found: np.ndarray, choose_by: str) -> dict[s
     Args:
         found: what `data.scores` gave for all questions.
     """
-    odds, texts = data.null_odds(found), best_texts(data, found)
+    odds, texts = data.null_odds(found).astype(np.float64), best_texts(data, found)
     scores = score_answers(data.questions, dict(zip(data.ids, texts, strict=True)))
     by = scores.exact if choose_by == "exact" else scores.f1
     _, threshold = choose_threshold(by, scores.has_answer, np.array([bool(text) for text in texts]), odds)
@@ -222,8 +222,8 @@ def is_trained_span_finder(config) -> bool:
 
 def span_answers(data: SpanData, scores: np.ndarray, threshold: float) -> Answers:
     """The best span of each question, "" where the odds of no answer are above the threshold; all kept spans beside."""
-    odds, spans = data.null_odds(scores), data.answers(scores)
+    odds, spans = data.null_odds(scores).astype(np.float64), data.answers(scores)
     best = [each[0].text if each else "" for each in spans]
-    texts = ["" if odd > threshold else text for odd, text in zip(odds.tolist(), best, strict=True)]
+    texts = ["" if abstains else text for abstains, text in zip(odds > threshold, best, strict=True)]
     details = {"null_odds": odds.tolist(), "n_best": [[asdict(span) for span in each] for each in spans]}
     return Answers(texts, best, odds, details)

@@ -56,6 +56,8 @@ def check_evaluation_flags(args, config, tokenizer, record: dict | None) -> None
 
 
 def _refuse_given(args, names: tuple[str, ...], what: str) -> None:
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name, None) not in (None, 0, "auto")]
+    defaults = {"prompt_format": "auto", "shots": 0}
+    values = {name: getattr(args, name, defaults.get(name)) for name in names}
+    given = [f"--{name.replace('_', '-')}" for name, value in values.items() if value != defaults.get(name)]
     if given:
         raise Refused(f"{what} has no use for {', '.join(given)}: leave it out")
