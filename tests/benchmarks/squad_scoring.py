@@ -33,7 +33,8 @@ def drawn_predictions(questions: list[Question], seed: int = 0) -> dict[str, str
 
 
 def plain_words(text: str) -> list[str]:
-    kept = "".join(sign for sign in text.lower() if sign not in set(string.punctuation))
+    punctuation = set(string.punctuation)
+    kept = "".join(sign for sign in text.lower() if sign not in punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", kept).split()
 
 
