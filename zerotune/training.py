@@ -76,7 +76,8 @@ def start_run(
     for note in splits.record["notes"]:
         say(f"data: {note}")
     for name, part in data.items():
-        cut = f", {part.num_truncated:,} cut to fit" if part.num_truncated else ""
+        limit = f"to {args.max_length} tokens" if args.max_length else "to fit"
+        cut = f", {part.num_truncated:,} cut {limit}" if part.num_truncated else ""
         say(f"{name}: {len(part.ids):,} rows, {part.num_tokens(np.arange(len(part.ids))):,} tokens{cut}")
 
 
