@@ -45,13 +45,15 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="zerotune-tiny-")
 
 
 def word_tokenizer(special: tuple[str, ...] = tuple(SPECIAL), **tokens: str) -> PreTrainedTokenizerFast:
-    """One id per word, `<s>` first; `tokens` are the special-token arguments (unk_token="<unk>" …)."""
+    """One id per word, `<s>` first and around a pair; `tokens` are the special-token arguments (unk_token="<unk>")."""
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token=special[0])
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(special))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B:1 <s>:1", special_tokens=[("<s>", 1)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens)
 
 

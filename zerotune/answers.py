@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from zerotune.batching import LengthBatches
 from zerotune.data import to_device
 from zerotune.errors import Refused
 from zerotune.prompting import PINNED_DATE, Prompt, PromptData, encode_prompts, normalise
@@ -19,7 +20,7 @@ from zerotune.splits import Example
 
 
 @dataclass(frozen=True)
-class AnswerData:
+class AnswerData(LengthBatches):
     """Texts ready for a generator.
 
     Attributes:
@@ -45,6 +46,11 @@ class AnswerData:
     def num_answer_tokens(self) -> np.ndarray:
         """Tokens of each example's answer with its end, [num_examples]."""
         return np.array([self.row(item, label)[1] for item, label in enumerate(self.labels)])
+
+    @property
+    def answer_share(self) -> float:
+        """The largest part of a row's tokens at which logits are computed."""
+        return float((self.num_answer_tokens / self.lengths).max())
 
     @property
     def num_truncated(self) -> int:

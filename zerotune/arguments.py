@@ -3,75 +3,46 @@
 import argparse
 from pathlib import Path
 
+from zerotune.argument_types import (
+    fraction,
+    non_empty,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    positive_or_none,
+    seed,
+)
+
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
-
-
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    """A whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    """A finite number of at least 0."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def seed(text: str) -> int:
-    """A whole number from 0 that fits torch's generators."""
-    value = non_negative_int(text)
-    if value >= 2**63:
-        raise ValueError(text)
-    return value
-
-
-def non_empty(text: str) -> str:
-    """A word; an unset shell variable gives none."""
-    if not text:
-        raise ValueError(text)
-    return text
-
-
-def positive_or_none(text: str) -> float | None:
-    """A finite number above 0, or the word none."""
-    if text == "none":
-        return None
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise ValueError(text)
-    return value
 
 
 def train_parser(description: str, task) -> argparse.ArgumentParser:
     """The parser of a train script: the flags that every task has, with the defaults of a task module."""
-    parser = _parser(description)
-    _add_model_flags(parser)
-    _add_training_method_flags(parser)
-    _add_data_flags(parser, task.ROWS.rules)
-    _add_training_data_flags(parser, task.MAX_LENGTH)
-    _add_optimisation_flags(parser)
-    _add_run_flags(parser)
+    parser = new_parser(description)
+    add_model_flags(parser)
+    group = add_training_method_flags(
+        parser,
+        ("classify", "generate"),
+        "classify: a new head on the last token; generate: a causal model writes the label word after a prompt",
+    )
+    add_prompt_format(group)
+    add_data_flags(parser, task.ROWS.rules)
+    group = add_training_data_flags(parser)
+    group.add_argument(
+        "--max-length",
+        type=positive_int,
+        default=task.MAX_LENGTH,
+        help="tokens a text is cut to, with --head generate a text with its prompt and answer (default %(default)s)",
+    )
+    group.add_argument(
+        "--truncation",
+        choices=("head", "head-and-tail"),
+        default="head",
+        help="what a classifier head sees of a longer text; head-and-tail: a quarter from its head, the rest from its "
+        "end (default %(default)s)",
+    )
+    add_optimisation_flags(parser, ("accuracy", "f1_macro", "loss"))
+    add_run_flags(parser)
     return parser
 
 
@@ -87,38 +58,46 @@ def add_engine_flag(parser: argparse.ArgumentParser) -> None:
 
 def eval_parser(description: str, task) -> argparse.ArgumentParser:
     """The parser of an eval script: the flags that every task has, with the defaults of a task module."""
-    parser = _parser(description)
-    _add_model_flags(parser)
-    group = parser.add_argument_group("model, evaluation")
-    group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
-    _add_data_flags(parser, task.ROWS.rules)
-    group = parser.add_argument_group("data, evaluation")
-    group.add_argument("--test-size", type=positive_int, help="balanced subset of the items, in rows, by split seed")
+    parser = new_parser(description)
+    add_model_flags(parser)
+    add_data_flags(parser, task.ROWS.rules)
+    group = add_evaluation_flags(parser, "which shots are drawn")
     group.add_argument(
         "--max-length",
         type=positive_int,
         help=f"tokens a text is cut to (default: the model folder's, else {task.MAX_LENGTH})",
     )
     _add_prompt_flags(parser)
+    return parser
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
+    """What every eval script takes besides model and data. Returns the group for more of an evaluation's data."""
+    group = parser.add_argument_group("model, evaluation")
+    group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
     group = parser.add_argument_group("run")
     group.add_argument(
         "--tokens-per-device",
         type=positive_int,
         help="most padded tokens in one forward pass on one device (default: 16384, on a CPU 2048)",
     )
-    group.add_argument("--seed", type=seed, default=0, help="which shots are drawn (default %(default)s)")
+    group.add_argument("--seed", type=seed, default=0, help=f"{seed_help} (default %(default)s)")
     group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
     group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
-    return parser
+    group = parser.add_argument_group("data, evaluation")
+    group.add_argument("--test-size", type=positive_int, help="balanced subset of the items, in rows, by split seed")
+    return group
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose help begins with a script's docstring as it is."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
 
 
-def _add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it computes."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", type=non_empty, help=f"hub id or folder (default: {DEFAULT_MODEL}; with --sample a tiny Llama)"
@@ -139,16 +118,10 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_training_method_flags(parser: argparse.ArgumentParser) -> None:
+def add_training_method_flags(parser: argparse.ArgumentParser, heads: tuple[str, ...], heads_help: str):
+    """What is trained: one of a task's heads, the first by default. Returns the group."""
     group = parser.add_argument_group("model, training")
-    group.add_argument(
-        "--head",
-        choices=("classify", "generate"),
-        default="classify",
-        help="classify: a new head on the last token; generate: a causal model writes the label word after a prompt "
-        "(default %(default)s)",
-    )
-    _add_prompt_format(group)
+    group.add_argument("--head", choices=heads, default=heads[0], help=f"{heads_help} (default %(default)s)")
     group.add_argument(
         "--method", choices=("full", "lora", "qlora"), default="full", help="what is trained (default %(default)s)"
     )
@@ -158,13 +131,18 @@ def _add_training_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--activation-checkpointing", action="store_true", help="recompute activations: less memory, about 30 %% slower"
     )
+    return group
 
 
-def _add_data_flags(parser: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
+ROW_FILES = "csv, tsv (GLUE quoting), jsonl or parquet; also .gz"
+
+
+def add_data_flags(parser: argparse.ArgumentParser, splits: tuple[str, ...], files: str = ROW_FILES) -> None:
+    """Where the rows come from and which of them do what."""
     group = parser.add_argument_group("data")
-    group.add_argument("--sample", action="store_true", help="generated reviews and a tiny model: no network, no GPU")
+    group.add_argument("--sample", action="store_true", help="generated text and a tiny model: no network, no GPU")
     group.add_argument("--dataset", type=non_empty, help="hub id of the data set (default: the task's own)")
-    group.add_argument("--train-file", type=Path, help="csv, tsv (GLUE quoting), jsonl or parquet; also .gz")
+    group.add_argument("--train-file", type=Path, help=files)
     group.add_argument("--validation-file", type=Path, help="chooses the best checkpoint; alone, it reports")
     group.add_argument("--test-file", type=Path, help="reports the final score")
     group.add_argument(
@@ -180,27 +158,17 @@ def _add_data_flags(parser: argparse.ArgumentParser, splits: tuple[str, ...]) ->
     )
 
 
-def _add_training_data_flags(parser: argparse.ArgumentParser, max_length: int) -> None:
+def add_training_data_flags(parser: argparse.ArgumentParser):
+    """How many rows. Returns the group."""
     group = parser.add_argument_group("data, training")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}-size", type=positive_int, help=f"balanced subset of the {split} split, in rows")
-    group.add_argument(
-        "--max-length",
-        type=positive_int,
-        default=max_length,
-        help="tokens a text is cut to, with --head generate a text with its prompt and answer (default %(default)s)",
-    )
-    group.add_argument(
-        "--truncation",
-        choices=("head", "head-and-tail"),
-        default="head",
-        help="what a classifier head sees of a longer text; head-and-tail: a quarter from its head, the rest from its "
-        "end (default %(default)s)",
-    )
     group.add_argument("--limit-train", type=positive_int, help="train on so many rows, drawn by split seed")
+    return group
 
 
-def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
+def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]) -> None:
+    """How it is trained, and the metrics that can choose the best checkpoint, the first by default."""
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=positive_int, help="passes over the train split (default: 3)")
     group.add_argument("--max-steps", type=positive_int, help="stop the schedule after so many optimizer steps")
@@ -220,7 +188,7 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         "--learning-rate", type=non_negative_float, help="peak (default: 2e-5 full, 2e-4 LoRA and QLoRA)"
     )
     group.add_argument(
-        "--head-learning-rate", type=non_negative_float, help="peak, of a classifier's head (default: 5 × the other)"
+        "--head-learning-rate", type=non_negative_float, help="peak, of a new head (default: 5 × the other)"
     )
     group.add_argument("--warmup-ratio", type=fraction, default=0.06, help="share of all steps (default %(default)s)")
     group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="AdamW's (default %(default)s)")
@@ -235,8 +203,8 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--choose-by",
-        choices=("accuracy", "f1_macro", "loss"),
-        default="accuracy",
+        choices=choose_by,
+        default=choose_by[0],
         help="metric of the choosing split that picks the best checkpoint (default %(default)s)",
     )
     group.add_argument(
@@ -245,7 +213,8 @@ def _add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=seed, default=0, help="of head, order and dropout (default %(default)s)")
 
 
-def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """How it runs, saves, goes on and logs."""
     group = parser.add_argument_group("run")
     group.add_argument(
         "--deepspeed", type=Path, metavar="FILE", help="DeepSpeed configuration, such as ds_configs/zero2.json"
@@ -300,7 +269,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="evaluate N prompts that differ in shots, their order and the wording, and report their spread",
     )
-    _add_prompt_format(group)
+    add_prompt_format(group)
     group.add_argument(
         "--answer-by",
         choices=("likelihood", "generation"),
@@ -315,7 +284,8 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_prompt_format(group) -> None:
+def add_prompt_format(group) -> None:
+    """--prompt-format."""
     group.add_argument(
         "--prompt-format",
         choices=("auto", "plain", "chat"),

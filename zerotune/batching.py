@@ -13,6 +13,31 @@ from zerotune.randomness import random_order
 STEPS_PER_LENGTH_GROUP = 100
 
 
+class LengthBatches:
+    """What the loop and an evaluation ask of data whose examples have nothing in common: batches of similar lengths.
+
+    A subclass has `lengths`, the tokens of each example.
+    """
+
+    lengths: np.ndarray
+
+    def epoch_steps(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+        """As the function of that name."""
+        return epoch_steps(self.lengths, batch_size, seed, epoch)
+
+    def micro_batches(self, step: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
+        """As the function of that name."""
+        return micro_batches(step, self.lengths, budget, world_size)
+
+    def num_tokens(self, rows: np.ndarray) -> int:
+        """Tokens that the model reads of some examples in one batch."""
+        return int(self.lengths[rows].sum())
+
+    def num_padded_tokens(self, rows: np.ndarray) -> int:
+        """The same with the padding."""
+        return int(self.lengths[rows].max()) * len(rows)
+
+
 def num_steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Optimizer steps that one pass over the examples takes; the last one may be smaller."""
     return math.ceil(num_examples / batch_size)

@@ -50,7 +50,7 @@ class Wanted:
         """Hub id or folder, with the script's default filled in."""
         if self.flags.model:
             return self.flags.model
-        return str(sample_model_folder()) if self.flags.sample else DEFAULT_MODEL
+        return str(sample_model_folder(self.task)) if self.flags.sample else DEFAULT_MODEL
 
     @property
     def folder(self) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
-from zerotune import figures
+from zerotune import figures, squad
 from zerotune.curves import curves_of_runs, read_history
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_json, write_text
@@ -25,9 +25,19 @@ from zerotune.html_page import (
     table,
 )
 from zerotune.metrics import METRIC_NAMES
-from zerotune.paired import Evaluation, Paired, paired_comparison, read_evaluation, seed_spreads, settings_of
+from zerotune.paired import (
+    Evaluation,
+    Paired,
+    as_proportions,
+    metric_names,
+    paired_comparison,
+    paired_f1,
+    read_evaluation,
+    seed_spreads,
+    settings_of,
+)
 from zerotune.run_tables import timings_table
-from zerotune.statistics import holm_adjusted
+from zerotune.statistics import PairedMeans, holm_adjusted
 
 
 def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
@@ -46,10 +56,13 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
     if len(tasks) > 1:
         raise Refused(f"a comparison is of one task, the folders hold {' and '.join(tasks)}: compare each task apart")
     for one in read:
-        if missing := [name for name in METRIC_NAMES if not isinstance(one.metrics.get(name), int | float)]:
+        wanted = ("exact", "f1") if tasks == [squad.TASK] else METRIC_NAMES
+        if missing := [name for name in wanted if not isinstance(one.metrics.get(name), int | float)]:
+            kind = "question-answering" if tasks == [squad.TASK] else "classification"
             found = f"{one.folder}/metrics.json does not"
-            raise Refused(f"a classification evaluation has {missing[0]}, {found}: evaluate again")
+            raise Refused(f"a {kind} evaluation has {missing[0]}, {found}: evaluate again")
     pairs = [paired_comparison(read[0], other) for other in read[1:]]
+    f1_pairs = [paired_f1(read[0], other) for other in read[1:]]
     adjusted = holm_adjusted([pair.p_value for pair in pairs])
     spreads = seed_spreads(read)
     record = {
@@ -57,12 +70,14 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
         "evaluations": [{"folder": str(one.folder), "metrics": one.metrics} for one in read],
         "paired": [
             {"first": str(folders[0]), "second": str(folder), **asdict(pair), "p_value_holm": holm}
-            for folder, pair, holm in zip(folders[1:], pairs, adjusted, strict=True)
+            | ({} if f1 is None else {"f1": asdict(f1)})
+            for folder, pair, holm, f1 in zip(folders[1:], pairs, adjusted, f1_pairs, strict=True)
         ],
         "seeds": spreads,
     }
     report = output_dir / "report.html"
-    text = _comparison_page(TASK_NAMES.get(tasks[0], tasks[0]), read, pairs, adjusted, spreads)
+    paired = _paired_section(short_names(folders), pairs, adjusted, f1_pairs)
+    text = _comparison_page(TASK_NAMES.get(tasks[0], tasks[0]), read, paired, spreads)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "comparison.json", record)
@@ -83,20 +98,24 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(one) for one in parts]
 
 
-def _comparison_page(
-    task: str, read: list[Evaluation], pairs: list[Paired], adjusted: list[float], spreads: list[dict]
-) -> str:
+def _comparison_page(task: str, read: list[Evaluation], paired_section: str, spreads: list[dict]) -> str:
     names = short_names([one.folder for one in read])
     title = f"{task}: {len(read)} evaluations compared"
-    accuracies = [
-        (name, 100 * one.metrics["accuracy"], [100 * bound for bound in one.metrics["accuracy_ci95"]], figures.TUNED)
-        for name, one in zip(names, read, strict=True)
+    shown = [as_proportions(one.metrics) for one in read]
+    headline = "accuracy" if "accuracy" in shown[0] else "exact"
+    dots = [
+        (name, 100 * metrics[headline], [100 * bound for bound in metrics[f"{headline}_ci95"]], figures.TUNED)
+        for name, metrics in zip(names, shown, strict=True)
     ]
+    columns = list(dict.fromkeys(metric for one in read for metric in metric_names(one.metrics)))
     scores = [
-        [name, f"{len(one.predictions):,}", *(score_cell(one.metrics, metric) for metric in METRIC_NAMES)]
-        for name, one in zip(names, read, strict=True)
+        [name, f"{len(one.predictions):,}", *(score_cell(metrics, metric) for metric in columns)]
+        for name, one, metrics in zip(names, read, shown, strict=True)
     ]
-    figure = figures.intervals("Accuracy by evaluation", "accuracy, % (95 % Wilson interval)", accuracies)
+    figure = figures.intervals(
+        f"{metric_title(headline).capitalize()} by evaluation", f"{headline}, % (95 % Wilson interval)", dots
+    )
+    note = "95 % intervals: Wilson for proportions, bootstrap over items for F1, macro means, BLEU, ROUGE and METEOR."
     return page(
         title,
         [
@@ -104,10 +123,10 @@ def _comparison_page(
             section(
                 "Scores",
                 f'<div class="wide">{figure}</div>',
-                table(["evaluation", "items", *(metric_title(metric) for metric in METRIC_NAMES)], scores),
-                paragraph("95 % intervals: Wilson for proportions, bootstrap for F1 and macro means.", "note"),
+                table(["evaluation", "items", *(metric_title(metric) for metric in columns)], scores),
+                paragraph(note, "note"),
             ),
-            _paired_section(names, pairs, adjusted),
+            paired_section,
             _training_section([one.folder for one in read]),
             _seed_section(read, spreads),
             _settings_section(names, read),
@@ -115,8 +134,11 @@ def _comparison_page(
     )
 
 
-def _paired_section(names: list[str], pairs: list[Paired], adjusted: list[float]) -> str:
-    headers = [f"against {names[0]}", "common items", "accuracy", f"{names[0]} there", "difference"]
+def _paired_section(
+    names: list[str], pairs: list[Paired], adjusted: list[float], f1_pairs: list[PairedMeans | None]
+) -> str:
+    score = "accuracy" if f1_pairs[0] is None else "exact"
+    headers = [f"against {names[0]}", "common items", score, f"{names[0]} there", "difference"]
     headers += ["only this right", f"only {names[0]} right", "McNemar"] + (["Holm-adjusted"] if len(pairs) > 1 else [])
     rows = []
     for name, pair, holm in zip(names[1:], pairs, adjusted, strict=True):
@@ -127,7 +149,24 @@ def _paired_section(names: list[str], pairs: list[Paired], adjusted: list[float]
     note = "Exact two-sided McNemar test on the items both evaluations scored; Newcombe's paired 95 % intervals."
     if len(pairs) > 1:
         note += f" Holm's correction over the {len(pairs)} tests."
-    return section("Paired tests", table(headers, rows), paragraph(note, "note"))
+    of_f1 = [(name, f1) for name, f1 in zip(names[1:], f1_pairs, strict=True) if f1 is not None]
+    return section("Paired tests", table(headers, rows), paragraph(note, "note"), _f1_table(names[0], of_f1))
+
+
+def _f1_table(first: str, pairs: list[tuple[str, PairedMeans]]) -> str:
+    """F1 of answers against those of the evaluation called `first`, "" without any."""
+    if not pairs:
+        return ""
+    rows = [
+        [
+            *(name, percent(f1.second), percent(f1.first)),
+            *((points(f1.difference), interval_text(f1.difference_ci95, signed=True)), p_value_text(f1.p_value)),
+        ]
+        for name, f1 in pairs
+    ]
+    headers = [f"against {first}", "F1", f"{first} there", "difference", "randomisation test"]
+    note = "F1 on the same questions: bootstrap interval, two-sided test by random signs of the differences."
+    return table(headers, rows) + paragraph(note, "note")
 
 
 def _training_section(folders: Sequence[Path]) -> str:
@@ -157,7 +196,7 @@ def _seed_section(read: list[Evaluation], spreads: list[dict]) -> str:
                 f"{100 * spread[name]['low']:.2f} – {100 * spread[name]['high']:.2f} %",
                 *(f"{100 * value:.2f}" for value in spread[name]["values"]),
             ]
-            for name in METRIC_NAMES
+            for name in spread["metrics"]
         ]
         seeds = [f"seed {seed}" for seed in spread["seeds"]]
         model = " · ".join(plain(spread["settings"][key]) for key in ("model", "method") if key in spread["settings"])

@@ -16,10 +16,13 @@ _FIGURES = (
     ("loss", "Loss", "loss (mean cross-entropy, nats)"),
     ("eval_loss", f"Loss on the {CHOOSING}", "loss (mean cross-entropy, nats)"),
     ("eval_accuracy", f"Accuracy on the {CHOOSING}", "accuracy"),
+    ("eval_exact", f"Exact answers on the {CHOOSING}", "exact, %"),
+    ("eval_f1", f"F1 on the {CHOOSING}", "F1, %"),
     ("learning_rate", "Learning rate", "learning rate"),
     ("grad_norm", "Gradient norm", "gradient norm before clipping"),
     ("epoch", "Epoch", "epoch"),
 )
+_SCORES = ("eval_accuracy", "eval_exact", "eval_f1")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ def _drawn(drawn: list[tuple[str, str, list[Series]]]) -> str:
         for title, y_label, lines in drawn
         if lines
     ]
-    missing = [title.lower() for title, _, lines in drawn if not lines]
+    some = {title for title, _, lines in drawn if lines}
+    scores = {title for key, title, _ in _FIGURES if key in _SCORES}
+    # of the scores that a task does not have nothing is missing
+    missing = [title.lower() for title, _, lines in drawn if not lines and not (title in scores and scores & some)]
     note = paragraph(f"Not in metrics.jsonl: {', '.join(missing)}.", "note") if missing else ""
     return f'<div class="figures">{"".join(made)}</div>{note}'

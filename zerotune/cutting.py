@@ -66,20 +66,32 @@ def fit_shots(tokenizer, shots: Sequence, window: int) -> tuple[list, int]:
         Refused: they would be cut to fewer than FEWEST_SHOT_TOKENS.
     """
     texts = [shot.text for shot in shots]
-    lengths = sorted(map(len, token_ids(tokenizer, texts, False)))
-    room, budget = window // 2, max(lengths, default=0)
-    for place, length in enumerate(lengths):
-        budget = room // (len(lengths) - place)
-        if length > budget:
-            break
-        room -= length
-    else:
-        return list(shots), 0
-    if budget < FEWEST_SHOT_TOKENS:
-        raise Refused(
-            f"--shots {len(shots)} do not fit: in half of the model's window of {window} each would be cut to {budget} "
-            f"tokens, wanted {FEWEST_SHOT_TOKENS} or more: use fewer --shots"
-        )
+    budget = shot_budget([len(row) for row in token_ids(tokenizer, texts, False)], window)
     cut = cut_texts(tokenizer, texts, [budget] * len(texts))
     num_cut = sum(before != after for before, after in zip(texts, cut, strict=True))
     return [replace(shot, text=text) for shot, text in zip(shots, cut, strict=True)], num_cut
+
+
+def shot_budget(lengths: list[int], window: int) -> int:
+    """Most tokens of each shot, so that all shots together take at most half of the model's window.
+
+    Args:
+        lengths: tokens of each shot.
+    Raises:
+        Refused: the longest would be cut to fewer than FEWEST_SHOT_TOKENS.
+    """
+    room, budget = window // 2, max(lengths, default=0)
+    for place, length in enumerate(sorted(lengths)):
+        even = room // (len(lengths) - place)
+        if length > even:
+            budget = even
+            break
+        room -= length
+    else:
+        return budget
+    if budget < FEWEST_SHOT_TOKENS:
+        raise Refused(
+            f"--shots {len(lengths)} do not fit: in half of the model's window of {window} each would be cut to "
+            f"{budget} tokens, wanted {FEWEST_SHOT_TOKENS} or more: use fewer --shots"
+        )
+    return budget

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from zerotune.batching import LengthBatches
 from zerotune.encoding import Encoded
 
 
 @dataclass(frozen=True)
-class LabelledData:
+class LabelledData(LengthBatches):
     """Texts ready for a classification head.
 
     Attributes:

@@ -1,19 +1,13 @@
-"""Texts to token ids: once, by the fast tokenizer in batches, kept in a cache that is named after its content.
+"""Texts to token ids: once, by the fast tokenizer in batches, kept in a cache that is named after its content."""
 
-Any number of processes and nodes may encode the same texts at once: each writes its own file aside and renames it, and
-whichever comes last replaces an equal one.
-"""
-
-import hashlib
-import io
 import os
-import uuid
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from zerotune.array_cache import content_key, load_arrays, save_arrays
 from zerotune.errors import Refused
 
 CACHE_FORMAT = "zerotune tokens 1"
@@ -22,7 +16,6 @@ TEXTS_PER_CALL = 2048
 # (Sun et al. 2019, arXiv:1905.05583, section 5.3.1: 128 and 382 of 510 tokens).
 TRUNCATIONS = ("head", "head-and-tail")
 HEAD_SHARE = 0.25
-DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -90,11 +83,7 @@ def _cache_key(tokenizer, texts: list[str], max_length: int, truncation: str) ->
     backend.no_truncation()
     backend.no_padding()
     settings = [CACHE_FORMAT, tokenizers.__version__, max_length, truncation, *_settings(tokenizer)]
-    digest = hashlib.sha256(repr(settings).encode())
-    for text in chain([backend.to_str()], texts):
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
+    return content_key(settings, chain([backend.to_str()], texts))
 
 
 def _settings(tokenizer) -> tuple[str, bool, bool]:
@@ -177,36 +166,15 @@ def _read_only(encoded: Encoded) -> Encoded:
 
 
 def _save(encoded: Encoded, path: Path) -> None:
-    """One file: the sha256 of the rest, then an uncompressed npz."""
     arrays = {"ids": encoded.ids, "offsets": encoded.offsets, "num_truncated": np.int64(encoded.num_truncated)}
     if encoded.type_ids is not None:
         arrays["type_ids"] = encoded.type_ids
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    data = buffer.getvalue()
-    aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(hashlib.sha256(data).digest() + data)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise Refused(
-            f"{path.parent}: the token cache cannot be written ({error.strerror}); set ZEROTUNE_CACHE to another folder"
-        ) from None
+    save_arrays(path, arrays)
 
 
 def _load(path: Path) -> Encoded | None:
-    """The cached texts; None where the file is missing, unreadable or torn, and is to be written again."""
-    try:
-        data = path.read_bytes()
-    except OSError:
+    arrays = load_arrays(path)
+    if arrays is None:
         return None
-    body = data[DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != data[:DIGEST_BYTES]:
-        return None
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        num_truncated = int(arrays["num_truncated"])
-        return _read_only(Encoded(arrays["ids"], arrays["offsets"], num_truncated, arrays.get("type_ids")))
+    num_truncated = int(arrays["num_truncated"])
+    return _read_only(Encoded(arrays["ids"], arrays["offsets"], num_truncated, arrays.get("type_ids")))

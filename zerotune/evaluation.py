@@ -10,7 +10,7 @@ import numpy as np
 
 from zerotune.batching import evaluation_batches
 from zerotune.errors import Refused
-from zerotune.evaluation_options import EvalOptions, answers_by_prompt
+from zerotune.evaluation_options import EvalOptions, QuestionOptions, answers_by_prompt
 from zerotune.files import json_sha256, read_json, write_json, write_json_lines, write_text
 from zerotune.language_model import load_language_model
 from zerotune.metrics import UNPARSABLE, classification_metrics
@@ -57,15 +57,11 @@ def evaluate_checkpoint(
     config = read_config(options.model, options.revision)
     described = {"task": task.TASK, **asdict(options), "shots": len(options.shots), "dtype": options.precision}
     del described["precision"]  # here the name of a score
-    fingerprint = described | {
+    fingerprint = fingerprint_of(described, options, [f"{e.id}\t{e.text}\t{e.label}" for e in examples]) | {
         "shots": [asdict(shot) for shot in options.shots],
-        "tokens_per_device": None,
         "prompt": task.WORDINGS[options.wording],
-        "model_files": model_identity(options.model, options.revision),
-        "versions": [metadata.version(name) for name in ("torch", "transformers")],
-        "items": hashlib.sha256("\n".join(f"{e.id}\t{e.text}\t{e.label}" for e in examples).encode()).hexdigest(),
     }
-    earlier = _finished_metrics(folder, fingerprint, replace)
+    earlier = finished_metrics(folder, fingerprint, replace)
     if earlier is not None:
         return earlier
     with without_zero_init(accelerator):
@@ -73,16 +69,11 @@ def evaluate_checkpoint(
             ready = prepare_prompt(options, task, examples, config, accelerator.device, load_model)
         else:
             ready = prepare_classifier(options, task, examples, config, accelerator.device)
-    partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
+    partial = partial_scores(folder, options, fingerprint)
     batches = evaluation_batches(ready.lengths, options.tokens_per_device)
     score = BackOff(ready.score, ready.lengths)
     scores = score_items(score, batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
-    if not np.isfinite(scores).all():
-        broken = examples[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])].id
-        raise Refused(
-            f"{options.model} gives scores that are not finite, first for {broken}: its weights are damaged, or "
-            f"--precision {options.precision} is too narrow; try fp32"
-        )
+    check_finite(scores, [example.id for example in examples], options)
     metrics = described | ready.found
     if ready.content_free is not None:
         plain = label_metrics(examples, scores.argmax(axis=1).tolist())
@@ -96,11 +87,41 @@ def evaluate_checkpoint(
         metrics |= {"num_unparsable": num_unparsable, "unparsable_share": num_unparsable / len(predictions)}
     if is_main_process():
         write_predictions(folder, examples, predictions, details)
-        write_json(folder / "metrics.json", metrics)
-        write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint)})
-        partial.delete()
+        mark_finished(folder, metrics, fingerprint, partial)
     accelerator.wait_for_everyone()
     return metrics
+
+
+def fingerprint_of(described: dict, options: EvalOptions | QuestionOptions, items: list[str]) -> dict:
+    """All that an evaluation's results depend on: what is `described`, the model's files, and the items as lines."""
+    return described | {
+        "tokens_per_device": None,
+        "model_files": model_identity(options.model, options.revision),
+        "versions": [metadata.version(name) for name in ("torch", "transformers")],
+        "items": hashlib.sha256("\n".join(items).encode()).hexdigest(),
+    }
+
+
+def partial_scores(folder: Path, options: EvalOptions | QuestionOptions, fingerprint: dict) -> PartialScores:
+    """Where an evaluation keeps the scores of finished batches; another cut into batches begins again."""
+    return PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
+
+
+def check_finite(scores: np.ndarray, ids: list[str], options: EvalOptions | QuestionOptions) -> None:
+    """Raises Refused, naming the first item, for scores [items, numbers] that are not finite."""
+    if not np.isfinite(scores).all():
+        broken = ids[int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])]
+        raise Refused(
+            f"{options.model} gives scores that are not finite, first for {broken}: its weights are damaged, or "
+            f"--precision {options.precision} is too narrow; try fp32"
+        )
+
+
+def mark_finished(folder: Path, metrics: dict, fingerprint: dict, partial: PartialScores) -> None:
+    """Write metrics.json and what tells the same evaluation again, and drop the scores of single batches."""
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint)})
+    partial.delete()
 
 
 @contextlib.contextmanager
@@ -119,7 +140,8 @@ def without_zero_init(accelerator):
         plugin.set_deepspeed_weakref()
 
 
-def _finished_metrics(folder: Path, fingerprint: dict, replace: bool) -> dict | None:
+def finished_metrics(folder: Path, fingerprint: dict, replace: bool) -> dict | None:
+    """metrics.json of the same evaluation, None where it is yet to be done. Raises Refused as evaluate_checkpoint."""
     marker = folder / FINGERPRINT_FILE
     if not marker.exists():
         return None

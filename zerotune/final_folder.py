@@ -9,9 +9,10 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.files import read_json
-from zerotune.heads import SequenceClassifier, TunedModel, is_encoder
+from zerotune.heads import SPAN_HEAD, SequenceClassifier, TunedModel, is_encoder
 from zerotune.models import ModelSettings, initialise_head, load_stock_model, quiet_transformers
 from zerotune.pretrained import load_tokenizer, read_config
+from zerotune.span_head import SpanModel, backbone_renaming, has_own_class, load_stock_span_model, span_class
 
 _README = """# {title}
 
@@ -26,8 +27,19 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 {note}
 """
-_CLASSIFIER_NOTE = '`dtype="float32"` belongs to it: the head is float32 and loses small differences in 16 bits.'
-_GENERATOR_NOTE = "The prompt stands in task.json: ask in its words and its format, and let the model end its answer."
+_FLOAT32 = '`dtype="float32"` belongs to it: the head is float32 and loses small differences in 16 bits.'
+_TITLES_AND_NOTES = {
+    "classify": ("classifier", _FLOAT32),
+    "generate": (
+        "generator",
+        "The prompt stands in task.json: ask in its words and its format, and let the model end its answer.",
+    ),
+    "span": (
+        "span finder",
+        "A row is question, then paragraph; `model(**row)` gives `start_logits` and `end_logits` of its tokens. "
+        f"task.json says how long rows are and above which odds there is no answer. {_FLOAT32}",
+    ),
+}
 
 
 def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, state_dict: dict | None = None) -> None:
@@ -48,7 +60,8 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
         _check_float32(weights)
         with quiet_transformers():
-            stock.save_pretrained(folder, state_dict=weights)
+            # under the names that the model's class has, not those that backbone_renaming found in its checkpoint
+            stock.save_pretrained(folder, state_dict=weights, save_original_format=False)
         base, revision = _absolute(stock.config.name_or_path), None
     tokenizer.save_pretrained(folder)
     quantized = getattr(stock, "is_loaded_in_4bit", False)
@@ -92,21 +105,22 @@ def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
 
 
 def _readme(stock, record: dict) -> str:
-    generates = stock.get_output_embeddings() is not None
-    auto_class = "AutoModelForCausalLM" if generates else "AutoModelForSequenceClassification"
+    head = "span" if hasattr(stock, SPAN_HEAD) else "classify" if stock.get_output_embeddings() is None else "generate"
     base, method = record["base_model"], record["method"]
     # transformers before 5.23 loads Gemma-2 with sdpa, which leaves out the capping of its scores
     capped = getattr(stock.config, "attn_logit_softcapping", None) is not None
     dtype = 'dtype="float32"' + (', attn_implementation="eager"' if capped else "")
-    names = [auto_class, "AutoTokenizer"]
+    # labels and pad id stand in the config beside an adapter
+    own_config = "config=AutoConfig.from_pretrained(folder)"
+    model_class, imports, definition = _class_to_load(stock, head)
     if method == "full":
-        line = f"{auto_class}.from_pretrained(folder, {dtype})"
+        line = f"{model_class}.from_pretrained(folder, {own_config + ', ' if definition else ''}{dtype})"
     else:
-        # of a classifier the labels and the pad id stand in the config beside the adapter
-        arguments = [repr(base), *([] if generates else ["config=AutoConfig.from_pretrained(folder)"]), dtype]
-        names += [] if generates else ["AutoConfig"]
+        arguments = [repr(base), *([] if head == "generate" else [own_config]), dtype]
         if record["base_revision"]:
             arguments.insert(1, f"revision={record['base_revision']!r}")
+        if head == "span" and backbone_renaming(stock.config):
+            arguments.append(f"key_mapping={backbone_renaming(stock.config)}")
         if method == "qlora":
             compute = str(stock.config.quantization_config.bnb_4bit_compute_dtype).removeprefix("torch.")
             arguments.append(
@@ -114,22 +128,41 @@ def _readme(stock, record: dict) -> str:
                 f'bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="{compute}", '
                 f"llm_int8_skip_modules={stock.config.quantization_config.llm_int8_skip_modules})"
             )
-            names.append("BitsAndBytesConfig")
-        line = f"PeftModel.from_pretrained({auto_class}.from_pretrained({', '.join(arguments)}), folder)"
-    imports = f"from transformers import {', '.join(sorted(names))}"
+        line = f"PeftModel.from_pretrained({model_class}.from_pretrained({', '.join(arguments)}), folder)"
+        imports = ["from peft import PeftModel", *imports]
+    names = [name for name in ("AutoConfig", "BitsAndBytesConfig") if f"{name}." in line or f"{name}(" in line]
+    names = sorted(["AutoTokenizer", *names, *([] if definition else [model_class])])
+    imports.insert(1 if method != "full" else 0, f"from transformers import {', '.join(names)}")
     kind = {"full": "All weights of", "lora": "A LoRA adapter for", "qlora": "A LoRA adapter (4-bit base) for"}[method]
+    title, note = _TITLES_AND_NOTES[head]
     return _README.format(
-        title=f"{record.get('task', 'Text')} {'generator' if generates else 'classifier'}",
-        description=f"{kind} `{base}`, {_purpose(stock, record, generates)}",
-        imports=imports if method == "full" else f"from peft import PeftModel\n{imports}",
+        title=f"{record.get('task', 'Text')} {title}",
+        description=f"{kind} `{base}`, {_purpose(stock, record, head)}",
+        imports="\n".join(imports) + definition,
         line=line,
-        note=_GENERATOR_NOTE if generates else _CLASSIFIER_NOTE,
+        note=note,
     )
 
 
-def _purpose(stock, record: dict, generates: bool) -> str:
-    if generates:
-        return f"tuned to answer a prompt with one of: {', '.join(record['prompt']['label_words'])}."
+def _class_to_load(stock, head: str) -> tuple[str, list[str], str]:
+    """The name of the class that loads a model, what else is imported for it, and its definition where it needs one."""
+    if head != "span" or has_own_class(stock.config):
+        own = {"generate": "CausalLM", "classify": "SequenceClassification", "span": "QuestionAnswering"}[head]
+        return f"AutoModelFor{own}", [], ""
+    family = span_class(stock.config).__bases__[1]
+    imports = [
+        "from transformers.modeling_layers import GenericForQuestionAnswering",
+        f"from {family.__module__} import {family.__name__}",
+    ]
+    return "SpanModel", imports, f"\n\nclass SpanModel(GenericForQuestionAnswering, {family.__name__}): ...\n"
+
+
+def _purpose(stock, record: dict, head: str) -> str:
+    if head == "span":
+        return "tuned to find the words of a paragraph that answer a question, or to say that none do."
+    if head == "generate":
+        words = record["prompt"].get("label_words")
+        return f"tuned to answer a prompt with one of: {', '.join(words)}." if words else "tuned to answer questions."
     labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
     return f"tuned to classify texts. Labels: {labels}."
 
@@ -150,6 +183,27 @@ def load_final_or_base(
     an untrained one: see pretrained.is_trained_classifier. Raises Refused for a causal model without one, and for all
     that training refuses.
     """
+
+    def load_stock(settings: ModelSettings, tokenizer, config):
+        return load_stock_model(settings, labels, tokenizer, config)
+
+    model, tokenizer, task = _load_final(load_stock, name, revision, precision, attention, load_4bit)
+    return SequenceClassifier(model).eval(), tokenizer, task
+
+
+def load_final_span(
+    name: str, *, revision: str | None = None, precision: str = "fp32", attention: str = "auto", load_4bit: bool = False
+):
+    """(SpanModel in eval mode, tokenizer, task.json's dict or None) of a final/ or any model with a span head.
+
+    Types and refusals are those of `load_final_or_base`; an encoder without a head gets an untrained one.
+    """
+    model, tokenizer, task = _load_final(load_stock_span_model, name, revision, precision, attention, load_4bit)
+    return SpanModel(model).eval(), tokenizer, task
+
+
+def _load_final(load_stock, name: str, revision: str | None, precision: str, attention: str, load_4bit: bool):
+    """(stock or peft model, tokenizer, task.json's dict or None); load_stock as models.load_stock_model."""
     config, tokenizer = read_config(name, revision), load_tokenizer(name, revision)
     task, adapter = read_record(name, revision), read_adapter_config(name, revision)
     in_4bit = load_4bit or (task or {}).get("method") == "qlora"
@@ -160,17 +214,17 @@ def load_final_or_base(
         precision=precision,
         attention=attention,
     )
-    model, missing = load_stock_model(settings, labels, tokenizer, config)
+    model, missing = load_stock(settings, tokenizer, config)
     if adapter:
         model = put_adapter_on(model, name, revision)
     elif missing:
         if not is_encoder(config):
+            kind = "span" if hasattr(model, SPAN_HEAD) else "classification"
             raise Refused(
-                f"{name} has no classification head, which its config.json says it has; correct that, or give a tuned "
-                "final/ folder"
+                f"{name} has no {kind} head: give a tuned final/ folder, or a model that was published with one"
             )
         initialise_head(model, missing, settings.seed)
-    return SequenceClassifier(model).eval(), tokenizer, task
+    return model, tokenizer, task
 
 
 def put_adapter_on(model, name: str, revision: str | None):

@@ -6,20 +6,34 @@ from zerotune.heads import TunedModel
 from zerotune.language_model import cap_logits, load_causal_model
 from zerotune.lora import add_lora
 from zerotune.models import ModelSettings, check_settings, recompute_activations, tuning_config
+from zerotune.paragraph_branches import Places, branch_masks, mask_dtype
 from zerotune.pretrained import read_config
 
 
 class AnswerGenerator(TunedModel):
     """A causal model of language_model.load_causal_model, its LM head computed at chosen positions only."""
 
-    def forward(self, input_ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        branches: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Float32 logits [N, vocabulary] of the token that follows each of N positions of a batch.
 
         input_ids are [B, T], padded on the right, where a causal model looks from no token of a row: they need no mask.
-        rows and columns, [N] each, are the positions.
+        rows and columns, [N] each, are the positions. positions and branches, [B, T] each, are those of
+        paragraph_branches.BranchRows, for rows that hold branches which must not see each other.
         """
         stock = self.stock_model
-        hidden = stock.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        told = {}
+        if branches is not None:
+            places = Places(positions, branches)
+            masks = branch_masks(stock.config, places, places, mask_dtype(stock, input_ids.device))
+            told = {"position_ids": positions, "attention_mask": masks}
+        hidden = stock.base_model(input_ids=input_ids, use_cache=False, **told).last_hidden_state
         return cap_logits(stock.get_output_embeddings()(hidden[rows, columns]), stock.config)
 
 

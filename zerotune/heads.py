@@ -1,10 +1,11 @@
-"""The classification head: float32 whatever the precision around it, and pooled by length, never by pad id."""
+"""Heads: float32 whatever the precision around them; a classifier's is pooled by length, never by pad id."""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 ENCODERS = ("distilbert", "bert", "roberta")
+SPAN_HEAD = "qa_outputs"  # of every model with a span head
 _ENCODER_HEADS = {
     "distilbert": ("pre_classifier", "classifier"),
     "bert": ("bert.pooler", "classifier"),
@@ -31,7 +32,8 @@ def stock_name(parameter_name: str) -> str:
 
 
 def is_head_parameter(parameter_name: str, config) -> bool:
-    return stock_name(parameter_name).startswith(tuple(f"{head}." for head in head_module_names(config)))
+    """Whether it belongs to a classification head or to a span head."""
+    return stock_name(parameter_name).startswith(tuple(f"{head}." for head in (*head_module_names(config), SPAN_HEAD)))
 
 
 class Float32Linear(nn.Linear):
@@ -56,9 +58,9 @@ def _as_float32(linear: nn.Linear) -> Float32Linear:
     return layer.train(linear.training)
 
 
-def make_head_float32(model: nn.Module) -> None:
-    """Replaces the linear layers of a stock model's head in place. State-dict keys stay the stock ones."""
-    for head in head_module_names(model.config):
+def make_head_float32(model: nn.Module, heads: tuple[str, ...]) -> None:
+    """Replaces the linear layers of a stock model's head modules in place. State-dict keys stay the stock ones."""
+    for head in heads:
         for path, module in list(model.get_submodule(head).named_modules(prefix=head)):
             if isinstance(module, nn.Linear):
                 assert type(module) is nn.Linear, f"the head's {path} was turned into a {type(module).__name__}"
@@ -104,16 +106,23 @@ class SequenceClassifier(TunedModel):
         models that have them (BERT) and mean nothing to the others. A row without tokens gives logits without meaning.
         """
         stock = self.stock_model
+        inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids)
         if is_encoder(stock.config):
-            types = {}
-            if token_type_ids is not None and getattr(stock.config, "type_vocab_size", 1) > 1:
-                types["token_type_ids"] = token_type_ids
-            return stock(input_ids=input_ids, attention_mask=attention_mask, **types).logits
-        position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-        hidden = stock.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+            return stock(**inputs).logits
+        hidden = stock.base_model(**inputs).last_hidden_state
         return stock.score(hidden[torch.arange(len(hidden), device=hidden.device), last_positions(attention_mask)])
+
+
+def backbone_inputs(
+    config, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None
+) -> dict:
+    """Arguments of a stock model for a padded batch [B, T]: token types where it has them, positions by length."""
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if not is_encoder(config):
+        return inputs | {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0), "use_cache": False}
+    if token_type_ids is not None and getattr(config, "type_vocab_size", 1) > 1:
+        inputs["token_type_ids"] = token_type_ids
+    return inputs
 
 
 def drop_unpooled_tokens(encoder: nn.Module) -> None:

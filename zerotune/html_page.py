@@ -5,6 +5,7 @@ from html import escape
 
 TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
 
+_TOOL_NAMES = {"bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "meteor": "METEOR"}
 NO_BREAK, MINUS = "\u00a0", "\u2212"
 
 STYLE = """
@@ -180,7 +181,11 @@ def flattened(value: Mapping, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def metric_title(name: str) -> str:
-    """accuracy_negative -> accuracy on negative; f1_macro -> F1, macro."""
+    """accuracy_negative -> accuracy on negative; f1_macro -> F1, macro; HasAns_exact -> HasAns exact."""
+    if name.startswith(("HasAns_", "NoAns_")):
+        return name.replace("_", " ").replace("f1", "F1")
+    if name in _TOOL_NAMES:
+        return _TOOL_NAMES[name]
     head, _, tail = name.partition("_")
     head = "F1" if head == "f1" else head
     return {"macro": f"{head}, macro", "": head}.get(tail, f"{head} on {tail}")

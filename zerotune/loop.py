@@ -10,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 from zerotune import checkpoints
-from zerotune.batching import epoch_steps, micro_batches
 from zerotune.errors import Preempted, Refused
 from zerotune.randomness import derive_seed
 from zerotune.runs import is_main_process
@@ -70,8 +69,8 @@ class Loop:
 
     Args:
         engine: zerotune.engine.Engine.
-        data: the train split, a zerotune.data.LabelledData or a zerotune.answers.AnswerData: ids, lengths, loss_sum
-            and num_targets.
+        data: the train split, a LabelledData, an AnswerData or a QuestionAnswerData: ids, lengths, loss_sum,
+            num_targets, num_tokens, epoch_steps and micro_batches.
         schedule: zerotune.schedule.Schedule.
         run: zerotune.runs.RunFolder.
         args: batch_size, tokens_per_device, learning_rate (peak, to be logged), seed, patience, keep_checkpoints,
@@ -136,7 +135,7 @@ class Loop:
 
     def _one_step(self, step: int) -> None:
         indices = self.step_indices(step)
-        mine = micro_batches(indices, self.data.lengths, self.args.tokens_per_device, self.accelerator.num_processes)
+        mine = self.data.micro_batches(indices, self.args.tokens_per_device, self.accelerator.num_processes)
         loss_sum = self._accumulate(step, indices, mine[self.accelerator.process_index])
         norm = self.engine.step(self.schedule.rate_factor(step))
         moving = self.scratch.step if self.scratch else None
@@ -152,7 +151,7 @@ class Loop:
     def _count_step(self, step: int, indices: np.ndarray) -> None:
         self.progress.step = step
         self.progress.num_examples += len(indices)
-        self.progress.num_tokens += int(self.data.lengths[indices].sum())
+        self.progress.num_tokens += self.data.num_tokens(indices)
 
     def _accumulate(self, step: int, indices: np.ndarray, micros: list[np.ndarray]) -> torch.Tensor:
         """Forward and backward of this rank's micro-batches. Returns its part of the mean loss, a float32 scalar."""
@@ -178,7 +177,7 @@ class Loop:
         return self._steps[1][(step - 1) % self.schedule.steps_per_epoch]
 
     def _epoch_steps(self, epoch: int) -> list[np.ndarray]:
-        return epoch_steps(self.data.lengths, self.args.batch_size, self.args.seed, epoch)
+        return self.data.epoch_steps(self.args.batch_size, self.args.seed, epoch)
 
     def _read_status(self) -> dict | None:
         """Look at the last step's loss: one step late where nothing needs it sooner, so that a GPU never waits."""

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from zerotune.heads import head_module_names, is_encoder, is_head_parameter
+from zerotune.heads import SPAN_HEAD, head_module_names, is_encoder, is_head_parameter
 from zerotune.parameters import logical_size
 
 _SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -30,21 +30,23 @@ def seeded(seed: int):
 
 
 def add_lora(model, settings, task_type: str = "SEQ_CLS"):
-    """A peft model around a stock one: LoRA and, of a classifier, the float32 head train; the rest is frozen.
+    """A peft model around a stock one: LoRA and a classification or span head train; the rest is frozen.
 
-    settings is a models.ModelSettings; task_type one of peft's, "SEQ_CLS" or "CAUSAL_LM". Asserts that no target module
-    was missed and that nothing else trains.
+    settings is a models.ModelSettings; task_type one of peft's, "SEQ_CLS", "QUESTION_ANS" or "CAUSAL_LM". Asserts that
+    no target module was missed and that nothing else trains.
     """
     from peft import LoraConfig, get_peft_model
 
-    has_head = task_type == "SEQ_CLS"
+    heads = {"SEQ_CLS": list(head_module_names(model.config)), "QUESTION_ANS": [SPAN_HEAD], "CAUSAL_LM": None}[
+        task_type
+    ]
     lora = LoraConfig(
         task_type=task_type,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=_LORA_TARGETS.get(model.config.model_type, _SEVEN_PROJECTIONS),
-        modules_to_save=list(head_module_names(model.config)) if has_head else None,
+        modules_to_save=heads,
         revision=settings.revision,
     )
     with seeded(settings.seed):
@@ -56,7 +58,7 @@ def add_lora(model, settings, task_type: str = "SEQ_CLS"):
     expected = adapter_size(model.config, settings.lora_rank)
     assert adapter == expected, f"LoRA has {adapter} weights, not {expected}: a target module was missed"
     others = {name for name in trainable if ".lora_" not in name}
-    assert bool(others) == has_head and all(is_head_parameter(name, model.config) for name in others), sorted(others)
+    assert bool(others) == bool(heads) and all(is_head_parameter(name, model.config) for name in others), sorted(others)
     return adapted
 
 

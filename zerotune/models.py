@@ -96,8 +96,21 @@ def load_stock_model(settings: ModelSettings, labels: tuple[str, ...], tokenizer
     """
     config = _classifier_config(config or read_config(settings.name, settings.revision), settings, labels, tokenizer)
     model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    return load_with_head(settings, config, model_class, head_module_names(config))
+
+
+def load_with_head(settings: ModelSettings, config, model_class, heads: tuple[str, ...], key_mapping=None):
+    """A stock model with a float32 head, and the names of the head parameters that the checkpoint lacked.
+
+    Args:
+        config: of `tuning_config`.
+        heads: paths of the head's modules.
+        key_mapping: from_pretrained's, patterns of names in the checkpoint to what they are in the model.
+    Raises:
+        Refused: no weights can be read, or any but the head's are missing.
+    """
     try:
-        with quiet_transformers(), seeded(settings.seed), _head_read_in_float32(model_class, config):
+        with quiet_transformers(), seeded(settings.seed), _head_read_in_float32(model_class, heads):
             model, info = model_class.from_pretrained(
                 settings.name,
                 revision=settings.revision or "main",
@@ -107,13 +120,14 @@ def load_stock_model(settings: ModelSettings, labels: tuple[str, ...], tokenizer
                 quantization_config=nf4_config(settings.precision) if settings.method == "qlora" else None,
                 ignore_mismatched_sizes=True,  # check_shapes refuses them, in one line
                 output_loading_info=True,
+                key_mapping=key_mapping,
             )
     except (OSError, SafetensorError) as error:
         raise Refused(f"no weights could be read for --model {settings.name}: {str(error).splitlines()[0]}") from error
     check_shapes(settings.name, info["mismatched_keys"])
     check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
     keep_nf4_layout(model)
-    make_head_float32(model)
+    make_head_float32(model, heads)
     if model.config._attn_implementation == cpu_kernels.ATTENTION:
         cpu_kernels.use_cheap_dropout(model)
         if settings.method == "full" and settings.zero_stage != 3:
@@ -192,10 +206,10 @@ def attention_kernel(wanted: str, config) -> str:
 
 
 @contextlib.contextmanager
-def _head_read_in_float32(model_class, config):
+def _head_read_in_float32(model_class, heads: tuple[str, ...]):
     """A head that the checkpoint has is read in float32 beside a 16-bit or 4-bit base, not rounded on the way."""
     before = model_class._keep_in_fp32_modules_strict
-    model_class._keep_in_fp32_modules_strict = set(head_module_names(config))
+    model_class._keep_in_fp32_modules_strict = set(heads)
     try:
         yield
     finally:

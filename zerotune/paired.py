@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from zerotune import squad, squad_results
 from zerotune.errors import Refused
 from zerotune.files import read_json_lines
 from zerotune.metrics import METRIC_NAMES, UNPARSABLE, confusion_intervals, confusion_matrix, confusion_scores
-from zerotune.statistics import mcnemar, paired_difference_interval
+from zerotune.statistics import PairedMeans, mcnemar, paired_difference_interval, paired_means
+
+_MEASURED_PREFIXES, _MEASURED_ENDS = ("count", "num_", "best_", "mean_answer"), ("_ci95", "_s", "total")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two evaluations on the items that both have; differences are second minus first, in 0-1."""
+    """Two evaluations on the items that both have; differences are second minus first, in 0-1. Of questions, accuracy
+    is the share of exact answers."""
 
     num_common: int
     accuracy_first: float
@@ -89,8 +93,7 @@ def paired_comparison(first: Evaluation, second: Evaluation) -> Paired:
     """Raises Refused as `common_ids` does."""
     common = common_ids(first, second)
     correct_first, correct_second = (
-        np.array([side.predictions[one]["prediction"] == side.predictions[one]["label"] for one in common])
-        for side in (first, second)
+        np.array([is_right(side.predictions[one]) for one in common]) for side in (first, second)
     )
     test = mcnemar(correct_first, correct_second)
     return Paired(
@@ -105,6 +108,37 @@ def paired_comparison(first: Evaluation, second: Evaluation) -> Paired:
     )
 
 
+def is_right(line: dict) -> bool:
+    """Whether a line of predictions.jsonl is right: of a question, whether it is a gold answer exactly."""
+    return line["exact"] == 1 if "exact" in line else line["prediction"] == line["label"]
+
+
+def paired_f1(first: Evaluation, second: Evaluation) -> PairedMeans | None:
+    """F1 (0-1) of answers to the questions that both evaluations have; None where items have no F1 of their own.
+
+    Raises Refused as `common_ids` does."""
+    common = common_ids(first, second)
+    if "f1" not in first.predictions[common[0]] or "f1" not in second.predictions[common[0]]:
+        return None
+    return paired_means(*([side.predictions[one]["f1"] for one in common] for side in (first, second)))
+
+
+def metric_names(metrics: dict) -> tuple[str, ...]:
+    """The scores that an evaluation's metrics.json has, in the order of its task."""
+    if metrics.get("task") == squad.TASK:
+        return tuple(name for name in squad_results.METRIC_NAMES if name in metrics)
+    return METRIC_NAMES
+
+
+def as_proportions(metrics: dict) -> dict:
+    """metrics.json with its scores and their intervals in 0-1: those of SQuAD are written as 0-100."""
+    if metrics.get("task") != squad.TASK:
+        return metrics
+    scores = {name: metrics[name] / 100 for name in metric_names(metrics)}
+    intervals = {f"{name}_ci95": [bound / 100 for bound in metrics[f"{name}_ci95"]] for name in scores}
+    return metrics | scores | intervals
+
+
 def restricted_metrics(evaluation: Evaluation, other: Evaluation) -> dict:
     """Each score and its `_ci95` over the items that `other` has too. Raises Refused as `common_ids` does."""
     lines = [evaluation.predictions[identifier] for identifier in common_ids(evaluation, other)]
@@ -117,9 +151,17 @@ def restricted_metrics(evaluation: Evaluation, other: Evaluation) -> dict:
 def settings_of(metrics: dict) -> dict:
     """What metrics.json says of how it was made, without what was measured and without the seed."""
     measured = {*METRIC_NAMES, "confusion", "loss", "seed", "unparsable_share", "tokens_per_device"}
+    measured |= {
+        *squad_results.METRIC_NAMES,
+        "threshold",
+        "abstention_share",
+        "mean_answer_words",
+        "mean_answer_tokens",
+        "eos_rate",
+    }
 
     def is_setting(name: str) -> bool:
-        return name not in measured and not name.startswith(("count", "num_")) and not name.endswith(("_ci95", "_s"))
+        return name not in measured and not name.startswith(_MEASURED_PREFIXES) and not name.endswith(_MEASURED_ENDS)
 
     return {name: value for name, value in metrics.items() if is_setting(name)}
 
@@ -142,8 +184,9 @@ def seed_spreads(evaluations: Sequence[Evaluation]) -> list[dict]:
             "folders": [str(member.folder) for member in members],
             "seeds": seeds,
         }
-        for name in METRIC_NAMES:
-            values = [member.metrics[name] for member in members]
+        spread["metrics"] = [name for name in metric_names(members[0].metrics)]
+        for name in spread["metrics"]:
+            values = [as_proportions(member.metrics)[name] for member in members]
             mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
             spread[name] = {"mean": mean, "sd": deviation, "low": min(values), "high": max(values), "values": values}
         spreads.append(spread)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from zerotune import samples, squad, squad_sample, sst2
 from zerotune.answers import AnswerData, encode_answers
 from zerotune.arguments import DEFAULT_MODEL
-from zerotune.batching import epoch_steps, micro_batches, num_steps_per_epoch, padding_ratio
+from zerotune.batching import num_steps_per_epoch
 from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
 from zerotune.errors import Refused
@@ -23,6 +24,8 @@ from zerotune.run_names import default_run_folder, sample_model_folder
 from zerotune.runs import say
 from zerotune.schedule import plan_schedule
 from zerotune.scorers import labelled_data
+from zerotune.span_data import SpanData
+from zerotune.span_head import span_size
 from zerotune.splits import Splits
 
 FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
@@ -34,29 +37,35 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
         for name, value in sample_defaults.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
-    args.model = args.model or (str(sample_model_folder()) if args.sample else DEFAULT_MODEL)
+    args.model = args.model or (str(sample_model_folder(task_name)) if args.sample else DEFAULT_MODEL)
     args.epochs = args.epochs or 3
     if args.learning_rate is None:
         args.learning_rate = FULL_RATE if args.method == "full" else ADAPTER_RATE
-    if args.head_learning_rate is None and args.head == "classify":
+    if args.head_learning_rate is None and args.head != "generate":
         args.head_learning_rate = HEAD_RATE_FACTOR * args.learning_rate
     args.tokens_per_device = tokens_per_device(args.tokens_per_device, on_gpu=8192)
     if args.output_dir is None:
         args.output_dir = default_run_folder(task_name, args.model, args.method, args.head)
 
 
+# What the tokenizers of the tiny models are trained on, by task; IMDB's model is SST-2's.
+SAMPLE_TEXTS = {sst2.TASK: samples.review_lines, squad.TASK: squad_sample.sample_lines}
+
+
 def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
-    """Configuration and tokenizer of --model, before any weight is loaded. Raises Refused as their readers do."""
+    """Configuration and tokenizer of --model, before any weight is loaded; of a classifier for these labels.
+
+    Raises Refused as their readers do."""
     if args.revision and os.path.isdir(args.model):
         raise Refused(
             f"--revision {args.revision} chooses a version of a hub model and {args.model} is a folder: drop it"
         )
-    if Path(args.model) == sample_model_folder():
-        from zerotune.samples import tiny_causal_model
-
-        tiny_causal_model(sample_model_folder())
+    for task_name, lines in SAMPLE_TEXTS.items():
+        if Path(args.model) == sample_model_folder(task_name):
+            samples.tiny_causal_model(sample_model_folder(task_name), lines=lines)
     config = read_config(args.model, args.revision)
-    check_labels(config, labels)
+    if labels:
+        check_labels(config, labels)
     check_weight_files(args.model)
     return config, load_tokenizer(args.model, args.revision)
 
@@ -123,23 +132,32 @@ def schedule_for(args, num_examples: int):
 
 
 def check_plan(
-    args, settings: ModelSettings, config, data: LabelledData | AnswerData, num_labels: int, deepspeed: dict | None
+    args,
+    settings: ModelSettings,
+    config,
+    data: LabelledData | AnswerData | SpanData,
+    num_labels: int,
+    deepspeed: dict | None,
 ) -> None:
     """Refuse a run that will not fit its GPU; with --plan, say what the run would do.
 
     Args:
         data: the train split.
+        num_labels: of a classifier.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_token_ids(args.model, config, data.token_ids)
     generates = args.head == "generate"
-    total, head = (published_table(config)["total"], 0) if generates else classifier_size(config, num_labels)
+    if generates:
+        total, head = published_table(config)["total"], 0
+    else:
+        total, head = span_size(config) if args.head == "span" else classifier_size(config, num_labels)
     adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
     trainable = total if settings.method == "full" else adapter + head
     need = memory_need(total + adapter, trainable, config, settings, args, (world_size, offloaded(deepspeed)))
     if generates:
-        share = float((data.num_answer_tokens / data.lengths).max())
-        need = replace(need, activations=need.activations + logit_bytes(config, settings, args, share))
+        logits = logit_bytes(config, settings, args, data.answer_share)
+        need = replace(need, activations=need.activations + logits)
     if torch.cuda.is_available():
         device_bytes = torch.cuda.mem_get_info()[1]
         if settings.method == "full" and 4 * total > device_bytes:
@@ -152,14 +170,16 @@ def check_plan(
             raise Refused(problem)
     if not args.plan:
         return
-    budget, lengths = args.tokens_per_device, data.lengths
-    steps = epoch_steps(lengths, args.batch_size, args.seed, epoch=0)
-    micro = [batch for step in steps for rank in micro_batches(step, lengths, budget, world_size) for batch in rank]
+    steps = data.epoch_steps(args.batch_size, args.seed, epoch=0)
+    cuts = [data.micro_batches(step, args.tokens_per_device, world_size) for step in steps]
+    micro = [batch for ranks in cuts for rank in ranks for batch in rank if len(batch)]
+    num_passes = sum(len(ranks[0]) for ranks in cuts)
+    num_tokens, num_padded = sum(map(data.num_tokens, micro)), sum(map(data.num_padded_tokens, micro))
     schedule = schedule_for(args, len(data.ids))
     say(f"model: {total + adapter:,} weights, {trainable:,} of them trained ({args.method}, {settings.precision})")
-    say(f"data: {len(lengths):,} rows, {lengths.sum():,} tokens, {padding_ratio(micro, lengths):.3f} × with padding")
+    say(f"data: {len(data.ids):,} rows, {num_tokens:,} tokens, {num_padded / num_tokens:.3f} × with padding")
     say(
         f"steps: {schedule.num_steps:,} of {args.batch_size} rows on {world_size} device(s), "
-        f"{schedule.steps_per_epoch:,} an epoch, {len(micro) / len(steps) / world_size:.2f} micro-batches a step"
+        f"{schedule.steps_per_epoch:,} an epoch, {num_passes / len(steps):.2f} micro-batches a step"
     )
     say(describe_memory(need))

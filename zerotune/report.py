@@ -54,12 +54,12 @@ def write_report(run_dir: Path, texts: dict[str, str] | None = None) -> Path:
     A piece whose file is missing is left out with a sentence in its place.
     """
     run_dir = Path(run_dir)
-    files = _read(run_dir)
-    paired = _paired(files)
+    files = read_run_files(run_dir)
+    paired = paired_or_reason(files)
     sections = [
         _headline(run_dir, files, paired),
         _scores_section(files, paired),
-        _curves_section(files.history),
+        curves_section(files.history),
         _confusion_section(files),
         _errors_section(files, texts or {}),
         data_section(files.split),
@@ -71,7 +71,9 @@ def write_report(run_dir: Path, texts: dict[str, str] | None = None) -> Path:
     return report
 
 
-def _read(run_dir: Path) -> RunFiles:
+def read_run_files(run_dir: Path) -> RunFiles:
+    """What a run folder holds; what is missing is said in a sentence."""
+
     def read_object(name: str) -> dict:
         path = run_dir / name
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -95,7 +97,8 @@ def _read(run_dir: Path) -> RunFiles:
     )
 
 
-def _paired(files: RunFiles) -> Paired | str:
+def paired_or_reason(files: RunFiles) -> Paired | str:
+    """The paired test of both evaluations, or a sentence that says why there is none."""
     for evaluation in (files.base, files.tuned):
         if isinstance(evaluation, str):
             return evaluation
@@ -105,21 +108,27 @@ def _paired(files: RunFiles) -> Paired | str:
         return f"No paired test: {refusal}."
 
 
-def _setting(evaluation: Evaluation, default: str) -> str:
+def setting(evaluation: Evaluation, default: str) -> str:
+    """What was asked: a head, a prompt."""
     return str(evaluation.metrics.get("setting", default))
 
 
-def _headline(run_dir: Path, files: RunFiles, paired: Paired | str) -> str:
+def heading(run_dir: Path, files: RunFiles) -> list[str]:
+    """Task, model, method and folder of a run, as the top of its page."""
     flags = files.run.get("flags") or {}
     tuned = files.tuned.metrics if isinstance(files.tuned, Evaluation) else {}
     model, method = (flags.get(key) or tuned.get(key) for key in ("model", "method"))
     model = Path(model).name if model and Path(model).is_absolute() else model
     task = files.split.get("task") or tuned.get("task")
-    heading = ", ".join(str(part) for part in (model, f"{method} fine-tuning" if method else None) if part)
+    title = ", ".join(str(part) for part in (model, f"{method} fine-tuning" if method else None) if part)
     task_name = TASK_NAMES.get(task, task)
     parts = [f'<p class="overline">{escape(" · ".join(str(one) for one in ("zerotune", task_name) if one))}</p>']
-    parts.append(f"<h1>{escape(heading or run_dir.resolve().name)}</h1>")
-    parts.append(paragraph(run_dir.resolve().name, "note") if heading else "")
+    parts.append(f"<h1>{escape(title or run_dir.resolve().name)}</h1>")
+    parts.append(paragraph(run_dir.resolve().name, "note") if title else "")
+    return parts
+
+
+def _headline(run_dir: Path, files: RunFiles, paired: Paired | str) -> str:
     cards = [
         _accuracy_card("tuned", files.tuned, "Tuned accuracy"),
         _accuracy_card("base", files.base, "Base accuracy"),
@@ -128,8 +137,7 @@ def _headline(run_dir: Path, files: RunFiles, paired: Paired | str) -> str:
         note = f"{interval_text(paired.difference_ci95, signed=True)}, {p_value_text(paired.p_value)}"
         items = f"on the {paired.num_common:,} items that both scored"
         cards.append(card("Difference", points(paired.difference), f"{note}, {items}"))
-    parts.append(f'<div class="cards">{"".join(cards)}</div>')
-    return "\n".join(parts)
+    return "\n".join([*heading(run_dir, files), f'<div class="cards">{"".join(cards)}</div>'])
 
 
 def _accuracy_card(kind: str, evaluation: Evaluation | str, label: str) -> str:
@@ -140,20 +148,20 @@ def _accuracy_card(kind: str, evaluation: Evaluation | str, label: str) -> str:
         return card(label, "–", "not in metrics.json", kind)
     interval = interval_text(metrics.get("accuracy_ci95"))
     note = f"{interval}, {len(evaluation.predictions):,} items"
-    return card(f"{label}, {_setting(evaluation, kind)}", percent(metrics["accuracy"]), note, kind)
+    return card(f"{label}, {setting(evaluation, kind)}", percent(metrics["accuracy"]), note, kind)
 
 
 def _scores_section(files: RunFiles, paired: Paired | str) -> str:
     columns: list[tuple[str, dict, int, str]] = []
     if isinstance(files.base, Evaluation):
         count = len(files.base.predictions)
-        columns.append((f"base: {_setting(files.base, 'before training')}", files.base.metrics, count, figures.BASE))
+        columns.append((f"base: {setting(files.base, 'before training')}", files.base.metrics, count, figures.BASE))
     if isinstance(files.tuned, Evaluation):
         count = len(files.tuned.predictions)
         if isinstance(paired, Paired) and paired.num_common < count:
             metrics = restricted_metrics(files.tuned, files.base)
             columns.append(("tuned, the same items", metrics, paired.num_common, figures.TUNED))
-        columns.append((f"tuned: {_setting(files.tuned, 'after training')}", files.tuned.metrics, count, figures.TUNED))
+        columns.append((f"tuned: {setting(files.tuned, 'after training')}", files.tuned.metrics, count, figures.TUNED))
     if not columns:
         return section("Before and after", paragraph(str(files.base)), paragraph(str(files.tuned)))
     rows = [["items", *(f"{count:,}" for _, _, count, _ in columns)]]
@@ -185,7 +193,8 @@ def _paired_sentence(paired: Paired | str) -> str:
     )
 
 
-def _curves_section(history: History) -> str:
+def curves_section(history: History) -> str:
+    """What metrics.jsonl tells."""
     if not history.steps and not history.evaluations:
         return section("Training", paragraph("metrics.jsonl holds no logged step."))
     return section("Training", curves_of_run(history))

@@ -1,6 +1,7 @@
 """What a classification run shows: itself before training, final/ after it, a table, a report."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from zerotune.evaluation_options import EvalOptions
 from zerotune.files import read_json
 from zerotune.paired import paired_comparison, read_evaluation
 from zerotune.runs import RunFolder, is_main_process, say, started_at
-from zerotune.splits import Example, Splits, stratified_subset
+from zerotune.splits import Splits, stratified_subset
+from zerotune.task_sources import reporting_sha256
 
 BASE_EVAL_ITEMS = 1000
 
@@ -36,7 +38,7 @@ def evaluate_base(run: RunFolder, args, precision: str, task, splits: Splits, st
         as_generator=args.head == "generate",
         truncation=args.truncation,
         seed=args.seed,
-        data_sha256=test_source_sha256(splits.record),
+        data_sha256=reporting_sha256(splits.record),
     )
     folder = run.path / "eval" / "base"
     metrics = evaluate_checkpoint(folder, options, task, test, run.accelerator, stop_signal, replace=True)
@@ -52,18 +54,12 @@ def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, spli
         attention=args.attention,
         precision=precision,
         tokens_per_device=args.tokens_per_device,
-        data_sha256=test_source_sha256(splits.record),
+        data_sha256=reporting_sha256(splits.record),
     )
     folder = run.path / "eval" / "final"
     metrics = evaluate_checkpoint(folder, options, task, splits.test, run.accelerator, stop_signal, replace=True)
     say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
     return metrics
-
-
-def test_source_sha256(record: dict) -> str:
-    """Hash of the source that the test items of a split come from: their ids alone do not tell it."""
-    sources = record["sources"]
-    return sources.get("test", sources.get("train"))["sha256"]
 
 
 def print_results(run: RunFolder, final: dict) -> None:
@@ -92,19 +88,21 @@ def accuracy_line(metrics: dict) -> str:
     return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items{unparsable}"
 
 
-def finish(run: RunFolder, args, progress, test: list[Example], seconds_before: dict) -> None:
+def finish(
+    run: RunFolder, args, progress, write_report: Callable[[Path], Path], startup_s: float, base_eval_s: float
+) -> None:
     """Write the timings and the report, mark the run as finished, and upload it if asked to.
 
     Args:
-        seconds_before: startup_s (launch to first step, without the base evaluation) and base_eval_s.
+        write_report: run folder -> path of its report.html, made last of all.
+        startup_s: launch to first step, without the base evaluation's seconds base_eval_s.
     """
     if not is_main_process():
         return
-    from zerotune.report import write_report
-
     seconds = max(progress.train_seconds, 1e-9)
     timings = {
-        **seconds_before,
+        "startup_s": startup_s,
+        "base_eval_s": base_eval_s,
         "train_s": progress.train_seconds,
         "train_examples_per_s": progress.num_examples / seconds,
         "train_tokens_per_s": progress.num_tokens / seconds,
@@ -112,7 +110,7 @@ def finish(run: RunFolder, args, progress, test: list[Example], seconds_before: 
         "total_s": time.time() - started_at(),
     }
     run.update_json("run.json", timings=timings)
-    report = write_report(run.path, {example.id: example.text for example in test})
+    report = write_report(run.path)
     run.write_state("finished", None)
     if args.push_to_hub:
         from huggingface_hub import HfApi

@@ -50,16 +50,21 @@ def check_upload(name: str) -> None:
 def check_head(args, config, tokenizer) -> None:
     """Refuse a head that the model cannot have, and flags that are about another one."""
     if args.head == "generate":
-        if is_encoder(config) or is_trained_classifier(config):
-            kind = "an encoder" if is_encoder(config) else "published as a classifier, without an LM head"
-            raise Refused(f"--head generate needs a causal model, and {args.model} is {kind}: use --head classify")
-        if args.head_learning_rate is not None:
-            raise Refused("--head-learning-rate is a classifier's: --head generate has no new head, leave it out")
+        check_generator(args, config, "classify")
         if args.truncation != "head":
             raise Refused(f"--truncation {args.truncation} is a classifier's: a prompt's text is cut in the middle")
     elif args.prompt_format != "auto" and not answers_by_prompt(config):
         raise Refused(f"--prompt-format {args.prompt_format}: {args.model} is never asked by a prompt: leave it out")
     uses_chat(args.prompt_format, tokenizer, args.model)
+
+
+def check_generator(args, config, other_head: str) -> None:
+    """Refuse a model that cannot write, and a rate for a head that --head generate does not have."""
+    if is_encoder(config) or is_trained_classifier(config):
+        kind = "an encoder" if is_encoder(config) else "published as a classifier, without an LM head"
+        raise Refused(f"--head generate needs a causal model, and {args.model} is {kind}: use --head {other_head}")
+    if args.head_learning_rate is not None:
+        raise Refused(f"--head-learning-rate is of --head {other_head}: --head generate has no new head, leave it out")
 
 
 def check_model_flags(args, config) -> None:
@@ -72,7 +77,8 @@ def check_model_flags(args, config) -> None:
             f"{args.model} is quantised already and cannot be trained: give the model it was made from; "
             "--method qlora quantises it while it is loaded"
         )
-    check_window(args.model, config, args.max_length)
+    if args.max_length is not None:
+        check_window(args.model, config, args.max_length)
 
 
 def check_trainer_flags(args, precision: str, deepspeed: dict | None) -> None:

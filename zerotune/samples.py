@@ -180,11 +180,18 @@ def sample_reviews(num_rows: int, seed: int) -> list[tuple[str, int]]:
     return sorted(rows, key=lambda row: rng.random())
 
 
-def tiny_causal_model(folder: Path, seed: int = 0) -> None:
+def review_lines(seed: int) -> list[str]:
+    """Sample sentences in prompts with their labels, for training a tokenizer."""
+    answers = {NEGATIVE: "negative", POSITIVE: "positive"}
+    return [f"Review: {text}\nSentiment: {answers[label]}" for text, label in sample_rows(4000, seed)]
+
+
+def tiny_causal_model(folder: Path, seed: int = 0, lines: Callable[[int], list[str]] = review_lines) -> None:
     """Write a random Llama of about 0.2M weights and a tokenizer of our own text to `folder`, for from_pretrained.
 
-    The tokenizer is a byte-level BPE, to which no text is unknown; it puts one `<s>` in front. A complete folder is
-    left alone, whatever its seed. Several processes may start at once: each writes aside, and the first to rename wins.
+    The text is what `lines` gives for the seed. The tokenizer is a byte-level BPE, to which no text is unknown; it puts
+    one `<s>` in front. A complete folder is left alone, whatever its seed. Several processes may start at once: each
+    writes aside, and the first to rename wins.
 
     Raises Refused when `folder` holds something else.
     """
@@ -193,7 +200,7 @@ def tiny_causal_model(folder: Path, seed: int = 0) -> None:
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer = _train_tokenizer(seed)
+        tokenizer = _train_tokenizer(lines(seed))
         tokenizer.save_pretrained(aside)
         _random_llama(tokenizer, seed).save_pretrained(aside)
         os.rename(aside, folder)
@@ -217,7 +224,7 @@ def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in MODEL_FILES)
 
 
-def _train_tokenizer(seed: int):
+def _train_tokenizer(lines: list[str]):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -231,8 +238,6 @@ def _train_tokenizer(seed: int):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    answers = {NEGATIVE: "negative", POSITIVE: "positive"}
-    lines = [f"Review: {text}\nSentiment: {answers[label]}" for text, label in sample_rows(4000, seed)]
     backend.train_from_iterator(lines, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", backend.token_to_id("<s>"))]

@@ -54,13 +54,13 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except IsADirectoryError:
-        raise Refused(f"{path} is a folder; give a file (.csv, .tsv, .jsonl, .parquet)") from None
+        raise Refused(f"{path} is a folder; give a file") from None
     except FileNotFoundError:
         raise Refused(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
     if not data:
-        raise Refused(f"{path} is empty (0 bytes); give a file with a header and rows")
+        raise Refused(f"{path} is empty (0 bytes); copy or write the file again")
     return data
 
 
@@ -93,7 +93,7 @@ def read_file(path: Path) -> Source:
         rows, lines = _parse_parquet(data, path), None
     else:
         parse = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}[kind]
-        text = _decode(data, path)
+        text = decode_text(data, path)
         if not text.strip():
             raise Refused(f"{path} is empty (blank lines only); give a file with a header and rows")
         rows, lines = parse(text, path)
@@ -102,14 +102,15 @@ def read_file(path: Path) -> Source:
     return Source(str(path), rows, lines, {**record, "rows": len(rows)})
 
 
-def _decode(data: bytes, path: Path) -> str:
+def decode_text(data: bytes, path: Path) -> str:
+    """A file's bytes as UTF-8 text, unpacked where its name ends in .gz. Raises Refused for what is no such text."""
     if path.name.lower().endswith(".gz"):
         try:
             data = gzip.decompress(data)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise Refused(f"{path}: broken gzip ({error}); copy or compress the file again") from None
         if not data:
-            raise Refused(f"{path} is empty after decompression; give a file with a header and rows")
+            raise Refused(f"{path} is empty after decompression; copy or write the file again")
     elif data.startswith(b"\x1f\x8b"):
         raise Refused(f"{path} holds gzip data; name it {path.name}.gz or decompress it")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -62,6 +62,46 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def bootstrap_mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """Percentile bootstrap over items of the mean of a score, (items,); as `bootstrap_interval`."""
+    kinds, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    return bootstrap_interval(counts, lambda resampled: resampled @ kinds / len(values), seed)
+
+
+@dataclass(frozen=True)
+class PairedMeans:
+    """Two models' mean score on the same items, second minus first: bootstrap interval, two-sided randomisation p."""
+
+    first: float
+    second: float
+    difference: float
+    difference_ci95: Interval
+    p_value: float
+
+
+def paired_means(first: np.ndarray, second: np.ndarray, seed: int = 0, num_resamples: int = 10_000) -> PairedMeans:
+    """(items,) scores of the same items in the same order, of two models.
+
+    Under the null an item's difference has either sign with equal chance: p is the share of random signs that give a
+    difference as large, the observed one counted among them. Fisher 1935, The Design of Experiments, section 21.
+    """
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    assert first.shape == second.shape and first.ndim == 1 and len(first), (first.shape, second.shape)
+    differences = second - first
+    sizes, counts = np.unique(np.abs(differences), return_counts=True)
+    positive = np.random.default_rng(seed).binomial(counts, 0.5, size=(num_resamples, len(counts)))
+    sums = np.abs((2 * positive - counts) @ sizes)
+    # rounding must not part sums that are equal
+    num_as_large = int((sums >= abs(differences.sum()) - 1e-9 * len(first)).sum())
+    return PairedMeans(
+        first=float(first.mean()),
+        second=float(second.mean()),
+        difference=float(differences.mean()),
+        difference_ci95=bootstrap_mean_interval(differences, seed),
+        p_value=(1 + num_as_large) / (1 + num_resamples),
+    )
+
+
 def paired_counts(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, int, int]:
     """(items,) and (items,) booleans of the same items in the same order -> both right, only a, only b, neither."""
     correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)

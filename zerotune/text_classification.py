@@ -3,12 +3,15 @@
 import time
 
 from zerotune import cpu, launch, preflight, prompt_seeds, results, run_checks, training
+from zerotune.answers import AnswerData, prompt_record
+from zerotune.data import LabelledData
 from zerotune.evaluation import evaluate_checkpoint
 from zerotune.evaluation_options import EvalOptions, answers_by_prompt, check_options
 from zerotune.language_model import load_language_model
 from zerotune.loop import Loop
 from zerotune.precision import resolve_precision
 from zerotune.prompting import draw_shots
+from zerotune.report import write_report
 from zerotune.run_names import default_eval_folder, sample_model_folder
 from zerotune.runs import (
     RunFolder,
@@ -21,7 +24,8 @@ from zerotune.runs import (
 )
 from zerotune.splits import Example
 from zerotune.stopping import StopSignal
-from zerotune.task_splits import load_shots_source, load_splits, load_test
+from zerotune.task_sources import load_test, reporting_sha256
+from zerotune.task_splits import load_shots_source, load_splits
 
 # Of training on --sample with its tiny model; a flag that is given wins.
 SAMPLE_DEFAULTS = {"epochs": 3, "learning_rate": 1e-3}
@@ -71,18 +75,32 @@ def train(args, task, engine_name: str = "loop") -> None:
         schedule = preflight.schedule_for(args, len(splits.train))
         # the Trainer could not do an interrupted evaluation again: it loads a checkpoint only when it trains
         heed = (lambda: stop_signal.raise_when_noted(accelerator)) if engine_name == "loop" else (lambda: None)
-        choose = training.choosing_evaluation(engine, data["choose"], schedule, args, on_batch=heed)
+        choose = training.choosing_evaluation(engine, data["choose"], schedule, args, training.choosing_values, heed)
         loop = loop_class(engine, data["train"], schedule, run, args, choose, stop_signal)
         training.resume(loop, args)
         startup_s = time.time() - started_at() - base_eval_s
         progress = loop.train()
 
-        final = training.save_best(loop, args, tokenizer, task)
+        final = training.save_best(loop, args, tokenizer, _task_record(args, task, data["train"]))
         del engine, loop, choose
         training.free_training_memory(accelerator)
         metrics = results.evaluate_final(run, args, final, precision, task, splits, stop_signal)
         results.print_results(run, metrics)
-        results.finish(run, args, progress, splits.test, {"startup_s": startup_s, "base_eval_s": base_eval_s})
+        texts = {example.id: example.text for example in splits.test}
+        results.finish(run, args, progress, lambda path: write_report(path, texts), startup_s, base_eval_s)
+
+
+def _task_record(args, task, train: LabelledData | AnswerData) -> dict:
+    """What task.json says of the task."""
+    return {
+        "task": task.TASK,
+        "head": args.head,
+        "prompt": prompt_record(train.prompt) if args.head == "generate" else None,
+        "labels": list(task.LABELS),
+        "max_length": args.max_length,
+        "truncation": args.truncation,
+        "thresholds": None,
+    }
 
 
 def _engine_parts(name: str) -> tuple:
@@ -95,7 +113,7 @@ def _engine_parts(name: str) -> tuple:
 
 def evaluate(args, task) -> None:
     """Evaluate a model: a tuned final/ by its head, a causal model by the likelihood of its label words."""
-    args.model = args.model or (str(sample_model_folder()) if args.sample else preflight.DEFAULT_MODEL)
+    args.model = args.model or (str(sample_model_folder(task.TASK)) if args.sample else preflight.DEFAULT_MODEL)
     args.output_dir = args.output_dir or default_eval_folder(task.TASK, args.model)
     stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)
@@ -143,7 +161,7 @@ def _options(args, task, shots_source: list[Example], record: dict, number: int)
         shots=draw_shots(shots_source, args.shots, len(task.LABELS), seed) if args.shots else (),
         wording=number % len(task.WORDINGS),
         seed=seed,
-        data_sha256=results.test_source_sha256(record),
+        data_sha256=reporting_sha256(record),
     )
 
 

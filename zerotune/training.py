@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from zerotune import checkpoints
-from zerotune.answers import AnswerData, prompt_record
+from zerotune.answers import AnswerData
 from zerotune.batching import evaluation_batches
 from zerotune.data import LabelledData
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Refused
-from zerotune.files import json_sha256, read_json
+from zerotune.files import json_sha256, read_json, read_json_lines
 from zerotune.final_folder import save_final
 from zerotune.generator import load_generator
 from zerotune.heads import TunedModel
@@ -26,6 +26,8 @@ from zerotune.parameters import format_table, parameter_table, published_table
 from zerotune.runs import FREE_FLAGS, RunFolder, describe_process, is_main_process, recorded_flags, say
 from zerotune.schedule import Schedule
 from zerotune.scoring import score_items
+from zerotune.span_data import SpanData
+from zerotune.span_head import load_span_model
 from zerotune.splits import Splits
 from zerotune.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 
@@ -75,8 +77,9 @@ def start_run(
     for note in splits.record["notes"]:
         say(f"data: {note}")
     for name, part in data.items():
-        cut = f", {part.num_truncated:,} cut to {args.max_length} tokens" if part.num_truncated else ""
-        say(f"{name}: {len(part.ids):,} rows, {int(part.lengths.sum()):,} tokens{cut}")
+        limit = f"to {args.max_length} tokens" if args.max_length else "to fit"
+        cut = f", {part.num_truncated:,} cut {limit}" if part.num_truncated else ""
+        say(f"{name}: {len(part.ids):,} rows, {part.num_tokens(np.arange(len(part.ids))):,} tokens{cut}")
 
 
 def device_name(device: torch.device) -> str:
@@ -91,15 +94,15 @@ def build_engine(
     config,
     tokenizer,
     labels: tuple[str, ...],
-    train: LabelledData | AnswerData,
+    train: LabelledData | AnswerData | SpanData,
 ) -> Engine:
     """Load the model with its head, count its parameters, and put the optimizer around them.
 
-    Of an embedding that a classifier trains, only the rows that the train split uses are; not under ZeRO-3, which
-    shards it. A generator's may be tied to its LM head, which trains every row.
+    Of an embedding that trains, only the rows that the train split uses do; not under ZeRO-3, which shards it. A
+    generator's may be tied to its LM head, which trains every row.
     """
     model = load_and_count(run, args.head, settings, config, tokenizer, labels)
-    if settings.zero_stage != 3 and args.head == "classify":
+    if settings.zero_stage != 3 and args.head != "generate":
         train_used_rows(model.stock_model, np.union1d(train.token_ids, [train.pad_id]))
     optimizer = optimizer_for(model, args, run.accelerator.device)
     return Engine(run.accelerator, model, optimizer, settings.precision, args.max_grad_norm)
@@ -109,7 +112,10 @@ def load_and_count(
     run: RunFolder, head: str, settings: ModelSettings, config, tokenizer, labels: tuple[str, ...]
 ) -> TunedModel:
     """Load the model with its head onto the device, and count its parameters in parameters.json."""
-    model = load_classifier(settings, labels, tokenizer) if head == "classify" else load_generator(settings, tokenizer)
+    if head == "classify":
+        model = load_classifier(settings, labels, tokenizer)
+    else:
+        model = (load_span_model if head == "span" else load_generator)(settings, tokenizer)
     before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
@@ -124,14 +130,16 @@ def optimizer_for(model: TunedModel, args, device: torch.device) -> torch.optim.
 
 def choosing_evaluation(
     engine: Engine,
-    data: LabelledData | AnswerData,
+    data: LabelledData | AnswerData | SpanData,
     schedule: Schedule,
     args,
+    values: Callable[..., dict[str, float]],
     on_batch: Callable[[], None] = lambda: None,
 ):
     """(step) -> values of the choosing split with the weights as they are after it; all ranks take part.
 
     Args:
+        values: (data, what `data.scores` gave for all examples, --choose-by) -> eval_* values and "choose_by".
         on_batch: called after each batch, on each rank; what it raises ends the evaluation.
     """
     batches = evaluation_batches(data.scored_lengths, args.tokens_per_device)
@@ -142,7 +150,7 @@ def choosing_evaluation(
     def evaluate(step: int) -> dict[str, float]:
         engine.model.eval()
         decay_unused_rows(engine, schedule, args, step)
-        return choosing_values(data, score_items(score, batches, engine.accelerator, on_batch=on_batch), args.choose_by)
+        return values(data, score_items(score, batches, engine.accelerator, on_batch=on_batch), args.choose_by)
 
     return evaluate
 
@@ -213,9 +221,11 @@ def _choose_checkpoint(loop: Loop, args) -> tuple[Path | None, list[str], str | 
     return folder, lines, None
 
 
-def save_best(loop: Loop, args, tokenizer, task) -> Path:
+def save_best(loop: Loop, args, tokenizer, record: dict) -> Path:
     """Write final/ from the best checkpoint: aside, then renamed. All ranks take part.
 
+    Args:
+        record: what task.json says of the task: task, head, prompt, labels, thresholds, how texts are cut.
     Raises:
         Refused: the best checkpoint is not whole.
     """
@@ -238,14 +248,7 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
         aside = final.with_name(".writing-final")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        record = {
-            "task": task.TASK,
-            "head": args.head,
-            "prompt": prompt_record(loop.data.prompt) if args.head == "generate" else None,
-            "labels": list(task.LABELS),
-            "max_length": args.max_length,
-            "truncation": args.truncation,
-            "thresholds": None,
+        record = record | {
             "seed": args.seed,
             "best_step": progress.best_step,
             "choose_by": args.choose_by,
@@ -257,6 +260,17 @@ def save_best(loop: Loop, args, tokenizer, task) -> Path:
         aside.rename(final)
     loop.accelerator.wait_for_everyone()
     return final
+
+
+def logged_at(run: RunFolder, step: int) -> dict:
+    """The evaluation that metrics.jsonl holds for a step; on rank 0, {} elsewhere."""
+    if not is_main_process():
+        return {}
+    rows = read_json_lines(run.metrics_path)
+    found = [row for row in rows if row["step"] == step and "eval_loss" in row]
+    if not found:
+        raise Refused(f"{run.metrics_path} holds no evaluation of step {step}, the best one: restore the file")
+    return found[-1]
 
 
 def free_training_memory(accelerator) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from zerotune.data import LabelledData
 from zerotune.encoding import Encoded
-from zerotune.heads import is_head_parameter, make_head_float32
+from zerotune.heads import head_module_names, is_head_parameter, make_head_float32
 from zerotune.lora import add_lora
 from zerotune.models import ModelSettings, attention_kernel, base_dtype, keep_nf4_layout
 
@@ -120,7 +120,7 @@ def random_model(config: PretrainedConfig, settings: ModelSettings, device: torc
         )
     if settings.method == "qlora":
         quantise_nf4(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
-    make_head_float32(model)
+    make_head_float32(model, head_module_names(config))
     return model if settings.method == "full" else add_lora(model, settings).to(device)
 
 

@@ -11,7 +11,7 @@ from launching import REPOSITORY
 
 from zerotune import sst2
 from zerotune.arguments import eval_parser
-from zerotune.task_splits import load_test
+from zerotune.task_sources import load_test
 
 SHARED = REPOSITORY.parent / "shared"
 MODEL = SHARED / "models" / "stories260K"

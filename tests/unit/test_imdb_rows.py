@@ -12,7 +12,8 @@ from zerotune import imdb, split_settings
 from zerotune.errors import Refused
 from zerotune.samples import FEWEST_SENTENCES, sample_reviews
 from zerotune.splits import normalise
-from zerotune.task_splits import load_shots_source, load_splits, load_test
+from zerotune.task_sources import load_test
+from zerotune.task_splits import load_shots_source, load_splits
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "imdb"
 

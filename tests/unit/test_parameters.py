@@ -9,6 +9,7 @@ from zerotune.lora import add_lora
 from zerotune.models import ModelSettings, load_classifier
 from zerotune.parameters import format_table, parameter_table, published_table
 from zerotune.pretrained import load_tokenizer
+from zerotune.span_head import span_class, span_size
 
 # Llama-3.2-1B as published.
 LLAMA_1B = {
@@ -39,6 +40,16 @@ def test_llama_3_2_1b_has_the_published_counts():
     assert adapted["trainable"] == 5_636_096 + 4096
     assert adapted["total"] == 1_235_818_496 + 5_636_096, "peft's copy of the untrained head is not counted"
     assert "1,241,454,592" in (table := format_table(before, adapted)) and "(0.45%)" in table
+
+
+def test_llama_3_2_1b_with_a_span_head_has_the_published_count():
+    config = AutoConfig.for_model("llama", **LLAMA_1B)
+    assert span_size(config) == (1_235_818_498, 4098)
+    with torch.device("meta"):
+        model = span_class(config)(config)
+    settings = ModelSettings("meta-llama/Llama-3.2-1B", None, "lora", lora_rank=8)
+    adapted = parameter_table(add_lora(model, settings, "QUESTION_ANS"))
+    assert adapted["trainable"] == 5_636_096 + 4098 and adapted["total"] == 1_235_818_498 + 5_636_096
 
 
 def test_distilbert_and_bert_have_the_published_counts():

@@ -27,7 +27,7 @@ from zerotune.pretrained import check_token_ids, check_weight_files, check_windo
 from zerotune.samples import tiny_causal_model
 from zerotune.sources import read_file
 from zerotune.splits import Example
-from zerotune.task_splits import load_test
+from zerotune.task_sources import load_test
 
 OPTIONS = {"revision": None, "attention": "auto", "precision": "fp32", "tokens_per_device": 64}
 

@@ -13,7 +13,8 @@ from zerotune import split_settings, sst2
 from zerotune.errors import Refused
 from zerotune.sources import Source, rows_sha256
 from zerotune.splits import normalise
-from zerotune.task_splits import load_shots_source, load_splits, load_test
+from zerotune.task_sources import load_test
+from zerotune.task_splits import load_shots_source, load_splits
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "sst2"
 
@@ -81,7 +82,7 @@ def test_lone_train_file_is_an_80_20_split_marked_as_overlapping(files):
     assert len(splits.test) == 120
     assert Counter(example.label for example in splits.test) == {0: 60, 1: 60}
     assert splits.record["rule"] == "80-20"
-    assert any(sst2.ROWS.drawn_note in note for note in splits.record["notes"])
+    assert any(sst2.ROWS.drawn_notes["80-20"] in note for note in splits.record["notes"])
     parts = [ids(part) for part in (splits.train, splits.choose, splits.test)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
     for example in splits.train:

@@ -1,0 +1,141 @@
+"""Windows and spans as transformers' run_qa.py makes and chooses them: the other side of span_pipeline.py.
+
+Written after its description, not copied: a datasets table mapped in batches of 1,000, and Python loops.
+"""
+
+import time
+from collections import defaultdict
+
+import numpy as np
+
+
+def features_as_run_qa(questions, tokenizer, max_length: int, stride: int) -> tuple[float, dict[str, np.ndarray]]:
+    """A table of questions, mapped to a table of padded windows.
+
+    Returns:
+        Seconds, and what came of it: "ids" of all rows without padding, "lengths" of the rows, "labels" [rows, 2].
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    table = datasets.Dataset.from_dict(
+        {
+            "question": [one.text for one in questions],
+            "context": [one.paragraph.context for one in questions],
+            "start": [one.answers[0].start if one.answers else -1 for one in questions],
+            "text": [one.answers[0].text if one.answers else "" for one in questions],
+        }
+    )
+
+    def prepare(rows: dict) -> dict:
+        windows = tokenizer(
+            [question.lstrip() for question in rows["question"]],
+            rows["context"],
+            truncation="only_second",
+            max_length=max_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            padding="max_length",
+        )
+        owners, offsets = windows.pop("overflow_to_sample_mapping"), windows.pop("offset_mapping")
+        windows["start_positions"], windows["end_positions"] = [], []
+        for number, owner in enumerate(owners):
+            start, stop = rows["start"][owner], rows["start"][owner] + len(rows["text"][owner])
+            first, last = _place(windows.sequence_ids(number), offsets[number], start, stop)
+            windows["start_positions"].append(first)
+            windows["end_positions"].append(last)
+        return windows
+
+    started = time.perf_counter()
+    mapped = table.map(prepare, batched=True, remove_columns=table.column_names)
+    seconds = time.perf_counter() - started
+    ids, lengths, labels = [], [], []
+    for batch in mapped.with_format("numpy").iter(4096):
+        mask = batch["attention_mask"] == 1
+        ids.append(batch["input_ids"][mask])
+        lengths.append(mask.sum(axis=1))
+        labels.append(np.stack([batch["start_positions"], batch["end_positions"]], axis=1))
+    ids, lengths, labels = map(np.concatenate, (ids, lengths, labels))
+    return seconds, {"ids": ids, "lengths": lengths, "labels": labels}
+
+
+def _place(sequences: list, offsets: list, start: int, stop: int) -> tuple[int, int]:
+    """First and last token of the characters from start to stop; 0 and 0 where the window does not hold them."""
+    first, last = 0, len(sequences) - 1
+    while sequences[first] != 1:
+        first += 1
+    while sequences[last] != 1:
+        last -= 1
+    if start < 0 or offsets[first][0] > start or offsets[last][1] < stop:
+        return 0, 0
+    while first < len(offsets) and offsets[first][0] <= start:
+        first += 1
+    while offsets[last][1] >= stop:
+        last -= 1
+    return first - 1, last + 1
+
+
+def select_as_run_qa(
+    questions, tokenizer, logits: np.ndarray, num_best: int, max_answer_length: int
+) -> tuple[float, dict[str, dict]]:
+    """Question by question, window by window, pair by pair, from logits to texts with scores and probabilities.
+
+    Args:
+        logits: float32 [windows, max_length, 2], of windows that share 128 tokens.
+    Returns:
+        Seconds, and by question id the best span's "text" and "score", and the "null" score.
+    """
+    windows = tokenizer(
+        [question.text.lstrip() for question in questions],
+        [question.paragraph.context for question in questions],
+        truncation="only_second",
+        max_length=logits.shape[1],
+        stride=128,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    offsets = [
+        [pair if sequence == 1 else None for pair, sequence in zip(pairs, windows.sequence_ids(number), strict=True)]
+        for number, pairs in enumerate(windows["offset_mapping"])
+    ]
+    started = time.perf_counter()
+    own = defaultdict(list)
+    for number, owner in enumerate(windows["overflow_to_sample_mapping"]):
+        own[owner].append(number)
+    found = {}
+    for number, question in enumerate(questions):
+        best, null = _best_of_question(own[number], logits, offsets, num_best, max_answer_length)
+        for span in best:
+            span["text"] = question.paragraph.context[span["chars"][0] : span["chars"][1]]
+        scores = np.array([span["score"] for span in best] + [null])
+        odds = np.exp(scores - scores.max())
+        for span, probability in zip(best, odds / odds.sum(), strict=False):
+            span["probability"] = float(probability)
+        text, score = (best[0]["text"], float(best[0]["score"])) if best else ("", None)
+        found[question.id] = {"text": text, "score": score, "null": float(null)}
+    seconds = time.perf_counter() - started
+    return seconds, found
+
+
+def _best_of_question(
+    numbers: list[int], logits: np.ndarray, offsets: list, num_best: int, max_answer_length: int
+) -> tuple[list[dict], float]:
+    """The best spans of a question's windows, and the lowest null score."""
+    spans, null = [], None
+    for number in numbers:
+        start, end = logits[number, :, 0], logits[number, :, 1]
+        score = start[0] + end[0]
+        null = score if null is None or score < null else null
+        pairs = offsets[number]
+        firsts = np.argsort(start)[-1 : -num_best - 1 : -1].tolist()
+        lasts = np.argsort(end)[-1 : -num_best - 1 : -1].tolist()
+        for first in firsts:
+            for last in lasts:
+                if first >= len(pairs) or last >= len(pairs) or pairs[first] is None or pairs[last] is None:
+                    continue
+                if last < first or last - first + 1 > max_answer_length:
+                    continue
+                chars = (pairs[first][0], pairs[last][1])
+                spans.append({"chars": chars, "score": start[first] + end[last], "start": start[first]})
+    return sorted(spans, key=lambda span: span["score"], reverse=True)[:num_best], null

@@ -1,0 +1,29 @@
+"""Questions about made-up paragraphs, and a tokenizer that puts them together as an encoder's does."""
+
+from tiny_models import word_tokenizer
+from tokenizers import processors
+
+from zerotune.squad import Answer, Paragraph, Question
+
+NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+def pair_tokenizer(tokenizer=None):
+    """An encoder's: [CLS] question [SEP] context [SEP], with token types."""
+    tokenizer = tokenizer or word_tokenizer(**NAMES)
+    special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=special
+    )
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return tokenizer
+
+
+def ask(context, *questions):
+    """Questions about one paragraph: (text, answer or None, its number among equal strings)."""
+    paragraph = Paragraph("Title", 0, context)
+    asked = []
+    for number, (text, answer) in enumerate(questions):
+        answers = () if answer is None else (Answer(answer, context.index(answer)),)
+        asked.append(Question(f"{id(paragraph)}-{number}", text, paragraph, answers))
+    return asked

@@ -1,0 +1,58 @@
+"""What a flag's text may be: each takes it, and gives its value or raises ValueError."""
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """A finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def seed(text: str) -> int:
+    """A whole number from 0 that fits torch's generators."""
+    value = non_negative_int(text)
+    if value >= 2**63:
+        raise ValueError(text)
+    return value
+
+
+def non_empty(text: str) -> str:
+    """A word; an unset shell variable gives none."""
+    if not text:
+        raise ValueError(text)
+    return text
+
+
+def positive_or_none(text: str) -> float | None:
+    """A finite number above 0, or the word none."""
+    if text == "none":
+        return None
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(text)
+    return value

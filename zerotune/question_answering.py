@@ -1,0 +1,218 @@
+"""A run on SQuAD v2, from its flags to its report: the stages in their order, as text_classification has them."""
+
+import time
+from dataclasses import replace
+
+from zerotune import cpu, launch, preflight, question_evaluation, results, run_checks, training
+from zerotune.evaluation_options import QuestionOptions
+from zerotune.final_folder import read_record
+from zerotune.loop import Loop
+from zerotune.models import attention_kernel
+from zerotune.paragraph_branches import can_share
+from zerotune.precision import resolve_precision
+from zerotune.prompting import uses_chat
+from zerotune.question_answers import QuestionAnswerData, encode_questions
+from zerotune.question_prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
+from zerotune.run_names import default_eval_folder, sample_model_folder
+from zerotune.runs import (
+    RunFolder,
+    check_earlier_run,
+    describe_process,
+    is_main_process,
+    recorded_flags,
+    say,
+    started_at,
+)
+from zerotune.span_data import SpanData
+from zerotune.splits import Splits
+from zerotune.squad import TASK, Question
+from zerotune.squad_evaluation import (
+    SpanSettings,
+    answers_by_span,
+    choosing_values,
+    evaluate_questions,
+    span_data,
+)
+from zerotune.squad_flags import check_evaluation_flags, check_training_flags, training_lengths
+from zerotune.squad_report import print_results, write_report
+from zerotune.squad_results import print_scores, score_line
+from zerotune.squad_splits import SOURCES, first_paragraphs, load_shots_source, load_splits
+from zerotune.stopping import StopSignal
+from zerotune.task_sources import load_test, reporting_sha256
+
+# Of training on --sample with its tiny model, by head; a flag that is given wins.
+SAMPLE_DEFAULTS = {
+    "span": {"epochs": 8, "learning_rate": 3e-3},
+    "generate": {"epochs": 16, "learning_rate": 3e-3},
+}
+
+
+def train(args) -> None:
+    """Fine-tune a model to find answers or to write them, and report it against itself before training."""
+    stop_signal = StopSignal()
+    preflight.settle_flags(args, TASK, SAMPLE_DEFAULTS[args.head])
+    if check_earlier_run(args.output_dir, args):
+        return
+    run_checks.check_run_flags(args)
+
+    # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
+    cpu.use_whole_cpu(tiny_model=args.sample)
+    splits = load_splits(args)
+    config, tokenizer = preflight.read_model_folder(args, labels=())
+    check_training_flags(args, config, tokenizer)
+    lengths = training_lengths(args, config)
+    run_checks.check_model_flags(args, config)
+    deepspeed = launch.read_deepspeed_config(args.deepspeed)
+    precision = resolve_precision(args.precision, deepspeed)
+    settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
+    data = None
+    if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
+        data = _tokenise(args, config, tokenizer, splits, lengths)
+        preflight.check_plan(args, settings, config, data["train"], 0, deepspeed)
+    if args.plan:
+        return
+    filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
+    accelerator = launch.start_accelerator(filled)
+
+    with RunFolder(args.output_dir, accelerator) as run:
+        data = data or _tokenise(args, config, tokenizer, splits, lengths)
+        training.start_run(run, args, splits, data, precision, filled)
+        base_eval_s = _evaluate_base(run, args, config, precision, splits, stop_signal)
+
+        engine = training.build_engine(run, args, settings, config, tokenizer, (), data["train"])
+        schedule = preflight.schedule_for(args, len(splits.train))
+
+        def heed() -> None:
+            stop_signal.raise_when_noted(accelerator)
+
+        if args.head == "span":
+            choose = training.choosing_evaluation(engine, data["choose"], schedule, args, choosing_values, heed)
+        else:
+            choose = question_evaluation.choosing_evaluation(
+                engine, data["choose"], splits.choose, tokenizer, args, lengths["max_new_tokens"], heed
+            )
+        loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
+        training.resume(loop, args)
+        startup_s = time.time() - started_at() - base_eval_s
+        progress = loop.train()
+
+        record = _task_record(args, data["train"], training.logged_at(run, progress.best_step)) | lengths
+        final = training.save_best(loop, args, tokenizer, record)
+        del engine, loop, choose
+        training.free_training_memory(accelerator)
+        options = QuestionOptions(
+            model=str(final),
+            revision=None,
+            attention=args.attention,
+            precision=precision,
+            tokens_per_device=args.tokens_per_device,
+            data_sha256=reporting_sha256(splits.record),
+        )
+        folder = run.path / "eval" / "final"
+        evaluate_questions(folder, options, splits.test, run.accelerator, stop_signal, replace=True)
+        print_results(run.path)
+        questions = {question.id: question for question in splits.test}
+        results.finish(run, args, progress, lambda path: write_report(path, questions), startup_s, base_eval_s)
+
+
+def _tokenise(
+    args, config, tokenizer, splits: Splits, lengths: dict[str, int]
+) -> dict[str, SpanData] | dict[str, QuestionAnswerData]:
+    """The train and choosing splits as tokens for the run's head."""
+    if args.head == "span":
+        settings = SpanSettings(**lengths)
+        data = {name: span_data(tokenizer, getattr(splits, name), settings, config) for name in ("train", "choose")}
+        if data["train"].features.num_lost:
+            say(f"train: {data['train'].features.num_lost:,} answers stand whole in no window and do not teach")
+        return data
+    prompt = QuestionPrompt(uses_chat(args.prompt_format, tokenizer, args.model))
+    window, shares = config.max_position_embeddings, can_share(config, attention_kernel(args.attention, config))
+    encoded = {}
+    for name, num_new_tokens in (("train", 0), ("choose", lengths["max_new_tokens"])):
+        questions = getattr(splits, name)
+        part = encode_questions(tokenizer, prompt, questions, lengths["max_length"], window, num_new_tokens)
+        encoded[name] = replace(part, shares=shares)
+    return encoded
+
+
+def _task_record(args, train: SpanData | QuestionAnswerData, evaluated: dict) -> dict:
+    """What task.json says of the task; `evaluated` is the best evaluation's line of metrics.jsonl."""
+    record = {"task": TASK, "head": args.head, "labels": None}
+    if args.head == "generate":
+        return record | {"prompt": prompt_record(train.prompt), "thresholds": None}
+    return record | {"prompt": None, "thresholds": {"null_odds": evaluated.get("eval_threshold")}}
+
+
+def _options(args, precision: str, tokens_per_device: int, load_4bit: bool, split_record: dict) -> QuestionOptions:
+    """How the model of the flags is evaluated."""
+    return QuestionOptions(
+        model=args.model,
+        revision=args.revision,
+        attention=args.attention,
+        precision=precision,
+        tokens_per_device=tokens_per_device,
+        load_4bit=load_4bit,
+        max_length=args.max_length,
+        doc_stride=args.doc_stride,
+        max_answer_length=args.max_answer_length,
+        n_best=args.n_best,
+        prompt_format=args.prompt_format,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        data_sha256=reporting_sha256(split_record),
+    )
+
+
+def _evaluate_base(run: RunFolder, args, config, precision: str, splits: Splits, stop_signal) -> float:
+    """Evaluate the model as it is before training into eval/base. Returns the seconds.
+
+    A causal model writes its answers after a prompt, also where a span head is to be trained; an encoder's span head is
+    untrained."""
+    started = time.perf_counter()
+    if args.base_eval == "none":
+        return 0.0
+    questions = splits.test
+    if args.base_eval == "subset":
+        questions = first_paragraphs(questions, results.BASE_EVAL_ITEMS, args.split_seed, "base evaluation")
+    options = _options(args, precision, args.tokens_per_device, args.method == "qlora", splits.record)
+    if args.head == "span" and not answers_by_span(config, args.model, args.revision):
+        options = replace(options, max_length=None)  # --max-length is of windows then
+    folder = run.path / "eval" / "base"
+    metrics = evaluate_questions(folder, options, questions, run.accelerator, stop_signal, replace=True)
+    if is_main_process():
+        say(f"base ({metrics['setting']}): {score_line(metrics)}")
+    return time.perf_counter() - started
+
+
+def evaluate(args) -> None:
+    """Evaluate a model: by its span head where it has one, else by the answers that it writes."""
+    args.model = args.model or (str(sample_model_folder(TASK)) if args.sample else preflight.DEFAULT_MODEL)
+    args.output_dir = args.output_dir or default_eval_folder(TASK, args.model)
+    stop_signal = StopSignal()
+    check_earlier_run(args.output_dir, args, says_finished=False)
+    cpu.use_whole_cpu(tiny_model=args.sample)
+    config, tokenizer = preflight.read_model_folder(args, labels=())
+    check_evaluation_flags(args, config, tokenizer, read_record(args.model, args.revision))
+    run_split = preflight.split_of_run(args.model)
+    questions, record = load_test(SOURCES, args, run_split)
+    tokens_per_device = cpu.tokens_per_device(args.tokens_per_device, on_gpu=16384)
+    options = _options(args, resolve_precision(args.precision, None), tokens_per_device, args.load_4bit, record)
+    if args.shots:
+        solved = [_solved(question) for question in load_shots_source(args, run_split, questions)]
+        options = replace(options, shots=draw_shots(solved, args.shots, args.seed))
+    accelerator = launch.start_accelerator(None)
+
+    with RunFolder(args.output_dir, accelerator) as run:
+        run.write_json("split.json", record)
+        world = {"num_processes": accelerator.num_processes, "device": training.device_name(accelerator.device)}
+        run.write_json("run.json", {**describe_process(), "flags": recorded_flags(args), "world": world})
+        metrics = evaluate_questions(run.path, options, questions, accelerator, stop_signal)
+        if is_main_process():
+            print_scores(metrics)
+            say(f"results in {run.path}")
+        run.write_json("state.json", {"state": "finished", "reason": None})
+
+
+def _solved(question: Question) -> SolvedQuestion:
+    answer = question.answers[0].text if question.answers else ""
+    return SolvedQuestion(question.id, question.paragraph.context, question.text, answer)
