@@ -77,7 +77,19 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(site, cluster, undisturbed
 def test_the_time_limit_is_seen_coming(site, cluster):
     """With a limit of one minute and the signal 40 s before it; SLURM looks every few seconds."""
     options = ["--time=1", "--signal=B:USR1@40"]
-    job = site.train("timed", "--max-steps", 5000, "--checkpoint-every", 5000, nodes=1, options=options)
+    long = [
+        "--max-steps",
+        50_000,
+        "--epochs",
+        5000,
+        "--checkpoint-every",
+        50_000,
+        "--eval-every",
+        5000,
+        "--log-every",
+        500,
+    ]
+    job = site.train("timed", *long, nodes=1, options=options)
     job.wait_for_log("requeued (SIGUSR1)")
     saved = newest_step(site.launch_of("timed", job))
     assert saved is not None and f"stopped by SIGUSR1 after step {saved}" in job.log
