@@ -172,6 +172,7 @@ def test_a_window_has_whole_words_and_as_many_as_fit():
         assert f" {found} " in f" {context} " and len(found.replace(" ", "")) <= num_tokens
     assert window_of(context, 27) == context
     assert window_of("extraordinary", 5) == ""
+    assert window_of("aa lamp cc dd extraordinary", 6, "lamp") == "aa lamp", "a last word that fits no window"
 
 
 def test_the_held_characters_are_in_the_window():
@@ -222,5 +223,7 @@ def test_long_shots_are_cut_to_windows_with_their_answers():
     assert num_cut == 1 and fitted[1] == SHOT
     assert "bright" in fitted[0].context and len(fitted[0].context.split()) == 46
     assert fit_shots(tokenizer, shots, window=2000) == (shots, 0)
+    unanswered = SolvedQuestion("b", long, "what is bright", "")
+    assert "bright" in fit_shots(tokenizer, (unanswered, SHOT), window=100)[0][0].context
     with pytest.raises(Refused, match="--shots 2 do not fit"):
         fit_shots(tokenizer, shots, window=30)
