@@ -19,7 +19,7 @@ SERIAL_NORM = 1e-4  # as in test_generate.py
 def train(workplace):
     """Run train/qa.py --head generate to its end in float32, once for each name, and check every rank's status."""
     files, finished = {}, {}
-    for name, num_questions, seed in (("train", 118, 5), ("test", 24, 6)):
+    for name, num_questions, seed in (("train", 118, 5), ("choose", 24, 6), ("test", 24, 8)):
         files[name] = workplace.folder / f"{name}-generate.json"
         files[name].write_text(json.dumps(sample_articles(num_questions, seed)))
 
@@ -27,7 +27,7 @@ def train(workplace):
         if name not in finished:
             flags = [
                 *("--head", "generate", "--model", workplace.model, "--output-dir", workplace.folder / name),
-                *("--train-file", files["train"], "--validation-file", files["test"], "--test-file", files["test"]),
+                *("--train-file", files["train"], "--validation-file", files["choose"], "--test-file", files["test"]),
                 *("--batch-size", 16, "--epochs", 1, "--log-every", 1, "--learning-rate", 1e-3, "--precision", "fp32"),
                 *("--max-new-tokens", 6, "--base-eval", "none", "--tokens-per-device", SOME, *more),
             ]
