@@ -11,6 +11,11 @@ IN_CONTAINER=()
 # shellcheck source=/dev/null
 [ -e slurm/hook.sh ] && . slurm/hook.sh
 
+if [ "${SLURM_GPUS_ON_NODE:-$ZEROTUNE_PROCESSES_PER_NODE}" -lt "$ZEROTUNE_PROCESSES_PER_NODE" ]; then
+  echo "slurm: $(hostname) has $SLURM_GPUS_ON_NODE GPUs and $ZEROTUNE_PROCESSES_PER_NODE ranks are to start on each node:" \
+    "ask by --gpus-per-node, or set ZEROTUNE_PROCESSES_PER_NODE" >&2
+  exit 2
+fi
 world=$((SLURM_JOB_NUM_NODES * ZEROTUNE_PROCESSES_PER_NODE))
 flags=(--num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world" --mixed_precision no --dynamo_backend no)
 if [ "$world" -gt 1 ]; then

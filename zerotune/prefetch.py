@@ -183,18 +183,19 @@ def _fetch_dataset(item: Item, revision: str | None) -> tuple[str | None, list[P
 
 
 def _fetch_wordnet(item: Item, revision: str | None) -> tuple[str, list[Path]]:
-    import nltk
-
     target = nltk_folder() / "corpora" / "wordnet"
     if (DEBIAN_WORDNET / "data.noun").exists():
         target.mkdir(parents=True, exist_ok=True)
         for source in [*DEBIAN_WORDNET.glob("data.*"), *DEBIAN_WORDNET.glob("index.*"), *DEBIAN_WORDNET.glob("*.exc")]:
             shutil.copyfile(source, target / source.name)
-    elif not nltk.download("wordnet", download_dir=str(nltk_folder()), quiet=True):
-        raise Refused(
-            "WordNet cannot be fetched: install Debian's wordnet-base on this node, or run prefetch where there is a "
-            "network"
-        )
+    else:
+        import nltk
+
+        if not nltk.download("wordnet", download_dir=str(nltk_folder()), quiet=True):
+            raise Refused(
+                "WordNet cannot be fetched: install Debian's wordnet-base on this node, or run prefetch where there is "
+                "a network"
+            )
     return item.name, [path for path in (nltk_folder() / "corpora").rglob("*") if path.is_file()]
 
 
