@@ -48,6 +48,8 @@ def train(args) -> None:
 
 def train_ours(args, data, tokenizer):
     """zerotune's loop, bf16 where the processor has it, as train/qa.py builds it."""
+    import numpy as np
+
     from zerotune.batching import num_steps_per_epoch
     from zerotune.cpu import CPU_TOKENS
     from zerotune.engine import Engine
@@ -69,7 +71,7 @@ def train_ours(args, data, tokenizer):
     accelerator = start_accelerator(None)
     settings = ModelSettings(args.model, None, "full", precision=default_precision(), seed=args.seed)
     model = load_span_model(settings, tokenizer)
-    train_used_rows(model.stock_model, data.token_ids)
+    train_used_rows(model.stock_model, np.union1d(data.token_ids, [data.pad_id]))
     engine = Engine(accelerator, model, optimizer_for(model, own, accelerator.device), settings.precision, 1.0)
     schedule = plan_schedule(own, num_steps_per_epoch(len(data.ids), args.batch_size))
     with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run", accelerator) as run:
