@@ -1,6 +1,6 @@
 """What a run would do and what it needs, said before a weight is loaded. Pure arithmetic over counts."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 GIB = 2**30
 # Bytes per token, layer and unit of hidden size that a layer keeps for its backward pass in 16 bits, without attention
@@ -99,11 +99,10 @@ def scoring_memory(config, options, num_weights: int, num_shared: int, batches: 
         num_shared: tokens of the prefix.
         batches: (rows, longest row without the prefix) of each batch.
     """
-    narrow = 4 if options.precision == "fp32" else 2
+    narrow, width = _narrow_bytes(options), _head_width(config)
     heads, hidden = config.num_attention_heads, config.hidden_size
-    width = getattr(config, "head_dim", None) or hidden // heads
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    keys_and_values = 2 * config.num_key_value_heads * width * narrow
+    keys_and_values = _keys_and_values_bytes(config, options)
     largest = 0.0
     for rows, longest in batches:
         seen = num_shared + longest
@@ -115,6 +114,33 @@ def scoring_memory(config, options, num_weights: int, num_shared: int, batches: 
         largest = max(largest, tokens + attended + scores)
     weights = num_weights * (NF4_BYTES if options.load_4bit else narrow)
     return ScoringMemory(weights, config.num_hidden_layers * num_shared * keys_and_values, largest)
+
+
+def writing_memory(
+    config, options, num_weights: int, num_shared: int, batches: list[tuple[int, int, int]]
+) -> ScoringMemory:
+    """As scoring_memory, of a device that writes answers: it keeps the keys and values of a batch's rows in all layers.
+
+    Args:
+        batches: (rows, longest row without the prefix, tokens that are written in a row at most) of each batch.
+    """
+    one_pass = scoring_memory(config, options, num_weights, num_shared, [(rows, length) for rows, length, _ in batches])
+    most_kept = max(rows * (num_shared + length + written) for rows, length, written in batches)
+    kept = config.num_hidden_layers * most_kept * _keys_and_values_bytes(config, options)
+    return replace(one_pass, largest_batch=one_pass.largest_batch + kept)
+
+
+def _narrow_bytes(options) -> int:
+    return 4 if options.precision == "fp32" else 2
+
+
+def _head_width(config) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _keys_and_values_bytes(config, options) -> int:
+    """Bytes of one token's keys and values in one layer."""
+    return 2 * config.num_key_value_heads * _head_width(config) * _narrow_bytes(options)
 
 
 def describe_memory(need: MemoryNeed | ScoringMemory) -> str:

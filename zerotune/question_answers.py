@@ -131,6 +131,14 @@ class QuestionAnswerData:
         """What a question costs in tokens in those batches, which hold them by falling cost, [num_questions]."""
         return row_costs(self.prompt_groups, budget)
 
+    def writing_shape(self, rows: np.ndarray, num_new_tokens: int) -> tuple[int, int, int]:
+        """Of a batch whose answers are written: its rows, its longest row without the head, and the tokens that may be
+        written in a row."""
+        units = self.prompt_groups.by_group(rows)
+        num_head = len(self.head) // PREFIX_TOKENS_PER_TOKEN
+        longest = max(map(self.prompt_groups.row_length, units)) - num_head
+        return len(units), longest, num_new_tokens * max(map(len, units))
+
     def batch(self, rows: np.ndarray, device: torch.device) -> tuple[dict, torch.Tensor, np.ndarray]:
         """Inputs of an AnswerGenerator for some questions, and what they are to give.
 

@@ -12,6 +12,8 @@ from zerotune.generation import answer_texts, end_tokens, write_answers
 from zerotune.language_model import load_language_model
 from zerotune.models import attention_kernel
 from zerotune.paragraph_branches import can_share
+from zerotune.parameters import published_table
+from zerotune.plan import describe_memory, writing_memory
 from zerotune.pretrained import load_tokenizer
 from zerotune.prompting import uses_chat
 from zerotune.question_answers import QuestionAnswerData, encode_questions
@@ -147,6 +149,9 @@ def prepare_writing(
         say(f"{data.num_truncated:,} of {len(questions):,} contexts are cut to what matches their question best")
     batches = data.writing_batches(options.tokens_per_device)
     costs = data.writing_costs(options.tokens_per_device)
+    shapes = [data.writing_shape(batch, max_new_tokens) for batch in batches]
+    num_weights = published_table(config)["total"]
+    say(describe_memory(writing_memory(config, options, num_weights, len(data.head), shapes)))
     model = load_model(options, device)
     described |= {
         "max_length": max_length,

@@ -166,7 +166,7 @@ def fit_shots(tokenizer, shots: tuple[SolvedQuestion, ...], window: int) -> tupl
     fitted = []
     for shot, each in zip(shots, encoded, strict=True):
         place = shot.context.find(shot.answer)
-        held = (place, place + len(shot.answer))
+        held = (place, place + len(shot.answer)) if shot.answer else None
         start, stop = best_window(shot.context, each.offsets, budget, shot.question, held)
         fitted.append(replace(shot, context=shot.context[start:stop]) if len(each.ids) > budget else shot)
     return tuple(fitted), sum(before != after for before, after in zip(shots, fitted, strict=True))
@@ -283,8 +283,8 @@ def best_window(
     if held is not None:
         holds = (starts <= held[0]) & (stops[np.maximum(last_word - 1, 0)] >= held[1])
         scores = np.where(holds, scores, -1.0) if holds.any() else scores
-    # windows that begin later than the first to reach the end are parts of it
-    scores = scores[: int(np.argmax(last_word == len(words))) + 1]
+    reaches_end = np.flatnonzero(last_word == len(words))
+    scores = scores[: reaches_end[0] + 1] if len(reaches_end) else scores  # later windows are parts of that one
     best = np.flatnonzero(scores == scores.max())
     chosen = int(best[(len(best) - 1) // 2])
     fits = last_word[chosen] > chosen

@@ -5,7 +5,16 @@ from types import SimpleNamespace
 import pytest
 
 from zerotune.models import ModelSettings
-from zerotune.plan import GIB, describe_memory, logit_bytes, memory_need, offloaded, scoring_memory, why_not_fit
+from zerotune.plan import (
+    GIB,
+    describe_memory,
+    logit_bytes,
+    memory_need,
+    offloaded,
+    scoring_memory,
+    why_not_fit,
+    writing_memory,
+)
 
 LLAMA_1B = SimpleNamespace(num_hidden_layers=16, hidden_size=2048)
 NUM_WEIGHTS = 1_235_818_496
@@ -82,6 +91,17 @@ def test_scoring_by_hand():
     assert describe_memory(found) == (
         "memory a device: about 5.11 GiB (weights 4.87, shared prefix 0.10, largest batch 0.14)"
     )
+
+
+def test_writing_keeps_keys_and_values_in_all_layers():
+    options = SimpleNamespace(precision="bf16", load_4bit=False)
+    pair = [scoring_memory, writing_memory]
+    scoring, writing = (
+        of(GEMMA_2B, options, 1000, 100, [(4, 200, *more), (1, 500, *more)])
+        for of, more in zip(pair, ((), (60,)), strict=True)
+    )
+    assert writing.largest_batch - scoring.largest_batch == 26 * 4 * (100 + 200 + 60) * 2 * 4 * 256 * 2
+    assert (writing.weights, writing.shared_prefix) == (scoring.weights, scoring.shared_prefix)
 
 
 def test_what_does_not_fit_is_told_with_ways_out():

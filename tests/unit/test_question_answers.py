@@ -174,6 +174,13 @@ def test_questions_whose_answers_nobody_knows_have_none():
     assert sorted(np.concatenate(batches).tolist()) == ALL.tolist() and len(batches) > 1
 
 
+def test_the_shape_of_a_batch_that_is_written():
+    prompts = [len(DATA.questions[number]) for number in ALL]
+    longest = len(DATA.contexts[0]) + sum(prompts[number] for number in (0, 2, 3))
+    assert DATA.writing_shape(ALL, 10) == (3, longest, 30)
+    assert ALONE.writing_shape(ALL[[1, 5]], 10) == (2, len(DATA.contexts[1]) + max(prompts[1], prompts[5]), 10)
+
+
 def test_shots_are_part_of_the_head():
     prompt = QuestionPrompt(shots=(SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),))
     data = encode_questions(TOKENIZER, prompt, make_questions(), 400, 512, num_new_tokens=10)

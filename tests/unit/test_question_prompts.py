@@ -1,29 +1,37 @@
 """What a question's prompt reads, how it is cut, and that its parts join to the tokens of the whole."""
 
 import re
+from pathlib import Path
 
 import pytest
 from tiny_models import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 
+from zerotune.cutting import token_ids
 from zerotune.errors import Refused
 from zerotune.pretrained import load_tokenizer
 from zerotune.question_prompts import (
     ABSTENTIONS,
     INSTRUCTION,
+    NO_ANSWER,
+    TEMPLATE,
     QuestionPrompt,
     QuestionTokenizer,
     SolvedQuestion,
     best_window,
     draw_shots,
     fit_shots,
+    one_line,
     prompt_record,
     read_answer,
     recorded_prompt,
     tokens_behind,
 )
+from zerotune.squad_files import read_questions
 
 CONTEXT = "The tower at Hook Head was built in the 13th century."
 QUESTION, ANSWER = "When was  the tower\n built? ", "in the 13th century"
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+STORIES, DEV = SHARED / "models" / "stories260K", SHARED / "data" / "squad_v2" / "dev-v2.0.json.gz"
 SHOT = SolvedQuestion("s", "The lamp is red.", "What is red?", "The lamp")
 UNANSWERED = SolvedQuestion("t", "The door is blue.", "Who painted the door?", "")
 # In the manner of Gemma and Llama 3: contents are stripped, and the turn's end is a special token.
@@ -82,6 +90,21 @@ def test_a_prompt_reads_as_it_should_and_has_the_tokens_of_the_whole(prompt, tem
     assert tokenizer.decode(row) == text and row.count(tokenizer.bos_token_id) == 1
     assert row == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer(".\n", add_special_tokens=False)["input_ids"][0] in row, "the full stop joins the line break"
+
+
+@pytest.mark.skipif(
+    not (STORIES.exists() and DEV.exists()), reason="needs stories260K and SQuAD v2's dev file in ../shared"
+)
+def test_a_real_tokenizers_parts_join_to_the_tokens_of_the_whole():
+    tokenizer = load_tokenizer(str(STORIES), None)
+    parts = parts_of(tokenizer, QuestionPrompt())
+    questions = read_questions(DEV)[0][::100]
+    assert len(questions) == 119
+    for question in questions:
+        answer = question.answers[0].text if question.answers else NO_ANSWER
+        asked = TEMPLATE.format(context=question.paragraph.context, question=one_line(question.text))
+        expected = token_ids(tokenizer, [f"{INSTRUCTION}{asked} {answer}"], True)[0] + [tokenizer.eos_token_id]
+        assert whole(parts, question.paragraph.context, question.text, answer) == expected
 
 
 def test_the_pinned_date_stands_in_a_chat_prompt():
@@ -172,6 +195,7 @@ def test_a_window_has_whole_words_and_as_many_as_fit():
         assert f" {found} " in f" {context} " and len(found.replace(" ", "")) <= num_tokens
     assert window_of(context, 27) == context
     assert window_of("extraordinary", 5) == ""
+    assert window_of("aa lamp cc dd extraordinary", 6, "lamp") == "aa lamp", "a last word that fits no window"
 
 
 def test_the_held_characters_are_in_the_window():
@@ -222,5 +246,7 @@ def test_long_shots_are_cut_to_windows_with_their_answers():
     assert num_cut == 1 and fitted[1] == SHOT
     assert "bright" in fitted[0].context and len(fitted[0].context.split()) == 46
     assert fit_shots(tokenizer, shots, window=2000) == (shots, 0)
+    unanswered = SolvedQuestion("b", long, "what is bright", "")
+    assert "bright" in fit_shots(tokenizer, (unanswered, SHOT), window=100)[0][0].context
     with pytest.raises(Refused, match="--shots 2 do not fit"):
         fit_shots(tokenizer, shots, window=30)
