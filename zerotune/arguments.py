@@ -233,6 +233,12 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="optimizer steps between checkpoints (default %(default)s)",
     )
     group.add_argument(
+        "--scratch-dir",
+        type=Path,
+        metavar="DIR",
+        help="save to this node-local folder first, and move in the background",
+    )
+    group.add_argument(
         "--keep-checkpoints", type=positive_int, default=2, help="newest to keep, beside the best (default %(default)s)"
     )
     group.add_argument(

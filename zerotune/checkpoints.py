@@ -35,61 +35,80 @@ def save(root: Path, progress: dict, write: Callable[[Path], list[Path]], num_by
     Raises:
         Refused: the disk is too full. Earlier checkpoints are as they were, and nothing half-written is left.
     """
-    target = step_folder(root, progress["step"])
-    aside = root / f".writing-{target.name}"
-    _agree(accelerator, _prepare(root, aside, num_bytes) if accelerator.is_main_process else None)
+    aside = prepare(root, progress["step"], num_bytes, accelerator)
     entries, problem = {}, None
     try:
-        entries = _hash_files(aside, write(aside))
-        if accelerator.is_main_process:
-            write_json(aside / PROGRESS, progress)
-            entries |= _hash_files(aside, [aside / PROGRESS])
+        entries = hash_files(aside, write(aside))
     except Exception as error:
-        if not disk_is_full(root, error):
-            raise
-        problem = _full_disk_line(root, num_bytes)
+        problem = full_disk_line(root, num_bytes, error)
+    return publish(root, progress, entries, problem, num_bytes, accelerator)
+
+
+def prepare(root: Path, step: int, num_bytes: int, accelerator) -> Path:
+    """Make the folder to write a step's checkpoint into; all ranks take part. Raises Refused: the disk is full."""
+    aside = root / f".writing-{step_folder(root, step).name}"
+    agree(accelerator, _make_aside(root, aside, num_bytes) if accelerator.is_main_process else None)
+    return aside
+
+
+def publish(root: Path, progress: dict, entries: dict, problem: str | None, num_bytes: int, accelerator) -> Path:
+    """Make what lies in the folder of `prepare` a checkpoint that counts; all ranks take part.
+
+    Args:
+        entries: manifest entries of the files that this rank wrote.
+        problem: a line that says why it could not write them.
+    Raises:
+        Refused: a rank has a problem, or the disk is full by now. Nothing half-written is left.
+    """
+    target = step_folder(root, progress["step"])
+    aside = root / f".writing-{target.name}"
     problems, manifest = on_all_ranks(accelerator, problem), {}
     for part in on_all_ranks(accelerator, entries):
         assert not manifest.keys() & part.keys(), "a file belongs to one rank"
         manifest |= part
     if accelerator.is_main_process:
-        problem = next((line for line in problems if line), None) or _finish(aside, target, manifest, num_bytes)
+        problem = next((line for line in problems if line), None) or _finish(
+            aside, target, manifest, progress, num_bytes
+        )
         if problem:
             shutil.rmtree(aside, ignore_errors=True)
-    _agree(accelerator, problem)
+    agree(accelerator, problem)
     return target
 
 
-def _finish(aside: Path, target: Path, manifest: dict, num_bytes: int) -> str | None:
+def _finish(aside: Path, target: Path, manifest: dict, progress: dict, num_bytes: int) -> str | None:
     try:
+        write_json(aside / PROGRESS, progress)
+        manifest |= hash_files(aside, [aside / PROGRESS])
         write_json(aside / MANIFEST, manifest)
-        _publish(aside, target)
+        _rename(aside, target)
     except OSError as error:
-        if not disk_is_full(target.parent, error):
-            raise
-        return _full_disk_line(target.parent, num_bytes)
+        return full_disk_line(target.parent, num_bytes, error)
     return None
 
 
-def _prepare(root: Path, aside: Path, num_bytes: int) -> str | None:
+def _make_aside(root: Path, aside: Path, num_bytes: int) -> str | None:
     root.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
     if shutil.disk_usage(root).free < num_bytes + SPARE_BYTES:
-        shutil.rmtree(aside)
-        return _full_disk_line(root, num_bytes)
+        return full_disk_line(root, num_bytes)
+    aside.mkdir()
     return None
 
 
-def _full_disk_line(root: Path, num_bytes: int) -> str:
-    free = shutil.disk_usage(root).free
+def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None) -> str:
+    """What to say of a disk without room for a checkpoint of `num_bytes`. An error that is of another kind goes on."""
+    if error is not None and not disk_is_full(folder, error):
+        raise error
+    free = shutil.disk_usage(folder).free
     return (
-        f"disk full: a checkpoint takes about {num_bytes / 2**20:.0f} MiB and {root} has {free / 2**20:.0f} MiB free; "
-        "free some space and start the same command again, it goes on from the last checkpoint"
+        f"disk full: a checkpoint takes about {num_bytes / 2**20:.0f} MiB and {folder} has {free / 2**20:.0f} MiB "
+        "free; free some space and start the same command again, it goes on from the last checkpoint"
     )
 
 
-def _hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
+def hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
+    """Manifest entries of files in a checkpoint's folder, once they are on the disk."""
     return {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sync_and_hash(path)} for path in files
     }
@@ -101,7 +120,7 @@ def _sync_and_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _publish(aside: Path, target: Path) -> None:
+def _rename(aside: Path, target: Path) -> None:
     sync_folder(aside)
     if target.exists():
         shutil.rmtree(target)
@@ -111,7 +130,7 @@ def _publish(aside: Path, target: Path) -> None:
     sync_folder(target)
 
 
-def _agree(accelerator, problem: str | None) -> None:
+def agree(accelerator, problem: str | None) -> None:
     """Every rank stops when one has a problem."""
     lines = [line for line in on_all_ranks(accelerator, problem) if line]
     if lines:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from zerotune.precision import autocast
+from zerotune.zero_state import BYTES_A_WEIGHT, load_zero_state, save_zero_state
 
-# Written by plain runs; DeepSpeed names its own files, under DEEPSPEED_TAG.
-WEIGHTS_FILE, OPTIMIZER_FILE, DEEPSPEED_TAG = "model.safetensors", "optimizer.pt", "deepspeed"
+# Written by plain runs; zero_state.py names those of ZeRO.
+WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.pt"
 
 
 def build_optimizer(name: str, groups: list[dict], device_type: str) -> torch.optim.Optimizer:
@@ -71,12 +72,15 @@ class Engine:
             loss: this rank's share of the step's loss: its sum over the global count. Ranks add up to the loss.
         """
         # DDP and DeepSpeed average over ranks, and the loss is a sum over ranks
+        if self.scaler:  # `step` makes the average a sum: a greater loss would overflow where one process does not
+            self.scaler.scale(loss).backward()
+            return
         loss = loss * self.accelerator.num_processes
         if self.deepspeed:
             self.model.set_gradient_accumulation_boundary(is_last)
             self.model.backward(loss)
         else:
-            (self.scaler.scale(loss) if self.scaler else loss).backward()
+            loss.backward()
 
     def gradients_stay_local(self, is_last: bool):
         """Context for forward and backward of one micro-batch: no exchange before the last one."""
@@ -94,9 +98,11 @@ class Engine:
         if self.deepspeed:
             self.model.step()
             return self.model.get_global_grad_norm()
+        gradients = [p.grad for p in self.trainable if p.grad is not None]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None])
+            torch._foreach_mul_(gradients, self.accelerator.num_processes)
+        norm = torch.nn.utils.get_total_norm(gradients)
         self._clip(norm)
         if self.scaler:
             self.scaler.step(self.optimizer)
@@ -117,26 +123,29 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(self.trainable, self.max_grad_norm, norm)
 
     def checkpoint_bytes(self) -> int:
-        """About how many bytes `save` writes on all ranks together: weights and two float32 moments, and DeepSpeed's
-        own copy of the weights."""
-        return self.num_trainable * 4 * (4 if self.deepspeed else 3)
+        """About how many bytes `save` writes on all ranks together: weights and two float32 moments."""
+        return self.num_trainable * BYTES_A_WEIGHT
 
     def save(self, folder: Path) -> list[Path]:
         """Write trainable weights and optimizer state into `folder`. Returns the files that this rank wrote."""
         if self.deepspeed:
-            self.model.save_checkpoint(str(folder), tag=DEEPSPEED_TAG, exclude_frozen_parameters=True)
-            return _files_of_rank(folder, self.accelerator.process_index)
+            return save_zero_state(folder, self.model.optimizer, self._names(), *self._place())
         if not self.accelerator.is_main_process:
             return []
         return save_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, bit for bit."""
+        """Restore what any number of ranks wrote by `save`, bit for bit; under DeepSpeed with adamw8bit, as many."""
         if self.deepspeed:
-            path, _ = self.model.load_checkpoint(str(folder), tag=DEEPSPEED_TAG, load_module_strict=False)
-            assert path is not None, f"DeepSpeed found no state in {folder}"
+            load_zero_state(folder, self.model.optimizer, self._names(), *self._place())
             return
         load_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
+
+    def _place(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        return {parameter: name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
     def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
         """ZeRO-3's shards put together (complete on rank 0); None when the module holds its own weights."""
@@ -173,10 +182,3 @@ def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None
 
 def _trainable_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def _files_of_rank(folder: Path, rank: int) -> list[Path]:
-    """DeepSpeed's files of one rank; those that name no rank belong to rank 0."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    own = [path for path in files if f"zero_pp_rank_{rank}_" in path.name]
-    return own + [path for path in files if "zero_pp_rank_" not in path.name] if rank == 0 else own

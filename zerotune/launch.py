@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from zerotune.errors import Refused
 
 # DeepSpeed's counts of its own: steps are cut by zerotune/batching.py, so that they only have to be consistent.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
+# How long a rank waits for the others before it gives up: seconds in COLLECTIVE_TIMEOUT, else this.
+COLLECTIVE_TIMEOUT = "ZEROTUNE_COLLECTIVE_TIMEOUT"
+COLLECTIVE_SECONDS = 7200
 DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
 
 
@@ -97,6 +100,9 @@ def _check_deepspeed_config(config: dict, args) -> None:
             raise Refused(
                 f'the DeepSpeed file\'s {key} is {found}: zerotune cuts a step by --tokens-per-device; write "auto"'
             )
+    for key in ("offload_optimizer", "offload_param"):
+        if (config.get("zero_optimization", {}).get(key) or {}).get("device") == "nvme":
+            raise Refused(f"the DeepSpeed file's {key} goes to nvme, where checkpoints cannot read it: use cpu")
     if not config.get("zero_optimization", {}).get("stage"):
         raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
 
@@ -144,7 +150,7 @@ def start_accelerator(deepspeed_config: dict | None):
         # rank 0 writes and hashes final/ and plain checkpoints while the others wait; without a backend, DeepSpeed on
         # CPU gives every process "rank 0 of 1"
         backend = {"backend": "gloo"} if on_cpu else {}
-        handlers.append(InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT, **backend))
+        handlers.append(InitProcessGroupKwargs(timeout=collective_timeout(os.environ), **backend))
     plugin = None
     if deepspeed_config is not None:
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config)
@@ -155,6 +161,14 @@ def start_accelerator(deepspeed_config: dict | None):
     )
     check_world(accelerator.num_processes, os.environ, parent_command())
     return accelerator
+
+
+def collective_timeout(environment: Mapping[str, str]) -> timedelta:
+    """How long a rank waits for the others. Raises Refused where the environment's wish is no number of seconds."""
+    wanted = environment.get(COLLECTIVE_TIMEOUT) or str(COLLECTIVE_SECONDS)
+    if not wanted.isdigit() or int(wanted) == 0:
+        raise Refused(f"{COLLECTIVE_TIMEOUT} is {wanted!r}: a whole number of seconds, at least 1, is wanted")
+    return timedelta(seconds=int(wanted))
 
 
 def check_world(num_processes: int, environment: dict, launcher_command: str) -> None:

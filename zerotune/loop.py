@@ -13,6 +13,7 @@ from zerotune import checkpoints
 from zerotune.errors import Preempted, Refused
 from zerotune.randomness import derive_seed
 from zerotune.runs import is_main_process
+from zerotune.scratch import ScratchSaves
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Progress:
     # since the last evaluation: the sum of the training loss, and the examples or answer tokens that it is a sum over
     loss_sum: float = 0.0
     num_targets: int = 0
+    evaluated_step: int = 0  # the last one whose evaluation is done
 
     def record_evaluation(self, value: float, patience: int | None) -> bool:
         """Note an evaluation's value, greater is better.
@@ -71,7 +73,8 @@ class Loop:
             num_targets, num_tokens, epoch_steps and micro_batches.
         schedule: zerotune.schedule.Schedule.
         run: zerotune.runs.RunFolder.
-        args: batch_size, tokens_per_device, learning_rate (peak, to be logged), seed, patience, keep_checkpoints.
+        args: batch_size, tokens_per_device, learning_rate (peak, to be logged), seed, patience, keep_checkpoints,
+            scratch_dir.
         evaluate: (step) -> dict of eval_* values and "choose_by", greater is better; all ranks take part.
         stop_signal: a StopSignal, set up as early as can be.
     """
@@ -88,8 +91,12 @@ class Loop:
             engine
         )
         self._steps: tuple[int, list[np.ndarray]] = (-1, [])
-        self._unread: tuple[int, np.ndarray, LateReading] | None = None
+        self._unread: tuple[int, np.ndarray, int | None, LateReading] | None = None
         self._stop_wanted = False
+        self._arrived: int | None = None  # the step of the newest checkpoint whose files all ranks have moved
+        self.scratch = None
+        if args.scratch_dir:
+            self.scratch = ScratchSaves(args.scratch_dir, self.checkpoint_root, args.keep_checkpoints, self.accelerator)
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint that `checkpoints.defect` finds nothing wrong with."""
@@ -106,6 +113,8 @@ class Loop:
         """
         progress = self.progress
         self.engine.model.train()
+        if self.schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
+            self._evaluate_and_save()  # which a stop had cut short
         with self._progress_bar() as bar:
             while not self._is_over():
                 started = time.perf_counter()
@@ -114,6 +123,7 @@ class Loop:
                 progress.train_seconds += time.perf_counter() - started
                 bar.update()
                 self._at_boundary(status)
+        self.close_saves()
         return progress
 
     def _is_over(self) -> bool:
@@ -128,12 +138,14 @@ class Loop:
         mine = self.data.micro_batches(indices, self.args.tokens_per_device, self.accelerator.num_processes)
         loss_sum = self._accumulate(step, indices, mine[self.accelerator.process_index])
         norm = self.engine.step(self.schedule.rate_factor(step))
-        status = torch.stack([loss_sum, torch.full_like(loss_sum, float(self.stop_signal.name is not None))])
+        moving = self.scratch.step if self.scratch else None
+        flags = (self.stop_signal.name is not None, moving is not None and self.scratch.has_arrived)
+        status = torch.stack([loss_sum, *(torch.full_like(loss_sum, float(flag)) for flag in flags)])
         if self.accelerator.num_processes > 1:
             status = self.accelerator.reduce(status, "sum")
         self._read_status()
         norm = torch.as_tensor(norm, dtype=status.dtype, device=status.device)
-        self._unread = (step, indices, LateReading(torch.cat([status, norm[None]])))
+        self._unread = (step, indices, moving, LateReading(torch.cat([status, norm[None]])))
         self._count_step(step, indices)
 
     def _count_step(self, step: int, indices: np.ndarray) -> None:
@@ -171,11 +183,12 @@ class Loop:
         """Look at the last step's loss: one step late where nothing needs it sooner, so that a GPU never waits."""
         if self._unread is None:
             return None
-        (step, indices, reading), self._unread = self._unread, None
-        loss, num_stops, norm = reading.read()
+        (step, indices, moving, reading), self._unread = self._unread, None
+        loss, num_stops, num_arrived, norm = reading.read()
         self._check_finite(step, indices, loss, norm)
         self._count_loss(loss, self.data.num_targets(indices))
         self._stop_wanted = self._stop_wanted or num_stops > 0
+        self._arrived = moving if num_arrived == self.accelerator.num_processes else None
         return {"loss": loss, "grad_norm": norm}
 
     def _count_loss(self, loss: float, num_targets: int) -> None:
@@ -190,6 +203,7 @@ class Loop:
 
     def _not_finite(self, found: str, indices: np.ndarray) -> str:
         ids = [self.data.ids[index] for index in indices]
+        self.close_saves()
         good, _ = checkpoints.newest_whole(self.checkpoint_root)
         return (
             f"{found}; batch ids {', '.join(ids)}; last good checkpoint: {good or 'none'}; "
@@ -205,14 +219,26 @@ class Loop:
     def _at_boundary(self, status: dict | None) -> None:
         """Log, evaluate, save and stop, where they are due."""
         schedule, step = self.schedule, self.progress.step
+        if self._arrived is not None and self._arrived == self.scratch.step:
+            self.scratch.finish()
         if schedule.logs_at(step):
             self._log_step(status)
-        improved = schedule.evaluates_at(step) and self._evaluate()
-        if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
-            self.save()
+        self._evaluate_and_save()
         if self._stop_wanted and step < schedule.num_steps:
+            self.close_saves()
             name = self.stop_signal.name or "a signal on another rank"
             raise Preempted(f"stopped by {name} after step {step} and saved: the same command goes on from there")
+
+    def _evaluate_and_save(self) -> None:
+        """Raises Preempted where the evaluation was stopped: the step is saved, and evaluated when the run goes on."""
+        schedule, step = self.schedule, self.progress.step
+        try:
+            improved = schedule.evaluates_at(step) and self._evaluate()
+        except Preempted:
+            self.save()
+            raise
+        if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
+            self.save()
 
     def _log_step(self, status: dict) -> None:
         progress = self.progress
@@ -236,7 +262,7 @@ class Loop:
             raise Refused(self._not_finite(found, self.step_indices(step)))
         progress = self.progress
         values = {"train_loss": progress.loss_sum / progress.num_targets, **values}
-        progress.loss_sum, progress.num_targets = 0.0, 0
+        progress.loss_sum, progress.num_targets, progress.evaluated_step = 0.0, 0, progress.step
         improved = progress.record_evaluation(values.pop("choose_by"), self.args.patience)
         self.run.log({"step": progress.step, "epoch": progress.step / self.schedule.steps_per_epoch, **values})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -249,9 +275,17 @@ class Loop:
         progress = {"step": self.progress.step, "progress": asdict(self.progress)}
         progress["num_processes"] = self.accelerator.num_processes
         num_bytes = self.engine.checkpoint_bytes()
+        if self.scratch:
+            self.scratch.start(progress, self.engine.save, num_bytes)
+            return
         checkpoints.save(self.checkpoint_root, progress, self.engine.save, num_bytes, self.accelerator)
         if is_main_process():
             checkpoints.prune(self.checkpoint_root, self.args.keep_checkpoints, self.progress.step)
+
+    def close_saves(self) -> None:
+        """Wait for a checkpoint that is on its way from scratch; there are no further ones."""
+        if self.scratch:
+            self.scratch.close()
 
 
 def _drops(engine) -> bool:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 
-from zerotune import samples, squad, squad_sample
+from zerotune import samples, squad, squad_sample, sst2
 from zerotune.answers import AnswerData, encode_answers
 from zerotune.arguments import DEFAULT_MODEL
 from zerotune.batching import num_steps_per_epoch
 from zerotune.cpu import tokens_per_device
 from zerotune.data import LabelledData
-from zerotune.encoding import default_cache_dir
 from zerotune.errors import Refused
 from zerotune.files import read_json
 from zerotune.lora import adapter_size
@@ -21,7 +20,8 @@ from zerotune.parameters import classifier_size, published_table
 from zerotune.plan import describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
 from zerotune.pretrained import check_labels, check_token_ids, check_weight_files, load_tokenizer, read_config
 from zerotune.prompting import Prompt, uses_chat
-from zerotune.runs import say, short_name
+from zerotune.run_names import default_run_folder, sample_model_folder
+from zerotune.runs import say
 from zerotune.schedule import plan_schedule
 from zerotune.scorers import labelled_data
 from zerotune.span_data import SpanData
@@ -45,18 +45,11 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
         args.head_learning_rate = HEAD_RATE_FACTOR * args.learning_rate
     args.tokens_per_device = tokens_per_device(args.tokens_per_device, on_gpu=8192)
     if args.output_dir is None:
-        args.output_dir = Path("runs") / f"{task_name}-{short_name(args.model)}-{args.method}"
-        if args.head == "generate":
-            args.output_dir = args.output_dir.with_name(f"{args.output_dir.name}-generate")
+        args.output_dir = default_run_folder(task_name, args.model, args.method, args.head)
 
 
-def sample_model_folder(task_name: str) -> Path:
-    """Where --sample keeps a task's tiny model, for train and eval alike."""
-    return default_cache_dir() / ("sample-llama-squad" if task_name == squad.TASK else "sample-llama")
-
-
-# What the tokenizers of the tiny models are trained on, by folder.
-SAMPLE_TEXTS = {"sample-llama": samples.review_lines, "sample-llama-squad": squad_sample.sample_lines}
+# What the tokenizers of the tiny models of --sample are trained on, by task.
+SAMPLE_TEXTS = {sst2.TASK: samples.review_lines, squad.TASK: squad_sample.sample_lines}
 
 
 def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
@@ -67,9 +60,9 @@ def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
         raise Refused(
             f"--revision {args.revision} chooses a version of a hub model and {args.model} is a folder: drop it"
         )
-    for name, lines in SAMPLE_TEXTS.items():
-        if Path(args.model) == default_cache_dir() / name:
-            samples.tiny_causal_model(default_cache_dir() / name, lines=lines)
+    for task_name, lines in SAMPLE_TEXTS.items():
+        if Path(args.model) == sample_model_folder(task_name):
+            samples.tiny_causal_model(sample_model_folder(task_name), lines=lines)
     config = read_config(args.model, args.revision)
     if labels:
         check_labels(config, labels)

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from zerotune import cpu, launch, preflight, question_evaluation, results, run_checks, training
 from zerotune.evaluation_options import QuestionOptions
@@ -14,6 +13,7 @@ from zerotune.precision import resolve_precision
 from zerotune.prompting import uses_chat
 from zerotune.question_answers import QuestionAnswerData, encode_questions
 from zerotune.question_prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
+from zerotune.run_names import default_eval_folder, sample_model_folder
 from zerotune.runs import (
     RunFolder,
     check_earlier_run,
@@ -21,7 +21,6 @@ from zerotune.runs import (
     is_main_process,
     recorded_flags,
     say,
-    short_name,
     started_at,
 )
 from zerotune.span_data import SpanData
@@ -82,11 +81,15 @@ def train(args) -> None:
 
         engine = training.build_engine(run, args, settings, config, tokenizer, (), data["train"])
         schedule = preflight.schedule_for(args, len(splits.train))
+
+        def heed() -> None:
+            stop_signal.raise_when_noted(accelerator)
+
         if args.head == "span":
-            choose = training.choosing_evaluation(engine, data["choose"], schedule, args, choosing_values)
+            choose = training.choosing_evaluation(engine, data["choose"], schedule, args, choosing_values, heed)
         else:
             choose = question_evaluation.choosing_evaluation(
-                engine, data["choose"], splits.choose, tokenizer, args, lengths["max_new_tokens"]
+                engine, data["choose"], splits.choose, tokenizer, args, lengths["max_new_tokens"], heed
             )
         loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
         training.resume(loop, args)
@@ -183,8 +186,8 @@ def _evaluate_base(run: RunFolder, args, config, precision: str, splits: Splits,
 
 def evaluate(args) -> None:
     """Evaluate a model: by its span head where it has one, else by the answers that it writes."""
-    args.model = args.model or (str(preflight.sample_model_folder(TASK)) if args.sample else preflight.DEFAULT_MODEL)
-    args.output_dir = args.output_dir or Path("runs") / f"eval-{TASK}-{short_name(args.model)}"
+    args.model = args.model or (str(sample_model_folder(TASK)) if args.sample else preflight.DEFAULT_MODEL)
+    args.output_dir = args.output_dir or default_eval_folder(TASK, args.model)
     stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)
     cpu.use_whole_cpu(tiny_model=args.sample)

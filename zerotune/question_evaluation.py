@@ -60,7 +60,13 @@ def answers_scorer(
 
 
 def choosing_evaluation(
-    engine: Engine, data: QuestionAnswerData, questions: list[Question], tokenizer, args, max_new_tokens: int
+    engine: Engine,
+    data: QuestionAnswerData,
+    questions: list[Question],
+    tokenizer,
+    args,
+    max_new_tokens: int,
+    on_batch: Callable[[], None],
 ) -> Callable[[int], dict[str, float]]:
     """(step) -> eval_loss, the official scores of the answers that the model writes, what `writing_summary` says, and
     "choose_by", where greater is better; all ranks take part.
@@ -68,6 +74,7 @@ def choosing_evaluation(
     Args:
         data: the questions, encoded with room for max_new_tokens.
         args: tokens_per_device, choose_by ("loss", "exact", "f1").
+        on_batch: called after each batch, on each rank; what it raises ends the evaluation.
     """
     accelerator = engine.accelerator
     device = accelerator.device
@@ -79,12 +86,12 @@ def choosing_evaluation(
 
     def evaluate(step: int) -> dict[str, float]:
         engine.model.eval()
-        losses = score_items(losses_of, loss_batches, accelerator)
+        losses = score_items(losses_of, loss_batches, accelerator, on_batch=on_batch)
         stock = engine.module.stock_model
         writer = answers_scorer(
             stock, data, tokenizer, max_new_tokens, device, engine.precision, in_step=engine.deepspeed
         )
-        written = score_items(writer, writing_batches, accelerator)
+        written = score_items(writer, writing_batches, accelerator, on_batch=on_batch)
         answers = read_answers(tokenizer, written)
         scores = official_scores(score_answers(questions, dict(zip(data.ids, answers, strict=True))))
         scores = {name: score for name, score in scores.items() if not name.endswith("total")}

@@ -88,6 +88,8 @@ def check_trainer_flags(args, precision: str, deepspeed: dict | None) -> None:
         raise Refused("--engine trainer tunes a classifier: use --head classify, or --engine loop")
     if deepspeed is not None:
         raise Refused("--engine trainer runs without DeepSpeed: leave it out, or use --engine loop")
+    if args.scratch_dir:
+        raise Refused("--engine trainer saves to the run folder at once: leave --scratch-dir out, or use --engine loop")
     if precision == "fp16" and not torch.cuda.is_available():
         raise Refused("--engine trainer computes in fp16 on a GPU only: use --precision fp32 or bf16, or --engine loop")
     if args.batch_size % num_processes:

@@ -21,7 +21,7 @@ from zerotune.launch import on_all_ranks
 # Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
 FREE_FLAGS = {
     "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
-    "push_to_hub", "state_file", "tokens_per_device",
+    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir",
 }  # fmt: skip
 # What a script would overwrite or delete, written after run.json.
 RESULTS = (

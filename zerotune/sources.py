@@ -237,7 +237,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     record = {
         "dataset": dataset,
         "split": split,
-        "revision": revision or _cached_commit(table),
+        "revision": revision or cached_commit(table),
         "fingerprint": table._fingerprint,
         "sha256": rows_sha256(rows),
         "rows": len(rows),
@@ -255,7 +255,7 @@ def _hub_rows(table) -> list[dict]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _cached_commit(table) -> str | None:
+def cached_commit(table) -> str | None:
     """The hub commit a data set was built from: the folder of its cache files is named after it."""
     for entry in table.cache_files:
         name = Path(entry["filename"]).parent.name

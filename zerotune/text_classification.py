@@ -1,7 +1,6 @@
 """A run on labelled texts, from its flags to its report: the stages that SST-2 and IMDB go through, in their order."""
 
 import time
-from pathlib import Path
 
 from zerotune import cpu, launch, preflight, prompt_seeds, results, run_checks, training
 from zerotune.answers import AnswerData, prompt_record
@@ -13,6 +12,7 @@ from zerotune.loop import Loop
 from zerotune.precision import resolve_precision
 from zerotune.prompting import draw_shots
 from zerotune.report import write_report
+from zerotune.run_names import default_eval_folder, sample_model_folder
 from zerotune.runs import (
     RunFolder,
     check_earlier_run,
@@ -20,7 +20,6 @@ from zerotune.runs import (
     is_main_process,
     recorded_flags,
     say,
-    short_name,
     started_at,
 )
 from zerotune.splits import Example
@@ -67,13 +66,16 @@ def train(args, task, engine_name: str = "loop") -> None:
 
     with RunFolder(args.output_dir, accelerator) as run:
         data = data or preflight.tokenise(args, config, tokenizer, task, splits)
+        stop_signal.raise_when_noted(accelerator, "preparation")
         training.start_run(run, args, splits, data, precision, filled)
         base_eval_s = results.evaluate_base(run, args, precision, task, splits, stop_signal)
 
         build_engine, loop_class = _engine_parts(engine_name)
         engine = build_engine(run, args, settings, config, tokenizer, task.LABELS, data["train"])
         schedule = preflight.schedule_for(args, len(splits.train))
-        choose = training.choosing_evaluation(engine, data["choose"], schedule, args, training.choosing_values)
+        # the Trainer could not do an interrupted evaluation again: it loads a checkpoint only when it trains
+        heed = (lambda: stop_signal.raise_when_noted(accelerator)) if engine_name == "loop" else (lambda: None)
+        choose = training.choosing_evaluation(engine, data["choose"], schedule, args, training.choosing_values, heed)
         loop = loop_class(engine, data["train"], schedule, run, args, choose, stop_signal)
         training.resume(loop, args)
         startup_s = time.time() - started_at() - base_eval_s
@@ -111,10 +113,8 @@ def _engine_parts(name: str) -> tuple:
 
 def evaluate(args, task) -> None:
     """Evaluate a model: a tuned final/ by its head, a causal model by the likelihood of its label words."""
-    args.model = args.model or (
-        str(preflight.sample_model_folder(task.TASK)) if args.sample else preflight.DEFAULT_MODEL
-    )
-    args.output_dir = args.output_dir or Path("runs") / f"eval-{task.TASK}-{short_name(args.model)}"
+    args.model = args.model or (str(sample_model_folder(task.TASK)) if args.sample else preflight.DEFAULT_MODEL)
+    args.output_dir = args.output_dir or default_eval_folder(task.TASK, args.model)
     stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)
     cpu.use_whole_cpu(tiny_model=args.sample)

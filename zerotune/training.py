@@ -1,6 +1,7 @@
 """The stages of a training run, of a classifier or a generator, in the order in which train/sst2.py goes through it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,11 +128,19 @@ def optimizer_for(model: TunedModel, args, device: torch.device) -> torch.optim.
     return build_optimizer(args.optimizer, groups, device.type)
 
 
-def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData | SpanData, schedule: Schedule, args, values):
+def choosing_evaluation(
+    engine: Engine,
+    data: LabelledData | AnswerData | SpanData,
+    schedule: Schedule,
+    args,
+    values: Callable[[LabelledData | AnswerData | SpanData, np.ndarray, str], dict[str, float]],
+    on_batch: Callable[[], None],
+):
     """(step) -> values of the choosing split with the weights as they are after it; all ranks take part.
 
     Args:
         values: (data, what `data.scores` gave for all examples, --choose-by) -> eval_* values and "choose_by".
+        on_batch: called after each batch, on each rank; what it raises ends the evaluation.
     """
     batches = evaluation_batches(data.scored_lengths, args.tokens_per_device)
 
@@ -141,7 +150,8 @@ def choosing_evaluation(engine: Engine, data: LabelledData | AnswerData | SpanDa
     def evaluate(step: int) -> dict[str, float]:
         engine.model.eval()
         decay_unused_rows(engine, schedule, args, step)
-        return values(data, score_items(score, batches, engine.accelerator), args.choose_by)
+        found = score_items(score, batches, engine.accelerator, on_batch=on_batch)
+        return values(data, found, args.choose_by)
 
     return evaluate
 
@@ -171,8 +181,8 @@ def resume(loop: Loop, args) -> None:
     """Go on from the checkpoint that --resume means, or start at step 0; rank 0 chooses for all.
 
     Raises:
-        Refused: a checkpoint that was asked for by path is of another run or not whole; DeepSpeed's is of another
-            number of processes.
+        Refused: a checkpoint that was asked for by path is of another run or not whole; adamw8bit's state under
+            DeepSpeed is of another number of processes.
     """
     choice = _choose_checkpoint(loop, args) if is_main_process() else None
     folder, lines, problem = on_all_ranks(loop.accelerator, choice)[0]
@@ -184,7 +194,9 @@ def resume(loop: Loop, args) -> None:
         loop.run.forget_metrics_after(0)
         return
     loop.resume(folder)
-    say(f"goes on after step {loop.progress.step} from {folder}")
+    saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
+    moved = f" (saved by {saved_by} processes, now {now})" if saved_by != now else ""
+    say(f"goes on after step {loop.progress.step} from {folder}{moved}")
 
 
 def _choose_checkpoint(loop: Loop, args) -> tuple[Path | None, list[str], str | None]:
@@ -199,14 +211,14 @@ def _choose_checkpoint(loop: Loop, args) -> tuple[Path | None, list[str], str | 
         problem = checkpoints.defect(folder)
         if problem:
             return None, [], f"--resume {folder}: {problem}: name a whole checkpoint, or use --resume auto"
-    if folder is None:
-        return None, lines, None
-    saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
-    if loop.engine.deepspeed and saved_by != now:
-        problem = (
-            f"{folder} was saved by {saved_by} processes under DeepSpeed and this run has {now}: launch {saved_by}"
-        )
-        return None, lines, problem
+    if folder is not None and loop.engine.deepspeed and args.optimizer == "adamw8bit":
+        saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
+        if saved_by != now:
+            problem = (
+                f"{folder} was saved by {saved_by} processes and this run has {now}: under DeepSpeed, adamw8bit has "
+                f"its state in blocks of one process, which cannot move; launch {saved_by}"
+            )
+            return None, lines, problem
     return folder, lines, None
 
 

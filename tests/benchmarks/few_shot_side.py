@@ -49,6 +49,7 @@ def parse_args() -> argparse.Namespace:
     prepared.add_argument("--file", help="labelled texts (default: the sample's)")
     prepared.add_argument("--items", type=int, required=True)
     prepared.add_argument("--shots", type=int, required=True)
+    prepared.add_argument("--positions", type=int, required=True, help="the model's window")
     scored.add_argument("result", type=Path)
     scored.add_argument("--whole", action="store_true", help="compute every prompt from its first token")
     return parser.parse_args()
@@ -60,7 +61,7 @@ def prepare(args) -> None:
         tiny_causal_model(Path(sample) / "model")
         tokenizer = load_tokenizer(str(Path(sample) / "model"), None)
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**SMALL_LLAMA, vocab_size=len(tokenizer))
+    config = AutoConfig.for_model(**SMALL_LLAMA, vocab_size=len(tokenizer), max_position_embeddings=args.positions)
     AutoModelForCausalLM.from_config(config).save_pretrained(args.model)
     tokenizer.save_pretrained(args.model)
     task = TASKS[args.task]

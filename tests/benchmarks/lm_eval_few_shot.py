@@ -5,9 +5,10 @@
 
 A random Llama (6 layers, 256 wide, 8 heads) with the sample's tokenizer answers in float32 by the likelihood of the
 label words: IMDB behind 8 shots, SST-2 behind 16, the same shots for every item. Shots and reviews are cut as
-eval/imdb.py cuts them: the shots to half of the 4,096 positions together, a review to 512 tokens. Both sides get the
-same strings and take turns, each in a process of its own, timed from those strings to the last score, without imports
-and without loading the model. The first --lm-eval-items of the items are scored by the harness, all of them by us.
+eval/imdb.py cuts them: the shots to half of --positions together (of 8,192, the window of Llama-3 and Gemma-2, few
+are; of 4,096 most), a review to 512 tokens. Both sides get the same strings and take turns, each in a process of its
+own, timed from those strings to the last score, without imports and without loading the model. The first
+--lm-eval-items of the items are scored by the harness, all of them by us.
 
 tests/fixtures/record_lm_eval.py says how the harness is installed. Without --lm-eval-python ours is compared with
 itself, every prompt computed whole. Without files the texts are the sample's. Speeds are medians over the rounds, a
@@ -36,6 +37,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=tuple(NUM_SHOTS), default=list(NUM_SHOTS), help="default: both")
     parser.add_argument("--imdb-file", help="labelled reviews (default: the sample's)")
     parser.add_argument("--sst2-file", help="labelled sentences (default: the sample's)")
+    parser.add_argument(
+        "--positions", type=int, default=8192, help="the model's window, in tokens (default %(default)s)"
+    )
     parser.add_argument("--items", type=int, default=500, help="default %(default)s")
     parser.add_argument("--lm-eval-items", type=int, help="items that the harness scores (default: all)")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8], help="of the harness (default: 1 8)")
@@ -62,7 +66,7 @@ def main(args) -> None:
             model, prompts = Path(folder) / "model", Path(folder) / "prompts.json"
             environment = child_environment(args.threads, Path(folder) / "cache")
             command = [sys.executable, OUR_SIDE, "prepare", str(model), str(prompts), "--task", task]
-            command += ["--items", str(args.items), "--shots", str(NUM_SHOTS[task])]
+            command += ["--items", str(args.items), "--shots", str(NUM_SHOTS[task]), "--positions", str(args.positions)]
             file = getattr(args, f"{task}_file")
             run_or_exit([*command, *(["--file", file] if file else [])], environment)
             ways = ways_to_score(args)

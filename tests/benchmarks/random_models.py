@@ -68,7 +68,6 @@ SMALL_LLAMA = {
     "intermediate_size": 1024,
     "num_hidden_layers": 6,
     "num_attention_heads": 8,
-    "max_position_embeddings": 4096,
     "initializer_range": 0.1,
 }
 TOY_CAUSAL = {

@@ -130,7 +130,7 @@ def run_ours(args, model, settings, data, batch_size: int) -> Timed:
     never = 3 * args.steps + 1  # evaluations, checkpoints and logs
     schedule = Schedule(never, args.steps, 0, eval_every=never, checkpoint_every=never, log_every=never)
     run = SimpleNamespace(path=Path(tempfile.gettempdir()), log=None)
-    flags = SimpleNamespace(batch_size=batch_size, tokens_per_device=args.tokens_per_device, seed=0)
+    flags = SimpleNamespace(batch_size=batch_size, tokens_per_device=args.tokens_per_device, seed=0, scratch_dir=None)
     loop = Loop(engine, data, schedule, run, flags, None, SimpleNamespace(name=None))
 
     def take_steps(numbers: range) -> float:

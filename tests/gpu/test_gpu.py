@@ -84,6 +84,7 @@ def train(engine: Engine, folder: Path, num_steps: int = NUM_STEPS) -> list[floa
         seed=0,
         patience=None,
         keep_checkpoints=1,
+        scratch_dir=None,
     )
     evaluate = lambda *_: {"choose_by": 0.0, "eval_loss": 0.0}  # noqa: E731
     Loop(engine, data, schedule, run, args, evaluate, SimpleNamespace(name=None)).train()

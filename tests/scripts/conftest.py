@@ -1,6 +1,7 @@
 """A model, rows and a warm launcher for the script tests, made on the spot: nothing here needs ../shared."""
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,11 +66,11 @@ class Workplace:
         return ended
 
 
-@pytest.fixture(scope="session")
-def workplace(tmp_path_factory):
+@contextmanager
+def open_workplace(folder: Path):
+    """A workplace in a folder, with its server running."""
     from zerotune.samples import sample_rows, tiny_causal_model
 
-    folder = tmp_path_factory.mktemp("scripts")
     tiny_causal_model(folder / "llama")
     for name, num_rows, seed in (("train.tsv", 600, 11), ("test.tsv", 120, 12)):
         lines = [f"{text}\t{label}\n" for text, label in sample_rows(num_rows, seed)]
@@ -82,5 +83,13 @@ def workplace(tmp_path_factory):
         "HF_HUB_OFFLINE": "1",
     }
     server = WarmServer(environment)
-    yield Workplace(folder, environment, server)
-    server.stop()
+    try:
+        yield Workplace(folder, environment, server)
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory):
+    with open_workplace(tmp_path_factory.mktemp("scripts")) as opened:
+        yield opened

@@ -7,7 +7,7 @@ processes too: gloo adds two addends, and a + b = b + a.
 import shutil
 
 import pytest
-from comparing import OFTEN, WEIGHTS, assert_same_bits, assert_same_curve, killed_at, newest_step, weight_difference
+from comparing import OFTEN, assert_same_bits, killed_at, newest_step
 from launching import Launch
 from tiny_models import tiny_model
 
@@ -77,12 +77,12 @@ def test_every_kind_of_run_goes_on_bit_for_bit(workplace, variant):
             "zero2",
             [],
             [
-                (1, r"\.writing-step-00000002/deepspeed/.*zero_pp_rank_1", "open", None),  # a rank's own shard
+                (1, r"\.writing-step-00000002/exp_avg-00002", "open", None),  # a rank's own shard
                 (0, r"\.writing-step-00000004$", "os.rename", 2),
                 (0, r"\.writing-final$", "os.rename", 8),
             ],
         ),
-        ("zero3", LORA, [(1, r"\.writing-step-00000004/deepspeed/.*zero_pp_rank_1", "open", 2)]),
+        ("zero3", LORA, [(1, r"\.writing-step-00000004/exp_avg-00002", "open", 2)]),
     ],
 )
 def test_two_processes_go_on_bit_for_bit(workplace, config, flags, deaths):
@@ -102,23 +102,6 @@ def test_two_processes_go_on_bit_for_bit(workplace, config, flags, deaths):
         assert run.codes[rank] == -9, run.text()
         assert newest_step(run) == newest
     assert_same_bits(workplace.train(name, *flags, world=2), reference)
-
-
-@pytest.mark.slow
-def test_a_plain_run_goes_on_with_another_number_of_processes(workplace):
-    reference = workplace.train_once("undisturbed", *OFTEN)
-    run = workplace.train("moved", *OFTEN, world=2, expect=75, **killed_at("open", r"metrics\.jsonl$", 3, "SIGTERM"))
-    run = workplace.train("moved", *OFTEN, "--tokens-per-device", 300)
-    assert_same_curve(run, reference)
-    assert weight_difference(run, reference) <= WEIGHTS
-
-
-def test_deepspeed_states_of_another_number_of_processes_are_refused(workplace):
-    flags = [*OFTEN, "--deepspeed", "ds_configs/zero1.json"]
-    workplace.train("zero-moved", *flags, expect=75, **killed_at("open", r"metrics\.jsonl$", 3, "SIGTERM"))
-    run = workplace.train("zero-moved", *flags, world=2, expect=2)
-    assert "was saved by 1 processes under DeepSpeed and this run has 2" in run.refusal()
-    assert run.read_json("state.json")["state"] == "refused"
 
 
 # --- asked to stop ---
@@ -146,7 +129,7 @@ def test_a_stopped_run_is_saved_and_goes_on(workplace, signal_name, event, path,
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all(workplace):
     flags = [*OFTEN, "--deepspeed", "ds_configs/zero2.json"]
-    own_shard = r"\.writing-step-00000002/deepspeed/.*zero_pp_rank_1"
+    own_shard = r"\.writing-step-00000002/weight-00002"
     run = workplace.train(
         "two-stopped", *flags, world=2, expect=75, rank=1, **killed_at("open", own_shard, do="SIGTERM")
     )

@@ -9,6 +9,7 @@ from zerotune import launch, precision
 from zerotune.errors import Refused
 from zerotune.launch import (
     check_world,
+    collective_timeout,
     fill_deepspeed_config,
     read_deepspeed_config,
     zero_stage,
@@ -59,6 +60,14 @@ def test_launches_in_which_all_see_each_other(num_processes, environment, comman
 def test_launches_in_which_a_process_does_not_see_the_others(num_processes, environment, command, words):
     with pytest.raises(Refused, match=words):
         check_world(num_processes, environment, command)
+
+
+def test_how_long_a_silent_rank_is_waited_for():
+    assert collective_timeout({}).total_seconds() == 7200
+    assert collective_timeout({"ZEROTUNE_COLLECTIVE_TIMEOUT": "90"}).total_seconds() == 90
+    for wrong in ("0", "-1", "soon", "1.5"):
+        with pytest.raises(Refused, match="a whole number of seconds, at least 1"):
+            collective_timeout({"ZEROTUNE_COLLECTIVE_TIMEOUT": wrong})
 
 
 # --- precision: flag > DeepSpeed file > launcher > device ---
@@ -124,6 +133,10 @@ def fill(config, precision="fp32"):
         ({"optimizer": {"type": "Adam"}}, 'a section "optimizer": remove it and use --optimizer, --learning-rate'),
         ({"scheduler": {"type": "WarmupLR"}}, 'a section "scheduler": remove it and use --warmup-ratio'),
         ({"zero_optimization": {}}, "stage 0"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "offload_param goes to nvme, where checkpoints cannot read it: use cpu",
+        ),
     ],
 )
 def test_numbers_that_contradict_the_flags_are_refused(config, words):

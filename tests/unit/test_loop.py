@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,13 +47,16 @@ class Accelerator:
     """One process on a CPU."""
 
     device, num_processes, process_index, is_main_process = torch.device("cpu"), 1, 0, True
-    deepspeed_plugin = None
+    is_local_main_process, deepspeed_plugin = True, None
 
     def prepare(self, *parts):
         return parts
 
     def unwrap_model(self, model):
         return model
+
+    def wait_for_everyone(self):
+        pass
 
 
 class Data(LengthBatches):
@@ -69,7 +73,7 @@ class Data(LengthBatches):
 def make_loop(folder, values=None, num_steps=12, dropout=0.0, stop=None, **flags):
     """A loop that evaluates after every second step; `values` are what it finds, best greatest."""
     given = {"batch_size": BATCH, "tokens_per_device": 40, "learning_rate": RATE, "seed": 7, "patience": None}
-    args = SimpleNamespace(**{**given, "keep_checkpoints": 2, **flags})
+    args = SimpleNamespace(**{**given, "keep_checkpoints": 2, "scratch_dir": None, **flags})
     model = Model(dropout)
     groups = [{"params": list(model.parameters()), "lr": RATE, "weight_decay": DECAY}]
     engine = Engine(Accelerator(), model, build_optimizer("adamw", groups, "cpu"), "fp32", MAX_NORM)
@@ -208,6 +212,36 @@ def test_a_stopped_run_saves_and_goes_on_to_the_same_bits(tmp_path, dropout):
         assert logged(again) != pytest.approx(by_hand(12)[0])
 
 
+@pytest.mark.parametrize("stop_at", [None, 6])
+def test_scratch_changes_no_number_and_all_of_it_has_arrived_at_the_end(tmp_path, stop_at):
+    values = [stop_now if stop_at == step else step % 3 for step in range(2, 14, 2)]
+    whole = make_loop(tmp_path / "whole", values)
+    through = make_loop(tmp_path / "through", values, scratch_dir=tmp_path / "scratch")
+    for loop in (whole, through):
+        with pytest.raises(Preempted) if stop_at else nullcontext():
+            loop.train()
+    assert logged(through) == logged(whole) and weights(through).equal(weights(whole))
+    assert saved_steps(through) == saved_steps(whole) and whole.progress.step == (stop_at + 1 if stop_at else 12)
+    found = [checkpoints.newest_whole(loop.checkpoint_root)[0].name for loop in (through, whole)]
+    assert found[0] == found[1] and list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_checkpoint_from_scratch_counts_at_the_step_after_its_arrival(tmp_path):
+    seen = []
+
+    def look(stop):
+        if loop.progress.step == 6:  # nothing is saved between the save at 5 and the one at 10
+            while not loop.scratch.has_arrived:
+                time.sleep(0.001)
+        newest, _ = checkpoints.newest_whole(loop.checkpoint_root)
+        seen.append((loop.progress.step, loop.scratch.step, newest and newest.name))
+        return 0
+
+    loop = make_loop(tmp_path / "run", [look] * 6, scratch_dir=tmp_path / "scratch")
+    loop.train()
+    assert seen[2:4] == [(6, 5, "step-00000002"), (8, None, "step-00000005")]
+
+
 def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path):
     loop = make_loop(tmp_path, [0] * 6, num_steps=7)
     loop.train()
@@ -228,6 +262,41 @@ def test_signals_are_noted():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_the_stop_file_is_a_signal_too(tmp_path, monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.setenv("ZEROTUNE_STOP_FILE", str(tmp_path / "stop"))
+    monkeypatch.setattr("zerotune.stopping.SECONDS_BETWEEN_LOOKS", 0)
+    try:
+        stop = StopSignal()
+        assert stop.name is None
+        (tmp_path / "stop").write_text("SIGUSR1\n")
+        assert stop.name == "SIGUSR1"
+        monkeypatch.setenv("RANK", "1")
+        assert StopSignal().name is None  # rank 0 looks for all
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_stop_during_an_evaluation_saves_the_step_and_evaluates_it_later(tmp_path):
+    def stopped(stop):
+        raise Preempted("stopped")
+
+    whole = make_loop(tmp_path / "whole", [1, 5, 2, 3, 4, 0])
+    whole.train()
+    first = make_loop(tmp_path / "parts", [1, stopped])
+    with pytest.raises(Preempted):
+        first.train()
+    assert saved_steps(first)[-1] == 4 and first.progress.evaluated_step == 2
+    again = make_loop(tmp_path / "parts", [1, 5, 2, 3, 4, 0])
+    folder, _ = checkpoints.newest_whole(again.checkpoint_root)
+    again.resume(folder)
+    again.train()
+    assert again.progress.best_step == whole.progress.best_step == 4
+    assert logged(again, "step") == logged(whole, "step") and logged(again) == logged(whole)
+    assert logged(again, "eval_loss") == logged(whole, "eval_loss") and weights(again).equal(weights(whole))
 
 
 # --- numbers that are not finite ---

@@ -15,7 +15,7 @@ LIBRARY = sorted((REPOSITORY / "zerotune").glob("*.py"))
 SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (REPOSITORY / folder).glob("*.py"))
 MOST_LINES = 330
 # What a run, an evaluation or a user writes; named in documents, never shipped.
-MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/")
+MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh")
 NAMED_PATH = re.compile(
     r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|slurm|tests|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
 )

@@ -1,0 +1,179 @@
+# shellcheck shell=bash
+# What every job script shares: sourced from the checkout's root, never run. README.md, "On a cluster", explains it.
+#
+# Settings, from the environment (slurm/site.env.example has them all):
+#   ZEROTUNE_PYTHON               python of the environment          (.venv/bin/python where there is one, else python3)
+#   ZEROTUNE_PROCESSES_PER_NODE   ranks on each node                 (its GPUs, else 1)
+#   ZEROTUNE_ATTEMPTS             starts without a step forward      (3)
+#   ZEROTUNE_COLLECTIVE_TIMEOUT   seconds before a silent rank is given up (1800)
+#   ZEROTUNE_MASTER_ADDR, ZEROTUNE_MASTER_PORT   rendezvous          (the first node; from the job id)
+#   ZEROTUNE_ONLINE               not empty: jobs may use the network (empty)
+set -uo pipefail
+
+say() { printf 'slurm: %s\n' "$*"; }
+stop_with() { local status=$1; shift; say "$*"; exit "$status"; }
+
+[ -e slurm/common.sh ] || stop_with 2 "submit from the checkout's root: cd there, then sbatch slurm/…"
+IN_CONTAINER=()  # slurm/hook.sh may set it: (apptainer exec --nv image.sif)
+# shellcheck source=/dev/null
+[ -e slurm/site.env ] && . slurm/site.env
+# shellcheck source=/dev/null
+[ -e slurm/hook.sh ] && . slurm/hook.sh
+
+python=${ZEROTUNE_PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+export ZEROTUNE_PYTHON=$python
+# a signal to the whole job is for the ranks, not for the questions that this script asks between launches
+run_python() { (trap '' TERM USR1; exec "${IN_CONTAINER[@]}" "$python" "$@"); }
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export ZEROTUNE_ATTEMPTS=${ZEROTUNE_ATTEMPTS:-3}
+export ZEROTUNE_COLLECTIVE_TIMEOUT=${ZEROTUNE_COLLECTIVE_TIMEOUT:-1800}
+# what sbatch got reaches the steps, also where the site says --export=NONE or SLURM 22.05 forgets the CPUs of a task
+export SLURM_EXPORT_ENV=ALL
+[ -n "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+if [ -z "${ZEROTUNE_ONLINE:-}" ]; then
+  export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
+fi
+export HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_UPDATE_CHECK=1 TOKENIZERS_PARALLELISM=false
+NLTK_DATA=${NLTK_DATA:-${HF_HOME:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/huggingface}/nltk_data}
+export NLTK_DATA
+
+# submit SBATCH-ARGUMENTS…: prints the job's number. A job that submits another must not hand its own shape on.
+submit() {
+  local name forget=()
+  while read -r name; do forget+=(-u "$name"); done < <(compgen -e SLURM_ | grep -vx SLURM_CONF)
+  env "${forget[@]}" sbatch --parsable "$@" | cut -d';' -f1
+  return "${PIPESTATUS[0]}"
+}
+
+# --- one launch of a script on all nodes ---
+
+num_launches=0 stop_reason=
+
+# prepare_job: what a job knows of itself, for its steps.
+prepare_job() {
+  mkdir -p runs/slurm
+  job_files=runs/slurm/$SLURM_JOB_ID
+  export ZEROTUNE_PROCESSES_PER_NODE=${ZEROTUNE_PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+  [ -n "${ZEROTUNE_MASTER_ADDR:-}" ] || ZEROTUNE_MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  export ZEROTUNE_MASTER_ADDR
+  export ZEROTUNE_STOP_FILE=$PWD/$job_files.stop
+  rm -f "$ZEROTUNE_STOP_FILE"
+}
+
+note_stop() {
+  [ -n "$stop_reason" ] && return
+  stop_reason=$1
+  say "$1: the ranks are asked to save and stop ($(date +%T))"
+  printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"
+}
+
+# launch SCRIPT FLAGS…: starts one launcher on each node and waits for them; returns srun's status.
+launch() {
+  num_launches=$((num_launches + 1))
+  # eight launches of 1,875 jobs in a row have ports of their own, all below those that Linux gives away
+  export ZEROTUNE_PORT=${ZEROTUNE_MASTER_PORT:-$((15000 + (SLURM_JOB_ID * 8 + num_launches % 8) % 15000))}
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+    bash slurm/on_node.sh "$@" &
+  local step=$! status
+  while :; do
+    wait "$step"
+    status=$?
+    kill -0 "$step" 2>/dev/null || return "$status"  # else wait was cut short by a signal
+  done
+}
+
+# --- one script until it is finished, refused, or out of attempts ---
+
+# attempts_left PROGRESS: counts the starts that left the run where it was; fails when there have been too many. The
+# count outlives a requeue.
+attempts_left() {
+  local seen count=0
+  read -r seen count <"$job_files.attempts"
+  if [ "$seen" = "$1" ]; then count=$((count + 1)); else count=0; fi
+  echo "$1 $count" >"$job_files.attempts"
+  [ "$count" -lt "$ZEROTUNE_ATTEMPTS" ]
+}
+
+# ask VERB ARGUMENTS…: zerotune.cluster's answer in $job_files.answer. Not by $(…), whose shell a signal to the whole job
+# would kill.
+ask() {
+  local status=129
+  while [ "$status" -gt 128 ]; do
+    run_python -m zerotune.cluster "$@" >"$job_files.answer"
+    status=$?
+  done
+  return "$status"
+}
+
+# is_ending: whether SLURM itself is about to end this job. Waits while the controller does not answer.
+is_ending() {
+  local tries
+  for tries in {1..30}; do
+    scontrol --oneliner show job "$SLURM_JOB_ID" >"$job_files.answer" 2>/dev/null && break
+    sleep 10
+  done
+  ! grep -q 'JobState=RUNNING' "$job_files.answer"
+}
+
+# nodes_answer: whether every node of the job can start a process.
+nodes_answer() {
+  timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
+}
+
+# run_to_end SCRIPT FLAGS…: the whole job, ends the shell. 0 finished, 2 refused, 75 stopped, 1 out of attempts.
+run_to_end() {
+  local folder state=none progress=none stamp=0 before=0 status=0
+  if [ -z "${SLURM_JOB_ID:-}" ]; then  # by bash, on the login node: would the job find what it needs?
+    run_python -m zerotune.cluster check "$@"
+    exit
+  fi
+  prepare_job
+  trap 'note_stop SIGUSR1' USR1
+  trap 'note_stop SIGTERM' TERM
+  say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
+  ask plan "$@" || status=$?
+  cat "$job_files.answer"
+  [ "$status" = 0 ] || exit 2
+  ask folder "$@" || exit 2
+  read -r folder <"$job_files.answer"
+  while :; do
+    ask progress "$folder" && read -r state progress before <"$job_files.answer"
+    [ -e "$job_files.attempts" ] || echo "$progress 0" >"$job_files.attempts"
+    rm -f "$job_files.state.json"
+    launch "$@" --state-file "$job_files.state.json"
+    status=$?
+    ask progress "$folder" && read -r state progress stamp <"$job_files.answer"
+    [ "$status" = 0 ] && exit 0
+    [ -e "$job_files.state.json" ] && exit 2
+    if [ "$stamp" != "$before" ]; then
+      case $state in finished) exit 0 ;; refused) exit 2 ;; esac
+    fi
+    go_on_or_end "$progress" "$status"
+  done
+}
+
+# go_on_or_end PROGRESS STATUS: after a launch that ended early; returns where the same job is to launch again.
+go_on_or_end() {
+  local tries
+  if [ -n "$stop_reason" ] && is_ending; then
+    stop_with 75 "SLURM ends this job (requeue or scancel); the same command goes on"
+  fi
+  attempts_left "$1" ||
+    stop_with 1 "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): see above what ended them"
+  if [ -z "$stop_reason" ]; then
+    say "the ranks died (status $2); launched again from the last checkpoint"
+    sleep 2
+    for tries in {1..20}; do  # SLURM notices within SlurmdTimeout, 300 s by default, and requeues the job itself
+      nodes_answer && return
+      say "a node does not answer (try $tries)"
+      sleep 15
+    done
+    stop_reason="a node that does not answer"
+  fi
+  for tries in {1..30}; do
+    scontrol requeue "$SLURM_JOB_ID" && stop_with 75 "requeued ($stop_reason)"
+    scontrol ping | grep -q 'is UP' && break
+    sleep 10
+  done
+  stop_with 75 "this site forbids to requeue: submit the same command again, it goes on"
+}

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Compare the evaluations of a list that are done, task by task: slurm/eval.sh submits this after its array.
+#
+#     sbatch slurm/compare.sh LIST
+#
+#SBATCH --job-name=compare
+#SBATCH --output=runs/slurm/%j.log
+#SBATCH --ntasks=1
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+. slurm/common.sh
+run_python -m zerotune.eval_list compare "$1"

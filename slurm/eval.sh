@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Evaluate every line of a list "MODEL TASK SHOTS SEED [more flags]" as an array of jobs, then compare them in one more.
+#
+#     sbatch slurm/eval.sh LIST [sbatch options of each evaluation]
+#     bash slurm/eval.sh LIST --gpus-per-node 1       # the same from the login node, where jobs may not call sbatch
+#
+# Lines that are done are left out: submit the same list again to restart what failed. Results: runs/eval/LIST/.
+#
+#SBATCH --job-name=eval
+#SBATCH --output=runs/slurm/%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:USR1@300
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+. slurm/common.sh
+after=
+if [ "${1:-}" = --after ]; then after=$2; shift 2; fi
+[ $# -ge 1 ] || stop_with 2 "name a list: sbatch slurm/eval.sh LIST"
+list=$1
+shift
+
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+  mapfile -t command < <(run_python -m zerotune.eval_list line "$list" "$SLURM_ARRAY_TASK_ID")
+  [ "${#command[@]}" -gt 0 ] || exit 2
+  run_to_end "${command[@]}"
+fi
+
+numbers=$(run_python -m zerotune.eval_list todo "$list") || exit 2
+if [ -z "$numbers" ]; then
+  say "all of $list is done"
+  run_python -m zerotune.eval_list compare "$list"
+  exit
+fi
+# a chain stops where a link fails; else the comparison says what is lacking
+order=(--kill-on-invalid-dep=yes) kind=afterany
+if [ -n "$after" ]; then order+=("--dependency=afterok:$after") kind=afterok; fi
+array=$(submit "${order[@]}" --array="$numbers" "$@" slurm/eval.sh "$list") || exit 1
+compare=$(submit --kill-on-invalid-dep=yes --dependency="$kind:$array" slurm/compare.sh "$list") || exit 1
+say "evaluations $array (lines $numbers of $list), then comparison $compare: runs/slurm/$compare.log"

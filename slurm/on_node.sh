@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# One node's share of a job step: srun starts this once on each node, where SLURM_NODEID is the node's rank.
+#
+#     srun … bash slurm/on_node.sh train/sst2.py FLAGS…
+# The launcher has to outlive its ranks, and a rank that still imports its libraries has to outlive the signal; the ranks
+# set handlers of their own. torchelastic would kill the ranks 30 s after a SIGTERM.
+trap '' TERM USR1
+export PET_SIGNALS_TO_HANDLE=SIGINT
+set -euo pipefail
+IN_CONTAINER=()
+# shellcheck source=/dev/null
+[ -e slurm/hook.sh ] && . slurm/hook.sh
+
+world=$((SLURM_JOB_NUM_NODES * ZEROTUNE_PROCESSES_PER_NODE))
+flags=(--num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world" --mixed_precision no --dynamo_backend no)
+if [ "$world" -gt 1 ]; then
+  # --multi_gpu is how accelerate says "several processes"; without GPUs they are CPU processes
+  kind=(--multi_gpu)
+  case " $* " in *" --deepspeed"[\ =]*) kind=(--use_deepspeed --deepspeed_multinode_launcher standard) ;; esac
+  flags+=("${kind[@]}" --machine_rank "$SLURM_NODEID" --rdzv_backend static
+    --main_process_ip "$ZEROTUNE_MASTER_ADDR" --main_process_port "$ZEROTUNE_PORT")
+fi
+exec "${IN_CONTAINER[@]}" "$ZEROTUNE_PYTHON" -m accelerate.commands.accelerate_cli launch \
+  "${flags[@]}" "$@"

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Fine-tune on SQuAD v2: train/qa.py on the nodes that SLURM gives. The same line starts, goes on, or says that it is finished.
+#
+#     sbatch slurm/qa.sh --sample
+#     sbatch --nodes 4 --gpus-per-node 8 slurm/qa.sh --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
+#     bash slurm/qa.sh --model meta-llama/Llama-3.2-1B          # on the login node: is everything there?
+#
+#SBATCH --job-name=qa
+#SBATCH --output=runs/slurm/%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:USR1@300
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+. slurm/common.sh
+run_to_end train/qa.py "$@"

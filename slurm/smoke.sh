@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Will this site do? A line a check, "pass" or "FAIL" with the cure, in about a minute (under three).
+#
+#     sbatch slurm/smoke.sh
+#     sbatch --nodes 2 --gpus-per-node 8 slurm/smoke.sh
+#     sbatch slurm/smoke.sh --checks-only             # without the sample run
+#
+#SBATCH --job-name=smoke
+#SBATCH --output=runs/slurm/%j.log
+#SBATCH --ntasks-per-node=1
+#SBATCH --time=10
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+. slurm/common.sh
+checks_only=
+[ "${1:-}" = --checks-only ] && checks_only=yes
+[ -n "${SLURM_JOB_ID:-}" ] || stop_with 2 "this is a job: sbatch slurm/smoke.sh"
+prepare_job
+num_failed=0
+log=$job_files.smoke.log
+run=$job_files.smoke
+
+# tell STATUS CHECK TEXT CURE
+tell() {
+  if [ "$1" = 0 ]; then echo "pass  $2: $3"; return; fi
+  num_failed=$((num_failed + 1))
+  echo "FAIL  $2: $3; $4"
+  tail -n 15 "$log" | sed 's/^/      | /'
+}
+
+train=(train/sst2.py --sample --deepspeed ds_configs/zero2.json --limit-train 1600 --limit-eval 100 --epochs 3
+  --base-eval none --checkpoint-every 5 --eval-every 50 --output-dir "$run")
+newest() { run_python -m zerotune.cluster progress "$run" | cut -d' ' -f2 | cut -d+ -f1; }
+
+say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST; details in $log"
+launch --module zerotune.smoke 2>"$log" || num_failed=$((num_failed + 1))
+[ "$num_failed" = 0 ] || tail -n 15 "$log" | sed 's/^/      | /'
+
+# the sample under ZeRO-2: trained, killed, resumed, evaluated
+run_sample() {
+  local killer status step
+  (
+    until compgen -G "$run/checkpoints/step-*/COMPLETE" >/dev/null; do sleep 0.1; done
+    scancel --signal=KILL "$SLURM_JOB_ID.1"  # the second step of this job
+  ) &
+  killer=$!
+  launch "${train[@]}" >>"$log" 2>&1
+  status=$?
+  kill "$killer" 2>/dev/null
+  step=$(newest)
+  [ "$step" -gt 0 ]
+  tell $? "train under ZeRO-2" "checkpoint of step $step" "no checkpoint: the lines below say why"
+  [ "$status" -ne 0 ]
+  tell $? "kill" "SIGKILL to all ranks after step $step" "the run was over before it was killed: submit again"
+  launch "${train[@]}" >>"$log" 2>&1
+  status=$?
+  grep -q 'goes on after step' "$log" || status=1
+  tell "$status" "resume" "$(grep -h -o 'goes on after step [0-9]*' "$log" | tail -n 1), finished" "the lines below say why"
+  launch eval/sst2.py --sample --model "$run/final" --limit-eval 200 --output-dir "$run/again" >>"$log" 2>&1
+  tell $? "evaluate" "$(grep -h -o 'accuracy 0[.0-9]*' "$log" | tail -n 1)" "the lines below say why"
+}
+[ -n "$checks_only" ] || run_sample
+
+if [ "$num_failed" = 0 ]; then
+  rm -rf "$run"
+  say "this site will do (${SECONDS} s)"
+else
+  stop_with 1 "$num_failed checks failed (${SECONDS} s)"
+fi

@@ -1,0 +1,132 @@
+"""How long a save keeps training waiting: written and hashed at once, against --scratch-dir.
+
+    python tests/benchmarks/checkpoint_stall.py --scratch-dir /dev/shm --output-dir runs/stall
+
+Trains a model of DistilBERT's shape (full, random weights, on the CPU one thread, so that a core is free for what is
+moved meanwhile) and saves every few steps: in turns not at all, as usual, and through scratch.
+
+`stall of a save` is the time between one step's end and the next one's beginning, for each save; `slower steps` what
+the steps between lose to the copying, against those of the run without saves; `at the end` the wait before the exit.
+"""
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from benchmarking import conditions, markdown_table, write_record
+from random_models import SHAPES, random_model, random_rows, settings_for
+
+from zerotune import checkpoints, launch
+from zerotune.engine import Engine, build_optimizer
+from zerotune.heads import SequenceClassifier
+from zerotune.loop import Loop
+from zerotune.models import parameter_groups
+from zerotune.schedule import Schedule
+from zerotune.used_rows import train_used_rows
+
+WAYS = ("no saves", "synchronous", "scratch")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch-dir", type=Path, default=Path("/dev/shm"), help="default %(default)s")
+    parser.add_argument("--output-dir", type=Path, help="a folder on the disk to save to (default: a temporary one)")
+    parser.add_argument("--steps", type=int, default=12, help="timed in each turn (default %(default)s)")
+    parser.add_argument("--save-every", type=int, default=4, help="steps (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="rows (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of training on a CPU (default %(default)s)")
+    parser.add_argument("--toy", action="store_true", help="a few thousand weights: to try the script")
+    parser.add_argument("--output", type=Path, help="json file for the record")
+    return parser.parse_args()
+
+
+def main(args) -> None:
+    torch.set_num_threads(args.threads)
+    engine, data = build(args)
+    turns = {way: [] for way in WAYS}
+    run_turn(args, engine, data, "no saves")  # to warm up
+    for number in range(args.rounds):
+        for way in WAYS if number % 2 == 0 else reversed(WAYS):
+            turns[way].append(run_turn(args, engine, data, way))
+    undisturbed = median(turn["steps_s"] for turn in turns["no saves"])
+    num_saves = args.steps // args.save_every
+    rows = []
+    for way in WAYS[1:]:
+        stall_s = median(turn["stall_s"] for turn in turns[way]) / num_saves
+        slower_s = (median(turn["steps_s"] for turn in turns[way]) - undisturbed) / num_saves
+        rows.append({"way": way, "stall_s": stall_s, "slower_s": slower_s, "end_s": turns[way][-1]["end_s"]})
+    megabytes = engine.checkpoint_bytes() / 1e6
+    print(
+        f"a checkpoint of {megabytes:.0f} MB every {args.save_every} steps, {args.steps} steps in {undisturbed:.1f} s"
+    )
+    columns = {
+        "way": lambda row: row["way"],
+        "stall of a save": lambda row: f"{row['stall_s']:.3f} s",
+        "of a synchronous one": lambda row: f"{row['stall_s'] / rows[0]['stall_s']:.3f}",
+        "slower steps": lambda row: f"{row['slower_s']:.3f} s",
+        "at the end": lambda row: f"{row['end_s']:.3f} s",
+    }
+    print(markdown_table(rows, columns))
+    write_record(args.output, {"conditions": conditions(args.threads), "bytes": megabytes * 1e6, "turns": turns})
+
+
+def build(args) -> tuple[Engine, object]:
+    """An engine around a model with random weights, and rows to train it on."""
+    shape = next(shape for shape in SHAPES if shape.name == "DistilBERT")
+    config, settings = shape.config(args.toy), settings_for(shape, "fp32")
+    accelerator = launch.start_accelerator(None)
+    torch.manual_seed(0)
+    classifier = SequenceClassifier(random_model(config, settings, accelerator.device))
+    data = random_rows(args.steps * args.batch_size, config.vocab_size, seed=0)
+    train_used_rows(classifier.stock_model, np.union1d(data.encoded.ids, [data.pad_id]))
+    groups = parameter_groups(classifier, 1e-5, 5e-5, 0.01)
+    optimizer = build_optimizer("adamw", groups, accelerator.device.type)
+    return Engine(accelerator, classifier, optimizer, settings.precision, max_grad_norm=1.0), data
+
+
+def run_turn(args, engine: Engine, data, way: str) -> dict[str, float]:
+    """Seconds of the steps, of what comes between them, and of the wait at the end."""
+    never = 2 * args.steps
+    every = never if way == "no saves" else args.save_every
+    schedule = Schedule(never, args.steps, 0, eval_every=never, checkpoint_every=every, log_every=never)
+    with tempfile.TemporaryDirectory(dir=args.output_dir) as folder:
+        flags = SimpleNamespace(
+            batch_size=args.batch_size,
+            tokens_per_device=2048,
+            learning_rate=1e-5,
+            seed=0,
+            patience=None,
+            keep_checkpoints=1,
+            scratch_dir=args.scratch_dir if way == "scratch" else None,
+        )
+        run = SimpleNamespace(path=Path(folder), log=lambda row: None)
+        loop = Loop(engine, data, schedule, run, flags, None, SimpleNamespace(name=None))
+        engine.model.train()
+        steps_s = stall_s = 0.0
+        for step in range(1, args.steps + 1):
+            started = time.perf_counter()
+            loop._one_step(step)
+            status = loop._read_status_where_due()
+            loop.progress.train_seconds += 1.0  # what a log line divides by
+            stepped = time.perf_counter()
+            loop._at_boundary(status)
+            steps_s, stall_s = steps_s + stepped - started, stall_s + time.perf_counter() - stepped
+        started = time.perf_counter()
+        loop.close_saves()
+        end_s = time.perf_counter() - started
+        if way != "no saves":
+            found, _ = checkpoints.newest_whole(loop.checkpoint_root)
+            assert found == checkpoints.step_folder(loop.checkpoint_root, args.steps // every * every)
+        shutil.rmtree(loop.checkpoint_root, ignore_errors=True)
+    return {"steps_s": steps_s, "stall_s": stall_s, "end_s": end_s}
+
+
+if __name__ == "__main__":
+    main(parse_args())

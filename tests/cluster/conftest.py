@@ -1,0 +1,38 @@
+"""One cluster of two nodes, one checkout and one undisturbed run for all tests of this tier."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from local_cluster import LocalCluster, why_not
+from site_of_tests import make_site
+
+
+def pytest_collection_modifyitems(items):
+    reason = why_not()
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def site():
+    # not pytest's folder: munge refuses a socket whose path is long
+    folder = Path(tempfile.mkdtemp(prefix="zerotune-cluster-"))
+    with LocalCluster(folder / "slurm") as cluster:
+        yield make_site(cluster, folder / "checkout")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(site):
+    return site.cluster
+
+
+@pytest.fixture(scope="session")
+def undisturbed(site):
+    """The run that all others are held against: one process, nothing befalls it."""
+    return site.launch_of("undisturbed", site.train("undisturbed", nodes=1).wait())

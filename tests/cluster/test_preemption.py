@@ -1,0 +1,85 @@
+"""Asked to stop, in every way that a cluster does it: the ranks agree, save, and the job goes on by itself."""
+
+import time
+
+from comparing import WEIGHTS, assert_same_curve, newest_step, weight_difference
+
+ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
+# One step and one save, on a machine whose cores are all busy. Measured alone: 0.6 s.
+SECONDS_TO_SAVE = 15
+
+
+def assert_undisturbed(site, name, job, undisturbed):
+    run = site.launch_of(name, job)
+    assert run.read_json("state.json") == {"state": "finished", "reason": None}
+    assert_same_curve(run, undisturbed)
+    assert weight_difference(run, undisturbed) <= WEIGHTS
+
+
+def test_sigusr1_saves_within_a_step_and_requeues(site, cluster, undisturbed):
+    """What `--signal=B:USR1@300` sends to the job script before the time limit."""
+    job = site.train("usr1", *ZERO2)
+    site.wait_for_step("usr1", 6)
+    asked = time.monotonic()
+    cluster.call("scancel", "--batch", "--signal=USR1", str(job.number))
+    state = site.run_folder("usr1") / "state.json"
+    site.wait_until(lambda: '"preempted"' in state.read_text(), "the run is preempted")
+    seconds = time.monotonic() - asked
+    saved, logged = newest_step(site.launch_of("usr1", job)), site.steps_logged("usr1")
+    print(f"from the signal to saved: {seconds:.1f} s")  # shown by pytest -rP
+    assert seconds < SECONDS_TO_SAVE and saved == logged < 24
+    job.wait()
+    assert job.num_restarts == 1 and "requeued (SIGUSR1)" in job.log
+    assert f"run folder: runs/usr1: resumed after step {saved} (was preempted, stopped by SIGUSR1" in job.log
+    assert_undisturbed(site, "usr1", job, undisturbed)
+
+
+def test_requeue_by_an_administrator(site, cluster, undisturbed):
+    """SLURM sends SIGTERM to every process of the job at once, launchers too, and SIGKILL 30 s later."""
+    job = site.train("requeued")
+    site.wait_for_step("requeued", 6)
+    cluster.call("scontrol", "requeue", str(job.number))
+    job.wait_for_log("SLURM ends this job")
+    saved = newest_step(site.launch_of("requeued", job))
+    job.wait()
+    assert job.num_restarts == 1 and f"goes on after step {saved}" in job.log
+    assert_undisturbed(site, "requeued", job, undisturbed)
+
+
+def test_a_stop_before_the_first_step_and_one_while_the_libraries_load(site, cluster, undisturbed):
+    job = site.train("early", nodes=1)
+    job.wait_for_log("run folder: runs/early: fresh")
+    site.wait_until(lambda: cluster.processes("node1", "train/sst2.py --model llama"), "the launcher runs")
+    cluster.call("scancel", "--full", "--signal=USR1", str(job.number))  # to every process, Python still importing
+    job.wait_for_log("requeued (SIGUSR1)")
+    assert newest_step(site.launch_of("early", job)) in (None, 1)
+    job.wait()
+    assert job.num_restarts == 1
+    assert_undisturbed(site, "early", job, undisturbed)
+
+
+def test_a_cancelled_job_is_saved_and_stays_cancelled(site, cluster, undisturbed):
+    """And its torn newest checkpoint is passed over by the job that goes on."""
+    job = site.train("cancelled", "--keep-checkpoints", 2)
+    site.wait_for_step("cancelled", 6)
+    cluster.call("scancel", str(job.number))
+    job.wait("CANCELLED")
+    run = site.launch_of("cancelled", job)
+    assert run.read_json("state.json")["state"] == "preempted" and job.num_restarts == 0
+    saved = newest_step(run)
+    weights = run.folder / "checkpoints" / f"step-{saved:08d}" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    again = site.train("cancelled", "--keep-checkpoints", 2).wait()
+    assert f"step-{saved:08d} is passed over: model.safetensors has" in again.log
+    assert_undisturbed(site, "cancelled", again, undisturbed)
+
+
+def test_the_time_limit_is_seen_coming(site, cluster):
+    """With a limit of one minute and the signal 40 s before it; SLURM looks every few seconds."""
+    options = ["--time=1", "--signal=B:USR1@40"]
+    job = site.train("timed", "--max-steps", 5000, "--checkpoint-every", 5000, nodes=1, options=options)
+    job.wait_for_log("requeued (SIGUSR1)")
+    saved = newest_step(site.launch_of("timed", job))
+    assert saved is not None and f"stopped by SIGUSR1 after step {saved}" in job.log
+    cluster.call("scancel", str(job.number))
+    job.wait("CANCELLED")

@@ -1,0 +1,22 @@
+"""slurm/smoke.sh on two nodes: a line a check, and a failure that names its cure."""
+
+CHECKS = (
+    "devices", "bf16", "versions", "all-reduce", "shared disk", "scratch", "cache",
+    "train under ZeRO-2", "kill", "resume", "evaluate",
+)  # fmt: skip
+
+
+def test_a_site_that_will_do(site):
+    job = site.submit("smoke.sh", options=["--nodes=2"]).wait()
+    found = [line.split(":")[0] for line in job.log.splitlines() if line.startswith(("pass  ", "FAIL  "))]
+    assert found == [f"pass  {check}" for check in CHECKS], job.log
+    assert "2 ranks on 2 nodes, gloo" in job.log and "this site will do" in job.log
+
+
+def test_gpus_that_nobody_sees_and_a_scratch_that_is_not_there_fail_with_a_cure(site):
+    job = site.submit("smoke.sh", "--checks-only", options=["--gpus-per-node=1"], ZEROTUNE_SCRATCH="/proc/nowhere")
+    job.wait("FAILED")
+    failed = [line for line in job.log.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failed] == ["FAIL  devices", "FAIL  scratch"]
+    assert "SLURM gave GPUs on node1 and torch" in failed[0] and "slurm/hook.sh" in failed[0]
+    assert "name a writable folder by ZEROTUNE_SCRATCH in slurm/site.env" in failed[1]

@@ -1,0 +1,241 @@
+"""What a job script is told of a run before and after it launches it, and what a job without a network would miss."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zerotune import cluster, prefetch, squad_splits, sst2
+from zerotune.arguments import train_parser
+from zerotune.cluster import check_offline, describe_job, describe_progress, items_of, progress_of, read_flags
+from zerotune.errors import Refused
+from zerotune.prefetch import Item
+from zerotune.preflight import settle_flags
+from zerotune.sst2 import TASK
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf" / "datasets"))
+    monkeypatch.setattr(prefetch, "DEBIAN_FOLDER", tmp_path / "no-wordnet")
+    return tmp_path / "hf"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--sample"],
+        ["--model", "meta-llama/Llama-3.2-1B", "--method", "lora"],
+        ["--model=runs/a/final", "--head", "generate", "--learning-rate", "1e-3"],
+        ["--output-dir", "runs/elsewhere", "--limit-train", "5"],
+    ],
+)
+def test_the_run_folder_is_the_one_that_the_script_takes(flags):
+    args = train_parser("", sst2).parse_args(flags)
+    settle_flags(args, TASK, {})
+    assert read_flags("train/sst2.py", flags).folder == args.output_dir
+
+
+def test_eval_folders_and_tasks():
+    assert read_flags("eval/imdb.py", ["--model", "runs/a/final"]).folder == Path("runs/eval-imdb-a")
+    assert read_flags("train/qa.py", ["--model", "x/y"]).folder == Path("runs/squad-y-full")
+    with pytest.raises(Refused, match=r"train/zero\.py is no script of a task"):
+        read_flags("train/zero.py", [])
+    with pytest.raises(Refused, match="expected one argument"):
+        read_flags("train/sst2.py", ["--model"])
+
+
+def test_progress_changes_with_every_checkpoint_and_milestone(tmp_path):
+    run, seen = tmp_path / "run", []
+    seen.append(progress_of(run))
+    for name in (
+        "checkpoints/step-00000005/COMPLETE",
+        "eval/base/metrics.json",
+        "checkpoints/step-00000120/COMPLETE",
+        "final/task.json",
+        "eval/final/metrics.json",
+    ):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+        seen.append(progress_of(run))
+    (run / "checkpoints/step-00000300").mkdir()  # unmarked: it does not count
+    assert seen == ["0+0", "5+0", "5+1", "120+1", "120+2", "120+3"] and progress_of(run) == "120+3"
+
+
+def test_what_a_launch_will_do_is_said(tmp_path):
+    assert describe_progress(tmp_path) == "fresh"
+    state = {"state": "preempted", "reason": "stopped by SIGUSR1 after step 7"}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "checkpoints/step-00000007").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000007/COMPLETE").touch()
+    assert describe_progress(tmp_path) == "resumed after step 7 (was preempted, stopped by SIGUSR1 after step 7)"
+    (tmp_path / "state.json").write_text('{"state": "finished", "reason": null}')
+    assert describe_progress(tmp_path) == "finished"
+
+
+def test_the_first_lines_of_a_job():
+    wanted = read_flags("train/sst2.py", ["--sample", "--deepspeed", "ds_configs/zero2.json", "--output-dir", "no/run"])
+    environment = {"SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "node[1-4]", "SLURM_GPUS_ON_NODE": "8"}
+    lines = describe_job(wanted, environment | {"ZEROTUNE_PROCESSES_PER_NODE": "8"})
+    assert lines == [
+        "nodes: 4 (node[1-4])",
+        "devices: 8 GPUs and 8 processes a node",
+        "world size: 32",
+        "ZeRO stage: 2 (ds_configs/zero2.json)",
+        "run folder: no/run: fresh",
+    ]
+    plain = describe_job(read_flags("train/sst2.py", ["--sample"]), {})
+    assert plain[:4] == [
+        "nodes: 1 (this one)",
+        "devices: CPU and 1 process a node",
+        "world size: 1",
+        "ZeRO stage: none",
+    ]
+
+
+# --- what a run reads ---
+
+
+def test_items_of_a_command_line(tmp_path):
+    def items(script, *flags):
+        return items_of(read_flags(script, list(flags)))
+
+    model = Item("model", "meta-llama/Llama-3.2-1B", "main")
+    flags = ["--model", model.name, "--revision", "main"]
+    assert items("train/sst2.py", "--sample") == []
+    assert items("train/sst2.py", *flags) == [model, Item("dataset", "stanfordnlp/sst2")]
+    assert items("train/imdb.py", *flags, "--train-file", "a.csv") == [model]
+    assert items("eval/sst2.py", *flags, "--dataset", "me/mine:test") == [model, Item("dataset", "me/mine")]
+    assert items("train/qa.py", *flags)[1:] == [Item("dataset", squad_splits.SOURCES.dataset), Item("wordnet")]
+    final = tmp_path / "run" / "final"
+    final.mkdir(parents=True)
+    (final / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))
+    source = {"dataset": "stanfordnlp/sst2", "revision": "abc"}
+    (tmp_path / "run" / "split.json").write_text(json.dumps({"sources": {"train": source}}))
+    found = items("eval/sst2.py", "--model", str(final))
+    assert found == [Item("model", "org/base", "v2"), Item("dataset", "stanfordnlp/sst2", "abc")]
+
+
+def test_what_is_missing_is_said_with_the_line_that_fetches_it(own_cache):
+    wanted = read_flags("train/sst2.py", ["--model", "org/a", "--revision", "v1"])
+    with pytest.raises(Refused) as refusal:
+        check_offline(wanted)
+    line = str(refusal.value)
+    assert f"not in the cache {own_cache}: model org/a at v1 (never fetched); dataset stanfordnlp/sst2 (never" in line
+    assert line.endswith("bash slurm/prefetch.sh --model org/a@v1 --dataset stanfordnlp/sst2")
+
+
+def fetched(root: Path, revision="c" * 40, content=b"{}", asked=None):
+    """A model as prefetch leaves it: the file and the manifest."""
+    path = root / "hub/models--org--a/snapshots" / revision / "config.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    entry = {
+        "kind": "model",
+        "name": "org/a",
+        "asked": asked,
+        "revision": revision,
+        "files": {str(path.relative_to(root)): {"bytes": len(content), "sha256": prefetch._sha256(path)}},
+    }
+    (root / prefetch.MANIFEST).write_text(json.dumps({"model org/a": entry}))
+    return path
+
+
+def test_what_the_manifest_lists_is_measured_and_hashed(own_cache):
+    path, item = fetched(own_cache), Item("model", "org/a")
+    assert prefetch.missing_items([item, Item("model", "org/a", "c" * 40)], whole=True) == {}
+    assert "fetched at ccc" in prefetch.missing_items([Item("model", "org/a", "v2")])[Item("model", "org/a", "v2")]
+    path.write_bytes(b"[]")
+    assert prefetch.missing_items([item]) == {}
+    assert "has changed since" in prefetch.missing_items([item], whole=True)[item]
+    path.write_bytes(b"{} ")
+    assert "has 3 bytes, not 2" in prefetch.missing_items([item])[item]
+    path.unlink()
+    assert "is gone" in prefetch.missing_items([item])[item]
+
+
+def test_a_job_cannot_upload_and_wants_its_files(tmp_path):
+    with pytest.raises(Refused, match="hf upload me/mine runs/a/final"):
+        check_offline(read_flags("train/sst2.py", ["--sample", "--push-to-hub", "me/mine", "--output-dir", "runs/a"]))
+    with pytest.raises(Refused, match=r"--train-file .*absent\.tsv: no such file on this node"):
+        check_offline(
+            read_flags("train/sst2.py", ["--model", str(tmp_path), "--train-file", str(tmp_path / "absent.tsv")])
+        )
+
+
+def test_a_kept_commit_is_asked_for_again(own_cache, monkeypatch):
+    fetched(own_cache, asked="main")
+    asked = []
+
+    def fetch_model(item, revision):
+        asked.append(revision)
+        return revision or "d" * 40, [own_cache / "hub/models--org--a/snapshots" / ("c" * 40) / "config.json"]
+
+    monkeypatch.setattr(prefetch, "_fetch_model", fetch_model)
+    prefetch.fetch(Item("model", "org/a"))
+    prefetch.fetch(Item("model", "org/a", "main"))
+    prefetch.fetch(Item("model", "org/a", "v2"))
+    prefetch.fetch(Item("model", "org/a"), update=True)
+    assert asked == ["c" * 40, "c" * 40, "v2", None]
+    assert prefetch.read_manifest()["model org/a"]["revision"] == "d" * 40
+
+
+def test_wordnet_comes_from_debians_files(own_cache, monkeypatch, tmp_path):
+    for name in ("data.noun", "index.noun", "noun.exc"):
+        (tmp_path / "debian").mkdir(exist_ok=True)
+        (tmp_path / "debian" / name).write_text(name)
+    monkeypatch.setattr(prefetch, "DEBIAN_FOLDER", tmp_path / "debian")
+    entry = prefetch.fetch(Item("wordnet"))
+    assert sorted(entry["files"]) == [
+        f"nltk_data/corpora/wordnet/{name}" for name in ("data.noun", "index.noun", "noun.exc")
+    ]
+    assert cluster.prefetch.missing_items([Item("wordnet")], whole=True) == {}
+
+
+# --- the scripts themselves ---
+
+
+def test_there_is_a_script_for_each_purpose():
+    assert {path.stem for path in SCRIPTS} >= {"sst2", "imdb", "qa", "eval", "smoke", "prefetch", "common", "on_node"}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean_by_shellcheck(path):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    found = subprocess.run(["shellcheck", "--external-sources", path], capture_output=True, text=True, cwd=REPOSITORY)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SCRIPTS if "#SBATCH" in path.read_text()], ids=lambda path: path.name
+)
+def test_job_scripts_suit_any_site(path):
+    text = path.read_text()
+    directives = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --output=runs/slurm/%j.log" in directives and (REPOSITORY / "runs/slurm").is_dir()
+    assert not [line for line in directives if "$" in line or "gpu" in line or "gres" in line or "partition" in line]
+    assert "SLURM_SUBMIT_DIR" in text  # the script that runs is a copy in SLURM's spool folder
+
+
+def test_the_login_node_hears_what_a_job_would_miss(own_cache, tmp_path):
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "ZEROTUNE_PYTHON": sys.executable,
+        "HF_HOME": str(own_cache),
+        "HOME": str(tmp_path),
+    }
+    command = ["bash", "slurm/sst2.sh", "--model", "org/never-fetched"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+    assert ended.returncode == 2 and "run folder: runs/sst2-never-fetched-full: fresh" in ended.stdout
+    assert "bash slurm/prefetch.sh --model org/never-fetched --dataset stanfordnlp/sst2" in ended.stderr

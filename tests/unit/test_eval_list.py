@@ -1,0 +1,85 @@
+"""Lists of evaluations: what a line launches, where it writes, when it is done, and what is held together."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from zerotune.errors import Refused
+from zerotune.eval_list import compare, read_list
+
+
+@pytest.fixture
+def write_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(*lines):
+        path = tmp_path / "mine.txt"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write
+
+
+def test_lines_and_their_folders(write_list):
+    lines = read_list(
+        write_list(
+            "# model task shots seed", "", "runs/a/final sst2 0 0", "org/b imdb 4 1 --prompt-format 'chat' # why"
+        )
+    )
+    assert [line.number for line in lines] == [1, 2]
+    assert lines[0].command == [
+        *("eval/sst2.py", "--model", "runs/a/final", "--seed", "0"),
+        *("--output-dir", "runs/eval/mine/sst2-a-0shot-seed0"),
+    ]
+    assert lines[1].command[:7] == ["eval/imdb.py", "--model", "org/b", "--shots", "4", "--seed", "1"]
+    assert lines[1].command[7:9] == ["--prompt-format", "chat"]
+    assert lines[1].folder.name.startswith("imdb-b-4shot-seed1-")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([""], "holds no evaluation"),
+        (["org/a sst2 0"], "mine.txt line 1: 'org/a sst2 0'; wanted MODEL TASK SHOTS SEED"),
+        (["org/a sst2 few 0"], "wanted MODEL TASK SHOTS SEED"),
+        (["org/a cola 0 0"], "no task 'cola'; wanted one of sst2, imdb, qa"),
+        (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
+        (["org/a sst2 0 0 'x"], "No closing quotation"),
+        (["org/a sst2 0 0", "other/a sst2 0 0"], "line 2 writes to .*sst2-a-0shot-seed0, as .* line 1 does"),
+    ],
+)
+def test_lists_that_are_refused(write_list, lines, words):
+    with pytest.raises(Refused, match=words):
+        read_list(write_list(*lines))
+
+
+def finish(line, right=3):
+    line.folder.mkdir(parents=True)
+    rows = [{"id": str(n), "label": n % 2, "prediction": n % 2 if n < right else 1 - n % 2} for n in range(6)]
+    (line.folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = dict.fromkeys(("accuracy", "f1"), right / 6)
+    (line.folder / "metrics.json").write_text(json.dumps({"task": line.task, "count": 6, **scores}))
+    (line.folder / "state.json").write_text('{"state": "finished", "reason": null}')
+
+
+def test_a_line_is_done_until_its_model_is_written_again(write_list):
+    (line,) = read_list(write_list("model sst2 0 0"))
+    Path("model").mkdir()
+    Path("model/config.json").touch()
+    assert not line.is_done
+    finish(line)
+    assert line.is_done
+    later = (line.folder / "metrics.json").stat().st_mtime + 5
+    os.utime("model/config.json", (later, later))
+    assert not line.is_done
+
+
+def test_what_is_lacking_is_named_and_the_rest_is_said(write_list, capsys):
+    lines = read_list(write_list("org/a sst2 0 0", "org/b sst2 0 0"))
+    finish(lines[0])
+    with pytest.raises(Refused, match=r"1 of 2 evaluations are not done: .*line 2 \(never started\); submit the list"):
+        compare(lines)
+    said = capsys.readouterr().out
+    assert "sst2-a-0shot-seed0 alone, nothing to compare it with" in said and "accuracy 0.5000 on 6 items" in said

@@ -1,0 +1,23 @@
+"""Where a script writes when nobody says, known without loading anything."""
+
+from pathlib import Path
+
+from zerotune.encoding import default_cache_dir
+from zerotune.runs import short_name
+from zerotune.squad import TASK
+
+
+def sample_model_folder(task_name: str) -> Path:
+    """Where --sample keeps a task's tiny model, for train and eval alike."""
+    return default_cache_dir() / ("sample-llama-squad" if task_name == TASK else "sample-llama")
+
+
+def default_run_folder(task_name: str, model: str, method: str, head: str | None) -> Path:
+    """A train script's --output-dir."""
+    generates = "-generate" if head == "generate" else ""
+    return Path("runs") / f"{task_name}-{short_name(model)}-{method}{generates}"
+
+
+def default_eval_folder(task_name: str, model: str) -> Path:
+    """An eval script's --output-dir."""
+    return Path("runs") / f"eval-{task_name}-{short_name(model)}"
