@@ -236,6 +236,7 @@ class Loop:
             improved = schedule.evaluates_at(step) and self._evaluate()
         except Preempted:
             self.save()
+            self.close_saves()
             raise
         if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
             self.save()

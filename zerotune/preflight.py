@@ -48,7 +48,7 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
         args.output_dir = default_run_folder(task_name, args.model, args.method, args.head)
 
 
-# What the tokenizers of the tiny models of --sample are trained on, by task.
+# What the tokenizers of the tiny models are trained on, by task; IMDB's model is SST-2's.
 SAMPLE_TEXTS = {sst2.TASK: samples.review_lines, squad.TASK: squad_sample.sample_lines}
 
 

@@ -66,7 +66,7 @@ def choosing_evaluation(
     tokenizer,
     args,
     max_new_tokens: int,
-    on_batch: Callable[[], None],
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Callable[[int], dict[str, float]]:
     """(step) -> eval_loss, the official scores of the answers that the model writes, what `writing_summary` says, and
     "choose_by", where greater is better; all ranks take part.

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from zerotune import squad
 from zerotune.encoding import default_cache_dir
 from zerotune.runs import short_name
-from zerotune.squad import TASK
 
 
 def sample_model_folder(task_name: str) -> Path:
     """Where --sample keeps a task's tiny model, for train and eval alike."""
-    return default_cache_dir() / ("sample-llama-squad" if task_name == TASK else "sample-llama")
+    return default_cache_dir() / ("sample-llama-squad" if task_name == squad.TASK else "sample-llama")
 
 
 def default_run_folder(task_name: str, model: str, method: str, head: str | None) -> Path:

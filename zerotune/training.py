@@ -133,8 +133,8 @@ def choosing_evaluation(
     data: LabelledData | AnswerData | SpanData,
     schedule: Schedule,
     args,
-    values: Callable[[LabelledData | AnswerData | SpanData, np.ndarray, str], dict[str, float]],
-    on_batch: Callable[[], None],
+    values: Callable[..., dict[str, float]],
+    on_batch: Callable[[], None] = lambda: None,
 ):
     """(step) -> values of the choosing split with the weights as they are after it; all ranks take part.
 
@@ -150,8 +150,7 @@ def choosing_evaluation(
     def evaluate(step: int) -> dict[str, float]:
         engine.model.eval()
         decay_unused_rows(engine, schedule, args, step)
-        found = score_items(score, batches, engine.accelerator, on_batch=on_batch)
-        return values(data, found, args.choose_by)
+        return values(data, score_items(score, batches, engine.accelerator, on_batch=on_batch), args.choose_by)
 
     return evaluate
 

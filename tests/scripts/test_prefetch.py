@@ -10,7 +10,10 @@ import pytest
 from fake_hub import FakeHub
 
 REPOSITORY = Path(__file__).parents[2]
-ROWS = "sentence,label\n" + "".join(f"a film number {n},{n % 2}\n" for n in range(40))
+ROWS = {
+    kind: ("sentence,label\n" + "".join(f"a {kind} film number {n},{n % 2}\n" for n in range(40))).encode()
+    for kind in ("train", "validation")
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def hub(tmp_path_factory):
     files = {path.name: path.read_bytes() for path in model.iterdir()}
     repositories = {
         ("models", "org/tiny"): files | {"original/params.pth": b"never asked for"},
-        ("datasets", "org/rows"): {"train.csv": ROWS.encode(), "validation.csv": ROWS.encode()},
+        ("datasets", "org/rows"): {f"{kind}.csv": rows for kind, rows in ROWS.items()},
     }
     with FakeHub(repositories) as hub:
         yield hub

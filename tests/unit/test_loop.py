@@ -1,8 +1,6 @@
 """The loop with a real engine around a linear model: its arithmetic, when it stops, and how it goes on."""
 
 import json
-import os
-import signal
 import time
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -17,10 +15,8 @@ from zerotune.batching import LengthBatches, epoch_steps
 from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Preempted, Refused
 from zerotune.loop import Loop, Progress
-from zerotune.randomness import derive_seed, random_order
 from zerotune.runs import RunFolder
 from zerotune.schedule import Schedule
-from zerotune.stopping import StopSignal
 
 NUM_EXAMPLES, WIDTH, BATCH = 23, 4, 5
 GENERATOR = torch.Generator().manual_seed(3)
@@ -251,35 +247,6 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path):
     assert logged(again, "step") == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 7]
 
 
-def test_signals_are_noted():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        for number in before:
-            stop = StopSignal()
-            assert stop.name is None
-            os.kill(os.getpid(), number)
-            assert stop.name == number.name
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def test_the_stop_file_is_a_signal_too(tmp_path, monkeypatch):
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    monkeypatch.setenv("ZEROTUNE_STOP_FILE", str(tmp_path / "stop"))
-    monkeypatch.setattr("zerotune.stopping.SECONDS_BETWEEN_LOOKS", 0)
-    try:
-        stop = StopSignal()
-        assert stop.name is None
-        (tmp_path / "stop").write_text("SIGUSR1\n")
-        assert stop.name == "SIGUSR1"
-        monkeypatch.setenv("RANK", "1")
-        assert StopSignal().name is None  # rank 0 looks for all
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def test_a_stop_during_an_evaluation_saves_the_step_and_evaluates_it_later(tmp_path):
     def stopped(stop):
         raise Preempted("stopped")
@@ -336,24 +303,3 @@ def test_an_evaluation_that_is_not_finite_is_not_saved(tmp_path):
 
 
 # --- seeds ---
-
-
-def test_seeds_are_golden_and_apart():
-    """A change of these numbers changes every run with dropout."""
-    assert derive_seed(0, 1, 0, 0) == 5836529245451711556
-    seeds = {
-        derive_seed(seed, step, rank, micro)
-        for seed in range(3)
-        for step in range(5)
-        for rank in range(4)
-        for micro in range(4)
-    }
-    assert len(seeds) == 240 and all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_orders_are_golden_and_apart():
-    """A change of these numbers changes every split and every run."""
-    assert random_order(8, 0, "order").tolist() == [5, 0, 4, 3, 6, 1, 2, 7]
-    assert sorted(random_order(1000, 1, "order")) == list(range(1000))
-    orders = {tuple(random_order(30, seed, purpose)) for seed in range(5) for purpose in ("order", "shots", "ab", "ba")}
-    assert len(orders) == 20
