@@ -16,12 +16,11 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_json
+from zerotune.wordnet import DEBIAN_FOLDER
 
 MANIFEST = "zerotune-manifest.json"
 # What transformers and peft read of a repository. Weights in the older .bin form only where there are no others.
 MODEL_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-DEBIAN_WORDNET = Path("/usr/share/wordnet")
-SQUAD_DATASET = "rajpurkar/squad_v2"
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,9 @@ def _key(item: Item) -> str:
 
 def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
     """Hub id and revision of a task's data set, or of --dataset ID[:SPLIT]; no id where it is a folder."""
-    from zerotune import imdb, sst2
+    from zerotune import imdb, squad_splits, sst2
 
-    own = {"sst2": sst2.ROWS.dataset, "imdb": imdb.ROWS.dataset, "squad": SQUAD_DATASET}
+    own = {"sst2": sst2.ROWS.dataset, "imdb": imdb.ROWS.dataset, "squad": squad_splits.SOURCES.dataset}
     name = (flag or own[task]).partition(":")[0]
     return (None, None) if os.path.isdir(name) else (name, None)
 
@@ -120,7 +119,7 @@ def _is_cached_anyhow(item: Item) -> bool:
     from huggingface_hub import constants, try_to_load_from_cache
 
     if item.kind == "wordnet":
-        return (DEBIAN_WORDNET / "data.noun").exists() or any(nltk_folder().glob("corpora/wordnet*"))
+        return (DEBIAN_FOLDER / "data.noun").exists() or any(nltk_folder().glob("corpora/wordnet*"))
     if item.kind == "model":
         names = ("config.json", "adapter_config.json")
         revision = item.revision or "main"
@@ -184,9 +183,9 @@ def _fetch_dataset(item: Item, revision: str | None) -> tuple[str | None, list[P
 
 def _fetch_wordnet(item: Item, revision: str | None) -> tuple[str, list[Path]]:
     target = nltk_folder() / "corpora" / "wordnet"
-    if (DEBIAN_WORDNET / "data.noun").exists():
+    if (DEBIAN_FOLDER / "data.noun").exists():
         target.mkdir(parents=True, exist_ok=True)
-        for source in [*DEBIAN_WORDNET.glob("data.*"), *DEBIAN_WORDNET.glob("index.*"), *DEBIAN_WORDNET.glob("*.exc")]:
+        for source in [*DEBIAN_FOLDER.glob("data.*"), *DEBIAN_FOLDER.glob("index.*"), *DEBIAN_FOLDER.glob("*.exc")]:
             shutil.copyfile(source, target / source.name)
     else:
         import nltk

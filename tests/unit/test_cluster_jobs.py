@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zerotune import cluster, prefetch, sst2
+from zerotune import cluster, prefetch, squad_splits, sst2
 from zerotune.arguments import train_parser
 from zerotune.cluster import check_offline, describe_job, describe_progress, items_of, progress_of, read_flags
 from zerotune.errors import Refused
@@ -26,7 +26,7 @@ def own_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf" / "datasets"))
-    monkeypatch.setattr(prefetch, "DEBIAN_WORDNET", tmp_path / "no-wordnet")
+    monkeypatch.setattr(prefetch, "DEBIAN_FOLDER", tmp_path / "no-wordnet")
     return tmp_path / "hf"
 
 
@@ -116,7 +116,7 @@ def test_items_of_a_command_line(tmp_path):
     assert items("train/sst2.py", *flags) == [model, Item("dataset", "stanfordnlp/sst2")]
     assert items("train/imdb.py", *flags, "--train-file", "a.csv") == [model]
     assert items("eval/sst2.py", *flags, "--dataset", "me/mine:test") == [model, Item("dataset", "me/mine")]
-    assert items("train/qa.py", *flags)[1:] == [Item("dataset", prefetch.SQUAD_DATASET), Item("wordnet")]
+    assert items("train/qa.py", *flags)[1:] == [Item("dataset", squad_splits.SOURCES.dataset), Item("wordnet")]
     final = tmp_path / "run" / "final"
     final.mkdir(parents=True)
     (final / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))
@@ -194,7 +194,7 @@ def test_wordnet_comes_from_debians_files(own_cache, monkeypatch, tmp_path):
     for name in ("data.noun", "index.noun", "noun.exc"):
         (tmp_path / "debian").mkdir(exist_ok=True)
         (tmp_path / "debian" / name).write_text(name)
-    monkeypatch.setattr(prefetch, "DEBIAN_WORDNET", tmp_path / "debian")
+    monkeypatch.setattr(prefetch, "DEBIAN_FOLDER", tmp_path / "debian")
     entry = prefetch.fetch(Item("wordnet"))
     assert sorted(entry["files"]) == [
         f"nltk_data/corpora/wordnet/{name}" for name in ("data.noun", "index.noun", "noun.exc")

@@ -1,5 +1,7 @@
 """BLEU, ROUGE and METEOR against their own tools' answers, and METEOR's WordNet."""
 
+import shutil
+
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU
@@ -74,6 +76,19 @@ def test_meteor_knows_synonyms():
     # "car" and "auto" are one synset: two matches in one chunk of two words, 1 - 0.5 × (1/2)³
     assert overlap([["red auto"]], ["red car"])["meteor"] == pytest.approx(100 * (1 - 0.5 / 8))
     assert overlap([["red auto", "x"]], [""])["meteor"] == 0
+
+
+@pytest.mark.skipif(not (wordnet.DEBIAN_FOLDER / "data.noun").exists(), reason="needs Debian's package wordnet-base")
+def test_nltks_own_folder_is_read_where_debians_is_not_there(monkeypatch, tmp_path):
+    """slurm/prefetch.sh copies the same files there, without a lexnames file too."""
+    import nltk
+
+    copied = tmp_path / "corpora" / "wordnet"
+    copied.mkdir(parents=True)
+    for path in wordnet.DEBIAN_FOLDER.iterdir():
+        shutil.copyfile(path, copied / path.name)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    assert wordnet.read_wordnet(tmp_path / "nowhere").synset("dog.n.01").lexname() == "noun.animal"
 
 
 def test_the_lexicographer_files_are_numbered_as_wordnet_numbers_them():
