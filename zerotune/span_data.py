@@ -1,5 +1,7 @@
 """Questions ready for a span head: an example is a question with all its windows, and so are the losses and scores."""
 
+import contextlib
+import gc
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -162,9 +164,22 @@ class SpanData:
         values = spans[exists, 0].tolist()
         starts, stops = (spans[exists, side].astype(np.int64).tolist() for side in (1, 2))
         found, first = [], 0
-        for question, count in zip(self.questions, exists.sum(axis=1).tolist(), strict=True):
-            own, context = slice(first, first + count), question.paragraph.context
-            pieces = zip(starts[own], stops[own], values[own], strict=True)
-            found.append([SpanAnswer(context[start:stop], start, value) for start, stop, value in pieces])
-            first += count
+        with _no_collection():
+            for question, count in zip(self.questions, exists.sum(axis=1).tolist(), strict=True):
+                own, context = slice(first, first + count), question.paragraph.context
+                pieces = zip(starts[own], stops[own], values[own], strict=True)
+                found.append([SpanAnswer(context[start:stop], start, value) for start, stop, value in pieces])
+                first += count
         return found
+
+
+@contextlib.contextmanager
+def _no_collection():
+    """Python's garbage collector off: at many new objects without a cycle it takes most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
