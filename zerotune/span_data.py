@@ -1,7 +1,10 @@
 """Questions ready for a span head: an example is a question with all its windows, and so are the losses and scores."""
 
+import contextlib
+import gc
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +21,7 @@ NULL, LOSS, SPANS = 0, 1, 2
 NUMBERS_OF_SPAN = 3
 
 
-@dataclass(frozen=True)
-class SpanAnswer:
+class SpanAnswer(NamedTuple):
     """A span of a paragraph with its score, start logit plus end logit."""
 
     text: str
@@ -140,6 +142,7 @@ class SpanData(LengthBatches):
         chars = np.full((*first.shape, 2), -1, np.int64)
         chars[exists, 0] = features.characters(window, first[exists], features.tokens.char_starts)
         chars[exists, 1] = features.characters(window, last[exists], features.tokens.char_ends)
+        best[chars[..., 0] >= chars[..., 1]] = ABSENT  # nothing but space
         owner = np.repeat(np.arange(len(rows)), self.num_windows[rows])
         return null_scores(owner, null.cpu().numpy()), *question_spans(owner, best, chars, len(rows))
 
@@ -157,14 +160,27 @@ class SpanData(LengthBatches):
 
     def answers(self, scores: np.ndarray) -> list[list[SpanAnswer]]:
         """Of what `scores` gave for all questions: each one's best spans, best first; none where it has no context."""
-        found = []
-        for question, row in zip(self.questions, scores, strict=True):
-            spans = row[SPANS:].reshape(-1, NUMBERS_OF_SPAN)
-            found.append([_answer(question, *span.tolist()) for span in spans[spans[:, 0] > ABSENT]])
+        spans = scores[:, SPANS:].reshape(len(scores), -1, NUMBERS_OF_SPAN)
+        exists = spans[..., 0] > ABSENT
+        values = spans[exists, 0].tolist()
+        starts, stops = (spans[exists, side].astype(np.int64).tolist() for side in (1, 2))
+        found, first = [], 0
+        with _no_collection():
+            for question, count in zip(self.questions, exists.sum(axis=1).tolist(), strict=True):
+                own, context = slice(first, first + count), question.paragraph.context
+                pieces = zip(starts[own], stops[own], values[own], strict=True)
+                found.append([SpanAnswer(context[start:stop], start, value) for start, stop, value in pieces])
+                first += count
         return found
 
 
-def _answer(question: Question, score: float, start: float, stop: float) -> SpanAnswer:
-    """The span without the space before and after it, which some tokenizers count to a word."""
-    text = question.paragraph.context[int(start) : int(stop)]
-    return SpanAnswer(text.strip(), int(start) + len(text) - len(text.lstrip()), score)
+@contextlib.contextmanager
+def _no_collection():
+    """Python's garbage collector off: at many new objects without a cycle it takes most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -17,6 +17,7 @@ from zerotune.errors import Refused
 from zerotune.squad import Paragraph, Question
 
 CACHE_FORMAT = "zerotune spans 1"
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
 # texts whose tokens exist as Python objects at one time
 QUESTIONS_PER_CALL, PARAGRAPHS_PER_CALL = 4096, 256
 
@@ -100,8 +101,9 @@ class SpanTokens:
         question_offsets: int64 [questions + 1].
         context_ids: int32 [context tokens].
         context_offsets: int64 [paragraphs + 1].
-        char_starts, char_ends: int32 [context tokens]: the characters of the context that a token stands for, which
-            rise along a paragraph. Some tokenizers count the space before a word in.
+        char_starts, char_ends: int32 [context tokens], the first character of the context that a token stands for and
+            the one after its last, without the space around it; they rise along a paragraph. A token of nothing but
+            space begins at its end and ends at its beginning, so that a span that it opens or closes has none.
     """
 
     question_ids: np.ndarray
@@ -171,12 +173,27 @@ def _ids_and_chars(backend, texts: list[str]) -> tuple[np.ndarray, np.ndarray, n
     """Token ids, where each text's begin, and first and last-plus-one character of each token, [2, tokens]."""
     ids, chars, lengths = [np.zeros(0, np.int32)], [np.zeros((2, 0), np.int32)], []
     for first in range(0, len(texts), PARAGRAPHS_PER_CALL):
-        rows = backend.encode_batch(texts[first : first + PARAGRAPHS_PER_CALL], add_special_tokens=False)
+        part = texts[first : first + PARAGRAPHS_PER_CALL]
+        rows = backend.encode_batch(part, add_special_tokens=False)
         ids.append(np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32))
         pairs = chain.from_iterable(chain.from_iterable(row.offsets for row in rows))
-        chars.append(np.fromiter(pairs, np.int32).reshape(-1, 2).T)
-        lengths.extend(map(len, rows))
+        own = [len(row) for row in rows]
+        chars.append(_without_space(part, own, np.fromiter(pairs, np.int32).reshape(-1, 2).T))
+        lengths.extend(own)
     return np.concatenate(ids), _offsets(lengths), np.concatenate(chars, axis=1)
+
+
+def _without_space(texts: list[str], lengths: list[int], chars: np.ndarray) -> np.ndarray:
+    """Starts and ends of tokens, [2, tokens], moved past the space at either side; lengths are each text's tokens."""
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+    place = np.arange(len(codes) + 1, dtype=np.int32)
+    is_word = np.append(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)], True)
+    next_word = np.minimum.accumulate(np.where(is_word, place, len(codes))[::-1])[::-1]
+    word_end = np.maximum.accumulate(np.where(is_word[:-1], place[1:], 0))
+    text_starts = np.repeat(_offsets([len(text) for text in texts])[:-1], lengths)
+    starts, ends = chars + text_starts
+    trimmed = np.minimum(next_word[starts], ends), np.maximum(np.append(0, word_end)[ends], starts)
+    return (np.stack(trimmed) - text_starts).astype(np.int32)
 
 
 def _offsets(lengths: list[int]) -> np.ndarray:

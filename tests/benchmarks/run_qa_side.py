@@ -6,6 +6,7 @@ Written after its description, not copied: a datasets table mapped in batches of
 import time
 from collections import defaultdict
 
+import datasets
 import numpy as np
 
 
@@ -15,8 +16,6 @@ def features_as_run_qa(questions, tokenizer, max_length: int, stride: int) -> tu
     Returns:
         Seconds, and what came of it: "ids" of all rows without padding, "lengths" of the rows, "labels" [rows, 2].
     """
-    import datasets
-
     datasets.disable_progress_bars()
     table = datasets.Dataset.from_dict(
         {
@@ -81,45 +80,61 @@ def select_as_run_qa(
 ) -> tuple[float, dict[str, dict]]:
     """Question by question, window by window, pair by pair, from logits to texts with scores and probabilities.
 
+    The windows are rows of a datasets table, as run_qa.py has them, which are read one by one.
+
     Args:
         logits: float32 [windows, max_length, 2], of windows that share 128 tokens.
     Returns:
         Seconds, and by question id the best span's "text" and "score", and the "null" score.
     """
-    windows = tokenizer(
-        [question.text.lstrip() for question in questions],
-        [question.paragraph.context for question in questions],
-        truncation="only_second",
-        max_length=logits.shape[1],
-        stride=128,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    offsets = [
-        [pair if sequence == 1 else None for pair, sequence in zip(pairs, windows.sequence_ids(number), strict=True)]
-        for number, pairs in enumerate(windows["offset_mapping"])
-    ]
+    windows = datasets.Dataset.from_dict(_windows_with_places(questions, tokenizer, logits.shape[1]))
     started = time.perf_counter()
     own = defaultdict(list)
-    for number, owner in enumerate(windows["overflow_to_sample_mapping"]):
-        own[owner].append(number)
-    found = {}
+    for number, window in enumerate(windows):
+        own[window["question"]].append(number)
+    found, every_best = {}, {}
     for number, question in enumerate(questions):
-        best, null = _best_of_question(own[number], logits, offsets, num_best, max_answer_length)
+        best, null = _best_of_question(own[number], logits, windows, num_best, max_answer_length)
         for span in best:
-            span["text"] = question.paragraph.context[span["chars"][0] : span["chars"][1]]
+            start, stop = span.pop("chars")
+            span["text"] = question.paragraph.context[start:stop]
         scores = np.array([span["score"] for span in best] + [null])
         odds = np.exp(scores - scores.max())
         for span, probability in zip(best, odds / odds.sum(), strict=False):
-            span["probability"] = float(probability)
-        text, score = (best[0]["text"], float(best[0]["score"])) if best else ("", None)
+            span["probability"] = probability
+        own_best = [{name: _plain(value) for name, value in span.items()} for span in best]
+        text, score = (own_best[0]["text"], own_best[0]["score"]) if best else ("", None)
         found[question.id] = {"text": text, "score": score, "null": float(null)}
+        every_best[question.id] = own_best
     seconds = time.perf_counter() - started
     return seconds, found
 
 
+def _windows_with_places(questions, tokenizer, max_length: int) -> dict[str, list]:
+    """The question of each window, and the characters of its context tokens, None elsewhere."""
+    windows = tokenizer(
+        [question.text.lstrip() for question in questions],
+        [question.paragraph.context for question in questions],
+        truncation="only_second",
+        max_length=max_length,
+        stride=128,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    places = [
+        [pair if sequence == 1 else None for pair, sequence in zip(pairs, windows.sequence_ids(number), strict=True)]
+        for number, pairs in enumerate(windows["offset_mapping"])
+    ]
+    return {"question": windows["overflow_to_sample_mapping"], "offset_mapping": places}
+
+
+def _plain(value):
+    """Python's number for NumPy's."""
+    return float(value) if isinstance(value, np.floating) else value
+
+
 def _best_of_question(
-    numbers: list[int], logits: np.ndarray, offsets: list, num_best: int, max_answer_length: int
+    numbers: list[int], logits: np.ndarray, windows, num_best: int, max_answer_length: int
 ) -> tuple[list[dict], float]:
     """The best spans of a question's windows, and the lowest null score."""
     spans, null = [], None
@@ -127,7 +142,7 @@ def _best_of_question(
         start, end = logits[number, :, 0], logits[number, :, 1]
         score = start[0] + end[0]
         null = score if null is None or score < null else null
-        pairs = offsets[number]
+        pairs = windows[number]["offset_mapping"]
         firsts = np.argsort(start)[-1 : -num_best - 1 : -1].tolist()
         lasts = np.argsort(end)[-1 : -num_best - 1 : -1].tolist()
         for first in firsts:
@@ -137,5 +152,6 @@ def _best_of_question(
                 if last < first or last - first + 1 > max_answer_length:
                     continue
                 chars = (pairs[first][0], pairs[last][1])
-                spans.append({"chars": chars, "score": start[first] + end[last], "start": start[first]})
+                score = start[first] + end[last]
+                spans.append({"chars": chars, "score": score, "start_logit": start[first], "end_logit": end[last]})
     return sorted(spans, key=lambda span: span["score"], reverse=True)[:num_best], null

@@ -175,7 +175,7 @@ def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
 
 
 def dev_windows(questions, tokenizer):
-    """A SpanData, and logits [windows, 384, 2]: noise in the context, a plausible span, a rise where the label is."""
+    """A SpanData, and logits [windows, 384, 2]: noise, higher about one place of the context, and at the label."""
     from zerotune.span_data import SpanData
     from zerotune.span_features import span_features
 
@@ -184,10 +184,10 @@ def dev_windows(questions, tokenizer):
     every, column = np.arange(len(found.lengths)), np.arange(MAX_LENGTH)
     begins, ends = found.context_columns[:, None], (found.context_columns + found.counts)[:, None]
     logits = generator.normal(0, 1, (len(every), MAX_LENGTH, 2)).astype(np.float32)
-    logits[(column < begins) | (column >= ends)] -= 8  # as a trained model has it
-    first = found.context_columns + generator.randint(0, np.maximum(found.counts - 5, 1))
+    centre = found.context_columns + generator.randint(0, np.maximum(found.counts, 1))
+    logits += 4 * np.exp(np.abs(column - centre[:, None]) / -8)[..., None]  # good starts and ends lie together
+    logits[(column < begins) | (column >= ends)] -= 8
     for side in (0, 1):
-        logits[every, first + 4 * side, side] += 5
         logits[every, found.labels[:, side], side] += generator.uniform(4, 16, len(every))
     return SpanData(questions, found, tokenizer.pad_token_id, NUM_BEST, MAX_ANSWER_LENGTH), logits
 

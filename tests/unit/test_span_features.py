@@ -130,6 +130,17 @@ def test_tokens_that_count_the_space_before_a_word_hold_the_answer():
     features = span_features(tokenizer, [question], True, 60, 12, None)
     start, last = features.labels[0] - features.context_columns[0]
     assert start == last == 1, "a, ' good', ' film'"
+    window, column = np.array([0]), features.labels[0, :1]
+    edges = features.tokens.char_starts, features.tokens.char_ends
+    assert [features.characters(window, column, each)[0] for each in edges] == [2, 6], "without the space"
+
+
+def test_space_belongs_to_no_token():
+    tokenizer = byte_tokenizer((" good", "  "))
+    tokens = tokenise_spans(tokenizer, [], [" good  x", "", "\u3000y "], None)
+    assert tokens.char_starts[:3].tolist() == [1, 7, 7] and tokens.char_ends[:3].tolist() == [5, 5, 8]
+    own = slice(*tokens.context_offsets[2:])
+    assert tokens.char_starts[own].tolist() == [1, 1, 1, 1, 3] and tokens.char_ends[own].tolist() == [0, 0, 0, 2, 2]
 
 
 def test_a_paragraph_is_tokenised_once(monkeypatch):
@@ -218,6 +229,6 @@ def test_answers_of_real_questions(kind):
         question = questions[features.questions[window]]
         found = question.paragraph.context[start:stop]
         assert question.answers[0].text in found and len(found.split()) <= len(question.answers[0].text.split()) + 1
-        num_exact += found.strip() == question.answers[0].text
+        num_exact += found == question.answers[0].text
     assert set(features.questions[windows].tolist()) == set(range(len(questions)))
     assert num_exact > 0.99 * len(windows)
