@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from zerotune import checkpoints
+from zerotune.cpu import give_back_memory
 from zerotune.errors import Preempted, Refused
 from zerotune.randomness import derive_seed
 from zerotune.runs import is_main_process
@@ -120,6 +121,8 @@ class Loop:
                 started = time.perf_counter()
                 self._one_step(progress.step + 1)
                 status = self._read_status_where_due()
+                if self.accelerator.device.type == "cpu":
+                    give_back_memory()
                 progress.train_seconds += time.perf_counter() - started
                 bar.update()
                 self._at_boundary(status)
