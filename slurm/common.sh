@@ -131,8 +131,8 @@ run_to_end() {
   trap 'note_stop SIGUSR1' USR1
   trap 'note_stop SIGTERM' TERM
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
-  ask plan "$@" || status=$?
-  cat "$job_files.answer"
+  ask plan "$@" 2>"$job_files.refusal" || status=$?
+  cat "$job_files.answer" "$job_files.refusal"
   [ "$status" = 0 ] || exit 2
   ask folder "$@" || exit 2
   read -r folder <"$job_files.answer"
