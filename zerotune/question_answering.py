@@ -76,6 +76,7 @@ def train(args) -> None:
 
     with RunFolder(args.output_dir, accelerator) as run:
         data = data or _tokenise(args, config, tokenizer, splits, lengths)
+        stop_signal.raise_when_noted(accelerator, "preparation")
         training.start_run(run, args, splits, data, precision, filled)
         base_eval_s = _evaluate_base(run, args, config, precision, splits, stop_signal)
 
