@@ -225,5 +225,5 @@ def span_answers(data: SpanData, scores: np.ndarray, threshold: float) -> Answer
     odds, spans = data.null_odds(scores).astype(np.float64), data.answers(scores)
     best = [each[0].text if each else "" for each in spans]
     texts = ["" if abstains else text for abstains, text in zip(odds > threshold, best, strict=True)]
-    details = {"null_odds": odds.tolist(), "n_best": [[asdict(span) for span in each] for each in spans]}
+    details = {"null_odds": odds.tolist(), "n_best": [[span._asdict() for span in each] for each in spans]}
     return Answers(texts, best, odds, details)
