@@ -81,8 +81,8 @@ def best_texts(data: SpanData, scores: np.ndarray) -> list[str]:
 
 
 def choosing_values(data: SpanData, found: np.ndarray, choose_by: str) -> dict[str, float]:
-    """eval_loss, eval_exact and eval_f1 (0-100) of the choosing split at the best threshold for --choose-by (for f1
-    where that is loss), eval_threshold, and "choose_by", where greater is better.
+    """eval_loss, eval_exact and eval_f1 (0-100) of the choosing split at the threshold that choose_threshold takes for
+    --choose-by (for f1 where that is loss), eval_threshold, and "choose_by", where greater is better.
 
     Args:
         found: what `data.scores` gave for all questions.

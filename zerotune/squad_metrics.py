@@ -137,18 +137,25 @@ def best_threshold(
         has_answer, predicts: whether a question has an answer, and whether one is predicted for it, [questions].
         null_scores: greater where an answer is less likely, [questions].
     """
-    reached = _reached(values, has_answer, predicts, null_scores)
+    reached = _reached(values, has_answer, predicts, null_scores, np.ones(len(values)))
     best = int(np.argmax(reached))
     threshold = float(np.sort(null_scores)[best - 1]) if best else 0.0
     return 100.0 * float(reached[best]) / len(values), threshold
 
 
-def _reached(values, has_answer, predicts, null_scores) -> np.ndarray:
-    """Sum of scores when the first 0, 1, … questions by null score are answered and the others are not: [questions + 1]
-    of the arguments of `best_threshold`."""
+def _reached(values, has_answer, predicts, null_scores, weights) -> np.ndarray:
+    """Weighted sum of scores when the first 0, 1, … questions by null score are answered and the others are not:
+    [questions + 1] of the arguments of `best_threshold` and of weights [questions]."""
     order = np.argsort(null_scores, kind="stable")
-    gains = np.where(has_answer, values, np.where(predicts, -1.0, 0.0))[order]
-    return np.cumsum(np.concatenate([[float((~has_answer).sum())], gains]))
+    gains = (np.where(has_answer, values, np.where(predicts, -1.0, 0.0)) * weights)[order]
+    return np.cumsum(np.concatenate([[float(weights[~has_answer].sum())], gains]))
+
+
+def _half_each(has_answer: np.ndarray) -> np.ndarray:
+    """Whole weights, [questions], with which both kinds count the same; all 1 where there is one kind only."""
+    num_with = int(has_answer.sum())
+    num_without = len(has_answer) - num_with
+    return np.where(has_answer, num_without or 1, num_with or 1).astype(np.float64)
 
 
 def choose_threshold(
@@ -156,16 +163,19 @@ def choose_threshold(
 ) -> tuple[float, float]:
     """(best score on 0-100, threshold) as `best_threshold` takes its arguments, for use on other questions.
 
+    The score is the mean of those of questions with and without an answer, which count half each, as they stand in
+    SQuAD v2's dev and test sets (Rajpurkar et al. 2018, table 2): a slice of train has a third or fewer without.
     Questions of one null score stay together, and the threshold lies halfway to the next null score: below all of them
     by 1 where answering none is best, at the highest one where answering all is. Of equal scores the one that answers
     fewest counts."""
     ordered = np.sort(null_scores)
-    reached = _reached(values, has_answer, predicts, null_scores)
+    weights = _half_each(has_answer)
+    reached = _reached(values, has_answer, predicts, null_scores, weights)
     can_end = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
     best = int(np.argmax(np.where(can_end, reached, -np.inf)))
     below = ordered[best - 1] if best else ordered[0] - 2.0
     above = ordered[best] if best < len(ordered) else ordered[-1]
-    return 100.0 * float(reached[best]) / len(values), float((below + above) / 2)
+    return 100.0 * float(reached[best] / weights.sum()), float((below + above) / 2)
 
 
 def oracle_scores(

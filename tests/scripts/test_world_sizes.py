@@ -48,7 +48,11 @@ def test_final_is_made_of_a_checkpoint_by_another_number_of_processes(workplace)
     """The best checkpoint is loaded into an engine that has trained on from it."""
     flags = ["--eval-every", 2, "--learning-rate", 3e-3]
     reference = workplace.train("moved-best-undisturbed", *flags)
-    run = move(workplace, "moved-best", [*flags, *deepspeed("zero3")], (2, 2, 1))
+    # the sixth line is that of the evaluation after step 4
+    stop = killed_at("open", r"metrics\.jsonl$", 6, "SIGTERM")
+    workplace.train("moved-best", *flags, *deepspeed("zero3"), world=2, expect=75, **stop)
+    run = workplace.train("moved-best", *flags, *deepspeed("zero3"))
+    assert "goes on after step 5 from" in run.text() and "(saved by 2 processes, now 1)" in run.text()
     assert [each.read_json("final/task.json")["best_step"] for each in (run, reference)] == [4, 4]
     assert weight_difference(run, reference) <= WEIGHTS
 

@@ -174,8 +174,9 @@ def test_intervals_hold_their_scores():
 
 
 def thresholded(values, has_answer, null_scores, threshold):
-    """Mean score on 0-100 when null scores above the threshold abstain."""
-    return 100 * np.where(null_scores > threshold, ~has_answer, values).mean()
+    """Score on 0-100 when null scores above the threshold abstain: the mean of both kinds' means."""
+    reached = np.where(null_scores > threshold, ~has_answer, values)
+    return 100 * np.mean([reached[kind].mean() for kind in (has_answer, ~has_answer) if kind.any()])
 
 
 arrays = st.integers(1, 12).flatmap(
@@ -198,7 +199,20 @@ def test_the_chosen_threshold_is_the_best_there_is(drawn):
     assert score == pytest.approx(thresholded(values, has_answer, null_scores, threshold))
     every = [thresholded(values, has_answer, null_scores, each) for each in np.arange(-5.5, 5.5)]
     assert score == pytest.approx(max(every))
-    assert best_threshold(values, has_answer, predicts, null_scores)[0] >= score - 1e-9
+    if has_answer.sum() * 2 == len(has_answer):
+        assert best_threshold(values, has_answer, predicts, null_scores)[0] >= score - 1e-9
+
+
+def test_the_share_of_unanswerable_questions_moves_no_threshold():
+    """Three answerable questions for each unanswerable one, and as many: the same threshold."""
+    values, has_answer = np.array([1.0, 1.0, 0.0, 0.0]), np.array([True, True, False, False])
+    null_scores, predicts = np.array([0.0, 2.0, 1.0, 3.0]), np.ones(4, bool)
+    found = {
+        choose_threshold(*(np.repeat(each, np.where(has_answer, times, 1)) for each in arguments))
+        for times in (1, 3)
+        for arguments in [(values, has_answer, predicts, null_scores)]
+    }
+    assert len(found) == 1
 
 
 def test_the_oracle_walks_ties_one_by_one():
