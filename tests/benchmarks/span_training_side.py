@@ -66,7 +66,13 @@ def train_ours(args, data, tokenizer):
     flags = {"learning_rate": args.learning_rate, "head_learning_rate": args.learning_rate, "optimizer": "adamw"}
     flags |= {"weight_decay": WEIGHT_DECAY, "batch_size": args.batch_size, "tokens_per_device": CPU_TOKENS, "epochs": 1}
     flags |= {"warmup_ratio": WARMUP_RATIO, "max_steps": args.max_steps, "seed": args.seed, "patience": None}
-    flags |= {"eval_every": None, "checkpoint_every": 10**6, "log_every": 10, "keep_checkpoints": 1}
+    flags |= {
+        "eval_every": None,
+        "checkpoint_every": 10**6,
+        "log_every": 10,
+        "keep_checkpoints": 1,
+        "scratch_dir": None,
+    }
     own = SimpleNamespace(**flags)
     accelerator = start_accelerator(None)
     settings = ModelSettings(args.model, None, "full", precision=default_precision(), seed=args.seed)
