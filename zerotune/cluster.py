@@ -16,11 +16,11 @@ from pathlib import Path
 
 from zerotune import checkpoints, prefetch
 from zerotune.arguments import DEFAULT_MODEL
-from zerotune.errors import EXIT_REFUSED, Refused
+from zerotune.errors import Refused
 from zerotune.files import read_json
 from zerotune.launch import read_deepspeed_config, zero_stage
 from zerotune.run_names import default_eval_folder, default_run_folder, sample_model_folder
-from zerotune.runs import read_state
+from zerotune.runs import read_state, run_script
 
 # Task of each script, as run folders are called.
 TASKS = {"sst2.py": "sst2", "imdb.py": "imdb", "qa.py": "squad"}
@@ -238,8 +238,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except Refused as error:
-        print(f"refused: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(EXIT_REFUSED)
+    run_script(main, sys.argv[1:])

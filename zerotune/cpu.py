@@ -41,8 +41,8 @@ def use_whole_cpu(tiny_model: bool) -> None:
     if not tiny_model and not _threads_were_asked_for():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
+    libc = _glibc()
+    if libc is not None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MXFAST, 0)  # else every large block that is freed has all small free ones joined first
@@ -54,13 +54,19 @@ def give_back_memory() -> None:
     What `use_whole_cpu` keeps fragments, as long as batches differ in shape: a small encoder that needs 1 GiB of blocks
     was at 5 GiB after 600 steps, and growing. Returning them costs 0.2 s, so that it is done under pressure alone.
     """
-    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    pages = Path("/proc/self/statm")
-    if platform.libc_ver()[0] != "glibc" or not pages.exists():
+    libc, pages = _glibc(), Path("/proc/self/statm")
+    if libc is None or not pages.exists():
         return
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     if resident > LARGEST_SHARE * _memory_limit() / num_processes:
-        ctypes.CDLL(None).malloc_trim(0)
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """This process's C library, None where it is another than GNU's."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 @functools.cache

@@ -1,22 +1,13 @@
 """A causal model with its own LM head, loaded for tuning, for scoring answers and for writing them."""
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
 from zerotune.final_folder import put_adapter_on, read_adapter_config
-from zerotune.models import (
-    ModelSettings,
-    attention_kernel,
-    base_dtype,
-    check_shapes,
-    keep_nf4_layout,
-    nf4_config,
-    quiet_transformers,
-)
+from zerotune.models import ModelSettings, read_weights
 from zerotune.pretrained import read_config
 
 
@@ -79,32 +70,13 @@ def load_causal_model(settings: ModelSettings, config):
     Raises:
         Refused: no weights can be read, or some of them are missing.
     """
-    in_4bit = settings.method == "qlora"
-    with quiet_transformers():
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                settings.name,
-                revision=settings.revision or "main",
-                config=config,
-                dtype=base_dtype(settings),
-                attn_implementation=attention_kernel(settings.attention, config),
-                quantization_config=nf4_config(settings.precision) if in_4bit else None,
-                ignore_mismatched_sizes=True,  # check_shapes refuses them, in one line
-                output_loading_info=True,
-            )
-        except (OSError, SafetensorError) as error:
-            raise Refused(
-                f"no weights could be read for --model {settings.name}: {str(error).splitlines()[0]}"
-            ) from error
-    check_shapes(settings.name, info["mismatched_keys"])
+    model, info = read_weights(settings, config, AutoModelForCausalLM)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise Refused(
             f"{settings.name} lacks weights of a causal model ({missing}): it can only be evaluated "
             "with the head that it was saved with"
         )
-    if in_4bit:
-        keep_nf4_layout(model)
     model.set_output_embeddings(_as_float32(model.get_output_embeddings()))
     return model
 

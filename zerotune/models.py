@@ -109,8 +109,25 @@ def load_with_head(settings: ModelSettings, config, model_class, heads: tuple[st
     Raises:
         Refused: no weights can be read, or any but the head's are missing.
     """
+    with seeded(settings.seed), _head_read_in_float32(model_class, heads):
+        model, info = read_weights(settings, config, model_class, key_mapping)
+    check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
+    make_head_float32(model, heads)
+    if model.config._attn_implementation == cpu_kernels.ATTENTION:
+        cpu_kernels.use_cheap_dropout(model)
+        if settings.method == "full" and settings.zero_stage != 3:
+            cpu_kernels.join_projections(model)
+    return model, info["missing_keys"]
+
+
+def read_weights(settings: ModelSettings, config, model_class, key_mapping=None) -> tuple:
+    """A stock model with weights of `base_dtype` or in NF4, and from_pretrained's loading info.
+
+    Raises:
+        Refused: no weights can be read, or some have other shapes.
+    """
     try:
-        with quiet_transformers(), seeded(settings.seed), _head_read_in_float32(model_class, heads):
+        with quiet_transformers():
             model, info = model_class.from_pretrained(
                 settings.name,
                 revision=settings.revision or "main",
@@ -125,14 +142,8 @@ def load_with_head(settings: ModelSettings, config, model_class, heads: tuple[st
     except (OSError, SafetensorError) as error:
         raise Refused(f"no weights could be read for --model {settings.name}: {str(error).splitlines()[0]}") from error
     check_shapes(settings.name, info["mismatched_keys"])
-    check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
     keep_nf4_layout(model)
-    make_head_float32(model, heads)
-    if model.config._attn_implementation == cpu_kernels.ATTENTION:
-        cpu_kernels.use_cheap_dropout(model)
-        if settings.method == "full" and settings.zero_stage != 3:
-            cpu_kernels.join_projections(model)
-    return model, info["missing_keys"]
+    return model, info
 
 
 def base_dtype(settings: ModelSettings) -> torch.dtype:

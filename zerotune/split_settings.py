@@ -97,8 +97,14 @@ def _read(origin: Origin) -> Source:
     return Source(f"--sample {origin.prefix} rows", rows, None, record)
 
 
-def subsets(settings: Settings, parts: dict[str, list[Example]], sized: tuple[str, ...]) -> dict[str, list[Example]]:
-    """The splits after --*-size (balanced; of the splits named in `sized`) and --limit-*.
+def subsets(
+    settings: Settings,
+    parts: dict[str, list],
+    sized: tuple[str, ...],
+    balanced: Callable[[list, int, int, str], list] = balanced_subset,
+    limited: Callable[[list, int, int, str], list] = stratified_subset,
+) -> dict[str, list]:
+    """The splits after --*-size (`balanced`; of the splits named in `sized`) and --limit-* (`limited`).
 
     These come last, so that no limit changes which split a row belongs to."""
     sizes = {
@@ -110,9 +116,9 @@ def subsets(settings: Settings, parts: dict[str, list[Example]], sized: tuple[st
     for name, examples in parts.items():
         flag, size, limit = sizes[name]
         if size is not None and name in sized:
-            examples = balanced_subset(examples, size, settings.split_seed, flag)
+            examples = balanced(examples, size, settings.split_seed, flag)
         if limit is not None:
-            examples = stratified_subset(examples, limit, settings.split_seed, f"{name} limit")
+            examples = limited(examples, limit, settings.split_seed, f"{name} limit")
         chosen[name] = examples
     return chosen
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from zerotune import squad_files
 from zerotune.errors import Refused
 from zerotune.randomness import random_order
-from zerotune.split_settings import Origin, Settings, settings_of
+from zerotune.split_settings import Origin, Settings, settings_of, subsets
 from zerotune.splits import Example, Splits, balanced_subset, describe, normalise, stratified_split
 from zerotune.squad import TASK, Question
 from zerotune.squad_arguments import RULES
@@ -52,21 +52,7 @@ class QuestionSources(TaskSources):
         return _load(self, settings)
 
     def subsets(self, settings: Settings, parts: dict[str, list], sized: tuple[str, ...]) -> dict[str, list]:
-        sizes = {
-            "train": ("--train-size", settings.train_size, settings.limit_train),
-            "choose": ("--validation-size", settings.validation_size, settings.limit_eval),
-            "test": ("--test-size", settings.test_size, settings.limit_eval),
-        }
-        chosen = {}
-        for name, questions in parts.items():
-            flag, size, limit = sizes[name]
-            if size is not None and name in sized:
-                drawn = balanced_subset(_as_examples(questions), size, settings.split_seed, flag)
-                questions = _with_ids(questions, drawn)
-            if limit is not None:
-                questions = first_paragraphs(questions, limit, settings.split_seed, f"{name} limit")
-            chosen[name] = questions
-        return chosen
+        return subsets(settings, parts, sized, _balanced, first_paragraphs)
 
     def describe(self, rows: list[Question]) -> dict:
         counts = {"paragraphs": len({_paragraph_key(row) for row in rows}), "articles": len(_articles(rows))}
@@ -227,6 +213,10 @@ def _as_examples(questions: list[Question]) -> list[Example]:
     return [
         Example(each.id, each.text, None if each.answers is None else int(bool(each.answers))) for each in questions
     ]
+
+
+def _balanced(questions: list[Question], size: int, seed: int, flag: str) -> list[Question]:
+    return _with_ids(questions, balanced_subset(_as_examples(questions), size, seed, flag))
 
 
 def _with_ids(questions: list[Question], chosen: list[Example]) -> list[Question]:
