@@ -6,6 +6,7 @@
 #   ZEROTUNE_PROCESSES_PER_NODE   ranks on each node                 (its GPUs, else 1)
 #   ZEROTUNE_ATTEMPTS             starts without a step forward      (3)
 #   ZEROTUNE_COLLECTIVE_TIMEOUT   seconds before a silent rank is given up (1800)
+#   ZEROTUNE_END_TIMEOUT          seconds for the other nodes to end once one has failed (120)
 #   ZEROTUNE_MASTER_ADDR, ZEROTUNE_MASTER_PORT   rendezvous          (the first node; from the job id)
 #   ZEROTUNE_ONLINE               not empty: jobs may use the network (empty)
 set -uo pipefail
@@ -27,6 +28,7 @@ run_python() { (trap '' TERM USR1; exec "${IN_CONTAINER[@]}" "$python" "$@"); }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export ZEROTUNE_ATTEMPTS=${ZEROTUNE_ATTEMPTS:-3}
 export ZEROTUNE_COLLECTIVE_TIMEOUT=${ZEROTUNE_COLLECTIVE_TIMEOUT:-1800}
+export ZEROTUNE_END_TIMEOUT=${ZEROTUNE_END_TIMEOUT:-120}
 # what sbatch got reaches the steps, also where the site says --export=NONE or SLURM 22.05 forgets the CPUs of a task
 export SLURM_EXPORT_ENV=ALL
 [ -n "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
@@ -56,7 +58,7 @@ prepare_job() {
   export ZEROTUNE_PROCESSES_PER_NODE=${ZEROTUNE_PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
   [ -n "${ZEROTUNE_MASTER_ADDR:-}" ] || ZEROTUNE_MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   export ZEROTUNE_MASTER_ADDR
-  export ZEROTUNE_STOP_FILE=$PWD/$job_files.stop
+  export ZEROTUNE_STOP_FILE=$PWD/$job_files.stop ZEROTUNE_FAILED_FILE=$PWD/$job_files.failed
   rm -f "$ZEROTUNE_STOP_FILE"
 }
 
@@ -67,14 +69,32 @@ note_stop() {
   printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"
 }
 
+# end_half_dead SRUN: ends a srun that one node has failed and another never leaves. srun would wait for ever for a node
+# that came back without the job (a quick reboot, slurmstepd out of memory) before SLURM had missed it.
+end_half_dead() {
+  local left=$ZEROTUNE_END_TIMEOUT
+  trap '' TERM USR1
+  while [ "$left" -gt 0 ]; do
+    sleep 5
+    kill -0 "$1" 2>/dev/null || return
+    [ -e "$ZEROTUNE_FAILED_FILE" ] && left=$((left - 5))
+  done
+  say "a node has failed and another has not ended since: this launch is given up"
+  echo "lost" >"$ZEROTUNE_FAILED_FILE"
+  kill -TERM "$1"
+}
+
 # launch SCRIPT FLAGS…: starts one launcher on each node and waits for them; returns srun's status.
 launch() {
   num_launches=$((num_launches + 1))
   # eight launches of 1,875 jobs in a row have ports of their own, all below those that Linux gives away
   export ZEROTUNE_PORT=${ZEROTUNE_MASTER_PORT:-$((15000 + (SLURM_JOB_ID * 8 + num_launches % 8) % 15000))}
-  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+  rm -f "$ZEROTUNE_FAILED_FILE"
+  # a site's --wait would end rank 0 while it writes the report and the others have nothing left to do
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 \
     bash slurm/on_node.sh "$@" &
   local step=$! status
+  end_half_dead "$step" &
   while :; do
     wait "$step"
     status=$?
@@ -160,6 +180,9 @@ go_on_or_end() {
   fi
   attempts_left "$1" ||
     stop_with 1 "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): see above what ended them"
+  if [ -s "$ZEROTUNE_FAILED_FILE" ]; then  # its step never ends, and this job gets no other
+    stop_reason=${stop_reason:-a node that has lost the job}
+  fi
   if [ -z "$stop_reason" ]; then
     say "the ranks died (status $2); launched again from the last checkpoint"
     sleep 2

@@ -7,6 +7,7 @@
 trap '' TERM USR1
 export PET_SIGNALS_TO_HANDLE=SIGINT
 set -euo pipefail
+trap '[ $? = 0 ] || : >"$ZEROTUNE_FAILED_FILE"' EXIT
 IN_CONTAINER=()
 # shellcheck source=/dev/null
 [ -e slurm/hook.sh ] && . slurm/hook.sh
@@ -25,5 +26,5 @@ if [ "$world" -gt 1 ]; then
   flags+=("${kind[@]}" --machine_rank "$SLURM_NODEID" --rdzv_backend static
     --main_process_ip "$ZEROTUNE_MASTER_ADDR" --main_process_port "$ZEROTUNE_PORT")
 fi
-exec "${IN_CONTAINER[@]}" "$ZEROTUNE_PYTHON" -m accelerate.commands.accelerate_cli launch \
+"${IN_CONTAINER[@]}" "$ZEROTUNE_PYTHON" -m accelerate.commands.accelerate_cli launch \
   "${flags[@]}" "$@"

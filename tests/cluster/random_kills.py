@@ -36,6 +36,8 @@ VICTIMS = ("a rank", "all ranks", "a node")
 NUM_STEPS, CHECKPOINT_EVERY = 24, 4
 # Loading takes about so long, and what follows the last step.
 SECONDS_TO_LOAD, SECONDS_AFTER = 8.0, 3.0
+# Seconds, instead of half an hour and two minutes.
+TIMEOUTS = {"ZEROTUNE_COLLECTIVE_TIMEOUT": "20", "ZEROTUNE_END_TIMEOUT": "10"}
 RANK = "train/sst2.py --model llama"
 
 
@@ -85,7 +87,7 @@ def one_kill(site: Site, number: int, reference, rng: random.Random) -> dict | N
     """Start, kill, wait, compare. None where the run was over before it could be killed."""
     kind, victim, name = list(KINDS)[number % len(KINDS)], rng.choice(VICTIMS), f"kill-{number}"
     shutil.rmtree(site.run_folder(name), ignore_errors=True)
-    job = site.train(name, *KINDS[kind])
+    job = site.train(name, *KINDS[kind], **TIMEOUTS)
     moment = wait_for_moment(site, name, job, rng)
     if not strike(site.cluster, victim, rng):
         job.wait()
