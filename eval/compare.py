@@ -11,7 +11,7 @@ command:
 import argparse
 from pathlib import Path
 
-from zerotune.runs import run_script
+from zerotune.run.process import run_script
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from zerotune.comparison import write_comparison
+    from zerotune.pages.comparison import write_comparison
 
     print(f"comparison: {write_comparison(args.evaluations, args.output_dir)}")
 

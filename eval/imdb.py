@@ -7,8 +7,8 @@ python eval/imdb.py --sample --shots 4 --prompt-seeds 3
 """
 
 from zerotune import imdb
-from zerotune.arguments import eval_parser
-from zerotune.runs import run_script
+from zerotune.command_line.arguments import eval_parser
+from zerotune.run.process import run_script
 
 
 def main(args):

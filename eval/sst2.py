@@ -9,8 +9,8 @@ The last line predicts the unlabelled test rows and writes submission.tsv, the f
 """
 
 from zerotune import sst2
-from zerotune.arguments import eval_parser
-from zerotune.runs import run_script
+from zerotune.command_line.arguments import eval_parser
+from zerotune.run.process import run_script
 
 
 def main(args):

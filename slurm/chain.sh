@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.." || exit
 [ $# -ge 2 ] || stop_with 2 "wanted: bash slurm/chain.sh LIST [sbatch options] slurm/sst2.sh [flags]"
 list=$1
 shift
-run_python -m zerotune.eval_list todo "$list" >/dev/null || exit 2
+run_python -m zerotune.cluster.eval_list todo "$list" >/dev/null || exit 2
 train=$(submit "$@") || exit 1
 say "training $train: runs/slurm/$train.log"
 bash slurm/eval.sh --after "$train" "$list" || { scancel "$train"; exit 1; }

@@ -114,12 +114,12 @@ attempts_left() {
   [ "$count" -lt "$ZEROTUNE_ATTEMPTS" ]
 }
 
-# ask VERB ARGUMENTS…: zerotune.cluster's answer in $job_files.answer. Not by $(…), whose shell a signal to the whole job
+# ask VERB ARGUMENTS…: zerotune.cluster.jobs's answer in $job_files.answer. Not by $(…), whose shell a signal to the whole job
 # would kill.
 ask() {
   local status=129
   while [ "$status" -gt 128 ]; do
-    run_python -m zerotune.cluster "$@" >"$job_files.answer"
+    run_python -m zerotune.cluster.jobs "$@" >"$job_files.answer"
     status=$?
   done
   return "$status"
@@ -144,7 +144,7 @@ nodes_answer() {
 run_to_end() {
   local folder state=none progress=none stamp=0 before=0 status=0
   if [ -z "${SLURM_JOB_ID:-}" ]; then  # by bash, on the login node: would the job find what it needs?
-    run_python -m zerotune.cluster check "$@"
+    run_python -m zerotune.cluster.jobs check "$@"
     exit
   fi
   prepare_job

@@ -8,4 +8,4 @@
 #SBATCH --ntasks=1
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
 . slurm/common.sh
-run_python -m zerotune.eval_list compare "$1"
+run_python -m zerotune.cluster.eval_list compare "$1"

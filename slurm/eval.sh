@@ -21,15 +21,15 @@ list=$1
 shift
 
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-  mapfile -t command < <(run_python -m zerotune.eval_list line "$list" "$SLURM_ARRAY_TASK_ID")
+  mapfile -t command < <(run_python -m zerotune.cluster.eval_list line "$list" "$SLURM_ARRAY_TASK_ID")
   [ "${#command[@]}" -gt 0 ] || exit 2
   run_to_end "${command[@]}"
 fi
 
-numbers=$(run_python -m zerotune.eval_list todo "$list") || exit 2
+numbers=$(run_python -m zerotune.cluster.eval_list todo "$list") || exit 2
 if [ -z "$numbers" ]; then
   say "all of $list is done"
-  run_python -m zerotune.eval_list compare "$list"
+  run_python -m zerotune.cluster.eval_list compare "$list"
   exit
 fi
 # a chain stops where a link fails; else the comparison says what is lacking

@@ -6,4 +6,4 @@
 #     bash slurm/prefetch.sh --verify                                           # hash all that the manifest lists
 cd "$(dirname "$0")/.." || exit
 ZEROTUNE_ONLINE=1 . slurm/common.sh
-run_python -m zerotune.cluster prefetch "$@"
+run_python -m zerotune.cluster.jobs prefetch "$@"

@@ -29,10 +29,10 @@ tell() {
 
 train=(train/sst2.py --sample --deepspeed ds_configs/zero2.json --limit-train 1600 --limit-eval 100 --epochs 3
   --base-eval none --checkpoint-every 5 --eval-every 50 --output-dir "$run")
-newest() { run_python -m zerotune.cluster progress "$run" | cut -d' ' -f2 | cut -d+ -f1; }
+newest() { run_python -m zerotune.cluster.jobs progress "$run" | cut -d' ' -f2 | cut -d+ -f1; }
 
 say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST; details in $log"
-launch --module zerotune.smoke 2>"$log" || num_failed=$((num_failed + 1))
+launch --module zerotune.cluster.smoke 2>"$log" || num_failed=$((num_failed + 1))
 [ "$num_failed" = 0 ] || tail -n 15 "$log" | sed 's/^/      | /'
 
 # the sample under ZeRO-2: trained, killed, resumed, evaluated

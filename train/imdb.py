@@ -10,8 +10,8 @@ The same command starts a run, goes on with it, or says that it is finished.
 """
 
 from zerotune import imdb
-from zerotune.arguments import add_engine_flag, train_parser
-from zerotune.runs import run_script
+from zerotune.command_line.arguments import add_engine_flag, train_parser
+from zerotune.run.process import run_script
 
 
 def main(args):

@@ -10,8 +10,8 @@ The same command starts a run, goes on with it, or says that it is finished.
 """
 
 from zerotune import sst2
-from zerotune.arguments import train_parser
-from zerotune.runs import run_script
+from zerotune.command_line.arguments import train_parser
+from zerotune.run.process import run_script
 
 
 def main(args):

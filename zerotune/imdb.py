@@ -12,10 +12,10 @@ published work pools them and splits 70/10/20. Maas et al. 2011.
 import html
 import re
 
-from zerotune.samples import sample_reviews
-from zerotune.split_settings import Columns
-from zerotune.splits import Example, balanced_subset, stratified_subset, without_texts_of
-from zerotune.task_splits import TaskRows
+from zerotune.data.samples import sample_reviews
+from zerotune.data.split_settings import Columns
+from zerotune.data.splits import Example, balanced_subset, stratified_subset, without_texts_of
+from zerotune.data.task_splits import TaskRows
 
 TASK = "imdb"
 LABELS = ("negative", "positive")

@@ -3,42 +3,40 @@
 import time
 from dataclasses import replace
 
-from zerotune import cpu, launch, preflight, question_evaluation, results, run_checks, training
-from zerotune.evaluation_options import QuestionOptions
-from zerotune.final_folder import read_record
-from zerotune.loop import Loop
-from zerotune.models import attention_kernel
-from zerotune.paragraph_branches import can_share
-from zerotune.precision import resolve_precision
-from zerotune.prompting import uses_chat
-from zerotune.question_answers import QuestionAnswerData, encode_questions
-from zerotune.question_prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
-from zerotune.run_names import default_eval_folder, sample_model_folder
-from zerotune.runs import (
-    RunFolder,
-    check_earlier_run,
-    describe_process,
-    is_main_process,
-    recorded_flags,
-    say,
-    started_at,
-)
-from zerotune.span_data import SpanData
-from zerotune.splits import Splits
-from zerotune.squad import TASK, Question
-from zerotune.squad_evaluation import (
+from zerotune import cpu
+from zerotune.checks import preflight, run_checks
+from zerotune.checks.squad_flags import check_evaluation_flags, check_training_flags, training_lengths
+from zerotune.data.splits import Splits
+from zerotune.data.squad_splits import SOURCES, first_paragraphs, load_shots_source, load_splits
+from zerotune.data.task_sources import load_test, reporting_sha256
+from zerotune.evaluation import question_evaluation, results
+from zerotune.evaluation.evaluation_options import QuestionOptions
+from zerotune.evaluation.squad_evaluation import (
     SpanSettings,
     answers_by_span,
     choosing_values,
     evaluate_questions,
     span_data,
 )
-from zerotune.squad_flags import check_evaluation_flags, check_training_flags, training_lengths
-from zerotune.squad_report import print_results, write_report
-from zerotune.squad_results import print_scores, score_line
-from zerotune.squad_splits import SOURCES, first_paragraphs, load_shots_source, load_splits
-from zerotune.stopping import StopSignal
-from zerotune.task_sources import load_test, reporting_sha256
+from zerotune.examples.paragraph_branches import can_share
+from zerotune.examples.span_data import SpanData
+from zerotune.models.final_folder import read_record
+from zerotune.models.loading import attention_kernel
+from zerotune.models.precision import resolve_precision
+from zerotune.pages.squad_report import print_results, write_report
+from zerotune.prompts.prompting import uses_chat
+from zerotune.prompts.question_answers import QuestionAnswerData, encode_questions
+from zerotune.prompts.question_prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
+from zerotune.run import launch
+from zerotune.run.folder import RunFolder, check_earlier_run, recorded_flags
+from zerotune.run.names import default_eval_folder, sample_model_folder
+from zerotune.run.process import describe_process, is_main_process, say, started_at
+from zerotune.run.stopping import StopSignal
+from zerotune.scores.squad_results import print_scores, score_line
+from zerotune.squad import TASK, Question
+from zerotune.training import stages
+from zerotune.training.loop import Loop
+from zerotune.training.schedule import schedule_for
 
 # Of training on --sample with its tiny model, by head; a flag that is given wins.
 SAMPLE_DEFAULTS = {
@@ -77,30 +75,30 @@ def train(args) -> None:
     with RunFolder(args.output_dir, accelerator) as run:
         data = data or _tokenise(args, config, tokenizer, splits, lengths)
         stop_signal.raise_when_noted(accelerator, "preparation")
-        training.start_run(run, args, splits, data, precision, filled)
+        stages.start_run(run, args, splits, data, precision, filled)
         base_eval_s = _evaluate_base(run, args, config, precision, splits, stop_signal)
 
-        engine = training.build_engine(run, args, settings, config, tokenizer, (), data["train"])
-        schedule = preflight.schedule_for(args, len(splits.train))
+        engine = stages.build_engine(run, args, settings, config, tokenizer, (), data["train"])
+        schedule = schedule_for(args, len(splits.train))
 
         def heed() -> None:
             stop_signal.raise_when_noted(accelerator)
 
         if args.head == "span":
-            choose = training.choosing_evaluation(engine, data["choose"], schedule, args, choosing_values, heed)
+            choose = stages.choosing_evaluation(engine, data["choose"], schedule, args, choosing_values, heed)
         else:
             choose = question_evaluation.choosing_evaluation(
                 engine, data["choose"], splits.choose, tokenizer, args, lengths["max_new_tokens"], heed
             )
         loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
-        training.resume(loop, args)
+        stages.resume(loop, args)
         startup_s = time.time() - started_at() - base_eval_s
         progress = loop.train()
 
-        record = _task_record(args, data["train"], training.logged_at(run, progress.best_step)) | lengths
-        final = training.save_best(loop, args, tokenizer, record)
+        record = _task_record(args, data["train"], stages.logged_at(run, progress.best_step)) | lengths
+        final = stages.save_best(loop, args, tokenizer, record)
         del engine, loop, choose
-        training.free_training_memory(accelerator)
+        stages.free_training_memory(accelerator)
         options = QuestionOptions(
             model=str(final),
             revision=None,
@@ -205,7 +203,7 @@ def evaluate(args) -> None:
 
     with RunFolder(args.output_dir, accelerator) as run:
         run.write_json("split.json", record)
-        world = {"num_processes": accelerator.num_processes, "device": training.device_name(accelerator.device)}
+        world = {"num_processes": accelerator.num_processes, "device": stages.device_name(accelerator.device)}
         run.write_json("run.json", {**describe_process(), "flags": recorded_flags(args), "world": world})
         metrics = evaluate_questions(run.path, options, questions, accelerator, stop_signal)
         if is_main_process():

@@ -14,6 +14,11 @@ Rajpurkar et al. 2018, arXiv:1806.03822.
 from dataclasses import dataclass
 
 TASK = "squad"
+# What a model that writes its answers is asked.
+INSTRUCTION = 'Answer from the context in a few of its words, or with "unanswerable".\n\n'
+TEMPLATE = "Context: {context}\nQuestion: {question}\nAnswer:"
+# What is trained, and shown in solved examples, where the paragraph holds no answer.
+NO_ANSWER = "unanswerable"
 
 
 @dataclass(frozen=True, eq=False)

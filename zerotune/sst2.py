@@ -6,13 +6,13 @@ A row of ours, in the data set's form (lower case, tokens apart, `sentence<TAB>l
 
 Label 1 is positive, 0 negative. The published score is accuracy on the 872 validation sentences; the hub's test rows
 have no labels (-1). Nine in ten train rows are phrases of other train rows, so the choosing slice is drawn from whole
-sentences and takes its phrases out of train (zerotune/phrases.py). Socher et al. 2013; Wang et al. 2018 (GLUE).
+sentences and takes its phrases out of train (zerotune/data/phrases.py). Socher et al. 2013; Wang et al. 2018 (GLUE).
 """
 
-from zerotune.samples import sample_rows
-from zerotune.split_settings import Columns
-from zerotune.splits import Example, draw_choosing_slice
-from zerotune.task_splits import TaskRows
+from zerotune.data.samples import sample_rows
+from zerotune.data.split_settings import Columns
+from zerotune.data.splits import Example, draw_choosing_slice
+from zerotune.data.task_splits import TaskRows
 
 TASK = "sst2"
 LABELS = ("negative", "positive")

@@ -2,30 +2,28 @@
 
 import time
 
-from zerotune import cpu, launch, preflight, prompt_seeds, results, run_checks, training
-from zerotune.answers import AnswerData, prompt_record
-from zerotune.data import LabelledData
-from zerotune.evaluation import evaluate_checkpoint
-from zerotune.evaluation_options import EvalOptions, answers_by_prompt, check_options
-from zerotune.language_model import load_language_model
-from zerotune.loop import Loop
-from zerotune.precision import resolve_precision
-from zerotune.prompting import draw_shots
-from zerotune.report import write_report
-from zerotune.run_names import default_eval_folder, sample_model_folder
-from zerotune.runs import (
-    RunFolder,
-    check_earlier_run,
-    describe_process,
-    is_main_process,
-    recorded_flags,
-    say,
-    started_at,
-)
-from zerotune.splits import Example
-from zerotune.stopping import StopSignal
-from zerotune.task_sources import load_test, reporting_sha256
-from zerotune.task_splits import load_shots_source, load_splits
+from zerotune import cpu
+from zerotune.checks import preflight, run_checks
+from zerotune.data.splits import Example
+from zerotune.data.task_sources import load_test, reporting_sha256
+from zerotune.data.task_splits import load_shots_source, load_splits
+from zerotune.evaluation import prompt_seeds, results
+from zerotune.evaluation.evaluation_options import EvalOptions, answers_by_prompt, check_options
+from zerotune.evaluation.text_evaluation import evaluate_checkpoint
+from zerotune.examples.labelled import LabelledData
+from zerotune.models.language_model import load_language_model
+from zerotune.models.precision import resolve_precision
+from zerotune.pages.report import write_report
+from zerotune.prompts.answers import AnswerData, prompt_record
+from zerotune.prompts.prompting import draw_shots
+from zerotune.run import launch
+from zerotune.run.folder import RunFolder, check_earlier_run, recorded_flags
+from zerotune.run.names import default_eval_folder, sample_model_folder
+from zerotune.run.process import describe_process, is_main_process, say, started_at
+from zerotune.run.stopping import StopSignal
+from zerotune.training import stages
+from zerotune.training.loop import Loop
+from zerotune.training.schedule import schedule_for
 
 # Of training on --sample with its tiny model; a flag that is given wins.
 SAMPLE_DEFAULTS = {"epochs": 3, "learning_rate": 1e-3}
@@ -67,23 +65,23 @@ def train(args, task, engine_name: str = "loop") -> None:
     with RunFolder(args.output_dir, accelerator) as run:
         data = data or preflight.tokenise(args, config, tokenizer, task, splits)
         stop_signal.raise_when_noted(accelerator, "preparation")
-        training.start_run(run, args, splits, data, precision, filled)
+        stages.start_run(run, args, splits, data, precision, filled)
         base_eval_s = results.evaluate_base(run, args, precision, task, splits, stop_signal)
 
         build_engine, loop_class = _engine_parts(engine_name)
         engine = build_engine(run, args, settings, config, tokenizer, task.LABELS, data["train"])
-        schedule = preflight.schedule_for(args, len(splits.train))
+        schedule = schedule_for(args, len(splits.train))
         # the Trainer could not do an interrupted evaluation again: it loads a checkpoint only when it trains
         heed = (lambda: stop_signal.raise_when_noted(accelerator)) if engine_name == "loop" else (lambda: None)
-        choose = training.choosing_evaluation(engine, data["choose"], schedule, args, training.choosing_values, heed)
+        choose = stages.choosing_evaluation(engine, data["choose"], schedule, args, stages.choosing_values, heed)
         loop = loop_class(engine, data["train"], schedule, run, args, choose, stop_signal)
-        training.resume(loop, args)
+        stages.resume(loop, args)
         startup_s = time.time() - started_at() - base_eval_s
         progress = loop.train()
 
-        final = training.save_best(loop, args, tokenizer, _task_record(args, task, data["train"]))
+        final = stages.save_best(loop, args, tokenizer, _task_record(args, task, data["train"]))
         del engine, loop, choose
-        training.free_training_memory(accelerator)
+        stages.free_training_memory(accelerator)
         metrics = results.evaluate_final(run, args, final, precision, task, splits, stop_signal)
         results.print_results(run, metrics)
         texts = {example.id: example.text for example in splits.test}
@@ -105,8 +103,8 @@ def _task_record(args, task, train: LabelledData | AnswerData) -> dict:
 
 def _engine_parts(name: str) -> tuple:
     if name == "loop":
-        return training.build_engine, Loop
-    from zerotune import trainer_engine  # importing the Trainer takes seconds
+        return stages.build_engine, Loop
+    from zerotune.training import trainer_engine  # importing the Trainer takes seconds
 
     return trainer_engine.build_engine, trainer_engine.TrainerLoop
 
@@ -131,7 +129,7 @@ def evaluate(args, task) -> None:
 
     with RunFolder(args.output_dir, accelerator) as run:
         run.write_json("split.json", record)
-        world = {"num_processes": accelerator.num_processes, "device": training.device_name(accelerator.device)}
+        world = {"num_processes": accelerator.num_processes, "device": stages.device_name(accelerator.device)}
         run.write_json("run.json", {**describe_process(), "flags": recorded_flags(args), "world": world})
         load_model = _loaded_once()
         for number, options in enumerate(all_options):

@@ -22,13 +22,14 @@ import torch
 from benchmarking import conditions, markdown_table, write_record
 from random_models import SHAPES, random_model, random_rows, settings_for
 
-from zerotune import checkpoints, launch
-from zerotune.engine import Engine, build_optimizer
-from zerotune.heads import SequenceClassifier
-from zerotune.loop import Loop
-from zerotune.models import parameter_groups
-from zerotune.schedule import Schedule
-from zerotune.used_rows import train_used_rows
+from zerotune.models.heads import SequenceClassifier
+from zerotune.models.loading import parameter_groups
+from zerotune.models.used_rows import train_used_rows
+from zerotune.run import launch
+from zerotune.training import checkpoints
+from zerotune.training.engine import Engine, build_optimizer
+from zerotune.training.loop import Loop
+from zerotune.training.schedule import Schedule
 
 WAYS = ("no saves", "synchronous", "scratch")
 

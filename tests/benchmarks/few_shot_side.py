@@ -20,18 +20,18 @@ from random_models import SMALL_LLAMA
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from zerotune import imdb, sst2
-from zerotune.batching import evaluation_batches
 from zerotune.cpu import tokens_per_device, use_whole_cpu
-from zerotune.cutting import cut_texts, fit_shots
-from zerotune.evaluation_options import EvalOptions
-from zerotune.language_model import load_language_model
-from zerotune.pretrained import load_tokenizer
-from zerotune.prompting import Prompt, draw_shots, encode_prompts
+from zerotune.data.samples import tiny_causal_model
+from zerotune.data.split_settings import Origin, read_origin
+from zerotune.data.splits import balanced_subset, without_texts_of
+from zerotune.evaluation.evaluation_options import EvalOptions
+from zerotune.evaluation.scorers import prompt_scorer
+from zerotune.examples.batching import evaluation_batches
+from zerotune.examples.cutting import cut_texts, fit_shots
+from zerotune.models.language_model import load_language_model
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.prompts.prompting import Prompt, draw_shots, encode_prompts
 from zerotune.randomness import random_order
-from zerotune.samples import tiny_causal_model
-from zerotune.scorers import prompt_scorer
-from zerotune.split_settings import Origin, read_origin
-from zerotune.splits import balanced_subset, without_texts_of
 
 TASKS = {"imdb": imdb, "sst2": sst2}
 SAMPLE_ROWS = 4000

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from zerotune.data import LabelledData
-from zerotune.encoding import Encoded
-from zerotune.heads import head_module_names, is_head_parameter, make_head_float32
-from zerotune.lora import add_lora
-from zerotune.models import ModelSettings, attention_kernel, base_dtype, keep_nf4_layout
+from zerotune.examples.encoding import Encoded
+from zerotune.examples.labelled import LabelledData
+from zerotune.models.heads import head_module_names, is_head_parameter, make_head_float32
+from zerotune.models.loading import ModelSettings, attention_kernel, base_dtype, keep_nf4_layout
+from zerotune.models.lora import add_lora
 
 LABELS = ("negative", "positive")
 
@@ -112,7 +112,7 @@ def settings_for(shape: Shape, precision: str) -> ModelSettings:
 
 
 def random_model(config: PretrainedConfig, settings: ModelSettings, device: torch.device) -> nn.Module:
-    """A stock or peft model as zerotune.models.load_classifier would leave it, but with random weights."""
+    """A stock or peft model as zerotune.models.loading.load_classifier would leave it, but with random weights."""
     kernel = attention_kernel(settings.attention, config)
     with torch.device(device):
         model = AutoModelForSequenceClassification.from_config(

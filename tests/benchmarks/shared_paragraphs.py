@@ -26,17 +26,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from zerotune.cpu import use_whole_cpu
-from zerotune.engine import Engine, build_optimizer
-from zerotune.generator import AnswerGenerator
-from zerotune.launch import start_accelerator
-from zerotune.models import parameter_groups
-from zerotune.precision import resolve_precision
-from zerotune.question_answers import QuestionAnswerData, encode_questions
-from zerotune.question_prompts import QuestionPrompt
-from zerotune.question_writing import AnswerWriter
+from zerotune.data.squad_files import read_questions
+from zerotune.data.squad_splits import first_paragraphs
+from zerotune.models.generator import AnswerGenerator
+from zerotune.models.loading import parameter_groups
+from zerotune.models.precision import resolve_precision
+from zerotune.prompts.question_answers import QuestionAnswerData, encode_questions
+from zerotune.prompts.question_prompts import QuestionPrompt
+from zerotune.prompts.question_writing import AnswerWriter
+from zerotune.run.launch import start_accelerator
 from zerotune.squad import Question
-from zerotune.squad_files import read_questions
-from zerotune.squad_splits import first_paragraphs
+from zerotune.training.engine import Engine, build_optimizer
 
 SHARED, ALONE = "shared paragraphs", "one question a row"
 WANTED = {"training": (3.5, 2.5), "evaluation": (4.0, 3.0)}  # ratios of tokens and of questions per second

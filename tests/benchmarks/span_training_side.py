@@ -20,11 +20,11 @@ def train(args) -> None:
     import numpy as np
     import torch
 
-    from zerotune.pretrained import load_tokenizer
+    from zerotune.data.squad_files import read_questions
+    from zerotune.examples.span_data import SpanData
+    from zerotune.examples.span_features import span_features
+    from zerotune.models.pretrained import load_tokenizer
     from zerotune.randomness import random_order
-    from zerotune.span_data import SpanData
-    from zerotune.span_features import span_features
-    from zerotune.squad_files import read_questions
 
     torch.set_num_threads(args.threads)
     tokenizer = load_tokenizer(args.model, None)
@@ -50,18 +50,18 @@ def train_ours(args, data, tokenizer):
     """zerotune's loop, bf16 where the processor has it, as train/qa.py builds it."""
     import numpy as np
 
-    from zerotune.batching import num_steps_per_epoch
     from zerotune.cpu import CPU_TOKENS
-    from zerotune.engine import Engine
-    from zerotune.launch import start_accelerator
-    from zerotune.loop import Loop
-    from zerotune.models import ModelSettings
-    from zerotune.precision import default_precision
-    from zerotune.runs import RunFolder
-    from zerotune.schedule import plan_schedule
-    from zerotune.span_head import load_span_model
-    from zerotune.training import optimizer_for
-    from zerotune.used_rows import train_used_rows
+    from zerotune.examples.batching import num_steps_per_epoch
+    from zerotune.models.loading import ModelSettings
+    from zerotune.models.precision import default_precision
+    from zerotune.models.span_head import load_span_model
+    from zerotune.models.used_rows import train_used_rows
+    from zerotune.run.folder import RunFolder
+    from zerotune.run.launch import start_accelerator
+    from zerotune.training.engine import Engine
+    from zerotune.training.loop import Loop
+    from zerotune.training.schedule import plan_schedule
+    from zerotune.training.stages import optimizer_for
 
     flags = {"learning_rate": args.learning_rate, "head_learning_rate": args.learning_rate, "optimizer": "adamw"}
     flags |= {"weight_decay": WEIGHT_DECAY, "batch_size": args.batch_size, "tokens_per_device": CPU_TOKENS, "epochs": 1}
@@ -93,8 +93,8 @@ def train_with_trainer(args, data, tokenizer):
     import torch
     from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, Trainer, default_data_collator
 
-    from zerotune.heads import SPAN_HEAD, make_head_float32
-    from zerotune.span_head import SpanModel
+    from zerotune.models.heads import SPAN_HEAD, make_head_float32
+    from zerotune.models.span_head import SpanModel
 
     pads = args.way == "default"
     rows = _as_rows(data, tokenizer, pads)
@@ -174,9 +174,9 @@ def official_scores_of(model, data) -> dict:
     import numpy as np
     import torch
 
-    from zerotune.batching import evaluation_batches
-    from zerotune.precision import autocast, default_precision
-    from zerotune.squad_metrics import official_scores, score_answers
+    from zerotune.examples.batching import evaluation_batches
+    from zerotune.models.precision import autocast, default_precision
+    from zerotune.scores.squad_metrics import official_scores, score_answers
 
     model.eval()
     found = np.zeros((len(data.ids), 2 + 3 * data.num_best), np.float32)

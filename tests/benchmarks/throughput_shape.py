@@ -14,15 +14,15 @@ import torch
 from random_models import SHAPES, random_model, random_rows, settings_for
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from zerotune import launch
-from zerotune.batching import micro_batches, padding_ratio
-from zerotune.engine import Engine, build_optimizer
-from zerotune.heads import SequenceClassifier
-from zerotune.loop import Loop
-from zerotune.models import parameter_groups
-from zerotune.parameters import parameter_table
-from zerotune.schedule import Schedule
-from zerotune.used_rows import train_used_rows
+from zerotune.examples.batching import micro_batches, padding_ratio
+from zerotune.models.heads import SequenceClassifier
+from zerotune.models.loading import parameter_groups
+from zerotune.models.parameters import parameter_table
+from zerotune.models.used_rows import train_used_rows
+from zerotune.run import launch
+from zerotune.training.engine import Engine, build_optimizer
+from zerotune.training.loop import Loop
+from zerotune.training.schedule import Schedule
 
 # steps after the timed ones, in which waits are counted
 WAIT_STEPS = 3

@@ -187,10 +187,10 @@ def train_with_trainer(args) -> None:
     from transformers import AutoModelForSequenceClassification, Trainer
 
     from zerotune import sst2
-    from zerotune.arguments import train_parser
-    from zerotune.encoding import default_cache_dir, encode_texts
-    from zerotune.pretrained import load_tokenizer
-    from zerotune.task_splits import load_splits
+    from zerotune.command_line.arguments import train_parser
+    from zerotune.data.task_splits import load_splits
+    from zerotune.examples.encoding import default_cache_dir, encode_texts
+    from zerotune.models.pretrained import load_tokenizer
 
     torch.set_num_threads(args.threads)
     splits = load_splits(

@@ -11,14 +11,14 @@ import torch
 from tiny_models import CAUSAL, LABELS, tiny_model
 from torch import nn
 
-from zerotune.data import LabelledData
-from zerotune.encoding import Encoded
-from zerotune.engine import Engine, build_optimizer
-from zerotune.launch import start_accelerator
-from zerotune.loop import Loop
-from zerotune.models import ModelSettings, load_classifier, parameter_groups
-from zerotune.pretrained import load_tokenizer
-from zerotune.schedule import Schedule
+from zerotune.examples.encoding import Encoded
+from zerotune.examples.labelled import LabelledData
+from zerotune.models.loading import ModelSettings, load_classifier, parameter_groups
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.run.launch import start_accelerator
+from zerotune.training.engine import Engine, build_optimizer
+from zerotune.training.loop import Loop
+from zerotune.training.schedule import Schedule
 
 HAS_CUDA = torch.cuda.is_available()
 ON_CPU = os.environ.get("ZEROTUNE_GPU_TESTS_ON_CPU") == "1" and not HAS_CUDA

@@ -9,7 +9,7 @@ twice moves the curve by 1e-2 and more.
 from launching import Launch
 from safetensors.torch import load_file
 
-from zerotune.checkpoints import newest_whole
+from zerotune.training.checkpoints import newest_whole
 
 CURVE = 1e-5
 # A weight whose gradient is only rounding can move by the learning rate (1e-3) in Adam's first steps. Measured: 1.4e-5.

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from zerotune.comparison import short_names, write_comparison
 from zerotune.errors import Refused
 from zerotune.files import write_json, write_json_lines
-from zerotune.metrics import METRIC_NAMES, classification_metrics
+from zerotune.pages.comparison import short_names, write_comparison
+from zerotune.scores.metrics import METRIC_NAMES, classification_metrics
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "compare.py"
 LABELS = [0, 1] * 20

@@ -12,10 +12,10 @@ from comparing import BF16_CURVE, WEIGHTS, assert_same_curve, differences, steps
 from launching import ACCELERATE, REPOSITORY, TORCHRUN, free_port, launch
 
 from zerotune import sst2
-from zerotune.arguments import train_parser
-from zerotune.batching import epoch_steps, micro_batches
-from zerotune.pretrained import load_tokenizer
-from zerotune.task_splits import load_splits
+from zerotune.command_line.arguments import train_parser
+from zerotune.data.task_splits import load_splits
+from zerotune.examples.batching import epoch_steps, micro_batches
+from zerotune.models.pretrained import load_tokenizer
 
 CONFIGS = REPOSITORY / "ds_configs"
 FULL, LORA, QLORA = [], ["--method", "lora"], ["--method", "qlora"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zerotune.squad_sample import sample_articles
+from zerotune.data.squad_sample import sample_articles
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -91,5 +91,6 @@ def test_what_cannot_be_scored_is_refused(tmp_path, files, arguments, message):
 
 
 def test_no_torch_is_imported():
-    program = "import sys, zerotune.squad_scoring, zerotune.squad_arguments; assert 'torch' not in sys.modules"
+    modules = "zerotune.evaluation.squad_scoring, zerotune.command_line.squad_arguments"
+    program = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)

@@ -10,8 +10,8 @@ from comparing import OFTEN, WEIGHTS, assert_same_bits, assert_same_curve, kille
 from launching import REPOSITORY
 
 from zerotune import sst2
-from zerotune.arguments import eval_parser
-from zerotune.task_sources import load_test
+from zerotune.command_line.arguments import eval_parser
+from zerotune.data.task_sources import load_test
 
 SHARED = REPOSITORY.parent / "shared"
 MODEL = SHARED / "models" / "stories260K"

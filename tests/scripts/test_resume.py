@@ -11,7 +11,7 @@ from comparing import OFTEN, assert_same_bits, killed_at, newest_step
 from launching import Launch
 from tiny_models import tiny_model
 
-from zerotune.checkpoints import defect, step_folder
+from zerotune.training.checkpoints import defect, step_folder
 
 LORA = ["--method", "lora"]
 

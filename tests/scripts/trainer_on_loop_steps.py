@@ -1,9 +1,10 @@
 """train/imdb.py --engine trainer, but its steps are made of the loop's examples: the two must then agree."""
 
-from zerotune import imdb, text_classification, trainer_engine
-from zerotune.arguments import add_engine_flag, train_parser
-from zerotune.loop import Loop
-from zerotune.runs import run_script
+from zerotune import imdb, text_classification
+from zerotune.command_line.arguments import add_engine_flag, train_parser
+from zerotune.run.process import run_script
+from zerotune.training import trainer_engine
+from zerotune.training.loop import Loop
 
 if __name__ == "__main__":
     trainer_engine.TrainerLoop._epoch_steps = Loop._epoch_steps

@@ -49,8 +49,8 @@ def import_what_scripts_import():
 
     import zerotune
 
-    for module in pkgutil.iter_modules(zerotune.__path__):
-        importlib.import_module(f"zerotune.{module.name}")
+    for module in pkgutil.walk_packages(zerotune.__path__, "zerotune."):
+        importlib.import_module(module.name)
 
 
 def be_the_script(argv, environment, output, on_event):

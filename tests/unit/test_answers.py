@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 from transformers import AutoModelForCausalLM
 
-from zerotune.answers import encode_answers, end_of_answer, prompt_record
+from zerotune.data.splits import Example
 from zerotune.errors import Refused
-from zerotune.evaluation_options import EvalOptions
-from zerotune.final_folder import read_record, save_final
-from zerotune.generator import load_generator
-from zerotune.language_model import load_language_model
-from zerotune.models import ModelSettings
-from zerotune.parameters import parameter_table, published_table
-from zerotune.pretrained import load_tokenizer, read_config
-from zerotune.prompting import Prompt, encode_prompts, normalise
-from zerotune.splits import Example
+from zerotune.evaluation.evaluation_options import EvalOptions
+from zerotune.models.final_folder import read_record, save_final
+from zerotune.models.generator import load_generator
+from zerotune.models.language_model import load_language_model
+from zerotune.models.loading import ModelSettings
+from zerotune.models.parameters import parameter_table, published_table
+from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.prompts.answers import encode_answers, end_of_answer, prompt_record
+from zerotune.prompts.prompting import Prompt, encode_prompts, normalise
 
 CPU = torch.device("cpu")
 KINDS = ["llama", "gemma2", "mistral"]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerotune import batching
+from zerotune.examples import batching
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200).map(np.array)
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from zerotune import checkpoints
 from zerotune.errors import Refused
+from zerotune.training import checkpoints
 
 ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
 WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from zerotune import cluster, prefetch, squad_splits, sst2
-from zerotune.arguments import train_parser
-from zerotune.cluster import check_offline, describe_job, describe_progress, items_of, progress_of, read_flags
+from zerotune import sst2
+from zerotune.checks.preflight import settle_flags
+from zerotune.cluster import prefetch
+from zerotune.cluster.jobs import check_offline, describe_job, describe_progress, items_of, progress_of, read_flags
+from zerotune.cluster.prefetch import Item
+from zerotune.command_line.arguments import train_parser
+from zerotune.data import squad_splits
 from zerotune.errors import Refused
-from zerotune.prefetch import Item
-from zerotune.preflight import settle_flags
 from zerotune.sst2 import TASK
 
 REPOSITORY = Path(__file__).parents[2]
@@ -199,7 +201,7 @@ def test_wordnet_comes_from_debians_files(own_cache, monkeypatch, tmp_path):
     assert sorted(entry["files"]) == [
         f"nltk_data/corpora/wordnet/{name}" for name in ("data.noun", "index.noun", "noun.exc")
     ]
-    assert cluster.prefetch.missing_items([Item("wordnet")], whole=True) == {}
+    assert prefetch.missing_items([Item("wordnet")], whole=True) == {}
 
 
 # --- the scripts themselves ---

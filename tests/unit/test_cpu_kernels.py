@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zerotune import cpu_kernels
+from zerotune.models import cpu_kernels
 
 
 def attention_inputs(length, width=8):

@@ -4,9 +4,9 @@ import pytest
 from tiny_models import character_model
 from transformers import AutoTokenizer
 
-from zerotune.cutting import cut_texts, fit_shots
+from zerotune.data.splits import Example
 from zerotune.errors import Refused
-from zerotune.splits import Example
+from zerotune.examples.cutting import cut_texts, fit_shots
 
 
 @pytest.fixture(scope="module")

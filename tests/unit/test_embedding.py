@@ -6,9 +6,9 @@ import torch
 from tiny_models import tiny_model
 from torch import nn
 
-from zerotune.models import ModelSettings, load_classifier, parameter_groups
-from zerotune.pretrained import load_tokenizer
-from zerotune.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
+from zerotune.models.loading import ModelSettings, load_classifier, parameter_groups
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 
 LABELS = ("negative", "positive")
 PEAK, DECAY = 1e-2, 0.1

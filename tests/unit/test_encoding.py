@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from zerotune.encoding import default_cache_dir, encode_texts
 from zerotune.errors import Refused
+from zerotune.examples.encoding import default_cache_dir, encode_texts
 
 WORDS = ["<s>", "</s>", "<unk>", "a", "warm", "dull", "film", "and", "long"]
 TEXTS = ["a warm film", "a dull and long film", "film", "warm warm warm warm warm warm"]
@@ -86,7 +86,7 @@ def test_token_types_where_the_tokenizer_has_them(tmp_path):
 
 def test_cache_is_used_and_arrays_are_read_only(tmp_path, monkeypatch):
     first = encode_texts(make_tokenizer(), TEXTS, 6, tmp_path)
-    monkeypatch.setattr("zerotune.encoding._encode", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr("zerotune.examples.encoding._encode", lambda *_: pytest.fail("encoded again"))
     second = encode_texts(make_tokenizer(), TEXTS, 6, tmp_path)
     assert np.array_equal(first.ids, second.ids)
     assert np.array_equal(first.offsets, second.offsets)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from zerotune.cluster.eval_list import compare, read_list
 from zerotune.errors import Refused
-from zerotune.eval_list import compare, read_list
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from tiny_models import LABELS, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from zerotune.errors import Refused
-from zerotune.final_folder import load_final_or_base, save_final
-from zerotune.models import ModelSettings, load_classifier
-from zerotune.pretrained import load_tokenizer
+from zerotune.models.final_folder import load_final_or_base, save_final
+from zerotune.models.loading import ModelSettings, load_classifier
+from zerotune.models.pretrained import load_tokenizer
 
 IDS = torch.tensor([[1, 4, 6, 7, 8], [1, 5, 9, 3, 3]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

@@ -6,9 +6,9 @@ import torch
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from zerotune.generation import NO_TOKEN, answer_texts, end_tokens, parse_answer, write_answers
-from zerotune.pretrained import load_tokenizer
-from zerotune.prompting import Prompt, encode_prompts
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.prompts.generation import NO_TOKEN, answer_texts, end_tokens, parse_answer, write_answers
+from zerotune.prompts.prompting import Prompt, encode_prompts
 
 CPU = torch.device("cpu")
 WORDS = ("negative", "positive")

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerotune.batching import num_steps_per_epoch
-from zerotune.grouped_batching import (
+from zerotune.examples.batching import num_steps_per_epoch
+from zerotune.examples.grouped_batching import (
     Groups,
     grouped_epoch_steps,
     grouped_evaluation_batches,

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from zerotune import imdb, split_settings
+from zerotune import imdb
+from zerotune.data import split_settings
+from zerotune.data.samples import FEWEST_SENTENCES, sample_reviews
+from zerotune.data.splits import normalise
+from zerotune.data.task_sources import load_test
+from zerotune.data.task_splits import load_shots_source, load_splits
 from zerotune.errors import Refused
-from zerotune.samples import FEWEST_SENTENCES, sample_reviews
-from zerotune.splits import normalise
-from zerotune.task_sources import load_test
-from zerotune.task_splits import load_shots_source, load_splits
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "imdb"
 

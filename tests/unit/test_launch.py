@@ -5,16 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from zerotune import launch, precision
 from zerotune.errors import Refused
-from zerotune.launch import (
+from zerotune.models import precision
+from zerotune.models.precision import resolve_precision
+from zerotune.run import launch
+from zerotune.run.launch import (
     check_world,
     collective_timeout,
     fill_deepspeed_config,
     read_deepspeed_config,
     zero_stage,
 )
-from zerotune.precision import resolve_precision
 
 FLAGS = SimpleNamespace(batch_size=32, max_grad_norm=1.0)
 

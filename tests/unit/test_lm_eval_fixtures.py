@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_models import byte_tokenizer, seeded_model
 
-from zerotune.prompting import Prompt, encode_prompts
+from zerotune.prompts.prompting import Prompt, encode_prompts
 
 RECORD = json.loads((Path(__file__).parents[1] / "fixtures/lm_eval.json").read_text())
 CASES = RECORD["cases"]

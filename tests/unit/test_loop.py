@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from zerotune import checkpoints
-from zerotune.batching import LengthBatches, epoch_steps
-from zerotune.engine import Engine, build_optimizer
 from zerotune.errors import Preempted, Refused
-from zerotune.loop import Loop, Progress
-from zerotune.runs import RunFolder
-from zerotune.schedule import Schedule
+from zerotune.examples.batching import LengthBatches, epoch_steps
+from zerotune.run.folder import RunFolder
+from zerotune.training import checkpoints
+from zerotune.training.engine import Engine, build_optimizer
+from zerotune.training.loop import Loop, Progress
+from zerotune.training.schedule import Schedule
 
 NUM_EXAMPLES, WIDTH, BATCH = 23, 4, 5
 GENERATOR = torch.Generator().manual_seed(3)

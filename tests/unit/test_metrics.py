@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from zerotune.metrics import (
+from zerotune.scores.metrics import (
     METRIC_NAMES,
     UNPARSABLE,
     classification_metrics,
@@ -18,7 +18,7 @@ from zerotune.metrics import (
     confusion_matrix,
     confusion_scores,
 )
-from zerotune.statistics import (
+from zerotune.scores.statistics import (
     bootstrap_interval,
     holm_adjusted,
     mcnemar,
@@ -186,7 +186,7 @@ import socket
 def refuse(*arguments, **options):
     raise AssertionError("a connection was tried")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from zerotune.metrics import classification_metrics
+from zerotune.scores.metrics import classification_metrics
 assert classification_metrics([0, 1, 1], [0, 1, 0])["recall"] == 0.5
 """
 
@@ -205,7 +205,7 @@ def test_no_network_and_no_litter(tmp_path):
 
 def test_metrics_module_is_light_to_import():
     heavy = "{'torch', 'evaluate', 'sklearn', 'matplotlib', 'datasets', 'transformers'}"
-    command = [sys.executable, "-c", f"import sys, zerotune.metrics; print({heavy} & set(sys.modules))"]
+    command = [sys.executable, "-c", f"import sys, zerotune.scores.metrics; print({heavy} & set(sys.modules))"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 

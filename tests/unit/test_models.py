@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
-from zerotune.heads import is_head_parameter
-from zerotune.models import ModelSettings, load_classifier, parameter_groups
-from zerotune.pretrained import check_labels, load_tokenizer, read_config
+from zerotune.models.heads import is_head_parameter
+from zerotune.models.loading import ModelSettings, load_classifier, parameter_groups
+from zerotune.models.pretrained import check_labels, load_tokenizer, read_config
 
 SHARED = Path(__file__).parents[3] / "shared"
 

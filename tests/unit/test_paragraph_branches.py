@@ -5,8 +5,7 @@ import pytest
 import torch
 from tiny_models import seeded_model
 
-from zerotune.generator import AnswerGenerator
-from zerotune.paragraph_branches import (
+from zerotune.examples.paragraph_branches import (
     PADDING,
     Places,
     branch_masks,
@@ -15,6 +14,7 @@ from zerotune.paragraph_branches import (
     layer_types,
     visible,
 )
+from zerotune.models.generator import AnswerGenerator
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD = 64, 3

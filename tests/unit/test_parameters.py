@@ -5,11 +5,11 @@ import torch
 from tiny_models import LABELS, tiny_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from zerotune.lora import add_lora
-from zerotune.models import ModelSettings, load_classifier
-from zerotune.parameters import format_table, parameter_table, published_table
-from zerotune.pretrained import load_tokenizer
-from zerotune.span_head import span_class, span_size
+from zerotune.models.loading import ModelSettings, load_classifier
+from zerotune.models.lora import add_lora
+from zerotune.models.parameters import format_table, parameter_table, published_table
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.span_head import span_class, span_size
 
 # Llama-3.2-1B as published.
 LLAMA_1B = {

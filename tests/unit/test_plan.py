@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from zerotune.models import ModelSettings
-from zerotune.plan import (
+from zerotune.models.loading import ModelSettings
+from zerotune.run.plan import (
     GIB,
     describe_memory,
     logit_bytes,

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from zerotune.data.splits import Example
 from zerotune.errors import Refused
-from zerotune.prompting import (
+from zerotune.prompts.prompting import (
     Prompt,
     PromptData,
     calibrate,
@@ -21,8 +22,7 @@ from zerotune.prompting import (
     normalise,
     uses_chat,
 )
-from zerotune.shared_prefix import num_shared_tokens
-from zerotune.splits import Example
+from zerotune.prompts.shared_prefix import num_shared_tokens
 
 TEMPLATE = "Review: {text}\nSentiment:"
 WORDS = ("negative", "positive")

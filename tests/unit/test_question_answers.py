@@ -9,9 +9,9 @@ import torch
 from tiny_models import byte_tokenizer, seeded_model
 
 from zerotune.errors import Refused
-from zerotune.generator import AnswerGenerator
-from zerotune.question_answers import encode_questions
-from zerotune.question_prompts import QuestionPrompt, SolvedQuestion
+from zerotune.models.generator import AnswerGenerator
+from zerotune.prompts.question_answers import encode_questions
+from zerotune.prompts.question_prompts import QuestionPrompt, SolvedQuestion
 from zerotune.squad import Answer, Paragraph, Question
 
 CPU = torch.device("cpu")

@@ -9,17 +9,17 @@ from test_question_answers import make_questions
 from tiny_models import CHAT_TEMPLATE, character_model
 
 from zerotune.errors import Refused
-from zerotune.evaluation_options import EvalOptions
-from zerotune.final_folder import save_final
-from zerotune.generation import end_tokens, write_answers
-from zerotune.generator import load_generator
-from zerotune.language_model import load_language_model
-from zerotune.models import ModelSettings
-from zerotune.pretrained import load_tokenizer, read_config
-from zerotune.question_answers import encode_questions
-from zerotune.question_evaluation import answers_scorer, prepare_writing
-from zerotune.question_prompts import QuestionPrompt, SolvedQuestion, prompt_record
-from zerotune.scoring import BackOff
+from zerotune.evaluation.evaluation_options import EvalOptions
+from zerotune.evaluation.question_evaluation import answers_scorer, prepare_writing
+from zerotune.evaluation.scoring import BackOff
+from zerotune.models.final_folder import save_final
+from zerotune.models.generator import load_generator
+from zerotune.models.language_model import load_language_model
+from zerotune.models.loading import ModelSettings
+from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.prompts.generation import end_tokens, write_answers
+from zerotune.prompts.question_answers import encode_questions
+from zerotune.prompts.question_prompts import QuestionPrompt, SolvedQuestion, prompt_record
 
 CPU = torch.device("cpu")
 NEW, QUESTIONS = 8, make_questions()
@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_told_what_branches_see_writes_prompt_by_prompt(f
     data = encode_questions(tokenizer, QuestionPrompt(), QUESTIONS, 400, 2048, NEW)
     rows = np.array([4, 0, 2])
     expected = answers_scorer(model, data, tokenizer, NEW, CPU)(rows)
-    monkeypatch.setattr("zerotune.question_evaluation.can_share", lambda *_: False)
+    monkeypatch.setattr("zerotune.evaluation.question_evaluation.can_share", lambda *_: False)
     alone = answers_scorer(model, replace(data, shares=False), tokenizer, NEW, CPU)
     assert not hasattr(alone, "in_step")
     np.testing.assert_array_equal(alone(rows), expected)

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 from tiny_models import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 
-from zerotune.cutting import token_ids
+from zerotune.data.squad_files import read_questions
 from zerotune.errors import Refused
-from zerotune.pretrained import load_tokenizer
-from zerotune.question_prompts import (
+from zerotune.examples.cutting import token_ids
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.prompts.question_prompts import (
     ABSTENTIONS,
-    INSTRUCTION,
-    NO_ANSWER,
-    TEMPLATE,
     QuestionPrompt,
     QuestionTokenizer,
     SolvedQuestion,
@@ -26,7 +24,7 @@ from zerotune.question_prompts import (
     recorded_prompt,
     tokens_behind,
 )
-from zerotune.squad_files import read_questions
+from zerotune.squad import INSTRUCTION, NO_ANSWER, TEMPLATE
 
 CONTEXT = "The tower at Hook Head was built in the 13th century."
 QUESTION, ANSWER = "When was  the tower\n built? ", "in the 13th century"

@@ -8,10 +8,10 @@ import torch
 from test_question_answers import ALL, DATA, TOKENIZER, make_questions
 from tiny_models import seeded_model
 
-from zerotune.generation import NO_TOKEN
-from zerotune.question_answers import encode_questions
-from zerotune.question_prompts import QuestionPrompt, SolvedQuestion
-from zerotune.question_writing import AnswerWriter, writing_summary
+from zerotune.prompts.generation import NO_TOKEN
+from zerotune.prompts.question_answers import encode_questions
+from zerotune.prompts.question_prompts import QuestionPrompt, SolvedQuestion
+from zerotune.prompts.question_writing import AnswerWriter, writing_summary
 
 CPU = torch.device("cpu")
 NEW = 7

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from zerotune import runs
-from zerotune.comparison import write_comparison
+from zerotune.checks.preflight import read_split, split_of_run
 from zerotune.errors import Refused
-from zerotune.paired import read_evaluation
-from zerotune.preflight import read_split, split_of_run
-from zerotune.runs import RunFolder, check_earlier_run, recorded_flags, run_script
+from zerotune.pages.comparison import write_comparison
+from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run, recorded_flags
+from zerotune.run.process import run_script
+from zerotune.scores.paired import read_evaluation
 
 FLAGS = Namespace(seed=0, resume="auto", output_dir=Path("runs/a"))
 ALONE = SimpleNamespace(num_processes=1)
@@ -50,7 +50,7 @@ def test_a_lost_final_is_made_again_from_the_checkpoints(tmp_path):
     assert check_earlier_run(tmp_path, FLAGS) is True
 
 
-@pytest.mark.parametrize("name", runs.RESULTS)
+@pytest.mark.parametrize("name", RESULTS)
 def test_files_of_something_else_are_not_overwritten(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(Refused, match=f"holds {name} and no run.json"):

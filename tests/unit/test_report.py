@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zerotune.files import write_json, write_json_lines
-from zerotune.html_page import (
+from zerotune.pages.html_page import (
     confusion_table,
     flattened,
     interval_text,
@@ -19,8 +19,8 @@ from zerotune.html_page import (
     score_cell,
     table,
 )
-from zerotune.metrics import classification_metrics
-from zerotune.report import write_report
+from zerotune.pages.report import write_report
+from zerotune.scores.metrics import classification_metrics
 
 NASTY = '<script>alert("1")</script> & <b>not bold</b>'
 

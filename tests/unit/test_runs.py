@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from zerotune import runs
 from zerotune.errors import Preempted, Refused
 from zerotune.files import write_json
-from zerotune.runs import RunFolder, check_earlier_run, read_state, recorded_flags, run_script, short_name
+from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run, read_state, recorded_flags
+from zerotune.run.names import short_name
+from zerotune.run.process import describe_process, run_script, started_at
 
 ALONE = SimpleNamespace(num_processes=1)
 FLAGS = {"learning_rate": 1e-3, "seed": 0, "resume": "auto", "tokens_per_device": 100, "output_dir": Path("runs/a")}
@@ -49,8 +50,8 @@ def test_flags_that_change_no_number_may_differ(tmp_path):
     started(tmp_path)
     changed = flags(tokens_per_device=7, output_dir=Path("elsewhere"), resume="some/checkpoint")
     assert check_earlier_run(tmp_path, changed) is False
-    assert {"checkpoint_every", "log_every", "tracker", "state_file"} <= runs.FREE_FLAGS
-    assert not {"learning_rate", "batch_size", "seed", "eval_every", "method", "split_seed"} & runs.FREE_FLAGS
+    assert {"checkpoint_every", "log_every", "tracker", "state_file"} <= FREE_FLAGS
+    assert not {"learning_rate", "batch_size", "seed", "eval_every", "method", "split_seed"} & FREE_FLAGS
 
 
 def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
@@ -130,7 +131,7 @@ def test_a_folder_has_one_writer(tmp_path):
 def test_the_lock_goes_with_a_killed_process(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from types import SimpleNamespace\n"
-        "from zerotune.runs import RunFolder\n"
+        "from zerotune.run.folder import RunFolder\n"
         "RunFolder(Path(sys.argv[1]), SimpleNamespace(num_processes=1)).__enter__(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == -9
@@ -230,13 +231,13 @@ def test_flags_are_recorded_as_plain_values():
 
 
 def test_the_start_of_this_process_is_known():
-    began = runs.started_at()
+    began = started_at()
     assert time.time() - 24 * 3600 < began < time.time()
     # The kernel counts in ticks of 10 ms, and a system's uptime is read a moment later.
-    assert abs(runs.started_at() - began) < 0.1
+    assert abs(started_at() - began) < 0.1
 
 
 def test_the_process_is_described():
-    described = runs.describe_process()
+    described = describe_process()
     assert described["versions"].keys() >= {"python", "torch", "zerotune"} and all(described["versions"].values())
     assert described["command"] == " ".join(sys.argv)

@@ -9,9 +9,9 @@ from collections import Counter
 
 import pytest
 
-from zerotune import sample_text, samples
+from zerotune.data import sample_text, samples
+from zerotune.data.sample_text import ASPECTS, BAD, FILM, GOOD, GRAMMAR
 from zerotune.errors import Refused
-from zerotune.sample_text import ASPECTS, BAD, FILM, GOOD, GRAMMAR
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_model_is_the_same_for_a_seed_and_a_complete_folder_is_left_alone(folder
 
 
 def test_two_processes_at_once_leave_one_complete_folder(folder, tmp_path):
-    program = "import sys, pathlib, zerotune.samples as s; s.tiny_causal_model(pathlib.Path(sys.argv[1]) / 'tiny')"
+    program = "import sys, pathlib, zerotune.data.samples as s; s.tiny_causal_model(pathlib.Path(sys.argv[1]) / 'tiny')"
     started = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
     assert [process.wait(timeout=120) for process in started] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]

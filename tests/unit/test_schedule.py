@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_linear_schedule_with_warmup
 
-from zerotune.schedule import Schedule, plan_schedule
+from zerotune.training.schedule import Schedule, plan_schedule
 
 FLAGS = {
     "epochs": 3,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from zerotune import scoring
-from zerotune.batching import evaluation_batches
 from zerotune.errors import Refused
-from zerotune.scoring import BackOff, PartialScores, score_items
+from zerotune.evaluation import scoring
+from zerotune.evaluation.scoring import BackOff, PartialScores, score_items
+from zerotune.examples.batching import evaluation_batches
 
 BATCHES = [np.array([4, 0]), np.array([3]), np.array([1, 5]), np.array([2])]
 KEY = {"model": "a", "items": "b"}

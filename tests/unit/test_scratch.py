@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from test_checkpoints import Usage, deaths, names
 
-from zerotune import checkpoints, scratch
 from zerotune.errors import Refused
-from zerotune.scratch import ScratchSaves
+from zerotune.training import checkpoints, scratch
+from zerotune.training.scratch import ScratchSaves
 
 ALONE = SimpleNamespace(
     num_processes=1, process_index=0, is_main_process=True, is_local_main_process=True, wait_for_everyone=lambda: None

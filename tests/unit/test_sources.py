@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from zerotune.data.sources import find_column, read_file, read_hub, require_file_sha256
 from zerotune.errors import Refused
-from zerotune.sources import find_column, read_file, read_hub, require_file_sha256
 
 ROWS = [
     {"sentence": 'a "quoted start and no end', "label": "1"},

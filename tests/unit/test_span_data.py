@@ -11,13 +11,13 @@ from span_cases import ask, pair_tokenizer
 from tiny_models import WORDS, tiny_model
 from torch.nn import functional as F
 
-from zerotune.batching import cut_by_budget, epoch_steps, evaluation_batches, micro_batches
-from zerotune.models import ModelSettings
-from zerotune.pretrained import load_tokenizer
-from zerotune.span_data import LOSS, NULL, SPANS, SpanData
-from zerotune.span_features import span_features
-from zerotune.span_head import load_span_model
-from zerotune.span_selection import ABSENT
+from zerotune.examples.batching import cut_by_budget, epoch_steps, evaluation_batches, micro_batches
+from zerotune.examples.span_data import LOSS, NULL, SPANS, SpanData
+from zerotune.examples.span_features import span_features
+from zerotune.examples.span_selection import ABSENT
+from zerotune.models.loading import ModelSettings
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.span_head import load_span_model
 from zerotune.squad import Paragraph, Question
 
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ from span_cases import NAMES, ask, pair_tokenizer
 from tiny_models import SPECIAL, WORDS, byte_tokenizer, word_tokenizer
 from tokenizers import processors
 
+from zerotune.command_line.squad_arguments import DOC_STRIDE, MAX_LENGTH
+from zerotune.data.squad_files import read_questions
 from zerotune.errors import Refused
-from zerotune.pretrained import load_tokenizer
-from zerotune.span_features import UNKNOWN, span_features
-from zerotune.span_tokens import span_form, tokenise_spans
+from zerotune.examples.span_features import UNKNOWN, span_features
+from zerotune.examples.span_tokens import span_form, tokenise_spans
+from zerotune.models.pretrained import load_tokenizer
 from zerotune.squad import Answer, Paragraph, Question
-from zerotune.squad_arguments import DOC_STRIDE, MAX_LENGTH
-from zerotune.squad_files import read_questions
 
 BYTES = byte_tokenizer()
 SHARED = Path(__file__).parents[3] / "shared"
@@ -151,7 +151,7 @@ def test_a_paragraph_is_tokenised_once(monkeypatch):
         seen.append((texts, contexts))
         return tokenise_spans(tokenizer, texts, contexts, cache_dir)
 
-    monkeypatch.setattr("zerotune.span_features.tokenise_spans", record)
+    monkeypatch.setattr("zerotune.examples.span_features.tokenise_spans", record)
     features = span_features(pair_tokenizer(), questions, False, 40, 4, None)
     assert seen == [(["was it", "good", "bad"], ["a film", "a film"])]
     assert features.paragraph.tolist() == [0, 0, 1]
@@ -185,7 +185,7 @@ def test_special_tokens_in_a_text_are_text():
 def test_the_cache_gives_the_same_and_is_used(tmp_path, monkeypatch):
     questions = ask(CONTEXT, ("was it good", "good"))
     first = span_features(pair_tokenizer(), questions, False, 40, 4, tmp_path)
-    monkeypatch.setattr("zerotune.span_tokens._tokenise", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr("zerotune.examples.span_tokens._tokenise", lambda *_: pytest.fail("tokenised again"))
     again = span_features(pair_tokenizer(), questions, False, 30, 2, tmp_path)
     for name, array in vars(first.tokens).items():
         assert np.array_equal(array, vars(again.tokens)[name]) and array.dtype == vars(again.tokens)[name].dtype

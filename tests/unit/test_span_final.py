@@ -9,10 +9,10 @@ from tiny_models import tiny_model
 from transformers import LlamaForQuestionAnswering
 
 from zerotune.errors import Refused
-from zerotune.final_folder import load_final_span, save_final
-from zerotune.models import ModelSettings
-from zerotune.pretrained import load_tokenizer
-from zerotune.span_head import load_span_model
+from zerotune.models.final_folder import load_final_span, save_final
+from zerotune.models.loading import ModelSettings
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.span_head import load_span_model
 
 IDS = torch.tensor([[1, 4, 6, 7, 8], [1, 5, 9, 3, 3]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

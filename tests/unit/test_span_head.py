@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForQuestionAnswering
 
 from zerotune.errors import Refused
-from zerotune.heads import Float32Linear, is_head_parameter
-from zerotune.models import ModelSettings, parameter_groups
-from zerotune.parameters import parameter_table
-from zerotune.pretrained import load_tokenizer, read_config
-from zerotune.span_head import load_span_model, span_size
+from zerotune.models.heads import Float32Linear, is_head_parameter
+from zerotune.models.loading import ModelSettings, parameter_groups
+from zerotune.models.parameters import parameter_table
+from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.models.span_head import load_span_model, span_size
 
 ROWS = [[1, 4, 6, 7, 8], [1, 5, 9], [1, 4, 6, 7, 10, 11, 8, 12]]
 PAD = 3

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerotune.span_selection import ABSENT, null_scores, question_spans, window_spans
+from zerotune.examples.span_selection import ABSENT, null_scores, question_spans, window_spans
 
 
 def every_span(logits, column, count, longest):

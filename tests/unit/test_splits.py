@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerotune.errors import Refused
-from zerotune.phrases import PhraseIndex
-from zerotune.sources import Source
-from zerotune.splits import (
+from zerotune.data.phrases import PhraseIndex
+from zerotune.data.sources import Source
+from zerotune.data.splits import (
     Example,
     balanced_subset,
     choosing_size,
@@ -29,6 +28,7 @@ from zerotune.splits import (
     without_phrases_of,
     without_texts_of,
 )
+from zerotune.errors import Refused
 
 LABELS = ("negative", "positive")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from zerotune import squad_files
+from zerotune.data import squad_files
+from zerotune.data.sources import Source
+from zerotune.data.squad_files import read_predictions, read_questions, require_predictions
 from zerotune.errors import Refused
-from zerotune.sources import Source
 from zerotune.squad import Answer
-from zerotune.squad_files import read_predictions, read_questions, require_predictions
 
 CONTEXT = "The tower at Hook Head – of 1240 – was built by monks."
 REAL = Path(__file__).parents[3] / "shared" / "data" / "squad_v2"

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerotune.squad import Answer, Paragraph, Question
-from zerotune.squad_metrics import (
+from zerotune.scores.squad_metrics import (
     METRIC_NAMES,
     best_threshold,
     choose_threshold,
@@ -20,6 +19,7 @@ from zerotune.squad_metrics import (
     score_intervals,
     squad_metrics,
 )
+from zerotune.squad import Answer, Paragraph, Question
 
 PARAGRAPH = Paragraph("Towers", 0, "context")
 

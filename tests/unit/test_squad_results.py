@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from zerotune.errors import Refused
+from zerotune.evaluation.squad_evaluation import SpanSettings, choosing_values, span_settings
+from zerotune.scores.squad_metrics import score_answers
+from zerotune.scores.squad_results import Answers, breakdown, context_length, question_word, write_results
+from zerotune.scores.statistics import paired_means
 from zerotune.squad import Answer, Paragraph, Question
-from zerotune.squad_evaluation import SpanSettings, choosing_values, span_settings
-from zerotune.squad_metrics import score_answers
-from zerotune.squad_results import Answers, breakdown, context_length, question_word, write_results
-from zerotune.statistics import paired_means
 
 
 @pytest.mark.parametrize(

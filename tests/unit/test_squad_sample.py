@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from zerotune.squad_files import parse_questions
-from zerotune.squad_sample import sample_articles, sample_lines
-from zerotune.squad_sample_text import KINDS, VALUES
+from zerotune.data.squad_files import parse_questions
+from zerotune.data.squad_sample import sample_articles, sample_lines
+from zerotune.data.squad_sample_text import KINDS, VALUES
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from argparse import Namespace
 
 import pytest
 
+from zerotune.data.squad_files import parse_questions
+from zerotune.data.squad_sample import sample_articles
+from zerotune.data.squad_splits import SOURCES, draw_articles, first_paragraphs, load_splits
+from zerotune.data.task_sources import load_test
 from zerotune.errors import Refused
-from zerotune.squad_files import parse_questions
-from zerotune.squad_sample import sample_articles
-from zerotune.squad_splits import SOURCES, draw_articles, first_paragraphs, load_splits
-from zerotune.task_sources import load_test
 
 
 def flags(**given):

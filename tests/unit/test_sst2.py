@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from zerotune import split_settings, sst2
+from zerotune import sst2
+from zerotune.data import split_settings
+from zerotune.data.sources import Source, rows_sha256
+from zerotune.data.splits import normalise
+from zerotune.data.task_sources import load_test
+from zerotune.data.task_splits import load_shots_source, load_splits
 from zerotune.errors import Refused
-from zerotune.sources import Source, rows_sha256
-from zerotune.splits import normalise
-from zerotune.task_sources import load_test
-from zerotune.task_splits import load_shots_source, load_splits
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "sst2"
 

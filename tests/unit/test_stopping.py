@@ -3,7 +3,7 @@
 import os
 import signal
 
-from zerotune.stopping import StopSignal
+from zerotune.run.stopping import StopSignal
 
 
 def test_signals_are_noted():
@@ -22,7 +22,7 @@ def test_signals_are_noted():
 def test_the_stop_file_is_a_signal_too(tmp_path, monkeypatch):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     monkeypatch.setenv("ZEROTUNE_STOP_FILE", str(tmp_path / "stop"))
-    monkeypatch.setattr("zerotune.stopping.SECONDS_BETWEEN_LOOKS", 0)
+    monkeypatch.setattr("zerotune.run.stopping.SECONDS_BETWEEN_LOOKS", 0)
     try:
         stop = StopSignal()
         assert stop.name is None

@@ -4,6 +4,7 @@ import ast
 import functools
 import re
 import sys
+from graphlib import TopologicalSorter
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT_FOLDERS = ("train", "eval")
-LIBRARY = sorted((REPOSITORY / "zerotune").glob("*.py"))
+LIBRARY = sorted((REPOSITORY / "zerotune").rglob("*.py"))
 SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (REPOSITORY / folder).glob("*.py"))
 MOST_LINES = 330
 # What a run, an evaluation or a user writes; named in documents, never shipped.
@@ -38,11 +39,25 @@ def test_there_is_something_to_check():
     assert len(LIBRARY) > 20 and {path.name for path in SCRIPTS} >= {"sst2.py", "compare.py"}
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_the_library_imports_no_script(path):
     assert not top_names(path) & {*SCRIPT_FOLDERS, "tests", "slurm"}
     scripts_alone = {script.stem for script in SCRIPTS} - {module.stem for module in LIBRARY}
     assert not top_names(path) & scripts_alone
+
+
+def test_imports_between_the_rooms_of_the_library_run_one_way():
+    """A room is a folder of zerotune/, or a module beside them."""
+    rooms = {}
+    for path in LIBRARY:
+        room = path.relative_to(REPOSITORY / "zerotune").parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "zerotune":
+                rooms.setdefault(room, set()).update(one.name for one in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("zerotune."):
+                rooms.setdefault(room, set()).add(node.module.split(".")[1])
+    order = list(TopologicalSorter({room: used - {room} for room, used in rooms.items()}).static_order())
+    assert order.index("data") < order.index("evaluation") < order.index("training") < order.index("checks")
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -142,9 +157,12 @@ def test_every_link_of_the_documents_leads_somewhere():
 
 @functools.cache
 def defined_names(module):
-    """What a module of the library defines at its top, not what it imports."""
+    """What a module of the library defines at its top, not what it imports; a room's modules."""
+    path = REPOSITORY / module.replace(".", "/")
+    if path.is_dir():
+        return {one.stem for one in path.glob("*.py")}
     names = set()
-    for node in ast.parse((REPOSITORY / f"{module.replace('.', '/')}.py").read_text()).body:
+    for node in ast.parse(path.with_suffix(".py").read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, ast.Assign):

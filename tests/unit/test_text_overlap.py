@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU
 
-from zerotune import text_overlap, wordnet
+from zerotune.scores import text_overlap, wordnet
 from zerotune.squad import Answer, Paragraph, Question
 
 PARAGRAPH = Paragraph("Towers", 0, "context")

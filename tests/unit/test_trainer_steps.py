@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from zerotune.loop import Progress
-from zerotune.schedule import plan_schedule
-from zerotune.trainer_engine import TrainerLoop, _StepSampler, cut_step, mean_over_step
+from zerotune.training.loop import Progress
+from zerotune.training.schedule import plan_schedule
+from zerotune.training.trainer_engine import TrainerLoop, _StepSampler, cut_step, mean_over_step
 
 NUM_EXAMPLES, BATCH_SIZE, STEPS_PER_EPOCH = 165, 8, 21
 

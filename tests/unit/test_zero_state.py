@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from zerotune.zero_state import KINDS, load_zero_state, save_zero_state
+from zerotune.training.zero_state import KINDS, load_zero_state, save_zero_state
 
 # Two groups of parameters: some smaller than a partition, one cut by many, one of a single element.
 GROUPS = ({"layer.weight": (7, 5), "layer.bias": (3,), "scale": (1,)}, {"head.weight": (2, 11)})

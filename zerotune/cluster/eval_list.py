@@ -1,0 +1,156 @@
+"""A list of evaluations, as slurm/eval.sh runs it: which lines are to do, what each launches, and all held together.
+
+    # model                task  shots  seed  more flags of the eval script
+    runs/sst2-a/final      sst2  0      0
+    google/gemma-2-2b-it   sst2  4      0     --calibrate contextual
+    google/gemma-2-2b-it   imdb  4      1     --test-size 2500
+
+    python -m zerotune.cluster.eval_list todo LIST
+    python -m zerotune.cluster.eval_list line LIST NUMBER
+    python -m zerotune.cluster.eval_list compare LIST
+
+Results go to runs/eval/LIST/, a folder for each line. Nothing here imports torch.
+"""
+
+import hashlib
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from zerotune.cluster.jobs import TASKS
+from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
+from zerotune.files import read_json
+from zerotune.run.folder import read_state
+from zerotune.run.names import short_name
+
+SCRIPTS = {Path(name).stem: f"eval/{name}" for name in TASKS}
+FORM = "MODEL TASK SHOTS SEED [more flags]"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One evaluation. `number` counts the list's evaluations from 1; `where` names list and line for messages."""
+
+    number: int
+    where: str
+    model: str
+    task: str
+    shots: int
+    seed: int
+    more: tuple[str, ...]
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where its results go; flags beyond the four columns stand in it as a hash."""
+        more = f"-{hashlib.sha256(shlex.join(self.more).encode()).hexdigest()[:6]}" if self.more else ""
+        return self.root / f"{self.task}-{short_name(self.model)}-{self.shots}shot-seed{self.seed}{more}"
+
+    @property
+    def command(self) -> list[str]:
+        """The eval script and its flags."""
+        shots = ["--shots", str(self.shots)] if self.shots else []
+        given = ["--model", self.model, *shots, "--seed", str(self.seed), *self.more]
+        return [SCRIPTS[self.task], *given, "--output-dir", str(self.folder)]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is finished, and its model has not been written since."""
+        metrics = self.folder / "metrics.json"
+        if read_state(self.folder).get("state") != "finished" or not metrics.exists():
+            return False
+        files = Path(self.model).glob("*") if Path(self.model).is_dir() else ()
+        return all(path.stat().st_mtime <= metrics.stat().st_mtime for path in files)
+
+
+def read_list(path: Path) -> list[Line]:
+    """The evaluations of a list. Raises Refused for a line of another form, and for two that write to one folder."""
+    if not path.is_file():
+        raise Refused(f"{path}: no such list; wanted a file with lines {FORM}")
+    lines, folders = [], {}
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = _words(text, f"{path} line {number}")
+        if not words:
+            continue
+        line = _line(len(lines) + 1, words, f"{path} line {number}", Path("runs/eval") / path.stem)
+        if line.folder in folders:
+            raise Refused(f"{line.where} writes to {line.folder}, as {folders[line.folder]} does: take one out")
+        folders[line.folder] = line.where
+        lines.append(line)
+    if not lines:
+        raise Refused(f"{path} holds no evaluation; wanted lines {FORM}")
+    return lines
+
+
+def _words(text: str, where: str) -> list[str]:
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise Refused(f"{where}: {error}: {text!r}; mend its quotes") from None
+
+
+def _line(number: int, words: list[str], where: str, root: Path) -> Line:
+    if len(words) < 4 or not (words[2].isdigit() and words[3].isdigit()):
+        raise Refused(f"{where}: {' '.join(words)!r}; wanted {FORM}, such as google/gemma-2-2b-it sst2 4 0")
+    model, task, shots, seed, *more = words
+    if task not in SCRIPTS:
+        raise Refused(f"{where}: no task {task!r}; wanted one of {', '.join(SCRIPTS)}")
+    owned = {"--model", "--shots", "--seed", "--output-dir"} & {word.partition("=")[0] for word in more}
+    if owned:
+        raise Refused(f"{where}: {', '.join(sorted(owned))} is said by the columns or by the list's name; leave it out")
+    return Line(number, where, model, task, int(shots), int(seed), tuple(more), root)
+
+
+def compare(lines: list[Line]) -> list[str]:
+    """Hold the evaluations of each task against each other; returns what to print.
+
+    Raises:
+        Refused: some are not done; the others are compared all the same.
+    """
+    from zerotune.pages.comparison import write_comparison
+
+    said = []
+    done = [line for line in lines if line.is_done]
+    for task in dict.fromkeys(line.task for line in done):
+        folders = [line.folder for line in done if line.task == task]
+        if len(folders) == 1:
+            said.append(f"{task}: {folders[0]} alone, nothing to compare it with")
+            continue
+        try:
+            report = write_comparison(folders, lines[0].root / f"compare-{task}")
+            said.append(f"{task}: {len(folders)} evaluations compared in {report}")
+        except Refused as error:
+            said.append(f"{task}: not compared: {error}")
+    for line in done:
+        metrics = read_json(line.folder / "metrics.json")
+        score = next((f"{name} {metrics[name]:.4f}" for name in ("accuracy", "f1") if name in metrics), "no labels")
+        said.append(f"{line.folder.name}: {score} on {metrics['count']:,} items")
+    print("\n".join(said), flush=True)
+    lacking = [line for line in lines if not line.is_done]
+    if lacking:
+        listed = "; ".join(
+            f"{line.where} ({read_state(line.folder).get('state', 'never started')})" for line in lacking
+        )
+        raise Refused(f"{len(lacking)} of {len(lines)} evaluations are not done: {listed}; submit the list again")
+    return said
+
+
+def main(arguments: list[str]) -> None:
+    """todo, line or compare, printed."""
+    verb, path, *rest = arguments
+    lines = read_list(Path(path))
+    if verb == "todo":
+        print(",".join(str(line.number) for line in lines if not line.is_done))
+    elif verb == "line":
+        print("\n".join(lines[int(rest[0]) - 1].command))
+    else:
+        compare(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Refused as error:
+        print(f"refused: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_BUG if sys.argv[1] == "compare" else EXIT_REFUSED)

@@ -1,0 +1,243 @@
+"""What a SLURM job script asks before and after it launches a run: where it writes, how far it is, what it lacks.
+
+    python -m zerotune.cluster.jobs plan train/sst2.py --sample
+    python -m zerotune.cluster.jobs check train/sst2.py --model meta-llama/Llama-3.2-1B
+    python -m zerotune.cluster.jobs folder eval/sst2.py --model runs/a/final
+    python -m zerotune.cluster.jobs progress runs/a
+
+Nothing here imports torch: a job script waits for each answer.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from zerotune.cluster import prefetch
+from zerotune.command_line.arguments import DEFAULT_MODEL
+from zerotune.errors import Refused
+from zerotune.files import read_json
+from zerotune.run.folder import read_state
+from zerotune.run.launch import read_deepspeed_config, zero_stage
+from zerotune.run.names import default_eval_folder, default_run_folder, sample_model_folder
+from zerotune.run.process import run_script
+from zerotune.training import checkpoints
+
+# Task of each script, as run folders are called.
+TASKS = {"sst2.py": "sst2", "imdb.py": "imdb", "qa.py": "squad"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a script's flags ask for, as far as a job script needs to know.
+
+    Attributes:
+        script: "train/sst2.py", …
+        task: "sst2", "imdb" or "squad".
+        flags: model, revision, method, head, output_dir, deepspeed, dataset, the files, sample, push_to_hub.
+    """
+
+    script: str
+    task: str
+    flags: argparse.Namespace
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a train script."""
+        return Path(self.script).parent.name == "train"
+
+    @property
+    def model(self) -> str:
+        """Hub id or folder, with the script's default filled in."""
+        if self.flags.model:
+            return self.flags.model
+        return str(sample_model_folder(self.task)) if self.flags.sample else DEFAULT_MODEL
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        flags = self.flags
+        if flags.output_dir:
+            return flags.output_dir
+        if self.trains:
+            return default_run_folder(self.task, self.model, flags.method, flags.head)
+        return default_eval_folder(self.task, self.model)
+
+
+def read_flags(script: str, arguments: list[str]) -> Wanted:
+    """What a train or eval script is asked for; flags of other concern pass. Raises Refused for another script."""
+    name = Path(script).name
+    if name not in TASKS or Path(script).parent.name not in ("train", "eval"):
+        raise Refused(f"{script} is no script of a task: wanted train/ or eval/ and one of {', '.join(TASKS)}")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("model", "revision", "dataset", "push-to-hub", "head"):
+        parser.add_argument(f"--{flag}")
+    for flag in ("output-dir", "deepspeed", "train-file", "validation-file", "test-file"):
+        parser.add_argument(f"--{flag}", type=Path)
+    parser.add_argument("--method", default="full")
+    parser.add_argument("--sample", action="store_true")
+    try:
+        flags, _ = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise Refused(f"{script}: {error}") from None
+    return Wanted(script, TASKS[name], flags)
+
+
+def progress_of(folder: Path) -> str:
+    """How far a run has come, as one word that changes when it comes further.
+
+    The step of the newest marked checkpoint, and how many of the base evaluation, final/ and final evaluation are done.
+    """
+    marks = (folder / "checkpoints").glob(f"step-*/{checkpoints.MARKER}")
+    newest = max((int(path.parent.name.removeprefix("step-")) for path in marks), default=0)
+    milestones = ("eval/base/metrics.json", "final/task.json", "eval/final/metrics.json", "metrics.json")
+    return f"{newest}+{sum((folder / name).exists() for name in milestones)}"
+
+
+def describe_progress(folder: Path) -> str:
+    """What a launch will do with a run folder: start, go on, or nothing."""
+    state = read_state(folder)
+    if not state:
+        return "fresh"
+    if state.get("state") == "finished":
+        return "finished"
+    step = progress_of(folder).partition("+")[0]
+    reason = f", {state['reason']}" if state.get("reason") else ""
+    return f"resumed after step {step} (was {state.get('state')}{reason})"
+
+
+def describe_job(wanted: Wanted, environment: dict[str, str]) -> list[str]:
+    """The first lines of a job's log: nodes, devices, world size, ZeRO stage, run folder, fresh, resumed or finished.
+
+    Args:
+        environment: SLURM's variables and those that the job script sets.
+    Raises:
+        Refused: the DeepSpeed file is missing or wrong.
+    """
+    num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+    processes = int(environment.get("ZEROTUNE_PROCESSES_PER_NODE", "1"))
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
+    stage = zero_stage(read_deepspeed_config(wanted.flags.deepspeed))
+    file = f" ({wanted.flags.deepspeed})" if wanted.flags.deepspeed else ""
+    return [
+        f"nodes: {num_nodes} ({environment.get('SLURM_JOB_NODELIST', 'this one')})",
+        f"devices: {f'{gpus} GPUs' if gpus else 'CPU'} and {processes} process{'es' * (processes > 1)} a node",
+        f"world size: {num_nodes * processes}",
+        f"ZeRO stage: {stage}{file}" if stage else "ZeRO stage: none",
+        f"run folder: {wanted.folder}: {describe_progress(wanted.folder)}",
+    ]
+
+
+def check_offline(wanted: Wanted) -> None:
+    """Raises Refused where a job without a network would miss something, with the line that fetches it."""
+    if wanted.flags.push_to_hub:
+        raise Refused(
+            f"--push-to-hub {wanted.flags.push_to_hub} needs a network, which jobs do not have: leave it out, and on "
+            f"the login node `hf upload {wanted.flags.push_to_hub} {wanted.folder / 'final'}` when the run is finished"
+        )
+    for flag in ("train_file", "validation_file", "test_file"):
+        path = getattr(wanted.flags, flag)
+        if path is not None and not path.exists():
+            raise Refused(f"--{flag.replace('_', '-')} {path}: no such file on this node; put it on the shared disk")
+    missing = prefetch.missing_items(items_of(wanted))
+    if missing:
+        line = f"bash slurm/prefetch.sh {' '.join(item.flag for item in missing)}"
+        found = "; ".join(f"{item} ({why})" for item, why in missing.items())
+        raise Refused(f"not in the cache {prefetch.cache_root()}: {found}; on the login node run: {line}")
+
+
+def items_of(wanted: Wanted) -> list[prefetch.Item]:
+    """What a script reads from the hub or from WordNet."""
+    items = []
+    model = wanted.model
+    if not wanted.flags.sample or wanted.flags.model:
+        if not os.path.isdir(model):
+            items.append(prefetch.Item("model", model, wanted.flags.revision))
+        elif (Path(model) / "adapter_config.json").exists():
+            described = read_json(Path(model) / "adapter_config.json")
+            base = described.get("base_model_name_or_path") or ""
+            if base and not os.path.isdir(base):
+                items.append(prefetch.Item("model", base, described.get("revision")))
+    files = (wanted.flags.train_file, wanted.flags.validation_file, wanted.flags.test_file)
+    own_test = not wanted.trains and (Path(model).parent / "split.json").exists() and not wanted.flags.dataset
+    if not wanted.flags.sample and not any(files):
+        dataset, revision = prefetch.dataset_of(wanted.task, wanted.flags.dataset)
+        if own_test:
+            dataset, revision = prefetch.dataset_of_split(Path(model).parent / "split.json")
+        if dataset:
+            items.append(prefetch.Item("dataset", dataset, revision))
+    if wanted.task == "squad":
+        items.append(prefetch.Item("wordnet"))
+    return items
+
+
+def prefetch_items(arguments: list[str]) -> None:
+    """slurm/prefetch.sh: fetch what a script's command line needs, or what is named, or verify what is there.
+
+    Raises:
+        Refused: something cannot be fetched, or is not as it was fetched.
+    """
+    if arguments and Path(arguments[0]).name in TASKS:
+        items, update = items_of(read_flags(arguments[0], arguments[1:])), "--update" in arguments
+    else:
+        parser = argparse.ArgumentParser(prog="slurm/prefetch.sh", allow_abbrev=False)
+        parser.add_argument("--model", action="append", default=[], metavar="ID[@REVISION]")
+        parser.add_argument("--dataset", action="append", default=[], metavar="ID[@REVISION]")
+        parser.add_argument("--wordnet", action="store_true", help="for METEOR")
+        parser.add_argument("--update", action="store_true", help="take the newest commit of what is there already")
+        parser.add_argument("--verify", action="store_true", help="fetch nothing, hash what the manifest lists")
+        flags = parser.parse_args(arguments)
+        if flags.verify:
+            _verify()
+            return
+        named = [("model", text) for text in flags.model] + [("dataset", text) for text in flags.dataset]
+        items = [prefetch.parse_item(kind, text) for kind, text in named]
+        items += [prefetch.Item("wordnet")] if flags.wordnet else []
+        update = flags.update
+    for item in items:
+        entry = prefetch.fetch(item, update)
+        size = sum(file["bytes"] for file in entry["files"].values())
+        print(f"{item}: {len(entry['files'])} files, {size / 2**20:,.1f} MiB, commit {entry['revision']}", flush=True)
+    print(f"manifest: {prefetch.cache_root() / prefetch.MANIFEST}")
+
+
+def _verify() -> None:
+    entries = prefetch.read_manifest().values()
+    items = [prefetch.Item(entry["kind"], entry["name"]) for entry in entries]
+    damaged = prefetch.missing_items(items, whole=True)
+    if damaged:
+        found = "; ".join(f"{item}: {why}" for item, why in damaged.items())
+        raise Refused(f"{found}; fetch again: bash slurm/prefetch.sh {' '.join(item.flag for item in damaged)}")
+    print(f"{len(items)} items in {prefetch.cache_root()} are as they were fetched")
+
+
+def print_progress(folder: Path) -> None:
+    """State, progress and a stamp of state.json, which changes when it is written."""
+    path = folder / "state.json"
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    print(read_state(folder).get("state", "none"), progress_of(folder), stamp)
+
+
+def main(arguments: list[str]) -> None:
+    """One of plan, check, folder, progress and prefetch."""
+    verb, *rest = arguments
+    if verb == "prefetch":
+        prefetch_items(rest)
+        return
+    target, *flags = rest
+    if verb == "progress":
+        print_progress(Path(target))
+        return
+    wanted = read_flags(target, flags)
+    if verb == "folder":
+        print(wanted.folder)
+        return
+    for line in describe_job(wanted, dict(os.environ)):
+        print(line, flush=True)
+    if read_state(wanted.folder).get("state") != "finished":
+        check_offline(wanted)
+
+
+if __name__ == "__main__":
+    run_script(main, sys.argv[1:])

@@ -1,0 +1,260 @@
+"""Will this site do? Checks of devices, network, disks and cache by all ranks of a job; slurm/smoke.sh launches it.
+
+    accelerate launch --module zerotune.cluster.smoke
+
+One line a check: "pass", or "FAIL" with the cure. Ends with status 1 where one has failed.
+"""
+
+import fcntl
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from zerotune.cluster import prefetch
+from zerotune.errors import EXIT_BUG, Refused
+from zerotune.run import launch
+from zerotune.run.process import is_main_process, run_script, say
+
+# Large enough that the network's bandwidth counts, not its latency; gloo over Ethernet moves it in a second.
+GPU_MIB, CPU_MIB = 256, 16
+ROUNDS = 5
+# Of a run folder with a few checkpoints of a small model.
+LEAST_FREE_GIB = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: `text` says what is there, `cure` what to do about it, None where it is well."""
+
+    check: str
+    text: str
+    cure: str | None = None
+
+    def line(self) -> str:
+        """How it is printed."""
+        verdict = "pass" if self.cure is None else "FAIL"
+        return f"{verdict}  {self.check}: {self.text}" + (f"; {self.cure}" if self.cure else "")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _counted(values: list[str]) -> str:
+    return ", ".join(f"{count} × {value}" for value, count in Counter(values).items())
+
+
+def check_devices(accelerator) -> Finding:
+    """What each rank computes on; a GPU that SLURM gave and torch does not see is a failure."""
+    device = accelerator.device
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        mine = f"{properties.name} with {properties.total_memory / 2**30:.0f} GiB"
+    else:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        mine = f"CPU ({len(os.sched_getaffinity(0))} cores, {pages / 2**30:.0f} GiB)"
+    unseen = bool(int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)) and device.type != "cuda"
+    found = launch.on_all_ranks(accelerator, (mine, platform.node() if unseen else None))
+    blind = sorted({node for _, node in found if node})
+    cure = None
+    if blind:
+        cure = (
+            f"SLURM gave GPUs on {', '.join(blind)} and torch {torch.__version__} sees none: load the driver's module "
+            "in slurm/hook.sh, install a torch built for its CUDA, or ask for no GPUs"
+        )
+    return Finding("devices", _counted([text for text, _ in found]), cure)
+
+
+def check_bf16(accelerator) -> Finding:
+    """Whether a product of matrices in bf16 is right."""
+    ones = torch.ones(64, 64, device=accelerator.device, dtype=torch.bfloat16)
+    right = bool((ones @ ones == 64).all())
+    has = accelerator.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    well = all(launch.on_all_ranks(accelerator, right and has))
+    cure = None if well else "launch with --precision fp16 (GPUs before Ampere lack bf16) or fp32"
+    return Finding("bf16", "computes" if well else "this device lacks it", cure)
+
+
+def _driver() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(asked, capture_output=True, text=True).stdout.split()
+    return lines[0] if lines else None
+
+
+def check_versions(accelerator) -> Finding:
+    """Driver, toolkit and libraries; all nodes have the same."""
+    names = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes")
+    mine = [
+        f"driver {_driver() or 'none'}",
+        f"CUDA {torch.version.cuda or 'none'}",
+        f"python {platform.python_version()}",
+    ]
+    mine += [f"{name} {_version(name)}" for name in names]
+    mine.append(f"flash-attn {_version('flash-attn') or 'not installed (sdpa is used)'}")
+    found = launch.on_all_ranks(accelerator, mine)
+    differing = sorted({one for rank in found for one in rank} ^ set(found[0]))
+    cure = f"the nodes differ ({', '.join(differing)}): use one environment on the shared disk" if differing else None
+    return Finding("versions", ", ".join(found[0]), cure)
+
+
+def check_all_reduce(accelerator) -> Finding:
+    """Whether all ranks are in the sum, and how fast it is (bus bandwidth as NCCL's tests count it)."""
+    world, device = accelerator.num_processes, accelerator.device
+    if world == 1:
+        return Finding("all-reduce", "1 rank: nothing to reduce")
+    size = (GPU_MIB if device.type == "cuda" else CPU_MIB) * 2**20
+    values = torch.full((size // 4,), 1.0, device=device)
+    torch.distributed.all_reduce(values)
+    right = bool((values == world).all())
+    accelerator.wait_for_everyone()
+    started = time.perf_counter()
+    for _ in range(ROUNDS):
+        torch.distributed.all_reduce(values)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - started) / ROUNDS
+    rate = 2 * (world - 1) / world * size / seconds / 1e9
+    backend = torch.distributed.get_backend()
+    text = (
+        f"{world} ranks on {os.environ.get('SLURM_JOB_NUM_NODES', '1')} nodes, {backend}, {rate:.2f} GB/s bus bandwidth"
+    )
+    cure = None if right else "the sum is wrong: report the node to the site's staff"
+    return Finding("all-reduce", text, cure)
+
+
+def _write_rename_lock(folder: Path, name: str) -> str | None:
+    """What is wrong with a file system, None for nothing: a file is written, renamed, read and locked."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside, target = folder / f".{name}.new", folder / name
+        aside.write_bytes(b"smoke" * 200_000)
+        aside.replace(target)
+        if target.stat().st_size != 1_000_000:
+            return "a file is not what was written"
+        with target.open("r+b") as first, target.open("r+b") as second:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return "a second lock on a file is granted"
+            except BlockingIOError:
+                return None
+            finally:
+                target.unlink()
+    except OSError as error:
+        return f"{error.strerror}: {error.filename or folder}"
+
+
+def check_shared_disk(accelerator, folder: Path) -> Finding:
+    """Whether what rank 0 writes is seen by all, and a lock that it holds is held on other nodes too."""
+    path = folder / ".smoke-shared"
+    problem, held = None, None
+    if is_main_process():
+        problem = _write_rename_lock(folder, ".smoke-rank-0")
+        if problem is None:
+            path.write_text("locked")
+            held = path.open("r+")
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    accelerator.wait_for_everyone()
+    if not is_main_process():
+        problem = _see_lock(path)
+    problems = launch.on_all_ranks(accelerator, (platform.node(), problem))
+    if held is not None:
+        held.close()
+        path.unlink()
+    bad = sorted({f"{node}: {text}" for node, text in problems if text})
+    free = shutil.disk_usage(folder).free / 2**30 if folder.exists() else 0.0
+    text = f"{folder.resolve()}, {free:,.0f} GiB free" + (f", {'; '.join(bad)}" if bad else "")
+    cure = None
+    if bad:
+        cure = (
+            "put the checkout on a disk that all nodes share; mount Lustre with -o flock, or never start two jobs on "
+            "one run folder"
+        )
+    elif free < LEAST_FREE_GIB:
+        cure = f"a run needs room for its checkpoints, at least {LEAST_FREE_GIB} GiB: free some or move the checkout"
+    return Finding("shared disk", text, cure)
+
+
+def _see_lock(path: Path) -> str | None:
+    give_up = time.monotonic() + 30  # attributes of a network file system may be a few seconds old
+    while not path.exists():
+        if time.monotonic() > give_up:
+            return f"does not see {path}, which rank 0 has written"
+        time.sleep(0.2)
+    try:
+        with path.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return "the lock of rank 0 is not seen"
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        return f"cannot lock: {error.strerror}"
+
+
+def check_scratch(accelerator, folder: Path) -> Finding:
+    """Whether each node can write its own scratch file system."""
+    problem = _write_rename_lock(folder, f".smoke-rank-{accelerator.process_index}")
+    free = shutil.disk_usage(folder).free / 2**30 if problem is None else 0.0
+    found = launch.on_all_ranks(accelerator, (platform.node(), problem, free))
+    bad = sorted({f"{node}: {text}" for node, text, _ in found if text})
+    text = f"{folder}, {min(free for _, _, free in found):,.0f} GiB free" + (f", {'; '.join(bad)}" if bad else "")
+    return Finding("scratch", text, "name a writable folder by ZEROTUNE_SCRATCH in slurm/site.env" if bad else None)
+
+
+def check_cache(accelerator) -> Finding:
+    """Whether what was fetched is there; files are measured, not hashed."""
+    mine = None
+    try:
+        entries = prefetch.read_manifest().values()
+        items = [prefetch.Item(entry["kind"], entry["name"]) for entry in entries]
+        missing = prefetch.missing_items(items)
+        mine = (len(items), "; ".join(f"{item}: {why}" for item, why in missing.items()))
+        flags = " ".join(item.flag for item in missing)
+    except Refused as error:
+        mine, flags = (0, str(error)), "--verify"
+    found = launch.on_all_ranks(accelerator, mine)
+    bad = sorted({text for _, text in found if text})
+    offline = "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "online"
+    text = f"{offline}, {found[0][0]} items in {prefetch.cache_root()}" + (f", {'; '.join(bad)}" if bad else "")
+    return Finding("cache", text, f"on the login node: bash slurm/prefetch.sh {flags}" if bad else None)
+
+
+def main(args) -> None:
+    """All checks in order; rank 0 prints."""
+    accelerator = launch.start_accelerator(None)
+    scratch = Path(os.environ.get("ZEROTUNE_SCRATCH") or os.environ.get("TMPDIR") or "/tmp")
+    checks = [
+        lambda: check_devices(accelerator),
+        lambda: check_bf16(accelerator),
+        lambda: check_versions(accelerator),
+        lambda: check_all_reduce(accelerator),
+        lambda: check_shared_disk(accelerator, Path("runs/slurm")),
+        lambda: check_scratch(accelerator, scratch),
+        lambda: check_cache(accelerator),
+    ]
+    num_failed = 0
+    for check in checks:
+        finding = check()
+        num_failed += finding.cure is not None
+        say(finding.line())
+    if num_failed:
+        sys.stdout.flush()
+        os._exit(EXIT_BUG)  # as run_script ends a process in a group, without a traceback
+
+
+if __name__ == "__main__":
+    run_script(main, None)

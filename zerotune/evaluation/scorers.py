@@ -1,0 +1,240 @@
+"""What answers for each item of an evaluation: a classifier head, or the label words after a prompt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from zerotune.data.splits import Example
+from zerotune.errors import Refused
+from zerotune.evaluation.evaluation_options import EvalOptions, generator_record
+from zerotune.examples.batching import evaluation_batches
+from zerotune.examples.cutting import fit_shots
+from zerotune.examples.encoding import default_cache_dir, encode_texts
+from zerotune.examples.labelled import LabelledData
+from zerotune.models.final_folder import load_final_or_base
+from zerotune.models.parameters import published_table
+from zerotune.models.precision import autocast
+from zerotune.models.pretrained import check_token_ids, is_trained_classifier, load_tokenizer, most_tokens
+from zerotune.prompts.answers import answer_window, recorded_prompt
+from zerotune.prompts.generation import EXTRA_TOKENS, answer_texts, end_tokens, parse_answer, write_answers
+from zerotune.prompts.prompting import (
+    CONTENT_FREE_TEXTS,
+    Prompt,
+    PromptData,
+    encode_prompts,
+    normalise,
+    uses_chat,
+)
+from zerotune.run.plan import describe_memory, scoring_memory
+from zerotune.run.process import say
+
+UNLABELLED = -100
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+LoadModel = Callable[[EvalOptions, torch.device], torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A loaded model and its items, ready to be scored.
+
+    Attributes:
+        score: indices [batch] -> log-probabilities [batch, labels], or token ids of written answers.
+        lengths: what an item costs, in tokens, [num_items].
+        found: what metrics.json says of model and items.
+        content_free: log-likelihoods [inputs, labels] of the content-free prompts, for calibration; None without.
+        read: written answers -> their texts and the labels in them; None where log-probabilities are compared.
+    """
+
+    score: Scorer
+    lengths: np.ndarray
+    found: dict
+    content_free: np.ndarray | None = None
+    read: Callable[[np.ndarray], tuple[list[str], list[int | None]]] | None = None
+
+
+def labelled_data(tokenizer, examples: list[Example], max_length: int, truncation: str) -> LabelledData:
+    """Examples tokenised for a classifier head, from the cache where it has them."""
+    texts = [example.text for example in examples]
+    encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
+    labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
+    return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
+
+
+def classifier_scorer(model, data: LabelledData, device: torch.device, precision: str) -> Scorer:
+    """indices [batch] -> log-probabilities [batch, labels] of a `SequenceClassifier` (or an engine's wrapped one)."""
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        with autocast(device.type, precision):
+            return data.scores(model, rows, device)
+
+    return score
+
+
+def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
+    """indices [batch] -> log-probabilities [batch, labels] of a causal model's label words, among each other."""
+    prefix = data.prefix(model, device)
+
+    def score(items: np.ndarray) -> np.ndarray:
+        return normalise(data.log_likelihoods(model, items, device, prefix))
+
+    return score
+
+
+def _written_answers(model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device) -> tuple:
+    """`score` and `read` of an Answering whose model writes its answers."""
+    ends = end_tokens(model, tokenizer, prompt)
+    longest = 1 if data.single_token else max(map(len, data.targets))
+
+    def score(items: np.ndarray) -> np.ndarray:
+        rows = [data.context(item) for item in items]
+        # float32 holds token ids exactly
+        return write_answers(model, rows, data.pad_id, ends, longest + EXTRA_TOKENS, device).astype(np.float32)
+
+    def read(written: np.ndarray) -> tuple[list[str], list[int | None]]:
+        texts = answer_texts(tokenizer, written)
+        return texts, [parse_answer(text, prompt.label_words) for text in texts]
+
+    return score, read
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How the items are asked: a prompt, most tokens of a text, most of prompt and answer, what metrics.json says."""
+
+    prompt: Prompt
+    max_text_tokens: int
+    most_tokens: int
+    found: dict
+
+
+def _untuned_prompt(options: EvalOptions, task, tokenizer, window: int) -> _Asked:
+    chat = uses_chat(options.prompt_format, tokenizer, options.model)
+    template, label_words = task.WORDINGS[options.wording]
+    shots, num_shots_cut = fit_shots(tokenizer, options.shots, window)
+    found = {
+        "setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt",
+        "head": "prompt",
+        "method": None,
+        "max_length": options.max_length or task.MAX_LENGTH,
+        "shot_ids": [shot.id for shot in shots],
+        "num_shots_truncated": num_shots_cut,
+    }
+    prompt = Prompt(template, label_words, chat, tuple((shot.text, shot.label) for shot in shots))
+    if options.as_generator:
+        most = answer_window(tokenizer, prompt, found["max_length"], window)
+        return _Asked(prompt, most, most, found)
+    return _Asked(prompt, found["max_length"], window, found)
+
+
+def _tuned_prompt(options: EvalOptions, task, tokenizer, window: int, record: dict) -> _Asked:
+    """A tuned generator is asked as it was trained: in its own words and cut to the same rows."""
+    if record["labels"] != list(task.LABELS):
+        raise Refused(
+            f"the model's labels must be the task's, {', '.join(task.LABELS)}: {options.model} was tuned for "
+            f"{', '.join(record['labels'])}"
+        )
+    found = {
+        "setting": "tuned generator",
+        "head": "generate",
+        "method": record["method"],
+        "model": record["base_model"],
+        "seed": record["seed"],
+        "training_sha256": record["training_sha256"],
+        "max_length": options.max_length or record["max_length"],
+        "shot_ids": [],
+        "num_shots_truncated": 0,
+    }
+    prompt = recorded_prompt(record["prompt"])
+    most = answer_window(tokenizer, prompt, found["max_length"], window)
+    return _Asked(prompt, most, most, found)
+
+
+def prepare_prompt(
+    options: EvalOptions, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
+) -> Answering:
+    """A causal model that answers with the label words, by their likelihood or in writing, as published or tuned.
+
+    Raises Refused, before a weight is loaded, for shots that do not fit the model's window."""
+    tokenizer, window = load_tokenizer(options.model, options.revision), config.max_position_embeddings
+    record = generator_record(options)
+    if record is None:
+        asked = _untuned_prompt(options, task, tokenizer, window)
+    else:
+        options = replace(options, load_4bit=options.load_4bit or record["method"] == "qlora")
+        asked = _tuned_prompt(options, task, tokenizer, window, record)
+    prompt = asked.prompt
+
+    def encode(texts: list[str]) -> PromptData:
+        return encode_prompts(tokenizer, prompt, texts, asked.max_text_tokens, asked.most_tokens)
+
+    data = encode([example.text for example in examples])
+    found = asked.found | {
+        "prompt_format": "chat" if prompt.chat else "plain",
+        "prompt": prompt.template,
+        "label_words": list(prompt.label_words),
+        "num_shared_tokens": data.num_shared,
+        "num_truncated": data.num_truncated,
+    }
+    _say_what_is_cut(found, len(examples))
+    writes = options.answer_by == "generation"  # prompt by prompt, nothing of them shared
+    lengths = data.context_lengths if writes else data.lengths
+    batches = evaluation_batches(lengths, options.tokens_per_device)
+    own = [lengths[batch].max() if writes else data.longest_own(batch) for batch in batches]
+    largest = [
+        (len(batch) * (1 if writes else data.rows_per_item), most) for batch, most in zip(batches, own, strict=True)
+    ]
+    num_shared = 0 if writes else data.num_shared
+    say(describe_memory(scoring_memory(config, options, published_table(config)["total"], num_shared, largest)))
+    model, content_free = load_model(options, device), None
+    if writes:
+        score, read = _written_answers(model, data, tokenizer, prompt, device)
+        return Answering(score, lengths, found, read=read)
+    if options.calibrate == "contextual":
+        free = encode(list(CONTENT_FREE_TEXTS))
+        with torch.no_grad():
+            numbers = range(len(CONTENT_FREE_TEXTS))
+            content_free = np.concatenate([free.log_likelihoods(model, np.array([n]), device) for n in numbers])
+    return Answering(prompt_scorer(model, data, device), lengths, found, content_free)
+
+
+def _say_what_is_cut(found: dict, num_items: int) -> None:
+    num_shots = len(found["shot_ids"])
+    if found["num_shots_truncated"]:
+        say(f"prompt: {found['num_shots_truncated']} of {num_shots} shots cut in the middle, to half of the window")
+    if found["num_truncated"]:
+        say(f"prompt: {found['num_truncated']:,} of {num_items:,} texts cut in the middle to fit")
+
+
+def prepare_classifier(options: EvalOptions, task, examples: list[Example], config, device: torch.device) -> Answering:
+    """A model that answers with a classifier head: a final/ folder's, a published one, or an untrained one."""
+    model, tokenizer, record = load_final_or_base(
+        options.model,
+        task.LABELS,
+        revision=options.revision,
+        precision=options.precision,
+        attention=options.attention,
+        load_4bit=options.load_4bit,
+    )
+    record = record or {}
+    trained = bool(record) or is_trained_classifier(config)
+    default = min(task.MAX_LENGTH, most_tokens(config) or task.MAX_LENGTH)
+    max_length = options.max_length or record.get("max_length", default)
+    truncation = record.get("truncation", options.truncation)
+    data = labelled_data(tokenizer, examples, max_length, truncation)
+    check_token_ids(options.model, config, data.encoded.ids)
+    found = {
+        "setting": "classifier head" if trained else "untrained head",
+        "head": "classify",
+        "method": record.get("method"),
+        "model": record.get("base_model", options.model),
+        "seed": record.get("seed", options.seed),
+        "training_sha256": record.get("training_sha256"),
+        "max_length": max_length,
+        "truncation": truncation,
+        "prompt_format": None,
+        "num_truncated": data.encoded.num_truncated,
+    }
+    return Answering(classifier_scorer(model.to(device), data, device, options.precision), data.lengths, found)

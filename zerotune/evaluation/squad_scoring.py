@@ -1,0 +1,47 @@
+"""eval/qa.py --score: an official-format prediction file is scored without a model, and without importing torch."""
+
+from pathlib import Path
+
+from zerotune.data.squad_files import read_predictions, require_predictions
+from zerotune.data.squad_splits import SOURCES
+from zerotune.data.task_sources import load_test, reporting_sha256
+from zerotune.errors import Refused
+from zerotune.files import write_json
+from zerotune.run.folder import check_earlier_run, recorded_flags
+from zerotune.run.process import describe_process, say
+from zerotune.scores.squad_results import Answers, print_scores, write_results
+
+
+def score_predictions(args) -> None:
+    """Score --score's file on the questions that the data flags name, and write an evaluation into --output-dir.
+
+    Raises Refused for malformed files and for questions without a prediction or without gold answers."""
+    if args.model is not None:
+        raise Refused(f"--score scores {args.score} without a model, and --model {args.model} is given too: drop one")
+    predictions = read_predictions(args.score)
+    args.output_dir = args.output_dir or Path("runs") / f"score-{args.score.name.partition('.')[0]}"
+    check_earlier_run(args.output_dir, args, says_finished=False)
+    questions, record = load_test(SOURCES, args, None)
+    if questions[0].answers is None:
+        raise Refused("--score needs gold answers, and the questions have none: name a file that has them")
+    num_unknown = require_predictions(predictions, questions, str(args.score))
+    if num_unknown:
+        say(f"{num_unknown:,} predictions are of no question here and do not count")
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--output-dir {args.output_dir} cannot be written ({error.strerror}): name another") from None
+    write_json(args.output_dir / "split.json", record)
+    write_json(args.output_dir / "run.json", {**describe_process(), "flags": recorded_flags(args)})
+    found = write_results(args.output_dir, questions, Answers([predictions[each.id] for each in questions]), args.seed)
+    described = {
+        "task": SOURCES.task,
+        "setting": "prediction file",
+        "model": args.score.name,
+        "seed": None,
+        "data_sha256": reporting_sha256(record),
+    }
+    write_json(args.output_dir / "metrics.json", described | found)
+    write_json(args.output_dir / "state.json", {"state": "finished", "reason": None})
+    print_scores(found)
+    say(f"results in {args.output_dir}")

@@ -1,0 +1,189 @@
+"""The run folder: who may write in it, what state it is in, what it was started with."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+
+from zerotune.errors import Preempted, Refused
+from zerotune.files import disk_is_full, read_json, read_json_lines, write_json, write_json_lines
+from zerotune.run.launch import on_all_ranks
+from zerotune.run.process import is_main_process, say
+
+# Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
+FREE_FLAGS = {
+    "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
+    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir",
+}  # fmt: skip
+# What a script would overwrite or delete, written after run.json.
+RESULTS = (
+    "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
+    "metrics.json", "submission.tsv", "summary.json", "seed-0",
+)  # fmt: skip
+
+
+def recorded_flags(args) -> dict:
+    """The flags as plain JSON values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
+
+
+def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
+    """Look at what the run folder holds already, before anything is loaded.
+
+    Returns:
+        True when the very same run is finished: there is nothing left to do.
+    Raises:
+        Refused: `--resume never`; files of something else; or flags that change the run differ, each named with both
+            values.
+    """
+    if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
+        foreign = [name for name in RESULTS if os.path.lexists(folder / name)]
+        if foreign:
+            raise Refused(
+                f"{folder} holds {', '.join(foreign)} and no run.json, so that they are not of a run: choose a new or "
+                "empty --output-dir"
+            )
+        return False
+    if getattr(args, "resume", None) == "never":
+        raise Refused(f"{folder} holds a run already and --resume never forbids going on: choose another --output-dir")
+    ours, theirs = recorded_flags(args), read_json(folder / "run.json").get("flags")
+    if not isinstance(theirs, dict):
+        raise Refused(f"{folder / 'run.json'} is damaged (no flags): restore it, or use another --output-dir")
+    changed = [name for name in ours if name not in FREE_FLAGS and theirs.get(name) != ours[name]]
+    if changed:
+        listed = ", ".join(f"--{name.replace('_', '-')} was {theirs.get(name)}, is {ours[name]}" for name in changed)
+        raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
+    finished = read_state(folder).get("state") == "finished"
+    if finished and (folder / "checkpoints").exists() and not (folder / "final" / "task.json").exists():
+        say(f"{folder} was finished and its final/ is gone: it is made again from the checkpoints")
+        return False
+    if finished and says_finished:
+        say(f"{folder} is finished; the report is {folder / 'report.html'}")
+    return finished
+
+
+def read_state(folder: Path) -> dict:
+    """state.json, or {} when there is none."""
+    path = folder / "state.json"
+    return read_json(path) if path.exists() else {}
+
+
+class RunFolder:
+    """An open run folder, used as a context manager. Only rank 0 writes.
+
+    Entering takes the folder's lock and sets state.json to "running"; leaving sets what came of it.
+
+    Raises:
+        Refused: another process is at work in the folder.
+    """
+
+    def __init__(self, path: Path, accelerator):
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.accelerator = accelerator
+        self.tracker = None
+        self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        problem = on_all_ranks(self.accelerator, self._open() if is_main_process() else None)[0]
+        if problem:
+            raise Refused(problem)
+        return self
+
+    def _open(self) -> str | None:
+        """Make the folder, take its lock, write "running". Returns why that cannot be, None when it is done."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            self._take_lock()
+            self.write_state("running", None)
+        except BlockingIOError:
+            return f"another job is at work in {self.path}: wait for it, or use another --output-dir"
+        except OSError as error:
+            return f"--output-dir {self.path} cannot be written ({error.strerror}): mend that, or name another folder"
+        return None
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            say(f"{self.path} is on a file system without locks: do not start a second job in it")
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if not is_main_process():
+            return
+        full = None
+        if isinstance(error, Refused):
+            self._write_last_state("refused", str(error))
+        elif isinstance(error, (Preempted, KeyboardInterrupt)):
+            self._write_last_state("preempted", str(error) or "interrupted")
+        elif error is not None and disk_is_full(self.path, error):
+            full = Refused(
+                f"disk full: {self.path} has {shutil.disk_usage(self.path).free / 2**20:.0f} MiB free ({error}); free "
+                "some space and start the same command again, it goes on from the last checkpoint"
+            )
+            self._write_last_state("refused", str(full))
+        if self.tracker is not None:
+            self.tracker.finish()
+        self._lock.close()
+        if full is not None:
+            raise full from error
+
+    def _write_last_state(self, state: str, reason: str) -> None:
+        try:
+            self.write_state(state, reason)
+        except OSError as error:
+            if not disk_is_full(self.path, error):
+                raise
+            with (self.path / "state.json").open("r+") as file:  # in place, which takes no space
+                file.write(json.dumps({"state": state, "reason": reason}))
+                file.truncate()
+
+    def write_state(self, state: str, reason: str | None) -> None:
+        """state.json: running, preempted, refused or finished."""
+        write_json(self.path / "state.json", {"state": state, "reason": reason})
+
+    def write_json(self, name: str, value) -> None:
+        """One of the folder's JSON files, on rank 0."""
+        if is_main_process():
+            write_json(self.path / name, value)
+
+    def update_json(self, name: str, **values) -> None:
+        """Add to one of the folder's JSON files, on rank 0."""
+        if is_main_process():
+            path = self.path / name
+            write_json(path, (read_json(path) if path.exists() else {}) | values)
+
+    def start_tracker(self, kind: str) -> None:
+        """Send what `log` gets to TensorBoard or Weights & Biases too."""
+        from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        if kind != "none" and is_main_process():
+            tracker = (
+                TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
+                if kind == "tensorboard"
+                else WandBTracker(run_name=self.path.name, dir=self.path)
+            )
+            tracker.start()
+            self.tracker = tracker
+
+    def log(self, row: dict) -> None:
+        """One line of metrics.jsonl; `row` has a "step"."""
+        if not is_main_process():
+            return
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self.tracker is not None:
+            values = {name: value for name, value in row.items() if name != "step" and value is not None}
+            self.tracker.log(values, step=row["step"])
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop what a stopped run logged after its last checkpoint: those steps are done again."""
+        if is_main_process() and self.metrics_path.exists():
+            write_json_lines(
+                self.metrics_path, [row for row in read_json_lines(self.metrics_path) if row["step"] <= step]
+            )

@@ -1,0 +1,31 @@
+"""Names of run folders: where a script writes when nobody says, known without loading anything."""
+
+import re
+from pathlib import Path
+
+from zerotune import squad
+from zerotune.examples.encoding import default_cache_dir
+
+
+def short_name(model: str) -> str:
+    """The last part of a hub id or path, fit for a folder name; a run's final/ goes by the run's name."""
+    parts = [part for part in re.split(r"[/\\]", str(model)) if part not in ("", ".", "..")]
+    if parts and parts[-1] == "final":
+        parts.pop()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1] if parts else "model").lower()
+
+
+def sample_model_folder(task_name: str) -> Path:
+    """Where --sample keeps a task's tiny model, for train and eval alike."""
+    return default_cache_dir() / ("sample-llama-squad" if task_name == squad.TASK else "sample-llama")
+
+
+def default_run_folder(task_name: str, model: str, method: str, head: str | None) -> Path:
+    """A train script's --output-dir."""
+    generates = "-generate" if head == "generate" else ""
+    return Path("runs") / f"{task_name}-{short_name(model)}-{method}{generates}"
+
+
+def default_eval_folder(task_name: str, model: str) -> Path:
+    """An eval script's --output-dir."""
+    return Path("runs") / f"eval-{task_name}-{short_name(model)}"

@@ -1,0 +1,123 @@
+"""A script's process: which rank it is, what it says, what run.json records of it, how it ends."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+
+from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
+from zerotune.files import write_json
+
+RECORDED_VERSIONS = (
+    "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",
+)  # fmt: skip
+
+
+def started_at() -> float:
+    """When this process was started, in seconds since the epoch (from the kernel where it tells)."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(") ", 1)[1].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):
+        return time.time()
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, as the launcher says it (also before any process group exists)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """Print on rank 0 only."""
+    if is_main_process():
+        print(line, flush=True)
+
+
+def describe_process() -> dict:
+    """What run.json says of the command, the versions and the machine."""
+    return {
+        "command": " ".join(sys.argv),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in RECORDED_VERSIONS},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():  # installed elsewhere, perhaps inside another project's checkout
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return result.stdout.strip() or None
+
+
+def _write_state_file(path: Path, reason: str) -> str:
+    """What a refusal's line has to add: nothing, or why --state-file could not be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"state": "refused", "reason": reason})
+    except OSError as error:
+        return f" (and --state-file {path} cannot be written: {error.strerror})"
+    return ""
+
+
+def run_script(main, args) -> None:
+    """Run a script's main(args) and end the process as the contract says: 0, 2 refused, 75 preempted; else a bug."""
+    try:
+        main(args)
+    except Refused as error:
+        line = " ".join(str(error).split())
+        if is_main_process() and getattr(args, "state_file", None):
+            line += _write_state_file(args.state_file, line)
+        _end_process(EXIT_REFUSED, f"refused: {line}", sys.stderr)
+    except Preempted as error:
+        _end_process(EXIT_PREEMPTED, str(error), sys.stdout)
+    except KeyboardInterrupt:
+        _end_process(EXIT_INTERRUPTED, "interrupted: the same command goes on from the last checkpoint", sys.stderr)
+    except Exception:
+        if not _in_process_group():
+            raise
+        traceback.print_exc()
+        _end_process(EXIT_BUG)
+    else:
+        _end_process(0)
+
+
+def _end_process(status: int, last_line: str | None = None, stream=None) -> None:
+    """End this process, on rank 0 after a last line.
+
+    In a process group it ends at once, objects and all: PyTorch's destructor of a gloo group waits for a thread that
+    may be waiting for the GIL, and a rank that is being cleaned up would hang there.
+    """
+    in_group = _in_process_group()
+    if in_group and sys.modules["torch"].distributed.get_backend() == "nccl":
+        sys.modules["torch"].distributed.destroy_process_group()  # else NCCL warns, after the last line
+    if last_line and is_main_process():
+        print(last_line, file=stream)
+    if in_group:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    if status:
+        sys.exit(status)
+
+
+def _in_process_group() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()

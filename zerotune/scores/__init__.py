@@ -1,0 +1,1 @@
+"""From predictions to scores with intervals and paired tests: the metrics of each task."""

@@ -1,0 +1,201 @@
+"""Checkpoints that are whole or do not count: written aside, hashed, renamed, marked COMPLETE last.
+
+checkpoints/step-00000120/   …state files…  progress.json  manifest.json  COMPLETE
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.files import disk_is_full, sync_folder, write_json
+from zerotune.run.launch import on_all_ranks
+
+MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
+# A save must leave this much for logs and reports.
+SPARE_BYTES = 64 * 2**20
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of one optimizer step lies."""
+    return root / f"step-{step:08d}"
+
+
+def save(root: Path, progress: dict, write: Callable[[Path], list[Path]], num_bytes: int, accelerator) -> Path:
+    """Save a checkpoint, all ranks together.
+
+    Args:
+        root: the run's checkpoints/ folder.
+        progress: goes into progress.json; `progress["step"]` names the folder.
+        write: writes this rank's state files into a folder and returns them.
+        num_bytes: about how many bytes all ranks write; checked against the free disk before anything is written.
+    Raises:
+        Refused: the disk is too full. Earlier checkpoints are as they were, and nothing half-written is left.
+    """
+    aside = prepare(root, progress["step"], num_bytes, accelerator)
+    entries, problem = {}, None
+    try:
+        entries = hash_files(aside, write(aside))
+    except Exception as error:
+        problem = full_disk_line(root, num_bytes, error)
+    return publish(root, progress, entries, problem, num_bytes, accelerator)
+
+
+def prepare(root: Path, step: int, num_bytes: int, accelerator) -> Path:
+    """Make the folder to write a step's checkpoint into; all ranks take part. Raises Refused: the disk is full."""
+    aside = root / f".writing-{step_folder(root, step).name}"
+    agree(accelerator, _make_aside(root, aside, num_bytes) if accelerator.is_main_process else None)
+    return aside
+
+
+def publish(root: Path, progress: dict, entries: dict, problem: str | None, num_bytes: int, accelerator) -> Path:
+    """Make what lies in the folder of `prepare` a checkpoint that counts; all ranks take part.
+
+    Args:
+        entries: manifest entries of the files that this rank wrote.
+        problem: a line that says why it could not write them.
+    Raises:
+        Refused: a rank has a problem, or the disk is full by now. Nothing half-written is left.
+    """
+    target = step_folder(root, progress["step"])
+    aside = root / f".writing-{target.name}"
+    problems, manifest = on_all_ranks(accelerator, problem), {}
+    for part in on_all_ranks(accelerator, entries):
+        assert not manifest.keys() & part.keys(), "a file belongs to one rank"
+        manifest |= part
+    if accelerator.is_main_process:
+        problem = next((line for line in problems if line), None) or _finish(
+            aside, target, manifest, progress, num_bytes
+        )
+        if problem:
+            shutil.rmtree(aside, ignore_errors=True)
+    agree(accelerator, problem)
+    return target
+
+
+def _finish(aside: Path, target: Path, manifest: dict, progress: dict, num_bytes: int) -> str | None:
+    try:
+        write_json(aside / PROGRESS, progress)
+        manifest |= hash_files(aside, [aside / PROGRESS])
+        write_json(aside / MANIFEST, manifest)
+        _rename(aside, target)
+    except OSError as error:
+        return full_disk_line(target.parent, num_bytes, error)
+    return None
+
+
+def _make_aside(root: Path, aside: Path, num_bytes: int) -> str | None:
+    root.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    if shutil.disk_usage(root).free < num_bytes + SPARE_BYTES:
+        return full_disk_line(root, num_bytes)
+    aside.mkdir()
+    return None
+
+
+def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None) -> str:
+    """What to say of a disk without room for a checkpoint of `num_bytes`. An error that is of another kind goes on."""
+    if error is not None and not disk_is_full(folder, error):
+        raise error
+    free = shutil.disk_usage(folder).free
+    return (
+        f"disk full: a checkpoint takes about {num_bytes / 2**20:.0f} MiB and {folder} has {free / 2**20:.0f} MiB "
+        "free; free some space and start the same command again, it goes on from the last checkpoint"
+    )
+
+
+def hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
+    """Manifest entries of files in a checkpoint's folder, once they are on the disk."""
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sync_and_hash(path)} for path in files
+    }
+
+
+def _sync_and_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _rename(aside: Path, target: Path) -> None:
+    sync_folder(aside)
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+    sync_folder(target.parent)
+    (target / MARKER).touch()
+    sync_folder(target)
+
+
+def agree(accelerator, problem: str | None) -> None:
+    """Every rank stops when one has a problem."""
+    lines = [line for line in on_all_ranks(accelerator, problem) if line]
+    if lines:
+        raise Refused(lines[0])
+
+
+def defect(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None for a whole one. Reads and hashes every file."""
+    if not (folder / MARKER).exists():
+        return f"no {MARKER} marker"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if PROGRESS not in manifest:
+            return f"unreadable: {MANIFEST} does not name {PROGRESS}"
+        for name, expected in manifest.items():
+            path = folder / name
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+            if _sync_and_hash(path) != expected["sha256"]:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable: {error}"
+    return None
+
+
+def read_progress(folder: Path) -> dict:
+    """The progress.json of a checkpoint."""
+    return json.loads((folder / PROGRESS).read_text())
+
+
+def best_of(folder: Path) -> Path | None:
+    """The checkpoint of the best evaluation that a checkpoint knows of; None before the first evaluation."""
+    if not (folder / PROGRESS).exists():
+        return None
+    best_step = read_progress(folder).get("progress", {}).get("best_step")
+    return None if best_step is None else step_folder(folder.parent, best_step)
+
+
+def newest_whole(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that is passed over."""
+    passed_over = []
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        problem = defect(folder)
+        best = best_of(folder) if problem is None else None
+        if best is not None and best != folder and (best_problem := defect(best)):
+            problem = f"its best checkpoint {best.name} is damaged ({best_problem})"
+        if problem is None:
+            return folder, passed_over
+        passed_over.append(f"checkpoint {folder} is passed over: {problem}")
+    return None, passed_over
+
+
+def prune(root: Path, keep: int, step: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best that each of them knows of, after a save at `step`.
+
+    Folders without a marker and those of later steps, which the run did not go on from, do not count and are deleted.
+    """
+    folders, last = sorted(root.glob("step-*")), step_folder(root, step)
+    counted = [folder for folder in folders if folder <= last and (folder / MARKER).exists()]
+    # should the newest be torn, an older one goes on with the best that it knew
+    protected = {*counted[-keep:]} | {best_of(folder) for folder in counted[-keep:]}
+    for folder in folders:
+        if folder not in protected:
+            # without its marker it counts no more, should the deletion be cut short
+            (folder / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+    for leftover in root.glob(".writing-*"):
+        shutil.rmtree(leftover)

@@ -1,0 +1,60 @@
+"""When things happen in a run: learning rate, evaluations, checkpoints. Pure functions of the step number."""
+
+from dataclasses import dataclass
+
+from zerotune.examples.batching import num_steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps are counted from 1. `num_steps` is the planned length; patience may end the run earlier."""
+
+    num_steps: int
+    steps_per_epoch: int
+    warmup_steps: int
+    eval_every: int
+    checkpoint_every: int
+    log_every: int
+
+    def rate_factor(self, step: int) -> float:
+        """Share of the peak learning rate at a step: linear from 0 over the warmup, then linear to 0 at the end."""
+        done = step - 1
+        if done < self.warmup_steps:
+            return (done + 1) / (self.warmup_steps + 1)
+        return (self.num_steps - done) / max(1, self.num_steps - self.warmup_steps)
+
+    def epoch(self, step: int) -> int:
+        """Epoch of a step, from 0."""
+        return (step - 1) // self.steps_per_epoch
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the choosing split is evaluated after this step."""
+        return step % self.eval_every == 0 or step == self.num_steps
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step."""
+        return step % self.checkpoint_every == 0 or step == self.num_steps
+
+    def logs_at(self, step: int) -> bool:
+        """Whether metrics.jsonl gets a line for this step."""
+        return step == 1 or step % self.log_every == 0 or step == self.num_steps
+
+
+def plan_schedule(args, steps_per_epoch: int) -> Schedule:
+    """The schedule that the flags ask for: `--epochs`, cut short by `--max-steps`."""
+    num_steps = steps_per_epoch * args.epochs
+    if args.max_steps is not None:
+        num_steps = min(num_steps, args.max_steps)
+    return Schedule(
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=round(num_steps * args.warmup_ratio),
+        eval_every=args.eval_every or steps_per_epoch,
+        checkpoint_every=args.checkpoint_every,
+        log_every=args.log_every,
+    )
+
+
+def schedule_for(args, num_examples: int) -> Schedule:
+    """The schedule that the flags ask for, of a train split of so many examples."""
+    return plan_schedule(args, num_steps_per_epoch(num_examples, args.batch_size))

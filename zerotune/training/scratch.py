@@ -1,0 +1,137 @@
+"""Checkpoints that are written to node-local scratch while training waits, and moved to the run folder behind its back.
+
+DIR/zerotune-RUN/rank-0/…    this rank's files on their way
+
+A thread of each rank copies, verifies and hashes them. What the ranks have to agree on is done by their main threads
+together, at a step's boundary or when training ends: only then does a checkpoint count.
+"""
+
+import contextlib
+import errno
+import hashlib
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.files import json_sha256
+from zerotune.training import checkpoints
+
+_CHUNK_BYTES = 2**22
+
+
+class ScratchSaves:
+    """The checkpoints of a run, one on its way at a time. All ranks call every method together.
+
+    Args:
+        scratch: --scratch-dir: on each node's own disk, or in its memory (/dev/shm).
+        root: the run's checkpoints/ folder.
+        keep: --keep-checkpoints.
+    Raises:
+        Refused: a rank cannot write in `scratch`.
+    """
+
+    def __init__(self, scratch: Path, root: Path, keep: int, accelerator):
+        self.root, self.keep, self.accelerator = root, keep, accelerator
+        self._of_run = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}"
+        self._own = self._of_run / f"rank-{accelerator.process_index}"
+        self._thread = ThreadPoolExecutor(1)
+        self._moving: Future | None = None
+        self._progress, self._num_bytes = {}, 0
+        if accelerator.is_local_main_process:  # a killed run's files, which never counted
+            shutil.rmtree(self._of_run, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        checkpoints.agree(accelerator, self._make_own(scratch))
+
+    def _make_own(self, scratch: Path) -> str | None:
+        try:
+            self._own.mkdir(parents=True)
+        except OSError as error:
+            return f"--scratch-dir {scratch} cannot be written ({error.strerror}): mend that, or leave it out"
+        return None
+
+    @property
+    def step(self) -> int | None:
+        """The step of the checkpoint that is on its way, None without one."""
+        return self._progress["step"] if self._moving else None
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether this rank's files of the checkpoint on its way lie in the run folder."""
+        return self._moving is not None and self._moving.done()
+
+    def start(self, progress: dict, write: Callable[[Path], list[Path]], num_bytes: int) -> None:
+        """Write a checkpoint to scratch and set it on its way, once the one before counts.
+
+        Args and Raises: as `checkpoints.save`; a disk that fills up is told by `finish`.
+        """
+        self.finish()
+        aside = checkpoints.prepare(self.root, progress["step"], num_bytes, self.accelerator)
+        self._progress, self._num_bytes = progress, num_bytes
+        source = self._own / aside.name
+        try:
+            source.mkdir()
+            files = write(source)
+        except Exception as error:
+            self._moving = Future()
+            self._moving.set_exception(Refused(checkpoints.full_disk_line(self._own, num_bytes, error)))
+        else:
+            self._moving = self._thread.submit(_move, files, source, aside, num_bytes)
+
+    def finish(self) -> None:
+        """Wait for the checkpoint on its way, make it count, and delete what is no longer kept.
+
+        Raises:
+            Refused: a disk is full. Earlier checkpoints are as they were.
+        """
+        if self._moving is None:
+            return
+        moving, self._moving = self._moving, None
+        entries, problem = {}, None
+        try:
+            entries = moving.result()
+        except Refused as refusal:
+            problem = str(refusal)
+        checkpoints.publish(self.root, self._progress, entries, problem, self._num_bytes, self.accelerator)
+        if self.accelerator.is_main_process:
+            checkpoints.prune(self.root, self.keep, self._progress["step"])
+
+    def close(self) -> None:
+        """`finish`, and leave nothing on the scratch disk."""
+        self.finish()
+        self._thread.shutdown()
+        shutil.rmtree(self._own)
+        with contextlib.suppress(OSError):  # other ranks of this node are not done
+            self._of_run.rmdir()
+
+
+def _move(files: list[Path], source: Path, aside: Path, num_bytes: int) -> dict[str, dict]:
+    """Copy files from one folder to another and delete the first. Returns their manifest entries.
+
+    Raises:
+        Refused: the disk of `aside` is full.
+        OSError: what was read back is not what was written.
+    """
+    try:
+        entries = {}
+        for file in files:
+            copy = aside / file.relative_to(source)
+            copied = _copy(file, copy)
+            entries |= checkpoints.hash_files(aside, [copy])
+            if entries[str(copy.relative_to(aside))]["sha256"] != copied:
+                raise OSError(errno.EIO, "a file has changed on its way", str(copy))
+    except Exception as error:
+        raise Refused(checkpoints.full_disk_line(aside.parent, num_bytes, error)) from error
+    shutil.rmtree(source)
+    return entries
+
+
+def _copy(file: Path, copy: Path) -> str:
+    """Copy a file; the SHA-256 of what was read."""
+    digest = hashlib.sha256()
+    with file.open("rb") as reading, copy.open("wb") as writing:
+        while chunk := reading.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            writing.write(chunk)
+    return digest.hexdigest()
