@@ -16,3 +16,9 @@ def one_thread(request):
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def plain_four_bits(monkeypatch):
+    """Without bitsandbytes' AVX512-BF16 path, which a plain load takes and which rounds: weights are compared."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)

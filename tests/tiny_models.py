@@ -23,6 +23,9 @@ ENCODERS = ("distilbert", "bert", "roberta")
 LABELS = ("negative", "positive")
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 WORDS = ["a", "the", "film", "was", "good", "bad", "not", "very", "dull", "bright"]
+# Two rows for a model to read, and which of their tokens count.
+IDS = torch.tensor([[1, 4, 6, 7, 8], [1, 5, 9, 3, 3]])
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 _SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -125,3 +128,12 @@ def seeded_model(kind: str, seed: int, vocab_size: int, **sizes):
                 drawn = generator.normal(0, config.initializer_range, tuple(parameter.shape))
                 parameter.copy_(torch.from_numpy(drawn))
     return model
+
+
+def move_weights(model: torch.nn.Module) -> None:
+    """Move what is trained, so that nothing is where it started: LoRA's B is 0 there."""
+    draws = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=draws)

@@ -49,7 +49,7 @@ def use_whole_cpu(tiny_model: bool) -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed blocks to the kernel once this process has become large: to be called at each step on a CPU.
+    """Return freed blocks to the kernel once this process has become large: to be called after each batch on a CPU.
 
     What `use_whole_cpu` keeps fragments, as long as batches differ in shape: a small encoder that needs 1 GiB of blocks
     was at 5 GiB after 600 steps, and growing. Returning them costs 0.2 s, so that it is done under pressure alone.

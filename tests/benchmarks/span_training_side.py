@@ -3,7 +3,6 @@
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,6 +90,7 @@ def train_ours(args, data, tokenizer):
 def train_with_trainer(args, data, tokenizer):
     """The Trainer over the same windows, which it shuffles and counts one by one."""
     import torch
+    from trainer_side import Timing, training_arguments
     from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, Trainer, default_data_collator
 
     from zerotune.models.heads import SPAN_HEAD, make_head_float32
@@ -101,11 +101,11 @@ def train_with_trainer(args, data, tokenizer):
     model = AutoModelForQuestionAnswering.from_pretrained(
         args.model, dtype=torch.float32, attn_implementation=args.attention or "sdpa"
     )
-    timing = _timing_callback()
+    timing = Timing()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
-            args=_training_arguments(args, folder),
+            args=training_arguments(args, folder, WEIGHT_DECAY, WARMUP_RATIO),
             train_dataset=rows,
             data_collator=default_data_collator if pads else DataCollatorWithPadding(tokenizer),
             processing_class=tokenizer,
@@ -130,43 +130,6 @@ def _as_rows(data, tokenizer, pads: bool) -> list[dict]:
         row = dict(tokenizer.pad(row, padding="max_length", max_length=MAX_LENGTH)) if pads else row
         rows.append(row | {"start_positions": int(labels[0]), "end_positions": int(labels[1])})
     return rows
-
-
-def _training_arguments(args, folder: str):
-    from transformers import TrainingArguments
-
-    best = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
-    return TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        weight_decay=WEIGHT_DECAY,
-        warmup_steps=WARMUP_RATIO,
-        num_train_epochs=1,
-        max_steps=args.max_steps or -1,
-        seed=args.seed,
-        use_cpu=True,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_num_workers=0,  # they would compete with the arithmetic for the same few cores
-        **(best if args.way == "best" else {}),
-    )
-
-
-def _timing_callback():
-    from transformers import TrainerCallback
-
-    class Timing(TrainerCallback):
-        started = ended = None
-
-        def on_step_begin(self, args, state, control, **kwargs):
-            self.started = self.started or time.perf_counter()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.ended = time.perf_counter()
-
-    return Timing()
 
 
 def official_scores_of(model, data) -> dict:

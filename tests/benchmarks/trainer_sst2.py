@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
@@ -184,6 +183,7 @@ def _table(rows: list[dict], rounds: dict[str, list[dict]]) -> str:
 def train_with_trainer(args) -> None:
     """Train `default` or `best` on the rows and tokens that train/sst2.py would use; write figures to --result."""
     import torch
+    from trainer_side import Timing, training_arguments
     from transformers import AutoModelForSequenceClassification, Trainer
 
     from zerotune import sst2
@@ -206,11 +206,11 @@ def train_with_trainer(args) -> None:
         rows[name] = _as_features(encoded, [example.label for example in examples], tokenizer, pads)
     torch.manual_seed(args.seed)
     model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2, dtype=torch.float32)
-    timing = _timing_callback()
+    timing = Timing()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
-            args=_training_arguments(args, folder),
+            args=training_arguments(args, folder, WEIGHT_DECAY, WARMUP_RATIO),
             train_dataset=rows["train"],
             data_collator=_collator(tokenizer, pads),
             processing_class=tokenizer,
@@ -224,30 +224,6 @@ def train_with_trainer(args) -> None:
     if args.max_steps is None:
         figures["accuracy"], figures["validation_accuracy"] = (_accuracy(trainer, rows[n]) for n in ("choose", "test"))
     args.result.write_text(json.dumps(figures))
-
-
-def _training_arguments(args, folder: str):
-    from transformers import TrainingArguments
-
-    best = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"}
-    return TrainingArguments(
-        output_dir=folder,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=args.learning_rate,
-        weight_decay=WEIGHT_DECAY,
-        warmup_steps=WARMUP_RATIO,
-        num_train_epochs=1,
-        max_steps=args.max_steps or -1,
-        seed=args.seed,
-        use_cpu=True,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        # workers would compete with the arithmetic for the same few cores, and a row is a dozen numbers
-        dataloader_num_workers=0,
-        **(best if args.way == "best" else {}),
-    )
 
 
 def _as_features(encoded, labels: list[int], tokenizer, pads: bool) -> list[dict]:
@@ -265,21 +241,6 @@ def _collator(tokenizer, pads: bool):
     from transformers import DataCollatorWithPadding, default_data_collator
 
     return default_data_collator if pads else DataCollatorWithPadding(tokenizer)
-
-
-def _timing_callback():
-    from transformers import TrainerCallback
-
-    class Timing(TrainerCallback):
-        started = ended = None
-
-        def on_step_begin(self, args, state, control, **kwargs):
-            self.started = self.started or time.perf_counter()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.ended = time.perf_counter()
-
-    return Timing()
 
 
 def _accuracy(trainer, rows: list[dict]) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
+from tiny_models import CHAT_TEMPLATE, character_model, move_weights, tiny_model
 from transformers import AutoModelForCausalLM
 
 from zerotune.data.splits import Example
@@ -25,6 +25,8 @@ from zerotune.prompts.prompting import Prompt, encode_prompts, normalise
 
 CPU = torch.device("cpu")
 KINDS = ["llama", "gemma2", "mistral"]
+pytestmark = pytest.mark.usefixtures("plain_four_bits")
+
 METHODS = ["full", "lora", "qlora"]
 WORDS = Prompt("the film : {text} was", ("bad", "good"))
 LETTERS = Prompt("Review: {text}\nSentiment:", ("negative", "positive"))
@@ -38,12 +40,6 @@ TURNS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _plain_four_bits(monkeypatch):
-    """bitsandbytes' AVX512-BF16 path, which a plain load takes, rounds; here the saved weights are compared."""
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
-
-
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory):
     """A model of single bytes: label words of several tokens."""
@@ -53,14 +49,10 @@ def letters(tmp_path_factory):
 
 
 def generator(folder, method="full", **settings):
-    """A generator whose trainable weights have moved, so that nothing is at its start (LoRA's B is 0 there)."""
+    """A generator whose trainable weights have moved, and its tokenizer."""
     tokenizer = load_tokenizer(folder, None)
     model = load_generator(ModelSettings(folder, None, method, **settings), tokenizer)
-    draws = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=draws)
+    move_weights(model)
     return model.eval(), tokenizer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import LABELS, tiny_model
+from tiny_models import IDS, LABELS, MASK, move_weights, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from zerotune.errors import Refused
@@ -15,27 +15,17 @@ from zerotune.models.final_folder import load_final_or_base, save_final
 from zerotune.models.loading import ModelSettings, load_classifier
 from zerotune.models.pretrained import load_tokenizer
 
-IDS = torch.tensor([[1, 4, 6, 7, 8], [1, 5, 9, 3, 3]])
-MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+pytestmark = pytest.mark.usefixtures("plain_four_bits")
+
 KINDS = ["llama", "gemma2", "mistral", "qwen2", "distilbert", "bert"]
 
 
-@pytest.fixture(autouse=True)
-def _plain_four_bits(monkeypatch):
-    """bitsandbytes' AVX512-BF16 path, which a plain load takes, rounds; here the saved weights are compared."""
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
-
-
 def tuned(kind, method, **settings):
-    """A classifier whose trainable weights have moved, so that nothing is at its start (LoRA's B is 0 there)."""
+    """A classifier whose trainable weights have moved, and its tokenizer."""
     folder = tiny_model(kind)
     tokenizer = load_tokenizer(folder, None)
     model = load_classifier(ModelSettings(folder, None, method, **settings), LABELS, tokenizer)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    move_weights(model)
     return model.eval(), tokenizer
 
 

@@ -22,17 +22,13 @@ from zerotune.prompts.question_answers import encode_questions
 from zerotune.prompts.question_prompts import QuestionPrompt, SolvedQuestion, prompt_record
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("plain_four_bits")
+
 NEW, QUESTIONS = 8, make_questions()
 SHOTS = (
     SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),
     SolvedQuestion("t", "The sea is wide.", "Who swims?", ""),
 )
-
-
-@pytest.fixture(autouse=True)
-def _plain_four_bits(monkeypatch):
-    """As in test_answers.py."""
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ ALL = score(np.arange(6))
 
 
 def alone(rank=0, world=1):
-    return SimpleNamespace(num_processes=world, process_index=rank, wait_for_everyone=lambda: None)
+    cpu = torch.device("cpu")
+    return SimpleNamespace(device=cpu, num_processes=world, process_index=rank, wait_for_everyone=lambda: None)
 
 
 def counting(calls):
@@ -41,6 +42,13 @@ def test_scores_come_back_in_item_order():
     assert scores.dtype == np.float32
     np.testing.assert_array_equal(scores, ALL)
     assert calls == [batch.tolist() for batch in BATCHES]
+
+
+def test_a_cpu_gives_memory_back_after_each_batch(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(scoring, "give_back_memory", lambda: given_back.append(True))
+    score_items(score, BATCHES, alone())
+    assert len(given_back) == len(BATCHES)
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])

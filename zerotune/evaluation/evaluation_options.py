@@ -111,6 +111,16 @@ def generator_record(options: EvalOptions) -> dict | None:
     return record if record is not None and record.get("head") == "generate" else None
 
 
+def trained_as(record: dict, options: EvalOptions) -> dict:
+    """What metrics.json says of a model's training, by its task.json: {} for a model that zerotune did not tune."""
+    return {
+        "method": record.get("method"),
+        "model": record.get("base_model", options.model),
+        "seed": record.get("seed", options.seed),
+        "training_sha256": record.get("training_sha256"),
+    }
+
+
 def _check_own_prompt(options: EvalOptions, record: dict) -> None:
     given = {
         "--shots": options.shots,

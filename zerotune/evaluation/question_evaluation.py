@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from zerotune.command_line.squad_arguments import MAX_PROMPT_LENGTH
-from zerotune.evaluation.evaluation_options import EvalOptions, generator_record
+from zerotune.evaluation.evaluation_options import EvalOptions, generator_record, trained_as
 from zerotune.evaluation.scorers import LoadModel, Scorer
 from zerotune.evaluation.scoring import score_items
 from zerotune.examples.paragraph_branches import can_share
@@ -147,8 +147,7 @@ def prepare_writing(
         options = replace(options, load_4bit=options.load_4bit or record["method"] == "qlora")
         prompt = recorded_prompt(record["prompt"], options.model)
         described = {"setting": "tuned generator", "head": "generate"}
-        described |= {name: record[name] for name in ("method", "seed", "training_sha256")}
-        described |= {"model": record["base_model"], "shot_ids": [], "num_shots_truncated": 0}
+        described |= trained_as(record, options) | {"shot_ids": [], "num_shots_truncated": 0}
     max_length = options.max_length or (record or {}).get("max_length", MAX_PROMPT_LENGTH)
     data = encode_questions(tokenizer, prompt, questions, max_length, window, max_new_tokens)
     data = replace(data, shares=can_share(config, attention_kernel(options.attention, config)))

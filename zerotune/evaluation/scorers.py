@@ -8,7 +8,7 @@ import torch
 
 from zerotune.data.splits import Example
 from zerotune.errors import Refused
-from zerotune.evaluation.evaluation_options import EvalOptions, generator_record
+from zerotune.evaluation.evaluation_options import EvalOptions, generator_record, trained_as
 from zerotune.examples.batching import evaluation_batches
 from zerotune.examples.cutting import fit_shots
 from zerotune.examples.encoding import default_cache_dir, encode_texts
@@ -139,10 +139,7 @@ def _tuned_prompt(options: EvalOptions, task, tokenizer, window: int, record: di
     found = {
         "setting": "tuned generator",
         "head": "generate",
-        "method": record["method"],
-        "model": record["base_model"],
-        "seed": record["seed"],
-        "training_sha256": record["training_sha256"],
+        **trained_as(record, options),
         "max_length": options.max_length or record["max_length"],
         "shot_ids": [],
         "num_shots_truncated": 0,
@@ -228,10 +225,7 @@ def prepare_classifier(options: EvalOptions, task, examples: list[Example], conf
     found = {
         "setting": "classifier head" if trained else "untrained head",
         "head": "classify",
-        "method": record.get("method"),
-        "model": record.get("base_model", options.model),
-        "seed": record.get("seed", options.seed),
-        "training_sha256": record.get("training_sha256"),
+        **trained_as(record, options),
         "max_length": max_length,
         "truncation": truncation,
         "prompt_format": None,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zerotune.cpu import give_back_memory
 from zerotune.errors import Refused
 from zerotune.examples.batching import cut_by_budget
 from zerotune.files import json_sha256, read_json_lines, write_json_lines
@@ -137,6 +138,8 @@ def score_items(
                 done[number] = scores
                 if partial:
                     partial.add(number, scores)
+            if accelerator.device.type == "cpu":
+                give_back_memory()
             on_batch()
     return _assemble(_share(done, accelerator), batches)
 

@@ -9,7 +9,7 @@ import torch
 
 from zerotune.command_line.squad_arguments import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, MAX_NEW_TOKENS, NUM_BEST
 from zerotune.errors import Refused
-from zerotune.evaluation.evaluation_options import QuestionOptions
+from zerotune.evaluation.evaluation_options import QuestionOptions, trained_as
 from zerotune.evaluation.question_evaluation import prepare_writing
 from zerotune.evaluation.scorers import Scorer, classifier_scorer
 from zerotune.evaluation.scoring import BackOff, score_items
@@ -183,10 +183,7 @@ def _prepare_span(options: QuestionOptions, questions: list[Question], config, d
     found = {
         "setting": "span head" if trained else "untrained head",
         "head": "span",
-        "method": record.get("method"),
-        "model": record.get("base_model", options.model),
-        "seed": record.get("seed", options.seed),
-        "training_sha256": record.get("training_sha256"),
+        **trained_as(record, options),
         **asdict(settings),
         "threshold": threshold,
         "num_truncated": data.num_truncated,
