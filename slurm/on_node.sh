@@ -23,7 +23,9 @@ if [ "$world" -gt 1 ]; then
   # --multi_gpu is how accelerate says "several processes"; without GPUs they are CPU processes
   kind=(--multi_gpu)
   case " $* " in *" --deepspeed"[\ =]*) kind=(--use_deepspeed --deepspeed_multinode_launcher standard) ;; esac
-  flags+=("${kind[@]}" --machine_rank "$SLURM_NODEID" --rdzv_backend static
+  # a launcher waits ten minutes for those of the other nodes, or less where a rank may be silent for less
+  most=$((ZEROTUNE_COLLECTIVE_TIMEOUT < 600 ? ZEROTUNE_COLLECTIVE_TIMEOUT : 600))
+  flags+=("${kind[@]}" --machine_rank "$SLURM_NODEID" --rdzv_backend static --rdzv_conf "timeout=$most"
     --main_process_ip "$ZEROTUNE_MASTER_ADDR" --main_process_port "$ZEROTUNE_PORT")
 fi
 "${IN_CONTAINER[@]}" "$ZEROTUNE_PYTHON" -m accelerate.commands.accelerate_cli launch \

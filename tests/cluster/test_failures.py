@@ -52,14 +52,17 @@ def test_a_node_that_crashes_requeues_the_job(site, cluster, undisturbed):
     assert_undisturbed(site, "crashed", job, undisturbed)
 
 
-def test_a_node_that_is_back_before_slurm_has_missed_it_is_given_up(site, cluster, undisturbed):
-    job = site.train("blinked", ZEROTUNE_COLLECTIVE_TIMEOUT="15", ZEROTUNE_END_TIMEOUT="10")
-    site.wait_for_step("blinked", 6)
+@pytest.mark.parametrize("step", [0, 6], ids=["among its launchers", "in a step"])
+def test_a_node_that_is_back_before_slurm_has_missed_it_is_given_up(step, site, cluster, undisturbed):
+    name = f"blinked-{step}"
+    job = site.train(name, ZEROTUNE_COLLECTIVE_TIMEOUT="20", ZEROTUNE_END_TIMEOUT="10")
+    site.wait_until(lambda: cluster.processes("node2", "accelerate_cli"), "node2 has a launcher")
+    site.wait_for_step(name, step)
     cluster.crash("node2")
     cluster.boot("node2")
     job.wait()
     assert job.num_restarts == 1 and "requeued (a node that has lost the job)" in job.log
-    assert_undisturbed(site, "blinked", job, undisturbed)
+    assert_undisturbed(site, name, job, undisturbed)
 
 
 def test_the_second_job_on_a_run_folder_refuses(site, cluster, undisturbed):
