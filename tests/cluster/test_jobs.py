@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from comparing import WEIGHTS, assert_same_curve, weight_difference
 
 
@@ -46,10 +47,14 @@ def test_gpus_that_slurm_gives_decide_the_number_of_ranks(site, undisturbed):
     assert weight_difference(run, undisturbed) <= WEIGHTS
 
 
-def test_what_is_not_in_the_cache_ends_a_job_before_anything_is_launched(site):
-    job = site.submit("sst2.sh", "--model", "org/absent", options=["--nodes=2"]).wait("FAILED", seconds=60)
+@pytest.mark.parametrize(
+    ("script", "dataset"),
+    [("sst2.sh", "stanfordnlp/sst2"), ("imdb.sh", "stanfordnlp/imdb"), ("qa.sh", "rajpurkar/squad_v2")],
+)
+def test_what_is_not_in_the_cache_ends_a_job_before_anything_is_launched(script, dataset, site):
+    job = site.submit(script, "--model", "org/absent", options=["--nodes=2"]).wait("FAILED", seconds=60)
     assert "model org/absent (never fetched)" in job.log
-    assert "bash slurm/prefetch.sh --model org/absent --dataset stanfordnlp/sst2" in job.log
+    assert f"bash slurm/prefetch.sh --model org/absent --dataset {dataset}" in job.log
     assert job.log.splitlines()[-1].startswith("refused: ")
 
 

@@ -72,7 +72,7 @@ def _threshold_sentence(metrics: dict) -> str:
     if "best_f1" in metrics:
         sentence += (
             f" (threshold {metrics['threshold']:.3f}, chosen on the choosing split). A threshold chosen by these gold "
-            f"answers, an oracle and no result, would reach exact {metrics['best_exact']:.2f}, f1 "
+            f"answers, an oracle and no result, would reach exact {metrics['best_exact']:.2f}, F1 "
             f"{metrics['best_f1']:.2f}."
         )
     return sentence

@@ -1,6 +1,7 @@
 """The training loop. A step is the same at any world size: the same examples, one loss over one global count."""
 
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,7 +135,9 @@ class Loop:
 
     def _progress_bar(self) -> tqdm:
         total, done = self.schedule.num_steps, self.progress.step
-        return tqdm(total=total, initial=done, disable=not is_main_process(), desc="train", unit="step")
+        seconds = 0.1 if sys.stderr.isatty() else 30  # each turn of the bar is a line of a job's log
+        hidden = not is_main_process()
+        return tqdm(total=total, initial=done, mininterval=seconds, disable=hidden, desc="train", unit="step")
 
     def _one_step(self, step: int) -> None:
         indices = self.step_indices(step)
