@@ -47,7 +47,7 @@ def test_the_library_imports_no_script(path):
 
 
 def test_imports_between_the_rooms_of_the_library_run_one_way():
-    """A room is a folder of zerotune/, or a module beside them."""
+    """A room is a folder of zerotune/, or a module beside them. README.md lists the folders from the lowest upwards."""
     rooms = {}
     for path in LIBRARY:
         room = path.relative_to(REPOSITORY / "zerotune").parts[0].removesuffix(".py")
@@ -56,8 +56,11 @@ def test_imports_between_the_rooms_of_the_library_run_one_way():
                 rooms.setdefault(room, set()).update(one.name for one in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module.startswith("zerotune."):
                 rooms.setdefault(room, set()).add(node.module.split(".")[1])
-    order = list(TopologicalSorter({room: used - {room} for room, used in rooms.items()}).static_order())
-    assert order.index("data") < order.index("evaluation") < order.index("training") < order.index("checks")
+    list(TopologicalSorter({room: used - {room} for room, used in rooms.items()}).static_order())
+    table = re.findall(r"^\| `(\w+)/` \|", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert set(table) == {path.parent.name for path in LIBRARY} - {"zerotune"}
+    upwards = {room: used & set(table[table.index(room) + 1 :]) for room, used in rooms.items() if room in table}
+    assert not any(upwards.values()), upwards
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -110,7 +113,7 @@ def named_paths(text):
 
 
 def documents():
-    for path in sorted(REPOSITORY.glob("*.md")):
+    for path in (*sorted(REPOSITORY.glob("*.md")), *(REPOSITORY / "slurm").glob("*.*"), REPOSITORY / ".ci/run"):
         yield path.name, path.read_text()
     for path in [*LIBRARY, *SCRIPTS]:
         tree = ast.parse(path.read_text())
@@ -146,6 +149,21 @@ def test_every_path_that_is_named_exists(kind):
         if (missing := {path for path in named_paths(text) if not (REPOSITORY / path).exists()})
     }
     assert not absent
+
+
+def test_every_module_that_is_named_exists():
+    """Dotted names, in documents, job scripts, comments and strings."""
+    tests = [path for path in (REPOSITORY / "tests").rglob("*.py")]
+    texts = dict(documents()) | {str(path.relative_to(REPOSITORY)): path.read_text() for path in [*LIBRARY, *tests]}
+    absent, num_checked = [], 0
+    for name, text in texts.items():
+        for first, second in re.findall(r"\bzerotune\.([a-z]\w*)(?:\.([a-z]\w*))?", text):
+            room = REPOSITORY / "zerotune" / first
+            found = (room / f"{second}.py").exists() if room.is_dir() and second else room.exists()
+            num_checked += 1
+            if not (found or room.with_suffix(".py").exists()):
+                absent.append(f"{name}: zerotune.{first}.{second}")
+    assert num_checked > 500 and not absent
 
 
 def test_every_link_of_the_documents_leads_somewhere():
