@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and where the cache is."""
 
 import errno
 import hashlib
@@ -81,3 +81,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def default_cache_dir() -> Path:
+    """$ZEROTUNE_CACHE, else $XDG_CACHE_HOME/zerotune, else ~/.cache/zerotune."""
+    if os.environ.get("ZEROTUNE_CACHE"):
+        return Path(os.environ["ZEROTUNE_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "zerotune"

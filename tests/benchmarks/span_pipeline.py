@@ -157,8 +157,8 @@ def measure(args) -> None:
 def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
     """Ours, and all rows put together in batches of similar length."""
     from zerotune.examples.batching import evaluation_batches
-    from zerotune.examples.encoding import default_cache_dir
     from zerotune.examples.span_features import span_features
+    from zerotune.files import default_cache_dir
 
     started = time.perf_counter()
     found = span_features(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, default_cache_dir())

@@ -189,7 +189,8 @@ def train_with_trainer(args) -> None:
     from zerotune import sst2
     from zerotune.command_line.arguments import train_parser
     from zerotune.data.task_splits import load_splits
-    from zerotune.examples.encoding import default_cache_dir, encode_texts
+    from zerotune.examples.encoding import encode_texts
+    from zerotune.files import default_cache_dir
     from zerotune.models.pretrained import load_tokenizer
 
     torch.set_num_threads(args.threads)

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from zerotune.errors import Refused
-from zerotune.examples.encoding import default_cache_dir, encode_texts
+from zerotune.examples.encoding import encode_texts
+from zerotune.files import default_cache_dir
 
 WORDS = ["<s>", "</s>", "<unk>", "a", "warm", "dull", "film", "and", "long"]
 TEXTS = ["a warm film", "a dull and long film", "film", "warm warm warm warm warm warm"]

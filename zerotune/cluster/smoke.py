@@ -14,7 +14,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ import torch
 from zerotune.cluster import prefetch
 from zerotune.errors import EXIT_BUG, Refused
 from zerotune.run import launch
-from zerotune.run.process import is_main_process, run_script, say
+from zerotune.run.process import installed_version, is_main_process, run_script, say
 
 # Large enough that the network's bandwidth counts, not its latency; gloo over Ethernet moves it in a second.
 GPU_MIB, CPU_MIB = 256, 16
@@ -43,13 +42,6 @@ class Finding:
         """How it is printed."""
         verdict = "pass" if self.cure is None else "FAIL"
         return f"{verdict}  {self.check}: {self.text}" + (f"; {self.cure}" if self.cure else "")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _counted(values: list[str]) -> str:
@@ -101,10 +93,10 @@ def check_versions(accelerator) -> Finding:
     mine = [
         f"driver {_driver() or 'none'}",
         f"CUDA {torch.version.cuda or 'none'}",
-        f"python {platform.python_version()}",
+        f"python {platform.pythoninstalled_version()}",
     ]
-    mine += [f"{name} {_version(name)}" for name in names]
-    mine.append(f"flash-attn {_version('flash-attn') or 'not installed (sdpa is used)'}")
+    mine += [f"{name} {installed_version(name)}" for name in names]
+    mine.append(f"flash-attn {installed_version('flash-attn') or 'not installed (sdpa is used)'}")
     found = launch.on_all_ranks(accelerator, mine)
     differing = sorted({one for rank in found for one in rank} ^ set(found[0]))
     cure = f"the nodes differ ({', '.join(differing)}): use one environment on the shared disk" if differing else None

@@ -11,8 +11,9 @@ from zerotune.errors import Refused
 from zerotune.evaluation.evaluation_options import EvalOptions, generator_record, trained_as
 from zerotune.examples.batching import evaluation_batches
 from zerotune.examples.cutting import fit_shots
-from zerotune.examples.encoding import default_cache_dir, encode_texts
+from zerotune.examples.encoding import encode_texts
 from zerotune.examples.labelled import LabelledData
+from zerotune.files import default_cache_dir
 from zerotune.models.final_folder import load_final_or_base
 from zerotune.models.parameters import published_table
 from zerotune.models.precision import autocast

@@ -12,9 +12,8 @@ from zerotune.cpu import give_back_memory
 from zerotune.errors import Refused
 from zerotune.examples.batching import cut_by_budget
 from zerotune.files import json_sha256, read_json_lines, write_json_lines
+from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.launch import on_all_ranks
-
-PARTIAL_FOLDER = ".partial"
 
 
 class PartialScores:

@@ -22,9 +22,9 @@ from zerotune.evaluation.text_evaluation import (
     without_zero_init,
 )
 from zerotune.examples.batching import evaluation_batches
-from zerotune.examples.encoding import default_cache_dir
 from zerotune.examples.span_data import SpanData
 from zerotune.examples.span_features import span_features
+from zerotune.files import default_cache_dir
 from zerotune.models.final_folder import load_final_span, read_record
 from zerotune.models.heads import is_encoder
 from zerotune.models.pretrained import check_token_ids, most_tokens, read_config

@@ -1,6 +1,5 @@
 """Texts to token ids: once, by the fast tokenizer in batches, kept in a cache that is named after its content."""
 
-import os
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -38,14 +37,6 @@ class Encoded:
     def row(self, text: int) -> np.ndarray:
         """Token ids of one text: int32 [its length], a view."""
         return self.ids[self.offsets[text] : self.offsets[text + 1]]
-
-
-def default_cache_dir() -> Path:
-    """$ZEROTUNE_CACHE, else $XDG_CACHE_HOME/zerotune, else ~/.cache/zerotune."""
-    if os.environ.get("ZEROTUNE_CACHE"):
-        return Path(os.environ["ZEROTUNE_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "zerotune"
 
 
 def encode_texts(

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from zerotune import squad
-from zerotune.examples.encoding import default_cache_dir
+from zerotune.files import default_cache_dir
 
 
 def short_name(model: str) -> str:

@@ -40,14 +40,16 @@ def say(line: str) -> None:
 
 def describe_process() -> dict:
     """What run.json says of the command, the versions and the machine."""
+    versions = {name: installed_version(name) for name in RECORDED_VERSIONS}
     return {
         "command": " ".join(sys.argv),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in RECORDED_VERSIONS},
+        "versions": {"python": platform.python_version()} | versions,
         "git_commit": _git_commit(),
     }
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Version of an installed package, None where there is none."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
