@@ -1,8 +1,10 @@
 """The run folder: who may write, what is refused before anything is touched, what its state says afterwards."""
 
+import fcntl
 import json
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import write_json
+from zerotune.run import folder
 from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run, read_state, recorded_flags
 from zerotune.run.names import short_name
 from zerotune.run.process import describe_process, run_script, started_at
@@ -125,6 +128,19 @@ def test_a_folder_has_one_writer(tmp_path):
             pass
         assert read_state(tmp_path)["reason"] == "first"
     with RunFolder(tmp_path, ALONE):
+        pass
+
+
+def test_a_requeued_job_waits_for_the_lock_of_a_dead_node(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with (tmp_path / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        release = threading.Timer(0.5, fcntl.flock, (held, fcntl.LOCK_UN))
+        release.start()
+        with RunFolder(tmp_path, ALONE):
+            assert not release.is_alive()
+    monkeypatch.setattr(folder, "SECONDS_FOR_DEAD_LOCKS", 0.5)
+    with RunFolder(tmp_path, ALONE), pytest.raises(Refused, match="another job is at"), RunFolder(tmp_path, ALONE):
         pass
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 from zerotune.errors import Preempted, Refused
@@ -17,6 +18,10 @@ FREE_FLAGS = {
     "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
     "push_to_hub", "state_file", "tokens_per_device", "scratch_dir",
 }  # fmt: skip
+# Where an evaluation keeps the scores that it has, until it is done.
+PARTIAL_FOLDER = ".partial"
+# A file server keeps the lock of a node that has died for about a minute and a half; the requeued job waits for it.
+SECONDS_FOR_DEAD_LOCKS = 100
 # What a script would overwrite or delete, written after run.json.
 RESULTS = (
     "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
@@ -106,12 +111,21 @@ class RunFolder:
         return None
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            say(f"{self.path} is on a file system without locks: do not start a second job in it")
+        requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        give_up = time.monotonic() + (SECONDS_FOR_DEAD_LOCKS if requeued else 0)
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(1)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                say(f"{self.path} is on a file system without locks: do not start a second job in it")
+                return
 
     def __exit__(self, kind, error, traceback) -> None:
         if not is_main_process():
