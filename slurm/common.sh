@@ -7,9 +7,9 @@
 #   ZEROTUNE_ATTEMPTS             starts without a step forward      (3)
 #   ZEROTUNE_COLLECTIVE_TIMEOUT   seconds before a silent rank is given up (1800)
 #   ZEROTUNE_END_TIMEOUT          seconds for the other nodes to end once one has failed (120)
+#   ZEROTUNE_STOP_TIMEOUT         seconds for the ranks to save and stop once they are asked to (240)
 #   ZEROTUNE_MASTER_ADDR, ZEROTUNE_MASTER_PORT   rendezvous          (the first node; from the job id)
 #   ZEROTUNE_ONLINE               not empty: jobs may use the network (empty)
-set -uo pipefail
 
 say() { printf 'slurm: %s\n' "$*"; }
 stop_with() { local status=$1; shift; say "$*"; exit "$status"; }
@@ -20,6 +20,7 @@ IN_CONTAINER=()  # slurm/hook.sh may set it: (apptainer exec --nv image.sif)
 [ -e slurm/site.env ] && . slurm/site.env
 # shellcheck source=/dev/null
 [ -e slurm/hook.sh ] && . slurm/hook.sh
+set -uo pipefail  # not before: modules and conda read variables that are not set
 
 python=${ZEROTUNE_PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export ZEROTUNE_PYTHON=$python
@@ -29,6 +30,11 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export ZEROTUNE_ATTEMPTS=${ZEROTUNE_ATTEMPTS:-3}
 export ZEROTUNE_COLLECTIVE_TIMEOUT=${ZEROTUNE_COLLECTIVE_TIMEOUT:-1800}
 export ZEROTUNE_END_TIMEOUT=${ZEROTUNE_END_TIMEOUT:-120}
+export ZEROTUNE_STOP_TIMEOUT=${ZEROTUNE_STOP_TIMEOUT:-240}
+for name in ATTEMPTS COLLECTIVE_TIMEOUT END_TIMEOUT STOP_TIMEOUT; do
+  name=ZEROTUNE_$name
+  [[ ${!name} =~ ^[1-9][0-9]*$ ]] || stop_with 2 "$name is '${!name}': wanted a whole number, at least 1"
+done
 # what sbatch got reaches the steps, also where the site says --export=NONE or SLURM 22.05 forgets the CPUs of a task
 export SLURM_EXPORT_ENV=ALL
 [ -n "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
@@ -42,7 +48,7 @@ export NLTK_DATA
 # submit SBATCH-ARGUMENTS…: prints the job's number. A job that submits another must not hand its own shape on.
 submit() {
   local name forget=()
-  while read -r name; do forget+=(-u "$name"); done < <(compgen -e SLURM_ | grep -vx SLURM_CONF)
+  while read -r name; do forget+=(-u "$name"); done < <(compgen -e | grep -E '^(SLURM|SRUN)_' | grep -vx SLURM_CONF)
   env "${forget[@]}" sbatch --parsable "$@" | cut -d';' -f1
   return "${PIPESTATUS[0]}"
 }
@@ -55,10 +61,13 @@ num_launches=0 stop_reason=
 prepare_job() {
   mkdir -p runs/slurm
   job_files=runs/slurm/$SLURM_JOB_ID
+  # an array's tasks go by this: the number of one of them is that of the whole array
+  job_name=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
   export ZEROTUNE_PROCESSES_PER_NODE=${ZEROTUNE_PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
   [ -n "${ZEROTUNE_MASTER_ADDR:-}" ] || ZEROTUNE_MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   export ZEROTUNE_MASTER_ADDR
   export ZEROTUNE_STOP_FILE=$PWD/$job_files.stop ZEROTUNE_FAILED_FILE=$PWD/$job_files.failed
+  export ZEROTUNE_STATE_FILE=$PWD/$job_files.state.json  # of a refusal before there is a run folder
   rm -f "$ZEROTUNE_STOP_FILE"
 }
 
@@ -69,19 +78,29 @@ note_stop() {
   printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"
 }
 
-# end_half_dead SRUN: ends a srun that one node has failed and another never leaves. srun would wait for ever for a node
-# that came back without the job (a quick reboot, slurmstepd out of memory) before SLURM had missed it.
-end_half_dead() {
-  local left=$ZEROTUNE_END_TIMEOUT
+# end_stuck SRUN: ends a srun that would not end in time, so that the job goes on from the last checkpoint. srun waits for
+# ever for a node that came back without the job (a quick reboot, slurmstepd out of memory) before SLURM had missed it; and
+# ranks that do not stop when asked (one hangs, a save takes too long) would meet the time limit, which ends a job for good.
+end_stuck() {
+  local after_failure=$ZEROTUNE_END_TIMEOUT after_stop=$ZEROTUNE_STOP_TIMEOUT why tries
   trap '' TERM USR1
-  while [ "$left" -gt 0 ]; do
+  while [ "$after_failure" -gt 0 ] && [ "$after_stop" -gt 0 ]; do
     sleep 5
     kill -0 "$1" 2>/dev/null || return
-    [ -e "$ZEROTUNE_FAILED_FILE" ] && left=$((left - 5))
+    [ -e "$ZEROTUNE_FAILED_FILE" ] && after_failure=$((after_failure - 5))
+    [ -e "$ZEROTUNE_STOP_FILE" ] && after_stop=$((after_stop - 5))
   done
-  say "a node has failed and another has not ended since: this launch is given up"
-  echo "lost" >"$ZEROTUNE_FAILED_FILE"
+  why="the ranks were asked to stop and have not"
+  [ "$after_failure" -gt 0 ] || why="a node has failed and another has not ended since"
+  say "$why: this launch is given up"
+  echo "$why" >>"$ZEROTUNE_FAILED_FILE"
   kill -TERM "$1"
+  for tries in {1..60}; do
+    sleep 5
+    kill -0 "$1" 2>/dev/null || return
+  done
+  say "srun does not end after $((5 * tries)) s either: it is killed"
+  kill -KILL "$1"
 }
 
 # launch SCRIPT FLAGS…: starts one launcher on each node and waits for them; returns srun's status.
@@ -94,7 +113,7 @@ launch() {
   srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 \
     bash slurm/on_node.sh "$@" &
   local step=$! status
-  end_half_dead "$step" &
+  end_stuck "$step" &
   while :; do
     wait "$step"
     status=$?
@@ -110,29 +129,32 @@ attempts_left() {
   local seen count=0
   read -r seen count <"$job_files.attempts"
   if [ "$seen" = "$1" ]; then count=$((count + 1)); else count=0; fi
-  echo "$1 $count" >"$job_files.attempts"
+  echo "$1 $count" >"$job_files.attempts" || stop_with 1 "runs/slurm cannot be written: mend that and submit again"
   [ "$count" -lt "$ZEROTUNE_ATTEMPTS" ]
 }
 
-# ask VERB ARGUMENTS…: zerotune.cluster.jobs's answer in $job_files.answer. Not by $(…), whose shell a signal to the whole job
-# would kill.
+# ask VERB ARGUMENTS…: what zerotune.cluster.jobs answers, in $job_files.answer. Not by $(…), whose shell a signal to the
+# whole job would kill.
 ask() {
-  local status=129
-  while [ "$status" -gt 128 ]; do
+  local status
+  while :; do
     run_python -m zerotune.cluster.jobs "$@" >"$job_files.answer"
     status=$?
+    case $status in 138 | 143) ;; *) return "$status" ;; esac  # else SIGUSR1 or SIGTERM cut it short
   done
-  return "$status"
 }
 
 # is_ending: whether SLURM itself is about to end this job. Waits while the controller does not answer.
 is_ending() {
   local tries
   for tries in {1..30}; do
-    scontrol --oneliner show job "$SLURM_JOB_ID" >"$job_files.answer" 2>/dev/null && break
+    if scontrol --oneliner show job "$job_name" >"$job_files.answer" 2>/dev/null; then
+      ! grep -q 'JobState=RUNNING' "$job_files.answer"
+      return
+    fi
     sleep 10
   done
-  ! grep -q 'JobState=RUNNING' "$job_files.answer"
+  return 1
 }
 
 # nodes_answer: whether every node of the job can start a process.
@@ -159,12 +181,12 @@ run_to_end() {
   while :; do
     ask progress "$folder" && read -r state progress before <"$job_files.answer"
     [ -e "$job_files.attempts" ] || echo "$progress 0" >"$job_files.attempts"
-    rm -f "$job_files.state.json"
-    launch "$@" --state-file "$job_files.state.json"
+    rm -f "$ZEROTUNE_STATE_FILE"
+    launch "$@" --state-file "$ZEROTUNE_STATE_FILE"
     status=$?
     ask progress "$folder" && read -r state progress stamp <"$job_files.answer"
     [ "$status" = 0 ] && exit 0
-    [ -e "$job_files.state.json" ] && exit 2
+    [ -e "$ZEROTUNE_STATE_FILE" ] && exit 2
     if [ "$stamp" != "$before" ]; then
       case $state in finished) exit 0 ;; refused) exit 2 ;; esac
     fi
@@ -180,7 +202,7 @@ go_on_or_end() {
   fi
   attempts_left "$1" ||
     stop_with 1 "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): see above what ended them"
-  if [ -s "$ZEROTUNE_FAILED_FILE" ]; then  # its step never ends, and this job gets no other
+  if [ -s "$ZEROTUNE_FAILED_FILE" ]; then  # the step may never end, and then this job gets no other
     stop_reason=${stop_reason:-a node that has lost the job}
   fi
   if [ -z "$stop_reason" ]; then
@@ -194,7 +216,7 @@ go_on_or_end() {
     stop_reason="a node that does not answer"
   fi
   for tries in {1..30}; do
-    scontrol requeue "$SLURM_JOB_ID" && stop_with 75 "requeued ($stop_reason)"
+    scontrol requeue "$job_name" && stop_with 75 "requeued ($stop_reason)"
     scontrol ping | grep -q 'is UP' && break
     sleep 10
   done

@@ -6,15 +6,17 @@
 # set handlers of their own. torchelastic would kill the ranks 30 s after a SIGTERM.
 trap '' TERM USR1
 export PET_SIGNALS_TO_HANDLE=SIGINT
-set -euo pipefail
-trap '[ $? = 0 ] || : >"$ZEROTUNE_FAILED_FILE"' EXIT
+trap '[ $? = 0 ] || : >>"$ZEROTUNE_FAILED_FILE"' EXIT
 IN_CONTAINER=()
 # shellcheck source=/dev/null
 [ -e slurm/hook.sh ] && . slurm/hook.sh
+set -euo pipefail
 
 if [ "${SLURM_GPUS_ON_NODE:-$ZEROTUNE_PROCESSES_PER_NODE}" -lt "$ZEROTUNE_PROCESSES_PER_NODE" ]; then
-  echo "slurm: $(hostname) has $SLURM_GPUS_ON_NODE GPUs and $ZEROTUNE_PROCESSES_PER_NODE ranks are to start on each node:" \
-    "ask by --gpus-per-node, or set ZEROTUNE_PROCESSES_PER_NODE" >&2
+  reason="$(hostname) has $SLURM_GPUS_ON_NODE GPUs and $ZEROTUNE_PROCESSES_PER_NODE ranks are to start on each node: ask by"
+  reason+=" --gpus-per-node, or set ZEROTUNE_PROCESSES_PER_NODE to what each node has"
+  echo "refused: $reason" >&2
+  printf '{"state": "refused", "reason": "%s"}\n' "$reason" >"$ZEROTUNE_STATE_FILE"
   exit 2
 fi
 world=$((SLURM_JOB_NUM_NODES * ZEROTUNE_PROCESSES_PER_NODE))

@@ -65,6 +65,17 @@ def test_a_node_that_is_back_before_slurm_has_missed_it_is_given_up(step, site, 
     assert_undisturbed(site, name, job, undisturbed)
 
 
+def test_a_rank_that_hangs_when_all_are_to_stop_does_not_keep_the_job(site, cluster, undisturbed):
+    """The time limit would end the job for good."""
+    job = site.train("stuck", ZEROTUNE_STOP_TIMEOUT="10")
+    site.wait_for_step("stuck", 6)
+    os.kill(ranks_of(cluster, "node2")[-1], signal.SIGSTOP)
+    cluster.call("scancel", "--batch", "--signal=USR1", str(job.number))
+    job.wait()
+    assert job.num_restarts == 1 and "the ranks were asked to stop and have not" in job.log
+    assert_undisturbed(site, "stuck", job, undisturbed)
+
+
 def test_the_second_job_on_a_run_folder_refuses(site, cluster, undisturbed):
     job = site.train("shared", nodes=1)
     site.wait_for_step("shared", 1)

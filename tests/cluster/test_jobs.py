@@ -60,7 +60,9 @@ def test_what_is_not_in_the_cache_ends_a_job_before_anything_is_launched(script,
 
 def test_site_settings_and_hook_are_read_on_every_node(site):
     (site.folder / "slurm" / "site.env").write_text("export ZEROTUNE_ATTEMPTS=1\n")
-    (site.folder / "slurm" / "hook.sh").write_text('echo "hook on $(hostname)"\nIN_CONTAINER=(env IN_BOX=yes)\n')
+    (site.folder / "slurm" / "hook.sh").write_text(
+        'false; echo "hook on $(hostname)$UNSET"\nIN_CONTAINER=(env IN_BOX=yes)\n'  # as module and conda do
+    )
     try:
         # a launcher that only tells where it is
         fake = site.folder / "python-that-tells"
