@@ -26,15 +26,20 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   run_to_end "${command[@]}"
 fi
 
-numbers=$(run_python -m zerotune.cluster.eval_list todo "$list") || exit 2
+# what training is about to write anew counts as to do
+numbers=$(run_python -m zerotune.cluster.eval_list "$([ -n "$after" ] && echo all || echo todo)" "$list") || exit 2
 if [ -z "$numbers" ]; then
   say "all of $list is done"
   run_python -m zerotune.cluster.eval_list compare "$list"
   exit
 fi
+# the jobs read a copy: the list may change before they start
+kept=runs/eval/$(basename "${list%.*}")/lists/$(date +%Y%m%d-%H%M%S)-$$
+mkdir -p "$kept" && cp "$list" "$kept/" || exit 1
+kept=$kept/$(basename "$list")
 # a chain stops where a link fails; else the comparison says what is lacking
 order=(--kill-on-invalid-dep=yes) kind=afterany
 if [ -n "$after" ]; then order+=("--dependency=afterok:$after") kind=afterok; fi
-array=$(submit "${order[@]}" --array="$numbers" "$@" slurm/eval.sh "$list") || exit 1
-compare=$(submit --kill-on-invalid-dep=yes --dependency="$kind:$array" slurm/compare.sh "$list") || exit 1
-say "evaluations $array (lines $numbers of $list), then comparison $compare: runs/slurm/$compare.log"
+array=$(submit "${order[@]}" --array="$numbers" --output=runs/slurm/%A_%a.log "$@" slurm/eval.sh "$kept") || exit 1
+compare=$(submit --kill-on-invalid-dep=yes --dependency="$kind:$array" slurm/compare.sh "$kept") || exit 1
+say "evaluations $array (lines $numbers of $list: runs/slurm/${array}_LINE.log), then comparison $compare: runs/slurm/$compare.log"

@@ -28,6 +28,21 @@ def test_a_chain_trains_evaluates_and_compares(site, cluster):
     assert "all of chain.txt is done" in again and "3 evaluations compared" in again
 
 
+def test_the_first_task_of_an_array_is_requeued_alone(site, cluster):
+    """Its number is that of the whole array."""
+    (site.folder / "array.txt").write_text(f"llama sst2 0 0 {FLAGS}\nllama sst2 0 1 {FLAGS}\n")
+    job = site.submit("eval.sh", "array.txt").wait()
+    array, comparison = numbers_said(job.log)
+    logs = [site.folder / f"runs/slurm/{array}_{task}.log" for task in (1, 2)]
+    site.wait_until(lambda: all(log.exists() and "run folder:" in log.read_text() for log in logs), "both have begun")
+    (first,) = (task for task in (1, 2) if cluster.job(f"{array}_{task}")["JobId"] == str(array))
+    cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_{first}")
+    cluster.wait_for(comparison, seconds=200)
+    restarts = {task: int(cluster.job(f"{array}_{task}")["Restarts"]) for task in (1, 2)}
+    assert restarts == {first: 1, 3 - first: 0}, [log.read_text() for log in logs]
+    assert cluster.job(comparison)["JobState"] == "COMPLETED"
+
+
 def test_what_failed_is_named_and_started_again(site, cluster):
     (site.folder / "broken.txt").write_text(f"llama sst2 0 0 {FLAGS}\nabsent sst2 0 0 {FLAGS}\n")
     job = site.submit("eval.sh", "broken.txt").wait()

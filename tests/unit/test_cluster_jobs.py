@@ -71,7 +71,15 @@ def test_progress_changes_with_every_checkpoint_and_milestone(tmp_path):
         (run / name).touch()
         seen.append(progress_of(run))
     (run / "checkpoints/step-00000300").mkdir()  # unmarked: it does not count
-    assert seen == ["0+0", "5+0", "5+1", "120+1", "120+2", "120+3"] and progress_of(run) == "120+3"
+    assert seen == ["0+0+0", "5+0+0", "5+1+0", "120+1+0", "120+2+0", "120+3+0"] and progress_of(run) == "120+3+0"
+
+
+@pytest.mark.parametrize("place", [".", "eval/base", "seed-1"])
+def test_scores_of_an_unfinished_evaluation_are_progress(place, tmp_path):
+    partial = tmp_path / place / ".partial"
+    partial.mkdir(parents=True)
+    (partial / "rank-0.jsonl").write_text("{}\n")
+    assert progress_of(tmp_path) == "0+0+3"
 
 
 def test_what_a_launch_will_do_is_said(tmp_path):
@@ -126,6 +134,29 @@ def test_items_of_a_command_line(tmp_path):
     (tmp_path / "run" / "split.json").write_text(json.dumps({"sources": {"train": source}}))
     found = items("eval/sst2.py", "--model", str(final))
     assert found == [Item("model", "org/base", "v2"), Item("dataset", "stanfordnlp/sst2", "abc")]
+
+
+@pytest.mark.parametrize(
+    ("command", "reads"),
+    [
+        ("train --test-file x.tsv", True),  # its train rows are the hub's
+        ("train --train-file x.tsv --test-file y.tsv", False),
+        ("eval --test-file x.tsv", False),
+        ("eval --train-file x.tsv --shots 2", True),  # which only says where shots come from
+        ("eval --test-file x.tsv --shots 2", True),
+        ("eval --test-file x.tsv --shots 2 --train-file y.tsv", False),
+        ("eval --split 80-20 --train-file x.tsv", False),
+    ],
+)
+def test_the_hubs_rows_are_wanted_where_they_are_read(command, reads, tmp_path):
+    script, *flags = command.split()
+    found = items_of(read_flags(f"{script}/sst2.py", ["--model", str(tmp_path), *flags]))
+    assert found == ([Item("dataset", "stanfordnlp/sst2")] if reads else [])
+
+
+def test_without_wordnet_a_job_goes_on_and_says_what_is_left_out(capsys):
+    check_offline(read_flags("train/qa.py", ["--sample"]))
+    assert "METEOR will be left out" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_said_with_the_line_that_fetches_it(own_cache):
@@ -238,6 +269,13 @@ def test_the_login_node_hears_what_a_job_would_miss(own_cache, tmp_path):
         "HOME": str(tmp_path),
     }
     command = ["bash", "slurm/sst2.sh", "--model", "org/never-fetched"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+
+    def ask(**more):
+        given = environment | more
+        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=given)
+
+    assert ask(ZEROTUNE_ONLINE="1").returncode == 0
+    assert "ZEROTUNE_ATTEMPTS is 'many': wanted a whole number, at least 1" in ask(ZEROTUNE_ATTEMPTS="many").stdout
+    ended = ask()
     assert ended.returncode == 2 and "run folder: runs/sst2-never-fetched-full: fresh" in ended.stdout
     assert "bash slurm/prefetch.sh --model org/never-fetched --dataset stanfordnlp/sst2" in ended.stderr

@@ -1,12 +1,11 @@
 """Lists of evaluations: what a line launches, where it writes, when it is done, and what is held together."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from zerotune.cluster.eval_list import compare, read_list
+from zerotune.cluster.eval_list import compare, main, read_list
 from zerotune.errors import Refused
 
 
@@ -46,6 +45,7 @@ def test_lines_and_their_folders(write_list):
         (["org/a sst2 few 0"], "wanted MODEL TASK SHOTS SEED"),
         (["org/a cola 0 0"], "no task 'cola'; wanted one of sst2, imdb, qa"),
         (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
+        (["org/a sst2 0 0 --prompt-seeds=5"], "--prompt-seeds gives several scores.* write a line per SEED"),
         (["org/a sst2 0 0 'x"], "No closing quotation"),
         (["org/a sst2 0 0", "other/a sst2 0 0"], "line 2 writes to .*sst2-a-0shot-seed0, as .* line 1 does"),
     ],
@@ -64,16 +64,27 @@ def finish(line, right=3):
     (line.folder / "state.json").write_text('{"state": "finished", "reason": null}')
 
 
-def test_a_line_is_done_until_its_model_is_written_again(write_list):
-    (line,) = read_list(write_list("model sst2 0 0"))
+def test_a_line_is_done_until_its_model_is_another(write_list):
+    path = write_list("model sst2 0 0")
     Path("model").mkdir()
-    Path("model/config.json").touch()
+    Path("model/config.json").write_text("{}")
+    (line,) = read_list(path)
     assert not line.is_done
     finish(line)
     assert line.is_done
-    later = (line.folder / "metrics.json").stat().st_mtime + 5
-    os.utime("model/config.json", (later, later))
-    assert not line.is_done
+    Path("model/config.json").write_text("{ }")
+    (retrained,) = read_list(path)
+    assert not retrained.is_done and retrained.folder != line.folder
+    Path("model/config.json").write_text("{}")  # the same again, at another time
+    assert read_list(path)[0].is_done
+
+
+def test_all_lines_of_a_chain_are_launched(write_list, capsys):
+    path = write_list("org/a sst2 0 0", "org/b sst2 0 0")
+    finish(read_list(path)[0])
+    for verb, numbers in (("todo", "2"), ("all", "1,2")):
+        main([verb, str(path)])
+        assert capsys.readouterr().out.strip() == numbers
 
 
 def test_what_is_lacking_is_named_and_the_rest_is_said(write_list, capsys):

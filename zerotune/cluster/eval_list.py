@@ -5,22 +5,25 @@
     google/gemma-2-2b-it   sst2  4      0     --calibrate contextual
     google/gemma-2-2b-it   imdb  4      1     --test-size 2500
 
-    python -m zerotune.cluster.eval_list todo LIST
+    python -m zerotune.cluster.eval_list todo LIST       # or all
     python -m zerotune.cluster.eval_list line LIST NUMBER
     python -m zerotune.cluster.eval_list compare LIST
 
-Results go to runs/eval/LIST/, a folder for each line. Nothing here imports torch.
+Results go to runs/eval/LIST/, a folder for each line, and for each version of a model that lies in a folder. Nothing
+here imports torch.
 """
 
 import hashlib
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from zerotune.cluster.jobs import TASKS
 from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
 from zerotune.files import read_json
+from zerotune.models.model_files import model_identity
 from zerotune.run.folder import read_state
 from zerotune.run.names import short_name
 
@@ -41,11 +44,14 @@ class Line:
     more: tuple[str, ...]
     root: Path
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        """Where its results go; flags beyond the four columns stand in it as a hash."""
-        more = f"-{hashlib.sha256(shlex.join(self.more).encode()).hexdigest()[:6]}" if self.more else ""
-        return self.root / f"{self.task}-{short_name(self.model)}-{self.shots}shot-seed{self.seed}{more}"
+        """Where its results go; flags beyond the four columns stand in it as a hash, and so do a folder's files."""
+        hashed = [hashlib.sha256(shlex.join(self.more).encode()).hexdigest()] if self.more else []
+        if Path(self.model).is_dir():
+            hashed.append(model_identity(self.model, None))
+        name = f"{self.task}-{short_name(self.model)}-{self.shots}shot-seed{self.seed}"
+        return self.root / "-".join([name, *(one[:6] for one in hashed)])
 
     @property
     def command(self) -> list[str]:
@@ -56,12 +62,8 @@ class Line:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is finished, and its model has not been written since."""
-        metrics = self.folder / "metrics.json"
-        if read_state(self.folder).get("state") != "finished" or not metrics.exists():
-            return False
-        files = Path(self.model).glob("*") if Path(self.model).is_dir() else ()
-        return all(path.stat().st_mtime <= metrics.stat().st_mtime for path in files)
+        """Whether it is finished."""
+        return read_state(self.folder).get("state") == "finished" and (self.folder / "metrics.json").exists()
 
 
 def read_list(path: Path) -> list[Line]:
@@ -70,10 +72,11 @@ def read_list(path: Path) -> list[Line]:
         raise Refused(f"{path}: no such list; wanted a file with lines {FORM}")
     lines, folders = [], {}
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        words = _words(text, f"{path} line {number}")
+        where = f"{path.name} line {number}"
+        words = _words(text, where)
         if not words:
             continue
-        line = _line(len(lines) + 1, words, f"{path} line {number}", Path("runs/eval") / path.stem)
+        line = _line(len(lines) + 1, words, where, Path("runs/eval") / path.stem)
         if line.folder in folders:
             raise Refused(f"{line.where} writes to {line.folder}, as {folders[line.folder]} does: take one out")
         folders[line.folder] = line.where
@@ -96,14 +99,18 @@ def _line(number: int, words: list[str], where: str, root: Path) -> Line:
     model, task, shots, seed, *more = words
     if task not in SCRIPTS:
         raise Refused(f"{where}: no task {task!r}; wanted one of {', '.join(SCRIPTS)}")
+    if "--prompt-seeds" in {word.partition("=")[0] for word in more}:
+        raise Refused(
+            f"{where}: --prompt-seeds gives several scores, and a list compares single ones; write a line per SEED"
+        )
     owned = {"--model", "--shots", "--seed", "--output-dir"} & {word.partition("=")[0] for word in more}
     if owned:
         raise Refused(f"{where}: {', '.join(sorted(owned))} is said by the columns or by the list's name; leave it out")
     return Line(number, where, model, task, int(shots), int(seed), tuple(more), root)
 
 
-def compare(lines: list[Line]) -> list[str]:
-    """Hold the evaluations of each task against each other; returns what to print.
+def compare(lines: list[Line]) -> None:
+    """Hold the evaluations of each task against each other, and print what came of it.
 
     Raises:
         Refused: some are not done; the others are compared all the same.
@@ -133,15 +140,14 @@ def compare(lines: list[Line]) -> list[str]:
             f"{line.where} ({read_state(line.folder).get('state', 'never started')})" for line in lacking
         )
         raise Refused(f"{len(lacking)} of {len(lines)} evaluations are not done: {listed}; submit the list again")
-    return said
 
 
 def main(arguments: list[str]) -> None:
-    """todo, line or compare, printed."""
+    """What a verb asks for, printed: all, todo, line or compare."""
     verb, path, *rest = arguments
     lines = read_list(Path(path))
-    if verb == "todo":
-        print(",".join(str(line.number) for line in lines if not line.is_done))
+    if verb in ("all", "todo"):
+        print(",".join(str(line.number) for line in lines if verb == "all" or not line.is_done))
     elif verb == "line":
         print("\n".join(lines[int(rest[0]) - 1].command))
     else:

@@ -18,7 +18,7 @@ from zerotune.cluster import prefetch
 from zerotune.command_line.arguments import DEFAULT_MODEL
 from zerotune.errors import Refused
 from zerotune.files import read_json
-from zerotune.run.folder import read_state
+from zerotune.run.folder import PARTIAL_FOLDER, read_state
 from zerotune.run.launch import read_deepspeed_config, zero_stage
 from zerotune.run.names import default_eval_folder, default_run_folder, sample_model_folder
 from zerotune.run.process import run_script
@@ -26,6 +26,7 @@ from zerotune.training import checkpoints
 
 # Task of each script, as run folders are called.
 TASKS = {"sst2.py": "sst2", "imdb.py": "imdb", "qa.py": "squad"}
+WORDNET = prefetch.Item("wordnet")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Wanted:
     Attributes:
         script: "train/sst2.py", …
         task: "sst2", "imdb" or "squad".
-        flags: model, revision, method, head, output_dir, deepspeed, dataset, the files, sample, push_to_hub.
+        flags: model, revision, method, head, output_dir, deepspeed, dataset, split, the files, shots, sample,
+            push_to_hub.
     """
 
     script: str
@@ -76,6 +78,8 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
     for flag in ("output-dir", "deepspeed", "train-file", "validation-file", "test-file"):
         parser.add_argument(f"--{flag}", type=Path)
     parser.add_argument("--method", default="full")
+    parser.add_argument("--split")
+    parser.add_argument("--shots", type=int, default=0)
     parser.add_argument("--sample", action="store_true")
     try:
         flags, _ = parser.parse_known_args(arguments)
@@ -87,12 +91,15 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
 def progress_of(folder: Path) -> str:
     """How far a run has come, as one word that changes when it comes further.
 
-    The step of the newest marked checkpoint, and how many of the base evaluation, final/ and final evaluation are done.
+    The step of the newest marked checkpoint, how many of the base evaluation, final/ and final evaluation are done, and
+    the bytes of scores that an unfinished evaluation keeps.
     """
     marks = (folder / "checkpoints").glob(f"step-*/{checkpoints.MARKER}")
     newest = max((int(path.parent.name.removeprefix("step-")) for path in marks), default=0)
     milestones = ("eval/base/metrics.json", "final/task.json", "eval/final/metrics.json", "metrics.json")
-    return f"{newest}+{sum((folder / name).exists() for name in milestones)}"
+    scores = [path for place in (".", "eval/*", "seed-*") for path in folder.glob(f"{place}/{PARTIAL_FOLDER}/*")]
+    num_bytes = sum(path.stat().st_size for path in scores)
+    return f"{newest}+{sum((folder / name).exists() for name in milestones)}+{num_bytes}"
 
 
 def describe_progress(folder: Path) -> str:
@@ -141,6 +148,8 @@ def check_offline(wanted: Wanted) -> None:
         if path is not None and not path.exists():
             raise Refused(f"--{flag.replace('_', '-')} {path}: no such file on this node; put it on the shared disk")
     missing = prefetch.missing_items(items_of(wanted))
+    if missing.pop(WORDNET, None):
+        print("METEOR will be left out: no WordNet (bash slurm/prefetch.sh --wordnet fetches it)", flush=True)
     if missing:
         line = f"bash slurm/prefetch.sh {' '.join(item.flag for item in missing)}"
         found = "; ".join(f"{item} ({why})" for item, why in missing.items())
@@ -159,17 +168,26 @@ def items_of(wanted: Wanted) -> list[prefetch.Item]:
             base = described.get("base_model_name_or_path") or ""
             if base and not os.path.isdir(base):
                 items.append(prefetch.Item("model", base, described.get("revision")))
-    files = (wanted.flags.train_file, wanted.flags.validation_file, wanted.flags.test_file)
-    own_test = not wanted.trains and (Path(model).parent / "split.json").exists() and not wanted.flags.dataset
-    if not wanted.flags.sample and not any(files):
-        dataset, revision = prefetch.dataset_of(wanted.task, wanted.flags.dataset)
-        if own_test:
-            dataset, revision = prefetch.dataset_of_split(Path(model).parent / "split.json")
-        if dataset:
-            items.append(prefetch.Item("dataset", dataset, revision))
-    if wanted.task == "squad":
-        items.append(prefetch.Item("wordnet"))
-    return items
+    datasets = () if wanted.flags.sample else dict.fromkeys(_datasets_of(wanted))
+    items += [prefetch.Item("dataset", name, revision) for name, revision in datasets if name]
+    return [*items, WORDNET] if wanted.task == "squad" else items
+
+
+def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
+    """Hub id and revision of each data set whose rows are read, as zerotune/data/task_sources.py decides it."""
+    flags = wanted.flags
+    ours = prefetch.dataset_of(wanted.task, flags.dataset)
+    if wanted.trains:
+        return [] if flags.train_file else [ours]
+    split_file = Path(wanted.model).parent / "split.json"
+    of_run = prefetch.dataset_of_split(split_file) if split_file.exists() else ours
+    drawn_from_file = flags.train_file and flags.split not in (None, "official")
+    found = []
+    if not (flags.validation_file or flags.test_file or drawn_from_file):
+        found.append(ours if flags.dataset or flags.split else of_run)
+    if flags.shots and not flags.train_file:
+        found.append(ours if flags.dataset or flags.split else of_run)
+    return found
 
 
 def prefetch_items(arguments: list[str]) -> None:
@@ -235,7 +253,7 @@ def main(arguments: list[str]) -> None:
         return
     for line in describe_job(wanted, dict(os.environ)):
         print(line, flush=True)
-    if read_state(wanted.folder).get("state") != "finished":
+    if read_state(wanted.folder).get("state") != "finished" and not os.environ.get("ZEROTUNE_ONLINE"):
         check_offline(wanted)
 
 

@@ -56,8 +56,8 @@ def cache_root() -> Path:
 
 
 def nltk_folder() -> Path:
-    """Where WordNet goes: NLTK_DATA of the jobs."""
-    return cache_root() / "nltk_data"
+    """Where WordNet goes: NLTK_DATA of the jobs, else in HF_HOME."""
+    return Path(os.environ.get("NLTK_DATA", "").split(os.pathsep)[0] or cache_root() / "nltk_data")
 
 
 def read_manifest() -> dict[str, dict]:
