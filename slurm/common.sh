@@ -6,7 +6,7 @@
 #   ZEROTUNE_PROCESSES_PER_NODE   ranks on each node                 (its GPUs, else 1)
 #   ZEROTUNE_ATTEMPTS             starts without a step forward      (3)
 #   ZEROTUNE_COLLECTIVE_TIMEOUT   seconds before a silent rank is given up (1800)
-#   ZEROTUNE_END_TIMEOUT          seconds for the other nodes to end once one has failed (120)
+#   ZEROTUNE_END_TIMEOUT          seconds for the other nodes to end, or to answer, once one has failed (120)
 #   ZEROTUNE_STOP_TIMEOUT         seconds for the ranks to save and stop once they are asked to (240)
 #   ZEROTUNE_MASTER_ADDR, ZEROTUNE_MASTER_PORT   rendezvous          (the first node; from the job id)
 #   ZEROTUNE_ONLINE               not empty: jobs may use the network (empty)
@@ -157,9 +157,9 @@ is_ending() {
   return 1
 }
 
-# nodes_answer: whether every node of the job can start a process.
+# nodes_answer: whether every node of the job can start a process: not where one is dead, or still holds an earlier step.
 nodes_answer() {
-  timeout 60 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
+  timeout "$ZEROTUNE_END_TIMEOUT" srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
 }
 
 # run_to_end SCRIPT FLAGS…: the whole job, ends the shell. 0 finished, 2 refused, 75 stopped, 1 out of attempts.
@@ -194,26 +194,26 @@ run_to_end() {
   done
 }
 
+end_as_slurm_does() { stop_with 75 "SLURM ends this job (requeue or scancel); the same command goes on"; }
+
 # go_on_or_end PROGRESS STATUS: after a launch that ended early; returns where the same job is to launch again.
 go_on_or_end() {
   local tries
-  if [ -n "$stop_reason" ] && is_ending; then
-    stop_with 75 "SLURM ends this job (requeue or scancel); the same command goes on"
-  fi
+  if [ -n "$stop_reason" ] && is_ending; then end_as_slurm_does; fi
   attempts_left "$1" ||
     stop_with 1 "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): see above what ended them"
   if [ -s "$ZEROTUNE_FAILED_FILE" ]; then  # the step may never end, and then this job gets no other
     stop_reason=${stop_reason:-a node that has lost the job}
   fi
   if [ -z "$stop_reason" ]; then
-    say "the ranks died (status $2); launched again from the last checkpoint"
     sleep 2
-    for tries in {1..20}; do  # SLURM notices within SlurmdTimeout, 300 s by default, and requeues the job itself
-      nodes_answer && return
-      say "a node does not answer (try $tries)"
-      sleep 15
-    done
+    if nodes_answer; then
+      say "the ranks died (status $2); launched again from the last checkpoint"
+      return
+    fi
+    # a requeued job waits until SLURM has given up a dead node, 300 s by default (SlurmdTimeout)
     stop_reason="a node that does not answer"
+    is_ending && end_as_slurm_does
   fi
   for tries in {1..30}; do
     scontrol requeue "$job_name" && stop_with 75 "requeued ($stop_reason)"

@@ -110,10 +110,10 @@ def _end_process(status: int, last_line: str | None = None, stream=None) -> None
     in_group = _in_process_group()
     if in_group and sys.modules["torch"].distributed.get_backend() == "nccl":
         sys.modules["torch"].distributed.destroy_process_group()  # else NCCL warns, after the last line
+    sys.stdout.flush()  # what was printed earlier stands above the last line
     if last_line and is_main_process():
-        print(last_line, file=stream)
+        print(last_line, file=stream, flush=True)
     if in_group:
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     if status:

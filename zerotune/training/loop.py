@@ -275,6 +275,7 @@ class Loop:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         if is_main_process():
             tqdm.write(f"step {progress.step}: {shown}{'  (best so far)' if improved else ''}")
+            sys.stdout.flush()
         return improved
 
     def save(self) -> None:
