@@ -162,6 +162,12 @@ nodes_answer() {
   timeout "$ZEROTUNE_END_TIMEOUT" srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
 }
 
+# end_run STATUS: ends the shell, without what only a later start of this job would read.
+end_run() {
+  rm -f "$job_files".{answer,attempts,failed,refusal,state.json,stop}
+  exit "$1"
+}
+
 # run_to_end SCRIPT FLAGS…: the whole job, ends the shell. 0 finished, 2 refused, 75 stopped, 1 out of attempts.
 run_to_end() {
   local folder state=none progress=none stamp=0 before=0 status=0
@@ -175,8 +181,8 @@ run_to_end() {
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
   ask plan "$@" 2>"$job_files.refusal" || status=$?
   cat "$job_files.answer" "$job_files.refusal"
-  [ "$status" = 0 ] || exit 2
-  ask folder "$@" || exit 2
+  [ "$status" = 0 ] || end_run 2
+  ask folder "$@" || end_run 2
   read -r folder <"$job_files.answer"
   while :; do
     ask progress "$folder" && read -r state progress before <"$job_files.answer"
@@ -185,10 +191,10 @@ run_to_end() {
     launch "$@" --state-file "$ZEROTUNE_STATE_FILE"
     status=$?
     ask progress "$folder" && read -r state progress stamp <"$job_files.answer"
-    [ "$status" = 0 ] && exit 0
-    [ -e "$ZEROTUNE_STATE_FILE" ] && exit 2
+    [ "$status" = 0 ] && end_run 0
+    [ -e "$ZEROTUNE_STATE_FILE" ] && end_run 2
     if [ "$stamp" != "$before" ]; then
-      case $state in finished) exit 0 ;; refused) exit 2 ;; esac
+      case $state in finished) end_run 0 ;; refused) end_run 2 ;; esac
     fi
     go_on_or_end "$progress" "$status"
   done

@@ -29,7 +29,7 @@ from zerotune.prompts.question_answers import QuestionAnswerData, encode_questio
 from zerotune.prompts.question_prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
 from zerotune.run import launch
 from zerotune.run.folder import RunFolder, check_earlier_run, recorded_flags
-from zerotune.run.names import default_eval_folder, sample_model_folder
+from zerotune.run.names import default_eval_folder, model_or_default
 from zerotune.run.process import describe_process, is_main_process, say, started_at
 from zerotune.run.stopping import StopSignal
 from zerotune.scores.squad_results import print_scores, score_line
@@ -185,7 +185,7 @@ def _evaluate_base(run: RunFolder, args, config, precision: str, splits: Splits,
 
 def evaluate(args) -> None:
     """Evaluate a model: by its span head where it has one, else by the answers that it writes."""
-    args.model = args.model or (str(sample_model_folder(TASK)) if args.sample else preflight.DEFAULT_MODEL)
+    args.model = model_or_default(args.model, args.sample, TASK)
     args.output_dir = args.output_dir or default_eval_folder(TASK, args.model)
     stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)

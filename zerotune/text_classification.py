@@ -18,7 +18,7 @@ from zerotune.prompts.answers import AnswerData, prompt_record
 from zerotune.prompts.prompting import draw_shots
 from zerotune.run import launch
 from zerotune.run.folder import RunFolder, check_earlier_run, recorded_flags
-from zerotune.run.names import default_eval_folder, sample_model_folder
+from zerotune.run.names import default_eval_folder, model_or_default
 from zerotune.run.process import describe_process, is_main_process, say, started_at
 from zerotune.run.stopping import StopSignal
 from zerotune.training import stages
@@ -54,7 +54,9 @@ def train(args, task, engine_name: str = "loop") -> None:
         run_checks.check_trainer_flags(args, precision, deepspeed)
     settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
     data = None
-    if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
+    if (
+        is_main_process()
+    ):  # the other ranks wait at the process group, then find the tokens of a classifier in the cache
         data = preflight.tokenise(args, config, tokenizer, task, splits)
         preflight.check_plan(args, settings, config, data["train"], len(task.LABELS), deepspeed)
     if args.plan:
@@ -111,7 +113,7 @@ def _engine_parts(name: str) -> tuple:
 
 def evaluate(args, task) -> None:
     """Evaluate a model: a tuned final/ by its head, a causal model by the likelihood of its label words."""
-    args.model = args.model or (str(sample_model_folder(task.TASK)) if args.sample else preflight.DEFAULT_MODEL)
+    args.model = model_or_default(args.model, args.sample, task.TASK)
     args.output_dir = args.output_dir or default_eval_folder(task.TASK, args.model)
     stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from zerotune import squad, sst2
-from zerotune.command_line.arguments import DEFAULT_MODEL
 from zerotune.cpu import tokens_per_device
 from zerotune.data import samples, squad_sample
 from zerotune.data.splits import Splits
@@ -23,7 +22,7 @@ from zerotune.models.pretrained import check_labels, check_token_ids, check_weig
 from zerotune.models.span_head import span_size
 from zerotune.prompts.answers import AnswerData, encode_answers
 from zerotune.prompts.prompting import Prompt, uses_chat
-from zerotune.run.names import default_run_folder, sample_model_folder
+from zerotune.run.names import default_run_folder, model_or_default, sample_model_folder
 from zerotune.run.plan import describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
 from zerotune.run.process import say
 from zerotune.training.schedule import schedule_for
@@ -37,7 +36,7 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
         for name, value in sample_defaults.items():
             if getattr(args, name) is None:
                 setattr(args, name, value)
-    args.model = args.model or (str(sample_model_folder(task_name)) if args.sample else DEFAULT_MODEL)
+    args.model = model_or_default(args.model, args.sample, task_name)
     args.epochs = args.epochs or 3
     if args.learning_rate is None:
         args.learning_rate = FULL_RATE if args.method == "full" else ADAPTER_RATE

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zerotune.cluster import prefetch
-from zerotune.command_line.arguments import DEFAULT_MODEL
 from zerotune.errors import Refused
 from zerotune.files import read_json
 from zerotune.run.folder import PARTIAL_FOLDER, read_state
 from zerotune.run.launch import read_deepspeed_config, zero_stage
-from zerotune.run.names import default_eval_folder, default_run_folder, sample_model_folder
+from zerotune.run.names import default_eval_folder, default_run_folder, model_or_default
 from zerotune.run.process import run_script
 from zerotune.training import checkpoints
 
@@ -52,9 +51,7 @@ class Wanted:
     @property
     def model(self) -> str:
         """Hub id or folder, with the script's default filled in."""
-        if self.flags.model:
-            return self.flags.model
-        return str(sample_model_folder(self.task)) if self.flags.sample else DEFAULT_MODEL
+        return model_or_default(self.flags.model, self.flags.sample, self.task)
 
     @property
     def folder(self) -> Path:

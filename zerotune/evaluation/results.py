@@ -1,4 +1,4 @@
-"""What a classification run shows: itself before training, final/ after it, a table, a report."""
+"""What a run shows at its ends: a classifier before training, final/ after it, a table; for any run the report."""
 
 import time
 from collections.abc import Callable

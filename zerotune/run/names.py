@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from zerotune import squad
+from zerotune.command_line.arguments import DEFAULT_MODEL
 from zerotune.files import default_cache_dir
 
 
@@ -18,6 +19,11 @@ def short_name(model: str) -> str:
 def sample_model_folder(task_name: str) -> Path:
     """Where --sample keeps a task's tiny model, for train and eval alike."""
     return default_cache_dir() / ("sample-llama-squad" if task_name == squad.TASK else "sample-llama")
+
+
+def model_or_default(model: str | None, is_sample: bool, task_name: str) -> str:
+    """--model, or what is meant where it is not given: --sample's tiny model, else DistilBERT."""
+    return model or (str(sample_model_folder(task_name)) if is_sample else DEFAULT_MODEL)
 
 
 def default_run_folder(task_name: str, model: str, method: str, head: str | None) -> Path:
