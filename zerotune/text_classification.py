@@ -54,9 +54,7 @@ def train(args, task, engine_name: str = "loop") -> None:
         run_checks.check_trainer_flags(args, precision, deepspeed)
     settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
     data = None
-    if (
-        is_main_process()
-    ):  # the other ranks wait at the process group, then find the tokens of a classifier in the cache
+    if is_main_process():  # the others wait at the process group, and find a classifier's tokens in the cache
         data = preflight.tokenise(args, config, tokenizer, task, splits)
         preflight.check_plan(args, settings, config, data["train"], len(task.LABELS), deepspeed)
     if args.plan:
