@@ -93,7 +93,7 @@ def check_versions(accelerator) -> Finding:
     mine = [
         f"driver {_driver() or 'none'}",
         f"CUDA {torch.version.cuda or 'none'}",
-        f"python {platform.pythoninstalled_version()}",
+        f"python {platform.python_version()}",
     ]
     mine += [f"{name} {installed_version(name)}" for name in names]
     mine.append(f"flash-attn {installed_version('flash-attn') or 'not installed (sdpa is used)'}")
