@@ -164,7 +164,7 @@ nodes_answer() {
 
 # end_run STATUS: ends the shell, without what only a later start of this job would read.
 end_run() {
-  rm -f "$job_files".{answer,attempts,failed,refusal,state.json,stop}
+  rm -f "$job_files".{answer,attempts,failed,refusal,stop}
   exit "$1"
 }
 

@@ -53,7 +53,7 @@ def test_what_failed_is_named_and_started_again(site, cluster):
     assert "1 of 2 evaluations are not done: broken.txt line 2 (never started); submit the list again" in log
     (site.folder / "absent").symlink_to("llama")
     job = site.submit("eval.sh", "broken.txt").wait()
-    assert "(lines 2 of broken.txt)" in job.log
+    assert "(lines 2 of broken.txt: " in job.log
     _, comparison = numbers_said(job.log)
     cluster.wait_for(comparison, seconds=200)
     assert cluster.job(comparison)["JobState"] == "COMPLETED"

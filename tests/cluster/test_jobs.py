@@ -92,7 +92,7 @@ def test_a_start_that_comes_no_further_is_not_repeated_for_ever(site):
     fake.chmod(0o755)
     job = site.train("dies", nodes=1, ZEROTUNE_PYTHON=str(fake)).wait("FAILED", seconds=60)
     assert job.log.count("launched again from the last checkpoint") == 2
-    assert "3 starts in a row came no further than 0+0 (last status 9)" in job.log
+    assert "3 starts in a row came no further than 0+0+0 (last status 9)" in job.log
 
 
 def test_a_refusal_before_there_is_a_folder_ends_the_job(site):
