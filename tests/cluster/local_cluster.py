@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from waiting import wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "unshare", "nsenter")
 # Bridge and network of a cluster by its number: 198.18.0.0/15 is set aside for tests of networks (RFC 2544).
@@ -102,7 +103,7 @@ class LocalCluster:
             self.start_controller()
             for name in self.names:
                 self.boot(name)
-            self._wait_until(lambda: self.num_usable() == self.num_nodes, "the nodes are usable", SECONDS_TO_START)
+            wait_until(lambda: self.num_usable() == self.num_nodes, "the nodes are usable", SECONDS_TO_START, pause=0.2)
         except BaseException:
             self.__exit__()
             raise
@@ -189,7 +190,7 @@ class LocalCluster:
             *("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/socket"),
             *(f"--pid-file={folder}/pid", f"--log-file={folder}/log", f"--seed-file={folder}/seed"),
         )
-        self._wait_until((folder / "socket").exists, "munged listens", SECONDS_TO_START)
+        wait_until((folder / "socket").exists, "munged listens", SECONDS_TO_START)
 
     def _start_daemon(self, program: str, *arguments: str) -> None:
         with (self.folder / "log" / f"{program}.out").open("a") as log:
@@ -297,13 +298,5 @@ class LocalCluster:
     def wait_for(self, number: int | str, *states: str, seconds: float = 180) -> dict[str, str]:
         """Wait until a job is in one of the states; by default until it has ended, however it did."""
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        self._wait_until(lambda: self.job(number).get("JobState") in wanted, f"job {number} is {wanted}", seconds)
+        wait_until(lambda: self.job(number).get("JobState") in wanted, f"job {number} is {wanted}", seconds, pause=0.2)
         return self.job(number)
-
-    @staticmethod
-    def _wait_until(is_so, what: str, seconds: float) -> None:
-        give_up = time.monotonic() + seconds
-        while not is_so():
-            if time.monotonic() > give_up:
-                raise TimeoutError(f"not within {seconds} s: {what}")
-            time.sleep(0.2)

@@ -26,6 +26,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "scripts")]
 from comparing import CURVE, WEIGHTS, differences, newest_step, weight_difference  # noqa: E402
 from local_cluster import LocalCluster, why_not  # noqa: E402
 from site_of_tests import Site, make_site  # noqa: E402
+from waiting import wait_until  # noqa: E402
 
 KINDS = {
     "plain": [],
@@ -48,13 +49,13 @@ def ranks(cluster: LocalCluster) -> list[int]:
 
 def wait_for_moment(site: Site, name: str, job, rng: random.Random) -> str:
     """Wait for a random moment of the run's life, and say which."""
-    site.wait_until(lambda: ranks(site.cluster) or job_is_over(site, job), "the ranks have started")
+    wait_until(lambda: ranks(site.cluster) or job_is_over(site, job), "the ranks have started")
     step = rng.randint(0, NUM_STEPS)
     if step == 0:
         seconds = rng.uniform(0, SECONDS_TO_LOAD)
         time.sleep(seconds)
         return f"{seconds:.1f} s after its start"
-    site.wait_until(lambda: site.steps_logged(name) >= step or job_is_over(site, job), f"{name} is at step {step}")
+    wait_until(lambda: site.steps_logged(name) >= step or job_is_over(site, job), f"{name} is at step {step}")
     seconds = rng.uniform(0, SECONDS_AFTER if step == NUM_STEPS else 0.3)
     time.sleep(seconds)
     return f"{seconds:.2f} s after step {step}"

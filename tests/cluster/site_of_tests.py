@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from launching import Launch
 from local_cluster import LocalCluster
+from waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 # Slower than a user's: each launch imports its libraries on cores that all nodes and other tests share.
@@ -62,15 +62,7 @@ class Site:
 
     def wait_for_step(self, name: str, step: int, seconds: float = 120) -> None:
         """Wait until a run has logged a step."""
-        self.wait_until(lambda: self.steps_logged(name) >= step, f"{name} is at step {step}", seconds)
-
-    @staticmethod
-    def wait_until(is_so, what: str, seconds: float = 120) -> None:
-        give_up = time.monotonic() + seconds
-        while not is_so():
-            if time.monotonic() > give_up:
-                raise TimeoutError(f"not within {seconds} s: {what}")
-            time.sleep(0.02)
+        wait_until(lambda: self.steps_logged(name) >= step, f"{name} is at step {step}", seconds)
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,7 @@ class Job:
     def wait_for_log(self, words: str, seconds: float = 120) -> None:
         """Wait until the log holds the words."""
         try:
-            self.site.wait_until(lambda: words in self.log, f"{words!r} in the log of job {self.number}", seconds)
+            wait_until(lambda: words in self.log, f"{words!r} in the log of job {self.number}", seconds)
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.log}") from None
 

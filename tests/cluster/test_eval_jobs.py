@@ -3,6 +3,8 @@
 import json
 import re
 
+from waiting import wait_until
+
 FLAGS = "--test-file test.tsv --precision fp32"
 
 
@@ -34,7 +36,7 @@ def test_the_first_task_of_an_array_is_requeued_alone(site, cluster):
     job = site.submit("eval.sh", "array.txt").wait()
     array, comparison = numbers_said(job.log)
     logs = [site.folder / f"runs/slurm/{array}_{task}.log" for task in (1, 2)]
-    site.wait_until(lambda: all(log.exists() and "run folder:" in log.read_text() for log in logs), "both have begun")
+    wait_until(lambda: all(log.exists() and "run folder:" in log.read_text() for log in logs), "both have begun")
     (first,) = (task for task in (1, 2) if cluster.job(f"{array}_{task}")["JobId"] == str(array))
     cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_{first}")
     cluster.wait_for(comparison, seconds=200)

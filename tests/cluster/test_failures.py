@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from comparing import WEIGHTS, assert_same_curve, weight_difference
 from test_preemption import ZERO2, assert_undisturbed
+from waiting import wait_until
 
 RANK = "train/sst2.py --model llama"
 
@@ -44,7 +45,7 @@ def test_a_node_that_crashes_requeues_the_job(site, cluster, undisturbed):
     site.wait_for_step("crashed", 6)
     cluster.crash("node2")
     try:
-        site.wait_until(lambda: cluster.job(job.number)["JobState"] != "RUNNING", "SLURM takes the job away", 90)
+        wait_until(lambda: cluster.job(job.number)["JobState"] != "RUNNING", "SLURM takes the job away", 90)
     finally:
         cluster.boot("node2")
     job.wait()
@@ -56,7 +57,7 @@ def test_a_node_that_crashes_requeues_the_job(site, cluster, undisturbed):
 def test_a_node_that_is_back_before_slurm_has_missed_it_is_given_up(step, site, cluster, undisturbed):
     name = f"blinked-{step}"
     job = site.train(name, ZEROTUNE_COLLECTIVE_TIMEOUT="20", ZEROTUNE_END_TIMEOUT="10")
-    site.wait_until(lambda: cluster.processes("node2", "accelerate_cli"), "node2 has a launcher")
+    wait_until(lambda: cluster.processes("node2", "accelerate_cli"), "node2 has a launcher")
     site.wait_for_step(name, step)
     cluster.crash("node2")
     cluster.boot("node2")

@@ -3,6 +3,7 @@
 import time
 
 from comparing import WEIGHTS, assert_same_curve, newest_step, weight_difference
+from waiting import wait_until
 
 ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
 # One step and one save, on a machine whose cores are all busy. Measured alone: 0.6 s.
@@ -23,7 +24,7 @@ def test_sigusr1_saves_within_a_step_and_requeues(site, cluster, undisturbed):
     asked = time.monotonic()
     cluster.call("scancel", "--batch", "--signal=USR1", str(job.number))
     state = site.run_folder("usr1") / "state.json"
-    site.wait_until(lambda: '"preempted"' in state.read_text(), "the run is preempted")
+    wait_until(lambda: '"preempted"' in state.read_text(), "the run is preempted")
     seconds = time.monotonic() - asked
     saved, logged = newest_step(site.launch_of("usr1", job)), site.steps_logged("usr1")
     print(f"from the signal to saved: {seconds:.1f} s")  # shown by pytest -rP
@@ -49,7 +50,7 @@ def test_requeue_by_an_administrator(site, cluster, undisturbed):
 def test_a_stop_before_the_first_step_and_one_while_the_libraries_load(site, cluster, undisturbed):
     job = site.train("early", nodes=1)
     job.wait_for_log("run folder: runs/early: fresh")
-    site.wait_until(lambda: cluster.processes("node1", "train/sst2.py --model llama"), "the launcher runs")
+    wait_until(lambda: cluster.processes("node1", "train/sst2.py --model llama"), "the launcher runs")
     cluster.call("scancel", "--full", "--signal=USR1", str(job.number))  # to every process, Python still importing
     job.wait_for_log("requeued (SIGUSR1)")
     assert newest_step(site.launch_of("early", job)) in (None, 1)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from brute_force import WORDS, BruteForce
 from conftest import FEW_TOKENS
 from test_curves import REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
+from waiting import wait_until
 
 from zerotune.data.splits import Example
 from zerotune.files import read_json_lines
@@ -156,8 +156,7 @@ def killed_after_some_batches(workplace, name, flags):
     folder = workplace.folder / name
     job = workplace.server.start("eval/sst2.py", [*flags, "--output-dir", folder], folder)
     partial = folder / ".partial" / "rank-0.jsonl"
-    while len(read_json_lines(partial)) < 6:
-        time.sleep(0.001)
+    wait_until(lambda: len(read_json_lines(partial)) >= 6, "six answers are written", pause=0.001)
     job.kill(signal.SIGKILL)
     assert job.wait().codes == (-9,)
     assert not (folder / "metrics.json").exists()

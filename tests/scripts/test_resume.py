@@ -10,6 +10,7 @@ import pytest
 from comparing import OFTEN, assert_same_bits, killed_at, newest_step
 from launching import Launch
 from tiny_models import tiny_model
+from waiting import wait_until
 
 from zerotune.training.checkpoints import defect, step_folder
 
@@ -270,8 +271,7 @@ def test_two_jobs_in_one_folder(workplace):
         "train/sst2.py", flags, folder, **killed_at("open", r"metrics\.jsonl$", 2, "SIGSTOP")
     )
     try:
-        while not (folder / "metrics.jsonl").exists():
-            pass
+        wait_until((folder / "metrics.jsonl").exists, "the first job is at its first metrics line")
         state = (folder / "state.json").read_text()
         second = workplace.server.start("train/sst2.py", flags, workplace.folder / "shared-second").wait()
         assert "another job is at work in" in second.refusal()

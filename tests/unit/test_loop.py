@@ -1,7 +1,7 @@
 """The loop with a real engine around a linear model: its arithmetic, when it stops, and how it goes on."""
 
 import json
-import time
+import threading
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from waiting import wait_until
 
 from zerotune.errors import Preempted, Refused
 from zerotune.examples.batching import LengthBatches, epoch_steps
 from zerotune.run.folder import RunFolder
-from zerotune.training import checkpoints
+from zerotune.training import checkpoints, scratch
 from zerotune.training.engine import Engine, build_optimizer
 from zerotune.training.loop import Loop, Progress
 from zerotune.training.schedule import Schedule
@@ -222,13 +223,21 @@ def test_scratch_changes_no_number_and_all_of_it_has_arrived_at_the_end(tmp_path
     assert found[0] == found[1] and list((tmp_path / "scratch").iterdir()) == []
 
 
-def test_a_checkpoint_from_scratch_counts_at_the_step_after_its_arrival(tmp_path):
-    seen = []
+def test_a_checkpoint_from_scratch_counts_at_the_step_after_its_arrival(tmp_path, monkeypatch):
+    """The checkpoint of step 5 is held until the evaluation after step 6; the next save is that of step 10."""
+    seen, let_go, copy = [], threading.Event(), scratch._copy
+
+    def copy_when_let_go(file, to):
+        if "00000005" in str(to):
+            assert let_go.wait(60)
+        return copy(file, to)
+
+    monkeypatch.setattr(scratch, "_copy", copy_when_let_go)
 
     def look(stop):
-        if loop.progress.step == 6:  # nothing is saved between the save at 5 and the one at 10
-            while not loop.scratch.has_arrived:
-                time.sleep(0.001)
+        if loop.progress.step == 6:
+            let_go.set()
+            wait_until(lambda: loop.scratch.has_arrived, "the checkpoint of step 5 has arrived")
         newest, _ = checkpoints.newest_whole(loop.checkpoint_root)
         seen.append((loop.progress.step, loop.scratch.step, newest and newest.name))
         return 0

@@ -1,0 +1,17 @@
+"""Waiting for what another process or thread does, and not for ever."""
+
+import time
+from collections.abc import Callable
+
+
+def wait_until(is_so: Callable[[], object], what: str, seconds: float = 120, pause: float = 0.02) -> None:
+    """Wait until `is_so()` is true, looking every `pause` seconds.
+
+    Raises:
+        TimeoutError: it was not within `seconds`; `what` says what was waited for.
+    """
+    give_up = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"not within {seconds} s: {what}")
+        time.sleep(pause)
