@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import platform
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import write_json
-from zerotune.run import folder
+from zerotune.run import folder, process
 from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run, read_state, recorded_flags
 from zerotune.run.names import short_name
 from zerotune.run.process import describe_process, run_script, started_at
@@ -216,10 +217,28 @@ def test_a_refusal_writes_its_state_where_asked(tmp_path):
     assert json.loads((tmp_path / "state.json").read_text()) == {"state": "refused", "reason": "the rule"}
 
 
-def test_only_rank_0_speaks(tmp_path, capsys, monkeypatch):
+def test_of_the_ranks_of_a_node_the_first_speaks(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert ending(Refused("the rule"), tmp_path / "state.json") == 2
     assert capsys.readouterr() == ("", "") and not (tmp_path / "state.json").exists()
+
+
+def test_a_node_that_lacks_what_the_first_has_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "8")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert ending(Refused("x.tsv: no such file"), tmp_path / "state.json") == 2
+    line = f"on {platform.node()}: x.tsv: no such file"
+    assert capsys.readouterr().err == f"refused: {line}\n"
+    assert json.loads((tmp_path / "state.json").read_text()) == {"state": "refused", "reason": line}
+
+
+@pytest.mark.parametrize("rank", ["0", "8"])
+def test_once_the_ranks_know_each_other_rank_0_speaks_for_all(monkeypatch, rank):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(process, "_in_process_group", lambda: True)
+    assert process._tells_the_end() == (rank == "0")
 
 
 # --- small things ---

@@ -32,6 +32,11 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _tells_the_end() -> bool:
+    """Whether this rank says how it ends: rank 0; before the ranks know each other, one for each node."""
+    return is_main_process() or (os.environ.get("LOCAL_RANK") == "0" and not _in_process_group())
+
+
 def say(line: str) -> None:
     """Print on rank 0 only."""
     if is_main_process():
@@ -85,7 +90,9 @@ def run_script(main, args) -> None:
         main(args)
     except Refused as error:
         line = " ".join(str(error).split())
-        if is_main_process() and getattr(args, "state_file", None):
+        if not is_main_process():
+            line = f"on {platform.node()}: {line}"
+        if _tells_the_end() and getattr(args, "state_file", None):
             line += _write_state_file(args.state_file, line)
         _end_process(EXIT_REFUSED, f"refused: {line}", sys.stderr)
     except Preempted as error:
@@ -102,7 +109,7 @@ def run_script(main, args) -> None:
 
 
 def _end_process(status: int, last_line: str | None = None, stream=None) -> None:
-    """End this process, on rank 0 after a last line.
+    """End this process, after a last line where this rank is the one to say it.
 
     In a process group it ends at once, objects and all: PyTorch's destructor of a gloo group waits for a thread that
     may be waiting for the GIL, and a rank that is being cleaned up would hang there.
@@ -111,7 +118,7 @@ def _end_process(status: int, last_line: str | None = None, stream=None) -> None
     if in_group and sys.modules["torch"].distributed.get_backend() == "nccl":
         sys.modules["torch"].distributed.destroy_process_group()  # else NCCL warns, after the last line
     sys.stdout.flush()  # what was printed earlier stands above the last line
-    if last_line and is_main_process():
+    if last_line and _tells_the_end():
         print(last_line, file=stream, flush=True)
     if in_group:
         sys.stderr.flush()
