@@ -55,6 +55,14 @@ def test_lists_that_are_refused(write_list, lines, words):
         read_list(write_list(*lines))
 
 
+@pytest.mark.parametrize("described", ["{", "{}"])
+def test_an_adapter_without_a_base_is_refused(write_list, tmp_path, described):
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "adapter_config.json").write_text(described)
+    with pytest.raises(Refused, match=r"adapter_config.json (is damaged|has base_model_name_or_path None: wanted)"):
+        read_list(write_list("org/a sst2 0 0", "final sst2 0 0"))
+
+
 def finish(line, right=3):
     line.folder.mkdir(parents=True)
     rows = [{"id": str(n), "label": n % 2, "prediction": n % 2 if n < right else 1 - n % 2} for n in range(6)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zerotune.cluster import prefetch
 from zerotune.errors import Refused
-from zerotune.files import read_json
+from zerotune.models.model_files import adapter_base
 from zerotune.run.folder import PARTIAL_FOLDER, read_state
 from zerotune.run.launch import read_deepspeed_config, zero_stage
 from zerotune.run.names import default_eval_folder, default_run_folder, model_or_default
@@ -160,11 +160,10 @@ def items_of(wanted: Wanted) -> list[prefetch.Item]:
     if not wanted.flags.sample or wanted.flags.model:
         if not os.path.isdir(model):
             items.append(prefetch.Item("model", model, wanted.flags.revision))
-        elif (Path(model) / "adapter_config.json").exists():
-            described = read_json(Path(model) / "adapter_config.json")
-            base = described.get("base_model_name_or_path") or ""
-            if base and not os.path.isdir(base):
-                items.append(prefetch.Item("model", base, described.get("revision")))
+        else:
+            base = adapter_base(Path(model))
+            if base is not None and not os.path.isdir(base[0]):
+                items.append(prefetch.Item("model", *base))
     datasets = () if wanted.flags.sample else dict.fromkeys(_datasets_of(wanted))
     items += [prefetch.Item("dataset", name, revision) for name, revision in datasets if name]
     return [*items, WORDNET] if wanted.task == "squad" else items

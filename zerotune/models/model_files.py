@@ -1,8 +1,10 @@
 """What tells the files of a model from another version of them."""
 
 import hashlib
-import json
 from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.files import read_json
 
 BLOCK = 2**20
 # So many blocks of a large file are hashed, evenly spaced: enough to tell another training step, fast enough for 14 GB.
@@ -13,6 +15,9 @@ def model_identity(name: str, revision: str | None) -> str:
     """The hub commit of a model, or a hash of a folder's files; for an adapter with its base's.
 
     Files up to 16 MiB count whole, larger ones by 16 blocks of 1 MiB and their size.
+
+    Raises:
+        Refused: an adapter does not say to which model it belongs.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -25,12 +30,26 @@ def model_identity(name: str, revision: str | None) -> str:
             for block in range(NUM_BLOCKS):
                 file.seek(max(block * BLOCK, block * (size - BLOCK) // (NUM_BLOCKS - 1)))
                 digest.update(file.read(BLOCK))
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        described = json.loads(adapter.read_text())
-        base = model_identity(described["base_model_name_or_path"], described.get("revision"))
-        digest.update(base.encode())
+    base = adapter_base(folder)
+    if base is not None:
+        digest.update(model_identity(*base).encode())
     return digest.hexdigest()
+
+
+def adapter_base(folder: Path) -> tuple[str, str | None] | None:
+    """Name or folder, and hub revision, of the model that an adapter belongs to; None for a folder without an adapter.
+
+    Raises:
+        Refused: adapter_config.json is damaged or names no model.
+    """
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        return None
+    described = read_json(path)
+    base = described.get("base_model_name_or_path")
+    if not (isinstance(base, str) and base):
+        raise Refused(f"{path} has base_model_name_or_path {base!r}: wanted the model that the adapter was trained on")
+    return base, described.get("revision")
 
 
 def hub_commit(name: str, revision: str | None) -> str | None:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
 from zerotune.files import read_json
+from zerotune.models.model_files import adapter_base
 
 SUPPORTED = ("llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta")
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>")
@@ -117,7 +118,7 @@ def check_weight_files(name: str) -> None:
         wanted = set(read_json(Path(index)).get("weight_map", {}).values())
     elif os.path.isfile(adapter):
         wanted = {"adapter_model.safetensors"}
-        _check_adapter_base(name, read_json(Path(adapter)).get("base_model_name_or_path"))
+        _check_adapter_base(name)
     if not files or wanted - set(files):
         missing = ", ".join(sorted(wanted - set(files))[:4]) or "model.safetensors"
         raise Refused(f"no weights could be read for --model {name}: it lacks {missing}; copy the whole folder")
@@ -129,8 +130,9 @@ def check_weight_files(name: str) -> None:
             raise Refused(f"{path} is damaged ({error}): copy it again") from error
 
 
-def _check_adapter_base(name: str, base) -> None:
-    if not isinstance(base, str) or (os.path.isabs(base) and not os.path.isdir(base)):
+def _check_adapter_base(name: str) -> None:
+    base, _ = adapter_base(Path(name))
+    if os.path.isabs(base) and not os.path.isdir(base):
         raise Refused(
             f"the adapter {name} belongs to the model {base}, which is not there: put it back, or correct "
             "base_model_name_or_path in adapter_config.json"
