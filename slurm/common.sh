@@ -16,6 +16,11 @@ stop_with() { local status=$1; shift; say "$*"; exit "$status"; }
 
 [ -e slurm/common.sh ] || stop_with 2 "submit from the checkout's root: cd there, then sbatch slurm/…"
 IN_CONTAINER=()  # slurm/hook.sh may set it: (apptainer exec --nv image.sif)
+early_stop=
+if [ -n "${SLURM_JOB_ID:-}" ]; then  # while the hook loads modules there is nobody to tell: run_to_end does
+  trap 'early_stop=SIGUSR1' USR1
+  trap 'early_stop=SIGTERM' TERM
+fi
 # shellcheck source=/dev/null
 [ -e slurm/site.env ] && . slurm/site.env
 # shellcheck source=/dev/null
@@ -178,6 +183,7 @@ run_to_end() {
   prepare_job
   trap 'note_stop SIGUSR1' USR1
   trap 'note_stop SIGTERM' TERM
+  [ -z "$early_stop" ] || note_stop "$early_stop"
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
   ask plan "$@" 2>"$job_files.refusal" || status=$?
   cat "$job_files.answer" "$job_files.refusal"

@@ -7,6 +7,7 @@
 #
 #SBATCH --job-name=smoke
 #SBATCH --output=runs/slurm/%j.log
+#SBATCH --requeue
 #SBATCH --ntasks-per-node=1
 #SBATCH --time=10
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
@@ -32,8 +33,15 @@ train=(train/sst2.py --sample --deepspeed ds_configs/zero2.json --limit-train 16
 newest() { run_python -m zerotune.cluster.jobs progress "$run" | cut -d' ' -f2 | cut -d+ -f1; }
 
 say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST; details in $log"
-launch --module zerotune.cluster.smoke 2>"$log" || num_failed=$((num_failed + 1))
-[ "$num_failed" = 0 ] || tail -n 15 "$log" | sed 's/^/      | /'
+rm -rf "$run"  # of an earlier start of this job
+: >"$log"
+requeue=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'Requeue=[01]')
+[ "$requeue" = Requeue=1 ]
+tell $? "requeue" "${requeue:-SLURM does not say}" "jobs do not go on by themselves here: submit the same line again"
+if ! launch --module zerotune.cluster.smoke 2>>"$log"; then
+  num_failed=$((num_failed + 1))
+  tail -n 15 "$log" | sed 's/^/      | /'
+fi
 
 # the sample under ZeRO-2: trained, killed, resumed, evaluated
 run_sample() {

@@ -47,15 +47,24 @@ def test_requeue_by_an_administrator(site, cluster, undisturbed):
     assert_undisturbed(site, "requeued", job, undisturbed)
 
 
-def test_a_stop_before_the_first_step_and_one_while_the_libraries_load(site, cluster, undisturbed):
-    job = site.train("early", nodes=1)
-    job.wait_for_log("run folder: runs/early: fresh")
+def test_a_stop_while_the_hook_runs_and_one_while_the_libraries_load(site, cluster, undisturbed):
+    hook = site.folder / "slurm" / "hook.sh"
+    hook.write_text('[ -n "${SLURM_STEP_ID:-}${SLURM_RESTART_COUNT:-}" ] || { echo modules are loaded; sleep 3; }\n')
+    try:
+        job = site.train("early", nodes=1)
+        job.wait_for_log("modules are loaded")
+        cluster.call("scancel", "--batch", "--signal=USR1", str(job.number))
+        job.wait_for_log("requeued (SIGUSR1)")
+    finally:
+        hook.unlink()
+    cluster.wait_for(job.number, "RUNNING")
+    job.wait_for_log("start 2: train/sst2.py")
     wait_until(lambda: cluster.processes("node1", "train/sst2.py --model llama"), "the launcher runs")
     cluster.call("scancel", "--full", "--signal=USR1", str(job.number))  # to every process, Python still importing
-    job.wait_for_log("requeued (SIGUSR1)")
+    wait_until(lambda: job.log.count("requeued (SIGUSR1)") == 2, "requeued again")
     assert newest_step(site.launch_of("early", job)) in (None, 1)
     job.wait()
-    assert job.num_restarts == 1
+    assert job.num_restarts == 2
     assert_undisturbed(site, "early", job, undisturbed)
 
 

@@ -1,7 +1,7 @@
 """slurm/smoke.sh on two nodes: a line a check, and a failure that names its cure."""
 
 CHECKS = (
-    "devices", "bf16", "versions", "all-reduce", "shared disk", "scratch", "cache",
+    "requeue", "devices", "bf16", "versions", "all-reduce", "shared disk", "scratch", "cache",
     "train under ZeRO-2", "kill", "resume", "evaluate",
 )  # fmt: skip
 
@@ -13,10 +13,12 @@ def test_a_site_that_will_do(site):
     assert "2 ranks on 2 nodes, gloo" in job.log and "this site will do" in job.log
 
 
-def test_gpus_that_nobody_sees_and_a_scratch_that_is_not_there_fail_with_a_cure(site):
-    job = site.submit("smoke.sh", "--checks-only", options=["--gpus-per-node=1"], ZEROTUNE_SCRATCH="/proc/nowhere")
+def test_a_site_without_requeue_gpus_that_nobody_sees_and_no_scratch_fail_with_a_cure(site):
+    options = ["--gpus-per-node=1", "--no-requeue"]
+    job = site.submit("smoke.sh", "--checks-only", options=options, ZEROTUNE_SCRATCH="/proc/nowhere")
     job.wait("FAILED")
     failed = [line for line in job.log.splitlines() if line.startswith("FAIL")]
-    assert [line.split(":")[0] for line in failed] == ["FAIL  devices", "FAIL  scratch"]
-    assert "SLURM gave GPUs on node1 and torch" in failed[0] and "slurm/hook.sh" in failed[0]
-    assert "name a writable folder by ZEROTUNE_SCRATCH in slurm/site.env" in failed[1]
+    assert [line.split(":")[0] for line in failed] == ["FAIL  requeue", "FAIL  devices", "FAIL  scratch"]
+    assert "Requeue=0; jobs do not go on by themselves here: submit the same line again" in failed[0]
+    assert "SLURM gave GPUs on node1 and torch" in failed[1] and "slurm/hook.sh" in failed[1]
+    assert "name a writable folder by ZEROTUNE_SCRATCH in slurm/site.env" in failed[2]

@@ -10,7 +10,7 @@ import pytest
 
 from zerotune import sst2
 from zerotune.checks.preflight import settle_flags
-from zerotune.cluster import prefetch
+from zerotune.cluster import prefetch, smoke
 from zerotune.cluster.jobs import check_offline, describe_job, describe_progress, items_of, progress_of, read_flags
 from zerotune.cluster.prefetch import Item
 from zerotune.command_line.arguments import train_parser
@@ -279,3 +279,14 @@ def test_the_login_node_hears_what_a_job_would_miss(own_cache, tmp_path):
     ended = ask()
     assert ended.returncode == 2 and "run folder: runs/sst2-never-fetched-full: fresh" in ended.stdout
     assert "bash slurm/prefetch.sh --model org/never-fetched --dataset stanfordnlp/sst2" in ended.stderr
+
+
+# --- the smoke run ---
+
+
+def test_the_toolkit_is_that_on_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert smoke.toolkit() is None
+    (tmp_path / "nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    assert smoke.toolkit() == "12.8"

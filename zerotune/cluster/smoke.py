@@ -8,6 +8,7 @@ One line a check: "pass", or "FAIL" with the cure. Ends with status 1 where one 
 import fcntl
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -87,12 +88,21 @@ def _driver() -> str | None:
     return lines[0] if lines else None
 
 
+def toolkit() -> str | None:
+    """Version of the CUDA toolkit on the PATH, which DeepSpeed and flash-attn compile with; None without one."""
+    if shutil.which("nvcc") is None:
+        return None
+    found = re.search(r"release (\S+),", subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout)
+    return found and found.group(1)
+
+
 def check_versions(accelerator) -> Finding:
     """Driver, toolkit and libraries; all nodes have the same."""
     names = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes")
     mine = [
         f"driver {_driver() or 'none'}",
-        f"CUDA {torch.version.cuda or 'none'}",
+        f"CUDA of torch {torch.version.cuda or 'none'}",
+        f"toolkit {toolkit() or 'none'}",
         f"python {platform.python_version()}",
     ]
     mine += [f"{name} {installed_version(name)}" for name in names]
