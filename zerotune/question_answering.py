@@ -28,9 +28,9 @@ from zerotune.prompts.prompting import uses_chat
 from zerotune.prompts.question_answers import QuestionAnswerData, encode_questions
 from zerotune.prompts.question_prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
 from zerotune.run import launch
-from zerotune.run.folder import RunFolder, check_earlier_run, recorded_flags
+from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.names import default_eval_folder, model_or_default
-from zerotune.run.process import describe_process, is_main_process, say, started_at
+from zerotune.run.process import is_main_process, say, started_at
 from zerotune.run.stopping import StopSignal
 from zerotune.scores.squad_results import print_scores, score_line
 from zerotune.squad import TASK, Question
@@ -99,14 +99,7 @@ def train(args) -> None:
         final = stages.save_best(loop, args, tokenizer, record)
         del engine, loop, choose
         stages.free_training_memory(accelerator)
-        options = QuestionOptions(
-            model=str(final),
-            revision=None,
-            attention=args.attention,
-            precision=precision,
-            tokens_per_device=args.tokens_per_device,
-            data_sha256=reporting_sha256(splits.record),
-        )
+        options = results.final_options(QuestionOptions, args, final, precision, splits)
         folder = run.path / "eval" / "final"
         evaluate_questions(folder, options, splits.test, run.accelerator, stop_signal, replace=True)
         print_results(run.path)
@@ -202,9 +195,7 @@ def evaluate(args) -> None:
     accelerator = launch.start_accelerator(None)
 
     with RunFolder(args.output_dir, accelerator) as run:
-        run.write_json("split.json", record)
-        world = {"num_processes": accelerator.num_processes, "device": stages.device_name(accelerator.device)}
-        run.write_json("run.json", {**describe_process(), "flags": recorded_flags(args), "world": world})
+        run.describe(args, record)
         metrics = evaluate_questions(run.path, options, questions, accelerator, stop_signal)
         if is_main_process():
             print_scores(metrics)

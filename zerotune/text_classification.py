@@ -17,9 +17,9 @@ from zerotune.pages.report import write_report
 from zerotune.prompts.answers import AnswerData, prompt_record
 from zerotune.prompts.prompting import draw_shots
 from zerotune.run import launch
-from zerotune.run.folder import RunFolder, check_earlier_run, recorded_flags
+from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.names import default_eval_folder, model_or_default
-from zerotune.run.process import describe_process, is_main_process, say, started_at
+from zerotune.run.process import is_main_process, say, started_at
 from zerotune.run.stopping import StopSignal
 from zerotune.training import stages
 from zerotune.training.loop import Loop
@@ -128,9 +128,7 @@ def evaluate(args, task) -> None:
     accelerator = launch.start_accelerator(None)
 
     with RunFolder(args.output_dir, accelerator) as run:
-        run.write_json("split.json", record)
-        world = {"num_processes": accelerator.num_processes, "device": stages.device_name(accelerator.device)}
-        run.write_json("run.json", {**describe_process(), "flags": recorded_flags(args), "world": world})
+        run.describe(args, record)
         load_model = _loaded_once()
         for number, options in enumerate(all_options):
             folder = run.path / f"seed-{number}" if args.prompt_seeds else run.path

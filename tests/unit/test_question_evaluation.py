@@ -70,7 +70,7 @@ def test_answers_are_those_of_transformers_generation(folder, settings):
     np.testing.assert_array_equal(found, expected)
     assert ready.found["setting"] == ("2-shot prompt" if "shots" in settings else "zero-shot prompt")
     assert ready.found["shares_paragraphs"] and ready.found["max_length"] == 1024
-    assert len(ready.read(found)) == len(QUESTIONS)
+    assert len(ready.read(found).texts) == len(QUESTIONS)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -119,7 +119,7 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_in_parts(folder):
             raise MemoryError
         return ready.score(rows)
 
-    np.testing.assert_array_equal(BackOff(score, ready.costs)(batch), ready.score(batch))
+    np.testing.assert_array_equal(BackOff(score, ready.lengths)(batch), ready.score(batch))
 
 
 def test_what_does_not_fit_is_refused_before_a_weight_is_loaded(folder):

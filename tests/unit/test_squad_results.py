@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from zerotune.errors import Refused
+from zerotune.evaluation.result_files import write_question_results
 from zerotune.evaluation.squad_evaluation import SpanSettings, choosing_values, span_settings
 from zerotune.scores.squad_metrics import score_answers
-from zerotune.scores.squad_results import Answers, breakdown, context_length, question_word, write_results
+from zerotune.scores.squad_results import Answers, breakdown, context_length, question_word
 from zerotune.scores.statistics import paired_means
 from zerotune.squad import Answer, Paragraph, Question
 
@@ -67,7 +68,7 @@ def test_results_are_written_and_the_oracle_is_apart(tmp_path):
         null_odds=np.array([-2.0, 1.0, 2.0, -1.0]),
         details={"null_odds": [-2.0, 1.0, 2.0, -1.0]},
     )
-    metrics = write_results(tmp_path, asked, answers)
+    metrics = write_question_results(tmp_path, asked, answers)
     assert (metrics["exact"], metrics["best_exact"], metrics["best_exact_thresh"]) == (50.0, 75.0, -2.0)
     assert metrics["num_abstained"] == 2 and metrics["mean_answer_words"] == 1.0
     assert json.loads((tmp_path / "predictions.json").read_text()) == {"q0": "Hook", "q1": "", "q2": "", "q3": "sea"}
@@ -76,7 +77,7 @@ def test_results_are_written_and_the_oracle_is_apart(tmp_path):
         "id": "q1", "label": ["tower"], "prediction": "", "exact": 0.0, "f1": 0.0, "null_odds": 1.0
     }  # fmt: skip
     blind = [Question(each.id, each.text, each.paragraph, None) for each in asked]
-    metrics = write_results(tmp_path, blind, Answers([""] * 4))
+    metrics = write_question_results(tmp_path, blind, Answers([""] * 4))
     assert metrics == {"count": 4, "num_abstained": 4, "abstention_share": 1.0, "mean_answer_words": None}
 
 

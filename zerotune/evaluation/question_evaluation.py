@@ -1,15 +1,15 @@
 """Evaluating a model that writes its answers to questions: while it is trained, and from a folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from zerotune.command_line.squad_arguments import MAX_PROMPT_LENGTH
 from zerotune.evaluation.evaluation_options import EvalOptions, generator_record, trained_as
-from zerotune.evaluation.scorers import LoadModel, Scorer
-from zerotune.evaluation.scoring import score_items
+from zerotune.evaluation.scorers import LoadModel
+from zerotune.evaluation.scoring import Answering, Scorer, score_items
 from zerotune.examples.paragraph_branches import can_share
 from zerotune.models.language_model import load_language_model
 from zerotune.models.loading import attention_kernel
@@ -23,6 +23,7 @@ from zerotune.prompts.question_writing import AnswerWriter, writing_summary
 from zerotune.run.plan import describe_memory, writing_memory
 from zerotune.run.process import say
 from zerotune.scores.squad_metrics import official_scores, score_answers
+from zerotune.scores.squad_results import Answers
 from zerotune.squad import Question
 
 
@@ -102,25 +103,6 @@ def choosing_evaluation(
     return evaluate
 
 
-@dataclass(frozen=True)
-class Writing:
-    """A loaded model and its questions, ready to be answered.
-
-    Attributes:
-        score: indices [batch] -> token ids of written answers, for score_items.
-        batches: index arrays that cover all questions, the same at any world size.
-        costs: what a question costs in tokens, [num_questions], for BackOff.
-        found: what metrics.json says of model and questions.
-        read: all written tokens -> the answers, "" for none.
-    """
-
-    score: Scorer
-    batches: list[np.ndarray]
-    costs: np.ndarray
-    found: dict
-    read: Callable[[np.ndarray], list[str]]
-
-
 def prepare_writing(
     options: EvalOptions,
     max_new_tokens: int,
@@ -128,7 +110,7 @@ def prepare_writing(
     config,
     device: torch.device,
     load_model: LoadModel = load_language_model,
-) -> Writing:
+) -> Answering:
     """A causal model that writes its answers, as published or tuned; one that was tuned is asked as it was trained.
 
     Args:
@@ -167,5 +149,10 @@ def prepare_writing(
         "num_truncated": data.num_truncated,
         "shares_paragraphs": data.shares,
     }
+
+    def read(written: np.ndarray) -> Answers:
+        texts = read_answers(tokenizer, written)
+        return Answers(texts, measured=writing_summary(written, texts))
+
     score = answers_scorer(model, data, tokenizer, max_new_tokens, device)
-    return Writing(score, batches, costs, described, lambda written: read_answers(tokenizer, written))
+    return Answering(score, costs, batches, described, read)

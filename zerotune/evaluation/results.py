@@ -9,7 +9,7 @@ import torch
 from zerotune.data.splits import Splits, stratified_subset
 from zerotune.data.task_sources import reporting_sha256
 from zerotune.errors import Refused
-from zerotune.evaluation.evaluation_options import EvalOptions
+from zerotune.evaluation.evaluation_options import EvalOptions, QuestionOptions
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint
 from zerotune.files import read_json
 from zerotune.run.folder import RunFolder
@@ -49,7 +49,18 @@ def evaluate_base(run: RunFolder, args, precision: str, task, splits: Splits, st
 
 def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, splits: Splits, stop_signal) -> dict:
     """Evaluate the reloaded final/ on all test items into eval/final."""
-    options = EvalOptions(
+    options = final_options(EvalOptions, args, final, precision, splits)
+    folder = run.path / "eval" / "final"
+    metrics = evaluate_checkpoint(folder, options, task, splits.test, run.accelerator, stop_signal, replace=True)
+    say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
+    return metrics
+
+
+def final_options(
+    kind: type[EvalOptions] | type[QuestionOptions], args, final: Path, precision: str, splits: Splits
+) -> EvalOptions | QuestionOptions:
+    """How a run's final/ is evaluated: as its task.json says, on the items that report."""
+    return kind(
         model=str(final),
         revision=None,
         attention=args.attention,
@@ -57,10 +68,6 @@ def evaluate_final(run: RunFolder, args, final: Path, precision: str, task, spli
         tokens_per_device=args.tokens_per_device,
         data_sha256=reporting_sha256(splits.record),
     )
-    folder = run.path / "eval" / "final"
-    metrics = evaluate_checkpoint(folder, options, task, splits.test, run.accelerator, stop_signal, replace=True)
-    say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
-    return metrics
 
 
 def print_results(run: RunFolder, final: dict) -> None:

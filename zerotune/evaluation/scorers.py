@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch
 from zerotune.data.splits import Example
 from zerotune.errors import Refused
 from zerotune.evaluation.evaluation_options import EvalOptions, generator_record, trained_as
+from zerotune.evaluation.scoring import Answering, Scorer
 from zerotune.examples.batching import evaluation_batches
 from zerotune.examples.cutting import fit_shots
 from zerotune.examples.encoding import encode_texts
@@ -24,36 +26,18 @@ from zerotune.prompts.prompting import (
     CONTENT_FREE_TEXTS,
     Prompt,
     PromptData,
+    calibrate,
     encode_prompts,
     normalise,
     uses_chat,
 )
 from zerotune.run.plan import describe_memory, scoring_memory
 from zerotune.run.process import say
+from zerotune.scores.label_results import LabelAnswers
 
 UNLABELLED = -100
 
-Scorer = Callable[[np.ndarray], np.ndarray]
 LoadModel = Callable[[EvalOptions, torch.device], torch.nn.Module]
-
-
-@dataclass(frozen=True)
-class Answering:
-    """A loaded model and its items, ready to be scored.
-
-    Attributes:
-        score: indices [batch] -> log-probabilities [batch, labels], or token ids of written answers.
-        lengths: what an item costs, in tokens, [num_items].
-        found: what metrics.json says of model and items.
-        content_free: log-likelihoods [inputs, labels] of the content-free prompts, for calibration; None without.
-        read: written answers -> their texts and the labels in them; None where log-probabilities are compared.
-    """
-
-    score: Scorer
-    lengths: np.ndarray
-    found: dict
-    content_free: np.ndarray | None = None
-    read: Callable[[np.ndarray], tuple[list[str], list[int | None]]] | None = None
 
 
 def labelled_data(tokenizer, examples: list[Example], max_length: int, truncation: str) -> LabelledData:
@@ -74,6 +58,16 @@ def classifier_scorer(model, data: LabelledData, device: torch.device, precision
     return score
 
 
+def likeliest(scores: np.ndarray) -> LabelAnswers:
+    """The labels that log-probabilities [items, labels] say."""
+    return LabelAnswers(scores.argmax(axis=1).tolist(), {"scores": scores.tolist()})
+
+
+def _likeliest_calibrated(scores: np.ndarray, content_free: np.ndarray) -> LabelAnswers:
+    """The same once calibrated; content_free: log-likelihoods [inputs, labels] of the content-free prompts."""
+    return replace(likeliest(calibrate(scores, content_free)), uncalibrated=scores.argmax(axis=1).tolist())
+
+
 def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
     """indices [batch] -> log-probabilities [batch, labels] of a causal model's label words, among each other."""
     prefix = data.prefix(model, device)
@@ -84,8 +78,10 @@ def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
     return score
 
 
-def _written_answers(model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device) -> tuple:
-    """`score` and `read` of an Answering whose model writes its answers."""
+def _written_answers(
+    model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device
+) -> tuple[Scorer, Callable[[np.ndarray], LabelAnswers]]:
+    """(`score`, `read`) of a model that writes its answers."""
     ends = end_tokens(model, tokenizer, prompt)
     longest = 1 if data.single_token else max(map(len, data.targets))
 
@@ -94,9 +90,10 @@ def _written_answers(model, data: PromptData, tokenizer, prompt: Prompt, device:
         # float32 holds token ids exactly
         return write_answers(model, rows, data.pad_id, ends, longest + EXTRA_TOKENS, device).astype(np.float32)
 
-    def read(written: np.ndarray) -> tuple[list[str], list[int | None]]:
+    def read(written: np.ndarray) -> LabelAnswers:
         texts = answer_texts(tokenizer, written)
-        return texts, [parse_answer(text, prompt.label_words) for text in texts]
+        labels = [parse_answer(text, prompt.label_words) for text in texts]
+        return LabelAnswers(labels, {"answer": texts}, written=True)
 
     return score, read
 
@@ -186,16 +183,18 @@ def prepare_prompt(
     ]
     num_shared = 0 if writes else data.num_shared
     say(describe_memory(scoring_memory(config, options, published_table(config)["total"], num_shared, largest)))
-    model, content_free = load_model(options, device), None
+    model = load_model(options, device)
     if writes:
         score, read = _written_answers(model, data, tokenizer, prompt, device)
-        return Answering(score, lengths, found, read=read)
+        return Answering(score, lengths, batches, found, read)
+    read = likeliest
     if options.calibrate == "contextual":
         free = encode(list(CONTENT_FREE_TEXTS))
         with torch.no_grad():
             numbers = range(len(CONTENT_FREE_TEXTS))
             content_free = np.concatenate([free.log_likelihoods(model, np.array([n]), device) for n in numbers])
-    return Answering(prompt_scorer(model, data, device), lengths, found, content_free)
+        read = partial(_likeliest_calibrated, content_free=content_free)
+    return Answering(prompt_scorer(model, data, device), lengths, batches, found, read)
 
 
 def _say_what_is_cut(found: dict, num_items: int) -> None:
@@ -232,4 +231,5 @@ def prepare_classifier(options: EvalOptions, task, examples: list[Example], conf
         "prompt_format": None,
         "num_truncated": data.encoded.num_truncated,
     }
-    return Answering(classifier_scorer(model.to(device), data, device, options.precision), data.lengths, found)
+    score = classifier_scorer(model.to(device), data, device, options.precision)
+    return Answering(score, data.lengths, evaluation_batches(data.lengths, options.tokens_per_device), found, likeliest)

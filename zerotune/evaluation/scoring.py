@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,27 @@ from zerotune.examples.batching import cut_by_budget
 from zerotune.files import json_sha256, read_json_lines, write_json_lines
 from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.launch import on_all_ranks
+
+Scorer = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A loaded model and its items, ready to be scored.
+
+    Attributes:
+        score: indices [batch] -> float32 [batch, numbers]: log-probabilities, or token ids of written answers.
+        lengths: what an item costs, in tokens, [num_items].
+        batches: index arrays that cover all items, the same at any world size.
+        found: what metrics.json says of model and items.
+        read: what `score` gave for all items, [num_items, numbers] -> the model's answers.
+    """
+
+    score: Scorer
+    lengths: np.ndarray
+    batches: list[np.ndarray]
+    found: dict
+    read: Callable[[np.ndarray], Any]
 
 
 class PartialScores:
@@ -68,11 +91,11 @@ class BackOff:
     """Scores a batch in smaller parts once one has run out of memory.
 
     Args:
-        score: indices [batch] -> scores [batch, num_scores], without collective operations.
+        score: a Scorer without collective operations.
         lengths: what an item costs, in tokens, [num_items]; batches hold items by falling cost.
     """
 
-    def __init__(self, score: Callable[[np.ndarray], np.ndarray], lengths: np.ndarray):
+    def __init__(self, score: Scorer, lengths: np.ndarray):
         self.score, self.lengths = score, lengths
         self.budget: int | None = None
 
@@ -108,7 +131,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def score_items(
-    score: Callable[[np.ndarray], np.ndarray],
+    score: Scorer,
     batches: list[np.ndarray],
     accelerator,
     partial: PartialScores | None = None,
@@ -117,7 +140,7 @@ def score_items(
     """Score every item once; all ranks take part and all get the result.
 
     Args:
-        score: indices [batch] -> float32 scores [batch, num_scores]. Called equally often on every rank.
+        score: indices [batch] -> float32 [batch, num_scores]. Called equally often on every rank.
         batches: disjoint index arrays that cover 0…num_items-1, the same on every rank.
         on_batch: called after each batch, on each rank.
     Returns:

@@ -1,6 +1,5 @@
 """Evaluating a model on SQuAD's questions: a span head while it is trained, any model from a folder."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,18 +8,12 @@ import torch
 
 from zerotune.command_line.squad_arguments import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, MAX_NEW_TOKENS, NUM_BEST
 from zerotune.errors import Refused
+from zerotune.evaluation.evaluation_folder import Evaluation, evaluate_into
 from zerotune.evaluation.evaluation_options import QuestionOptions, trained_as
 from zerotune.evaluation.question_evaluation import prepare_writing
-from zerotune.evaluation.scorers import Scorer, classifier_scorer
-from zerotune.evaluation.scoring import BackOff, score_items
-from zerotune.evaluation.text_evaluation import (
-    check_finite,
-    fingerprint_of,
-    finished_metrics,
-    mark_finished,
-    partial_scores,
-    without_zero_init,
-)
+from zerotune.evaluation.result_files import write_question_results
+from zerotune.evaluation.scorers import classifier_scorer
+from zerotune.evaluation.scoring import Answering
 from zerotune.examples.batching import evaluation_batches
 from zerotune.examples.span_data import SpanData
 from zerotune.examples.span_features import span_features
@@ -28,10 +21,8 @@ from zerotune.files import default_cache_dir
 from zerotune.models.final_folder import load_final_span, read_record
 from zerotune.models.heads import is_encoder
 from zerotune.models.pretrained import check_token_ids, most_tokens, read_config
-from zerotune.prompts.question_writing import writing_summary
-from zerotune.run.process import is_main_process
 from zerotune.scores.squad_metrics import AnswerScores, choose_threshold, official_scores, score_answers
-from zerotune.scores.squad_results import Answers, write_results
+from zerotune.scores.squad_results import Answers
 from zerotune.squad import TASK, Question
 
 # Of a head without a chosen threshold: no answer where "no answer" scores above the best span, as without tuning.
@@ -102,62 +93,20 @@ def choosing_values(data: SpanData, found: np.ndarray, choose_by: str) -> dict[s
     return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
 
 
-@dataclass(frozen=True)
-class Answering:
-    """A loaded model and its questions, ready to be scored.
-
-    Attributes:
-        score: indices [batch] -> float32 [batch, numbers].
-        lengths: what a question costs in tokens, [num_questions].
-        batches: index arrays that cover all questions, the same at any world size.
-        found: what metrics.json says of model and questions.
-        read: all that `score` gave -> the answers.
-    """
-
-    score: Scorer
-    lengths: np.ndarray
-    batches: list[np.ndarray]
-    found: dict
-    read: Callable[[np.ndarray], Answers]
-
-
 def evaluate_questions(
     folder: Path, options: QuestionOptions, questions: list[Question], accelerator, stop_signal, replace: bool = False
 ) -> dict:
-    """Load a model and evaluate it into a folder, all ranks together: by its span head, or by what it writes.
-
-    Results of the same evaluation are used again, and an interrupted one goes on where it stopped.
-
-    Args:
-        stop_signal: a StopSignal, heeded after each batch.
-        replace: results of another evaluation in the folder make room.
-    Returns:
-        The content of metrics.json.
-    Raises:
-        Refused: the folder holds another evaluation; a flag is about another kind of model.
-        Preempted: a rank was asked to stop; what is scored is kept.
-    """
+    """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does: by its span head, or by
+    what it writes. Raises Refused too where a flag is about another kind of model."""
     config = read_config(options.model, options.revision)
-    described = {"task": TASK, **asdict(options), "dtype": options.precision}
-    del described["precision"]
-    fingerprint = fingerprint_of(described, options, [_line(question) for question in questions])
-    described["shots"] = len(options.shots)
-    earlier = finished_metrics(folder, fingerprint, replace)
-    if earlier is not None:
-        return earlier
-    with without_zero_init(accelerator):
-        prepare = _prepare_span if answers_by_span(config, options.model, options.revision) else _prepare_writing
-        ready = prepare(options, questions, config, accelerator.device)
-    partial = partial_scores(folder, options, fingerprint)
-    score = BackOff(ready.score, ready.lengths)
-    scores = score_items(score, ready.batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
-    check_finite(scores, [question.id for question in questions], options)
-    metrics = {}
-    if is_main_process():
-        metrics = described | ready.found | write_results(folder, questions, ready.read(scores), options.seed)
-        mark_finished(folder, metrics, fingerprint, partial)
-    accelerator.wait_for_everyone()
-    return metrics
+    prepare = _prepare_span if answers_by_span(config, options.model, options.revision) else _prepare_writing
+    evaluation = Evaluation(
+        task=TASK,
+        lines=[_line(question) for question in questions],
+        prepare=lambda: prepare(options, questions, config, accelerator.device),
+        write=lambda answers: write_question_results(folder, questions, answers, options.seed),
+    )
+    return evaluate_into(folder, options, evaluation, accelerator, stop_signal, replace)
 
 
 def _line(question: Question) -> str:
@@ -197,13 +146,7 @@ def _prepare_writing(options: QuestionOptions, questions: list[Question], config
     """A causal model that writes its answers: a tuned generator, or a published model after a prompt."""
     record = read_record(options.model, options.revision) or {}
     max_new_tokens = options.max_new_tokens or record.get("max_new_tokens", MAX_NEW_TOKENS)
-    ready = prepare_writing(options, max_new_tokens, questions, config, device)
-
-    def read(written: np.ndarray) -> Answers:
-        texts = ready.read(written)
-        return Answers(texts, measured=writing_summary(written, texts))
-
-    return Answering(ready.score, ready.costs, ready.batches, ready.found, read)
+    return prepare_writing(options, max_new_tokens, questions, config, device)
 
 
 def answers_by_span(config, model: str, revision: str | None) -> bool:

@@ -6,10 +6,11 @@ from zerotune.data.squad_files import read_predictions, require_predictions
 from zerotune.data.squad_splits import SOURCES
 from zerotune.data.task_sources import load_test, reporting_sha256
 from zerotune.errors import Refused
+from zerotune.evaluation.result_files import write_question_results
 from zerotune.files import write_json
 from zerotune.run.folder import check_earlier_run, recorded_flags
 from zerotune.run.process import describe_process, say
-from zerotune.scores.squad_results import Answers, print_scores, write_results
+from zerotune.scores.squad_results import Answers, print_scores
 
 
 def score_predictions(args) -> None:
@@ -33,7 +34,8 @@ def score_predictions(args) -> None:
         raise Refused(f"--output-dir {args.output_dir} cannot be written ({error.strerror}): name another") from None
     write_json(args.output_dir / "split.json", record)
     write_json(args.output_dir / "run.json", {**describe_process(), "flags": recorded_flags(args)})
-    found = write_results(args.output_dir, questions, Answers([predictions[each.id] for each in questions]), args.seed)
+    answers = Answers([predictions[each.id] for each in questions])
+    found = write_question_results(args.output_dir, questions, answers, args.seed)
     described = {
         "task": SOURCES.task,
         "setting": "prediction file",

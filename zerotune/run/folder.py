@@ -10,8 +10,8 @@ from pathlib import Path
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import disk_is_full, read_json, read_json_lines, write_json, write_json_lines
-from zerotune.run.launch import on_all_ranks
-from zerotune.run.process import is_main_process, say
+from zerotune.run.launch import device_name, on_all_ranks
+from zerotune.run.process import describe_process, is_main_process, say
 
 # Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
 FREE_FLAGS = {
@@ -160,6 +160,13 @@ class RunFolder:
     def write_state(self, state: str, reason: str | None) -> None:
         """state.json: running, preempted, refused or finished."""
         write_json(self.path / "state.json", {"state": state, "reason": reason})
+
+    def describe(self, args, split_record: dict, **more) -> None:
+        """split.json, and run.json: the command and its flags, versions, processes and device, and `more`."""
+        world = {"num_processes": self.accelerator.num_processes, "device": device_name(self.accelerator.device)}
+        self.write_json("split.json", split_record)
+        described = describe_process() | {"task": split_record["task"], "flags": recorded_flags(args), "world": world}
+        self.update_json("run.json", **described, **more)
 
     def write_json(self, name: str, value) -> None:
         """One of the folder's JSON files, on rank 0."""

@@ -114,6 +114,13 @@ def on_all_ranks(accelerator, value) -> list:
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
+def device_name(device) -> str:
+    """What kind of device a rank computes on, for run.json."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
 def zero_stage(config: dict | None) -> int | None:
     """ZeRO stage of a DeepSpeed configuration, None without one. Raises Refused for a stage that there is not."""
     if config is None:

@@ -1,12 +1,10 @@
-"""What is made of answers to SQuAD's questions: all scores, who was asked what, and the files of an evaluation."""
+"""What is made of answers to SQuAD's questions: all scores, and who was asked what."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from zerotune.files import write_json, write_json_lines
 from zerotune.run.process import say
 from zerotune.scores import squad_metrics, text_overlap
 from zerotune.scores.squad_metrics import AnswerScores, official_scores, oracle_scores, score_answers
@@ -42,13 +40,17 @@ class Answers:
         return {question.id: text for question, text in zip(questions, self.texts, strict=True)}
 
 
-def write_results(folder: Path, questions: list[Question], answers: Answers, seed: int = 0) -> dict:
-    """Score answers and write predictions.jsonl, predictions.json (the official form) and breakdown.json.
+def question_results(
+    questions: Sequence[Question], answers: Answers, seed: int = 0
+) -> tuple[dict, AnswerScores | None]:
+    """Counts and, where the questions have gold answers, all scores: 0-100 with `_ci95`, the oracle's best_* apart.
 
+    Args:
+        seed: of the intervals' bootstraps.
     Returns:
-        Counts and, where the questions have gold answers, all scores: 0-100 with `_ci95`, the oracle's best_* apart.
+        (what metrics.json tells, the score of each question or None without gold answers).
     """
-    predictions, details = answers.by_id(questions), dict(answers.details)
+    predictions, scores = answers.by_id(questions), None
     metrics: dict = {"count": len(questions)}
     if questions[0].answers is not None:
         scores = score_answers(questions, predictions)
@@ -56,26 +58,13 @@ def write_results(folder: Path, questions: list[Question], answers: Answers, see
         if answers.before_threshold is not None:
             always = dict(zip(predictions, answers.before_threshold, strict=True))
             metrics |= oracle_scores(score_answers(questions, always), questions, always, answers.null_odds)
-        details = {"exact": scores.exact.tolist(), "f1": scores.f1.tolist()} | details
-        write_json(folder / "breakdown.json", breakdown(questions, scores))
     written = [len(text.split()) for text in answers.texts if text]
     metrics |= answers.measured | {
         "num_abstained": len(questions) - len(written),
         "abstention_share": 1 - len(written) / len(questions),
         "mean_answer_words": sum(written) / len(written) if written else None,
     }
-    rows = [
-        {"id": question.id, "label": _golds(question), "prediction": text}
-        | {name: values[row] for name, values in details.items()}
-        for row, (question, text) in enumerate(zip(questions, answers.texts, strict=True))
-    ]
-    write_json_lines(folder / "predictions.jsonl", rows)
-    write_json(folder / "predictions.json", predictions)
-    return metrics
-
-
-def _golds(question: Question) -> list[str] | None:
-    return None if question.answers is None else list(dict.fromkeys(answer.text for answer in question.answers))
+    return metrics, scores
 
 
 # --- who was asked what ---

@@ -25,7 +25,7 @@ from zerotune.models.used_rows import UsedRowsEmbedding, restore_whole_embedding
 from zerotune.prompts.answers import AnswerData
 from zerotune.run.folder import FREE_FLAGS, RunFolder, recorded_flags
 from zerotune.run.launch import on_all_ranks
-from zerotune.run.process import describe_process, is_main_process, say
+from zerotune.run.process import is_main_process, say
 from zerotune.scores.metrics import confusion_matrix, confusion_scores
 from zerotune.training import checkpoints
 from zerotune.training.engine import Engine, build_optimizer
@@ -65,15 +65,7 @@ def start_run(
             "another --output-dir"
         )
     accelerator.wait_for_everyone()  # all have read before rank 0 writes
-    run.write_json("split.json", splits.record)
-    run.update_json(
-        "run.json",
-        **describe_process(),
-        task=splits.record["task"],
-        flags=recorded_flags(args),
-        identity=identity,
-        world={"num_processes": accelerator.num_processes, "device": device_name(accelerator.device)},
-    )
+    run.describe(args, splits.record, identity=identity)
     run.start_tracker(args.tracker)
     for note in splits.record["notes"]:
         say(f"data: {note}")
@@ -81,11 +73,6 @@ def start_run(
         limit = f"to {args.max_length} tokens" if args.max_length else "to fit"
         cut = f", {part.num_truncated:,} cut {limit}" if part.num_truncated else ""
         say(f"{name}: {len(part.ids):,} rows, {part.num_tokens(np.arange(len(part.ids))):,} tokens{cut}")
-
-
-def device_name(device: torch.device) -> str:
-    """What kind of device this is, for run.json."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 def build_engine(

@@ -1,0 +1,127 @@
+"""An evaluation into a folder, whatever the task: the same one is not done twice, and an interrupted one goes on."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zerotune.errors import Refused
+from zerotune.evaluation.evaluation_options import EvalOptions, QuestionOptions
+from zerotune.evaluation.scoring import Answering, BackOff, PartialScores, score_items
+from zerotune.files import json_sha256, read_json, write_json
+from zerotune.models.model_files import model_identity
+from zerotune.run.launch import on_all_ranks
+from zerotune.run.process import is_main_process
+
+FINGERPRINT_FILE = ".fingerprint.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, as its task says it.
+
+    Attributes:
+        lines: of each item its id and, after a tab, all that its score depends on.
+        prepare: loads the model; not called where the folder holds the results of the same evaluation.
+        write: the model's answers -> their scores, once they are written into the folder; called on rank 0.
+        more: what the scores depend on beside options and items, by name.
+    """
+
+    task: str
+    lines: list[str]
+    prepare: Callable[[], Answering]
+    write: Callable[[Any], dict]
+    more: dict = field(default_factory=dict)
+
+
+def evaluate_into(
+    folder: Path,
+    options: EvalOptions | QuestionOptions,
+    evaluation: Evaluation,
+    accelerator,
+    stop_signal,
+    replace: bool = False,
+) -> dict:
+    """Load a model and evaluate it, all ranks together.
+
+    Args:
+        stop_signal: a StopSignal, heeded after each batch.
+        replace: results of another evaluation in the folder make room.
+    Returns:
+        The content of metrics.json.
+    Raises:
+        Refused: the folder holds another evaluation; scores are not finite.
+        Preempted: a rank was asked to stop; what is scored is kept.
+    """
+    described = {"task": evaluation.task, **asdict(options), "dtype": options.precision}
+    del described["precision"]  # here the name of a score
+    fingerprint = _fingerprint(described | evaluation.more, options, evaluation.lines)
+    earlier = _finished_metrics(folder, fingerprint, replace)
+    if earlier is not None:
+        return earlier
+    with _without_zero_init(accelerator):
+        ready = evaluation.prepare()
+    partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
+    score = BackOff(ready.score, ready.lengths)
+    scores = score_items(score, ready.batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
+    _check_finite(scores, evaluation.lines, options)
+    metrics = {}
+    if is_main_process():
+        metrics = described | {"shots": len(options.shots)} | ready.found | evaluation.write(ready.read(scores))
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint)})
+        partial.delete()
+    return on_all_ranks(accelerator, metrics)[0]
+
+
+def _fingerprint(described: dict, options: EvalOptions | QuestionOptions, lines: list[str]) -> dict:
+    """All that the results depend on: how the items are scored, the model's files, and the items."""
+    return described | {
+        "tokens_per_device": None,
+        "model_files": model_identity(options.model, options.revision),
+        "versions": [metadata.version(name) for name in ("torch", "transformers")],
+        "items": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+    }
+
+
+def _finished_metrics(folder: Path, fingerprint: dict, replace: bool) -> dict | None:
+    """metrics.json of the same evaluation, None where it is yet to be done."""
+    marker = folder / FINGERPRINT_FILE
+    if not marker.exists():
+        return None
+    if read_json(marker)["sha256"] == json_sha256(fingerprint):
+        return read_json(folder / "metrics.json")
+    if not replace:
+        raise Refused(f"{folder} holds an evaluation of another model, items or settings: choose another --output-dir")
+    return None
+
+
+@contextlib.contextmanager
+def _without_zero_init(accelerator):
+    """A context in which transformers loads a model whole, also under ZeRO-3: evaluation needs no shards."""
+    plugin = accelerator.deepspeed_plugin
+    if plugin is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # accelerate's zero3_init_context_manager leaves it set
+    try:
+        yield
+    finally:
+        plugin.set_deepspeed_weakref()
+
+
+def _check_finite(scores: np.ndarray, lines: list[str], options: EvalOptions | QuestionOptions) -> None:
+    """Raises Refused, naming the first item, for scores [items, numbers] that are not finite."""
+    if not np.isfinite(scores).all():
+        first = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
+        raise Refused(
+            f"{options.model} gives scores that are not finite, first for {lines[first].partition(chr(9))[0]}: its "
+            f"weights are damaged, or --precision {options.precision} is too narrow; try fp32"
+        )
