@@ -150,6 +150,18 @@ def test_after_death_while_a_damaged_checkpoint_is_replaced_an_older_one_is_left
         assert checkpoints.read_progress(found)["step"] in (1, 2)
 
 
+def test_after_death_while_a_whole_checkpoint_is_saved_again_one_of_them_counts(tmp_path):
+    found_best = []
+    for root in deaths(tmp_path, lambda root: save(root, 1, best_step=1)):
+        checkpoints.put_back_replaced(root)
+        found, passed_over = checkpoints.newest_whole(root)
+        assert found == root / "step-00000001" and passed_over == []
+        found_best.append(checkpoints.read_progress(found)["progress"]["best_step"])
+        save_and_prune(root, 1)
+        assert names(root) == ["step-00000001"]
+    assert found_best[0] is None and found_best[-1] == 1
+
+
 def damaged_second(root):
     folder = root / "step-00000002"
     folder.mkdir()

@@ -15,6 +15,8 @@ from zerotune.files import disk_is_full, sync_folder, write_json
 from zerotune.run.launch import on_all_ranks
 
 MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
+# A step that is saved again, such as one whose evaluation had been stopped, until the new files count.
+REPLACED = ".replaced-"
 # A save must leave this much for logs and reports.
 SPARE_BYTES = 64 * 2**20
 
@@ -122,12 +124,26 @@ def _sync_and_hash(path: Path) -> str:
 
 def _rename(aside: Path, target: Path) -> None:
     sync_folder(aside)
+    replaced = target.with_name(f"{REPLACED}{target.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
     if target.exists():
-        shutil.rmtree(target)
+        target.rename(replaced)
     aside.rename(target)
     sync_folder(target.parent)
     (target / MARKER).touch()
     sync_folder(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def put_back_replaced(root: Path) -> None:
+    """Take a checkpoint again whose successor, of the same step, did not come to count. One process calls this."""
+    for replaced in root.glob(f"{REPLACED}*"):
+        target = root / replaced.name.removeprefix(REPLACED)
+        if (target / MARKER).exists():
+            shutil.rmtree(replaced)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            replaced.rename(target)
 
 
 def agree(accelerator, problem: str | None) -> None:

@@ -189,6 +189,7 @@ def resume(loop: Loop, args) -> None:
 def _choose_checkpoint(loop: Loop, args) -> tuple[Path | None, list[str], str | None]:
     """The checkpoint to go on from, lines to print, and what forbids it."""
     root = loop.checkpoint_root
+    checkpoints.put_back_replaced(root)
     if args.resume in ("auto", "never"):
         folder, lines = checkpoints.newest_whole(root)
     else:
