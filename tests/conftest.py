@@ -22,3 +22,17 @@ def one_thread(request):
 def plain_four_bits(monkeypatch):
     """Without bitsandbytes' AVX512-BF16 path, which a plain load takes and which rounds: weights are compared."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache of Hugging Face's libraries, and no WordNet of Debian's."""
+    from huggingface_hub import constants
+
+    from zerotune.cluster import prefetch
+
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf" / "datasets"))
+    monkeypatch.setattr(prefetch, "DEBIAN_FOLDER", tmp_path / "no-wordnet")
+    return tmp_path / "hf"

@@ -10,7 +10,7 @@ The same command starts a run, goes on with it, or says that it is finished.
 """
 
 from zerotune import imdb
-from zerotune.command_line.arguments import add_engine_flag, train_parser
+from zerotune.command_line.arguments import train_parser, with_engine_flag
 from zerotune.run.process import run_script
 
 
@@ -21,6 +21,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = train_parser(__doc__, imdb)
-    add_engine_flag(parser)
-    run_script(main, parser.parse_args())
+    run_script(main, with_engine_flag(train_parser(__doc__, imdb)).parse_args())

@@ -1,6 +1,9 @@
 """What a job script is told of a run before and after it launches it, and what a job without a network would miss."""
 
+import ast
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +13,17 @@ import pytest
 
 from zerotune import sst2
 from zerotune.checks.preflight import settle_flags
-from zerotune.cluster import prefetch, smoke
-from zerotune.cluster.jobs import check_offline, describe_job, describe_progress, items_of, progress_of, read_flags
+from zerotune.cluster import smoke
+from zerotune.cluster.jobs import (
+    PARSERS,
+    WORDNET,
+    check_offline,
+    describe_job,
+    describe_progress,
+    items_of,
+    progress_of,
+    read_flags,
+)
 from zerotune.cluster.prefetch import Item
 from zerotune.command_line.arguments import train_parser
 from zerotune.data import squad_splits
@@ -21,15 +33,7 @@ from zerotune.sst2 import TASK
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf" / "datasets"))
-    monkeypatch.setattr(prefetch, "DEBIAN_FOLDER", tmp_path / "no-wordnet")
-    return tmp_path / "hf"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize(
@@ -53,8 +57,30 @@ def test_eval_folders_and_tasks():
     assert read_flags("train/qa.py", ["--model", "x/y"]).folder == Path("runs/squad-y-full")
     with pytest.raises(Refused, match=r"train/zero\.py is no script of a task"):
         read_flags("train/zero.py", [])
-    with pytest.raises(Refused, match="expected one argument"):
-        read_flags("train/sst2.py", ["--model"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model"], "argument --model: expected one argument; python train/sst2.py --help lists the flags"),
+        (["--sample", "--modle", "x"], "unrecognized arguments: --modle x"),
+        (["--epochs", "three"], "argument --epochs: "),
+    ],
+)
+def test_flags_that_the_script_would_refuse(flags, words):
+    with pytest.raises(Refused, match=words):
+        read_flags("train/sst2.py", flags)
+
+
+@pytest.mark.parametrize("script", sorted(PARSERS))
+def test_each_script_is_read_as_it_reads_itself(script, capsys):
+    """The defaults of each parser, through the script's own --help."""
+    source = (REPOSITORY / script).read_text()
+    with pytest.raises(SystemExit):
+        read_flags(script, ["--help"])
+    ours = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
+    own = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=REPOSITORY)
+    assert ours == set(re.findall(r"--[a-z0-9-]+", own.stdout.replace(ast.get_docstring(ast.parse(source)), "")))
 
 
 def test_progress_changes_with_every_checkpoint_and_milestone(tmp_path):
@@ -159,6 +185,21 @@ def test_without_wordnet_a_job_goes_on_and_says_what_is_left_out(capsys):
     assert "METEOR will be left out" in capsys.readouterr().out
 
 
+def test_a_score_file_wants_no_model(tmp_path):
+    flags = ["--score", "predictions.json", "--test-file", "dev.json"]
+    assert items_of(read_flags("eval/qa.py", flags)) == [WORDNET]
+
+
+def test_models_that_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for model in ("./typo", "runs/a/final", "/no/where"):
+        with pytest.raises(Refused, match=f"--model {model} is neither a folder nor a hub id: mend the path"):
+            check_offline(read_flags("train/sst2.py", ["--model", model]))
+    with pytest.raises(Refused, match=r"model runs/typo \(no such folder, and never fetched\)"):
+        check_offline(read_flags("train/sst2.py", ["--model", "runs/typo"]))
+
+
 def test_what_is_missing_is_said_with_the_line_that_fetches_it(own_cache):
     wanted = read_flags("train/sst2.py", ["--model", "org/a", "--revision", "v1"])
     with pytest.raises(Refused) as refusal:
@@ -168,35 +209,6 @@ def test_what_is_missing_is_said_with_the_line_that_fetches_it(own_cache):
     assert line.endswith("bash slurm/prefetch.sh --model org/a@v1 --dataset stanfordnlp/sst2")
 
 
-def fetched(root: Path, revision="c" * 40, content=b"{}", asked=None):
-    """A model as prefetch leaves it: the file and the manifest."""
-    path = root / "hub/models--org--a/snapshots" / revision / "config.json"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
-    entry = {
-        "kind": "model",
-        "name": "org/a",
-        "asked": asked,
-        "revision": revision,
-        "files": {str(path.relative_to(root)): {"bytes": len(content), "sha256": prefetch._sha256(path)}},
-    }
-    (root / prefetch.MANIFEST).write_text(json.dumps({"model org/a": entry}))
-    return path
-
-
-def test_what_the_manifest_lists_is_measured_and_hashed(own_cache):
-    path, item = fetched(own_cache), Item("model", "org/a")
-    assert prefetch.missing_items([item, Item("model", "org/a", "c" * 40)], whole=True) == {}
-    assert "fetched at ccc" in prefetch.missing_items([Item("model", "org/a", "v2")])[Item("model", "org/a", "v2")]
-    path.write_bytes(b"[]")
-    assert prefetch.missing_items([item]) == {}
-    assert "has changed since" in prefetch.missing_items([item], whole=True)[item]
-    path.write_bytes(b"{} ")
-    assert "has 3 bytes, not 2" in prefetch.missing_items([item])[item]
-    path.unlink()
-    assert "is gone" in prefetch.missing_items([item])[item]
-
-
 def test_a_job_cannot_upload_and_wants_its_files(tmp_path):
     with pytest.raises(Refused, match="hf upload me/mine runs/a/final"):
         check_offline(read_flags("train/sst2.py", ["--sample", "--push-to-hub", "me/mine", "--output-dir", "runs/a"]))
@@ -204,35 +216,6 @@ def test_a_job_cannot_upload_and_wants_its_files(tmp_path):
         check_offline(
             read_flags("train/sst2.py", ["--model", str(tmp_path), "--train-file", str(tmp_path / "absent.tsv")])
         )
-
-
-def test_a_kept_commit_is_asked_for_again(own_cache, monkeypatch):
-    fetched(own_cache, asked="main")
-    asked = []
-
-    def fetch_model(item, revision):
-        asked.append(revision)
-        return revision or "d" * 40, [own_cache / "hub/models--org--a/snapshots" / ("c" * 40) / "config.json"]
-
-    monkeypatch.setattr(prefetch, "_fetch_model", fetch_model)
-    prefetch.fetch(Item("model", "org/a"))
-    prefetch.fetch(Item("model", "org/a", "main"))
-    prefetch.fetch(Item("model", "org/a", "v2"))
-    prefetch.fetch(Item("model", "org/a"), update=True)
-    assert asked == ["c" * 40, "c" * 40, "v2", None]
-    assert prefetch.read_manifest()["model org/a"]["revision"] == "d" * 40
-
-
-def test_wordnet_comes_from_debians_files(own_cache, monkeypatch, tmp_path):
-    for name in ("data.noun", "index.noun", "noun.exc"):
-        (tmp_path / "debian").mkdir(exist_ok=True)
-        (tmp_path / "debian" / name).write_text(name)
-    monkeypatch.setattr(prefetch, "DEBIAN_FOLDER", tmp_path / "debian")
-    entry = prefetch.fetch(Item("wordnet"))
-    assert sorted(entry["files"]) == [
-        f"nltk_data/corpora/wordnet/{name}" for name in ("data.noun", "index.noun", "noun.exc")
-    ]
-    assert prefetch.missing_items([Item("wordnet")], whole=True) == {}
 
 
 # --- the scripts themselves ---
@@ -279,6 +262,50 @@ def test_the_login_node_hears_what_a_job_would_miss(own_cache, tmp_path):
     ended = ask()
     assert ended.returncode == 2 and "run folder: runs/sst2-never-fetched-full: fresh" in ended.stdout
     assert "bash slurm/prefetch.sh --model org/never-fetched --dataset stanfordnlp/sst2" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "written", "goes_on"),
+    [
+        ("--resume never", [], False),
+        ("--resume never", ["state.json"], True),
+        ("--resume=never", ["state.json"], True),
+        ("--resume runs/a/checkpoints/step-00000002", ["state.json"], False),
+        ("--resume runs/a/checkpoints/step-00000002", ["state.json", "checkpoints/step-00000004/COMPLETE"], True),
+        ("", ["state.json"], False),
+    ],
+)
+def test_resume_is_said_of_a_jobs_first_start(tmp_path, flags, written, goes_on):
+    run, begun = tmp_path / "run", tmp_path / "7.begun"
+    (run / "checkpoints/step-00000002").mkdir(parents=True)
+    (run / "checkpoints/step-00000002/COMPLETE").touch()
+    begun.touch()
+    os.utime(run / "checkpoints/step-00000002/COMPLETE", (1, 1))
+    for name in written:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+        os.utime(run / name, (begun.stat().st_mtime + 5,) * 2)
+    line = f". slurm/common.sh && job_files={tmp_path / '7'} && has_left_resume {run} train/sst2.py {flags}"
+    assert (subprocess.run(["bash", "-c", line], cwd=REPOSITORY).returncode == 0) == goes_on
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [(1, "requeued (SIGUSR1)"), (0, "this site forbids to requeue: submit the same command again, it goes on")],
+)
+def test_a_busy_controller_is_asked_again_to_requeue(tmp_path, flag, said):
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/bash\n"
+        f'case "$*" in *show*) echo "JobState=RUNNING Requeue={flag}"; exit ;; esac\n'
+        f"[ {flag} = 1 ] && [ -e {tmp_path}/asked ] && exit\n"
+        f"touch {tmp_path}/asked; echo 'Socket timed out on send/recv operation' >&2; exit 1\n"
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    state = f"job_files={tmp_path}/7 job_name=7 stop_reason=SIGUSR1 ZEROTUNE_FAILED_FILE={tmp_path}/7.failed"
+    line = f". slurm/common.sh; sleep() {{ :; }}; {state}; echo 4+0 0 >$job_files.attempts; go_on_or_end 5+0 1"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 75 and ended.stdout == f"slurm: {said}\n"
 
 
 # --- the smoke run ---

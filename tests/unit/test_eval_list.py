@@ -1,6 +1,7 @@
 """Lists of evaluations: what a line launches, where it writes, when it is done, and what is held together."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,12 @@ def test_lines_and_their_folders(write_list):
     assert [line.number for line in lines] == [1, 2]
     assert lines[0].command == [
         *("eval/sst2.py", "--model", "runs/a/final", "--seed", "0"),
-        *("--output-dir", "runs/eval/mine/sst2-a-0shot-seed0"),
+        *("--output-dir", str(lines[0].folder)),
     ]
     assert lines[1].command[:7] == ["eval/imdb.py", "--model", "org/b", "--shots", "4", "--seed", "1"]
     assert lines[1].command[7:9] == ["--prompt-format", "chat"]
-    assert lines[1].folder.name.startswith("imdb-b-4shot-seed1-")
+    assert re.fullmatch(r"runs/eval/mine/sst2-a-0shot-seed0-\w{6}", str(lines[0].folder))
+    assert re.fullmatch(r"imdb-b-4shot-seed1-\w{6}-\w{6}", lines[1].folder.name)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,8 @@ def test_lines_and_their_folders(write_list):
         (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
         (["org/a sst2 0 0 --prompt-seeds=5"], "--prompt-seeds gives several scores.* write a line per SEED"),
         (["org/a sst2 0 0 'x"], "No closing quotation"),
-        (["org/a sst2 0 0", "other/a sst2 0 0"], "line 2 writes to .*sst2-a-0shot-seed0, as .* line 1 does"),
+        (["org/a sst2 0 0 --calibrat contextual"], "mine.txt line 1: unrecognized arguments: --calibrat"),
+        (["org/a sst2 0 0", "org/a sst2 00 0"], "line 2 writes to .*sst2-a-0shot-seed0-.*, as .* line 1 does"),
     ],
 )
 def test_lists_that_are_refused(write_list, lines, words):
@@ -87,6 +90,23 @@ def test_a_line_is_done_until_its_model_is_another(write_list):
     assert read_list(path)[0].is_done
 
 
+def test_a_hub_model_is_told_from_its_namesake_and_from_another_commit(write_list, tmp_path, monkeypatch):
+    cache = tmp_path / "hub" / "models--org--a"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    path = write_list("org/a sst2 0 0", "other/a sst2 0 0")
+    folders = [line.folder for line in read_list(path)]
+    assert folders[0] != folders[1]
+    for commit in ("c" * 40, "d" * 40):
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        (cache / "snapshots" / commit / "config.json").write_text("{}")
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / "main").write_text(commit)
+        folders.append(read_list(path)[0].folder)
+    assert len(set(folders)) == 4
+    monkeypatch.setenv("ZEROTUNE_ONLINE", "1")  # where a job may fetch another one before the comparison
+    assert read_list(path)[0].folder == folders[0]
+
+
 def test_all_lines_of_a_chain_are_launched(write_list, capsys):
     path = write_list("org/a sst2 0 0", "org/b sst2 0 0")
     finish(read_list(path)[0])
@@ -101,4 +121,4 @@ def test_what_is_lacking_is_named_and_the_rest_is_said(write_list, capsys):
     with pytest.raises(Refused, match=r"1 of 2 evaluations are not done: .*line 2 \(never started\); submit the list"):
         compare(lines)
     said = capsys.readouterr().out
-    assert "sst2-a-0shot-seed0 alone, nothing to compare it with" in said and "accuracy 0.5000 on 6 items" in said
+    assert f"{lines[0].folder} alone, nothing to compare it with" in said and "accuracy 0.5000 on 6 items" in said

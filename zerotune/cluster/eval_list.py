@@ -9,21 +9,21 @@
     python -m zerotune.cluster.eval_list line LIST NUMBER
     python -m zerotune.cluster.eval_list compare LIST
 
-Results go to runs/eval/LIST/, a folder for each line, and for each version of a model that lies in a folder. Nothing
-here imports torch.
+Results go to runs/eval/LIST/, a folder for each line and for each version of its model. Nothing here imports torch.
 """
 
 import hashlib
+import os
 import shlex
 import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from zerotune.cluster.jobs import TASKS
+from zerotune.cluster.jobs import TASKS, read_flags
 from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
 from zerotune.files import read_json
-from zerotune.models.model_files import model_identity
+from zerotune.models.model_files import cached_snapshot, model_identity
 from zerotune.run.folder import read_state
 from zerotune.run.names import short_name
 
@@ -43,15 +43,22 @@ class Line:
     seed: int
     more: tuple[str, ...]
     root: Path
+    revision: str | None = None
 
     @cached_property
     def folder(self) -> Path:
-        """Where its results go; flags beyond the four columns stand in it as a hash, and so do a folder's files."""
-        hashed = [hashlib.sha256(shlex.join(self.more).encode()).hexdigest()] if self.more else []
-        if Path(self.model).is_dir():
-            hashed.append(model_identity(self.model, None))
+        """Where its results go; the model's version stands in it as a hash, and so do flags beyond the four columns."""
+        hashed = [_sha256(shlex.join(self.more))] if self.more else []
+        hashed.append(self._model_version())
         name = f"{self.task}-{short_name(self.model)}-{self.shots}shot-seed{self.seed}"
         return self.root / "-".join([name, *(one[:6] for one in hashed)])
+
+    def _model_version(self) -> str:
+        """A hash of a folder's files, or of a hub id and the commit that a job without a network will find."""
+        if Path(self.model).is_dir():
+            return model_identity(self.model, None)
+        snapshot = None if os.environ.get("ZEROTUNE_ONLINE") else cached_snapshot(self.model, self.revision)
+        return _sha256(f"{self.model} {snapshot and snapshot.name}")
 
     @property
     def command(self) -> list[str]:
@@ -106,7 +113,15 @@ def _line(number: int, words: list[str], where: str, root: Path) -> Line:
     owned = {"--model", "--shots", "--seed", "--output-dir"} & {word.partition("=")[0] for word in more}
     if owned:
         raise Refused(f"{where}: {', '.join(sorted(owned))} is said by the columns or by the list's name; leave it out")
-    return Line(number, where, model, task, int(shots), int(seed), tuple(more), root)
+    try:
+        flags = read_flags(SCRIPTS[task], ["--model", model, *more]).flags
+    except Refused as refusal:
+        raise Refused(f"{where}: {refusal}") from None
+    return Line(number, where, model, task, int(shots), int(seed), tuple(more), root, flags.revision)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def compare(lines: list[Line]) -> None:
@@ -150,8 +165,10 @@ def main(arguments: list[str]) -> None:
         print(",".join(str(line.number) for line in lines if verb == "all" or not line.is_done))
     elif verb == "line":
         print("\n".join(lines[int(rest[0]) - 1].command))
-    else:
+    elif verb == "compare":
         compare(lines)
+    else:
+        raise ValueError(f"no verb {verb}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What a SLURM job script asks before and after it launches a run: where it writes, how far it is, what it lacks.
 
-    python -m zerotune.cluster.jobs plan train/sst2.py --sample
-    python -m zerotune.cluster.jobs check train/sst2.py --model meta-llama/Llama-3.2-1B
+    python -m zerotune.cluster.jobs plan train/sst2.py --model meta-llama/Llama-3.2-1B
     python -m zerotune.cluster.jobs folder eval/sst2.py --model runs/a/final
     python -m zerotune.cluster.jobs progress runs/a
+    python -m zerotune.cluster.jobs prefetch --model meta-llama/Llama-3.2-1B
 
 Nothing here imports torch: a job script waits for each answer.
 """
@@ -14,9 +14,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from zerotune import imdb, sst2
 from zerotune.cluster import prefetch
+from zerotune.command_line.arguments import eval_parser, train_parser, with_engine_flag
+from zerotune.command_line.squad_arguments import qa_eval_parser, qa_train_parser
 from zerotune.errors import Refused
-from zerotune.models.model_files import adapter_base
+from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id
 from zerotune.run.folder import PARTIAL_FOLDER, read_state
 from zerotune.run.launch import read_deepspeed_config, zero_stage
 from zerotune.run.names import default_eval_folder, default_run_folder, model_or_default
@@ -25,6 +28,14 @@ from zerotune.training import checkpoints
 
 # Task of each script, as run folders are called.
 TASKS = {"sst2.py": "sst2", "imdb.py": "imdb", "qa.py": "squad"}
+PARSERS = {
+    "train/sst2.py": lambda: train_parser("", sst2),
+    "train/imdb.py": lambda: with_engine_flag(train_parser("", imdb)),
+    "train/qa.py": lambda: qa_train_parser(""),
+    "eval/sst2.py": lambda: eval_parser("", sst2),
+    "eval/imdb.py": lambda: eval_parser("", imdb),
+    "eval/qa.py": lambda: qa_eval_parser(""),
+}
 WORDNET = prefetch.Item("wordnet")
 
 
@@ -35,8 +46,7 @@ class Wanted:
     Attributes:
         script: "train/sst2.py", …
         task: "sst2", "imdb" or "squad".
-        flags: model, revision, method, head, output_dir, deepspeed, dataset, split, the files, shots, sample,
-            push_to_hub.
+        flags: what the script's own parser makes of them.
     """
 
     script: str
@@ -63,26 +73,24 @@ class Wanted:
             return default_run_folder(self.task, self.model, flags.method, flags.head)
         return default_eval_folder(self.task, self.model)
 
+    @property
+    def deepspeed(self) -> Path | None:
+        """--deepspeed, which eval scripts do not have."""
+        return self.flags.deepspeed if self.trains else None
+
 
 def read_flags(script: str, arguments: list[str]) -> Wanted:
-    """What a train or eval script is asked for; flags of other concern pass. Raises Refused for another script."""
-    name = Path(script).name
-    if name not in TASKS or Path(script).parent.name not in ("train", "eval"):
+    """What a train or eval script is asked for. Raises Refused for another script, and for flags that it refuses."""
+    path = Path(script)
+    if path.name not in TASKS or path.parent.name not in ("train", "eval"):
         raise Refused(f"{script} is no script of a task: wanted train/ or eval/ and one of {', '.join(TASKS)}")
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("model", "revision", "dataset", "push-to-hub", "head"):
-        parser.add_argument(f"--{flag}")
-    for flag in ("output-dir", "deepspeed", "train-file", "validation-file", "test-file"):
-        parser.add_argument(f"--{flag}", type=Path)
-    parser.add_argument("--method", default="full")
-    parser.add_argument("--split")
-    parser.add_argument("--shots", type=int, default=0)
-    parser.add_argument("--sample", action="store_true")
-    try:
-        flags, _ = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise Refused(f"{script}: {error}") from None
-    return Wanted(script, TASKS[name], flags)
+    parser = PARSERS[f"{path.parent.name}/{path.name}"]()
+
+    def refuse(message: str):
+        raise Refused(f"{message}; python {script} --help lists the flags")
+
+    parser.error = refuse
+    return Wanted(script, TASKS[path.name], parser.parse_args(arguments))
 
 
 def progress_of(folder: Path) -> str:
@@ -122,8 +130,8 @@ def describe_job(wanted: Wanted, environment: dict[str, str]) -> list[str]:
     num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
     processes = int(environment.get("ZEROTUNE_PROCESSES_PER_NODE", "1"))
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
-    stage = zero_stage(read_deepspeed_config(wanted.flags.deepspeed))
-    file = f" ({wanted.flags.deepspeed})" if wanted.flags.deepspeed else ""
+    stage = zero_stage(read_deepspeed_config(wanted.deepspeed))
+    file = f" ({wanted.deepspeed})" if wanted.deepspeed else ""
     return [
         f"nodes: {num_nodes} ({environment.get('SLURM_JOB_NODELIST', 'this one')})",
         f"devices: {f'{gpus} GPUs' if gpus else 'CPU'} and {processes} process{'es' * (processes > 1)} a node",
@@ -135,10 +143,11 @@ def describe_job(wanted: Wanted, environment: dict[str, str]) -> list[str]:
 
 def check_offline(wanted: Wanted) -> None:
     """Raises Refused where a job without a network would miss something, with the line that fetches it."""
-    if wanted.flags.push_to_hub:
+    target = wanted.flags.push_to_hub if wanted.trains else None
+    if target:
         raise Refused(
-            f"--push-to-hub {wanted.flags.push_to_hub} needs a network, which jobs do not have: leave it out, and on "
-            f"the login node `hf upload {wanted.flags.push_to_hub} {wanted.folder / 'final'}` when the run is finished"
+            f"--push-to-hub {target} needs a network, which jobs do not have: leave it out, and on the login node "
+            f"`hf upload {target} {wanted.folder / 'final'}` when the run is finished"
         )
     for flag in ("train_file", "validation_file", "test_file"):
         path = getattr(wanted.flags, flag)
@@ -154,19 +163,27 @@ def check_offline(wanted: Wanted) -> None:
 
 
 def items_of(wanted: Wanted) -> list[prefetch.Item]:
-    """What a script reads from the hub or from WordNet."""
-    items = []
-    model = wanted.model
-    if not wanted.flags.sample or wanted.flags.model:
-        if not os.path.isdir(model):
-            items.append(prefetch.Item("model", model, wanted.flags.revision))
-        else:
-            base = adapter_base(Path(model))
-            if base is not None and not os.path.isdir(base[0]):
-                items.append(prefetch.Item("model", *base))
+    """What a script reads from the hub or from WordNet. Raises Refused for a model that cannot be."""
+    scores_a_file = not wanted.trains and wanted.task == "squad" and wanted.flags.score
+    has_own_model = wanted.flags.sample and not wanted.flags.model
+    items = [] if scores_a_file or has_own_model else _models_of(wanted.model, wanted.flags.revision)
     datasets = () if wanted.flags.sample else dict.fromkeys(_datasets_of(wanted))
     items += [prefetch.Item("dataset", name, revision) for name, revision in datasets if name]
     return [*items, WORDNET] if wanted.task == "squad" else items
+
+
+def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
+    """A hub model, and the hub model that an adapter belongs to, as far as it is known yet."""
+    items, folder = [], Path(model)
+    if not folder.is_dir():
+        if not is_hub_id(model):
+            raise Refused(f"--model {model} is neither a folder nor a hub id: mend the path")
+        items.append(prefetch.Item("model", model, revision))
+        folder = cached_snapshot(model, revision)
+    base = adapter_base(folder) if folder else None
+    if base is not None and not os.path.isdir(base[0]):
+        items.append(prefetch.Item("model", *base))
+    return items
 
 
 def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
@@ -192,8 +209,13 @@ def prefetch_items(arguments: list[str]) -> None:
     Raises:
         Refused: something cannot be fetched, or is not as it was fetched.
     """
+    update = "--update" in arguments
     if arguments and Path(arguments[0]).name in TASKS:
-        items, update = items_of(read_flags(arguments[0], arguments[1:])), "--update" in arguments
+        wanted = read_flags(arguments[0], [flag for flag in arguments[1:] if flag != "--update"])
+        items = items_of(wanted)
+        _fetch(items, update)
+        # an adapter says only now which model it belongs to
+        _fetch([item for item in items_of(wanted) if item not in items], update)
     else:
         parser = argparse.ArgumentParser(prog="slurm/prefetch.sh", allow_abbrev=False)
         parser.add_argument("--model", action="append", default=[], metavar="ID[@REVISION]")
@@ -207,18 +229,19 @@ def prefetch_items(arguments: list[str]) -> None:
             return
         named = [("model", text) for text in flags.model] + [("dataset", text) for text in flags.dataset]
         items = [prefetch.parse_item(kind, text) for kind, text in named]
-        items += [prefetch.Item("wordnet")] if flags.wordnet else []
-        update = flags.update
+        _fetch(items + ([WORDNET] if flags.wordnet else []), update)
+    print(f"manifest: {prefetch.cache_root() / prefetch.MANIFEST}")
+
+
+def _fetch(items: list[prefetch.Item], update: bool) -> None:
     for item in items:
         entry = prefetch.fetch(item, update)
         size = sum(file["bytes"] for file in entry["files"].values())
         print(f"{item}: {len(entry['files'])} files, {size / 2**20:,.1f} MiB, commit {entry['revision']}", flush=True)
-    print(f"manifest: {prefetch.cache_root() / prefetch.MANIFEST}")
 
 
 def _verify() -> None:
-    entries = prefetch.read_manifest().values()
-    items = [prefetch.Item(entry["kind"], entry["name"]) for entry in entries]
+    items = prefetch.listed_items()
     damaged = prefetch.missing_items(items, whole=True)
     if damaged:
         found = "; ".join(f"{item}: {why}" for item, why in damaged.items())
@@ -233,24 +256,24 @@ def print_progress(folder: Path) -> None:
     print(read_state(folder).get("state", "none"), progress_of(folder), stamp)
 
 
-def main(arguments: list[str]) -> None:
-    """One of plan, check, folder, progress and prefetch."""
-    verb, *rest = arguments
-    if verb == "prefetch":
-        prefetch_items(rest)
-        return
-    target, *flags = rest
-    if verb == "progress":
-        print_progress(Path(target))
-        return
-    wanted = read_flags(target, flags)
-    if verb == "folder":
-        print(wanted.folder)
-        return
+def print_plan(wanted: Wanted) -> None:
+    """What a job will do. Raises Refused where it would miss something."""
     for line in describe_job(wanted, dict(os.environ)):
         print(line, flush=True)
     if read_state(wanted.folder).get("state") != "finished" and not os.environ.get("ZEROTUNE_ONLINE"):
         check_offline(wanted)
+
+
+def main(arguments: list[str]) -> None:
+    """What a verb asks for: plan, folder, progress or prefetch."""
+    verb, *rest = arguments
+    answers = {
+        "plan": lambda script, *flags: print_plan(read_flags(script, list(flags))),
+        "folder": lambda script, *flags: print(read_flags(script, list(flags)).folder),
+        "progress": lambda folder: print_progress(Path(folder)),
+        "prefetch": lambda *items: prefetch_items(list(items)),
+    }
+    answers[verb](*rest)
 
 
 if __name__ == "__main__":

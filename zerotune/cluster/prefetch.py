@@ -8,6 +8,7 @@ The manifest, zerotune-manifest.json in the cache of Hugging Face's libraries (H
 and the size and sha256 of each of its files. What it lists keeps its commit until --update.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -15,12 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.files import read_json, write_json
+from zerotune.files import read_json, write_json, write_text
+from zerotune.models.model_files import cached_snapshot
 from zerotune.scores.wordnet import DEBIAN_FOLDER
 
 MANIFEST = "zerotune-manifest.json"
 # What transformers and peft read of a repository. Weights in the older .bin form only where there are no others.
 MODEL_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# Mistral's own form of the same weights, as large again.
+UNREAD = ["consolidated*"]
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
+# Of a repository without a revision.
+LATEST = "main"
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,14 @@ def nltk_folder() -> Path:
 
 
 def read_manifest() -> dict[str, dict]:
-    """What has been fetched, by item without its revision. Raises Refused where the manifest is damaged."""
+    """What has been fetched, by item. Raises Refused where the manifest is damaged."""
     path = cache_root() / MANIFEST
     return read_json(path) if path.exists() else {}
 
 
-def _key(item: Item) -> str:
-    return f"{item.kind} {item.name}"
+def listed_items() -> list[Item]:
+    """All that the manifest lists. Raises Refused as `read_manifest`."""
+    return [Item(entry["kind"], entry["name"], entry["asked"]) for entry in read_manifest().values()]
 
 
 def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
@@ -95,15 +103,27 @@ def dataset_of_split(path: Path) -> tuple[str | None, str | None]:
 def missing_items(items: list[Item], whole: bool = False) -> dict[Item, str]:
     """The items that a job would not find, and why. With `whole` the files are hashed too, else only measured."""
     manifest = read_manifest()
-    found = {item: _defect(item, manifest.get(_key(item)), whole) for item in items}
+    found = {item: _defect(item, _entry(manifest, item), whole) for item in items}
     return {item: why for item, why in found.items() if why}
+
+
+def _entry(manifest: dict[str, dict], item: Item) -> dict | None:
+    """What the manifest has of an item: fetched as it is asked for now, or at the very commit that is asked for."""
+    same = [entry for entry in manifest.values() if (entry["kind"], entry["name"]) == (item.kind, item.name)]
+    return next((entry for entry in same if _wants(item, entry)), None)
+
+
+def _wants(item: Item, entry: dict) -> bool:
+    return (item.revision or LATEST) == (entry["asked"] or LATEST) or item.revision == entry["revision"]
 
 
 def _defect(item: Item, entry: dict | None, whole: bool) -> str | None:
     if entry is None:
-        return None if _is_cached_anyhow(item) else "never fetched"
-    if item.revision not in (None, entry["asked"], entry["revision"]):
-        return f"fetched at {entry['asked'] or entry['revision']}"
+        return _not_cached_anyhow(item)
+    if item.kind == "model":
+        found = cached_snapshot(item.name, item.revision)
+        if found is not None and found.name != entry["revision"]:
+            return f"{item.revision or LATEST} was {entry['revision'][:12]} when fetched and is {found.name[:12]} now"
     for name, expected in entry["files"].items():
         path = cache_root() / name
         if not path.exists():
@@ -115,18 +135,30 @@ def _defect(item: Item, entry: dict | None, whole: bool) -> str | None:
     return None
 
 
-def _is_cached_anyhow(item: Item) -> bool:
-    """Whether something else than this module has put it there; then nothing is known of its files."""
-    from huggingface_hub import constants, try_to_load_from_cache
+def _not_cached_anyhow(item: Item) -> str | None:
+    """Why a job would not find it, None where something else than this module has put it there."""
+    from huggingface_hub import constants
 
-    if item.kind == "wordnet":
-        return (DEBIAN_FOLDER / "data.noun").exists() or any(nltk_folder().glob("corpora/wordnet*"))
     if item.kind == "model":
-        names = ("config.json", "adapter_config.json")
-        revision = item.revision or "main"
-        return any(isinstance(try_to_load_from_cache(item.name, name, revision=revision), str) for name in names)
-    root = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
-    return any(Path(root, item.name.replace("/", "___")).glob("**/*.arrow"))
+        folder = cached_snapshot(item.name, item.revision)
+        if folder is not None:
+            return None if _has_weights(folder) else "without its weights"
+        is_path = Path(item.name).parent != Path(".") and Path(item.name).parent.is_dir()
+        return "no such folder, and never fetched" if is_path else "never fetched"
+    if item.kind == "wordnet":
+        found = (DEBIAN_FOLDER / "data.noun").exists() or any(nltk_folder().glob("corpora/wordnet*"))
+    else:
+        root = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
+        found = any(Path(root, item.name.replace("/", "___")).glob("**/*.arrow"))
+    return None if found else "never fetched"
+
+
+def _has_weights(snapshot: Path) -> bool:
+    """Whether a model's weights are there, in one file or in all that its index names."""
+    if any((snapshot / name).exists() for name in WEIGHT_FILES):
+        return True
+    indices = [path for name in WEIGHT_FILES if (path := snapshot / f"{name}.index.json").exists()]
+    return any(all((snapshot / part).exists() for part in read_json(path)["weight_map"].values()) for path in indices)
 
 
 def _sha256(path: Path) -> str:
@@ -143,8 +175,8 @@ def fetch(item: Item, update: bool = False) -> dict:
     Raises:
         Refused: no network, no such repository or revision, or one that is gated.
     """
-    entry = read_manifest().get(_key(item))
-    pinned = entry["revision"] if entry and not update and item.revision in (None, entry["asked"]) else None
+    entry = _entry(read_manifest(), item)
+    pinned = entry["revision"] if entry and not update else None
     fetchers = {"model": _fetch_model, "dataset": _fetch_dataset, "wordnet": _fetch_wordnet}
     revision, files = fetchers[item.kind](item, pinned or item.revision)
     root = cache_root()
@@ -153,20 +185,32 @@ def fetch(item: Item, update: bool = False) -> dict:
         os.path.relpath(path, root): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(files)
     }
-    asked = item.revision if item.revision is not None else (entry or {}).get("asked")
-    entry = {"kind": item.kind, "name": item.name, "asked": asked, "revision": revision, "files": described}
-    write_json(root / MANIFEST, read_manifest() | {_key(item): entry})
+    entry = {"kind": item.kind, "name": item.name, "asked": item.revision, "revision": revision, "files": described}
+    write_json(root / MANIFEST, read_manifest() | {str(item): entry})
     return entry
 
 
 def _fetch_model(item: Item, revision: str | None) -> tuple[str, list[Path]]:
     from huggingface_hub import snapshot_download
 
+    def download(patterns: list[str]) -> Path:
+        found = snapshot_download(item.name, revision=revision, allow_patterns=patterns, ignore_patterns=UNREAD)
+        return Path(found)
+
     with _hub_errors(item):
-        folder = Path(snapshot_download(item.name, revision=revision, allow_patterns=MODEL_PATTERNS))
+        folder = download(MODEL_PATTERNS)
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(item.name, revision=revision, allow_patterns=[*MODEL_PATTERNS, "*.bin"]))
+            folder = download([*MODEL_PATTERNS, "*.bin"])
+    _point_at(folder, item.revision or LATEST)
     return folder.name, [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _point_at(snapshot: Path, revision: str) -> None:
+    """Let a branch or tag of the cache be this commit, also where something else has moved it since."""
+    if revision != snapshot.name:
+        reference = snapshot.parent.parent / "refs" / revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_text(reference, snapshot.name)
 
 
 def _fetch_dataset(item: Item, revision: str | None) -> tuple[str | None, list[Path]]:
@@ -199,31 +243,27 @@ def _fetch_wordnet(item: Item, revision: str | None) -> tuple[str, list[Path]]:
     return item.name, [path for path in (nltk_folder() / "corpora").rglob("*") if path.is_file()]
 
 
-class _hub_errors:
+@contextlib.contextmanager
+def _hub_errors(item: Item):
     """A context that turns what goes wrong with the hub into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise Refused(_what_went_wrong(item, error)) from None
 
-    def __init__(self, item: Item):
-        self.item = item
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> bool:
-        if error is None or isinstance(error, (Refused, KeyboardInterrupt)):
-            return False
-        causes, cause = [], error
-        while cause is not None:
-            causes.append(type(cause).__name__)
-            cause = cause.__cause__ or cause.__context__
-        folder = "datasets/" if self.item.kind == "dataset" else ""
-        if "GatedRepoError" in causes:
-            raise Refused(
-                f"{self.item} is gated: accept its terms at https://huggingface.co/{folder}{self.item.name}, then "
-                "`hf auth login` (or set HF_TOKEN) and run this again"
-            ) from None
-        if {"RepositoryNotFoundError", "RevisionNotFoundError", "DatasetNotFoundError"} & {*causes}:
-            raise Refused(f"{self.item}: no such repository or revision on the hub; check the spelling") from None
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Refused(
-            f"{self.item} cannot be fetched ({first_line}): run this where there is a network, without HF_HUB_OFFLINE"
-        ) from None
+def _what_went_wrong(item: Item, error: Exception) -> str:
+    causes, cause = set(), error
+    while cause is not None:
+        causes.add(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    folder = "datasets/" if item.kind == "dataset" else ""
+    if "GatedRepoError" in causes:
+        return (
+            f"{item} is gated: accept its terms at https://huggingface.co/{folder}{item.name}, then `hf auth login` of "
+            "this environment (or set HF_TOKEN) and run this again"
+        )
+    if causes & {"RepositoryNotFoundError", "RevisionNotFoundError", "DatasetNotFoundError"}:
+        return f"{item}: no such repository or revision on the hub; check the spelling"
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{item} cannot be fetched ({first_line}): run this where there is a network, without HF_HUB_OFFLINE"

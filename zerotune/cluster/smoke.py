@@ -1,8 +1,9 @@
 """Will this site do? Checks of devices, network, disks and cache by all ranks of a job; slurm/smoke.sh launches it.
 
-    accelerate launch --module zerotune.cluster.smoke
+    accelerate launch --module zerotune.cluster.smoke CHECKED
 
-One line a check: "pass", or "FAIL" with the cure. Ends with status 1 where one has failed.
+One line a check: "pass", or "FAIL" with the cure. Ends with status 1 where one has failed; the file CHECKED says that
+all checks were made.
 """
 
 import fcntl
@@ -221,8 +222,7 @@ def check_cache(accelerator) -> Finding:
     """Whether what was fetched is there; files are measured, not hashed."""
     mine = None
     try:
-        entries = prefetch.read_manifest().values()
-        items = [prefetch.Item(entry["kind"], entry["name"]) for entry in entries]
+        items = prefetch.listed_items()
         missing = prefetch.missing_items(items)
         mine = (len(items), "; ".join(f"{item}: {why}" for item, why in missing.items()))
         flags = " ".join(item.flag for item in missing)
@@ -235,8 +235,8 @@ def check_cache(accelerator) -> Finding:
     return Finding("cache", text, f"on the login node: bash slurm/prefetch.sh {flags}" if bad else None)
 
 
-def main(args) -> None:
-    """All checks in order; rank 0 prints."""
+def main(checked: Path) -> None:
+    """All checks in order; rank 0 prints, and makes the file `checked` in the end."""
     accelerator = launch.start_accelerator(None)
     scratch = Path(os.environ.get("ZEROTUNE_SCRATCH") or os.environ.get("TMPDIR") or "/tmp")
     checks = [
@@ -253,10 +253,12 @@ def main(args) -> None:
         finding = check()
         num_failed += finding.cure is not None
         say(finding.line())
+    if is_main_process():
+        checked.touch()
     if num_failed:
         sys.stdout.flush()
         os._exit(EXIT_BUG)  # as run_script ends a process in a group, without a traceback
 
 
 if __name__ == "__main__":
-    run_script(main, None)
+    run_script(main, Path(sys.argv[1]))

@@ -46,14 +46,15 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
     return parser
 
 
-def add_engine_flag(parser: argparse.ArgumentParser) -> None:
-    """--engine, of the train scripts that can leave the steps to the Hugging Face Trainer."""
+def with_engine_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """--engine beside its flags, for the train scripts that can leave the steps to the Hugging Face Trainer."""
     parser.add_argument_group("optimisation, engine").add_argument(
         "--engine",
         choices=("loop", "trainer"),
         default="loop",
         help="our loop, or the Hugging Face Trainer to hold it against (default %(default)s)",
     )
+    return parser
 
 
 def eval_parser(description: str, task) -> argparse.ArgumentParser:

@@ -21,7 +21,8 @@ def model_identity(name: str, revision: str | None) -> str:
     """
     folder = Path(name)
     if not folder.is_dir():
-        return f"commit {hub_commit(name, revision)}"
+        snapshot = cached_snapshot(name, revision)
+        return f"commit {snapshot and snapshot.name}"
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         size = path.stat().st_size
@@ -52,12 +53,24 @@ def adapter_base(folder: Path) -> tuple[str, str | None] | None:
     return base, described.get("revision")
 
 
-def hub_commit(name: str, revision: str | None) -> str | None:
-    """The commit that a hub model's cached files belong to, None when none is cached."""
+def is_hub_id(name: str) -> bool:
+    """Whether a model or data set can be called so on the hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def cached_snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub model's cached files, named after their commit; None where none is cached."""
     from huggingface_hub import try_to_load_from_cache
 
-    for filename in ("config.json", "adapter_config.json"):
+    for filename in ("config.json", "adapter_config.json") if is_hub_id(name) else ():
         path = try_to_load_from_cache(name, filename, revision=revision or "main")
         if isinstance(path, str):
-            return Path(path).parent.name
+            return Path(path).parent
     return None
