@@ -4,7 +4,7 @@
 #     bash slurm/chain.sh LIST [sbatch options] slurm/sst2.sh [flags of train/sst2.py]
 #     bash slurm/chain.sh LIST [sbatch options of each evaluation] -- [sbatch options] slurm/sst2.sh [flags]
 cd "$(dirname "$0")/.." || exit
-. slurm/common.sh
+. slurm/common.sh || exit 2
 [ $# -ge 2 ] || stop_with 2 "wanted: bash slurm/chain.sh LIST [sbatch options] slurm/sst2.sh [flags]"
 list=$1
 shift

@@ -14,7 +14,6 @@
 say() { printf 'slurm: %s\n' "$*"; }
 stop_with() { local status=$1; shift; say "$*"; exit "$status"; }
 
-[ -e slurm/common.sh ] || stop_with 2 "submit from the checkout's root: cd there, then sbatch slurm/…"
 IN_CONTAINER=()  # slurm/hook.sh may set it: (apptainer exec --nv image.sif)
 early_stop=
 if [ -n "${SLURM_JOB_ID:-}" ]; then  # while the hook loads modules there is nobody to tell: run_to_end does
@@ -80,6 +79,9 @@ note_stop() {
   [ -n "$stop_reason" ] && return
   stop_reason=$1
   say "$1: the ranks are asked to save and stop ($(date +%T))"
+  if [ "$1" = SIGUSR1 ] && [ "$SECONDS" -lt 60 ]; then
+    say "that was $SECONDS s after the start: where the time limit has sent it, ask for more --time, or say --signal=B:USR1@60"
+  fi
   printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"
 }
 
@@ -131,7 +133,7 @@ launch() {
 # attempts_left PROGRESS: counts the starts that left the run where it was; fails when there have been too many. The
 # count outlives a requeue.
 attempts_left() {
-  local seen count=0
+  local seen='' count=0
   read -r seen count <"$job_files.attempts"
   if [ "$seen" = "$1" ]; then count=$((count + 1)); else count=0; fi
   echo "$1 $count" >"$job_files.attempts" || stop_with 1 "runs/slurm cannot be written: mend that and submit again"
@@ -169,15 +171,25 @@ nodes_answer() {
 
 # end_run STATUS: ends the shell, without what only a later start of this job would read.
 end_run() {
-  rm -f "$job_files".{answer,attempts,failed,refusal,stop}
+  rm -f "$job_files".{answer,attempts,begun,failed,refusal,stop}
   exit "$1"
+}
+
+# has_left_resume FOLDER SCRIPT FLAGS…: whether this job has come further than --resume says. That is for its first
+# start: a later one would go back to PATH, and lose what was saved since, or find that `never` is no longer true.
+has_left_resume() {
+  local folder=$1
+  shift
+  [ -z "$(find "$folder/checkpoints" -name COMPLETE -newer "$job_files.begun" 2>/dev/null)" ] || return 0
+  [ "$folder/state.json" -nt "$job_files.begun" ] || return 1
+  case " $* " in *" --resume"[\ =]"never "*) ;; *) return 1 ;; esac
 }
 
 # run_to_end SCRIPT FLAGS…: the whole job, ends the shell. 0 finished, 2 refused, 75 stopped, 1 out of attempts.
 run_to_end() {
-  local folder state=none progress=none stamp=0 before=0 status=0
+  local folder state=none progress=none stamp=0 before=0 status=0 again=()
   if [ -z "${SLURM_JOB_ID:-}" ]; then  # by bash, on the login node: would the job find what it needs?
-    run_python -m zerotune.cluster.jobs check "$@"
+    run_python -m zerotune.cluster.jobs plan "$@"
     exit
   fi
   prepare_job
@@ -193,14 +205,20 @@ run_to_end() {
   while :; do
     ask progress "$folder" && read -r state progress before <"$job_files.answer"
     [ -e "$job_files.attempts" ] || echo "$progress 0" >"$job_files.attempts"
+    [ -e "$job_files.begun" ] || : >"$job_files.begun"
+    [[ $1 = train/* ]] && has_left_resume "$folder" "$@" && again=(--resume auto)
     rm -f "$ZEROTUNE_STATE_FILE"
-    launch "$@" --state-file "$ZEROTUNE_STATE_FILE"
+    launch "$@" "${again[@]}" --state-file "$ZEROTUNE_STATE_FILE"
     status=$?
     ask progress "$folder" && read -r state progress stamp <"$job_files.answer"
     [ "$status" = 0 ] && end_run 0
     [ -e "$ZEROTUNE_STATE_FILE" ] && end_run 2
     if [ "$stamp" != "$before" ]; then
-      case $state in finished) end_run 0 ;; refused) end_run 2 ;; esac
+      case $state in
+        finished) end_run 0 ;;
+        refused) end_run 2 ;;
+        preempted) stop_reason=${stop_reason:-a signal to the ranks} ;;  # SLURM's first SIGTERM may not reach this script
+      esac
     fi
     go_on_or_end "$progress" "$status"
   done
@@ -229,8 +247,10 @@ go_on_or_end() {
   fi
   for tries in {1..30}; do
     scontrol requeue "$job_name" && stop_with 75 "requeued ($stop_reason)"
-    scontrol ping | grep -q 'is UP' && break
-    sleep 10
+    is_ending && end_as_slurm_does
+    ! grep -q 'Requeue=0' "$job_files.answer" ||
+      stop_with 75 "this site forbids to requeue: submit the same command again, it goes on"
+    sleep 10  # a busy controller
   done
-  stop_with 75 "this site forbids to requeue: submit the same command again, it goes on"
+  stop_with 75 "SLURM does not take the requeue ($tries tries): submit the same command again, it goes on"
 }

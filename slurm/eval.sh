@@ -13,7 +13,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@300
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
-. slurm/common.sh
+. slurm/common.sh || exit 2
 after=
 if [ "${1:-}" = --after ]; then after=$2; shift 2; fi
 [ $# -ge 1 ] || stop_with 2 "name a list: sbatch slurm/eval.sh LIST"

@@ -5,5 +5,5 @@
 #     bash slurm/prefetch.sh --model google/gemma-2-2b-it@main --dataset stanfordnlp/imdb --wordnet
 #     bash slurm/prefetch.sh --verify                                           # hash all that the manifest lists
 cd "$(dirname "$0")/.." || exit
-ZEROTUNE_ONLINE=1 . slurm/common.sh
+ZEROTUNE_ONLINE=1 . slurm/common.sh || exit 2
 run_python -m zerotune.cluster.jobs prefetch "$@"

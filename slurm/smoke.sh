@@ -11,7 +11,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --time=10
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
-. slurm/common.sh
+. slurm/common.sh || exit 2
 checks_only=
 [ "${1:-}" = --checks-only ] && checks_only=yes
 [ -n "${SLURM_JOB_ID:-}" ] || stop_with 2 "this is a job: sbatch slurm/smoke.sh"
@@ -38,10 +38,17 @@ rm -rf "$run"  # of an earlier start of this job
 requeue=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'Requeue=[01]')
 [ "$requeue" = Requeue=1 ]
 tell $? "requeue" "${requeue:-SLURM does not say}" "jobs do not go on by themselves here: submit the same line again"
-if ! launch --module zerotune.cluster.smoke 2>>"$log"; then
-  num_failed=$((num_failed + 1))
-  tail -n 15 "$log" | sed 's/^/      | /'
+ZEROTUNE_COLLECTIVE_TIMEOUT=120  # whether ranks find each other is what is asked
+if ! launch --module zerotune.cluster.smoke "$job_files.checked" 2>>"$log"; then
+  if [ -e "$job_files.checked" ]; then
+    num_failed=$((num_failed + 1))
+  else
+    tell 1 "launch" "the ranks did not start, or do not reach each other" "the lines below say why; where they time out, \
+name the interface by NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME in slurm/site.env"
+    checks_only=yes
+  fi
 fi
+rm -f "$job_files.checked"
 
 # the sample under ZeRO-2: trained, killed, resumed, evaluated
 run_sample() {

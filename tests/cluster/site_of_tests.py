@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from comparing import WEIGHTS, assert_same_curve, weight_difference
 from launching import Launch
 from local_cluster import LocalCluster
 from waiting import wait_until
@@ -14,6 +15,7 @@ from waiting import wait_until
 REPOSITORY = Path(__file__).parents[2]
 # Slower than a user's: each launch imports its libraries on cores that all nodes and other tests share.
 SECONDS_TO_FINISH = 240
+ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,14 @@ class Job:
             wait_until(lambda: words in self.log, f"{words!r} in the log of job {self.number}", seconds)
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.log}") from None
+
+
+def assert_undisturbed(site: Site, name: str, job: Job, undisturbed: Launch) -> None:
+    """A run is finished, with the losses and weights of the undisturbed one."""
+    run = site.launch_of(name, job)
+    assert run.read_json("state.json") == {"state": "finished", "reason": None}
+    assert_same_curve(run, undisturbed)
+    assert weight_difference(run, undisturbed) <= WEIGHTS
 
 
 def make_site(cluster: LocalCluster, folder: Path) -> Site:

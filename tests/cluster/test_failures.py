@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from comparing import WEIGHTS, assert_same_curve, weight_difference
-from test_preemption import ZERO2, assert_undisturbed
+from site_of_tests import ZERO2, assert_undisturbed
 from waiting import wait_until
 
 RANK = "train/sst2.py --model llama"
@@ -23,7 +23,7 @@ def ranks_of(cluster, node):
 
 
 def test_a_rank_killed_starts_all_again_in_the_same_job(site, cluster, undisturbed):
-    job = site.train("killed", *ZERO2)
+    job = site.train("killed", *ZERO2, "--resume", "never")  # which is said of the first start
     site.wait_for_step("killed", 6)
     os.kill(ranks_of(cluster, "node2")[-1], signal.SIGKILL)
     job.wait()

@@ -2,19 +2,12 @@
 
 import time
 
-from comparing import WEIGHTS, assert_same_curve, newest_step, weight_difference
+from comparing import newest_step
+from site_of_tests import ZERO2, assert_undisturbed
 from waiting import wait_until
 
-ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
 # One step and one save, on a machine whose cores are all busy. Measured alone: 0.6 s.
 SECONDS_TO_SAVE = 15
-
-
-def assert_undisturbed(site, name, job, undisturbed):
-    run = site.launch_of(name, job)
-    assert run.read_json("state.json") == {"state": "finished", "reason": None}
-    assert_same_curve(run, undisturbed)
-    assert weight_difference(run, undisturbed) <= WEIGHTS
 
 
 def test_sigusr1_saves_within_a_step_and_requeues(site, cluster, undisturbed):
@@ -66,6 +59,19 @@ def test_a_stop_while_the_hook_runs_and_one_while_the_libraries_load(site, clust
     job.wait()
     assert job.num_restarts == 2
     assert_undisturbed(site, "early", job, undisturbed)
+
+
+def test_a_signal_to_the_ranks_alone_on_a_site_that_forbids_to_requeue(site, cluster, undisturbed):
+    """SLURM's first SIGTERM of a preemption goes to the steps, not to the job script."""
+    job = site.train("ranks", nodes=1, options=["--no-requeue"])
+    site.wait_for_step("ranks", 6)
+    cluster.call("scancel", "--signal=TERM", str(job.number))
+    job.wait("FAILED")
+    assert "this site forbids to requeue: submit the same command again" in job.log
+    assert "launched again" not in job.log
+    again = site.train("ranks", nodes=1).wait()
+    assert "(was preempted, stopped by SIGTERM after step" in again.log
+    assert_undisturbed(site, "ranks", again, undisturbed)
 
 
 def test_a_cancelled_job_is_saved_stays_cancelled_and_goes_on_with_fewer_nodes(site, cluster, undisturbed):
