@@ -71,13 +71,14 @@ def _glibc() -> ctypes.CDLL | None:
 
 @functools.cache
 def _memory_limit() -> int:
-    """Bytes of memory that this machine, or the job's control group, has."""
+    """Bytes of memory that this machine, or the job's control group and those around it, have."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text().splitlines() if groups.exists() else []:
-        most = Path(f"/sys/fs/cgroup{line.split(':', 2)[2]}/memory.max")
-        text = most.read_text().strip() if line.startswith("0::") and most.exists() else "max"
-        limits += [] if text == "max" else [int(text)]
+        if line.startswith("0::"):
+            group = Path("/sys/fs/cgroup", line.removeprefix("0::/"))
+            files = [folder / "memory.max" for folder in (group, *group.parents)]
+            limits += [int(text) for file in files if file.exists() and (text := file.read_text().strip()) != "max"]
     return min(limits)
 
 

@@ -20,8 +20,8 @@ from zerotune.evaluation.squad_evaluation import (
 )
 from zerotune.examples.paragraph_branches import can_share
 from zerotune.examples.span_data import SpanData
+from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.final_folder import read_record
-from zerotune.models.loading import attention_kernel
 from zerotune.models.precision import resolve_precision
 from zerotune.pages.squad_report import print_results, write_report
 from zerotune.prompts.prompting import uses_chat
@@ -189,6 +189,7 @@ def evaluate(args) -> None:
     questions, record = load_test(SOURCES, args, run_split)
     tokens_per_device = cpu.tokens_per_device(args.tokens_per_device, on_gpu=16384)
     options = _options(args, resolve_precision(args.precision, None), tokens_per_device, args.load_4bit, record)
+    check_kernel_precision(options.attention, options.precision)
     if args.shots:
         solved = [_solved(question) for question in load_shots_source(args, run_split, questions)]
         options = replace(options, shots=draw_shots(solved, args.shots, args.seed))

@@ -1,6 +1,7 @@
 """Launches that are refused: the exit status, the one line, state.json, and nothing written."""
 
 import json
+import platform
 import subprocess
 import sys
 
@@ -24,6 +25,18 @@ def test_a_process_that_does_not_see_the_others_is_refused(workplace):
     assert "asked for 2 processes and started 1" in line and "torchrun --nproc_per_node 2" in line
     assert json.loads(state_file.read_text()) == {"state": "refused", "reason": line}
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("who", [[0, 1], [1]])
+def test_ranks_that_know_each_other_refuse_in_one_line_whoever_finds_it(workplace, who):
+    name = f"refuse-{len(who)}"
+    state_file = workplace.folder / f"{name}.json"
+    flags = ["--who", *who, "--state-file", state_file]
+    run = workplace.server.start("tests/scripts/one_rank_refuses.py", flags, workplace.folder / name, world=2).wait()
+    said = [line for rank in (0, 1) for line in run.text(rank).splitlines() if line.startswith("refused: ")]
+    where = "" if 0 in who else f"rank 1 on {platform.node()}: "
+    assert said == [f"refused: {where}out of memory on a single item"] and run.codes[1] == 2
+    assert json.loads(state_file.read_text())["reason"] == said[0].removeprefix("refused: ")
 
 
 @pytest.mark.slow

@@ -29,5 +29,16 @@ def test_freed_blocks_go_back_under_pressure_alone(monkeypatch):
     assert len(kept) == NUM_BLOCKS // 50
 
 
+def test_the_limit_of_a_group_around_the_jobs_own_counts(monkeypatch):
+    files = {
+        "/proc/self/cgroup": "0::/job_7/step_0/task_0\n",
+        "/sys/fs/cgroup/job_7/step_0/task_0/memory.max": "max\n",
+        "/sys/fs/cgroup/job_7/memory.max": f"{2**20}\n",
+    }
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert cpu._memory_limit.__wrapped__() == 2**20
+
+
 def test_the_limit_is_the_machines_or_the_jobs():
     assert 0 < cpu._memory_limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

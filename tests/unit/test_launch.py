@@ -106,6 +106,8 @@ def test_precision(wanted, config, launcher, found, monkeypatch):
         ("bf16", FP16_FILE, "--precision bf16 and the DeepSpeed file's fp16 disagree"),
         ("auto", FP16_FILE, "fp16 under DeepSpeed is not supported"),
         ("fp16", {}, "fp16 under DeepSpeed is not supported"),
+        ("bf16", {"bf16": {"enabled": False}}, "--precision bf16 and the DeepSpeed file's fp32 disagree"),
+        ("bf16", {"bf16": {"enabled": False}, "torch_autocast": {"enabled": False}}, "fp32 disagree"),
     ],
 )
 def test_precisions_that_are_refused(wanted, config, words):
@@ -132,6 +134,8 @@ def fill(config, precision="fp32"):
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is 2: .*--tokens-per-device"),
         ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4: .*--tokens-per-device"),
         ({"optimizer": {"type": "Adam"}}, 'a section "optimizer": remove it and use --optimizer, --learning-rate'),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}}, 'a section "optimizer": remove it'),
+        ({"optimizer": {"type": "AdamW"}}, 'a section "optimizer": remove it'),
         ({"scheduler": {"type": "WarmupLR"}}, 'a section "scheduler": remove it and use --warmup-ratio'),
         ({"zero_optimization": {}}, "stage 0"),
         (
@@ -155,6 +159,18 @@ def test_numbers_that_agree_or_are_left_to_us_are_filled_in(value, monkeypatch):
     assert filled["gradient_accumulation_steps"] == filled["train_micro_batch_size_per_gpu"] == 1
     assert filled["gradient_clipping"] == 1.0 and "optimizer" not in filled
     assert given["train_batch_size"] == value  # the caller's is left alone
+
+
+def test_an_optimizer_section_that_leaves_all_open_is_ours():
+    filled = fill({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto"}}})
+    assert "optimizer" not in filled
+
+
+def test_an_offload_that_is_no_section_is_refused(tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}}')
+    with pytest.raises(Refused, match=r"offload_optimizer of .* is 'cpu': wanted \{\"device\": \"cpu\"\}"):
+        read_deepspeed_config(path)
 
 
 @pytest.mark.parametrize(("precision", "enabled"), [("bf16", True), ("fp32", False)])

@@ -155,7 +155,9 @@ def test_attention():
         load(tiny_model("gemma2"), attention="sdpa")
     if not torch.cuda.is_available():
         with pytest.raises(Refused, match="needs a GPU"):
-            load(tiny_model("llama"), attention="flash_attention_2")
+            load(tiny_model("llama"), attention="flash_attention_2", precision="bf16")
+    with pytest.raises(Refused, match="computes in 16 bits and the precision is fp32"):
+        load(tiny_model("llama"), attention="flash_attention_2", precision="fp32")
 
 
 def test_qlora_with_zero_3_is_refused_before_anything_is_read():

@@ -15,7 +15,7 @@ import pytest
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import write_json
-from zerotune.run import folder, process
+from zerotune.run import folder
 from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run, read_state, recorded_flags
 from zerotune.run.names import short_name
 from zerotune.run.process import describe_process, run_script, started_at
@@ -228,17 +228,9 @@ def test_a_node_that_lacks_what_the_first_has_says_so(tmp_path, capsys, monkeypa
     monkeypatch.setenv("RANK", "8")
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert ending(Refused("x.tsv: no such file"), tmp_path / "state.json") == 2
-    line = f"on {platform.node()}: x.tsv: no such file"
+    line = f"rank 8 on {platform.node()}: x.tsv: no such file"
     assert capsys.readouterr().err == f"refused: {line}\n"
     assert json.loads((tmp_path / "state.json").read_text()) == {"state": "refused", "reason": line}
-
-
-@pytest.mark.parametrize("rank", ["0", "8"])
-def test_once_the_ranks_know_each_other_rank_0_speaks_for_all(monkeypatch, rank):
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setattr(process, "_in_process_group", lambda: True)
-    assert process._tells_the_end() == (rank == "0")
 
 
 # --- small things ---

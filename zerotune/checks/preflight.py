@@ -15,6 +15,7 @@ from zerotune.evaluation.scorers import labelled_data
 from zerotune.examples.labelled import LabelledData
 from zerotune.examples.span_data import SpanData
 from zerotune.files import read_json
+from zerotune.models.attention import attention_kernel
 from zerotune.models.loading import ModelSettings, check_settings
 from zerotune.models.lora import adapter_size
 from zerotune.models.parameters import classifier_size, published_table
@@ -148,16 +149,21 @@ def check_plan(
         total, head = span_size(config) if args.head == "span" else classifier_size(config, num_labels)
     adapter = 0 if settings.method == "full" else adapter_size(config, settings.lora_rank)
     trainable = total if settings.method == "full" else adapter + head
-    need = memory_need(total + adapter, trainable, config, settings, args, (world_size, offloaded(deepspeed)))
+    scored_tokens = int(data.lengths.max()) if attention_kernel(args.attention, config) == "eager" else 0
+    world = (world_size, offloaded(deepspeed))
+    need = memory_need(total + adapter, trainable, config, settings, args, world, scored_tokens)
     if generates:
         logits = logit_bytes(config, settings, args, data.answer_share)
         need = replace(need, activations=need.activations + logits)
     if torch.cuda.is_available():
         device_bytes = torch.cuda.mem_get_info()[1]
-        if settings.method == "full" and 4 * total > device_bytes:
+        # a generator is evaluated in the run's precision, heads on float32 weights
+        precision = settings.precision if generates else "fp32"
+        final_bytes = total * (4 if precision == "fp32" else 2)
+        if settings.method == "full" and final_bytes > device_bytes:
             raise Refused(
-                f"--method full ends by evaluating final/, whose float32 weights take {4 * total / 2**30:.0f} GiB, and "
-                f"a device has {device_bytes / 2**30:.0f} GiB: use --method lora or qlora"
+                f"--method full ends by evaluating final/, whose {precision} weights take {final_bytes / 2**30:.0f} "
+                f"GiB, and a device has {device_bytes / 2**30:.0f} GiB: use --method lora or qlora"
             )
         problem = why_not_fit(need, device_bytes, settings.method)
         if problem:

@@ -6,7 +6,7 @@ from zerotune.checks.run_checks import check_generator
 from zerotune.command_line.squad_arguments import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
 from zerotune.errors import Refused
 from zerotune.evaluation.squad_evaluation import answers_by_span, span_settings
-from zerotune.models.loading import attention_kernel
+from zerotune.models.attention import attention_kernel
 from zerotune.models.pretrained import check_window, most_tokens
 from zerotune.prompts.prompting import uses_chat
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from zerotune.data.splits import Example
 from zerotune.errors import Refused
+from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.final_folder import read_record
 from zerotune.models.heads import is_encoder
-from zerotune.models.loading import attention_kernel
 from zerotune.models.pretrained import check_window, is_trained_classifier
 from zerotune.prompts.prompting import uses_chat
 
@@ -81,6 +81,7 @@ def answers_by_prompt(config) -> bool:
 def check_options(options: EvalOptions, config, tokenizer) -> None:
     """Refuse what this checkpoint would ignore or cannot do, before a weight is loaded."""
     attention_kernel(options.attention, config)
+    check_kernel_precision(options.attention, options.precision)
     if options.answer_by == "generation" and options.calibrate != "none":
         raise Refused("--calibrate is about likelihoods, which --answer-by generation does not compare: drop one")
     record = generator_record(options)

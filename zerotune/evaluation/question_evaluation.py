@@ -11,9 +11,10 @@ from zerotune.evaluation.evaluation_options import EvalOptions, generator_record
 from zerotune.evaluation.scorers import LoadModel
 from zerotune.evaluation.scoring import Answering, Scorer, score_items
 from zerotune.examples.paragraph_branches import can_share
+from zerotune.models.attention import attention_kernel
 from zerotune.models.language_model import load_language_model
-from zerotune.models.loading import attention_kernel
 from zerotune.models.parameters import published_table
+from zerotune.models.precision import autocast
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.prompts.generation import answer_texts, end_tokens, write_answers
 from zerotune.prompts.prompting import uses_chat
@@ -54,7 +55,8 @@ def answers_scorer(
 
     def score(rows: np.ndarray) -> np.ndarray:
         prompts = [data.prompt_tokens(row) for row in rows]
-        return write_answers(model, prompts, data.pad_id, ends, max_new_tokens, device).astype(np.float32)
+        with autocast(device.type, precision):
+            return write_answers(model, prompts, data.pad_id, ends, max_new_tokens, device).astype(np.float32)
 
     return score
 

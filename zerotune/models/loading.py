@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from safetensors import SafetensorError
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, BitsAndBytesConfig
-from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from zerotune.errors import Refused
 from zerotune.models import cpu_kernels
+from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.heads import (
     SequenceClassifier,
     TunedModel,
@@ -61,6 +61,7 @@ def check_settings(settings: ModelSettings) -> None:
             "--method qlora cannot be split by ZeRO-3, and need not be: a 7B model in NF4 fits any GPU; "
             "use --deepspeed ds_configs/qlora.json (ZeRO-2) or leave --deepspeed out"
         )
+    check_kernel_precision(settings.attention, settings.precision)
     if os.path.isfile(os.path.join(settings.name, "adapter_config.json")):
         raise Refused(
             f"--model must be a whole model: {settings.name} is an adapter; give the model it was trained from"
@@ -195,25 +196,6 @@ def tuning_config(config, settings: ModelSettings, tokenizer):
             if key.endswith(("dropout", "dropout_prob")) and isinstance(getattr(config, key), float):
                 setattr(config, key, 0.0)
     return config
-
-
-def attention_kernel(wanted: str, config) -> str:
-    """Gemma-2 caps its attention scores, which sdpa cannot do; for encoders on a CPU we have our own."""
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    if wanted == "auto" and is_encoder(config) and not torch.cuda.is_available():
-        return cpu_kernels.ATTENTION
-    if wanted == "auto":
-        return "eager" if capped else "sdpa"
-    if wanted == "sdpa" and capped:
-        raise Refused(
-            f"--attention sdpa cannot cap scores as {config.model_type} needs; use auto, eager or flash_attention_2"
-        )
-    if wanted == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
-        missing = (
-            "flash-attn (pip install 'zerotune[flash]')" if torch.cuda.is_available() else "a GPU, and there is none"
-        )
-        raise Refused(f"--attention flash_attention_2 needs {missing}; use --attention auto")
-    return wanted
 
 
 @contextlib.contextmanager

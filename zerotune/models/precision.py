@@ -54,7 +54,8 @@ def _precision_of_file(config: dict) -> str | None:
     autocast_section = config.get("torch_autocast", {})
     if autocast_section.get("enabled") is True:
         return NAMES.get(str(autocast_section.get("dtype", "")).removeprefix("torch."))
-    return None
+    said = [config[name].get("enabled") for name in ("bf16", "fp16", "torch_autocast") if name in config]
+    return "fp32" if said and all(each is False for each in said) else None
 
 
 def default_precision() -> str:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from zerotune.errors import Preempted, Refused
-from zerotune.files import disk_is_full, read_json, read_json_lines, write_json, write_json_lines
+from zerotune.files import disk_is_full, json_sha256, read_json, read_json_lines, write_json, write_json_lines
 from zerotune.run.launch import device_name, on_all_ranks
 from zerotune.run.process import describe_process, is_main_process, say
 
@@ -184,10 +184,12 @@ class RunFolder:
         from accelerate.tracking import TensorBoardTracker, WandBTracker
 
         if kind != "none" and is_main_process():
+            run_id = json_sha256(str(self.path.resolve()))[:16]
             tracker = (
                 TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
                 if kind == "tensorboard"
-                else WandBTracker(run_name=self.path.name, dir=self.path)
+                # run_name is accelerate's word for a project; the same run goes on in the same place
+                else WandBTracker("zerotune", name=self.path.name, id=run_id, resume="allow", dir=self.path)
             )
             tracker.start()
             self.tracker = tracker

@@ -38,6 +38,10 @@ def read_deepspeed_config(path: Path | None) -> dict | None:
                 f"--deepspeed: {path} is no DeepSpeed configuration: it and its sections "
                 f"{', '.join(DEEPSPEED_SECTIONS)} are JSON objects; take one of ds_configs/ as a pattern"
             )
+        for key in ("offload_optimizer", "offload_param"):
+            offload = config.get("zero_optimization", {}).get(key)
+            if not isinstance(offload, dict | None):
+                raise Refused(f'--deepspeed: {key} of {path} is {offload!r}: wanted {{"device": "cpu"}}')
         return config
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return None
@@ -86,7 +90,7 @@ def fill_deepspeed_config(config: dict, args, precision: str) -> dict:
 def _check_deepspeed_config(config: dict, args) -> None:
     cures = {"optimizer": "--optimizer, --learning-rate", "scheduler": "--warmup-ratio, --learning-rate"}
     for section, cure in cures.items():
-        if config.get(section) not in (None, "auto"):
+        if not _is_left_open(config.get(section, "auto")):
             raise Refused(f'the DeepSpeed file has a section "{section}": remove it and use {cure}')
     for key, flag, value in (
         ("train_batch_size", "--batch-size", args.batch_size),
@@ -105,6 +109,15 @@ def _check_deepspeed_config(config: dict, args) -> None:
             raise Refused(f"the DeepSpeed file's {key} goes to nvme, where checkpoints cannot read it: use cpu")
     if not config.get("zero_optimization", {}).get("stage"):
         raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
+
+
+def _is_left_open(section) -> bool:
+    """Whether a section is "auto", or names our optimizer or schedule and has "auto" in all its places."""
+    if not isinstance(section, dict):
+        return section in (None, "auto")
+    params = section.get("params")
+    is_ours = section.get("type") in ("AdamW", "WarmupDecayLR") and isinstance(params, dict) and params
+    return bool(is_ours) and all(value == "auto" for value in params.values())
 
 
 def on_all_ranks(accelerator, value) -> list:

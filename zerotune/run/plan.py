@@ -3,9 +3,15 @@
 from dataclasses import dataclass, fields, replace
 
 GIB = 2**30
-# Bytes per token, layer and unit of hidden size that a layer keeps for its backward pass in 16 bits, without attention
-# scores, which sdpa and flash kernels do not keep (Korthikanti et al. 2022, arXiv:2205.05198, equation 2).
-ACTIVATION_BYTES = 34
+# Bytes that a layer keeps of a token for its backward pass. An encoder's, a unit of hidden size, in 16 bits and without
+# attention scores, which sdpa and flash kernels do not keep: Korthikanti et al. 2022, arXiv:2205.05198, equation 2.
+ENCODER_BYTES = 34
+# A causal model's, counted in PyTorch's saved tensors (Llama-3.2-1B, Mistral-7B, Qwen2-0.5B, Gemma-2B, Gemma-2-2B: to
+# 2 % in 16 bits, 5 % in 32): a unit of hidden size by the layer's norms, which are float32, and whether they train; the
+# gated MLP's four tensors; a token that a head attends to where eager attention keeps the scores.
+HIDDEN_BYTES = {(2, False): 25, (2, True): 31, (4, False): 33, (4, True): 49}
+NUM_MLP_TENSORS = 4
+SCORE_BYTES = 8
 ADAM_BYTES = {"adamw": 8, "adamw8bit": 2}
 NF4_BYTES = 0.516  # half a byte and the double-quantised scales (Dettmers et al. 2023, section 3)
 
@@ -33,7 +39,13 @@ def offloaded(deepspeed: dict | None) -> frozenset[str]:
 
 
 def memory_need(
-    num_weights: int, num_trainable: int, config, settings, args, world: tuple[int, frozenset[str]]
+    num_weights: int,
+    num_trainable: int,
+    config,
+    settings,
+    args,
+    world: tuple[int, frozenset[str]],
+    scored_tokens: int = 0,
 ) -> MemoryNeed:
     """Estimate the memory of one device at the largest micro-batch that --tokens-per-device allows.
 
@@ -42,6 +54,7 @@ def memory_need(
         settings: zerotune.models.loading.ModelSettings.
         args: optimizer, tokens_per_device, activation_checkpointing.
         world: number of devices, and what `offloaded` says.
+        scored_tokens: the longest row, where eager attention keeps its scores; else 0.
     """
     world_size, kept_on_host = world
     stage = settings.zero_stage or 0
@@ -56,10 +69,22 @@ def memory_need(
     optimizer = (ADAM_BYTES[args.optimizer] + copies) * num_trainable / (world_size if stage >= 1 else 1)
     optimizer = 0 if "optimizer" in kept_on_host else optimizer
     weights = 0 if "param" in kept_on_host else weights
-    layers, hidden = config.num_hidden_layers, config.hidden_size
-    per_token = ACTIVATION_BYTES * hidden * narrow / 2
-    kept = per_token + layers * hidden * narrow if args.activation_checkpointing else per_token * layers
+    kept = _layer_bytes(config, settings.method == "full", narrow, scored_tokens)
+    if args.activation_checkpointing:  # one layer's, and the inputs of all; float32 from an embedding that is
+        kept += config.num_hidden_layers * config.hidden_size * (4 if settings.method == "full" else narrow)
+    else:
+        kept *= config.num_hidden_layers
     return MemoryNeed(weights, gradients, optimizer, kept * args.tokens_per_device)
+
+
+def _layer_bytes(config, trains_all: bool, narrow: int, scored_tokens: int) -> float:
+    """Bytes that one layer keeps of a token for its backward pass."""
+    hidden = config.hidden_size
+    scores = config.num_attention_heads * scored_tokens * SCORE_BYTES
+    if getattr(config, "num_key_value_heads", None) is None:
+        return ENCODER_BYTES * hidden * narrow / 2 + scores
+    num_norms = 4 if config.model_type.startswith(("gemma2", "gemma3")) else 2
+    return HIDDEN_BYTES[num_norms, trains_all] * hidden + NUM_MLP_TENSORS * config.intermediate_size * narrow + scores
 
 
 def logit_bytes(config, settings, args, answers_per_token: float) -> float:

@@ -6,12 +6,15 @@ import subprocess
 import sys
 import time
 import traceback
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
 from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
 from zerotune.files import write_json
 
+RANK_0_SPEAKS = "zerotune: rank 0 speaks"  # a key of the process group's store
+SECONDS_FOR_RANK_0 = 3
 RECORDED_VERSIONS = (
     "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",
 )  # fmt: skip
@@ -33,8 +36,25 @@ def is_main_process() -> bool:
 
 
 def _tells_the_end() -> bool:
-    """Whether this rank says how it ends: rank 0; before the ranks know each other, one for each node."""
-    return is_main_process() or (os.environ.get("LOCAL_RANK") == "0" and not _in_process_group())
+    """Whether this rank says how it ends: rank 0, for what all ranks have found.
+
+    Another one speaks for what it alone has found: before the ranks know each other the first of each node, and later
+    where rank 0 has not spoken within SECONDS_FOR_RANK_0 and so does not know.
+    """
+    if not _in_process_group():
+        return is_main_process() or os.environ.get("LOCAL_RANK") == "0"
+    distributed = sys.modules["torch"].distributed
+    store = distributed.distributed_c10d._get_default_store()
+    try:
+        if is_main_process():
+            store.set(RANK_0_SPEAKS, "")
+        else:
+            store.wait([RANK_0_SPEAKS], timedelta(seconds=SECONDS_FOR_RANK_0))
+    except distributed.DistStoreError:
+        return True
+    except RuntimeError:  # the store was rank 0's, which has ended
+        return is_main_process()
+    return is_main_process()
 
 
 def say(line: str) -> None:
@@ -89,16 +109,12 @@ def run_script(main, args) -> None:
     try:
         main(args)
     except Refused as error:
-        line = " ".join(str(error).split())
-        if not is_main_process():
-            line = f"on {platform.node()}: {line}"
-        if _tells_the_end() and getattr(args, "state_file", None):
-            line += _write_state_file(args.state_file, line)
-        _end_process(EXIT_REFUSED, f"refused: {line}", sys.stderr)
+        _end_process(EXIT_REFUSED, _refusal(args, " ".join(str(error).split())), sys.stderr)
     except Preempted as error:
-        _end_process(EXIT_PREEMPTED, str(error), sys.stdout)
+        _end_process(EXIT_PREEMPTED, str(error) if is_main_process() else None, sys.stdout)
     except KeyboardInterrupt:
-        _end_process(EXIT_INTERRUPTED, "interrupted: the same command goes on from the last checkpoint", sys.stderr)
+        line = "interrupted: the same command goes on from the last checkpoint"
+        _end_process(EXIT_INTERRUPTED, line if is_main_process() else None, sys.stderr)
     except Exception:
         if not _in_process_group():
             raise
@@ -108,19 +124,30 @@ def run_script(main, args) -> None:
         _end_process(0)
 
 
+def _refusal(args, line: str) -> str | None:
+    """What this rank says of a refusal, and leaves in --state-file; None where another rank does."""
+    if not _tells_the_end():
+        return None
+    if not is_main_process():
+        line = f"rank {os.environ['RANK']} on {platform.node()}: {line}"
+    state_file = getattr(args, "state_file", None)
+    return f"refused: {line}" + (_write_state_file(state_file, line) if state_file else "")
+
+
 def _end_process(status: int, last_line: str | None = None, stream=None) -> None:
-    """End this process, after a last line where this rank is the one to say it.
+    """End this process, after a last line where it has one to say.
 
     In a process group it ends at once, objects and all: PyTorch's destructor of a gloo group waits for a thread that
     may be waiting for the GIL, and a rank that is being cleaned up would hang there.
     """
-    in_group = _in_process_group()
-    if in_group and sys.modules["torch"].distributed.get_backend() == "nccl":
-        sys.modules["torch"].distributed.destroy_process_group()  # else NCCL warns, after the last line
     sys.stdout.flush()  # what was printed earlier stands above the last line
-    if last_line and _tells_the_end():
+    if last_line:
         print(last_line, file=stream, flush=True)
-    if in_group:
+    if _in_process_group():
+        distributed = sys.modules["torch"].distributed
+        # NCCL's ranks part together, which is for ends that all of them come to: alone, a rank would wait for ever
+        if status in (0, EXIT_PREEMPTED) and distributed.get_backend() == "nccl":
+            distributed.destroy_process_group()
         sys.stderr.flush()
         os._exit(status)
     if status:

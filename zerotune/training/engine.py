@@ -148,9 +148,10 @@ class Engine:
         return {parameter: name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
     def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """ZeRO-3's shards put together (complete on rank 0); None when the module holds its own weights."""
+        """ZeRO-3's shards put together, complete on rank 0; of an adapter only what trains. None without shards."""
         if self.deepspeed and self.model.zero_optimization_stage() == 3:
-            return self.model._zero3_consolidated_16bit_state_dict()
+            has_frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
+            return self.model._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=has_frozen)
         return None
 
 
@@ -174,7 +175,9 @@ def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None
         for name, tensor in stored.items():
             own[name].copy_(tensor)
     # the optimizer moves its state to the parameters' device; "cpu:0", Accelerate's name of a CPU, cannot be mapped
-    states = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+    # what goes to a GPU is read through the file's pages, which a node's ranks share; on a CPU it would stay there
+    to_gpu = next(iter(own.values())).device.type == "cuda"
+    states = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=to_gpu)
     for name, part in stateful.items():
         if part:
             part.load_state_dict(states[name])

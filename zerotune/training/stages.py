@@ -221,7 +221,7 @@ def save_best(loop: Loop, args, tokenizer, record: dict) -> Path:
     engine, progress, final = loop.engine, loop.progress, loop.run.path / "final"
     if progress.best_step != progress.step:
         best = checkpoints.step_folder(loop.checkpoint_root, progress.best_step)
-        problem = checkpoints.defect(best)
+        problem = on_all_ranks(loop.accelerator, checkpoints.defect(best) if is_main_process() else None)[0]
         if problem:
             raise Refused(
                 f"the best checkpoint {best} is damaged ({problem}) and final/ is to be made of it: restore it, or "

@@ -166,7 +166,7 @@ def _training_arguments(
     share = args.batch_size // run.accelerator.num_processes
     micro_batch, num_micro_batches = cut_step(share, int(data.lengths.max()), args.tokens_per_device)
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # the launcher's word has had its say in `precision`
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.path / "checkpoints"),
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=num_micro_batches,
@@ -188,6 +188,8 @@ def _training_arguments(
         report_to="none",
         disable_tqdm=True,
     )
+    arguments._n_gpu = 1  # of one process that sees several the Trainer would make a DataParallel, of as many batches
+    return arguments
 
 
 class _StepSampler(Sampler):
@@ -289,8 +291,11 @@ class TrainerLoop(Loop):
         return schedule.logs_at(step) or schedule.evaluates_at(step) or schedule.saves_at(step)
 
     def _any_rank_is_stopped(self) -> bool:
-        noted = torch.tensor(float(self.stop_signal.name is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(noted, "sum") if self.accelerator.num_processes > 1 else noted)
+        is_noted = self.stop_signal.name is not None
+        if self.accelerator.num_processes == 1:
+            return is_noted  # a GPU is not waited for
+        noted = torch.tensor(float(is_noted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(noted, "sum"))
 
     def _epoch_steps(self, epoch: int) -> list[np.ndarray]:
         size, generator = self.args.batch_size, torch.Generator().manual_seed(derive_seed(self.args.seed, epoch))
