@@ -19,7 +19,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError:
+    except (OSError, ValueError):
         aside.unlink(missing_ok=True)
         raise
 

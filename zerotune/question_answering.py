@@ -10,12 +10,14 @@ from zerotune.data.splits import Splits
 from zerotune.data.squad_splits import SOURCES, first_paragraphs, load_shots_source, load_splits
 from zerotune.data.task_sources import load_test, reporting_sha256
 from zerotune.evaluation import question_evaluation, results
+from zerotune.evaluation.evaluation_folder import check_earlier
 from zerotune.evaluation.evaluation_options import QuestionOptions
 from zerotune.evaluation.squad_evaluation import (
     SpanSettings,
     answers_by_span,
     choosing_values,
     evaluate_questions,
+    items_of,
     span_data,
 )
 from zerotune.examples.paragraph_branches import can_share
@@ -184,8 +186,9 @@ def evaluate(args) -> None:
     check_earlier_run(args.output_dir, args, says_finished=False)
     cpu.use_whole_cpu(tiny_model=args.sample)
     config, tokenizer = preflight.read_model_folder(args, labels=())
+    preflight.check_tuned_for(args.model, args.revision, TASK)
     check_evaluation_flags(args, config, tokenizer, read_record(args.model, args.revision))
-    run_split = preflight.split_of_run(args.model)
+    run_split = preflight.split_of_run(args.model, TASK)
     questions, record = load_test(SOURCES, args, run_split)
     tokens_per_device = cpu.tokens_per_device(args.tokens_per_device, on_gpu=16384)
     options = _options(args, resolve_precision(args.precision, None), tokens_per_device, args.load_4bit, record)
@@ -193,6 +196,7 @@ def evaluate(args) -> None:
     if args.shots:
         solved = [_solved(question) for question in load_shots_source(args, run_split, questions)]
         options = replace(options, shots=draw_shots(solved, args.shots, args.seed))
+    check_earlier(args.output_dir, options, items_of(questions))
     accelerator = launch.start_accelerator(None)
 
     with RunFolder(args.output_dir, accelerator) as run:

@@ -8,8 +8,9 @@ from zerotune.data.splits import Example
 from zerotune.data.task_sources import load_test, reporting_sha256
 from zerotune.data.task_splits import load_shots_source, load_splits
 from zerotune.evaluation import prompt_seeds, results
+from zerotune.evaluation.evaluation_folder import check_earlier
 from zerotune.evaluation.evaluation_options import EvalOptions, answers_by_prompt, check_options
-from zerotune.evaluation.text_evaluation import evaluate_checkpoint
+from zerotune.evaluation.text_evaluation import evaluate_checkpoint, items_of
 from zerotune.examples.labelled import LabelledData
 from zerotune.models.language_model import load_language_model
 from zerotune.models.precision import resolve_precision
@@ -117,21 +118,23 @@ def evaluate(args, task) -> None:
     check_earlier_run(args.output_dir, args, says_finished=False)
     cpu.use_whole_cpu(tiny_model=args.sample)
     config, tokenizer = preflight.read_model_folder(args, task.LABELS)
-    run_split = preflight.split_of_run(args.model)
+    preflight.check_tuned_for(args.model, args.revision, task.TASK)
+    run_split = preflight.split_of_run(args.model, task.TASK)
     test, record = load_test(task.ROWS, args, run_split)
     shots_source = load_shots_source(task.ROWS, args, run_split, test) if args.shots else []
     if args.prompt_seeds:
         prompt_seeds.check_count(args, task, answers_by_prompt(config))
     all_options = [_options(args, task, shots_source, record, number) for number in range(args.prompt_seeds or 1)]
-    for options in all_options:
+    folders = [args.output_dir / f"seed-{number}" for number in range(args.prompt_seeds or 0)] or [args.output_dir]
+    for folder, options in zip(folders, all_options, strict=True):
         check_options(options, config, tokenizer)
+        check_earlier(folder, options, items_of(options, task, test))
     accelerator = launch.start_accelerator(None)
 
     with RunFolder(args.output_dir, accelerator) as run:
         run.describe(args, record)
         load_model = _loaded_once()
-        for number, options in enumerate(all_options):
-            folder = run.path / f"seed-{number}" if args.prompt_seeds else run.path
+        for number, (folder, options) in enumerate(zip(folders, all_options, strict=True)):
             metrics = evaluate_checkpoint(folder, options, task, test, accelerator, stop_signal, load_model=load_model)
             named = f"seed {number}, " if args.prompt_seeds else ""
             say(f"{named}{metrics['setting']}: {results.accuracy_line(metrics)}; results in {folder}")

@@ -31,6 +31,7 @@ def evaluation(folder, wrong, labels=LABELS, prefix="item", **settings):
     write_json_lines(folder / "predictions.jsonl", lines)
     metrics = classification_metrics(labels, predictions)
     defaults = {"task": "sst2", "model": "some/model", "method": "full", "setting": "classifier head", "seed": 0}
+    defaults |= {"training_sha256": "5a"}
     write_json(folder / "metrics.json", {**metrics, **defaults, **settings})
     return folder
 
@@ -87,6 +88,42 @@ def test_seeds_of_one_command_give_mean_and_spread(tmp_path):
     assert (accuracy["low"], accuracy["high"]) == (0.8, 1.0)
     assert set(METRIC_NAMES) <= spread.keys()
     assert "90.00 ± 10.00" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"training_sha256": None}, "a model that zerotune has not tuned has no training seed"),
+        ({"labels": LABELS[:10]}, "the evaluations are of different items"),
+    ],
+)
+def test_seeds_that_are_none_have_no_mean(tmp_path, change, reason):
+    folders = [evaluation(tmp_path / "a", {1}, **change), evaluation(tmp_path / "b", {2}, seed=1)]
+    if "training_sha256" in change:
+        folders.append(evaluation(tmp_path / "c", {1}, seed=2, **change))
+    write_comparison(folders, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"] == []
+    assert f"No mean over seeds: {reason}." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_seeds_did_not_all_score_has_no_mean(tmp_path):
+    """METEOR where WordNet was not there; uncalibrated scores are no settings."""
+    scores = {"exact": 50.0, "f1": 60.0, "exact_ci95": [40, 60], "f1_ci95": [50, 70], "uncalibrated_exact": 1.0}
+    first = evaluation(tmp_path / "a", {1}, task="squad", meteor=7.0, meteor_ci95=[6, 8], **scores)
+    second = evaluation(tmp_path / "b", {2}, task="squad", seed=1, **{**scores, "uncalibrated_exact": 2.0})
+    write_comparison([first, second], tmp_path / "out")
+    (spread,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"]
+    assert spread["metrics"] == ["exact", "f1"]
+
+
+@pytest.mark.parametrize("held", ["run.json", "report.html"])
+def test_another_report_is_not_overwritten(tmp_path, held):
+    folders = [evaluation(tmp_path / "a", {1}), evaluation(tmp_path / "b", {2})]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / held).write_text("mine")
+    with pytest.raises(Refused, match="holds a run or another report: name a folder of its own"):
+        write_comparison(folders, tmp_path / "out")
+    assert (tmp_path / "out" / held).read_text() == "mine"
 
 
 def test_the_same_seed_twice_is_no_spread(tmp_path):

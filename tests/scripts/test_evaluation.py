@@ -210,9 +210,25 @@ def test_other_items_under_the_same_name_are_refused(workplace, few):
     path = workplace.folder / "changing.tsv"
     shutil.copy(few, path)
     flags = ["--model", workplace.model, "--test-file", path]
-    workplace.evaluate("eval-items", *flags)
+    folder = workplace.evaluate("eval-items", *flags).folder
+    before = {file: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    assert "another model, items or settings" in workplace.evaluate("eval-items", *flags, expect=2).refusal()
+    refusal = workplace.evaluate("eval-items", *flags, expect=2).refusal()
+    assert "holds an evaluation that differs in data sha256, items: choose another --output-dir" in refusal
+    assert {file: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before
+
+
+def test_a_refused_evaluation_may_follow_the_cure(workplace, characters, few):
+    flags = ["--model", characters[0], "--test-file", few, "--train-file", workplace.train_file]
+    assert "use fewer --shots" in workplace.evaluate("eval-cured", *flags, "--shots", 40, expect=2).refusal()
+    workplace.evaluate("eval-cured", *flags, "--shots", 1)
+
+
+def test_rows_that_the_model_was_tuned_on_are_told(workplace):
+    run = workplace.train_once("full")
+    done = workplace.evaluate("eval-seen", "--model", run.folder / "final", "--test-file", workplace.train_file)
+    assert "tuned on rows of this very file or split: this is no score on unseen items" in done.text()
+    assert "tuned on rows" not in workplace.evaluate("eval-its-own", "--model", run.folder / "final").text()
 
 
 # --- without labels ---
@@ -231,3 +247,7 @@ def test_unlabelled_rows_give_predictions_and_no_metrics(workplace):
     assert header == "index\tprediction"
     assert rows == [f"{index}\t{line['prediction']}" for index, line in enumerate(lines)]
     assert "30 predictions" in done.text()
+    some = workplace.evaluate("eval-some", "--model", final, "--test-file", path, "--limit-eval", 5)
+    rows = [line.split("\t")[0] for line in (some.folder / "submission.tsv").read_text().splitlines()[1:]]
+    assert [f"test-{row}" for row in rows] == [line["id"] for line in some.read_lines("predictions.jsonl")]
+    assert rows != ["0", "1", "2", "3", "4"]

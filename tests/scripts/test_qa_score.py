@@ -80,7 +80,11 @@ def test_unknown_predictions_are_counted_and_missing_ones_refused(tmp_path, file
         (("--score", "predictions.json", "--test-file", "predictions.json"), "'data' is missing"),
         (
             ("--score", "predictions.json", "--test-file", "dev.json", "--model", "any"),
-            "without a model, and --model any",
+            "without a model and has no use for --model",
+        ),
+        (
+            ("--score", "predictions.json", "--test-file", "dev.json", "--shots", 4, "--n-best", 7),
+            "has no use for --shots, --n-best: drop them",
         ),
     ],
 )
@@ -88,6 +92,23 @@ def test_what_cannot_be_scored_is_refused(tmp_path, files, arguments, message):
     result = score(tmp_path, *arguments)
     assert result.returncode == 2
     assert any(part in result.stderr.strip().splitlines()[-1] for part in message.split("|"))
+
+
+def test_no_file_of_a_user_and_no_earlier_score_is_overwritten(tmp_path, files):
+    _, _, predictions = files
+    (tmp_path / "out").mkdir()
+    own = tmp_path / "out" / "predictions.json"
+    own.write_text(json.dumps(predictions | {"mine": "kept"}))
+    result = score(tmp_path, "--score", own, "--test-file", "dev.json")
+    assert result.returncode == 2 and "holds predictions.json and no run.json" in result.stderr
+    assert "mine" in json.loads(own.read_text())
+    given = ["--score", "predictions.json", "--test-file", "dev.json", "--output-dir", tmp_path / "scores"]
+    assert score(tmp_path, *given).returncode == 0
+    before = (tmp_path / "scores" / "metrics.json").read_text()
+    (tmp_path / "predictions.json").write_text(json.dumps(dict.fromkeys(predictions, "")))
+    result = score(tmp_path, *given)
+    assert result.returncode == 2 and "holds the scores of other predictions" in result.stderr
+    assert (tmp_path / "scores" / "metrics.json").read_text() == before
 
 
 def test_no_torch_is_imported():

@@ -159,13 +159,6 @@ def test_refusals(tmp_path):
     with pytest.raises(Refused, match=r"token cache cannot be written .* ZEROTUNE_CACHE"):
         encode_texts(make_tokenizer(), TEXTS, 6, in_the_way)
 
-    class SlowTokenizer:
-        is_fast = False
-        name_or_path = "some/model"
-
-    with pytest.raises(Refused, match="some/model has only a slow tokenizer"):
-        encode_texts(SlowTokenizer(), TEXTS, 6, None)
-
 
 def test_no_texts(tmp_path):
     encoded = encode_texts(make_tokenizer(), [], 6, tmp_path)

@@ -162,7 +162,7 @@ def test_an_evaluation_does_not_look_at_the_answer_and_keeps_room_to_write():
 
 
 def test_a_row_without_room_for_a_context_is_refused():
-    with pytest.raises(Refused, match="raise --max-length, or use fewer --shots"):
+    with pytest.raises(Refused, match="lower --max-new-tokens or --shots, or raise --max-length"):
         encode_questions(TOKENIZER, PLAIN, make_questions(), 120, 2000)
 
 

@@ -110,6 +110,18 @@ def test_a_model_that_cannot_be_told_what_branches_see_writes_prompt_by_prompt(f
     np.testing.assert_array_equal(alone(rows), expected)
 
 
+def test_prompt_by_prompt_too_a_model_writes_in_the_runs_precision(folder, monkeypatch):
+    tokenizer, model = load_tokenizer(folder, None), load_language_model(options_for(folder), CPU)
+    data = encode_questions(tokenizer, QuestionPrompt(), QUESTIONS, 400, 2048, NEW)
+    monkeypatch.setattr("zerotune.evaluation.question_evaluation.can_share", lambda *_: False)
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    for precision in ("bf16", "fp32"):
+        answers_scorer(model, replace(data, shares=False), tokenizer, NEW, CPU, precision)(np.array([0]))
+        assert set(seen) == {precision == "bf16"}
+        seen.clear()
+
+
 def test_an_evaluation_that_runs_out_of_memory_goes_on_in_parts(folder):
     ready = prepare_writing(options_for(folder), NEW, QUESTIONS, read_config(folder, None), CPU)
     batch = max(ready.batches, key=len)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from zerotune.checks.preflight import read_split, split_of_run
+from zerotune.checks.preflight import check_tuned_for, read_split, split_of_run
+from zerotune.data.split_settings import SETTING_NAMES
 from zerotune.errors import Refused
 from zerotune.pages.comparison import write_comparison
 from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run, recorded_flags
@@ -16,6 +17,7 @@ from zerotune.scores.paired import read_evaluation
 
 FLAGS = Namespace(seed=0, resume="auto", output_dir=Path("runs/a"))
 ALONE = SimpleNamespace(num_processes=1)
+SPLIT = {"task": "sst2", "splits": {}, "sources": {}, "settings": dict.fromkeys(sorted(SETTING_NAMES))}
 
 
 # --- run folders ---
@@ -66,18 +68,47 @@ def test_a_run_folder_that_cannot_be_made(tmp_path, name):
 
 
 def test_a_damaged_split_json(tmp_path):
-    (tmp_path / "split.json").write_text('{"splits": {}}')
-    with pytest.raises(Refused, match="lacks sources, settings"):
-        read_split(tmp_path / "split.json")
+    for content, words in (
+        ({"splits": {}}, "damaged or of another version of zerotune .sources, settings."),
+        ({**SPLIT, "settings": {**SPLIT["settings"], "fold": 3}}, r"another version of zerotune \(fold\)"),
+    ):
+        (tmp_path / "split.json").write_text(json.dumps(content))
+        with pytest.raises(Refused, match=words):
+            read_split(tmp_path / "split.json")
 
 
 def test_the_run_of_a_final_named_by_a_dot(tmp_path, monkeypatch):
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "task.json").write_text("{}")
-    record = {"splits": {}, "sources": {}, "settings": {}}
-    (tmp_path / "split.json").write_text(json.dumps(record))
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT))
     monkeypatch.chdir(tmp_path / "final")
-    assert split_of_run(".") == record
+    assert split_of_run(".", "sst2") == SPLIT
+    assert split_of_run(".", "imdb") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "wanted", "script"),
+    [("sst2", "classify", "squad", "eval/sst2.py"), ("squad", "generate", "sst2", "eval/qa.py")],
+)
+def test_a_model_that_was_tuned_for_something_else_is_refused(tmp_path, task, head, wanted, script):
+    (tmp_path / "task.json").write_text(json.dumps({"task": task, "head": head, "base_model": "org/a"}))
+    with pytest.raises(Refused, match=f"was tuned for {task}, and this is {wanted}: evaluate it with {script}"):
+        check_tuned_for(str(tmp_path), None, wanted)
+    check_tuned_for(str(tmp_path), None, task)
+    (tmp_path / "task.json").write_text('{"task": "text-generation"}')  # of another tool
+    check_tuned_for(str(tmp_path), None, wanted)
+
+
+def test_a_run_that_was_refused_before_it_had_anything_may_begin_otherwise(tmp_path):
+    flags = recorded_flags(FLAGS) | {"seed": 9}
+    (tmp_path / "run.json").write_text(json.dumps({"flags": flags}))
+    for state in ("running", "refused"):
+        (tmp_path / "state.json").write_text(json.dumps({"state": state, "reason": "too many --shots"}))
+        if state == "refused":
+            assert check_earlier_run(tmp_path, FLAGS) is False
+            (tmp_path / "checkpoints").mkdir()
+        with pytest.raises(Refused, match="--seed was 9, is 0"):
+            check_earlier_run(tmp_path, FLAGS)
 
 
 @pytest.mark.parametrize(("path", "is_written"), [("new/state.json", True), ("folder", False)])

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from zerotune.data.sources import find_column, read_file, read_hub, require_file_sha256
+from zerotune.data.task_sources import reporting_sha256
 from zerotune.errors import Refused
 
 ROWS = [
@@ -60,6 +61,21 @@ def test_parquet_rows_have_no_lines(tmp_path):
     source = read_file(path)
     assert source.rows == [{"sentence": "so good", "label": 1}]
     assert source.where(0) == f"{path} row 0"
+
+
+def test_a_parquet_date_that_python_cannot_hold_is_refused(tmp_path):
+    column = pyarrow.array([10**15], pyarrow.timestamp("ms"))
+    pyarrow.parquet.write_table(pyarrow.table({"sentence": ["a"], "when": column}), tmp_path / "far.parquet")
+    with pytest.raises(Refused, match="not a readable parquet file"):
+        read_file(tmp_path / "far.parquet")
+
+
+def test_items_that_are_drawn_from_a_pool_are_told_by_all_of_it():
+    def pooled(**hashes):
+        return reporting_sha256({"sources": {name: {"sha256": value} for name, value in hashes.items()}})
+
+    assert pooled(train="a", test="b") == "b" and pooled(train="a") == "a"
+    assert pooled(train="a", more="b") != pooled(train="a", more="c")
 
 
 def test_windows_line_ends_and_byte_order_mark(tmp_path):

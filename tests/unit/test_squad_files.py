@@ -163,6 +163,8 @@ def test_hub_rows_with_unequal_answers_are_refused(monkeypatch):
         ({"q1": None}, "the prediction of 'q1' is no string"),
         ({"q1": {"text": "monks"}}, "the prediction of 'q1' is no string"),
         (b'{"q1": "a", "q1": "b"}', "the id 'q1' occurs twice"),
+        (b'{"q1": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"\\ud800": "a"}', "half of a surrogate pair"),
     ],
 )
 def test_malformed_prediction_files_are_refused(tmp_path, value, message):

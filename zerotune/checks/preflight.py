@@ -9,6 +9,7 @@ import torch
 from zerotune import squad, sst2
 from zerotune.cpu import tokens_per_device
 from zerotune.data import samples, squad_sample
+from zerotune.data.split_settings import SETTING_NAMES
 from zerotune.data.splits import Splits
 from zerotune.errors import Refused
 from zerotune.evaluation.scorers import labelled_data
@@ -16,6 +17,7 @@ from zerotune.examples.labelled import LabelledData
 from zerotune.examples.span_data import SpanData
 from zerotune.files import read_json
 from zerotune.models.attention import attention_kernel
+from zerotune.models.final_folder import read_record
 from zerotune.models.loading import ModelSettings, check_settings
 from zerotune.models.lora import adapter_size
 from zerotune.models.parameters import classifier_size, published_table
@@ -70,18 +72,34 @@ def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
     return config, load_tokenizer(args.model, args.revision)
 
 
-def split_of_run(model: str) -> dict | None:
-    """split.json of the run whose final/ this is."""
+def check_tuned_for(model: str, revision: str | None, task_name: str) -> None:
+    """Refuse a tuned model that answers questions where labels are wanted, or the other way round."""
+    record = read_record(model, revision)
+    if record is None or (record["task"] == squad.TASK) == (task_name == squad.TASK):
+        return
+    script = "qa" if record["task"] == squad.TASK else record["task"]
+    raise Refused(f"{model} was tuned for {record['task']}, and this is {task_name}: evaluate it with eval/{script}.py")
+
+
+def split_of_run(model: str, task_name: str) -> dict | None:
+    """split.json of the run whose final/ this is, None where it is of another task or of no run."""
     path = Path(model).resolve().parent / "split.json"
-    return read_split(path) if os.path.exists(Path(model) / "task.json") and path.exists() else None
+    if not (os.path.exists(Path(model) / "task.json") and path.exists()):
+        return None
+    record = read_split(path)
+    return record if record.get("task") == task_name else None
 
 
 def read_split(path: Path) -> dict:
     """The content of a run's split.json. Raises Refused where it is damaged."""
     record = read_json(path)
     missing = [name for name in ("splits", "sources", "settings") if not isinstance(record.get(name), dict)]
+    missing = missing or sorted(SETTING_NAMES ^ record["settings"].keys())
     if missing:
-        raise Refused(f"{path} is damaged (it lacks {', '.join(missing)}): restore it, or give --test-file")
+        raise Refused(
+            f"{path} is damaged or of another version of zerotune ({', '.join(missing)}): restore it, or give "
+            "--test-file"
+        )
     return record
 
 

@@ -56,7 +56,7 @@ def read_bytes(path: Path) -> bytes:
     except IsADirectoryError:
         raise Refused(f"{path} is a folder; give a file") from None
     except FileNotFoundError:
-        raise Refused(f"{path}: no such file; check the path") from None
+        raise Refused(f"{path}: no such file; check the path, or name the items by --test-file") from None
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
     if not data:
@@ -197,7 +197,7 @@ def _parse_parquet(data: bytes, path: Path) -> list[dict]:
 
     try:
         return pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also dates that Python cannot hold
         raise Refused(f"{path}: not a readable parquet file ({_first_line(error)}); write it again") from None
 
 
@@ -210,7 +210,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, whichever huggingface_hub uses
-    give_file = "or give local files by --train-file"
+    give_file = "or give local files: --test-file is scored, --train-file trains and gives shots"
     at = f" at revision {revision}" if revision else ""
     try:
         table = datasets.load_dataset(dataset, split=split, revision=revision)

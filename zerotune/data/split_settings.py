@@ -38,9 +38,12 @@ class Settings:
     limit_eval: int | None
 
 
+SETTING_NAMES = frozenset(Settings.__dataclass_fields__)
+
+
 def settings_of(args: Namespace) -> Settings:
     """The split flags of a script; those it does not have count as not given. File paths are made absolute."""
-    given = {name: getattr(args, name, None) for name in Settings.__dataclass_fields__}
+    given = {name: getattr(args, name, None) for name in SETTING_NAMES}
     for name in FILE_FLAGS:
         given[name] = None if given[name] is None else str(Path(given[name]).absolute())
     return Settings(**{**given, "sample": bool(given["sample"]), "split_seed": given["split_seed"] or 0})

@@ -74,11 +74,16 @@ def clean_text(value, where: str) -> str:
         raise Refused(f"{where}: empty text; remove the row or fill it in")
     if "\0" in text:
         raise Refused(f"{where}: the text holds a NUL character; wanted plain text")
+    check_unicode(text, where)
+    return text
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raises Refused for a string that no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise Refused(f"{where}: the text holds half of a surrogate pair, which is not Unicode; mend the row") from None
-    return text
 
 
 def make_examples(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zerotune.data.sources import decode_text, read_bytes, read_hub
 from zerotune.data.split_settings import Origin
-from zerotune.data.splits import clean_text
+from zerotune.data.splits import check_unicode, clean_text
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
 from zerotune.squad import Answer, Paragraph, Question
@@ -121,6 +121,7 @@ def _paragraph(title, number: int, block: dict, where: str) -> Paragraph:
 def _question(qa, paragraph: Paragraph, where: str) -> Question:
     identifier = _field(qa, "id", str, where, FORM)
     where = f"{where}, question {identifier!r}"
+    check_unicode(identifier, where)
     text = clean_text(_field(qa, "question", str, where, FORM), where)
     impossible = qa.get("is_impossible")
     if impossible is not None and not isinstance(impossible, bool):
@@ -168,6 +169,8 @@ def read_predictions(path: Path) -> dict[str, str]:
     for identifier, text in value:
         if not isinstance(text, str):
             raise Refused(f'{path}: the prediction of {identifier!r} is no string; {form}, and "" for no answer')
+        check_unicode(identifier, f"{path}, id {identifier!r}")
+        check_unicode(text, f"{path}, the prediction of {identifier!r}")
         if identifier in predictions:
             raise Refused(f"{path}: the id {identifier!r} occurs twice; give one prediction per question")
         predictions[identifier] = text

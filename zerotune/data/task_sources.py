@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from zerotune.data.split_settings import Origin, Settings, require_same_items, require_unchanged_files, settings_of
 from zerotune.data.splits import Splits
 from zerotune.errors import Refused
+from zerotune.files import json_sha256
 
 # Shares of the rows that report and that choose; None: a slice of train chooses.
 DRAWN_SHARES = {"80-20": (0.2, None), "70-10-20": (0.2, 0.1), "random": (0.2, None)}
@@ -71,11 +72,16 @@ def load_test(task: TaskSources, args: Namespace, run_split: dict | None) -> tup
     hub split, such as the unlabelled stanfordnlp/sst2:test. Either all labels are None or none is. Raises Refused for
     bad input, and where a source of the run has changed."""
     settings = settings_of(args)
-    if run_split is None or _names_items(settings):
-        if settings.split not in DRAWN_SHARES:
-            settings = replace(settings, train_file=None)  # in an eval script it only says where shots come from
-        return _test_items(task, settings)
-    return _test_items_of_run(task, run_split, settings)
+    if run_split is not None and not _names_items(settings):
+        return _test_items_of_run(task, run_split, settings)
+    if settings.split not in DRAWN_SHARES:
+        settings = replace(settings, train_file=None)  # in an eval script it only says where shots come from
+    rows, record = _test_items(task, settings)
+    source = record["sources"].get("test")
+    if run_split is not None and source and source["sha256"] == run_split["sources"]["train"]["sha256"]:
+        note = "the model was tuned on rows of this very file or split: this is no score on unseen items"
+        record = record | {"notes": [*record["notes"], note]}
+    return rows, record
 
 
 def rows_for_shots(task: TaskSources, args: Namespace, run_split: dict | None) -> list:
@@ -197,9 +203,12 @@ def source_notes(task: TaskSources, settings: Settings, sources: dict) -> list[s
 
 
 def reporting_sha256(record: dict) -> str:
-    """Hash of the source that the test items of a split come from: their ids alone do not tell it."""
-    sources = record["sources"]
-    return sources.get("test", sources.get("train"))["sha256"]
+    """Hash of the source that the test items of a split come from, or of all that they are drawn from: their ids alone
+    do not tell it."""
+    hashes = {name: source["sha256"] for name, source in record["sources"].items()}
+    if "test" in hashes:
+        return hashes["test"]
+    return hashes["train"] if len(hashes) == 1 else json_sha256(hashes)
 
 
 # --- test items alone, and those of a run ---
@@ -212,6 +221,8 @@ def _names_items(settings: Settings) -> bool:
 def _test_items(task: TaskSources, settings: Settings) -> tuple[list, dict]:
     """The test split alone. Train is read only where the test rows are drawn from it."""
     dataset, colon, split = (settings.dataset or "").partition(":")
+    if colon and (settings.validation_file or settings.test_file):
+        raise Refused(f"--dataset {settings.dataset} names the items, and a file is given too: leave one of them out")
     if colon and not (dataset and split):
         raise Refused(f"--dataset {settings.dataset} must be a hub id, or ID:SPLIT; {task.dataset}:test is one")
     origins = {"test": Origin(split, hub=(dataset, split, None))} if colon else origins_of(task, settings)

@@ -22,27 +22,25 @@ FINGERPRINT_FILE = ".fingerprint.json"
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What is evaluated, as its task says it.
+class Items:
+    """What is evaluated.
 
     Attributes:
         lines: of each item its id and, after a tab, all that its score depends on.
-        prepare: loads the model; not called where the folder holds the results of the same evaluation.
-        write: the model's answers -> their scores, once they are written into the folder; called on rank 0.
         more: what the scores depend on beside options and items, by name.
     """
 
     task: str
     lines: list[str]
-    prepare: Callable[[], Answering]
-    write: Callable[[Any], dict]
     more: dict = field(default_factory=dict)
 
 
 def evaluate_into(
     folder: Path,
     options: EvalOptions | QuestionOptions,
-    evaluation: Evaluation,
+    items: Items,
+    prepare: Callable[[], Answering],
+    write: Callable[[Any], dict],
     accelerator,
     stop_signal,
     replace: bool = False,
@@ -50,6 +48,8 @@ def evaluate_into(
     """Load a model and evaluate it, all ranks together.
 
     Args:
+        prepare: loads the model; not called where the folder holds the results of the same evaluation.
+        write: the model's answers -> their scores, once they are written into the folder; called on rank 0.
         stop_signal: a StopSignal, heeded after each batch.
         replace: results of another evaluation in the folder make room.
     Returns:
@@ -58,47 +58,59 @@ def evaluate_into(
         Refused: the folder holds another evaluation; scores are not finite.
         Preempted: a rank was asked to stop; what is scored is kept.
     """
-    described = {"task": evaluation.task, **asdict(options), "dtype": options.precision}
-    del described["precision"]  # here the name of a score
-    fingerprint = _fingerprint(described | evaluation.more, options, evaluation.lines)
-    earlier = _finished_metrics(folder, fingerprint, replace)
-    if earlier is not None:
-        return earlier
+    described, fingerprint = _describe(options, items)
+    if not _differences(folder, fingerprint, replace):
+        return read_json(folder / "metrics.json")
     with _without_zero_init(accelerator):
-        ready = evaluation.prepare()
+        ready = prepare()
     partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
     score = BackOff(ready.score, ready.lengths)
     scores = score_items(score, ready.batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
-    _check_finite(scores, evaluation.lines, options)
+    _check_finite(scores, items.lines, options)
     metrics = {}
     if is_main_process():
-        metrics = described | {"shots": len(options.shots)} | ready.found | evaluation.write(ready.read(scores))
+        metrics = described | {"shots": len(options.shots)} | ready.found | write(ready.read(scores))
         write_json(folder / "metrics.json", metrics)
-        write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint)})
+        parts = {name: json_sha256(value) for name, value in fingerprint.items()}
+        write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint), "parts": parts})
         partial.delete()
     return on_all_ranks(accelerator, metrics)[0]
 
 
-def _fingerprint(described: dict, options: EvalOptions | QuestionOptions, lines: list[str]) -> dict:
-    """All that the results depend on: how the items are scored, the model's files, and the items."""
-    return described | {
+def check_earlier(folder: Path, options: EvalOptions | QuestionOptions, items: Items) -> None:
+    """Refuse a folder that holds another evaluation, before anything is written into it."""
+    _differences(folder, _describe(options, items)[1], replace=False)
+
+
+def _describe(options: EvalOptions | QuestionOptions, items: Items) -> tuple[dict, dict]:
+    """How the items are scored; and all that the results depend on: that, the model's files, and the items."""
+    described = {"task": items.task, **asdict(options), "dtype": options.precision}
+    del described["precision"]  # here the name of a score
+    fingerprint = {
         "tokens_per_device": None,
         "model_files": model_identity(options.model, options.revision),
         "versions": [metadata.version(name) for name in ("torch", "transformers")],
-        "items": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "items": hashlib.sha256("\n".join(items.lines).encode()).hexdigest(),
     }
+    return described, described | items.more | fingerprint
 
 
-def _finished_metrics(folder: Path, fingerprint: dict, replace: bool) -> dict | None:
-    """metrics.json of the same evaluation, None where it is yet to be done."""
+def _differences(folder: Path, fingerprint: dict, replace: bool) -> list[str]:
+    """In what a folder's results are not those of this evaluation: [] where they are.
+
+    Raises Refused for another evaluation's, unless they may be replaced."""
     marker = folder / FINGERPRINT_FILE
     if not marker.exists():
-        return None
-    if read_json(marker)["sha256"] == json_sha256(fingerprint):
-        return read_json(folder / "metrics.json")
+        return ["results"]
+    earlier = read_json(marker)
+    if earlier["sha256"] == json_sha256(fingerprint):
+        return []
+    parts = earlier.get("parts", {})
+    differing = [name for name, value in fingerprint.items() if parts and parts.get(name) != json_sha256(value)]
     if not replace:
-        raise Refused(f"{folder} holds an evaluation of another model, items or settings: choose another --output-dir")
-    return None
+        listed = ", ".join(name.replace("_", " ") for name in differing) or "its model, items or settings"
+        raise Refused(f"{folder} holds an evaluation that differs in {listed}: choose another --output-dir")
+    return differing or ["settings"]
 
 
 @contextlib.contextmanager

@@ -22,15 +22,16 @@ def write_label_results(folder: Path, examples: list[Example], answers: LabelAns
     ]
     _write_predictions(folder, rows, answers.details)
     if examples[0].label is None:
-        _write_submission(folder, answers.predictions)
+        _write_submission(folder, [example.id for example in examples], answers.predictions)
     return label_results([example.label for example in examples], answers)
 
 
-def _write_submission(folder: Path, predictions: list[int | None]) -> None:
+def _write_submission(folder: Path, ids: list[str], predictions: list[int | None]) -> None:
     if None in predictions:
         say("submission.tsv is not written: it needs a label for every row, and some answers hold none")
         return
-    lines = [f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions)]
+    rows = (identifier.rpartition("-")[2] for identifier in ids)  # of the file, also where some of them are predicted
+    lines = [f"{row}\t{prediction}\n" for row, prediction in zip(rows, predictions, strict=True)]
     write_text(folder / "submission.tsv", "index\tprediction\n" + "".join(lines))
 
 

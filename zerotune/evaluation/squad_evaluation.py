@@ -8,7 +8,7 @@ import torch
 
 from zerotune.command_line.squad_arguments import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, MAX_NEW_TOKENS, NUM_BEST
 from zerotune.errors import Refused
-from zerotune.evaluation.evaluation_folder import Evaluation, evaluate_into
+from zerotune.evaluation.evaluation_folder import Items, evaluate_into
 from zerotune.evaluation.evaluation_options import QuestionOptions, trained_as
 from zerotune.evaluation.question_evaluation import prepare_writing
 from zerotune.evaluation.result_files import write_question_results
@@ -100,13 +100,19 @@ def evaluate_questions(
     what it writes. Raises Refused too where a flag is about another kind of model."""
     config = read_config(options.model, options.revision)
     prepare = _prepare_span if answers_by_span(config, options.model, options.revision) else _prepare_writing
-    evaluation = Evaluation(
-        task=TASK,
-        lines=[_line(question) for question in questions],
-        prepare=lambda: prepare(options, questions, config, accelerator.device),
-        write=lambda answers: write_question_results(folder, questions, answers, options.seed),
-    )
-    return evaluate_into(folder, options, evaluation, accelerator, stop_signal, replace)
+
+    def write(answers: Answers) -> dict:
+        return write_question_results(folder, questions, answers, options.seed)
+
+    def load() -> Answering:
+        return prepare(options, questions, config, accelerator.device)
+
+    return evaluate_into(folder, options, items_of(questions), load, write, accelerator, stop_signal, replace)
+
+
+def items_of(questions: list[Question]) -> Items:
+    """What tells an evaluation from others."""
+    return Items(TASK, [_line(question) for question in questions])
 
 
 def _line(question: Question) -> str:

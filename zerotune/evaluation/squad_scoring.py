@@ -1,5 +1,6 @@
 """eval/qa.py --score: an official-format prediction file is scored without a model, and without importing torch."""
 
+import hashlib
 from pathlib import Path
 
 from zerotune.data.squad_files import read_predictions, require_predictions
@@ -7,21 +8,31 @@ from zerotune.data.squad_splits import SOURCES
 from zerotune.data.task_sources import load_test, reporting_sha256
 from zerotune.errors import Refused
 from zerotune.evaluation.result_files import write_question_results
-from zerotune.files import write_json
+from zerotune.files import read_json, write_json
 from zerotune.run.folder import check_earlier_run, recorded_flags
 from zerotune.run.process import describe_process, say
 from zerotune.scores.squad_results import Answers, print_scores
+
+OF_A_MODEL = (
+    "model", "revision", "load_4bit", "shots", "n_best", "max_length", "max_answer_length", "max_new_tokens",
+    "doc_stride", "tokens_per_device",
+)  # fmt: skip
 
 
 def score_predictions(args) -> None:
     """Score --score's file on the questions that the data flags name, and write an evaluation into --output-dir.
 
     Raises Refused for malformed files and for questions without a prediction or without gold answers."""
-    if args.model is not None:
-        raise Refused(f"--score scores {args.score} without a model, and --model {args.model} is given too: drop one")
+    given = [f"--{name.replace('_', '-')}" for name in OF_A_MODEL if getattr(args, name)]
+    if given:
+        raise Refused(f"--score scores {args.score} without a model and has no use for {', '.join(given)}: drop them")
     predictions = read_predictions(args.score)
     args.output_dir = args.output_dir or Path("runs") / f"score-{args.score.name.partition('.')[0]}"
     check_earlier_run(args.output_dir, args, says_finished=False)
+    sha256 = hashlib.sha256(args.score.read_bytes()).hexdigest()
+    earlier = args.output_dir / "metrics.json"
+    if earlier.exists() and read_json(earlier).get("predictions_sha256") != sha256:
+        raise Refused(f"{args.output_dir} holds the scores of other predictions: choose another --output-dir")
     questions, record = load_test(SOURCES, args, None)
     if questions[0].answers is None:
         raise Refused("--score needs gold answers, and the questions have none: name a file that has them")
@@ -40,6 +51,7 @@ def score_predictions(args) -> None:
         "task": SOURCES.task,
         "setting": "prediction file",
         "model": args.score.name,
+        "predictions_sha256": sha256,
         "seed": None,
         "data_sha256": reporting_sha256(record),
     }

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from zerotune.data.splits import Example
-from zerotune.evaluation.evaluation_folder import Evaluation, evaluate_into
+from zerotune.evaluation.evaluation_folder import Items, evaluate_into
 from zerotune.evaluation.evaluation_options import EvalOptions, answers_by_prompt
 from zerotune.evaluation.result_files import write_label_results
 from zerotune.evaluation.scorers import LoadModel, prepare_classifier, prepare_prompt
 from zerotune.evaluation.scoring import Answering
 from zerotune.models.language_model import load_language_model
 from zerotune.models.pretrained import read_config
+from zerotune.scores.label_results import LabelAnswers
 
 
 def evaluate_checkpoint(
@@ -38,11 +39,14 @@ def evaluate_checkpoint(
             return prepare_prompt(options, task, examples, config, accelerator.device, load_model)
         return prepare_classifier(options, task, examples, config, accelerator.device)
 
-    evaluation = Evaluation(
-        task=task.TASK,
-        lines=[f"{example.id}\t{example.text}\t{example.label}" for example in examples],
-        prepare=prepare,
-        write=lambda answers: write_label_results(folder, examples, answers),
-        more={"prompt": task.WORDINGS[options.wording]},
-    )
-    return evaluate_into(folder, options, evaluation, accelerator, stop_signal, replace)
+    def write(answers: LabelAnswers) -> dict:
+        return write_label_results(folder, examples, answers)
+
+    items = items_of(options, task, examples)
+    return evaluate_into(folder, options, items, prepare, write, accelerator, stop_signal, replace)
+
+
+def items_of(options: EvalOptions, task, examples: list[Example]) -> Items:
+    """What tells an evaluation from others."""
+    lines = [f"{example.id}\t{example.text}\t{example.label}" for example in examples]
+    return Items(task.TASK, lines, {"prompt": task.WORDINGS[options.wording]})

@@ -12,11 +12,11 @@ FEWEST_SHOT_TOKENS = 16
 
 def token_ids(tokenizer, texts: list[str], special: bool) -> list[list[int]]:
     """Token ids of whole texts, with or without the tokenizer's special tokens."""
-    backend = _whole_texts(tokenizer)
+    backend = whole_texts(tokenizer)
     return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=special)]
 
 
-def _whole_texts(tokenizer):
+def whole_texts(tokenizer):
     """The tokenizer's backend without the truncation and padding that earlier calls have left in it."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -26,7 +26,7 @@ def _whole_texts(tokenizer):
 
 def cut_texts(tokenizer, texts: list[str], most_tokens: Sequence[int]) -> list[str]:
     """Texts with their middle replaced by CUT_MARK where they have more tokens than they may, one number for each."""
-    cut, backend = list(texts), _whole_texts(tokenizer)
+    cut, backend = list(texts), whole_texts(tokenizer)
     # a token is a byte at least, and some tokenizers put one in front
     suspects = [index for index, text in enumerate(texts) if len(text.encode()) >= most_tokens[index]]
     if not suspects:

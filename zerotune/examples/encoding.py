@@ -8,6 +8,7 @@ import numpy as np
 
 from zerotune.errors import Refused
 from zerotune.examples.array_cache import content_key, load_arrays, save_arrays
+from zerotune.examples.cutting import whole_texts
 
 CACHE_FORMAT = "zerotune tokens 1"
 TEXTS_PER_CALL = 2048
@@ -44,13 +45,8 @@ def encode_texts(
 ) -> Encoded:
     """The texts with the tokenizer's own special tokens, each cut to `max_length` tokens as TRUNCATIONS says.
 
-    Kept in `cache_dir` by content; None: no cache. Raises Refused for a slow tokenizer, for a `max_length` without
-    room for text, for a second BOS in front of a text, and for a cache that cannot be written."""
-    if not tokenizer.is_fast:
-        raise Refused(
-            f"{tokenizer.name_or_path} has only a slow tokenizer ({type(tokenizer).__name__}); save its fast form "
-            "(tokenizer.json) beside the model"
-        )
+    Kept in `cache_dir` by content; None: no cache. Raises Refused for a `max_length` without room for text, for a
+    second BOS in front of a text, and for a cache that cannot be written."""
     num_special = tokenizer.num_special_tokens_to_add(pair=False)
     if max_length <= num_special:
         raise Refused(f"--max-length {max_length} has no room beside {num_special} special tokens; raise it")
@@ -69,10 +65,7 @@ def _cache_key(tokenizer, texts: list[str], max_length: int, truncation: str) ->
     """Hash of everything that decides the ids."""
     import tokenizers
 
-    backend = tokenizer.backend_tokenizer
-    # earlier calls leave truncation and padding set in the backend; every call sets them anew
-    backend.no_truncation()
-    backend.no_padding()
+    backend = whole_texts(tokenizer)
     settings = [CACHE_FORMAT, tokenizers.__version__, max_length, truncation, *_settings(tokenizer)]
     return content_key(settings, chain([backend.to_str()], texts))
 

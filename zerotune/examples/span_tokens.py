@@ -14,6 +14,7 @@ import numpy as np
 
 from zerotune.errors import Refused
 from zerotune.examples.array_cache import content_key, load_arrays, save_arrays
+from zerotune.examples.cutting import whole_texts
 from zerotune.squad import Paragraph, Question
 
 CACHE_FORMAT = "zerotune spans 1"
@@ -54,7 +55,7 @@ def span_form(tokenizer, is_causal: bool) -> SpanForm:
     Raises:
         Refused: the tokenizer has no mark for the place of "no answer".
     """
-    backend = _plain_backend(tokenizer)
+    backend = whole_texts(tokenizer)
     encoding = backend.encode("a") if is_causal else backend.encode("a", "a")
     first = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
     before = tuple(encoding.ids[: first[0]])
@@ -78,18 +79,6 @@ def span_form(tokenizer, is_causal: bool) -> SpanForm:
     if "token_type_ids" in tokenizer.model_input_names:
         types = tuple(encoding.type_ids[place] for place in (0, first[0], first[-1] + 1, second[0], -1))
     return SpanForm(before, between, tuple(encoding.ids[second[-1] + 1 :]), types, False)
-
-
-def _plain_backend(tokenizer):
-    if not tokenizer.is_fast:
-        raise Refused(
-            f"{tokenizer.name_or_path} has only a slow tokenizer ({type(tokenizer).__name__}); save its fast form "
-            "(tokenizer.json) beside the model"
-        )
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
 
 
 @dataclass(frozen=True)
@@ -129,11 +118,11 @@ def tokenise_spans(tokenizer, questions: list[str], contexts: list[str], cache_d
     """The tokens of questions and contexts, without special tokens; kept in `cache_dir` by content, None: no cache.
 
     Raises:
-        Refused: the tokenizer is a slow one, or the cache cannot be written.
+        Refused: the cache cannot be written.
     """
     import tokenizers
 
-    backend = _plain_backend(tokenizer)
+    backend = whole_texts(tokenizer)
     if cache_dir is None:
         return _tokenise(backend, questions, contexts)
     key = content_key(

@@ -250,9 +250,10 @@ def put_adapter_on(model, name: str, revision: str | None):
 
 
 def read_record(name: str, revision: str | None) -> dict | None:
-    """task.json of a final/ folder or hub id; None for a model that has none."""
+    """task.json of a final/ folder or hub id; None for a model that has none, or one that is not ours."""
     path = _find(name, "task.json", revision)
-    return read_json(Path(path)) if path else None
+    record = read_json(Path(path)) if path else {}
+    return record if "base_model" in record else None
 
 
 def read_adapter_config(name: str, revision: str | None) -> dict | None:

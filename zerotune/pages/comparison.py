@@ -45,7 +45,8 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
     """Compare evaluation folders of one task, each with the first; writes output_dir/comparison.json and report.html.
 
     Returns the path of report.html. Raises Refused, with nothing written, for fewer than two folders, one folder twice,
-    a folder without labelled predictions or metrics, different tasks, disjoint ids, and labels that disagree on an id.
+    a folder without labelled predictions or metrics, different tasks, disjoint ids, labels that disagree on an id, and
+    for an output_dir that holds something else.
     """
     folders = [Path(folder) for folder in evaluations]
     if len(folders) < 2:
@@ -62,6 +63,10 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
             kind = "question-answering" if tasks == [squad.TASK] else "classification"
             found = f"{one.folder}/metrics.json does not"
             raise Refused(f"a {kind} evaluation has {missing[0]}, {found}: evaluate again")
+    if (output_dir / "run.json").exists() or (
+        (output_dir / "report.html").exists() and not (output_dir / "comparison.json").exists()
+    ):
+        raise Refused(f"--output-dir {output_dir} holds a run or another report: name a folder of its own")
     pairs = [paired_comparison(read[0], other) for other in read[1:]]
     f1_pairs = [paired_f1(read[0], other) for other in read[1:]]
     adjusted = holm_adjusted([pair.p_value for pair in pairs])
@@ -172,7 +177,7 @@ def _f1_table(first: str, pairs: list[tuple[str, PairedMeans]]) -> str:
 
 def _training_section(folders: Sequence[Path]) -> str:
     """Curves and timings of the runs that the evaluations belong to, "" where there is none."""
-    runs = list(dict.fromkeys(folder.resolve().parents[1] for folder in folders))
+    runs = list(dict.fromkeys(folder.resolve().parent.parent for folder in folders))
     runs = [run for run in runs if (run / "metrics.jsonl").exists() and (run / "run.json").exists()]
     if not runs:
         return ""
@@ -187,6 +192,10 @@ def _seed_section(read: list[Evaluation], spreads: list[dict]) -> str:
         names = sorted({name for one in settings for name in one})
         differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
         reason = f"the evaluations differ in {', '.join(differing)}" if differing else "the seeds do not differ"
+        if not all(one.metrics.get("training_sha256") for one in read):
+            reason = "a model that zerotune has not tuned has no training seed"
+        elif len({frozenset(one.predictions) for one in read}) > 1:
+            reason = "the evaluations are of different items"
         return section("Across seeds", paragraph(f"No mean over seeds: {reason}."))
     parts = []
     for spread in spreads:

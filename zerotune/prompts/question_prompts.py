@@ -238,7 +238,7 @@ class QuestionTokenizer:
             raise Refused(
                 f"rows of {self.most} tokens leave the context of the question {one_line(question)[:40]!r} "
                 f"{max(room, 0)} beside {num_others} of prompt and answer, wanted {FEWEST_CONTEXT_TOKENS} or more: "
-                "raise --max-length, or use fewer --shots"
+                "lower --max-new-tokens or --shots, or raise --max-length as far as the model's window goes"
             )
         backend = self.tokenizer.backend_tokenizer
         offsets = backend.encode(context, add_special_tokens=False).offsets

@@ -25,7 +25,8 @@ SECONDS_FOR_DEAD_LOCKS = 100
 # What a script would overwrite or delete, written after run.json.
 RESULTS = (
     "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
-    "metrics.json", "submission.tsv", "summary.json", "seed-0",
+    "metrics.json", "submission.tsv", "summary.json", "seed-0", "predictions.json", "breakdown.json", "config.json",
+    "task.json",
 )  # fmt: skip
 
 
@@ -43,11 +44,11 @@ def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
         Refused: `--resume never`; files of something else; or flags that change the run differ, each named with both
             values.
     """
+    held = held_results(folder)
     if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
-        foreign = [name for name in RESULTS if os.path.lexists(folder / name)]
-        if foreign:
+        if held:
             raise Refused(
-                f"{folder} holds {', '.join(foreign)} and no run.json, so that they are not of a run: choose a new or "
+                f"{folder} holds {', '.join(held)} and no run.json, so that they are not of a run: choose a new or "
                 "empty --output-dir"
             )
         return False
@@ -57,7 +58,8 @@ def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
     if not isinstance(theirs, dict):
         raise Refused(f"{folder / 'run.json'} is damaged (no flags): restore it, or use another --output-dir")
     changed = [name for name in ours if name not in FREE_FLAGS and theirs.get(name) != ours[name]]
-    if changed:
+    # a run that was refused before it had anything may begin again with the flags that the refusal wanted
+    if changed and (held or read_state(folder).get("state") != "refused"):
         listed = ", ".join(f"--{name.replace('_', '-')} was {theirs.get(name)}, is {ours[name]}" for name in changed)
         raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
     finished = read_state(folder).get("state") == "finished"
@@ -67,6 +69,11 @@ def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
     if finished and says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")
     return finished
+
+
+def held_results(folder: Path) -> list[str]:
+    """What of RESULTS, and of scores that an unfinished evaluation keeps, a folder holds."""
+    return [name for name in (*RESULTS, PARTIAL_FOLDER) if os.path.lexists(folder / name)]
 
 
 def read_state(folder: Path) -> dict:
@@ -164,6 +171,8 @@ class RunFolder:
     def describe(self, args, split_record: dict, **more) -> None:
         """split.json, and run.json: the command and its flags, versions, processes and device, and `more`."""
         world = {"num_processes": self.accelerator.num_processes, "device": device_name(self.accelerator.device)}
+        for note in split_record["notes"]:
+            say(f"data: {note}")
         self.write_json("split.json", split_record)
         described = describe_process() | {"task": split_record["task"], "flags": recorded_flags(args), "world": world}
         self.update_json("run.json", **described, **more)

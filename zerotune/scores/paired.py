@@ -15,7 +15,8 @@ from zerotune.scores import squad_results
 from zerotune.scores.metrics import METRIC_NAMES, UNPARSABLE, confusion_intervals, confusion_matrix, confusion_scores
 from zerotune.scores.statistics import PairedMeans, mcnemar, paired_difference_interval, paired_means
 
-_MEASURED_PREFIXES, _MEASURED_ENDS = ("count", "num_", "best_", "mean_answer"), ("_ci95", "_s", "total")
+_MEASURED_PREFIXES = ("count", "num_", "best_", "mean_answer", "uncalibrated_")
+_MEASURED_ENDS = ("_ci95", "_s", "total")
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,16 @@ def settings_of(metrics: dict) -> dict:
 
 
 def seed_spreads(evaluations: Sequence[Evaluation]) -> list[dict]:
-    """For each group of two or more evaluations that agree in all settings but have different seeds: the spread.
+    """For each group of two or more evaluations of tuned models on the same items, that agree in all settings but have
+    different training seeds: the spread.
 
     A spread: settings, folders, seeds, and per metric name mean, sd (n - 1), low, high (the range) and values.
     """
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
-        groups[json.dumps(settings_of(evaluation.metrics), sort_keys=True)].append(evaluation)
+        if evaluation.metrics.get("training_sha256"):
+            key = [settings_of(evaluation.metrics), sorted(evaluation.predictions)]
+            groups[json.dumps(key, sort_keys=True)].append(evaluation)
     spreads = []
     for members in groups.values():
         seeds = [member.metrics.get("seed") for member in members]
@@ -185,7 +189,8 @@ def seed_spreads(evaluations: Sequence[Evaluation]) -> list[dict]:
             "folders": [str(member.folder) for member in members],
             "seeds": seeds,
         }
-        spread["metrics"] = [name for name in metric_names(members[0].metrics)]
+        names = [metric_names(member.metrics) for member in members]
+        spread["metrics"] = [name for name in names[0] if all(name in others for others in names)]
         for name in spread["metrics"]:
             values = [as_proportions(member.metrics)[name] for member in members]
             mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))

@@ -23,7 +23,7 @@ from zerotune.models.parameters import format_table, parameter_table, published_
 from zerotune.models.span_head import load_span_model
 from zerotune.models.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 from zerotune.prompts.answers import AnswerData
-from zerotune.run.folder import FREE_FLAGS, RunFolder, recorded_flags
+from zerotune.run.folder import FREE_FLAGS, RunFolder, held_results, recorded_flags
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import is_main_process, say
 from zerotune.scores.metrics import confusion_matrix, confusion_scores
@@ -57,7 +57,7 @@ def start_run(
     if len({json_sha256(each) for each in on_all_ranks(accelerator, identity)}) > 1:
         raise Refused("the ranks have different data or models: put files on a disk that all nodes share")
     path = run.path / "run.json"
-    earlier = (read_json(path).get("identity") if path.exists() else None) or identity
+    earlier = (read_json(path).get("identity") if held_results(run.path) else None) or identity
     changed = [name for name, value in identity.items() if json_sha256(earlier.get(name)) != json_sha256(value)]
     if changed:
         raise Refused(
@@ -67,8 +67,6 @@ def start_run(
     accelerator.wait_for_everyone()  # all have read before rank 0 writes
     run.describe(args, splits.record, identity=identity)
     run.start_tracker(args.tracker)
-    for note in splits.record["notes"]:
-        say(f"data: {note}")
     for name, part in data.items():
         limit = f"to {args.max_length} tokens" if args.max_length else "to fit"
         cut = f", {part.num_truncated:,} cut {limit}" if part.num_truncated else ""
