@@ -1,9 +1,14 @@
 """The memory estimate against figures worked out by hand."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from transformers import MistralConfig
 
+from zerotune.checks.preflight import check_plan
+from zerotune.errors import Refused
 from zerotune.models.loading import ModelSettings
 from zerotune.run.plan import (
     GIB,
@@ -133,3 +138,20 @@ def test_what_does_not_fit_is_told_with_ways_out():
     assert why_not_fit(need(), 80 * GIB, "full") is None
     line = why_not_fit(need(), 16 * GIB, "full")
     assert "16.0 GiB" in line and "--method lora" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(("head", "words"), [("generate", None), ("classify", "whose fp32 weights take 27 GiB")])
+def test_the_final_evaluation_of_full_tuning_has_to_fit_in_its_own_precision(head, words, monkeypatch):
+    """Mistral-7B under ZeRO-3 on eight devices of 23.6 GiB: a generator is evaluated in bf16, a head on float32."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, int(23.6 * GIB)))
+    config = MistralConfig(vocab_size=32768, pad_token_id=0)
+    args = SimpleNamespace(
+        model="m", head=head, method="full", attention="auto", tokens_per_device=4096, optimizer="adamw",
+        activation_checkpointing=True, plan=False,
+    )  # fmt: skip
+    settings = ModelSettings("m", None, "full", precision="bf16", zero_stage=3)
+    data = SimpleNamespace(token_ids=np.array([1]), lengths=np.array([100]), answer_share=0.02)
+    with pytest.raises(Refused, match=words) if words else nullcontext():
+        check_plan(args, settings, config, data, 2, {"zero_optimization": {"stage": 3}})

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from zerotune.training.loop import Progress
 from zerotune.training.schedule import plan_schedule
-from zerotune.training.trainer_engine import TrainerLoop, _StepSampler, cut_step, mean_over_step
+from zerotune.training.trainer_engine import TrainerLoop, _StepSampler, _training_arguments, cut_step, mean_over_step
 
 NUM_EXAMPLES, BATCH_SIZE, STEPS_PER_EPOCH = 165, 8, 21
 
@@ -70,3 +70,11 @@ def test_steps_are_grouped_by_length():
     whole = [np.ptp(loop.data.lengths[start : start + BATCH_SIZE]) for start in range(0, NUM_EXAMPLES, BATCH_SIZE)]
     assert loop.data.lengths[loop.step_indices(1)].max() == 9  # the longest first, so that memory runs out at once
     assert np.mean(spreads) < np.mean(whole) / 3
+
+
+def test_a_process_is_one_device_however_many_it_sees(tmp_path):
+    """Else the Trainer makes a DataParallel of them, and takes as many batches."""
+    args = SimpleNamespace(batch_size=8, tokens_per_device=100, max_grad_norm=1.0, seed=0)
+    run = SimpleNamespace(path=tmp_path, accelerator=SimpleNamespace(num_processes=1))
+    data, schedule = SimpleNamespace(lengths=np.array([5])), SimpleNamespace(num_steps=3)
+    assert _training_arguments(args, "fp32", data, schedule, run).n_gpu == 1
