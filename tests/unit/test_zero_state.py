@@ -96,8 +96,8 @@ class Rank:
     def save(self, folder):
         return save_zero_state(folder, self.zero, self.names, self.rank, self.world)
 
-    def load(self, folder):
-        load_zero_state(folder, self.zero, self.names, self.rank, self.world)
+    def load(self, folder, weights_alone=False):
+        load_zero_state(folder, self.zero, self.names, self.rank, self.world, weights_alone)
 
 
 @pytest.fixture(autouse=True)
@@ -144,8 +144,19 @@ def test_the_model_gets_the_weights_once_all_are_loaded(tmp_path, stage, calls):
     assert rank.calls == calls
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_alone_are_read_for_final(tmp_path, stage):
+    files = save_all(tmp_path / "saved", stage, 2)
+    for path in (path for rank in files for path in rank if not path.name.startswith("weight")):
+        path.unlink()
+    rank = Rank(stage, 0, 1)
+    rank.load(tmp_path / "saved", weights_alone=True)
+    assert all(ours.equal(true) for ours, true in zip(rank.flats, Rank(stage, 0, 1, true_values()).flats, strict=True))
+    assert rank.adamw.state == {}
+
+
 def test_a_load_replaces_what_was_trained(tmp_path):
-    """As when final/ is made from an earlier checkpoint: state that is there already is written over, in place."""
+    """State that is there already is written over, in place."""
     save_all(tmp_path / "saved", 2, 2)
     rank = Rank(2, 0, 1, true_values())
     moments = [rank.adamw.state[flat]["exp_avg"] for flat in rank.flats]

@@ -134,12 +134,17 @@ class Engine:
             return []
         return save_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
 
-    def load(self, folder: Path) -> None:
-        """Restore what any number of ranks wrote by `save`, bit for bit; under DeepSpeed with adamw8bit, as many."""
+    def load(self, folder: Path, weights_alone: bool = False) -> None:
+        """Restore what any number of ranks wrote by `save`, bit for bit; under DeepSpeed with adamw8bit, as many.
+
+        Args:
+            weights_alone: leave the optimizer's state unread, for nothing is trained any more.
+        """
         if self.deepspeed:
-            load_zero_state(folder, self.model.optimizer, self._names(), *self._place())
+            load_zero_state(folder, self.model.optimizer, self._names(), *self._place(), weights_alone)
             return
-        load_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
+        stateful = {} if weights_alone else {"optimizer": self.optimizer, "scaler": self.scaler}
+        load_training_state(folder, self.module, stateful)
 
     def _place(self) -> tuple[int, int]:
         return self.accelerator.process_index, self.accelerator.num_processes
@@ -166,7 +171,7 @@ def save_training_state(folder: Path, module: nn.Module, stateful: dict) -> list
 
 
 def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None:
-    """Restore what `save_training_state` wrote, bit for bit."""
+    """Restore what `save_training_state` wrote, bit for bit: the weights, and the states of the objects given."""
     from safetensors.torch import load_file
 
     stored, own = load_file(folder / WEIGHTS_FILE), _trainable_weights(module)
@@ -174,6 +179,8 @@ def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+    if not stateful:
+        return
     # the optimizer moves its state to the parameters' device; "cpu:0", Accelerate's name of a CPU, cannot be mapped
     # what goes to a GPU is read through the file's pages, which a node's ranks share; on a CPU it would stay there
     to_gpu = next(iter(own.values())).device.type == "cuda"

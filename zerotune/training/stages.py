@@ -225,7 +225,7 @@ def save_best(loop: Loop, args, tokenizer, record: dict) -> Path:
                 f"the best checkpoint {best} is damaged ({problem}) and final/ is to be made of it: restore it, or "
                 f"delete {loop.checkpoint_root} and start the same command again"
             )
-        engine.load(best)
+        engine.load(best, weights_alone=True)
     decay_unused_rows(engine, loop.schedule, args, progress.best_step)
     restore_whole_embedding(engine.module.stock_model)
     state = engine.gathered_state_dict()

@@ -135,9 +135,9 @@ class TrainerEngine(Trainer):
         self.state.save_to_json(folder / TRAINER_STATE_NAME)
         return [*save_training_state(folder, self.model, self._stateful()), folder / TRAINER_STATE_NAME]
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, weights_alone: bool = False) -> None:
         """Restore what `save` wrote, but for the step, which `train(resume_from_checkpoint=folder)` reads."""
-        load_training_state(folder, self.model, self._stateful())
+        load_training_state(folder, self.model, {} if weights_alone else self._stateful())
 
     def gathered_state_dict(self) -> None:
         """None: the module holds its own weights."""

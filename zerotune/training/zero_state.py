@@ -58,22 +58,27 @@ def save_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: in
     return files
 
 
-def load_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: int, world_size: int) -> None:
+def load_zero_state(
+    folder: Path, zero, names: dict[nn.Parameter, str], rank: int, world_size: int, weights_alone: bool = False
+) -> None:
     """Restore what any number of ranks has written by `save_zero_state`, bit for bit; all ranks take part.
 
     Quantised moments are restored by as many ranks as have written them.
+
+    Args:
+        weights_alone: leave the optimizer's state as it is.
     """
     if hasattr(zero, "checkpoint_event_prologue"):  # stage 3: parameters that are whole are let go of
         zero.checkpoint_event_prologue()
-    for kind in _kinds(zero.optimizer):
+    for kind in KINDS[:1] if weights_alone else _kinds(zero.optimizer):
         pieces, step = _open_pieces(folder, kind)
         assert pieces.keys() == set(names.values()), f"{folder} holds other parameters"
         for flat, shards in _partitions(zero):
-            if step is not None:
+            if step is not None and not weights_alone:
                 _state(zero.optimizer, flat)["step"].fill_(step)
             for shard in shards:
                 _read(pieces[names[shard.parameter]], shard.start, _values(zero.optimizer, flat, kind, shard))
-    if not _moves(zero.optimizer):
+    if not (weights_alone or _moves(zero.optimizer)):
         states = torch.load(_quantised_file(folder, rank, world_size), map_location="cpu", weights_only=True)
         for (flat, _), state in zip(_partitions(zero), states, strict=True):
             zero.optimizer.state[flat] = {
