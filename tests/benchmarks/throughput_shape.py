@@ -14,7 +14,7 @@ import torch
 from random_models import SHAPES, random_model, random_rows, settings_for
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from zerotune.examples.batching import micro_batches, padding_ratio
+from zerotune.examples.batching import micro_batches
 from zerotune.models.heads import SequenceClassifier
 from zerotune.models.loading import parameter_groups
 from zerotune.models.parameters import parameter_table
@@ -147,7 +147,7 @@ def run_ours(args, model, settings, data, batch_size: int) -> Timed:
     steps = [loop.step_indices(step) for step in timed]
     batches = [batch for step in steps for batch in micro_batches(step, data.lengths, args.tokens_per_device, 1)[0]]
     num_tokens = int(data.lengths.sum())
-    num_padded = round(padding_ratio(batches, data.lengths) * num_tokens)
+    num_padded = sum(int(data.lengths[batch].max()) * len(batch) for batch in batches)
     num_waits = _count_waits(lambda: take_steps(range(timed.stop, timed.stop + WAIT_STEPS)), accelerator.device)
     waits = None if num_waits is None else num_waits / WAIT_STEPS  # torch.cuda.synchronize is not among them
     return Timed(seconds, len(data.labels), num_tokens, num_padded, waits)

@@ -61,7 +61,7 @@ def eval_parser(description: str, task) -> argparse.ArgumentParser:
     """The parser of an eval script: the flags that every task has, with the defaults of a task module."""
     parser = new_parser(description)
     add_model_flags(parser)
-    add_data_flags(parser, task.ROWS.rules)
+    add_data_flags(parser, task.ROWS.rules, trains=False)
     group = add_evaluation_flags(parser, "which shots are drawn")
     group.add_argument(
         "--max-length",
@@ -138,25 +138,35 @@ def add_training_method_flags(parser: argparse.ArgumentParser, heads: tuple[str,
 ROW_FILES = "csv, tsv (GLUE quoting), jsonl or parquet; also .gz"
 
 
-def add_data_flags(parser: argparse.ArgumentParser, splits: tuple[str, ...], files: str = ROW_FILES) -> None:
-    """Where the rows come from and which of them do what."""
+def add_data_flags(
+    parser: argparse.ArgumentParser, splits: tuple[str, ...], files: str = ROW_FILES, trains: bool = True
+) -> None:
+    """Where the rows come from and which of them do what, in a script that trains or in one that evaluates."""
+    helps = {
+        "train": files,
+        "validation": "chooses the best checkpoint; alone, it reports",
+        "test": "reports the final score",
+        "split": f"which rows train, choose and report (default: official; {splits[-1]} for --train-file alone)",
+        "limit": "choose and report on so many items each, drawn by split seed",
+    }
+    if not trains:
+        helps = {
+            "train": f"where shots come from, or with a drawn --split all rows; {files}",
+            "validation": "the items, as --test-file",
+            "test": "the items to score (default: those of the model's run, else the data set's)",
+            "split": "score the rows that report in this split",
+            "limit": "so many items, drawn by split seed",
+        }
     group = parser.add_argument_group("data")
     group.add_argument("--sample", action="store_true", help="generated text and a tiny model: no network, no GPU")
     group.add_argument("--dataset", type=non_empty, help="hub id of the data set (default: the task's own)")
-    group.add_argument("--train-file", type=Path, help=files)
-    group.add_argument("--validation-file", type=Path, help="chooses the best checkpoint; alone, it reports")
-    group.add_argument("--test-file", type=Path, help="reports the final score")
-    group.add_argument(
-        "--split",
-        choices=splits,
-        help=f"which rows train, choose and report (default: official; {splits[-1]} when --train-file stands alone)",
-    )
+    for name in ("train", "validation", "test"):
+        group.add_argument(f"--{name}-file", type=Path, help=helps[name])
+    group.add_argument("--split", choices=splits, help=helps["split"])
     group.add_argument(
         "--split-seed", type=non_negative_int, default=0, help="seed of every split and subset (default %(default)s)"
     )
-    group.add_argument(
-        "--limit-eval", type=positive_int, help="choose and report on so many items each, drawn by split seed"
-    )
+    group.add_argument("--limit-eval", type=positive_int, help=helps["limit"])
 
 
 def add_training_data_flags(parser: argparse.ArgumentParser):

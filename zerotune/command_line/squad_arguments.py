@@ -41,7 +41,7 @@ def qa_eval_parser(description: str) -> argparse.ArgumentParser:
     """The parser of eval/qa.py."""
     parser = new_parser(description)
     add_model_flags(parser)
-    add_data_flags(parser, RULES, FILES)
+    add_data_flags(parser, RULES, FILES, trains=False)
     group = add_evaluation_flags(parser, "of shots, of a head that is not trained, and of bootstraps")
     _add_length_flags(group, "default: the model folder's, else {}")
     prompts = parser.add_argument_group("prompt (models that write their answers)")

@@ -72,6 +72,8 @@ def load_test(task: TaskSources, args: Namespace, run_split: dict | None) -> tup
     hub split, such as the unlabelled stanfordnlp/sst2:test. Either all labels are None or none is. Raises Refused for
     bad input, and where a source of the run has changed."""
     settings = settings_of(args)
+    if settings.validation_file and settings.test_file and settings.split not in DRAWN_SHARES:
+        raise Refused("--validation-file and --test-file both name the items that are scored: leave one of them out")
     if run_split is not None and not _names_items(settings):
         return _test_items_of_run(task, run_split, settings)
     if settings.split not in DRAWN_SHARES:

@@ -106,13 +106,13 @@ def check_options(options: EvalOptions, config, tokenizer) -> None:
         )
 
 
-def generator_record(options: EvalOptions) -> dict | None:
+def generator_record(options: EvalOptions | QuestionOptions) -> dict | None:
     """task.json of a model that was tuned to write its answers, None for any other."""
     record = read_record(options.model, options.revision)
     return record if record is not None and record.get("head") == "generate" else None
 
 
-def trained_as(record: dict, options: EvalOptions) -> dict:
+def trained_as(record: dict, options: EvalOptions | QuestionOptions) -> dict:
     """What metrics.json says of a model's training, by its task.json: {} for a model that zerotune did not tune."""
     return {
         "method": record.get("method"),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from zerotune.command_line.squad_arguments import MAX_PROMPT_LENGTH
-from zerotune.evaluation.evaluation_options import EvalOptions, generator_record, trained_as
+from zerotune.evaluation.evaluation_options import QuestionOptions, generator_record, trained_as
 from zerotune.evaluation.scorers import LoadModel
 from zerotune.evaluation.scoring import Answering, Scorer, score_items
 from zerotune.examples.paragraph_branches import can_share
@@ -106,7 +106,7 @@ def choosing_evaluation(
 
 
 def prepare_writing(
-    options: EvalOptions,
+    options: QuestionOptions,
     max_new_tokens: int,
     questions: list[Question],
     config,

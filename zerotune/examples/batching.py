@@ -119,9 +119,3 @@ def evaluation_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """
     order = np.argsort(-lengths, kind="stable")
     return [order[run] for run in cut_by_budget(lengths[order], budget)]
-
-
-def padding_ratio(batches: list[np.ndarray], lengths: np.ndarray) -> float:
-    """Padded tokens over real tokens, at least 1."""
-    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches if len(batch))
-    return padded / sum(int(lengths[batch].sum()) for batch in batches)
