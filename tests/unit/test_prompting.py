@@ -22,7 +22,7 @@ from zerotune.prompts.prompting import (
     normalise,
     uses_chat,
 )
-from zerotune.prompts.shared_prefix import num_shared_tokens
+from zerotune.prompts.shared_prefix import SharedRows
 
 TEMPLATE = "Review: {text}\nSentiment:"
 WORDS = ("negative", "positive")
@@ -227,7 +227,7 @@ def test_both_forms_of_scoring_agree(words):
     texts = ["the film", "dull", "not very bright a a a a"]
     data = encode_prompts(tokenizer, Prompt("a film : {text} was", ("bad", "good")), texts, 20, 64)
     several = PromptData(
-        rows=[row for row in data.rows for _ in range(2)],
+        rows=shared_rows(row for row in data.rows for _ in range(2)),
         targets=[[token] for answers in data.targets for token in answers],
         num_labels=2,
         single_token=False,
@@ -306,8 +306,18 @@ def test_the_tokens_that_answers_follow_are_never_shared(characters):
     np.testing.assert_allclose(shared, whole, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("rows", "most", "shared"), [([[1, 2, 3], [1, 2, 4]], 2, 2), ([[1], [2]], 0, 0), ([[5, 6]], 1, 1)]
-)
-def test_number_of_shared_tokens(rows, most, shared):
-    assert num_shared_tokens(rows, most) == shared
+def shared_rows(rows):
+    found = SharedRows()
+    for row in rows:
+        found.append(row)
+    return found
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=8))
+def test_rows_that_begin_alike_are_kept_once_and_read_whole(rows):
+    found = shared_rows(rows)
+    assert [list(row) for row in found] == rows and found.lengths.tolist() == list(map(len, rows))
+    first, last = min(rows), max(rows)  # in lexical order these differ soonest
+    common = next((place for place, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1), len(first))
+    assert list(found.head) == first[:common]
+    assert sum(map(len, found.tails)) == sum(map(len, rows)) - common * len(rows)

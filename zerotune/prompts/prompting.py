@@ -11,7 +11,7 @@ from zerotune.errors import Refused
 from zerotune.examples.cutting import cut_texts, token_ids
 from zerotune.examples.labelled import to_device
 from zerotune.models.language_model import answer_logits
-from zerotune.prompts.shared_prefix import num_shared_tokens, prefix_cache
+from zerotune.prompts.shared_prefix import SharedRows, prefix_cache
 from zerotune.randomness import random_order
 from zerotune.run.names import short_name
 
@@ -84,14 +84,13 @@ class PromptData:
     One row an item when every answer is a single token (`num_answer_tokens` 1), else one row an item and label.
 
     Attributes:
-        rows: token ids of each row, without the answer's last token; [num_items × rows_per_item] arrays of 32-bit
-            integers, for lists of Python's would take ten times their memory.
+        rows: token ids of each row, without the answer's last token; [num_items × rows_per_item].
         targets: answer token ids of each row: [labels] in the single-token form, else the row's own answer.
         num_shared: tokens that all rows begin with: shots, and the question up to the text.
         num_truncated: items whose text was cut to fit.
     """
 
-    rows: list[array]
+    rows: SharedRows
     targets: list[list[int]]
     num_labels: int
     single_token: bool
@@ -108,25 +107,30 @@ class PromptData:
     def lengths(self) -> np.ndarray:
         """What an item costs in tokens, [num_items]: its longest row without the shared tokens, and a part of those, by
         its number of rows."""
-        counts = np.array([len(row) for row in self.rows]).reshape(-1, self.rows_per_item)
+        counts = self.rows.lengths.reshape(-1, self.rows_per_item)
         own = counts.max(axis=1) - self.num_shared + self.num_shared // PREFIX_TOKENS_PER_TOKEN
         return own * self.rows_per_item
 
     def context(self, item: int) -> list[int]:
         """Token ids of an item's prompt, without an answer."""
-        number = item * self.rows_per_item
-        num_answer = 0 if self.single_token else len(self.targets[number]) - 1
-        return self.rows[number][: len(self.rows[number]) - num_answer].tolist()
+        row = self.rows[item * self.rows_per_item]
+        return row[: len(row) - self._num_answer(item)].tolist()
+
+    def _num_answer(self, item: int) -> int:
+        """Tokens of an answer in an item's first row."""
+        return 0 if self.single_token else len(self.targets[item * self.rows_per_item]) - 1
 
     @property
     def context_lengths(self) -> np.ndarray:
         """Tokens of each item's prompt, with those that all share, [num_items]."""
-        return np.array([len(self.context(item)) for item in range(len(self.rows) // self.rows_per_item)])
+        lengths = self.rows.lengths[:: self.rows_per_item]
+        return lengths - np.array([self._num_answer(item) for item in range(len(lengths))])
 
     def longest_own(self, items: np.ndarray) -> int:
         """Tokens of the longest row of some items, without those that all rows share."""
-        size = self.rows_per_item
-        return max(len(row) for item in items for row in self.rows[item * size : (item + 1) * size]) - self.num_shared
+        size, rows = self.rows_per_item, self.rows
+        longest = max(len(rows.tails[item * size + label]) for item in items for label in range(size))
+        return len(rows.head) + longest - self.num_shared
 
     def prefix(self, model, device: torch.device):
         """The keys and values of the shared tokens, for `log_likelihoods`; None where nothing is shared."""
@@ -178,31 +182,31 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
     Raises:
         Refused: prompt and shots alone are longer than the window.
     """
-    contexts, answers, num_truncated = [], [], 0
+    contexts, answers, num_truncated = SharedRows(), [], 0
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         some = texts[start : start + TEXTS_AT_ONCE]
         cut, some_contexts, wholes = _fitted(tokenizer, prompt, some, max_text_tokens, window)
         num_truncated += sum(before != after for before, after in zip(some, cut, strict=True))
-        contexts += [array("i", context) for context in some_contexts]
-        answers += [
-            [whole[len(context) :] for whole in options] for context, options in zip(some_contexts, wholes, strict=True)
-        ]
+        for context, options in zip(some_contexts, wholes, strict=True):
+            contexts.append(context)
+            answers.append([whole[len(context) :] for whole in options])
     single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
     if single:
         rows, targets = contexts, [[token for (token,) in options] for options in answers]
     else:
-        pairs = [(context, answer) for context, options in zip(contexts, answers, strict=True) for answer in options]
-        rows, targets = [context + array("i", answer[:-1]) for context, answer in pairs], [each for _, each in pairs]
-    num_read = [1 if single else len(target) for target in targets]
+        rows, targets = SharedRows(), [answer for options in answers for answer in options]
+        for context, options in zip(contexts, answers, strict=True):
+            for answer in options:
+                rows.append(context + array("i", answer[:-1]))
     # the tokens after which an answer's tokens are read are each row's own
-    most_shared = min(len(row) - count for row, count in zip(rows, num_read, strict=True))
+    most_shared = int((rows.lengths - (1 if single else np.array([len(target) for target in targets]))).min())
     return PromptData(
         rows=rows,
         targets=targets,
         num_labels=len(prompt.label_words),
         single_token=single,
         pad_id=tokenizer.pad_token_id,
-        num_shared=num_shared_tokens(rows, most_shared),
+        num_shared=min(len(rows.head), most_shared),
         num_truncated=num_truncated,
     )
 
