@@ -58,7 +58,7 @@ def train(args) -> None:
     # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
     cpu.use_whole_cpu(tiny_model=args.sample)
     splits = load_splits(args)
-    config, tokenizer = preflight.read_model_folder(args, labels=())
+    config, tokenizer = preflight.read_model_folder(args, TASK)
     check_training_flags(args, config, tokenizer)
     lengths = training_lengths(args, config)
     run_checks.check_model_flags(args, config)
@@ -74,7 +74,7 @@ def train(args) -> None:
     filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
     accelerator = launch.start_accelerator(filled)
 
-    with RunFolder(args.output_dir, accelerator) as run:
+    with RunFolder(args.output_dir, accelerator, args) as run:
         data = data or _tokenise(args, config, tokenizer, splits, lengths)
         stop_signal.raise_when_noted(accelerator, "preparation")
         stages.start_run(run, args, splits, data, precision, filled)
@@ -185,8 +185,7 @@ def evaluate(args) -> None:
     stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)
     cpu.use_whole_cpu(tiny_model=args.sample)
-    config, tokenizer = preflight.read_model_folder(args, labels=())
-    preflight.check_tuned_for(args.model, args.revision, TASK)
+    config, tokenizer = preflight.read_model_folder(args, TASK)
     check_evaluation_flags(args, config, tokenizer, read_record(args.model, args.revision))
     run_split = preflight.split_of_run(args.model, TASK)
     questions, record = load_test(SOURCES, args, run_split)
@@ -199,7 +198,7 @@ def evaluate(args) -> None:
     check_earlier(args.output_dir, options, items_of(questions))
     accelerator = launch.start_accelerator(None)
 
-    with RunFolder(args.output_dir, accelerator) as run:
+    with RunFolder(args.output_dir, accelerator, args) as run:
         run.describe(args, record)
         metrics = evaluate_questions(run.path, options, questions, accelerator, stop_signal)
         if is_main_process():

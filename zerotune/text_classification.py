@@ -46,7 +46,7 @@ def train(args, task, engine_name: str = "loop") -> None:
     # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
     cpu.use_whole_cpu(tiny_model=args.sample)
     splits = load_splits(task.ROWS, args)
-    config, tokenizer = preflight.read_model_folder(args, task.LABELS)
+    config, tokenizer = preflight.read_model_folder(args, task.TASK, task.LABELS)
     run_checks.check_model_flags(args, config)
     run_checks.check_head(args, config, tokenizer)
     deepspeed = launch.read_deepspeed_config(args.deepspeed)
@@ -63,7 +63,7 @@ def train(args, task, engine_name: str = "loop") -> None:
     filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
     accelerator = launch.start_accelerator(filled)
 
-    with RunFolder(args.output_dir, accelerator) as run:
+    with RunFolder(args.output_dir, accelerator, args) as run:
         data = data or preflight.tokenise(args, config, tokenizer, task, splits)
         stop_signal.raise_when_noted(accelerator, "preparation")
         stages.start_run(run, args, splits, data, precision, filled)
@@ -117,8 +117,7 @@ def evaluate(args, task) -> None:
     stop_signal = StopSignal()
     check_earlier_run(args.output_dir, args, says_finished=False)
     cpu.use_whole_cpu(tiny_model=args.sample)
-    config, tokenizer = preflight.read_model_folder(args, task.LABELS)
-    preflight.check_tuned_for(args.model, args.revision, task.TASK)
+    config, tokenizer = preflight.read_model_folder(args, task.TASK, task.LABELS)
     run_split = preflight.split_of_run(args.model, task.TASK)
     test, record = load_test(task.ROWS, args, run_split)
     shots_source = load_shots_source(task.ROWS, args, run_split, test) if args.shots else []
@@ -131,7 +130,7 @@ def evaluate(args, task) -> None:
         check_earlier(folder, options, items_of(options, task, test))
     accelerator = launch.start_accelerator(None)
 
-    with RunFolder(args.output_dir, accelerator) as run:
+    with RunFolder(args.output_dir, accelerator, args) as run:
         run.describe(args, record)
         load_model = _loaded_once()
         for number, (folder, options) in enumerate(zip(folders, all_options, strict=True)):

@@ -116,14 +116,14 @@ def test_what_seeds_did_not_all_score_has_no_mean(tmp_path):
     assert spread["metrics"] == ["exact", "f1"]
 
 
-@pytest.mark.parametrize("held", ["run.json", "report.html"])
+@pytest.mark.parametrize("held", ["run.json", "report.html", "comparison.json"])
 def test_another_report_is_not_overwritten(tmp_path, held):
     folders = [evaluation(tmp_path / "a", {1}), evaluation(tmp_path / "b", {2})]
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / held).write_text("mine")
+    (tmp_path / "out" / held).write_text('{"mine": 1}')
     with pytest.raises(Refused, match="holds a run or another report: name a folder of its own"):
         write_comparison(folders, tmp_path / "out")
-    assert (tmp_path / "out" / held).read_text() == "mine"
+    assert (tmp_path / "out" / held).read_text() == '{"mine": 1}'
 
 
 def test_the_same_seed_twice_is_no_spread(tmp_path):

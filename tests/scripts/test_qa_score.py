@@ -105,6 +105,11 @@ def test_no_file_of_a_user_and_no_earlier_score_is_overwritten(tmp_path, files):
     given = ["--score", "predictions.json", "--test-file", "dev.json", "--output-dir", tmp_path / "scores"]
     assert score(tmp_path, *given).returncode == 0
     before = (tmp_path / "scores" / "metrics.json").read_text()
+    questions = (tmp_path / "dev.json").read_text()
+    (tmp_path / "dev.json").write_text(questions + " ")
+    result = score(tmp_path, *given)
+    assert result.returncode == 2 and "holds the scores of other predictions or data" in result.stderr
+    (tmp_path / "dev.json").write_text(questions)
     (tmp_path / "predictions.json").write_text(json.dumps(dict.fromkeys(predictions, "")))
     result = score(tmp_path, *given)
     assert result.returncode == 2 and "holds the scores of other predictions" in result.stderr

@@ -45,6 +45,8 @@ def test_lines_and_their_folders(write_list):
         ([""], "holds no evaluation"),
         (["org/a sst2 0"], "mine.txt line 1: 'org/a sst2 0'; wanted MODEL TASK SHOTS SEED"),
         (["org/a sst2 few 0"], "wanted MODEL TASK SHOTS SEED"),
+        (["org/a sst2 ² 0"], "wanted MODEL TASK SHOTS SEED"),
+        (["org/a sst2 0 0 --help"], "--help evaluates nothing"),
         (["org/a cola 0 0"], "no task 'cola'; wanted one of sst2, imdb, qa"),
         (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
         (["org/a sst2 0 0 --prompt-seeds=5"], "--prompt-seeds gives several scores.* write a line per SEED"),
@@ -56,6 +58,12 @@ def test_lines_and_their_folders(write_list):
 def test_lists_that_are_refused(write_list, lines, words):
     with pytest.raises(Refused, match=words):
         read_list(write_list(*lines))
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"org/\xff sst2 0 0\n")
+    with pytest.raises(Refused, match=r"list\.txt is no text in UTF-8"):
+        read_list(tmp_path / "list.txt")
 
 
 @pytest.mark.parametrize("described", ["{", "{}"])

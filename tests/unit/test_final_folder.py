@@ -130,9 +130,19 @@ def test_adapters_that_are_refused(tmp_path):
     weights = load_file(tmp_path / "adapter_model.safetensors")
     for part in ("score", "q_proj.lora_B"):
         save_file({n: v for n, v in weights.items() if part not in n}, tmp_path / "adapter_model.safetensors")
-        with pytest.raises(Refused, match=f"lacks weights: .*{part}"):
+        with pytest.raises(Refused, match=f"lacks weights.*{part}"):
             load_final_or_base(str(tmp_path), LABELS)
+    save_file(weights, tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for change, words in (
+        ({"target_modules": ["q_proj"]}, "has weights without a place: .*down_proj"),
+        ({"r": 16}, "adapter_config.json does not fit"),
+        ({"lora_alpha": "x"}, "adapter_config.json does not fit"),
+        ({"target_modules": ["foo"]}, "adapter_config.json does not fit"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(Refused, match=words):
+            load_final_or_base(str(tmp_path), LABELS)
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
     with pytest.raises(Refused, match="/gone/base"):
         load_final_or_base(str(tmp_path), LABELS)

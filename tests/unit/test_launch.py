@@ -168,9 +168,29 @@ def test_an_optimizer_section_that_leaves_all_open_is_ours():
 
 def test_an_offload_that_is_no_section_is_refused(tmp_path):
     path = tmp_path / "zero.json"
-    path.write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": "cpu"}}')
-    with pytest.raises(Refused, match=r"offload_optimizer of .* is 'cpu': wanted \{\"device\": \"cpu\"\}"):
-        read_deepspeed_config(path)
+    for content, words in (
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, r"offload_optimizer of .* is 'cpu': wanted {\"device\""),
+        ({"bf16": {"enabled": "true"}}, "bf16.enabled of .* is 'true': wanted true, false or \"auto\""),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(Refused, match=words):
+            read_deepspeed_config(path)
+
+
+@pytest.mark.parametrize(
+    ("zero", "words"),
+    [
+        (
+            {"reduce_bucket_sizes": 1000},
+            "zero_optimization.reduce_bucket_sizes is 1000: Extra inputs are not permitted",
+        ),
+        ({"overlap_comm": "x"}, "zero_optimization.overlap_comm is 'x': "),
+        ({"offload_optimizer": {"device": "tpu"}}, "zero_optimization.offload_optimizer.device is 'tpu': "),
+    ],
+)
+def test_what_deepspeed_does_not_know_is_refused(zero, words):
+    with pytest.raises(Refused, match=words):
+        fill({"zero_optimization": {"stage": 2, **zero}})
 
 
 @pytest.mark.parametrize(("precision", "enabled"), [("bf16", True), ("fp32", False)])
@@ -196,7 +216,7 @@ def test_deepspeed_without_zero_is_refused(config):
         fill_deepspeed_config(config, FLAGS, "fp32")
 
 
-@pytest.mark.parametrize("stage", [4, -1, "2", 1.5])
+@pytest.mark.parametrize("stage", [4, -1, "2", 1.5, True, 2.0])
 def test_a_stage_that_there_is_not_is_refused(stage):
     with pytest.raises(Refused, match="wanted 1, 2 or 3"):
         zero_stage({"zero_optimization": {"stage": stage}})

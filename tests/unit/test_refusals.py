@@ -21,6 +21,7 @@ from zerotune.data.sources import read_file
 from zerotune.data.splits import Example
 from zerotune.data.task_sources import load_test
 from zerotune.errors import Refused
+from zerotune.evaluation import evaluation_folder
 from zerotune.evaluation.evaluation_options import EvalOptions, check_options
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint
 from zerotune.files import read_json, read_json_lines
@@ -238,7 +239,16 @@ def test_scores_that_are_not_finite(tmp_path):
         evaluate_checkpoint(
             tmp_path / "out", EvalOptions(model=str(folder), **OPTIONS), sst2, examples, accelerator, never
         )
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()  # another precision may follow in the same folder
+
+
+def test_ranks_with_different_models_or_items(tmp_path, monkeypatch):
+    folder = str(model_copy(tmp_path / "m", "bert"))
+    monkeypatch.setattr(evaluation_folder, "on_all_ranks", lambda accelerator, value: [value, "another"])
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"), deepspeed_plugin=None)
+    examples = [Example("test-0", "the film was good", 1)]
+    with pytest.raises(Refused, match="the ranks have different items or models"):
+        evaluate_checkpoint(tmp_path / "out", EvalOptions(model=folder, **OPTIONS), sst2, examples, accelerator, None)
 
 
 def test_a_sample_model_that_cannot_be_written(tmp_path):

@@ -86,6 +86,14 @@ def test_a_finished_run_says_so_once(tmp_path, capsys, monkeypatch):
 # --- the folder while a run is at work ---
 
 
+def test_a_run_that_came_first_is_noticed_under_the_lock(tmp_path):
+    assert check_earlier_run(tmp_path, flags()) is False
+    started(tmp_path, "preempted", seed=7)  # by another job meanwhile
+    with pytest.raises(Refused, match="--seed was 7, is 0"), RunFolder(tmp_path, ALONE, flags()):
+        pass
+    assert read_state(tmp_path)["state"] == "preempted"
+
+
 @pytest.mark.parametrize(
     ("error", "state", "reason"),
     [

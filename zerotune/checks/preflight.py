@@ -54,18 +54,19 @@ def settle_flags(args, task_name: str, sample_defaults: dict) -> None:
 SAMPLE_TEXTS = {sst2.TASK: samples.review_lines, squad.TASK: squad_sample.sample_lines}
 
 
-def read_model_folder(args, labels: tuple[str, ...]) -> tuple:
+def read_model_folder(args, task_name: str, labels: tuple[str, ...] = ()) -> tuple:
     """Configuration and tokenizer of --model, before any weight is loaded; of a classifier for these labels.
 
-    Raises Refused as their readers do."""
+    Raises Refused as their readers do, and for a model that was tuned for another kind of task."""
     if args.revision and os.path.isdir(args.model):
         raise Refused(
             f"--revision {args.revision} chooses a version of a hub model and {args.model} is a folder: drop it"
         )
-    for task_name, lines in SAMPLE_TEXTS.items():
-        if Path(args.model) == sample_model_folder(task_name):
-            samples.tiny_causal_model(sample_model_folder(task_name), lines=lines)
+    for of_task, lines in SAMPLE_TEXTS.items():
+        if Path(args.model) == sample_model_folder(of_task):
+            samples.tiny_causal_model(sample_model_folder(of_task), lines=lines)
     config = read_config(args.model, args.revision)
+    check_tuned_for(args.model, args.revision, task_name)
     if labels:
         check_labels(config, labels)
     check_weight_files(args.model)
@@ -78,7 +79,10 @@ def check_tuned_for(model: str, revision: str | None, task_name: str) -> None:
     if record is None or (record["task"] == squad.TASK) == (task_name == squad.TASK):
         return
     script = "qa" if record["task"] == squad.TASK else record["task"]
-    raise Refused(f"{model} was tuned for {record['task']}, and this is {task_name}: evaluate it with eval/{script}.py")
+    raise Refused(
+        f"{model} was tuned for {record['task']}, and this is {task_name}: evaluate it with eval/{script}.py, and "
+        "train from the model that it was made of"
+    )
 
 
 def split_of_run(model: str, task_name: str) -> dict | None:

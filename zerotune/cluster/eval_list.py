@@ -55,7 +55,7 @@ class Line:
 
     def _model_version(self) -> str:
         """A hash of a folder's files, or of a hub id and the commit that a job without a network will find."""
-        if Path(self.model).is_dir():
+        if os.path.isdir(self.model):
             return model_identity(self.model, None)
         snapshot = None if os.environ.get("ZEROTUNE_ONLINE") else cached_snapshot(self.model, self.revision)
         return _sha256(f"{self.model} {snapshot and snapshot.name}")
@@ -75,10 +75,14 @@ class Line:
 
 def read_list(path: Path) -> list[Line]:
     """The evaluations of a list. Raises Refused for a line of another form, and for two that write to one folder."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise Refused(f"{path}: no such list; wanted a file with lines {FORM}")
     lines, folders = [], {}
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise Refused(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); write it again") from None
+    for number, text in enumerate(texts, start=1):
         where = f"{path.name} line {number}"
         words = _words(text, where)
         if not words:
@@ -101,7 +105,7 @@ def _words(text: str, where: str) -> list[str]:
 
 
 def _line(number: int, words: list[str], where: str, root: Path) -> Line:
-    if len(words) < 4 or not (words[2].isdigit() and words[3].isdigit()):
+    if len(words) < 4 or not (words[2].isdecimal() and words[3].isdecimal()):
         raise Refused(f"{where}: {' '.join(words)!r}; wanted {FORM}, such as google/gemma-2-2b-it sst2 4 0")
     model, task, shots, seed, *more = words
     if task not in SCRIPTS:
@@ -110,6 +114,8 @@ def _line(number: int, words: list[str], where: str, root: Path) -> Line:
         raise Refused(
             f"{where}: --prompt-seeds gives several scores, and a list compares single ones; write a line per SEED"
         )
+    if {"-h", "--help"} & set(more):
+        raise Refused(f"{where}: --help evaluates nothing; leave it out")
     owned = {"--model", "--shots", "--seed", "--output-dir"} & {word.partition("=")[0] for word in more}
     if owned:
         raise Refused(f"{where}: {', '.join(sorted(owned))} is said by the columns or by the list's name; leave it out")

@@ -99,7 +99,7 @@ def progress_of(folder: Path) -> str:
     The step of the newest marked checkpoint, how many of the base evaluation, final/ and final evaluation are done, and
     the bytes of scores that an unfinished evaluation keeps.
     """
-    marks = (folder / "checkpoints").glob(f"step-*/{checkpoints.MARKER}")
+    marks = (folder / "checkpoints").glob(f"step-[0-9]*/{checkpoints.MARKER}")
     newest = max((int(path.parent.name.removeprefix("step-")) for path in marks), default=0)
     milestones = ("eval/base/metrics.json", "final/task.json", "eval/final/metrics.json", "metrics.json")
     scores = [path for place in (".", "eval/*", "seed-*") for path in folder.glob(f"{place}/{PARTIAL_FOLDER}/*")]
@@ -151,7 +151,7 @@ def check_offline(wanted: Wanted) -> None:
         )
     for flag in ("train_file", "validation_file", "test_file"):
         path = getattr(wanted.flags, flag)
-        if path is not None and not path.exists():
+        if path is not None and not os.path.exists(path):
             raise Refused(f"--{flag.replace('_', '-')} {path}: no such file on this node; put it on the shared disk")
     missing = prefetch.missing_items(items_of(wanted))
     if missing.pop(WORDNET, None):
@@ -175,7 +175,7 @@ def items_of(wanted: Wanted) -> list[prefetch.Item]:
 def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
     """A hub model, and the hub model that an adapter belongs to, as far as it is known yet."""
     items, folder = [], Path(model)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         if not is_hub_id(model):
             raise Refused(f"--model {model} is neither a folder nor a hub id: mend the path")
         items.append(prefetch.Item("model", model, revision))

@@ -19,6 +19,7 @@ from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import is_main_process
 
 FINGERPRINT_FILE = ".fingerprint.json"
+NO_RESULTS = ["results"]
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,24 @@ def evaluate_into(
         Preempted: a rank was asked to stop; what is scored is kept.
     """
     described, fingerprint = _describe(options, items)
-    if not _differences(folder, fingerprint, replace):
-        return read_json(folder / "metrics.json")
+    if len(set(on_all_ranks(accelerator, json_sha256(fingerprint)))) > 1:
+        raise Refused("the ranks have different items or models: put files on a disk that all nodes share")
+    if not on_all_ranks(accelerator, _differences(folder, fingerprint) if is_main_process() else None)[0]:
+        return on_all_ranks(accelerator, read_json(folder / "metrics.json") if is_main_process() else None)[0]
+    if not replace:
+        check_earlier(folder, options, items)
     with _without_zero_init(accelerator):
         ready = prepare()
     partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
     score = BackOff(ready.score, ready.lengths)
     scores = score_items(score, ready.batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
-    _check_finite(scores, items.lines, options)
+    if (line := _not_finite(scores, items.lines, options)) is not None:
+        if is_main_process():  # what was scored is of no use, and the cure is another precision
+            partial.delete()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                folder.parent.rmdir()
+        raise Refused(line)
     metrics = {}
     if is_main_process():
         metrics = described | {"shots": len(options.shots)} | ready.found | write(ready.read(scores))
@@ -78,8 +89,11 @@ def evaluate_into(
 
 
 def check_earlier(folder: Path, options: EvalOptions | QuestionOptions, items: Items) -> None:
-    """Refuse a folder that holds another evaluation, before anything is written into it."""
-    _differences(folder, _describe(options, items)[1], replace=False)
+    """Refuse a folder that holds the results of another evaluation, before anything is written into it."""
+    differing = _differences(folder, _describe(options, items)[1])
+    if differing and differing != NO_RESULTS:
+        listed = ", ".join(name.replace("_", " ") for name in differing)
+        raise Refused(f"{folder} holds an evaluation that differs in {listed}: choose another --output-dir")
 
 
 def _describe(options: EvalOptions | QuestionOptions, items: Items) -> tuple[dict, dict]:
@@ -95,22 +109,17 @@ def _describe(options: EvalOptions | QuestionOptions, items: Items) -> tuple[dic
     return described, described | items.more | fingerprint
 
 
-def _differences(folder: Path, fingerprint: dict, replace: bool) -> list[str]:
-    """In what a folder's results are not those of this evaluation: [] where they are.
-
-    Raises Refused for another evaluation's, unless they may be replaced."""
-    marker = folder / FINGERPRINT_FILE
-    if not marker.exists():
-        return ["results"]
-    earlier = read_json(marker)
-    if earlier["sha256"] == json_sha256(fingerprint):
+def _differences(folder: Path, fingerprint: dict) -> list[str]:
+    """In what a folder's results are not those of this evaluation: [] where they are; NO_RESULTS without any."""
+    if not all((folder / name).exists() for name in (FINGERPRINT_FILE, "metrics.json", "predictions.jsonl")):
+        return NO_RESULTS
+    earlier = read_json(folder / FINGERPRINT_FILE)
+    if earlier.get("sha256") == json_sha256(fingerprint):
         return []
-    parts = earlier.get("parts", {})
-    differing = [name for name, value in fingerprint.items() if parts and parts.get(name) != json_sha256(value)]
-    if not replace:
-        listed = ", ".join(name.replace("_", " ") for name in differing) or "its model, items or settings"
-        raise Refused(f"{folder} holds an evaluation that differs in {listed}: choose another --output-dir")
-    return differing or ["settings"]
+    parts = earlier.get("parts")
+    if not isinstance(parts, dict):
+        return ["its model, items or settings"]
+    return [name for name, value in fingerprint.items() if parts.get(name) != json_sha256(value)] or ["settings"]
 
 
 @contextlib.contextmanager
@@ -129,11 +138,12 @@ def _without_zero_init(accelerator):
         plugin.set_deepspeed_weakref()
 
 
-def _check_finite(scores: np.ndarray, lines: list[str], options: EvalOptions | QuestionOptions) -> None:
-    """Raises Refused, naming the first item, for scores [items, numbers] that are not finite."""
-    if not np.isfinite(scores).all():
-        first = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
-        raise Refused(
-            f"{options.model} gives scores that are not finite, first for {lines[first].partition(chr(9))[0]}: its "
-            f"weights are damaged, or --precision {options.precision} is too narrow; try fp32"
-        )
+def _not_finite(scores: np.ndarray, lines: list[str], options: EvalOptions | QuestionOptions) -> str | None:
+    """What to say of scores [items, numbers] that are not finite, naming the first item; None where all are."""
+    broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if not len(broken):
+        return None
+    return (
+        f"{options.model} gives scores that are not finite, first for {lines[broken[0]].partition(chr(9))[0]}: its "
+        f"weights are damaged, or --precision {options.precision} is too narrow; try fp32"
+    )

@@ -30,10 +30,11 @@ def score_predictions(args) -> None:
     args.output_dir = args.output_dir or Path("runs") / f"score-{args.score.name.partition('.')[0]}"
     check_earlier_run(args.output_dir, args, says_finished=False)
     sha256 = hashlib.sha256(args.score.read_bytes()).hexdigest()
-    earlier = args.output_dir / "metrics.json"
-    if earlier.exists() and read_json(earlier).get("predictions_sha256") != sha256:
-        raise Refused(f"{args.output_dir} holds the scores of other predictions: choose another --output-dir")
     questions, record = load_test(SOURCES, args, None)
+    identity = {"predictions_sha256": sha256, "data_sha256": reporting_sha256(record)}
+    earlier = args.output_dir / "metrics.json"
+    if earlier.exists() and not identity.items() <= read_json(earlier).items():
+        raise Refused(f"{args.output_dir} holds the scores of other predictions or data: choose another --output-dir")
     if questions[0].answers is None:
         raise Refused("--score needs gold answers, and the questions have none: name a file that has them")
     num_unknown = require_predictions(predictions, questions, str(args.score))
@@ -51,9 +52,8 @@ def score_predictions(args) -> None:
         "task": SOURCES.task,
         "setting": "prediction file",
         "model": args.score.name,
-        "predictions_sha256": sha256,
         "seed": None,
-        "data_sha256": reporting_sha256(record),
+        **identity,
     }
     write_json(args.output_dir / "metrics.json", described | found)
     write_json(args.output_dir / "state.json", {"state": "finished", "reason": None})

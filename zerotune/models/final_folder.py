@@ -228,9 +228,11 @@ def _load_final(load_stock, name: str, revision: str | None, precision: str, att
 
 
 def put_adapter_on(model, name: str, revision: str | None):
-    """A peft model: a base with the adapter of a folder or hub id. Raises Refused where the adapter lacks weights.
+    """A peft model: a base with the adapter of a folder or hub id.
 
-    Of those peft only warns, and leaves them as drawn.
+    Raises:
+        Refused: the adapter lacks weights, of which peft only warns and leaves them as drawn, or has some that its
+            configuration has no place for, which peft passes over.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
@@ -240,12 +242,18 @@ def put_adapter_on(model, name: str, revision: str | None):
         raise Refused(f"the adapter {name} has no adapter_model.safetensors; copy the whole folder")
     try:
         adapted = PeftModel.from_pretrained(model, name, revision=revision)
-    except KeyError as error:  # a part of the head
-        raise Refused(f"the adapter {name} lacks weights: {error.args[0]}; copy the whole folder") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+        found = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused(
+            f"the adapter {name} lacks weights, or its adapter_config.json does not fit them ({found}); copy the whole "
+            "folder"
+        ) from error
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     with safe_open(weights, "pt") as file:
-        lacking = set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - set(file.keys())
-    if lacking:
-        raise Refused(f"the adapter {name} lacks weights: {', '.join(sorted(lacking)[:4])}; copy the whole folder")
+        found = set(file.keys())
+    for what, names in (("lacks weights", wanted - found), ("has weights without a place", found - wanted)):
+        if names:
+            raise Refused(f"the adapter {name} {what}: {', '.join(sorted(names)[:4])}; copy the whole folder")
     return adapted
 
 

@@ -63,9 +63,9 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
             kind = "question-answering" if tasks == [squad.TASK] else "classification"
             found = f"{one.folder}/metrics.json does not"
             raise Refused(f"a {kind} evaluation has {missing[0]}, {found}: evaluate again")
-    if (output_dir / "run.json").exists() or (
-        (output_dir / "report.html").exists() and not (output_dir / "comparison.json").exists()
-    ):
+    earlier = output_dir / "comparison.json"
+    is_ours = earlier.exists() and "evaluations" in read_json(earlier)
+    if not is_ours and any((output_dir / name).exists() for name in ("run.json", "report.html", "comparison.json")):
         raise Refused(f"--output-dir {output_dir} holds a run or another report: name a folder of its own")
     pairs = [paired_comparison(read[0], other) for other in read[1:]]
     f1_pairs = [paired_f1(read[0], other) for other in read[1:]]

@@ -79,7 +79,7 @@ def held_results(folder: Path) -> list[str]:
 def read_state(folder: Path) -> dict:
     """state.json, or {} when there is none."""
     path = folder / "state.json"
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.exists(path) else {}
 
 
 class RunFolder:
@@ -87,12 +87,14 @@ class RunFolder:
 
     Entering takes the folder's lock and sets state.json to "running"; leaving sets what came of it.
 
+    Args:
+        args: the script's flags, which are held against the folder's once more when the lock is taken.
     Raises:
-        Refused: another process is at work in the folder.
+        Refused: another process is at work in the folder, or was since `check_earlier_run` has looked.
     """
 
-    def __init__(self, path: Path, accelerator):
-        self.path = path
+    def __init__(self, path: Path, accelerator, args=None):
+        self.path, self.args = path, args
         self.metrics_path = path / "metrics.jsonl"
         self.accelerator = accelerator
         self.tracker = None
@@ -110,7 +112,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
             self._take_lock()
+            if self.args is not None:
+                check_earlier_run(self.path, self.args, says_finished=False)
             self.write_state("running", None)
+        except Refused as refusal:
+            return str(refusal)
         except BlockingIOError:
             return f"another job is at work in {self.path}: wait for it, or use another --output-dir"
         except OSError as error:

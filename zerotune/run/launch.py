@@ -32,16 +32,7 @@ def read_deepspeed_config(path: Path | None) -> dict | None:
             raise Refused(f"--deepspeed: no such file: {path} (the shipped ones lie in ds_configs/)") from None
         except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
             raise Refused(f"--deepspeed: {path} is not JSON: {error}") from None
-        sections = [config] + [config.get(name, {}) for name in DEEPSPEED_SECTIONS if isinstance(config, dict)]
-        if not all(isinstance(section, dict) for section in sections):
-            raise Refused(
-                f"--deepspeed: {path} is no DeepSpeed configuration: it and its sections "
-                f"{', '.join(DEEPSPEED_SECTIONS)} are JSON objects; take one of ds_configs/ as a pattern"
-            )
-        for key in ("offload_optimizer", "offload_param"):
-            offload = config.get("zero_optimization", {}).get(key)
-            if not isinstance(offload, dict | None):
-                raise Refused(f'--deepspeed: {key} of {path} is {offload!r}: wanted {{"device": "cpu"}}')
+        _check_sections(config, path)
         return config
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return None
@@ -53,6 +44,23 @@ def read_deepspeed_config(path: Path | None) -> dict | None:
     config = dict(DeepSpeedPlugin().deepspeed_config)
     config.pop("steps_per_print", None)
     return config
+
+
+def _check_sections(config, path: Path) -> None:
+    sections = [config] + [config.get(name, {}) for name in DEEPSPEED_SECTIONS if isinstance(config, dict)]
+    if not all(isinstance(section, dict) for section in sections):
+        raise Refused(
+            f"--deepspeed: {path} is no DeepSpeed configuration: it and its sections "
+            f"{', '.join(DEEPSPEED_SECTIONS)} are JSON objects; take one of ds_configs/ as a pattern"
+        )
+    for name in ("bf16", "fp16", "torch_autocast"):
+        enabled = config.get(name, {}).get("enabled", "auto")
+        if not (isinstance(enabled, bool) or enabled == "auto"):
+            raise Refused(f'--deepspeed: {name}.enabled of {path} is {enabled!r}: wanted true, false or "auto"')
+    for key in ("offload_optimizer", "offload_param"):
+        offload = config.get("zero_optimization", {}).get(key)
+        if not isinstance(offload, dict | None):
+            raise Refused(f'--deepspeed: {key} of {path} is {offload!r}: wanted {{"device": "cpu"}}')
 
 
 def fill_deepspeed_config(config: dict, args, precision: str) -> dict:
@@ -70,6 +78,7 @@ def fill_deepspeed_config(config: dict, args, precision: str) -> dict:
     zero = config["zero_optimization"]
     for key in [key for key, value in zero.items() if value == "auto"]:
         del zero[key]  # DeepSpeed's own default
+    _check_zero_section(zero)
     if zero["stage"] == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     narrow = {"enabled": precision == "bf16", "dtype": "bfloat16"}
@@ -111,6 +120,20 @@ def _check_deepspeed_config(config: dict, args) -> None:
         raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
 
 
+def _check_zero_section(zero: dict) -> None:
+    """Raises Refused for a key or a value that DeepSpeed does not know, which it would say in a traceback."""
+    _choose_deepspeed_accelerator()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["zero_optimization", *map(str, first["loc"])])
+        raise Refused(f"the DeepSpeed file's {where} is {first['input']!r}: {first['msg']}; mend it") from None
+
+
 def _is_left_open(section) -> bool:
     """Whether a section is "auto", or names our optimizer or schedule and has "auto" in all its places."""
     if not isinstance(section, dict):
@@ -139,7 +162,7 @@ def zero_stage(config: dict | None) -> int | None:
     if config is None:
         return None
     stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise Refused(f"the DeepSpeed file's zero_optimization stage is {stage!r}: wanted 1, 2 or 3")
     return stage
 
@@ -186,7 +209,7 @@ def start_accelerator(deepspeed_config: dict | None):
 def collective_timeout(environment: Mapping[str, str]) -> timedelta:
     """How long a rank waits for the others. Raises Refused where the environment's wish is no number of seconds."""
     wanted = environment.get(COLLECTIVE_TIMEOUT) or str(COLLECTIVE_SECONDS)
-    if not wanted.isdigit() or int(wanted) == 0:
+    if not wanted.isdecimal() or int(wanted) == 0:
         raise Refused(f"{COLLECTIVE_TIMEOUT} is {wanted!r}: a whole number of seconds, at least 1, is wanted")
     return timedelta(seconds=int(wanted))
 

@@ -146,6 +146,13 @@ def put_back_replaced(root: Path) -> None:
             replaced.rename(target)
 
 
+def unmark_later(folder: Path) -> None:
+    """Let the checkpoints of later steps than this one count no more."""
+    for later in folder.resolve().parent.glob("step-*"):
+        if later.name > folder.resolve().name:
+            (later / MARKER).unlink(missing_ok=True)
+
+
 def agree(accelerator, problem: str | None) -> None:
     """Every rank stops when one has a problem."""
     lines = [line for line in on_all_ranks(accelerator, problem) if line]

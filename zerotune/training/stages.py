@@ -178,6 +178,9 @@ def resume(loop: Loop, args) -> None:
     if folder is None:
         loop.run.forget_metrics_after(0)
         return
+    if args.resume != "auto" and is_main_process():
+        checkpoints.unmark_later(folder)  # what the run did not go on from: killed now, it comes back to here
+    loop.accelerator.wait_for_everyone()
     loop.resume(folder)
     saved_by, now = checkpoints.read_progress(folder)["num_processes"], loop.accelerator.num_processes
     moved = f" (saved by {saved_by} processes, now {now})" if saved_by != now else ""
