@@ -62,10 +62,12 @@ def evaluate_into(
     described, fingerprint = _describe(options, items)
     if len(set(on_all_ranks(accelerator, json_sha256(fingerprint)))) > 1:
         raise Refused("the ranks have different items or models: put files on a disk that all nodes share")
-    if not on_all_ranks(accelerator, _differences(folder, fingerprint) if is_main_process() else None)[0]:
+    # rank 0 looks for all: file systems may show the ranks different things
+    differing = on_all_ranks(accelerator, _differences(folder, fingerprint) if is_main_process() else None)[0]
+    if not differing:
         return on_all_ranks(accelerator, read_json(folder / "metrics.json") if is_main_process() else None)[0]
     if not replace:
-        check_earlier(folder, options, items)
+        _refuse_another(folder, differing)
     with _without_zero_init(accelerator):
         ready = prepare()
     partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
@@ -90,7 +92,10 @@ def evaluate_into(
 
 def check_earlier(folder: Path, options: EvalOptions | QuestionOptions, items: Items) -> None:
     """Refuse a folder that holds the results of another evaluation, before anything is written into it."""
-    differing = _differences(folder, _describe(options, items)[1])
+    _refuse_another(folder, _differences(folder, _describe(options, items)[1]))
+
+
+def _refuse_another(folder: Path, differing: list[str]) -> None:
     if differing and differing != NO_RESULTS:
         listed = ", ".join(name.replace("_", " ") for name in differing)
         raise Refused(f"{folder} holds an evaluation that differs in {listed}: choose another --output-dir")
