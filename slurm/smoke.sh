@@ -33,7 +33,7 @@ train=(train/sst2.py --sample --deepspeed ds_configs/zero2.json --limit-train 16
 newest() { run_python -m zerotune.cluster.jobs progress "$run" | cut -d' ' -f2 | cut -d+ -f1; }
 
 say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST; details in $log"
-rm -rf "$run"  # of an earlier start of this job
+rm -rf "$run" "$job_files.checked"  # of an earlier start of this job
 : >"$log"
 requeue=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'Requeue=[01]')
 [ "$requeue" = Requeue=1 ]

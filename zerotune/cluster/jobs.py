@@ -81,16 +81,16 @@ class Wanted:
 
 def read_flags(script: str, arguments: list[str]) -> Wanted:
     """What a train or eval script is asked for. Raises Refused for another script, and for flags that it refuses."""
-    path = Path(script)
-    if path.name not in TASKS or path.parent.name not in ("train", "eval"):
-        raise Refused(f"{script} is no script of a task: wanted train/ or eval/ and one of {', '.join(TASKS)}")
-    parser = PARSERS[f"{path.parent.name}/{path.name}"]()
+    name = "/".join(Path(script).parts[-2:])
+    if name not in PARSERS:
+        raise Refused(f"{script} is no script of a task: wanted one of {', '.join(PARSERS)}")
+    parser = PARSERS[name]()
 
     def refuse(message: str):
         raise Refused(f"{message}; python {script} --help lists the flags")
 
     parser.error = refuse
-    return Wanted(script, TASKS[path.name], parser.parse_args(arguments))
+    return Wanted(script, TASKS[Path(script).name], parser.parse_args(arguments))
 
 
 def progress_of(folder: Path) -> str:
@@ -209,8 +209,8 @@ def prefetch_items(arguments: list[str]) -> None:
     Raises:
         Refused: something cannot be fetched, or is not as it was fetched.
     """
-    update = "--update" in arguments
     if arguments and Path(arguments[0]).name in TASKS:
+        update = "--update" in arguments
         wanted = read_flags(arguments[0], [flag for flag in arguments[1:] if flag != "--update"])
         items = items_of(wanted)
         _fetch(items, update)
@@ -229,7 +229,7 @@ def prefetch_items(arguments: list[str]) -> None:
             return
         named = [("model", text) for text in flags.model] + [("dataset", text) for text in flags.dataset]
         items = [prefetch.parse_item(kind, text) for kind, text in named]
-        _fetch(items + ([WORDNET] if flags.wordnet else []), update)
+        _fetch(items + ([WORDNET] if flags.wordnet else []), flags.update)
     print(f"manifest: {prefetch.cache_root() / prefetch.MANIFEST}")
 
 

@@ -15,11 +15,10 @@ from zerotune.evaluation.evaluation_options import EvalOptions, QuestionOptions
 from zerotune.evaluation.scoring import Answering, BackOff, PartialScores, score_items
 from zerotune.files import json_sha256, read_json, write_json
 from zerotune.models.model_files import model_identity
-from zerotune.run.launch import on_all_ranks
+from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import is_main_process
 
 FINGERPRINT_FILE = ".fingerprint.json"
-NO_RESULTS = ["results"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,9 @@ def evaluate_into(
     described, fingerprint = _describe(options, items)
     if len(set(on_all_ranks(accelerator, json_sha256(fingerprint)))) > 1:
         raise Refused("the ranks have different items or models: put files on a disk that all nodes share")
-    # rank 0 looks for all: file systems may show the ranks different things
-    differing = on_all_ranks(accelerator, _differences(folder, fingerprint) if is_main_process() else None)[0]
-    if not differing:
-        return on_all_ranks(accelerator, read_json(folder / "metrics.json") if is_main_process() else None)[0]
+    differing = from_rank_0(accelerator, lambda: _differences(folder, fingerprint))
+    if differing == []:
+        return from_rank_0(accelerator, lambda: read_json(folder / "metrics.json"))
     if not replace:
         _refuse_another(folder, differing)
     with _without_zero_init(accelerator):
@@ -95,8 +93,8 @@ def check_earlier(folder: Path, options: EvalOptions | QuestionOptions, items: I
     _refuse_another(folder, _differences(folder, _describe(options, items)[1]))
 
 
-def _refuse_another(folder: Path, differing: list[str]) -> None:
-    if differing and differing != NO_RESULTS:
+def _refuse_another(folder: Path, differing: list[str] | None) -> None:
+    if differing:
         listed = ", ".join(name.replace("_", " ") for name in differing)
         raise Refused(f"{folder} holds an evaluation that differs in {listed}: choose another --output-dir")
 
@@ -114,10 +112,10 @@ def _describe(options: EvalOptions | QuestionOptions, items: Items) -> tuple[dic
     return described, described | items.more | fingerprint
 
 
-def _differences(folder: Path, fingerprint: dict) -> list[str]:
-    """In what a folder's results are not those of this evaluation: [] where they are; NO_RESULTS without any."""
+def _differences(folder: Path, fingerprint: dict) -> list[str] | None:
+    """In what a folder's results are not those of this evaluation: [] where they are, None where there are none."""
     if not all((folder / name).exists() for name in (FINGERPRINT_FILE, "metrics.json", "predictions.jsonl")):
-        return NO_RESULTS
+        return None
     earlier = read_json(folder / FINGERPRINT_FILE)
     if earlier.get("sha256") == json_sha256(fingerprint):
         return []

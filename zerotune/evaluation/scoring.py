@@ -15,7 +15,7 @@ from zerotune.errors import Refused
 from zerotune.examples.batching import cut_by_budget
 from zerotune.files import json_sha256, read_json_lines, write_json_lines
 from zerotune.run.folder import PARTIAL_FOLDER
-from zerotune.run.launch import on_all_ranks
+from zerotune.run.launch import from_rank_0, on_all_ranks
 
 Scorer = Callable[[np.ndarray], np.ndarray]
 
@@ -146,7 +146,7 @@ def score_items(
     Returns:
         float32 [num_items, num_scores].
     """
-    done = _same_on_all_ranks(partial.read(), accelerator) if partial else {}
+    done = from_rank_0(accelerator, partial.read) if partial else {}  # nobody writes before all have it
     if partial:
         partial.open(accelerator.process_index)
     todo = [number for number in range(len(batches)) if number not in done]
@@ -164,11 +164,6 @@ def score_items(
                 give_back_memory()
             on_batch()
     return _assemble(_share(done, accelerator), batches)
-
-
-def _same_on_all_ranks(done: dict[int, np.ndarray], accelerator) -> dict[int, np.ndarray]:
-    """What rank 0 has read: file systems may show the ranks different things. Nobody writes before all have it."""
-    return on_all_ranks(accelerator, done)[0]
 
 
 def _share(done: dict[int, np.ndarray], accelerator) -> dict[int, np.ndarray]:

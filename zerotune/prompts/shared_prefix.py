@@ -29,7 +29,7 @@ class _PrefixLayer(DynamicLayer):
         return keys, torch.cat([self.values.expand(shape), value_states], dim=-2)
 
 
-@dataclass(eq=True)
+@dataclass
 class SharedRows(Sequence):
     """Rows of token ids, of which what all begin with is kept once: of 25,000 prompts the shots would take gigabytes.
 

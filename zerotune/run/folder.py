@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import disk_is_full, json_sha256, read_json, read_json_lines, write_json, write_json_lines
-from zerotune.run.launch import device_name, on_all_ranks
+from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.process import describe_process, is_main_process, say
 
 # Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
@@ -64,7 +64,8 @@ def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
         raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
     finished = read_state(folder).get("state") == "finished"
     if finished and (folder / "checkpoints").exists() and not (folder / "final" / "task.json").exists():
-        say(f"{folder} was finished and its final/ is gone: it is made again from the checkpoints")
+        if says_finished:
+            say(f"{folder} was finished and its final/ is gone: it is made again from the checkpoints")
         return False
     if finished and says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")
@@ -101,7 +102,7 @@ class RunFolder:
         self._lock = None
 
     def __enter__(self) -> "RunFolder":
-        problem = on_all_ranks(self.accelerator, self._open() if is_main_process() else None)[0]
+        problem = from_rank_0(self.accelerator, self._open)
         if problem:
             raise Refused(problem)
         return self

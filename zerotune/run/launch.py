@@ -4,12 +4,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from zerotune.cpu import parent_command
 from zerotune.errors import Refused
+from zerotune.run.process import is_main_process
 
 # DeepSpeed's counts of its own: zerotune/examples/batching.py cuts the steps, so that they only have to be consistent.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
@@ -148,6 +150,11 @@ def on_all_ranks(accelerator, value) -> list:
     from accelerate.utils import gather_object
 
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
+
+
+def from_rank_0(accelerator, find: Callable[[], Any]) -> Any:
+    """What rank 0 finds, on every rank: file systems may show the ranks different things. All ranks take part."""
+    return on_all_ranks(accelerator, find() if is_main_process() else None)[0]
 
 
 def device_name(device) -> str:

@@ -52,8 +52,8 @@ def _tells_the_end() -> bool:
             store.wait([RANK_0_SPEAKS], timedelta(seconds=SECONDS_FOR_RANK_0))
     except distributed.DistStoreError:
         return True
-    except RuntimeError:  # the store was rank 0's, which has ended
-        return is_main_process()
+    except RuntimeError:
+        pass  # the store was rank 0's, which has ended
     return is_main_process()
 
 

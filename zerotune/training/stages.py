@@ -24,7 +24,7 @@ from zerotune.models.span_head import load_span_model
 from zerotune.models.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
 from zerotune.prompts.answers import AnswerData
 from zerotune.run.folder import FREE_FLAGS, RunFolder, held_results, recorded_flags
-from zerotune.run.launch import on_all_ranks
+from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import is_main_process, say
 from zerotune.scores.metrics import confusion_matrix, confusion_scores
 from zerotune.training import checkpoints
@@ -169,8 +169,7 @@ def resume(loop: Loop, args) -> None:
         Refused: a checkpoint that was asked for by path is of another run or not whole; adamw8bit's state under
             DeepSpeed is of another number of processes.
     """
-    choice = _choose_checkpoint(loop, args) if is_main_process() else None
-    folder, lines, problem = on_all_ranks(loop.accelerator, choice)[0]
+    folder, lines, problem = from_rank_0(loop.accelerator, lambda: _choose_checkpoint(loop, args))
     for line in lines:
         say(line)
     if problem:
@@ -222,7 +221,7 @@ def save_best(loop: Loop, args, tokenizer, record: dict) -> Path:
     engine, progress, final = loop.engine, loop.progress, loop.run.path / "final"
     if progress.best_step != progress.step:
         best = checkpoints.step_folder(loop.checkpoint_root, progress.best_step)
-        problem = on_all_ranks(loop.accelerator, checkpoints.defect(best) if is_main_process() else None)[0]
+        problem = from_rank_0(loop.accelerator, lambda: checkpoints.defect(best))
         if problem:
             raise Refused(
                 f"the best checkpoint {best} is damaged ({problem}) and final/ is to be made of it: restore it, or "
