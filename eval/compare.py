@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    from zerotune.pages.comparison import write_comparison
+    from zerotune.report.comparison import write_comparison
 
     print(f"comparison: {write_comparison(args.evaluations, args.output_dir)}")
 

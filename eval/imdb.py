@@ -8,9 +8,9 @@
 The last line needs neither a network nor a model.
 """
 
-from zerotune import imdb
-from zerotune.command_line.arguments import eval_parser
 from zerotune.run.process import run_script
+from zerotune.settings.flags import eval_parser
+from zerotune.tasks import imdb
 
 
 def main(args):

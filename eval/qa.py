@@ -9,13 +9,13 @@
 The last line scores a prediction file in the official form, {question id: answer}, without a model.
 """
 
-from zerotune.command_line.squad_arguments import qa_eval_parser
 from zerotune.run.process import run_script
+from zerotune.settings.squad_flags import qa_eval_parser
 
 
 def main(args):
     if args.score is not None:
-        from zerotune.evaluation.squad_scoring import score_predictions
+        from zerotune.squad.score_file import score_predictions
 
         score_predictions(args)
         return

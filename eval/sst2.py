@@ -8,9 +8,9 @@
 The last line predicts the unlabelled test rows and writes submission.tsv, the form of GLUE's test server.
 """
 
-from zerotune import sst2
-from zerotune.command_line.arguments import eval_parser
 from zerotune.run.process import run_script
+from zerotune.settings.flags import eval_parser
+from zerotune.tasks import sst2
 
 
 def main(args):

@@ -3,7 +3,7 @@
 from tiny_models import word_tokenizer
 from tokenizers import processors
 
-from zerotune.squad import Answer, Paragraph, Question
+from zerotune.squad.questions import Answer, Paragraph, Question
 
 NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 

@@ -9,9 +9,9 @@
 The same command starts a run, goes on with it, or says that it is finished.
 """
 
-from zerotune import imdb
-from zerotune.command_line.arguments import train_parser, with_engine_flag
 from zerotune.run.process import run_script
+from zerotune.settings.flags import train_parser, with_engine_flag
+from zerotune.tasks import imdb
 
 
 def main(args):

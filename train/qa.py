@@ -9,8 +9,8 @@
 The same command starts a run, goes on with it, or says that it is finished.
 """
 
-from zerotune.command_line.squad_arguments import qa_train_parser
 from zerotune.run.process import run_script
+from zerotune.settings.squad_flags import qa_train_parser
 
 
 def main(args):

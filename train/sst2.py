@@ -9,9 +9,9 @@
 The same command starts a run, goes on with it, or says that it is finished.
 """
 
-from zerotune import sst2
-from zerotune.command_line.arguments import train_parser
 from zerotune.run.process import run_script
+from zerotune.settings.flags import train_parser
+from zerotune.tasks import sst2
 
 
 def main(args):

@@ -3,16 +3,22 @@
 import time
 from dataclasses import replace
 
-from zerotune import cpu
 from zerotune.checks import preflight, run_checks
 from zerotune.checks.squad_flags import check_evaluation_flags, check_training_flags, training_lengths
-from zerotune.data.splits import Splits
-from zerotune.data.squad_splits import SOURCES, first_paragraphs, load_shots_source, load_splits
-from zerotune.data.task_sources import load_test, reporting_sha256
-from zerotune.evaluation import question_evaluation, results
-from zerotune.evaluation.evaluation_folder import check_earlier
-from zerotune.evaluation.evaluation_options import QuestionOptions
-from zerotune.evaluation.squad_evaluation import (
+from zerotune.evaluation import results
+from zerotune.evaluation.folder import check_earlier
+from zerotune.evaluation.options import QuestionOptions
+from zerotune.models.attention import attention_kernel, check_kernel_precision
+from zerotune.models.branches import can_share
+from zerotune.models.final_folder import read_record
+from zerotune.models.precision import resolve_precision
+from zerotune.run import cpu, launch
+from zerotune.run.folder import RunFolder, check_earlier_run
+from zerotune.run.names import default_eval_folder, model_or_default
+from zerotune.run.process import is_main_process, say, started_at
+from zerotune.run.stopping import StopSignal
+from zerotune.squad import question_evaluation
+from zerotune.squad.evaluation import (
     SpanSettings,
     answers_by_span,
     choosing_values,
@@ -20,22 +26,16 @@ from zerotune.evaluation.squad_evaluation import (
     items_of,
     span_data,
 )
-from zerotune.examples.paragraph_branches import can_share
-from zerotune.examples.span_data import SpanData
-from zerotune.models.attention import attention_kernel, check_kernel_precision
-from zerotune.models.final_folder import read_record
-from zerotune.models.precision import resolve_precision
-from zerotune.pages.squad_report import print_results, write_report
-from zerotune.prompts.prompting import uses_chat
-from zerotune.prompts.question_answers import QuestionAnswerData, encode_questions
-from zerotune.prompts.question_prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
-from zerotune.run import launch
-from zerotune.run.folder import RunFolder, check_earlier_run
-from zerotune.run.names import default_eval_folder, model_or_default
-from zerotune.run.process import is_main_process, say, started_at
-from zerotune.run.stopping import StopSignal
-from zerotune.scores.squad_results import print_scores, score_line
-from zerotune.squad import TASK, Question
+from zerotune.squad.generation import QuestionAnswerData, encode_questions
+from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
+from zerotune.squad.questions import TASK, Question
+from zerotune.squad.report import print_results, write_report
+from zerotune.squad.results import print_scores, score_line
+from zerotune.squad.span_data import SpanData
+from zerotune.squad.splits import SOURCES, first_paragraphs, load_shots_source, load_splits
+from zerotune.tasks.prompts import uses_chat
+from zerotune.tasks.splits import Splits
+from zerotune.tasks.task_sources import load_test, reporting_sha256
 from zerotune.training import stages
 from zerotune.training.loop import Loop
 from zerotune.training.schedule import schedule_for

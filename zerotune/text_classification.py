@@ -2,27 +2,26 @@
 
 import time
 
-from zerotune import cpu
 from zerotune.checks import preflight, run_checks
-from zerotune.data.splits import Example
-from zerotune.data.task_sources import load_test, reporting_sha256
-from zerotune.data.task_splits import load_shots_source, load_splits
 from zerotune.evaluation import prompt_seeds, results
-from zerotune.evaluation.evaluation_folder import check_earlier
-from zerotune.evaluation.evaluation_options import EvalOptions, answers_by_prompt, check_options
+from zerotune.evaluation.folder import check_earlier
+from zerotune.evaluation.options import EvalOptions, answers_by_prompt, check_options
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint, items_of
-from zerotune.examples.labelled import LabelledData
 from zerotune.models.language_model import load_language_model
 from zerotune.models.precision import resolve_precision
-from zerotune.pages.report import write_report
-from zerotune.prompts.answers import AnswerData, prompt_record
-from zerotune.prompts.prompting import draw_shots
-from zerotune.run import launch
+from zerotune.report.run_report import write_report
+from zerotune.run import cpu, launch
 from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.names import default_eval_folder, model_or_default
 from zerotune.run.process import is_main_process, say, started_at
 from zerotune.run.stopping import StopSignal
+from zerotune.tasks.prompts import draw_shots
+from zerotune.tasks.splits import Example
+from zerotune.tasks.task_sources import load_test, reporting_sha256
+from zerotune.tasks.task_splits import load_shots_source, load_splits
 from zerotune.training import stages
+from zerotune.training.classification import LabelledData
+from zerotune.training.generation import AnswerData, prompt_record
 from zerotune.training.loop import Loop
 from zerotune.training.schedule import schedule_for
 
@@ -34,7 +33,7 @@ def train(args, task, engine_name: str = "loop") -> None:
     """Fine-tune a model, and report it against itself before training.
 
     Args:
-        task: a task module (zerotune.sst2).
+        task: a task module (zerotune.tasks.sst2).
         engine_name: "loop", or "trainer" for the Hugging Face Trainer in its place.
     """
     stop_signal = StopSignal()

@@ -19,19 +19,19 @@ import torch
 from random_models import SMALL_LLAMA
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from zerotune import imdb, sst2
-from zerotune.cpu import tokens_per_device, use_whole_cpu
-from zerotune.data.samples import tiny_causal_model
-from zerotune.data.split_settings import Origin, read_origin
-from zerotune.data.splits import balanced_subset, without_texts_of
-from zerotune.evaluation.evaluation_options import EvalOptions
+from zerotune.evaluation.options import EvalOptions
 from zerotune.evaluation.scorers import prompt_scorer
-from zerotune.examples.batching import evaluation_batches
-from zerotune.examples.cutting import cut_texts, fit_shots
 from zerotune.models.language_model import load_language_model
 from zerotune.models.pretrained import load_tokenizer
-from zerotune.prompts.prompting import Prompt, draw_shots, encode_prompts
 from zerotune.randomness import random_order
+from zerotune.run.cpu import tokens_per_device, use_whole_cpu
+from zerotune.tasks import imdb, sst2
+from zerotune.tasks.cutting import cut_texts, fit_shots
+from zerotune.tasks.prompts import Prompt, draw_shots, encode_prompts
+from zerotune.tasks.sample import tiny_causal_model
+from zerotune.tasks.split_settings import Origin, read_origin
+from zerotune.tasks.splits import balanced_subset, without_texts_of
+from zerotune.training.batches import evaluation_batches
 
 TASKS = {"imdb": imdb, "sst2": sst2}
 SAMPLE_ROWS = 4000

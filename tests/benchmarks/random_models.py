@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
-from zerotune.examples.encoding import Encoded
-from zerotune.examples.labelled import LabelledData
 from zerotune.models.attention import attention_kernel
 from zerotune.models.heads import head_module_names, is_head_parameter, make_head_float32
 from zerotune.models.loading import ModelSettings, base_dtype, keep_nf4_layout
 from zerotune.models.lora import add_lora
+from zerotune.tasks.tokens import Encoded
+from zerotune.training.classification import LabelledData
 
 LABELS = ("negative", "positive")
 

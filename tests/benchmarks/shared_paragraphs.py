@@ -25,17 +25,17 @@ from random_models import SMALL_LLAMA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from zerotune.cpu import use_whole_cpu
-from zerotune.data.squad_files import read_questions
-from zerotune.data.squad_splits import first_paragraphs
 from zerotune.models.generator import AnswerGenerator
 from zerotune.models.loading import parameter_groups
 from zerotune.models.precision import resolve_precision
-from zerotune.prompts.question_answers import QuestionAnswerData, encode_questions
-from zerotune.prompts.question_prompts import QuestionPrompt
-from zerotune.prompts.question_writing import AnswerWriter
+from zerotune.run.cpu import use_whole_cpu
 from zerotune.run.launch import start_accelerator
-from zerotune.squad import Question
+from zerotune.squad.files import read_questions
+from zerotune.squad.generation import QuestionAnswerData, encode_questions
+from zerotune.squad.prompts import QuestionPrompt
+from zerotune.squad.questions import Question
+from zerotune.squad.splits import first_paragraphs
+from zerotune.squad.writing import AnswerWriter
 from zerotune.training.engine import Engine, build_optimizer
 
 SHARED, ALONE = "shared paragraphs", "one question a row"

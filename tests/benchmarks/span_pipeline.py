@@ -130,8 +130,8 @@ def measure(args) -> None:
     """Do one side's work; write its seconds to --result and what it found beside that."""
     import torch
 
-    from zerotune.data.squad_files import read_questions
     from zerotune.models.pretrained import load_tokenizer
+    from zerotune.squad.files import read_questions
 
     torch.set_num_threads(args.threads)
     kind, side = args.side.split("-")
@@ -156,9 +156,9 @@ def measure(args) -> None:
 
 def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
     """Ours, and all rows put together in batches of similar length."""
-    from zerotune.examples.batching import evaluation_batches
-    from zerotune.examples.span_features import span_features
     from zerotune.files import default_cache_dir
+    from zerotune.squad.windows import span_features
+    from zerotune.training.batches import evaluation_batches
 
     started = time.perf_counter()
     found = span_features(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, default_cache_dir())
@@ -176,8 +176,8 @@ def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
 
 def dev_windows(questions, tokenizer):
     """A SpanData, and logits [windows, 384, 2]: noise, higher about one place of the context, and at the label."""
-    from zerotune.examples.span_data import SpanData
-    from zerotune.examples.span_features import span_features
+    from zerotune.squad.span_data import SpanData
+    from zerotune.squad.windows import span_features
 
     found = span_features(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, None)
     generator = np.random.RandomState(0)

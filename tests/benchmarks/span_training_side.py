@@ -12,18 +12,18 @@ WARMUP_RATIO, WEIGHT_DECAY = 0.1, 0.01
 
 def train(args) -> None:
     """Train one way and write its figures to args.result, with scores where it is trained whole."""
-    from zerotune import cpu
+    from zerotune.run import cpu
 
     if args.way == "ours":
         cpu.use_whole_cpu(tiny_model=False)
     import numpy as np
     import torch
 
-    from zerotune.data.squad_files import read_questions
-    from zerotune.examples.span_data import SpanData
-    from zerotune.examples.span_features import span_features
     from zerotune.models.pretrained import load_tokenizer
     from zerotune.randomness import random_order
+    from zerotune.squad.files import read_questions
+    from zerotune.squad.span_data import SpanData
+    from zerotune.squad.windows import span_features
 
     torch.set_num_threads(args.threads)
     tokenizer = load_tokenizer(args.model, None)
@@ -49,14 +49,14 @@ def train_ours(args, data, tokenizer):
     """zerotune's loop, bf16 where the processor has it, as train/qa.py builds it."""
     import numpy as np
 
-    from zerotune.cpu import CPU_TOKENS
-    from zerotune.examples.batching import num_steps_per_epoch
     from zerotune.models.loading import ModelSettings
     from zerotune.models.precision import default_precision
     from zerotune.models.span_head import load_span_model
     from zerotune.models.used_rows import train_used_rows
+    from zerotune.run.cpu import CPU_TOKENS
     from zerotune.run.folder import RunFolder
     from zerotune.run.launch import start_accelerator
+    from zerotune.training.batches import num_steps_per_epoch
     from zerotune.training.engine import Engine
     from zerotune.training.loop import Loop
     from zerotune.training.schedule import plan_schedule
@@ -137,9 +137,9 @@ def official_scores_of(model, data) -> dict:
     import numpy as np
     import torch
 
-    from zerotune.examples.batching import evaluation_batches
     from zerotune.models.precision import autocast, default_precision
-    from zerotune.scores.squad_metrics import official_scores, score_answers
+    from zerotune.squad.metrics import official_scores, score_answers
+    from zerotune.training.batches import evaluation_batches
 
     model.eval()
     found = np.zeros((len(data.ids), 2 + 3 * data.num_best), np.float32)

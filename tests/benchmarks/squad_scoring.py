@@ -13,10 +13,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from zerotune.data.squad_files import read_questions
-from zerotune.scores.squad_metrics import official_scores, score_answers, squad_metrics
-from zerotune.scores.text_overlap import text_overlap
-from zerotune.squad import Question
+from zerotune.metrics.text_overlap import text_overlap
+from zerotune.squad.files import read_questions
+from zerotune.squad.metrics import official_scores, score_answers, squad_metrics
+from zerotune.squad.questions import Question
 
 ROUNDS = 5
 

@@ -14,12 +14,12 @@ import torch
 from random_models import SHAPES, random_model, random_rows, settings_for
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from zerotune.examples.batching import micro_batches
 from zerotune.models.heads import SequenceClassifier
 from zerotune.models.loading import parameter_groups
 from zerotune.models.parameters import parameter_table
 from zerotune.models.used_rows import train_used_rows
 from zerotune.run import launch
+from zerotune.training.batches import micro_batches
 from zerotune.training.engine import Engine, build_optimizer
 from zerotune.training.loop import Loop
 from zerotune.training.schedule import Schedule

@@ -186,12 +186,12 @@ def train_with_trainer(args) -> None:
     from trainer_side import Timing, training_arguments
     from transformers import AutoModelForSequenceClassification, Trainer
 
-    from zerotune import sst2
-    from zerotune.command_line.arguments import train_parser
-    from zerotune.data.task_splits import load_splits
-    from zerotune.examples.encoding import encode_texts
     from zerotune.files import default_cache_dir
     from zerotune.models.pretrained import load_tokenizer
+    from zerotune.settings.flags import train_parser
+    from zerotune.tasks import sst2
+    from zerotune.tasks.task_splits import load_splits
+    from zerotune.tasks.tokens import encode_texts
 
     torch.set_num_threads(args.threads)
     splits = load_splits(

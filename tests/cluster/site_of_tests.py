@@ -113,7 +113,7 @@ def assert_undisturbed(site: Site, name: str, job: Job, undisturbed: Launch) -> 
 
 def make_site(cluster: LocalCluster, folder: Path) -> Site:
     """A checkout of links, but for what jobs write, with a tiny Llama and generated rows."""
-    from zerotune.data.samples import sample_rows, tiny_causal_model
+    from zerotune.tasks.sample import sample_rows, tiny_causal_model
 
     folder.mkdir(parents=True)
     for name in ("zerotune", "train", "eval", "ds_configs"):

@@ -69,7 +69,7 @@ class Workplace:
 @contextmanager
 def open_workplace(folder: Path):
     """A workplace in a folder, with its server running."""
-    from zerotune.data.samples import sample_rows, tiny_causal_model
+    from zerotune.tasks.sample import sample_rows, tiny_causal_model
 
     tiny_causal_model(folder / "llama")
     for name, num_rows, seed in (("train.tsv", 600, 11), ("test.tsv", 120, 12)):

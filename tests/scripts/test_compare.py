@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 
 from zerotune.errors import Refused
 from zerotune.files import write_json, write_json_lines
-from zerotune.pages.comparison import short_names, write_comparison
-from zerotune.scores.metrics import METRIC_NAMES, classification_metrics
+from zerotune.metrics.labels import METRIC_NAMES, classification_metrics
+from zerotune.report.comparison import short_names, write_comparison
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "compare.py"
 LABELS = [0, 1] * 20

@@ -11,11 +11,11 @@ import torch
 from comparing import BF16_CURVE, WEIGHTS, assert_same_curve, differences, steps_of, weight_difference, weights_of
 from launching import ACCELERATE, REPOSITORY, TORCHRUN, free_port, launch
 
-from zerotune import sst2
-from zerotune.command_line.arguments import train_parser
-from zerotune.data.task_splits import load_splits
-from zerotune.examples.batching import epoch_steps, micro_batches
 from zerotune.models.pretrained import load_tokenizer
+from zerotune.settings.flags import train_parser
+from zerotune.tasks import sst2
+from zerotune.tasks.task_splits import load_splits
+from zerotune.training.batches import epoch_steps, micro_batches
 
 CONFIGS = REPOSITORY / "ds_configs"
 FULL, LORA, QLORA = [], ["--method", "lora"], ["--method", "qlora"]

@@ -12,9 +12,9 @@ from test_curves import REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 from waiting import wait_until
 
-from zerotune.data.splits import Example
 from zerotune.files import read_json_lines
-from zerotune.prompts.prompting import draw_shots
+from zerotune.tasks.prompts import draw_shots
+from zerotune.tasks.splits import Example
 
 # float32 in a padded batch against one row alone: measured 2e-6.
 SAME_SCORE = 2e-5

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from zerotune.data.samples import sample_reviews
-from zerotune.imdb import WORDINGS
+from zerotune.tasks.imdb import WORDINGS
+from zerotune.tasks.sample import sample_reviews
 
 PROMPTS = ["--shots", 2, "--prompt-seeds", 3, "--calibrate", "contextual", "--tokens-per-device", 2000]
 

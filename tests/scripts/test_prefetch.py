@@ -18,7 +18,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    from zerotune.data.samples import tiny_causal_model
+    from zerotune.tasks.sample import tiny_causal_model
 
     model = tmp_path_factory.mktemp("hub") / "llama"
     tiny_causal_model(model)

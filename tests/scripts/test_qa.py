@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import FEW_TOKENS
 
-from zerotune.data.squad_files import read_questions
-from zerotune.data.squad_sample import sample_articles
 from zerotune.files import read_json_lines
-from zerotune.scores.squad_metrics import official_scores, score_answers
+from zerotune.squad.files import read_questions
+from zerotune.squad.metrics import official_scores, score_answers
+from zerotune.squad.sample import sample_articles
 
 # float32 in a padded batch against another batch; logits add up over more terms than a classifier's.
 SAME_SCORE = 5e-4

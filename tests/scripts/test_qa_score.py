@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zerotune.data.squad_sample import sample_articles
+from zerotune.squad.sample import sample_articles
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -117,6 +117,6 @@ def test_no_file_of_a_user_and_no_earlier_score_is_overwritten(tmp_path, files):
 
 
 def test_no_torch_is_imported():
-    modules = "zerotune.evaluation.squad_scoring, zerotune.command_line.squad_arguments"
+    modules = "zerotune.squad.score_file, zerotune.settings.squad_flags"
     program = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)

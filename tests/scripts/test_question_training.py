@@ -8,7 +8,7 @@ import json
 import pytest
 from comparing import CURVE, WEIGHTS, differences, weight_difference
 
-from zerotune.data.squad_sample import sample_articles
+from zerotune.squad.sample import sample_articles
 
 # Steps of 16 questions of 3 to 5 paragraphs: in micro-batches of one, of some, and of all of them.
 SINGLE, SOME, ALL = 200, 768, 4096

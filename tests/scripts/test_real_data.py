@@ -9,9 +9,9 @@ from brute_force import BruteForce
 from comparing import OFTEN, WEIGHTS, assert_same_bits, assert_same_curve, killed_at, weight_difference
 from launching import REPOSITORY
 
-from zerotune import sst2
-from zerotune.command_line.arguments import eval_parser
-from zerotune.data.task_sources import load_test
+from zerotune.settings.flags import eval_parser
+from zerotune.tasks import sst2
+from zerotune.tasks.task_sources import load_test
 
 SHARED = REPOSITORY.parent / "shared"
 MODEL = SHARED / "models" / "stories260K"

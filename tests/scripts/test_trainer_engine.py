@@ -12,7 +12,7 @@ from comparing import OFTEN, assert_same_bits, assert_same_curve, killed_at, new
 from launching import REPOSITORY
 from tiny_models import tiny_model
 
-from zerotune.data.samples import sample_rows
+from zerotune.tasks.sample import sample_rows
 from zerotune.training.checkpoints import step_folder
 
 # Reviews of a few words in several files' worth of one epoch of 8 steps, the last of a single row; 2 cuts of a step.

@@ -1,9 +1,10 @@
 """train/imdb.py --engine trainer, but its steps are made of the loop's examples: the two must then agree."""
 
-from zerotune import imdb, text_classification
-from zerotune.command_line.arguments import train_parser, with_engine_flag
+from zerotune import text_classification
 from zerotune.run.process import run_script
-from zerotune.training import trainer_engine
+from zerotune.settings.flags import train_parser, with_engine_flag
+from zerotune.tasks import imdb
+from zerotune.training import trainer as trainer_engine
 from zerotune.training.loop import Loop
 
 if __name__ == "__main__":

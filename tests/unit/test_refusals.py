@@ -13,22 +13,22 @@ from safetensors.torch import load_file, save_file
 from tiny_models import LABELS, tiny_model
 from transformers import AutoConfig
 
-from zerotune import sst2
 from zerotune.checks import run_checks
-from zerotune.command_line.arguments import train_parser
-from zerotune.data.samples import tiny_causal_model
-from zerotune.data.sources import read_file
-from zerotune.data.splits import Example
-from zerotune.data.task_sources import load_test
 from zerotune.errors import Refused
-from zerotune.evaluation import evaluation_folder
-from zerotune.evaluation.evaluation_options import EvalOptions, check_options
+from zerotune.evaluation import folder as evaluation_folder
+from zerotune.evaluation.options import EvalOptions, check_options
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint
 from zerotune.files import read_json, read_json_lines
 from zerotune.models.language_model import load_language_model
 from zerotune.models.loading import ModelSettings, load_classifier
 from zerotune.models.pretrained import check_token_ids, check_weight_files, check_window, load_tokenizer, read_config
 from zerotune.run.launch import zero_stage
+from zerotune.settings.flags import train_parser
+from zerotune.tasks import sst2
+from zerotune.tasks.files import read_file
+from zerotune.tasks.sample import tiny_causal_model
+from zerotune.tasks.splits import Example
+from zerotune.tasks.task_sources import load_test
 from zerotune.training.checkpoints import MARKER
 
 OPTIONS = {"revision": None, "attention": "auto", "precision": "fp32", "tokens_per_device": 64}

@@ -14,7 +14,10 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPT_FOLDERS = ("train", "eval")
 LIBRARY = sorted((REPOSITORY / "zerotune").rglob("*.py"))
 SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (REPOSITORY / folder).glob("*.py"))
-MOST_LINES = 330
+ROOMS = (
+    "errors", "randomness", "files", "settings", "run", "metrics", "models", "tasks", "training", "evaluation", "report",
+    "squad", "cluster",
+)  # fmt: skip
 # What a run, an evaluation or a user writes; named in documents, never shipped.
 MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh")
 NAMED_PATH = re.compile(
@@ -47,7 +50,7 @@ def test_the_library_imports_no_script(path):
 
 
 def test_imports_between_the_rooms_of_the_library_run_one_way():
-    """A room is a folder of zerotune/, or a module beside them. README.md lists the folders from the lowest upwards."""
+    """A room is a folder of zerotune/, or a module beside them. ROOMS lists them from the lowest upwards."""
     rooms = {}
     for path in LIBRARY:
         room = path.relative_to(REPOSITORY / "zerotune").parts[0].removesuffix(".py")
@@ -57,9 +60,7 @@ def test_imports_between_the_rooms_of_the_library_run_one_way():
             elif isinstance(node, ast.ImportFrom) and node.module.startswith("zerotune."):
                 rooms.setdefault(room, set()).add(node.module.split(".")[1])
     list(TopologicalSorter({room: used - {room} for room, used in rooms.items()}).static_order())
-    table = re.findall(r"^\| `(\w+)/` \|", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
-    assert set(table) == {path.parent.name for path in LIBRARY} - {"zerotune"}
-    upwards = {room: used & set(table[table.index(room) + 1 :]) for room, used in rooms.items() if room in table}
+    upwards = {room: used & set(ROOMS[ROOMS.index(room) + 1 :]) for room, used in rooms.items() if room in ROOMS}
     assert not any(upwards.values()), upwards
 
 
@@ -202,9 +203,3 @@ def test_names_are_imported_from_where_they_are_defined():
                 wrong += [f"{path.name}: {node.module}.{one.name}" for one in node.names if one.name not in defined]
                 num_checked += len(node.names)
     assert num_checked > 100 and not wrong
-
-
-@pytest.mark.parametrize("folder", ["zerotune", "train", "eval", "tests"])
-def test_files_stay_short(folder):
-    lengths = {path: len(path.read_text().splitlines()) for path in (REPOSITORY / folder).rglob("*.py")}
-    assert lengths and not {path: length for path, length in lengths.items() if length > MOST_LINES}

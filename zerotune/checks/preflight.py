@@ -6,15 +6,8 @@ from pathlib import Path
 
 import torch
 
-from zerotune import squad, sst2
-from zerotune.cpu import tokens_per_device
-from zerotune.data import samples, squad_sample
-from zerotune.data.split_settings import SETTING_NAMES
-from zerotune.data.splits import Splits
 from zerotune.errors import Refused
 from zerotune.evaluation.scorers import labelled_data
-from zerotune.examples.labelled import LabelledData
-from zerotune.examples.span_data import SpanData
 from zerotune.files import read_json
 from zerotune.models.attention import attention_kernel
 from zerotune.models.final_folder import read_record
@@ -23,11 +16,20 @@ from zerotune.models.lora import adapter_size
 from zerotune.models.parameters import classifier_size, published_table
 from zerotune.models.pretrained import check_labels, check_token_ids, check_weight_files, load_tokenizer, read_config
 from zerotune.models.span_head import span_size
-from zerotune.prompts.answers import AnswerData, encode_answers
-from zerotune.prompts.prompting import Prompt, uses_chat
+from zerotune.run.cpu import tokens_per_device
 from zerotune.run.names import default_run_folder, model_or_default, sample_model_folder
 from zerotune.run.plan import describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
 from zerotune.run.process import say
+from zerotune.squad import questions as squad
+from zerotune.squad import sample as squad_sample
+from zerotune.squad.span_data import SpanData
+from zerotune.tasks import sample as samples
+from zerotune.tasks import sst2
+from zerotune.tasks.prompts import Prompt, uses_chat
+from zerotune.tasks.split_settings import SETTING_NAMES
+from zerotune.tasks.splits import Splits
+from zerotune.training.classification import LabelledData
+from zerotune.training.generation import AnswerData, encode_answers
 from zerotune.training.schedule import schedule_for
 
 FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
@@ -130,7 +132,7 @@ def tokenise(args, config, tokenizer, task, splits: Splits) -> dict[str, Labelle
     """The train and choosing splits as tokens for the run's head; a classifier's from the cache, where it has them.
 
     Args:
-        task: a task module (zerotune.sst2): WORDINGS, of which the first is a generator's prompt.
+        task: a task module (zerotune.tasks.sst2): WORDINGS, of which the first is a generator's prompt.
     Raises:
         Refused: as encode_texts and encode_answers do.
     """

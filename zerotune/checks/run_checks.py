@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from zerotune.errors import Refused
-from zerotune.evaluation.evaluation_options import answers_by_prompt
+from zerotune.evaluation.options import answers_by_prompt
 from zerotune.models.attention import attention_kernel
 from zerotune.models.heads import is_encoder
 from zerotune.models.pretrained import check_window, is_trained_classifier
-from zerotune.prompts.prompting import uses_chat
+from zerotune.tasks.prompts import uses_chat
 from zerotune.training import checkpoints
 
 

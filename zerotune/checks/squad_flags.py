@@ -3,12 +3,12 @@
 from dataclasses import asdict
 
 from zerotune.checks.run_checks import check_generator
-from zerotune.command_line.squad_arguments import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
 from zerotune.errors import Refused
-from zerotune.evaluation.squad_evaluation import answers_by_span, span_settings
 from zerotune.models.attention import attention_kernel
 from zerotune.models.pretrained import check_window, most_tokens
-from zerotune.prompts.prompting import uses_chat
+from zerotune.settings.squad_flags import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
+from zerotune.squad.evaluation import answers_by_span, span_settings
+from zerotune.tasks.prompts import uses_chat
 
 OF_SPANS = ("doc_stride", "max_answer_length", "n_best")
 OF_WRITING = ("max_new_tokens", "prompt_format", "shots")

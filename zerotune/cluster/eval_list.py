@@ -136,7 +136,7 @@ def compare(lines: list[Line]) -> None:
     Raises:
         Refused: some are not done; the others are compared all the same.
     """
-    from zerotune.pages.comparison import write_comparison
+    from zerotune.report.comparison import write_comparison
 
     said = []
     done = [line for line in lines if line.is_done]

@@ -14,16 +14,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from zerotune import imdb, sst2
 from zerotune.cluster import prefetch
-from zerotune.command_line.arguments import eval_parser, train_parser, with_engine_flag
-from zerotune.command_line.squad_arguments import qa_eval_parser, qa_train_parser
 from zerotune.errors import Refused
 from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id
 from zerotune.run.folder import PARTIAL_FOLDER, read_state
 from zerotune.run.launch import read_deepspeed_config, zero_stage
 from zerotune.run.names import default_eval_folder, default_run_folder, model_or_default
 from zerotune.run.process import run_script
+from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag
+from zerotune.settings.squad_flags import qa_eval_parser, qa_train_parser
+from zerotune.tasks import imdb, sst2
 from zerotune.training import checkpoints
 
 # Task of each script, as run folders are called.
@@ -187,7 +187,7 @@ def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
 
 
 def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
-    """Hub id and revision of each data set whose rows are read, as zerotune/data/task_sources.py decides it."""
+    """Hub id and revision of each data set whose rows are read, as zerotune/tasks/task_sources.py decides it."""
     flags = wanted.flags
     ours = prefetch.dataset_of(wanted.task, flags.dataset)
     if wanted.trains:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_json, write_text
+from zerotune.metrics.wordnet import DEBIAN_FOLDER
 from zerotune.models.model_files import cached_snapshot
-from zerotune.scores.wordnet import DEBIAN_FOLDER
 
 MANIFEST = "zerotune-manifest.json"
 # What transformers and peft read of a repository. Weights in the older .bin form only where there are no others.
@@ -80,8 +80,8 @@ def listed_items() -> list[Item]:
 
 def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
     """Hub id and revision of a task's data set, or of --dataset ID[:SPLIT]; no id where it is a folder."""
-    from zerotune import imdb, sst2
-    from zerotune.data import squad_splits
+    from zerotune.squad import splits as squad_splits
+    from zerotune.tasks import imdb, sst2
 
     own = {"sst2": sst2.ROWS.dataset, "imdb": imdb.ROWS.dataset, "squad": squad_splits.SOURCES.dataset}
     name = (flag or own[task]).partition(":")[0]
@@ -216,7 +216,7 @@ def _point_at(snapshot: Path, revision: str) -> None:
 def _fetch_dataset(item: Item, revision: str | None) -> tuple[str | None, list[Path]]:
     import datasets
 
-    from zerotune.data.sources import cached_commit
+    from zerotune.tasks.files import cached_commit
 
     with _hub_errors(item):
         parts = datasets.load_dataset(item.name, revision=revision)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from zerotune.data.splits import Example
 from zerotune.files import write_json, write_json_lines, write_text
+from zerotune.metrics.label_results import LabelAnswers, label_results
 from zerotune.run.process import say
-from zerotune.scores.label_results import LabelAnswers, label_results
-from zerotune.scores.squad_results import Answers, breakdown, question_results
-from zerotune.squad import Question
+from zerotune.squad.questions import Question
+from zerotune.squad.results import Answers, breakdown, question_results
+from zerotune.tasks.splits import Example
 
 
 def write_label_results(folder: Path, examples: list[Example], answers: LabelAnswers) -> dict:

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from zerotune.data.splits import Splits, stratified_subset
-from zerotune.data.task_sources import reporting_sha256
 from zerotune.errors import Refused
-from zerotune.evaluation.evaluation_options import EvalOptions, QuestionOptions
+from zerotune.evaluation.options import EvalOptions, QuestionOptions
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint
 from zerotune.files import read_json
+from zerotune.metrics.paired import paired_comparison, read_evaluation
 from zerotune.run.folder import RunFolder
 from zerotune.run.process import is_main_process, say, started_at
-from zerotune.scores.paired import paired_comparison, read_evaluation
+from zerotune.tasks.splits import Splits, stratified_subset
+from zerotune.tasks.task_sources import reporting_sha256
 
 BASE_EVAL_ITEMS = 1000
 

@@ -7,22 +7,20 @@ from functools import partial
 import numpy as np
 import torch
 
-from zerotune.data.splits import Example
 from zerotune.errors import Refused
-from zerotune.evaluation.evaluation_options import EvalOptions, generator_record, trained_as
+from zerotune.evaluation.generation import EXTRA_TOKENS, answer_texts, end_tokens, parse_answer, write_answers
+from zerotune.evaluation.options import EvalOptions, generator_record, trained_as
 from zerotune.evaluation.scoring import Answering, Scorer
-from zerotune.examples.batching import evaluation_batches
-from zerotune.examples.cutting import fit_shots
-from zerotune.examples.encoding import encode_texts
-from zerotune.examples.labelled import LabelledData
 from zerotune.files import default_cache_dir
+from zerotune.metrics.label_results import LabelAnswers
 from zerotune.models.final_folder import load_final_or_base
 from zerotune.models.parameters import published_table
 from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, load_tokenizer, most_tokens
-from zerotune.prompts.answers import answer_window, recorded_prompt
-from zerotune.prompts.generation import EXTRA_TOKENS, answer_texts, end_tokens, parse_answer, write_answers
-from zerotune.prompts.prompting import (
+from zerotune.run.plan import describe_memory, scoring_memory
+from zerotune.run.process import say
+from zerotune.tasks.cutting import fit_shots
+from zerotune.tasks.prompts import (
     CONTENT_FREE_TEXTS,
     Prompt,
     PromptData,
@@ -31,9 +29,11 @@ from zerotune.prompts.prompting import (
     normalise,
     uses_chat,
 )
-from zerotune.run.plan import describe_memory, scoring_memory
-from zerotune.run.process import say
-from zerotune.scores.label_results import LabelAnswers
+from zerotune.tasks.splits import Example
+from zerotune.tasks.tokens import encode_texts
+from zerotune.training.batches import evaluation_batches
+from zerotune.training.classification import LabelledData
+from zerotune.training.generation import answer_window, recorded_prompt
 
 UNLABELLED = -100
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from zerotune.cpu import give_back_memory
 from zerotune.errors import Refused
-from zerotune.examples.batching import cut_by_budget
 from zerotune.files import json_sha256, read_json_lines, write_json_lines
+from zerotune.run.cpu import give_back_memory
 from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.launch import from_rank_0, on_all_ranks
+from zerotune.training.batches import cut_by_budget
 
 Scorer = Callable[[np.ndarray], np.ndarray]
 

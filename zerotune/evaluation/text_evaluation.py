@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from zerotune.data.splits import Example
-from zerotune.evaluation.evaluation_folder import Items, evaluate_into
-from zerotune.evaluation.evaluation_options import EvalOptions, answers_by_prompt
+from zerotune.evaluation.folder import Items, evaluate_into
+from zerotune.evaluation.options import EvalOptions, answers_by_prompt
 from zerotune.evaluation.result_files import write_label_results
 from zerotune.evaluation.scorers import LoadModel, prepare_classifier, prepare_prompt
 from zerotune.evaluation.scoring import Answering
+from zerotune.metrics.label_results import LabelAnswers
 from zerotune.models.language_model import load_language_model
 from zerotune.models.pretrained import read_config
-from zerotune.scores.label_results import LabelAnswers
+from zerotune.tasks.splits import Example
 
 
 def evaluate_checkpoint(
@@ -29,7 +29,7 @@ def evaluate_checkpoint(
     likelihood of the label words, an encoder without one with an untrained head, so labelled.
 
     Args:
-        task: a task module (zerotune.sst2): TASK, LABELS, MAX_LENGTH, WORDINGS.
+        task: a task module (zerotune.tasks.sst2): TASK, LABELS, MAX_LENGTH, WORDINGS.
         load_model: what gives a causal model; several evaluations may share one.
     """
     config = read_config(options.model, options.revision)

@@ -2,7 +2,7 @@
 
 import torch
 
-from zerotune.examples.paragraph_branches import Places, branch_masks, mask_dtype
+from zerotune.models.branches import Places, branch_masks, mask_dtype
 from zerotune.models.heads import TunedModel
 from zerotune.models.language_model import cap_logits, load_causal_model
 from zerotune.models.loading import ModelSettings, check_settings, recompute_activations, tuning_config

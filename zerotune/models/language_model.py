@@ -43,7 +43,7 @@ def load_language_model(options, device: torch.device):
     """A causal model in eval mode on the device, with its adapter where it is one, in the precision or in NF4.
 
     Args:
-        options: model, revision, attention, precision, load_4bit (zerotune.evaluation.evaluation_options.EvalOptions).
+        options: model, revision, attention, precision, load_4bit (zerotune.evaluation.options.EvalOptions).
     Raises:
         Refused: no weights can be read, or some of them are missing.
     """

@@ -9,11 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from zerotune.cpu import parent_command
 from zerotune.errors import Refused
+from zerotune.run.cpu import parent_command
 from zerotune.run.process import is_main_process
 
-# DeepSpeed's counts of its own: zerotune/examples/batching.py cuts the steps, so that they only have to be consistent.
+# DeepSpeed's counts of its own: zerotune/training/batches.py cuts the steps, so that they only have to be consistent.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
 # How long a rank waits for the others before it gives up: seconds in COLLECTIVE_TIMEOUT, else this.
 COLLECTIVE_TIMEOUT = "ZEROTUNE_COLLECTIVE_TIMEOUT"

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from zerotune import squad
-from zerotune.command_line.arguments import DEFAULT_MODEL
 from zerotune.files import default_cache_dir
+from zerotune.settings.flags import DEFAULT_MODEL
+from zerotune.squad import questions as squad
 
 
 def short_name(model: str) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from zerotune.cpu import give_back_memory
 from zerotune.errors import Preempted, Refused
 from zerotune.randomness import derive_seed
+from zerotune.run.cpu import give_back_memory
 from zerotune.run.process import is_main_process
 from zerotune.training import checkpoints
 from zerotune.training.scratch import ScratchSaves

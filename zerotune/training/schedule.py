@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from zerotune.examples.batching import num_steps_per_epoch
+from zerotune.training.batches import num_steps_per_epoch
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zerotune.data.splits import Splits
 from zerotune.errors import Refused
 from zerotune.evaluation.scoring import score_items
-from zerotune.examples.batching import evaluation_batches
-from zerotune.examples.labelled import LabelledData
-from zerotune.examples.span_data import SpanData
 from zerotune.files import json_sha256, read_json, read_json_lines
+from zerotune.metrics.labels import confusion_matrix, confusion_scores
 from zerotune.models.final_folder import save_final
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel
@@ -22,13 +19,16 @@ from zerotune.models.model_files import model_identity
 from zerotune.models.parameters import format_table, parameter_table, published_table
 from zerotune.models.span_head import load_span_model
 from zerotune.models.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
-from zerotune.prompts.answers import AnswerData
 from zerotune.run.folder import FREE_FLAGS, RunFolder, held_results, recorded_flags
 from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import is_main_process, say
-from zerotune.scores.metrics import confusion_matrix, confusion_scores
+from zerotune.squad.span_data import SpanData
+from zerotune.tasks.splits import Splits
 from zerotune.training import checkpoints
+from zerotune.training.batches import evaluation_batches
+from zerotune.training.classification import LabelledData
 from zerotune.training.engine import Engine, build_optimizer
+from zerotune.training.generation import AnswerData
 from zerotune.training.loop import Loop
 from zerotune.training.schedule import Schedule
 

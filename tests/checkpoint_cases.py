@@ -1,0 +1,74 @@
+"""Saves that are cut short: at each operation on a file, and by a full disk."""
+
+import os
+import shutil
+import signal
+import sys
+from collections import namedtuple
+from types import SimpleNamespace
+
+from zerotune.training import checkpoints
+
+ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
+
+
+WATCHED = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir")
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def write(step):
+    """A state writer: one file in the folder and one below it."""
+
+    def write_state(folder):
+        (folder / "part").mkdir()
+        paths = [folder / "weights.bin", folder / "part" / "moments.bin"]
+        for number, path in enumerate(paths):
+            path.write_bytes(f"{step:03d} {number}".encode() * 100)
+        return paths
+
+    return write_state
+
+
+def save(root, step, num_bytes=1000, best_step=None):
+    progress = {"step": step, "progress": {"best_step": best_step}}
+    return checkpoints.save(root, progress, write(step), num_bytes, ALONE)
+
+
+def names(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+def die_at(number, action):
+    """Do something in a forked process that kills itself before its nth file operation. Returns its exit status."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    num_seen = 0
+
+    def hook(event, arguments):
+        nonlocal num_seen
+        if event in WATCHED:
+            num_seen += 1
+            if num_seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    action()
+    os._exit(0)
+
+
+def deaths(tmp_path, action):
+    """A root for each operation of an action at which a process has died, until there are no more."""
+    template = tmp_path / "template"
+    save(template, 1)
+    for number in range(1, 200):
+        root = tmp_path / f"death-{number}"
+        shutil.copytree(template, root)
+        status = die_at(number, lambda root=root: action(root))
+        yield root
+        if status == 0:
+            assert number > 20, "every file operation is a place to die"
+            return
+        assert status == -signal.SIGKILL
+    raise AssertionError("more than 200 operations in one save")

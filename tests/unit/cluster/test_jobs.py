@@ -1,0 +1,319 @@
+"""What a job script is told of a run before and after it launches it, and what a job without a network would miss."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zerotune.checks.preflight import settle_flags
+from zerotune.cluster import smoke
+from zerotune.cluster.jobs import (
+    PARSERS,
+    WORDNET,
+    check_offline,
+    describe_job,
+    describe_progress,
+    items_of,
+    progress_of,
+    read_flags,
+)
+from zerotune.cluster.prefetch import Item
+from zerotune.errors import Refused
+from zerotune.settings.flags import train_parser
+from zerotune.squad import splits as squad_splits
+from zerotune.tasks import sst2
+from zerotune.tasks.sst2 import TASK
+
+REPOSITORY = Path(__file__).parents[3]
+SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--sample"],
+        ["--model", "meta-llama/Llama-3.2-1B", "--method", "lora"],
+        ["--model=runs/a/final", "--head", "generate", "--learning-rate", "1e-3"],
+        ["--output-dir", "runs/elsewhere", "--limit-train", "5"],
+    ],
+)
+def test_the_run_folder_is_the_one_that_the_script_takes(flags):
+    args = train_parser("", sst2).parse_args(flags)
+    settle_flags(args, TASK, {})
+    assert read_flags("train/sst2.py", flags).folder == args.output_dir
+
+
+def test_eval_folders_and_tasks():
+    assert read_flags("eval/imdb.py", ["--model", "runs/a/final"]).folder == Path("runs/eval-imdb-a")
+    assert read_flags("train/qa.py", ["--model", "x/y"]).folder == Path("runs/squad-y-full")
+    with pytest.raises(Refused, match=r"train/zero\.py is no script of a task"):
+        read_flags("train/zero.py", [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model"], "argument --model: expected one argument; python train/sst2.py --help lists the flags"),
+        (["--sample", "--modle", "x"], "unrecognized arguments: --modle x"),
+        (["--epochs", "three"], "argument --epochs: "),
+    ],
+)
+def test_flags_that_the_script_would_refuse(flags, words):
+    with pytest.raises(Refused, match=words):
+        read_flags("train/sst2.py", flags)
+
+
+@pytest.mark.parametrize("script", sorted(PARSERS))
+def test_each_script_is_read_as_it_reads_itself(script, capsys):
+    """The defaults of each parser, through the script's own --help."""
+    source = (REPOSITORY / script).read_text()
+    with pytest.raises(SystemExit):
+        read_flags(script, ["--help"])
+    ours = set(re.findall(r"--[a-z0-9-]+", capsys.readouterr().out))
+    own = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=REPOSITORY)
+    assert ours == set(re.findall(r"--[a-z0-9-]+", own.stdout.replace(ast.get_docstring(ast.parse(source)), "")))
+
+
+def test_progress_changes_with_every_checkpoint_and_milestone(tmp_path):
+    run, seen = tmp_path / "run", []
+    seen.append(progress_of(run))
+    for name in (
+        "checkpoints/step-00000005/COMPLETE",
+        "eval/base/metrics.json",
+        "checkpoints/step-00000120/COMPLETE",
+        "final/task.json",
+        "eval/final/metrics.json",
+    ):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+        seen.append(progress_of(run))
+    (run / "checkpoints/step-00000300").mkdir()  # unmarked: it does not count
+    assert seen == ["0+0+0", "5+0+0", "5+1+0", "120+1+0", "120+2+0", "120+3+0"] and progress_of(run) == "120+3+0"
+
+
+@pytest.mark.parametrize("place", [".", "eval/base", "seed-1"])
+def test_scores_of_an_unfinished_evaluation_are_progress(place, tmp_path):
+    partial = tmp_path / place / ".partial"
+    partial.mkdir(parents=True)
+    (partial / "rank-0.jsonl").write_text("{}\n")
+    assert progress_of(tmp_path) == "0+0+3"
+
+
+def test_what_a_launch_will_do_is_said(tmp_path):
+    assert describe_progress(tmp_path) == "fresh"
+    state = {"state": "preempted", "reason": "stopped by SIGUSR1 after step 7"}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "checkpoints/step-00000007").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000007/COMPLETE").touch()
+    assert describe_progress(tmp_path) == "resumed after step 7 (was preempted, stopped by SIGUSR1 after step 7)"
+    (tmp_path / "state.json").write_text('{"state": "finished", "reason": null}')
+    assert describe_progress(tmp_path) == "finished"
+
+
+def test_the_first_lines_of_a_job():
+    wanted = read_flags("train/sst2.py", ["--sample", "--deepspeed", "ds_configs/zero2.json", "--output-dir", "no/run"])
+    environment = {"SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "node[1-4]", "SLURM_GPUS_ON_NODE": "8"}
+    lines = describe_job(wanted, environment | {"ZEROTUNE_PROCESSES_PER_NODE": "8"})
+    assert lines == [
+        "nodes: 4 (node[1-4])",
+        "devices: 8 GPUs and 8 processes a node",
+        "world size: 32",
+        "ZeRO stage: 2 (ds_configs/zero2.json)",
+        "run folder: no/run: fresh",
+    ]
+    plain = describe_job(read_flags("train/sst2.py", ["--sample"]), {})
+    assert plain[:4] == [
+        "nodes: 1 (this one)",
+        "devices: CPU and 1 process a node",
+        "world size: 1",
+        "ZeRO stage: none",
+    ]
+
+
+# --- what a run reads ---
+
+
+def test_items_of_a_command_line(tmp_path):
+    def items(script, *flags):
+        return items_of(read_flags(script, list(flags)))
+
+    model = Item("model", "meta-llama/Llama-3.2-1B", "main")
+    flags = ["--model", model.name, "--revision", "main"]
+    assert items("train/sst2.py", "--sample") == []
+    assert items("train/sst2.py", *flags) == [model, Item("dataset", "stanfordnlp/sst2")]
+    assert items("train/imdb.py", *flags, "--train-file", "a.csv") == [model]
+    assert items("eval/sst2.py", *flags, "--dataset", "me/mine:test") == [model, Item("dataset", "me/mine")]
+    assert items("train/qa.py", *flags)[1:] == [Item("dataset", squad_splits.SOURCES.dataset), Item("wordnet")]
+    final = tmp_path / "run" / "final"
+    final.mkdir(parents=True)
+    (final / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))
+    source = {"dataset": "stanfordnlp/sst2", "revision": "abc"}
+    (tmp_path / "run" / "split.json").write_text(json.dumps({"sources": {"train": source}}))
+    found = items("eval/sst2.py", "--model", str(final))
+    assert found == [Item("model", "org/base", "v2"), Item("dataset", "stanfordnlp/sst2", "abc")]
+
+
+@pytest.mark.parametrize(
+    ("command", "reads"),
+    [
+        ("train --test-file x.tsv", True),  # its train rows are the hub's
+        ("train --train-file x.tsv --test-file y.tsv", False),
+        ("eval --test-file x.tsv", False),
+        ("eval --train-file x.tsv --shots 2", True),  # which only says where shots come from
+        ("eval --test-file x.tsv --shots 2", True),
+        ("eval --test-file x.tsv --shots 2 --train-file y.tsv", False),
+        ("eval --split 80-20 --train-file x.tsv", False),
+    ],
+)
+def test_the_hubs_rows_are_wanted_where_they_are_read(command, reads, tmp_path):
+    script, *flags = command.split()
+    found = items_of(read_flags(f"{script}/sst2.py", ["--model", str(tmp_path), *flags]))
+    assert found == ([Item("dataset", "stanfordnlp/sst2")] if reads else [])
+
+
+def test_without_wordnet_a_job_goes_on_and_says_what_is_left_out(capsys):
+    check_offline(read_flags("train/qa.py", ["--sample"]))
+    assert "METEOR will be left out" in capsys.readouterr().out
+
+
+def test_a_score_file_wants_no_model(tmp_path):
+    flags = ["--score", "predictions.json", "--test-file", "dev.json"]
+    assert items_of(read_flags("eval/qa.py", flags)) == [WORDNET]
+
+
+def test_models_that_cannot_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for model in ("./typo", "runs/a/final", "/no/where"):
+        with pytest.raises(Refused, match=f"--model {model} is neither a folder nor a hub id: mend the path"):
+            check_offline(read_flags("train/sst2.py", ["--model", model]))
+    with pytest.raises(Refused, match=r"model runs/typo \(no such folder, and never fetched\)"):
+        check_offline(read_flags("train/sst2.py", ["--model", "runs/typo"]))
+
+
+def test_what_is_missing_is_said_with_the_line_that_fetches_it(own_cache):
+    wanted = read_flags("train/sst2.py", ["--model", "org/a", "--revision", "v1"])
+    with pytest.raises(Refused) as refusal:
+        check_offline(wanted)
+    line = str(refusal.value)
+    assert f"not in the cache {own_cache}: model org/a at v1 (never fetched); dataset stanfordnlp/sst2 (never" in line
+    assert line.endswith("bash slurm/prefetch.sh --model org/a@v1 --dataset stanfordnlp/sst2")
+
+
+def test_a_job_cannot_upload_and_wants_its_files(tmp_path):
+    with pytest.raises(Refused, match="hf upload me/mine runs/a/final"):
+        check_offline(read_flags("train/sst2.py", ["--sample", "--push-to-hub", "me/mine", "--output-dir", "runs/a"]))
+    with pytest.raises(Refused, match=r"--train-file .*absent\.tsv: no such file on this node"):
+        check_offline(
+            read_flags("train/sst2.py", ["--model", str(tmp_path), "--train-file", str(tmp_path / "absent.tsv")])
+        )
+
+
+# --- the scripts themselves ---
+
+
+def test_there_is_a_script_for_each_purpose():
+    assert {path.stem for path in SCRIPTS} >= {"sst2", "imdb", "qa", "eval", "smoke", "prefetch", "common", "on_node"}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_clean_by_shellcheck(path):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    found = subprocess.run(["shellcheck", "--external-sources", path], capture_output=True, text=True, cwd=REPOSITORY)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SCRIPTS if "#SBATCH" in path.read_text()], ids=lambda path: path.name
+)
+def test_job_scripts_suit_any_site(path):
+    text = path.read_text()
+    directives = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --output=runs/slurm/%j.log" in directives and (REPOSITORY / "runs/slurm").is_dir()
+    assert not [line for line in directives if "$" in line or "gpu" in line or "gres" in line or "partition" in line]
+    assert "SLURM_SUBMIT_DIR" in text  # the script that runs is a copy in SLURM's spool folder
+
+
+def test_the_login_node_hears_what_a_job_would_miss(own_cache, tmp_path):
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "ZEROTUNE_PYTHON": sys.executable,
+        "HF_HOME": str(own_cache),
+        "HOME": str(tmp_path),
+    }
+    command = ["bash", "slurm/sst2.sh", "--model", "org/never-fetched"]
+
+    def ask(**more):
+        given = environment | more
+        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=given)
+
+    assert ask(ZEROTUNE_ONLINE="1").returncode == 0
+    assert "ZEROTUNE_ATTEMPTS is 'many': wanted a whole number, at least 1" in ask(ZEROTUNE_ATTEMPTS="many").stdout
+    ended = ask()
+    assert ended.returncode == 2 and "run folder: runs/sst2-never-fetched-full: fresh" in ended.stdout
+    assert "bash slurm/prefetch.sh --model org/never-fetched --dataset stanfordnlp/sst2" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "written", "goes_on"),
+    [
+        ("--resume never", [], False),
+        ("--resume never", ["state.json"], True),
+        ("--resume=never", ["state.json"], True),
+        ("--resume runs/a/checkpoints/step-00000002", ["state.json"], False),
+        ("--resume runs/a/checkpoints/step-00000002", ["state.json", "checkpoints/step-00000004/COMPLETE"], True),
+        ("", ["state.json"], False),
+    ],
+)
+def test_resume_is_said_of_a_jobs_first_start(tmp_path, flags, written, goes_on):
+    run, begun = tmp_path / "run", tmp_path / "7.begun"
+    (run / "checkpoints/step-00000002").mkdir(parents=True)
+    (run / "checkpoints/step-00000002/COMPLETE").touch()
+    begun.touch()
+    os.utime(run / "checkpoints/step-00000002/COMPLETE", (1, 1))
+    for name in written:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+        os.utime(run / name, (begun.stat().st_mtime + 5,) * 2)
+    line = f". slurm/common.sh && job_files={tmp_path / '7'} && has_left_resume {run} train/sst2.py {flags}"
+    assert (subprocess.run(["bash", "-c", line], cwd=REPOSITORY).returncode == 0) == goes_on
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [(1, "requeued (SIGUSR1)"), (0, "this site forbids to requeue: submit the same command again, it goes on")],
+)
+def test_a_busy_controller_is_asked_again_to_requeue(tmp_path, flag, said):
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/bash\n"
+        f'case "$*" in *show*) echo "JobState=RUNNING Requeue={flag}"; exit ;; esac\n'
+        f"[ {flag} = 1 ] && [ -e {tmp_path}/asked ] && exit\n"
+        f"touch {tmp_path}/asked; echo 'Socket timed out on send/recv operation' >&2; exit 1\n"
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    state = f"job_files={tmp_path}/7 job_name=7 stop_reason=SIGUSR1 ZEROTUNE_FAILED_FILE={tmp_path}/7.failed"
+    line = f". slurm/common.sh; sleep() {{ :; }}; {state}; echo 4+0 0 >$job_files.attempts; go_on_or_end 5+0 1"
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 75 and ended.stdout == f"slurm: {said}\n"
+
+
+# --- the smoke run ---
+
+
+def test_the_toolkit_is_that_on_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert smoke.toolkit() is None
+    (tmp_path / "nvcc").write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.8, V12.8.93'\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    assert smoke.toolkit() == "12.8"

@@ -1,0 +1,188 @@
+"""Every item is scored once, at any number of processes, and what is on the disk is not scored again."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from zerotune.errors import Refused
+from zerotune.evaluation import scoring
+from zerotune.evaluation.scoring import BackOff, PartialScores, score_items
+from zerotune.training.batches import evaluation_batches
+
+BATCHES = [np.array([4, 0]), np.array([3]), np.array([1, 5]), np.array([2])]
+KEY = {"model": "a", "items": "b"}
+
+
+def score(rows):
+    """Values that float32 cannot hold exactly, so that a detour over text would show."""
+    return np.stack([rows / 3, np.pi * rows - 1], axis=1).astype(np.float32)
+
+
+ALL = score(np.arange(6))
+
+
+def alone(rank=0, world=1):
+    cpu = torch.device("cpu")
+    return SimpleNamespace(device=cpu, num_processes=world, process_index=rank, wait_for_everyone=lambda: None)
+
+
+def counting(calls):
+    def counted(rows):
+        calls.append(rows.tolist())
+        return score(rows)
+
+    return counted
+
+
+def test_scores_come_back_in_item_order():
+    calls = []
+    scores = score_items(counting(calls), BATCHES, alone())
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(scores, ALL)
+    assert calls == [batch.tolist() for batch in BATCHES]
+
+
+def test_a_cpu_gives_memory_back_after_each_batch(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(scoring, "give_back_memory", lambda: given_back.append(True))
+    score_items(score, BATCHES, alone())
+    assert len(given_back) == len(BATCHES)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_share_the_batches_and_call_equally_often(world, monkeypatch):
+    """Each rank's results are gathered; a rank without work repeats a batch, and its result does not count."""
+    shares, calls = [], [[] for _ in range(world)]
+
+    def share(done, accelerator):
+        shares.append(done)
+        return {0: ALL[BATCHES[0]], 1: ALL[BATCHES[1]], 2: ALL[BATCHES[2]], 3: ALL[BATCHES[3]]}
+
+    monkeypatch.setattr(scoring, "_share", share)
+    for rank in range(world):
+        scores = score_items(counting(calls[rank]), BATCHES, alone(rank, world))
+        np.testing.assert_array_equal(scores, ALL)
+    assert sorted(number for done in shares for number in done) == [0, 1, 2, 3]
+    assert len({len(of_rank) for of_rank in calls}) == 1
+
+
+def test_partial_scores_survive_bit_for_bit(tmp_path):
+    kept = PartialScores(tmp_path, KEY)
+    kept.open(0)
+    for number in (0, 2):
+        kept.add(number, score(BATCHES[number]))
+    again = PartialScores(tmp_path, dict(reversed(KEY.items()))).read()
+    assert again.keys() == {0, 2}
+    for number, scores in again.items():
+        assert scores.dtype == np.float32
+        np.testing.assert_array_equal(scores, score(BATCHES[number]))
+
+
+def test_an_interrupted_evaluation_scores_only_the_rest(tmp_path):
+    calls = []
+
+    def dies_in_the_third(rows):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return counting(calls)(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        score_items(dies_in_the_third, BATCHES, alone(), PartialScores(tmp_path, KEY))
+    rest = []
+    partial = PartialScores(tmp_path, KEY)
+    np.testing.assert_array_equal(score_items(counting(rest), BATCHES, alone(), partial), ALL)
+    assert calls == [[4, 0], [3]] and rest == [[1, 5], [2]]
+    partial.delete()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_more_ranks_than_now_are_read(tmp_path):
+    for rank in (0, 1):
+        kept = PartialScores(tmp_path, KEY)
+        kept.open(rank)
+        kept.add(rank, score(BATCHES[rank]))
+    calls = []
+    np.testing.assert_array_equal(score_items(counting(calls), BATCHES, alone(), PartialScores(tmp_path, KEY)), ALL)
+    assert calls == [[1, 5], [2]]
+
+
+def test_a_torn_last_line_is_scored_again(tmp_path):
+    kept = PartialScores(tmp_path, KEY)
+    kept.open(0)
+    kept.add(0, score(BATCHES[0]))
+    kept.add(1, score(BATCHES[1]))
+    path = tmp_path / ".partial" / "rank-0.jsonl"
+    path.write_text(path.read_text()[:-5])
+    assert PartialScores(tmp_path, KEY).read().keys() == {0}
+    calls = []
+    np.testing.assert_array_equal(score_items(counting(calls), BATCHES, alone(), PartialScores(tmp_path, KEY)), ALL)
+    assert calls == [[3], [1, 5], [2]]
+
+
+def test_scores_of_another_evaluation_are_not_used(tmp_path):
+    other = PartialScores(tmp_path, {**KEY, "items": "c"})
+    other.open(0)
+    other.add(0, np.zeros((2, 2), np.float32))
+    assert PartialScores(tmp_path, KEY).read() == {}
+    np.testing.assert_array_equal(score_items(score, BATCHES, alone(), PartialScores(tmp_path, KEY)), ALL)
+    assert PartialScores(tmp_path, {**KEY, "items": "c"}).read() == {}
+
+
+def test_a_batch_that_is_missing_is_a_bug(monkeypatch):
+    monkeypatch.setattr(scoring, "_share", lambda done, accelerator: {0: done[0]})
+    with pytest.raises(AssertionError, match="every batch is scored"):
+        score_items(score, BATCHES, alone())
+
+
+# --- out of memory ---
+
+LENGTHS = np.array([30, 3, 12, 5, 5, 28, 9, 1])
+
+
+LENGTHS_ALIKE = np.full(8, 30)
+
+
+def fits(most_tokens, calls, lengths=LENGTHS):
+    """A scorer that asks torch for more memory than there is on any machine where a batch is too large."""
+
+    def scored(items):
+        calls.append(items.tolist())
+        torch.empty(2**60 if lengths[items].max() * len(items) > most_tokens else 1, dtype=torch.uint8)
+        return score(items)
+
+    return scored
+
+
+@pytest.mark.parametrize("most_tokens", [30, 40, 70, 10_000])
+def test_a_batch_that_does_not_fit_is_scored_in_parts(most_tokens, capsys):
+    calls = []
+    back_off = BackOff(fits(most_tokens, calls), LENGTHS)
+    scores = score_items(back_off, evaluation_batches(LENGTHS, 120), alone())
+    np.testing.assert_array_equal(scores, score(np.arange(8)))
+    done = [item for call in calls if LENGTHS[call].max() * len(call) <= most_tokens for item in call]
+    assert sorted(done) == list(range(8)), "each once"
+    assert ("out of memory: goes on with" in capsys.readouterr().out) == (most_tokens < 120)
+
+
+def test_the_smaller_budget_is_kept():
+    """Both batches of 120 fail at first; the second is cut before it is tried."""
+    calls = []
+    back_off = BackOff(fits(60, calls, LENGTHS_ALIKE), LENGTHS_ALIKE)
+    for batch in (np.arange(4), np.arange(4, 8)):
+        back_off(batch)
+    assert calls == [[0, 1, 2, 3], [0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_an_item_that_does_not_fit_alone_is_refused():
+    with pytest.raises(Refused, match="out of memory on a single item of 30 tokens: use fewer --shots"):
+        score_items(BackOff(fits(20, []), LENGTHS), evaluation_batches(LENGTHS, 120), alone())
+
+
+def test_another_error_is_no_lack_of_memory():
+    def broken(items):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        BackOff(broken, LENGTHS)(np.arange(3))

@@ -1,0 +1,99 @@
+"""BLEU, ROUGE and METEOR against their own tools' answers, and METEOR's WordNet."""
+
+import shutil
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import BLEU
+
+from zerotune.metrics import text_overlap, wordnet
+from zerotune.squad.questions import Answer, Paragraph, Question
+
+PARAGRAPH = Paragraph("Towers", 0, "context")
+GOLDS = [["by the monks of Bec in 1240", "the monks of Bec"], ["a tower of white stone"], [], ["kelp and eels", "Kelp"]]
+PREDICTED = ["the monks of Bec in the year", "tower of white stone", "nobody", ""]
+
+
+def questions(golds):
+    return [
+        Question(f"q{number}", "Who?", PARAGRAPH, tuple(Answer(gold, 0) for gold in each))
+        for number, each in enumerate(golds)
+    ]
+
+
+def overlap(golds=GOLDS, predicted=PREDICTED, **options):
+    return text_overlap.text_overlap(
+        questions(golds), {f"q{number}": text for number, text in enumerate(predicted)}, **options
+    )
+
+
+def test_bleu_is_sacrebleus_over_the_answerable_questions():
+    predicted = [PREDICTED[row] for row in (0, 1, 3)]
+    streams = [[GOLDS[0][0], GOLDS[1][0], GOLDS[3][0]], [GOLDS[0][1], None, GOLDS[3][1]]]
+    assert overlap()["bleu"] == pytest.approx(BLEU().corpus_score(predicted, streams).score, abs=1e-9)
+
+
+def test_rouge_by_hand():
+    """q0: seven words written, four of them the second gold's four; q1: all four in five; q3: an abstention, 0."""
+    found = overlap()
+    best = [2 * (4 / 7) / (1 + 4 / 7), 2 * (4 / 5) / (1 + 4 / 5), 0]
+    assert found["rouge1"] == pytest.approx(100 * np.mean(best))
+    # pairs of q0: 3 of the 6 written, 3 of 3 in the second gold
+    pairs = [2 * (3 / 6) / (1 + 3 / 6), 2 * (3 / 4) / (1 + 3 / 4), 0]
+    assert found["rouge2"] == pytest.approx(100 * np.mean(pairs))
+    assert found["rougeL"] <= found["rouge1"]
+
+
+def test_perfect_answers_score_100_and_intervals_hold_the_scores():
+    golds = [["the old stone tower of Hook"], []] * 30
+    found = overlap(golds, [(each or [""])[0] for each in golds])
+    for name in ("bleu", "rouge1", "rouge2", "rougeL"):
+        assert found[name] == pytest.approx(100), name
+        assert found[f"{name}_ci95"] == pytest.approx([100, 100]), name
+    some = overlap(GOLDS * 20, PREDICTED * 20)
+    for name in ("bleu", "rouge1", "rouge2", "rougeL"):
+        low, high = some[f"{name}_ci95"]
+        assert low < some[name] < high, name
+
+
+def test_without_an_answerable_question_there_is_nothing_to_score():
+    assert overlap([[], []], ["x", ""]) == {}
+
+
+def test_meteor_is_left_out_without_wordnet(monkeypatch):
+    monkeypatch.setattr(text_overlap, "read_wordnet", lambda: None)
+    assert "meteor" not in overlap()
+    monkeypatch.undo()
+    monkeypatch.setattr(wordnet, "_nltk_folder", lambda: None)
+    assert wordnet.read_wordnet(wordnet.DEBIAN_FOLDER / "nowhere") is None
+
+
+@pytest.mark.skipif(wordnet.read_wordnet() is None, reason="needs WordNet (Debian's package wordnet-base)")
+def test_meteor_knows_synonyms():
+    reader = wordnet.read_wordnet()
+    assert reader.synset("dog.n.01").lexname() == "noun.animal"
+    assert reader.synset("run.v.01").lexname() == "verb.motion"
+    # "car" and "auto" are one synset: two matches in one chunk of two words, 1 - 0.5 × (1/2)³
+    assert overlap([["red auto"]], ["red car"])["meteor"] == pytest.approx(100 * (1 - 0.5 / 8))
+    assert overlap([["red auto", "x"]], [""])["meteor"] == 0
+
+
+@pytest.mark.skipif(not (wordnet.DEBIAN_FOLDER / "data.noun").exists(), reason="needs Debian's package wordnet-base")
+def test_nltks_own_folder_is_read_where_debians_is_not_there(monkeypatch, tmp_path):
+    """slurm/prefetch.sh copies the same files there, without a lexnames file too."""
+    import nltk
+
+    copied = tmp_path / "corpora" / "wordnet"
+    copied.mkdir(parents=True)
+    for path in wordnet.DEBIAN_FOLDER.iterdir():
+        shutil.copyfile(path, copied / path.name)
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    assert wordnet.read_wordnet(tmp_path / "nowhere").synset("dog.n.01").lexname() == "noun.animal"
+
+
+def test_the_lexicographer_files_are_numbered_as_wordnet_numbers_them():
+    lines = wordnet.lexnames().splitlines()
+    assert len(lines) == 45
+    assert [lines[number] for number in (0, 3, 18, 29, 44)] == [
+        "00\tadj.all\t3", "03\tnoun.Tops\t1", "18\tnoun.person\t1", "29\tverb.body\t2", "44\tadj.ppl\t3",
+    ]  # fmt: skip

@@ -1,0 +1,44 @@
+"""A process that has become large gives back what it does not use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zerotune.run import cpu
+
+BLOCK_BYTES, NUM_BLOCKS = 100_000, 2000  # small enough that malloc takes them from its heap
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's own figures (Linux)")
+def test_freed_blocks_go_back_under_pressure_alone(monkeypatch):
+    blocks = [b"x" * BLOCK_BYTES for _ in range(NUM_BLOCKS)]
+    kept = blocks[::50]  # each pins what lies below it on the heap
+    del blocks
+    before = resident_bytes()
+    monkeypatch.setattr(cpu, "_memory_limit", lambda: 2**50)
+    cpu.give_back_memory()
+    assert resident_bytes() > before - BLOCK_BYTES * NUM_BLOCKS // 20
+    monkeypatch.setattr(cpu, "_memory_limit", lambda: 1)
+    cpu.give_back_memory()
+    assert resident_bytes() < before - BLOCK_BYTES * NUM_BLOCKS // 2
+    assert len(kept) == NUM_BLOCKS // 50
+
+
+def test_the_limit_of_a_group_around_the_jobs_own_counts(monkeypatch):
+    files = {
+        "/proc/self/cgroup": "0::/job_7/step_0/task_0\n",
+        "/sys/fs/cgroup/job_7/step_0/task_0/memory.max": "max\n",
+        "/sys/fs/cgroup/job_7/memory.max": f"{2**20}\n",
+    }
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert cpu._memory_limit.__wrapped__() == 2**20
+
+
+def test_the_limit_is_the_machines_or_the_jobs():
+    assert 0 < cpu._memory_limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,250 @@
+"""What a question's prompt reads, how it is cut, and that its parts join to the tokens of the whole."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_models import CHAT_TEMPLATE, byte_tokenizer, tiny_model
+
+from zerotune.errors import Refused
+from zerotune.models.pretrained import load_tokenizer
+from zerotune.squad.files import read_questions
+from zerotune.squad.prompts import (
+    ABSTENTIONS,
+    QuestionPrompt,
+    QuestionTokenizer,
+    SolvedQuestion,
+    best_window,
+    draw_shots,
+    fit_shots,
+    one_line,
+    prompt_record,
+    read_answer,
+    recorded_prompt,
+    tokens_behind,
+)
+from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE
+from zerotune.tasks.cutting import token_ids
+
+CONTEXT = "The tower at Hook Head was built in the 13th century."
+QUESTION, ANSWER = "When was  the tower\n built? ", "in the 13th century"
+SHARED = Path(__file__).resolve().parents[4] / "shared"
+STORIES, DEV = SHARED / "models" / "stories260K", SHARED / "data" / "squad_v2" / "dev-v2.0.json.gz"
+SHOT = SolvedQuestion("s", "The lamp is red.", "What is red?", "The lamp")
+UNANSWERED = SolvedQuestion("t", "The door is blue.", "Who painted the door?", "")
+# In the manner of Gemma and Llama 3: contents are stripped, and the turn's end is a special token.
+TURNS = (
+    "<s>{% for turn in messages %}[{{ turn.role }}]\n\n{{ turn.content | trim }}<pad>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
+)
+
+
+def tokenizer_with(template=None):
+    """Full stop and line break are one token, which byte-level tokenizers spell .Ċ."""
+    tokenizer = byte_tokenizer(words=(".Ċ", " the", " tower"))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def parts_of(tokenizer, prompt, max_length=2000, window=4000):
+    return QuestionTokenizer(tokenizer, prompt, max_length, window)
+
+
+def whole(parts, context=CONTEXT, question=QUESTION, answer=ANSWER):
+    joined = [parts.head, *parts.contexts([context]), *parts.questions([question]), *parts.answers([answer])]
+    return [token for part in joined for token in part]
+
+
+PLAIN = "Context: {}\nQuestion: {}\nAnswer:"
+ASKED = PLAIN.format(CONTEXT, "When was the tower built?")
+SOLVED = PLAIN.format(SHOT.context, SHOT.question), PLAIN.format(UNANSWERED.context, UNANSWERED.question)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template", "text"),
+    [
+        (QuestionPrompt(), None, f"<s>{INSTRUCTION}{ASKED} in the 13th century</s>"),
+        (
+            QuestionPrompt(shots=(SHOT, UNANSWERED)),
+            None,
+            f"<s>{INSTRUCTION}{SOLVED[0]} The lamp\n\n{SOLVED[1]} unanswerable\n\n{ASKED} in the 13th century</s>",
+        ),
+        (
+            QuestionPrompt(chat=True),
+            TURNS,
+            f"<s>[user]\n\n{INSTRUCTION}{ASKED}<pad>\n[assistant]\n\nin the 13th century<pad>",
+        ),
+        (
+            QuestionPrompt(chat=True, shots=(SHOT,)),
+            TURNS,
+            f"<s>[user]\n\n{INSTRUCTION}{SOLVED[0]}<pad>\n[assistant]\n\nThe lamp<pad>\n[user]\n\n{ASKED}<pad>\n"
+            "[assistant]\n\nin the 13th century<pad>",
+        ),
+    ],
+)
+def test_a_prompt_reads_as_it_should_and_has_the_tokens_of_the_whole(prompt, template, text):
+    tokenizer = tokenizer_with(template)
+    row = whole(parts_of(tokenizer, prompt))
+    assert tokenizer.decode(row) == text and row.count(tokenizer.bos_token_id) == 1
+    assert row == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer(".\n", add_special_tokens=False)["input_ids"][0] in row, "the full stop joins the line break"
+
+
+@pytest.mark.skipif(
+    not (STORIES.exists() and DEV.exists()), reason="needs stories260K and SQuAD v2's dev file in ../shared"
+)
+def test_a_real_tokenizers_parts_join_to_the_tokens_of_the_whole():
+    tokenizer = load_tokenizer(str(STORIES), None)
+    parts = parts_of(tokenizer, QuestionPrompt())
+    questions = read_questions(DEV)[0][::100]
+    assert len(questions) == 119
+    for question in questions:
+        answer = question.answers[0].text if question.answers else NO_ANSWER
+        asked = TEMPLATE.format(context=question.paragraph.context, question=one_line(question.text))
+        expected = token_ids(tokenizer, [f"{INSTRUCTION}{asked} {answer}"], True)[0] + [tokenizer.eos_token_id]
+        assert whole(parts, question.paragraph.context, question.text, answer) == expected
+
+
+def test_the_pinned_date_stands_in_a_chat_prompt():
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    parts = parts_of(tokenizer, QuestionPrompt(chat=True))
+    assert tokenizer.decode(parts.head).startswith("<s>26 Jul 2024\n[user]Answer from the context")
+    assert parts.end == [tokenizer.eos_token_id]
+
+
+def test_no_answer_is_one_fixed_string():
+    parts = parts_of(tokenizer_with(), QuestionPrompt())
+    text = parts.tokenizer.decode(parts.answers(["", "  "])[1])
+    assert text == " unanswerable</s>" and parts.answers([""]) == parts.answers(["unanswerable"])
+
+
+def test_a_text_behind_others_has_no_space_put_before_it():
+    """A SentencePiece tokenizer puts a space before the first word of a text: "Question" becomes " Question"."""
+    from tokenizers import normalizers
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend("_")
+    assert tokenizer.decode(tokens_behind(tokenizer, "\n", ["Question"])[0]) == "Question"
+    assert tokenizer.decode(tokenizer("Question", add_special_tokens=False)["input_ids"]) == "_Question"
+
+
+def test_a_token_that_would_reach_over_the_boundary_is_not_made():
+    tokenizer = byte_tokenizer(words=("e:x",))
+    assert tokens_behind(tokenizer, "e:", ["xy", "y"]) == [
+        tokenizer("xy", add_special_tokens=False)["input_ids"],
+        tokenizer("y", add_special_tokens=False)["input_ids"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" in the 13th century", "in the 13th century"),
+        ("\nFrance\n\nQuestion: what", "France"),
+        (" Unanswerable.", ""),
+        ("“", "“"),
+        ('"No answer"', ""),
+        ("N/A", ""),
+        ("", ""),
+        ("No answers were found", "No answers were found"),
+    ],
+)
+def test_what_is_read_in_an_answer(text, answer):
+    assert read_answer(text) == answer
+
+
+def test_abstentions_are_written_as_they_are_compared():
+    assert {read_answer(text) for text in ABSTENTIONS} == {""}
+
+
+def test_the_record_gives_the_prompt_back():
+    for chat in (False, True):
+        record = prompt_record(QuestionPrompt(chat, (SHOT,)))
+        assert recorded_prompt(record, "m") == QuestionPrompt(chat)
+    with pytest.raises(Refused, match="another wording"):
+        recorded_prompt({**record, "template": "{context} {question}"}, "m")
+
+
+# --- windows ---
+
+
+def window_of(context, num_tokens, question="", held=None):
+    offsets = [match.span() for match in re.finditer(r"\S", context)]  # a token a character
+    start, stop = best_window(context, offsets, num_tokens, question, held)
+    return context[start:stop]
+
+
+def test_the_window_holds_the_rarest_of_the_questions_words():
+    context = "the a the bb the cc the dd the lamp the ee the"
+    assert "lamp" in window_of(context, 7, "Where is the lamp?")
+    assert window_of(context, 4, "lamp") == "lamp"
+    assert window_of(context, 5, "DD") in ("dd the", "the dd")
+
+
+def test_of_equal_windows_the_middle_one():
+    assert window_of("a b c d e f g h i", 3) == "d e f"
+    assert window_of("a b c d lamp f g h i", 6, "lamp") == "d lamp f", "two windows hold it with the most words"
+
+
+def test_a_window_has_whole_words_and_as_many_as_fit():
+    context = "one two three four five six seven"
+    for num_tokens in range(5, 28):
+        found = window_of(context, num_tokens, "six")
+        assert f" {found} " in f" {context} " and len(found.replace(" ", "")) <= num_tokens
+    assert window_of(context, 27) == context
+    assert window_of("extraordinary", 5) == ""
+    assert window_of("aa lamp cc dd extraordinary", 6, "lamp") == "aa lamp", "a last word that fits no window"
+
+
+def test_the_held_characters_are_in_the_window():
+    context = "aa bb cc dd lamp lamp ee ff gg"
+    place = context.index("bb")
+    assert "bb" in window_of(context, 6, "lamp", held=(place, place + 2))
+    assert window_of(context, 8, "lamp") == "lamp lamp"
+    assert window_of(context, 4, "lamp", held=(0, 29)) in ("lamp", "lamp"), "too long to be held"
+
+
+def test_a_context_is_cut_to_its_row_and_nothing_else():
+    parts = parts_of(tokenizer_with(), QuestionPrompt(), max_length=250)
+    context = " ".join(f"word{number}" for number in range(100))
+    others = len(parts.head) + len(parts.questions([QUESTION])[0]) + 30
+    found = parts.fitted_context(context, "Where is word77?", others)
+    assert others + len(found) <= 250 and "word77" in parts.tokenizer.decode(found)
+    assert others + len(found) > 250 - 12, "a word more would not fit"
+    with pytest.raises(Refused, match="rows of 250 tokens leave the context of the question 'Why' 15 beside 235"):
+        parts.fitted_context(context, "Why", 235)
+
+
+def test_shots_take_no_room_from_the_row():
+    tokenizer = tokenizer_with()
+    bare, shown = (parts_of(tokenizer, QuestionPrompt(shots=shots), 300) for shots in ((), (SHOT,)))
+    assert shown.most - bare.most == len(shown.head) - len(bare.head) > 50
+    assert parts_of(tokenizer, QuestionPrompt(shots=(SHOT,)), 300, window=310).most == 310
+
+
+# --- shots ---
+
+
+def test_shots_are_of_several_paragraphs_and_half_without_an_answer():
+    solved = [SolvedQuestion(f"{n}", f"context {n // 2}", "q", "" if n % 2 else "a") for n in range(40)]
+    for num_shots in range(6):
+        shots = draw_shots(solved, num_shots, seed=1)
+        assert len({shot.context for shot in shots}) == len(shots) == num_shots
+        assert sum(shot.answer == "" for shot in shots) == num_shots // 2
+    assert draw_shots(solved, 4, 1) == draw_shots(solved, 4, 1) != draw_shots(solved, 4, 2)
+    with pytest.raises(Refused, match="--shots 50 needs 5 more paragraphs with a question with an answer"):
+        draw_shots(solved, 50, 1)
+
+
+def test_long_shots_are_cut_to_windows_with_their_answers():
+    tokenizer = load_tokenizer(tiny_model("llama"), None)
+    long = " ".join(["film"] * 200 + ["bright"] + ["film"] * 50)
+    shots = (SolvedQuestion("a", long, "what", "bright"), SHOT)
+    fitted, num_cut = fit_shots(tokenizer, shots, window=100)
+    assert num_cut == 1 and fitted[1] == SHOT
+    assert "bright" in fitted[0].context and len(fitted[0].context.split()) == 46
+    assert fit_shots(tokenizer, shots, window=2000) == (shots, 0)
+    unanswered = SolvedQuestion("b", long, "what is bright", "")
+    assert "bright" in fit_shots(tokenizer, (unanswered, SHOT), window=100)[0][0].context
+    with pytest.raises(Refused, match="--shots 2 do not fit"):
+        fit_shots(tokenizer, shots, window=30)

@@ -1,0 +1,84 @@
+"""Answers written from a shared paragraph: token for token those of a loop without padding, cache or sharing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from squad_cases import ALL, DATA, TOKENIZER, make_questions
+from tiny_models import seeded_model
+
+from zerotune.evaluation.generation import NO_TOKEN
+from zerotune.squad.generation import encode_questions
+from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion
+from zerotune.squad.writing import AnswerWriter, writing_summary
+
+CPU = torch.device("cpu")
+NEW = 7
+# windows shorter than all contexts
+SHAPES = {"llama": {}, "mistral": {"sliding_window": 9}, "gemma2": {"sliding_window": 9}}
+SHOWN = QuestionPrompt(shots=(SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),))
+
+
+def model_of(kind):
+    return seeded_model(kind, 3, len(TOKENIZER), max_position_embeddings=512, **SHAPES[kind])
+
+
+def one_by_one(model, data, number, ends):
+    parts = data.head, data.contexts[data.context_of[number]], data.questions[number]
+    row, written = [token for part in parts for token in part], []
+    while len(written) < NEW:
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([row + written]), use_cache=False).logits[0, -1].argmax())
+        if token in ends:
+            break
+        written.append(token)
+    return written + [NO_TOKEN] * (NEW - len(written))
+
+
+@pytest.mark.parametrize("prompt", [QuestionPrompt(), SHOWN], ids=["no shots", "shots"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_answers_are_greedy_whatever_stands_beside_them(kind, prompt):
+    model = model_of(kind)
+    data = encode_questions(TOKENIZER, prompt, make_questions(), 400, 512, num_new_tokens=NEW)
+    free = [one_by_one(model, data, number, []) for number in ALL]
+    ends = [free[0][3], free[4][1]]  # so that some answers end early
+    wanted = [one_by_one(model, data, number, ends) for number in ALL]
+    write = AnswerWriter(model, data, ends, NEW, CPU)
+    assert write(ALL).tolist() == wanted and write(ALL).dtype == np.float32
+    assert write(ALL[[4, 0, 5]]).tolist() == [wanted[4], wanted[0], wanted[5]]
+    assert [write(ALL[[number]])[0].tolist() for number in ALL] == wanted
+    assert AnswerWriter(model, replace(data, shares=False), ends, NEW, CPU)(ALL).tolist() == wanted
+    assert AnswerWriter(model, data, ends, NEW, CPU, in_step=True)(ALL).tolist() == wanted
+    assert wanted[0][3:] == [NO_TOKEN] * (NEW - 3)
+
+
+def count_passes(model, run):
+    tokens = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    try:
+        run()
+    finally:
+        handle.remove()
+    return tokens
+
+
+def test_a_paragraph_is_read_once_and_written_answers_stop():
+    model = model_of("llama")
+    write = AnswerWriter(model, DATA, [], NEW, CPU)
+    rows = ALL[[0, 2, 3]]
+    shapes = count_passes(model, lambda: write(rows))
+    prompt = len(DATA.contexts[0]) + sum(len(DATA.questions[number]) for number in rows)
+    assert shapes == [(1, prompt)] + [(1, 3)] * (NEW - 1)
+    ends = [one_by_one(model, DATA, number, [])[1] for number in rows]
+    early, in_step = (AnswerWriter(model, DATA, ends, NEW, CPU, in_step=each) for each in (False, True))
+    assert len(count_passes(model, lambda: early(rows))) <= 2
+    assert len(count_passes(model, lambda: in_step(rows))) == NEW
+
+
+def test_the_summary_by_hand():
+    written = np.array([[5, 6, NO_TOKEN], [7, 8, 9], [NO_TOKEN] * 3, [4, NO_TOKEN, NO_TOKEN]], dtype=np.float32)
+    found = writing_summary(written, ["a", "b", "", ""])
+    assert found == {"eos_rate": 0.75, "mean_answer_tokens": 1.5, "abstention_share": 0.5}

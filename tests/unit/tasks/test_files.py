@@ -1,0 +1,211 @@
+"""Reading rows: every format gives the same rows, and what cannot be read is refused by name and line."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from zerotune.errors import Refused
+from zerotune.tasks.files import find_column, read_file, read_hub, require_file_sha256
+from zerotune.tasks.task_sources import reporting_sha256
+
+ROWS = [
+    {"sentence": 'a "quoted start and no end', "label": "1"},
+    {"sentence": "it 's dull , and long", "label": "0"},
+    {"sentence": "naïve \u2028 but warm", "label": "1"},
+]
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    data = text.encode() if isinstance(text, str) else text
+    path = folder / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def tsv(rows=ROWS) -> str:
+    return "sentence\tlabel\n" + "".join(f"{row['sentence']}\t{row['label']}\n" for row in rows)
+
+
+def csv_text(rows=ROWS) -> str:
+    quoted = ['"' + row["sentence"].replace('"', '""') + '"' for row in rows]
+    return "sentence,label\n" + "".join(f"{text},{row['label']}\n" for text, row in zip(quoted, rows, strict=True))
+
+
+def jsonl(rows=ROWS) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("compressed", ["", ".gz"])
+@pytest.mark.parametrize(("kind", "form"), [("tsv", tsv), ("csv", csv_text), ("jsonl", jsonl)])
+def test_formats_agree(tmp_path, kind, form, compressed):
+    path = write(tmp_path, f"rows.{kind}{compressed}", form())
+    source = read_file(path)
+    assert source.rows == ROWS
+    first_line = 1 if kind == "jsonl" else 2
+    assert source.where(2) == f"{path} line {first_line + 2}"
+    assert source.record == {
+        "path": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "rows": 3,
+    }
+
+
+def test_parquet_rows_have_no_lines(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"sentence": "so good", "label": 1}]), path)
+    source = read_file(path)
+    assert source.rows == [{"sentence": "so good", "label": 1}]
+    assert source.where(0) == f"{path} row 0"
+
+
+def test_a_parquet_date_that_python_cannot_hold_is_refused(tmp_path):
+    column = pyarrow.array([10**15], pyarrow.timestamp("ms"))
+    pyarrow.parquet.write_table(pyarrow.table({"sentence": ["a"], "when": column}), tmp_path / "far.parquet")
+    with pytest.raises(Refused, match="not a readable parquet file"):
+        read_file(tmp_path / "far.parquet")
+
+
+def test_items_that_are_drawn_from_a_pool_are_told_by_all_of_it():
+    def pooled(**hashes):
+        return reporting_sha256({"sources": {name: {"sha256": value} for name, value in hashes.items()}})
+
+    assert pooled(train="a", test="b") == "b" and pooled(train="a") == "a"
+    assert pooled(train="a", more="b") != pooled(train="a", more="c")
+
+
+def test_windows_line_ends_and_byte_order_mark(tmp_path):
+    path = write(tmp_path, "rows.tsv", b"\xef\xbb\xbfsentence\tlabel\r\nwarm\t1\r\n\r\n")
+    assert read_file(path).rows == [{"sentence": "warm", "label": "1"}]
+
+
+def test_csv_fields_may_hold_newlines_and_pass_the_default_limit(tmp_path):
+    long_text = "long " * 40_000
+    path = write(tmp_path, "rows.csv", f'text,label\n"one\ntwo ""three""",1\n"{long_text}",0\n')
+    source = read_file(path)
+    assert [row["text"] for row in source.rows] == ['one\ntwo "three"', long_text]
+    assert source.lines == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.txt", "x", "unknown file extension"),
+        ("rows", "x", "unknown file extension"),
+        ("rows.parquet.gz", "x", "unknown file extension"),
+        ("rows.tsv", "", "is empty"),
+        ("rows.tsv.gz", "", "is empty"),
+        ("rows.tsv", "\n\n", "is empty"),
+        ("rows.tsv", "sentence\tlabel\n", "holds no rows"),
+        ("rows.csv", "sentence,label\n", "holds no rows"),
+        ("rows.tsv", "sentence\tlabel\na\t1\nb\n", "line 3: 1 fields, but the header has 2 ('sentence', 'label')"),
+        ("rows.csv", "sentence,label\na,1\nb,c,0\n", "line 3: 3 fields, but the header has 2"),
+        ("rows.csv", 'sentence,label\na,1\n"b,0\n', "the row that starts on line 3 is not csv"),
+        ("rows.tsv", "label\tlabel\na\t1\n", "column 'label' appears twice"),
+        ("rows.tsv", b"sentence\tlabel\na\t1\nb\0\t0\n", "line 3: NUL byte at offset 20"),
+        ("rows.tsv.gz", b"sentence\tlabel\na\t1\ncaf\xe9\t0\n", "line 3: byte 0xe9 at offset 22 is not UTF-8"),
+        ("rows.csv", "text,label\na,1\n".encode("utf-16"), "is UTF-16"),
+        ("rows.jsonl", '{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+        ("rows.jsonl", '{"text": "a"}\n["b"]\n', "line 2: list, wanted one JSON object per line"),
+        ("rows.parquet", "PAR1 and nothing else", "not a readable parquet file"),
+        ("rows.tsv", gzip.compress(b"text\na\n"), "holds gzip data; name it rows.tsv.gz"),
+    ],
+)
+def test_unreadable_files_are_refused_in_one_line(tmp_path, name, content, message):
+    path = write(tmp_path, name, content)
+    with pytest.raises(Refused) as refusal:
+        read_file(path)
+    assert message in str(refusal.value)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_broken_gzip(tmp_path):
+    whole = gzip.compress(tsv().encode() * 50)
+    flipped = bytearray(whole)
+    flipped[-6] ^= 1  # inside the CRC
+    for data in (whole[:-9], whole[: len(whole) // 2], bytes(flipped), b"no gzip at all"):
+        path = tmp_path / "rows.tsv.gz"
+        path.write_bytes(data)
+        with pytest.raises(Refused, match="broken gzip"):
+            read_file(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(Refused, match="no such file"):
+        read_file(tmp_path / "none.tsv")
+    (tmp_path / "folder.tsv").mkdir()
+    with pytest.raises(Refused, match="is a folder"):
+        read_file(tmp_path / "folder.tsv")
+
+
+def test_wrong_columns_name_both_sides(tmp_path):
+    headless = "a very long first line that was meant to be a row of text\t1\nb\t0\n"
+    source = read_file(write(tmp_path, "rows.tsv", headless))
+    with pytest.raises(Refused, match=r"found 'a very long first line that was meant\.\.\.', '1'; wanted sentence"):
+        find_column(source, ("sentence", "text"), "sentence and label")
+
+
+def test_changed_file_is_named(tmp_path):
+    path = write(tmp_path, "rows.tsv", tsv())
+    wanted = read_file(path).record["sha256"]
+    require_file_sha256(path, wanted)
+    path.write_text(tsv() + "more\t1\n")
+    with pytest.raises(Refused, match=r"rows\.tsv has changed"):
+        require_file_sha256(path, wanted)
+
+
+# --- the hub, without a network ---
+
+
+def hub_that(monkeypatch, outcome):
+    """Replace load_dataset by `outcome`: an exception to raise, or a data set to return."""
+    import datasets
+
+    def load_dataset(name, split, revision):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+def test_hub_class_labels_become_names(monkeypatch):
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["positive", "negative"])})
+    table = Dataset.from_dict({"sentence": ["warm ", "dull", "new"], "label": [0, 1, -1]}, features=features)
+    hub_that(monkeypatch, table)
+    source = read_hub("someone/reviews", "train", "v1")
+    assert [row["label"] for row in source.rows] == ["positive", "negative", None]
+    assert source.record["revision"] == "v1"
+    assert source.record["rows"] == 3
+    assert source.where(1) == "someone/reviews[train] row 1"
+    assert read_hub("someone/reviews", "train").record["sha256"] == source.record["sha256"]
+
+
+def test_hub_refusals_say_what_to_do(monkeypatch):
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    broken_transport = HfHubHTTPError.__bases__[0]("no route to host")
+    cases = {
+        "hf auth login": DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub. Visit the page …"),
+        "https://huggingface.co/datasets/a/b": DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
+        "no such data set on the hub at revision v1": DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
+        "not in the local cache": ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"),
+        "the hub cannot be reached": ConnectionError("Couldn't reach 'a/b' on the Hub (ConnectTimeout)"),
+        "cannot be loaded (no route to host)": broken_transport,
+        "Should be one of": ValueError("Unknown split \"test\". Should be one of ['train'].\nmore"),
+    }
+    for message, error in cases.items():
+        hub_that(monkeypatch, error)
+        with pytest.raises(Refused) as refusal:
+            read_hub("a/b", "test", "v1")
+        assert message in str(refusal.value)
+        assert "--train-file" in str(refusal.value)
+        assert "\n" not in str(refusal.value)

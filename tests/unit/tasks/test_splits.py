@@ -1,0 +1,211 @@
+"""The split functions: golden draws, stratification, and phrases inside sentences."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zerotune.errors import Refused
+from zerotune.tasks.files import Source
+from zerotune.tasks.phrases import PhraseIndex
+from zerotune.tasks.splits import (
+    Example,
+    balanced_subset,
+    choosing_size,
+    count_repeats,
+    describe,
+    draw_choosing_slice,
+    ids_sha256,
+    make_examples,
+    normalise,
+    parse_label,
+    require_labels,
+    stratified_split,
+    stratified_subset,
+    whole_sentences,
+    without_phrases_of,
+    without_texts_of,
+)
+
+LABELS = ("negative", "positive")
+
+
+def examples(texts, labels=None):
+    labels = labels or [position % 2 for position in range(len(texts))]
+    return [Example(f"train-{row}", text, label) for row, (text, label) in enumerate(zip(texts, labels, strict=True))]
+
+
+def ids(rows):
+    return [row.id for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        *[(0, 0), (1, 1), ("0", 0), (" 1 ", 1), ("Positive", 1), ("neg", 0)],
+        *[(None, None), ("", None), (-1, None), ("-1", None)],
+    ],
+)
+def test_labels(value, label):
+    assert parse_label(value, LABELS, "here") == label
+
+
+@pytest.mark.parametrize("value", [2, "2", -2, "good", 1.0, True, math.nan, [1]])
+def test_unknown_labels_are_refused_with_place_and_value(value):
+    with pytest.raises(Refused, match=r"rows\.tsv line 7: unknown label .*wanted 0 \(negative\) or 1 \(positive\)"):
+        parse_label(value, LABELS, "rows.tsv line 7")
+
+
+def source_of(*rows):
+    return Source("rows.tsv", list(rows), list(range(2, len(rows) + 2)), {})
+
+
+def test_examples_are_stripped_and_numbered_from_zero():
+    rows = source_of({"text": " warm ", "label": "1"}, {"text": "dull", "label": "0"})
+    assert make_examples(rows, "train", "text", "label", LABELS) == [
+        Example("train-0", "warm", 1),
+        Example("train-1", "dull", 0),
+    ]
+    assert [row.label for row in make_examples(rows, "test", "text", None, LABELS)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (" \t", "line 3: empty text"),
+        (None, "line 3: the text is NoneType"),
+        (5, "line 3: the text is int"),
+        ("a\0b", "line 3: the text holds a NUL"),
+        ("a\ud800", "line 3: the text holds half of a surrogate pair"),
+    ],
+)
+def test_bad_texts_are_refused_with_their_line(text, message):
+    rows = source_of({"text": "warm", "label": 1}, {"text": text, "label": 0})
+    with pytest.raises(Refused, match=message):
+        make_examples(rows, "train", "text", "label", LABELS)
+
+
+def test_partly_labelled_source_is_refused():
+    rows = source_of({"text": "a", "label": 1}, {"text": "b", "label": -1}, {"text": "c"})
+    with pytest.raises(Refused, match="line 3: no label, as in 2 of 3 rows"):
+        make_examples(rows, "train", "text", "label", LABELS)
+
+
+def test_one_class_only_and_no_labels_are_refused():
+    one_class = examples(["a", "b"], [1, 1])
+    with pytest.raises(Refused, match="train: none of 2 rows is negative; do this"):
+        require_labels(one_class, "train", LABELS, "do this")
+    require_labels(one_class, "choose", LABELS, "do this", every=False)
+    with pytest.raises(Refused, match="no labels"):
+        require_labels(examples(["a"], [None]), "train", LABELS, "do this")
+    with pytest.raises(Refused, match="no rows"):
+        require_labels([], "train", LABELS, "do this")
+
+
+def test_repeats_and_removal_by_normalised_text():
+    rows = examples(["So  Good", "so good", "so good", "café", "cafe\u0301", "bad"], [1, 1, 0, 0, 0, 0])
+    assert count_repeats(rows) == {"duplicates": 2, "conflicting_texts": 1}
+    assert ids(without_texts_of(rows, examples(["SO GOOD", "Bad"]))) == ["train-3", "train-4"]
+
+
+def test_draws_are_pinned():
+    """Golden: recorded from this code. A change here moves the splits of every user."""
+    rows = examples([f"text {number}" for number in range(10)])
+    assert ids(stratified_subset(rows, 4, 0, "test")) == ["train-1", "train-4", "train-5", "train-6"]
+    assert ids(balanced_subset(rows, 3, 7, "--train-size")) == ["train-1", "train-2", "train-8"]
+
+
+def test_ids_hash_is_that_of_sorted_lines():
+    """Golden: printf 'train-0\\ntrain-1' | sha256sum."""
+    golden = "6c65eb6a552041e84f90235d94be3a176d244f1a3dcc5e628f9b8617bb4a0dd7"
+    assert ids_sha256(examples(["a", "b"])) == ids_sha256(examples(["a", "b"])[::-1]) == golden
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_negative=st.integers(1, 40), num_positive=st.integers(1, 40), share=st.floats(0.05, 0.9), seed=st.integers(0, 9)
+)
+def test_stratified_split_is_a_partition_with_the_shares_of_the_whole(num_negative, num_positive, share, seed):
+    labels = [0] * num_negative + [1] * num_positive
+    rows = examples([str(number) for number in range(len(labels))], labels)
+    rest, drawn = stratified_split(rows, share, seed, "test")
+    assert sorted(ids(rest) + ids(drawn)) == sorted(ids(rows))
+    assert len(drawn) == round(len(rows) * share)
+    assert [row for row in rows if row in drawn] == drawn
+    found = Counter(row.label for row in drawn)
+    for label, count in ((0, num_negative), (1, num_positive)):
+        # within 1 of proportional by rounding, and at least 1 where two rows are drawn
+        assert abs(found[label] - count * len(drawn) / len(rows)) <= 1
+        assert found[label] >= 1 or len(drawn) < 2
+
+
+def test_seeds_and_purposes_draw_differently():
+    rows = examples([str(number) for number in range(200)])
+    draws = [(seed, purpose) for seed in (0, 1) for purpose in ("test", "choose")]
+    assert len({tuple(ids(stratified_subset(rows, 20, *draw))) for draw in draws}) == 4
+
+
+def test_balanced_subset_refuses_a_rare_label():
+    rows = examples(list("abcdef"), [0, 0, 0, 0, 1, 1])
+    assert Counter(row.label for row in balanced_subset(rows, 4, 0, "--test-size")) == {0: 2, 1: 2}
+    with pytest.raises(Refused, match=r"--test-size 6: .* needs 3 rows of each label, but the rarest has 2; .* most 4"):
+        balanced_subset(rows, 6, 0, "--test-size")
+
+
+def test_phrases_match_whole_words_only():
+    index = PhraseIndex(["art", "a warm", "a warm film", "film", "warm film about art"])
+    assert set(index.inside("a warm film about artists")) == {"a warm", "a warm film", "film"}
+    assert index.outermost() == {"a warm film", "warm film about art"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "ab", "a-", "é"]), min_size=1, max_size=6).map(" ".join), min_size=1)
+)
+def test_phrase_index_agrees_with_the_plain_definition(texts):
+    distinct = set(texts)
+    index = PhraseIndex(texts)
+    for text in distinct:
+        assert set(index.inside(text)) == {other for other in distinct if f" {other} " in f" {text} "}
+    inner = {a for a in distinct for b in distinct if a != b and f" {a} " in f" {b} "}
+    assert index.outermost() == distinct - inner
+
+
+def test_whole_sentences_count_repeats_once_and_leave_conflicts_out():
+    rows = examples(["A warm film", "warm film", "a warm film", "so dull", "so dull"], [1, 1, 1, 0, 1])
+    assert ids(whole_sentences(rows)) == ["train-0"]
+    assert ids(without_phrases_of(rows, rows[:1])) == ["train-3", "train-4"]
+
+
+def test_choosing_slice_takes_its_phrases_along():
+    generator = random.Random(0)
+    words = [f"word{number}" for number in range(300)]
+    sentences = [" ".join(generator.choices(words, k=8)) for _ in range(100)]
+    phrases = [" ".join(sentence.split()[2:5]) for sentence in sentences]
+    rows = examples(sentences + phrases, [number % 2 for number in range(100)] * 2)
+    train, chosen, num_whole = draw_choosing_slice(rows, 0)
+    assert num_whole == 100
+    assert len(chosen) == choosing_size(200, 100) == 20
+    assert len(train) == 160
+    assert not any(f" {row.text} " in f" {sentence.text} " for row in train for sentence in chosen)
+    _, balanced, _ = draw_choosing_slice(rows, 0, balanced_size=6)
+    assert Counter(row.label for row in balanced) == {0: 3, 1: 3}
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_whole", "size"), [(67349, 6885, 872), (2000, 2000, 200), (10, 10, 2), (500, 40, 10)]
+)
+def test_choosing_size(num_rows, num_whole, size):
+    assert choosing_size(num_rows, num_whole) == size
+
+
+def test_describe_counts_unlabelled_rows_apart():
+    assert describe(examples(["a", "b", "c"], [1, 1, 0]), LABELS)["labels"] == {"negative": 1, "positive": 2}
+    assert describe(examples(["a"], [None]), LABELS)["labels"] == {"unlabelled": 1}
+
+
+def test_normalise():
+    assert normalise(" Warm\t\u00a0FILM\n") == "warm film"

@@ -1,0 +1,192 @@
+"""A checkpoint counts when it is whole; whatever a death leaves behind, the newest whole one is found."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from checkpoint_cases import ALONE, Usage, deaths, names, save
+
+from zerotune.errors import Refused
+from zerotune.training import checkpoints
+
+
+def save_and_prune(root, step, keep=1):
+    save(root, step)
+    checkpoints.prune(root, keep, step)
+
+
+def test_a_saved_checkpoint_is_whole_and_readable(tmp_path):
+    folder = save(tmp_path, 120)
+    assert folder.name == "step-00000120" and checkpoints.defect(folder) is None
+    assert checkpoints.read_progress(folder) == {"step": 120, "progress": {"best_step": None}}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest.keys() == {"weights.bin", "part/moments.bin", "progress.json"}
+    assert manifest["weights.bin"]["bytes"] == 500 and len(manifest["weights.bin"]["sha256"]) == 64
+    assert checkpoints.newest_whole(tmp_path) == (folder, [])
+    assert names(tmp_path) == ["step-00000120"]
+
+
+def test_nothing_saved_is_no_checkpoint(tmp_path):
+    assert checkpoints.newest_whole(tmp_path / "absent") == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "COMPLETE").unlink(), "no COMPLETE marker"),
+        (lambda folder: (folder / "part" / "moments.bin").unlink(), "unreadable: .*moments.bin"),
+        (lambda folder: (folder / "weights.bin").write_bytes(b"short"), "weights.bin has 5 bytes, not 500"),
+        (lambda folder: (folder / "weights.bin").write_bytes(b"x" * 500), "weights.bin has changed"),
+        (lambda folder: (folder / "progress.json").write_text("{}"), "progress.json has 2 bytes"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "unreadable"),
+        (lambda folder: (folder / "manifest.json").write_text('{"weights.bin": 7}'), "unreadable"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, damage, words):
+    older, newer = save(tmp_path, 9), save(tmp_path, 10)
+    damage(newer)
+    found, passed_over = checkpoints.newest_whole(tmp_path)
+    assert found == older
+    (line,) = passed_over
+    assert str(newer) in line and re.search(words, line)
+
+
+def test_a_passed_over_checkpoint_is_replaced_by_the_next_save_of_its_step(tmp_path):
+    folder = save(tmp_path, 3)
+    (folder / "weights.bin").write_bytes(b"")
+    (folder / "stray").write_text("from an earlier version")
+    assert checkpoints.defect(save(tmp_path, 3)) is None
+    assert not (folder / "stray").exists()
+
+
+# --- death at every single operation ---
+
+
+def test_after_death_anywhere_in_a_save_the_newest_whole_checkpoint_is_right(tmp_path):
+    found_steps = []
+    for root in deaths(tmp_path, lambda root: save_and_prune(root, 2)):
+        found, _ = checkpoints.newest_whole(root)
+        found_steps.append(checkpoints.read_progress(found)["step"])
+        assert (found / "weights.bin").read_bytes() == f"{found_steps[-1]:03d} 0".encode() * 100
+        save_and_prune(root, 2)  # the run goes on: all leftovers are gone
+        assert checkpoints.newest_whole(root) == (root / "step-00000002", [])
+        assert names(root) == ["step-00000002"]
+    assert found_steps == sorted(found_steps) and set(found_steps) == {1, 2}
+
+
+def test_after_death_while_a_damaged_checkpoint_is_replaced_an_older_one_is_left(tmp_path):
+    def replace(root):
+        save(root, 2)
+
+    for root in deaths(tmp_path, lambda root: (damaged_second(root), replace(root))):
+        found, _ = checkpoints.newest_whole(root)
+        assert checkpoints.read_progress(found)["step"] in (1, 2)
+
+
+def test_after_death_while_a_whole_checkpoint_is_saved_again_one_of_them_counts(tmp_path):
+    found_best = []
+    for root in deaths(tmp_path, lambda root: save(root, 1, best_step=1)):
+        checkpoints.put_back_replaced(root)
+        found, passed_over = checkpoints.newest_whole(root)
+        assert found == root / "step-00000001" and passed_over == []
+        found_best.append(checkpoints.read_progress(found)["progress"]["best_step"])
+        save_and_prune(root, 1)
+        assert names(root) == ["step-00000001"]
+    assert found_best[0] is None and found_best[-1] == 1
+
+
+def damaged_second(root):
+    folder = root / "step-00000002"
+    folder.mkdir()
+    (folder / "weights.bin").write_text("torn")
+
+
+def test_a_run_that_went_back_stays_there(tmp_path):
+    folders = [save(tmp_path, step) for step in (2, 4, 6)]
+    checkpoints.unmark_later(folders[0])
+    assert checkpoints.newest_whole(tmp_path)[0] == folders[0]
+
+
+# --- what is kept ---
+
+
+@pytest.mark.parametrize(
+    ("keep", "best_step", "left"),
+    [(1, None, [5]), (2, None, [4, 5]), (1, 2, [2, 5]), (2, 4, [4, 5]), (2, 1, [1, 4, 5]), (9, 3, [1, 2, 3, 4, 5])],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path, keep, best_step, left):
+    for step in range(1, 6):
+        save(tmp_path, step, best_step=best_step if best_step and step >= best_step else None)
+    checkpoints.prune(tmp_path, keep, 5)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in left]
+    assert all(checkpoints.defect(path) is None for path in tmp_path.iterdir())
+
+
+def test_the_best_that_an_older_kept_checkpoint_knew_is_kept(tmp_path):
+    """Should the newest be torn, the older one goes on, and needs the best of its own time."""
+    for step, best_step in ((2, 2), (4, 2), (6, 6)):
+        save(tmp_path, step, best_step=best_step)
+    checkpoints.prune(tmp_path, 2, 6)
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000006"]
+
+
+def test_a_checkpoint_whose_best_is_damaged_is_passed_over(tmp_path):
+    for step, best_step in ((2, 2), (4, 4), (6, 4)):
+        save(tmp_path, step, best_step=best_step)
+    (tmp_path / "step-00000004" / "weights.bin").write_bytes(b"")
+    found, lines = checkpoints.newest_whole(tmp_path)
+    assert found.name == "step-00000002"
+    assert "step-00000006 is passed over: its best checkpoint step-00000004 is damaged" in lines[0]
+
+
+def test_what_was_passed_over_does_not_count_as_kept(tmp_path):
+    """A folder without a marker, and one of a later step that was found damaged, protect nothing from being newest."""
+    for step in (4, 5, 6, 9):
+        save(tmp_path, step)
+    (tmp_path / "step-00000005" / "COMPLETE").unlink()
+    (tmp_path / "step-00000009" / "weights.bin").write_bytes(b"")
+    (tmp_path / ".writing-step-00000007").mkdir()
+    checkpoints.prune(tmp_path, 2, 6)
+    assert names(tmp_path) == ["step-00000004", "step-00000006"]
+
+
+# --- a full disk ---
+
+
+def test_a_save_that_would_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    folder = save(tmp_path, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 2**40 - 2**27, 2**27))
+    too_much = 2**27 - checkpoints.SPARE_BYTES + 1
+    with pytest.raises(Refused, match=r"disk full: a checkpoint takes about 64 MiB and .* has 128 MiB free") as refusal:
+        save(tmp_path, 2, too_much)
+    assert "\n" not in str(refusal.value)
+    assert names(tmp_path) == ["step-00000001"] and checkpoints.newest_whole(tmp_path) == (folder, [])
+    save(tmp_path, 2, too_much - 1)
+    assert checkpoints.newest_whole(tmp_path)[0].name == "step-00000002"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(122, "Disk quota exceeded")])
+def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path, error):
+    def fill(folder):
+        (folder / "weights.bin").write_bytes(b"half")
+        raise error
+
+    folder = save(tmp_path, 1)
+    with pytest.raises(Refused, match="disk full"):
+        checkpoints.save(tmp_path, {"step": 2}, fill, 1000, ALONE)
+    assert names(tmp_path) == ["step-00000001"] and checkpoints.newest_whole(tmp_path) == (folder, [])
+
+
+def test_another_error_of_a_writer_is_not_taken_for_a_full_disk(tmp_path):
+    def fail(folder):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        checkpoints.save(tmp_path, {"step": 2}, fail, 1000, ALONE)
+
+
+def test_step_folders_sort_by_step():
+    folders = [checkpoints.step_folder(Path("root"), step) for step in (2, 10, 99999999)]
+    assert folders == sorted(folders)

@@ -1,0 +1,293 @@
+"""Tuning a generator: its rows are the evaluation's prompts, its loss is transformers', its final/ gives it back."""
+
+import re
+from shutil import copytree
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import CHAT_TEMPLATE, character_model, move_weights, tiny_model
+from transformers import AutoModelForCausalLM
+
+from zerotune.errors import Refused
+from zerotune.evaluation.options import EvalOptions
+from zerotune.models.final_folder import read_record, save_final
+from zerotune.models.generator import load_generator
+from zerotune.models.language_model import load_language_model
+from zerotune.models.loading import ModelSettings
+from zerotune.models.parameters import parameter_table, published_table
+from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.tasks.prompts import Prompt, encode_prompts, normalise
+from zerotune.tasks.splits import Example
+from zerotune.training.generation import encode_answers, end_of_answer, prompt_record
+
+CPU = torch.device("cpu")
+KINDS = ["llama", "gemma2", "mistral"]
+pytestmark = pytest.mark.usefixtures("plain_four_bits")
+
+METHODS = ["full", "lora", "qlora"]
+WORDS = Prompt("the film : {text} was", ("bad", "good"))
+LETTERS = Prompt("Review: {text}\nSentiment:", ("negative", "positive"))
+TEXTS = ["good", "the very dull film was not good", "not bad", "a bright film", "very very good a the film"]
+EXAMPLES = [Example(f"t-{number}", text, number % 2) for number, text in enumerate(TEXTS)]
+ALL = np.arange(len(TEXTS))
+# In the manner of Gemma: the turn's end is a special token, and a line break follows it.
+TURNS = (
+    "<s>{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}<pad>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A model of single bytes: label words of several tokens."""
+    folder = tmp_path_factory.mktemp("letters")
+    character_model(folder, CHAT_TEMPLATE)
+    return str(folder)
+
+
+def generator(folder, method="full", **settings):
+    """A generator whose trainable weights have moved, and its tokenizer."""
+    tokenizer = load_tokenizer(folder, None)
+    model = load_generator(ModelSettings(folder, None, method, **settings), tokenizer)
+    move_weights(model)
+    return model.eval(), tokenizer
+
+
+def engine_of(model):
+    return SimpleNamespace(accelerator=SimpleNamespace(device=CPU), forward=model)
+
+
+def loss_and_gradients(model, data, micro_batches):
+    """The mean loss of an answer's token, and its gradient by parameter."""
+    model.zero_grad()
+    total, count = 0.0, data.num_targets(np.concatenate(micro_batches))
+    for items in micro_batches:
+        loss = data.loss_sum(engine_of(model), items) / count
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# --- rows ---
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_row_is_the_evaluations_prompt_with_the_own_answer_and_its_end(letters, chat):
+    tokenizer = load_tokenizer(letters, None)
+    prompt = Prompt(LETTERS.template, LETTERS.label_words, chat)
+    data = encode_answers(tokenizer, prompt, EXAMPLES, 300, 2048)
+    evaluated = encode_prompts(tokenizer, prompt, TEXTS, 300, 2048)
+    for number, example in enumerate(EXAMPLES):
+        row, count = data.row(number, example.label)
+        place = 2 * number + example.label
+        answer = evaluated.targets[place]
+        assert row[:-1] == [*evaluated.rows[place], answer[-1]] and row[-1] == tokenizer.eos_token_id
+        assert count == len(answer) + 1 and row.count(tokenizer.bos_token_id) == 1
+        assert (
+            tokenizer.decode(row[:-1])
+            == "<s>" * (not chat) + prompt.render(tokenizer, example.text) + (prompt.answers(tokenizer)[example.label])
+        )
+    assert data.num_targets(ALL) == sum(data.row(n, e.label)[1] for n, e in enumerate(EXAMPLES))
+    assert data.lengths.tolist() == [len(data.row(n, e.label)[0]) - 1 for n, e in enumerate(EXAMPLES)]
+
+
+def test_one_token_answers_share_the_evaluations_row():
+    tokenizer = load_tokenizer(tiny_model("llama"), None)
+    data = encode_answers(tokenizer, WORDS, EXAMPLES, 40, 64)
+    assert data.prompts == encode_prompts(tokenizer, WORDS, TEXTS, 40, 64) and data.prompts.single_token
+    assert tokenizer.decode(data.row(0, 1)[0]) == "<s> the film <unk> good was good </s>"
+
+
+def test_only_the_text_is_cut_and_the_whole_row_fits(letters):
+    tokenizer = load_tokenizer(letters, None)
+    long = [Example("long", "so " * 100, 1), Example("short", "so", 0)]
+    for max_length, window in ((60, 2048), (300, 60)):
+        data = encode_answers(tokenizer, LETTERS, long, max_length, window)
+        rows = [data.row(number, example.label)[0] for number, example in enumerate(long)]
+        assert len(rows[0]) == 60 and data.num_truncated == 1
+        text = tokenizer.decode(rows[0])
+        assert text.startswith("<s>Review: so so") and text.endswith("\nSentiment: positive</s>")
+
+
+def test_a_row_without_room_for_text_is_refused(letters):
+    tokenizer = load_tokenizer(letters, None)
+    size = len(tokenizer(LETTERS.render(tokenizer, "") + " positive")["input_ids"])
+    with pytest.raises(Refused, match=f"--max-length {size + 1} leaves a text no room beside {size} tokens"):
+        encode_answers(tokenizer, LETTERS, EXAMPLES, size + 1, 2048)
+    assert len(encode_answers(tokenizer, LETTERS, EXAMPLES, size + 2, 2048).row(1, 1)[0]) == size + 2
+
+
+def test_the_end_is_the_templates_own_where_it_has_one(letters):
+    tokenizer = load_tokenizer(letters, None)
+    chat = Prompt(LETTERS.template, LETTERS.label_words, chat=True)
+    assert end_of_answer(tokenizer, LETTERS) == end_of_answer(tokenizer, chat) == [tokenizer.eos_token_id]
+    tokenizer.chat_template = TURNS
+    assert end_of_answer(tokenizer, chat) == [tokenizer.pad_token_id]
+    row, count = encode_answers(tokenizer, chat, EXAMPLES, 300, 2048).row(0, 0)
+    turns = [
+        {"role": "user", "content": LETTERS.template.format(text=TEXTS[0])},
+        {"role": "assistant", "content": "negative"},
+    ]
+    assert tokenizer.decode(row) + "\n" == tokenizer.apply_chat_template(turns, tokenize=False)
+    assert count == len("negative") + 1
+    tokenizer.chat_template, tokenizer.eos_token = CHAT_TEMPLATE, None
+    for prompt in (chat, LETTERS):
+        with pytest.raises(Refused, match="no eos_token"):
+            end_of_answer(tokenizer, prompt)
+
+
+# --- loss ---
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "letters"])
+def test_the_loss_is_that_of_transformers_with_the_prompt_masked(kind, letters):
+    """One row at a time, all logits, labels of -100 where the prompt is: the slow way."""
+    folder, prompt = (letters, LETTERS) if kind == "letters" else (tiny_model(kind), WORDS)
+    model, tokenizer = generator(folder)
+    data = encode_answers(tokenizer, prompt, EXAMPLES, 60, 64)
+    ours, gradients = loss_and_gradients(model, data, [ALL])
+    model.zero_grad()
+    total = 0.0
+    for number, example in enumerate(EXAMPLES):
+        row, count = data.row(number, example.label)
+        labels = torch.tensor([[-100] * (len(row) - count) + row[-count:]])
+        loss = model.stock_model(input_ids=torch.tensor([row]), labels=labels, use_cache=False).loss * count
+        (loss / data.num_targets(ALL)).backward()
+        total += float(loss.detach()) / data.num_targets(ALL)
+    # float32 sums of some 100 terms in another order
+    assert ours == pytest.approx(total, rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_of_a_step_does_not_depend_on_its_cut(method, letters):
+    model, tokenizer = generator(letters, method)
+    data = encode_answers(tokenizer, LETTERS, EXAMPLES, 60, 2048)
+    whole, gradients = loss_and_gradients(model, data, [ALL])
+    for cut in ([ALL[:1], ALL[1:]], [ALL[[3, 0]], ALL[[4]], ALL[[1, 2]]]):
+        again, other = loss_and_gradients(model, data, cut)
+        assert again == pytest.approx(whole, rel=1e-5) and other.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "letters"])
+def test_the_choosing_scores_are_those_of_the_prompt_evaluation(kind, letters):
+    folder, prompt = (letters, LETTERS) if kind == "letters" else (tiny_model(kind), WORDS)
+    model, tokenizer = generator(folder)
+    data = encode_answers(tokenizer, prompt, EXAMPLES, 60, 64)
+    with torch.no_grad():
+        scores = np.concatenate([data.scores(model, items, CPU) for items in (ALL[:2], ALL[2:])])
+        wanted = data.prompts.log_likelihoods(model.stock_model, ALL, CPU)
+    np.testing.assert_allclose(data.log_probabilities(scores), normalise(wanted), atol=1e-5)
+    assert data.mean_loss(scores) == pytest.approx(loss_and_gradients(model, data, [ALL])[0], rel=1e-5)
+
+
+# --- the model ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_types_counts_and_what_trains(kind, method):
+    folder = tiny_model(kind)
+    model = load_generator(ModelSettings(folder, None, method, precision="bf16"), load_tokenizer(folder, None))
+    narrow = torch.float32 if method == "full" else torch.bfloat16
+    for name, parameter in model.model.named_parameters():
+        adapter = ".lora_" in name
+        assert parameter.requires_grad == (method == "full" or adapter), name
+        assert parameter.dtype in ((torch.float32,) if adapter else (narrow, torch.uint8)), name
+    packed = sum(parameter.dtype == torch.uint8 for parameter in model.parameters())
+    assert packed == (14 if method == "qlora" else 0), "seven projections of two layers, and nothing else"
+    before, after = published_table(read_config(folder, None)), parameter_table(model)
+    assert after["total"] == before["total"] + after["groups"]["adapter"] and after["head"] == before["head"]
+    assert after["trainable"] == (after["total"] if method == "full" else after["groups"]["adapter"])
+    logits = model(torch.tensor([[1, 5, 7]]), torch.tensor([0]), torch.tensor([2]))
+    assert logits.dtype == torch.float32 and logits.shape == (1, 64)
+
+
+def test_a_tied_lm_head_stays_tied_and_its_rows_all_train():
+    model, _ = generator(tiny_model("gemma2"))
+    stock = model.stock_model
+    assert stock.config.tie_word_embeddings
+    assert stock.get_input_embeddings().weight is stock.get_output_embeddings().weight
+
+
+def test_activation_checkpointing_changes_no_gradient(letters):
+    found = []
+    for recompute in (False, True):
+        model, tokenizer = generator(letters, "lora", activation_checkpointing=recompute)
+        data = encode_answers(tokenizer, LETTERS, EXAMPLES, 60, 2048)
+        found.append(loss_and_gradients(model.train(), data, [ALL]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
+
+
+# --- final/ ---
+
+
+def test_a_random_lm_head_is_refused(tmp_path):
+    folder = copytree(tiny_model("llama"), tmp_path / "llama")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Refused, match="lacks weights of a causal model"):
+        load_generator(ModelSettings(str(folder), None, "full"), load_tokenizer(str(folder), None))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_line_of_its_readme_gives_the_same_logits(kind, method, tmp_path, monkeypatch):
+    model, tokenizer = generator(tiny_model(kind), method)
+    save_final(model, tokenizer, tmp_path, {"task": "sst2", "head": "generate", "prompt": prompt_record(WORDS)})
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    names = {}
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)
+    row = torch.tensor([[1, 5, 6, 7, 9]])
+    with torch.no_grad():
+        plain = names["model"].eval()(input_ids=row).logits[0]
+        ours = model(row, torch.zeros(5, dtype=torch.long), torch.arange(5))
+    torch.testing.assert_close(plain, ours, atol=2e-6, rtol=0)
+    assert names["tokenizer"].pad_token_id == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loaded_for_evaluation_it_scores_as_it_did(kind, method, tmp_path):
+    model, tokenizer = generator(tiny_model(kind), method)
+    data = encode_answers(tokenizer, WORDS, EXAMPLES, 60, 64)
+    with torch.no_grad():
+        wanted = data.log_probabilities(data.scores(model, ALL, CPU))
+    save_final(model, tokenizer, tmp_path, {"head": "generate", "prompt": prompt_record(WORDS)})
+    options = EvalOptions(str(tmp_path), None, "auto", "fp32", 64, load_4bit=method == "qlora")
+    with torch.no_grad():
+        again = data.prompts.log_likelihoods(load_language_model(options, CPU), ALL, CPU)
+    np.testing.assert_allclose(normalise(again), wanted, atol=1e-5)
+    assert read_record(str(tmp_path), None)["method"] == method
+
+
+def test_an_adapter_that_lacks_weights_is_refused(tmp_path):
+    model, tokenizer = generator(tiny_model("llama"), "lora")
+    save_final(model, tokenizer, tmp_path, {"head": "generate", "prompt": prompt_record(WORDS)})
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "q_proj.lora_B" not in name}, file)
+    with pytest.raises(Refused, match=r"lacks weights: .*q_proj\.lora_B"):
+        load_language_model(EvalOptions(str(tmp_path), None, "auto", "fp32", 64), CPU)
+
+
+def test_full_tuning_is_a_plain_causal_checkpoint(tmp_path):
+    for kind in ("llama", "gemma2"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        model, tokenizer = generator(tiny_model(kind))
+        gathered = {name: tensor.detach().clone() for name, tensor in model.model.state_dict().items()}
+        save_final(model, tokenizer, folder, {"prompt": prompt_record(WORDS)}, gathered)
+        plain, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert plain.dtype == torch.float32 and plain.config.use_cache
+        for name, parameter in model.stock_model.named_parameters():
+            assert torch.equal(plain.get_parameter(name), parameter), name

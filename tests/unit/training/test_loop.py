@@ -1,0 +1,314 @@
+"""The loop with a real engine around a linear model: its arithmetic, when it stops, and how it goes on."""
+
+import json
+import threading
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from waiting import wait_until
+
+from zerotune.errors import Preempted, Refused
+from zerotune.run.folder import RunFolder
+from zerotune.training import checkpoints, scratch
+from zerotune.training.batches import LengthBatches, epoch_steps
+from zerotune.training.engine import Engine, build_optimizer
+from zerotune.training.loop import Loop, Progress
+from zerotune.training.schedule import Schedule
+
+NUM_EXAMPLES, WIDTH, BATCH = 23, 4, 5
+GENERATOR = torch.Generator().manual_seed(3)
+FEATURES = torch.randn(NUM_EXAMPLES, WIDTH, generator=GENERATOR)
+TARGETS = torch.randn(NUM_EXAMPLES, generator=GENERATOR)
+LENGTHS = np.random.default_rng(4).integers(1, 30, NUM_EXAMPLES)
+RATE, DECAY, MAX_NORM = 0.05, 0.1, 0.7
+
+
+class Model(nn.Module):
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.config = SimpleNamespace()
+        self.linear, self.dropout = nn.Linear(WIDTH, 1), nn.Dropout(dropout)
+        with torch.no_grad():
+            self.linear.weight.fill_(0.5)
+            self.linear.bias.zero_()
+
+    def forward(self, features):
+        return self.linear(self.dropout(features))[:, 0]
+
+
+class Accelerator:
+    """One process on a CPU."""
+
+    device, num_processes, process_index, is_main_process = torch.device("cpu"), 1, 0, True
+    is_local_main_process, deepspeed_plugin = True, None
+
+    def prepare(self, *parts):
+        return parts
+
+    def unwrap_model(self, model):
+        return model
+
+    def wait_for_everyone(self):
+        pass
+
+
+class Data(LengthBatches):
+    ids = tuple(f"train-{number}" for number in range(NUM_EXAMPLES))
+    lengths = LENGTHS
+
+    def num_targets(self, rows):
+        return len(rows)
+
+    def loss_sum(self, engine, rows):
+        return (engine.forward(features=FEATURES[rows]) - TARGETS[rows]).square().sum()
+
+
+def make_loop(folder, values=None, num_steps=12, dropout=0.0, stop=None, **flags):
+    """A loop that evaluates after every second step; `values` are what it finds, best greatest."""
+    given = {"batch_size": BATCH, "tokens_per_device": 40, "learning_rate": RATE, "seed": 7, "patience": None}
+    args = SimpleNamespace(**{**given, "keep_checkpoints": 2, "scratch_dir": None, **flags})
+    model = Model(dropout)
+    groups = [{"params": list(model.parameters()), "lr": RATE, "weight_decay": DECAY}]
+    engine = Engine(Accelerator(), model, build_optimizer("adamw", groups, "cpu"), "fp32", MAX_NORM)
+    schedule = Schedule(num_steps, 5, 2, eval_every=2, checkpoint_every=5, log_every=1)
+    stop = stop or SimpleNamespace(name=None)
+
+    def evaluate(step):
+        value = values[step // 2 - 1] if values else step
+        if callable(value):
+            value = value(stop)
+        return {"eval_loss": -float(value), "choose_by": float(value)}
+
+    folder.mkdir(exist_ok=True)
+    return Loop(engine, Data(), schedule, RunFolder(folder, Accelerator()), args, evaluate, stop)
+
+
+def logged(loop, name="loss"):
+    rows = [json.loads(line) for line in loop.run.metrics_path.read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+def weights(loop):
+    return torch.cat([parameter.detach().flatten() for parameter in loop.engine.module.parameters()])
+
+
+def saved_steps(loop):
+    return [int(path.name.removeprefix("step-")) for path in sorted(loop.checkpoint_root.iterdir())]
+
+
+# --- arithmetic ---
+
+
+def by_hand(num_steps):
+    """Loshchilov & Hutter's AdamW on the mean loss of each step, clipped by the global norm, in float64."""
+    weight, bias = torch.full((WIDTH,), 0.5, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    parameters = torch.cat([weight, bias[None]])
+    first, second, losses, norms = torch.zeros(5), torch.zeros(5), [], []
+    inputs = torch.cat([FEATURES, torch.ones(NUM_EXAMPLES, 1)], 1).double()
+    for step in range(1, num_steps + 1):
+        indices = epoch_steps(LENGTHS, BATCH, 7, (step - 1) // 5)[(step - 1) % 5]
+        error = inputs[indices] @ parameters - TARGETS[indices]
+        losses.append(float(error.square().mean()))
+        gradient = 2 * inputs[indices].T @ error / len(indices)
+        norms.append(float(gradient.norm()))
+        gradient = gradient * min(1.0, MAX_NORM / norms[-1])
+        rate = RATE * (step / 3 if step <= 2 else (num_steps - step + 1) / (num_steps - 2))
+        parameters = parameters * (1 - rate * DECAY)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient.square()
+        corrected = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        parameters = parameters - rate * corrected[0] / (corrected[1].sqrt() + 1e-8)
+    return losses, norms, parameters
+
+
+@pytest.mark.parametrize("budget", [1, 40, 10**6])
+def test_a_run_is_adamw_on_the_mean_loss_whatever_the_token_budget(tmp_path, budget):
+    loop = make_loop(tmp_path, tokens_per_device=budget)
+    progress = loop.train()
+    losses, norms, parameters = by_hand(12)
+    assert logged(loop) == pytest.approx(losses, rel=1e-5)
+    assert logged(loop, "grad_norm") == pytest.approx(norms, rel=1e-5)
+    assert max(norms) > MAX_NORM > min(norms)  # both sides of the clipping are seen
+    torch.testing.assert_close(weights(loop), parameters.float(), rtol=1e-5, atol=1e-6)
+    assert progress.num_examples == 2 * NUM_EXAMPLES + sum(map(len, epoch_steps(LENGTHS, BATCH, 7, 2)[:2]))
+    assert logged(loop, "tokens")[4] == LENGTHS.sum()  # an epoch sees every token once
+    assert logged(loop, "learning_rate")[:3] == pytest.approx([RATE / 3, RATE * 2 / 3, RATE])
+
+
+# --- evaluations ---
+
+
+def test_an_evaluation_is_best_when_it_is_better_and_the_earliest_of_equals():
+    progress = Progress()
+    improved = []
+    for step, value in enumerate([0.5, 0.5, 0.7, 0.6, 0.7, 0.7], start=1):
+        progress.step = step
+        improved.append(progress.record_evaluation(value, patience=3))
+    assert improved == [True, False, True, False, False, False]
+    assert (progress.best_step, progress.best_value) == (3, 0.7)
+    assert (progress.evaluations_without_gain, progress.stopped_early) == (3, True)
+
+
+def test_without_patience_nothing_stops_early():
+    progress = Progress()
+    for step in range(1, 50):
+        progress.step = step
+        progress.record_evaluation(-step, None)
+    assert progress.best_step == 1 and not progress.stopped_early
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "last", "best"),
+    [
+        ([1, 2, 3, 4, 5, 6], 1, 12, 12),
+        ([3, 2, 1, 9, 9, 9], 2, 6, 2),
+        ([3, 2, 4, 1, 4, 9], 2, 10, 6),
+        ([3, 3, 3, 3, 3, 3], 1, 4, 2),
+        ([3, 2, 1, 0, 0, 0], None, 12, 2),
+    ],
+)
+def test_patience_ends_a_run_and_the_best_checkpoint_is_there(tmp_path, values, patience, last, best):
+    loop = make_loop(tmp_path, values, patience=patience)
+    progress = loop.train()
+    assert (progress.step, progress.best_step) == (last, best)
+    assert {best, last} <= set(saved_steps(loop))
+    assert progress.stopped_early == (last < 12)
+    found, _ = checkpoints.newest_whole(loop.checkpoint_root)
+    assert checkpoints.read_progress(found)["progress"]["best_step"] == best
+
+
+# --- stopping and going on ---
+
+
+def stop_now(stop):
+    stop.name = "SIGTERM"
+    return 0
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_stopped_run_saves_and_goes_on_to_the_same_bits(tmp_path, dropout):
+    whole = make_loop(tmp_path / "whole", [0] * 6, dropout=dropout)
+    whole.train()
+    stopped = make_loop(tmp_path / "stopped", [0, stop_now, 0, 0, 0, 0], dropout=dropout)
+    with pytest.raises(Preempted, match="stopped by SIGTERM after step 5 and saved"):
+        stopped.train()
+    torch.manual_seed(99)
+    again = make_loop(tmp_path / "stopped", [0] * 6, dropout=dropout)
+    folder, _ = checkpoints.newest_whole(again.checkpoint_root)
+    again.resume(folder)
+    assert again.progress.step == 5
+    again.train()
+    assert logged(again) == logged(whole) and weights(again).equal(weights(whole))
+    assert logged(again, "eval_loss") == logged(whole, "eval_loss")
+    assert (dropout > 0) == again.has_dropout
+    if dropout:
+        assert logged(again) != pytest.approx(by_hand(12)[0])
+
+
+@pytest.mark.parametrize("stop_at", [None, 6])
+def test_scratch_changes_no_number_and_all_of_it_has_arrived_at_the_end(tmp_path, stop_at):
+    values = [stop_now if stop_at == step else step % 3 for step in range(2, 14, 2)]
+    whole = make_loop(tmp_path / "whole", values)
+    through = make_loop(tmp_path / "through", values, scratch_dir=tmp_path / "scratch")
+    for loop in (whole, through):
+        with pytest.raises(Preempted) if stop_at else nullcontext():
+            loop.train()
+    assert logged(through) == logged(whole) and weights(through).equal(weights(whole))
+    assert saved_steps(through) == saved_steps(whole) and whole.progress.step == (stop_at + 1 if stop_at else 12)
+    found = [checkpoints.newest_whole(loop.checkpoint_root)[0].name for loop in (through, whole)]
+    assert found[0] == found[1] and list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_checkpoint_from_scratch_counts_at_the_step_after_its_arrival(tmp_path, monkeypatch):
+    """The checkpoint of step 5 is held until the evaluation after step 6; the next save is that of step 10."""
+    seen, let_go, copy = [], threading.Event(), scratch._copy
+
+    def copy_when_let_go(file, to):
+        if "00000005" in str(to):
+            assert let_go.wait(60)
+        return copy(file, to)
+
+    monkeypatch.setattr(scratch, "_copy", copy_when_let_go)
+
+    def look(stop):
+        if loop.progress.step == 6:
+            let_go.set()
+            wait_until(lambda: loop.scratch.has_arrived, "the checkpoint of step 5 has arrived")
+        newest, _ = checkpoints.newest_whole(loop.checkpoint_root)
+        seen.append((loop.progress.step, loop.scratch.step, newest and newest.name))
+        return 0
+
+    loop = make_loop(tmp_path / "run", [look] * 6, scratch_dir=tmp_path / "scratch")
+    loop.train()
+    assert seen[2:4] == [(6, 5, "step-00000002"), (8, None, "step-00000005")]
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path):
+    loop = make_loop(tmp_path, [0] * 6, num_steps=7)
+    loop.train()
+    again = make_loop(tmp_path, [0] * 6, num_steps=7)
+    again.resume(checkpoints.step_folder(again.checkpoint_root, 5))
+    again.train()
+    assert logged(again, "step") == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 7]
+
+
+def test_a_stop_during_an_evaluation_saves_the_step_and_evaluates_it_later(tmp_path):
+    def stopped(stop):
+        raise Preempted("stopped")
+
+    whole = make_loop(tmp_path / "whole", [1, 5, 2, 3, 4, 0])
+    whole.train()
+    first = make_loop(tmp_path / "parts", [1, stopped])
+    with pytest.raises(Preempted):
+        first.train()
+    assert saved_steps(first)[-1] == 4 and first.progress.evaluated_step == 2
+    again = make_loop(tmp_path / "parts", [1, 5, 2, 3, 4, 0])
+    folder, _ = checkpoints.newest_whole(again.checkpoint_root)
+    again.resume(folder)
+    again.train()
+    assert again.progress.best_step == whole.progress.best_step == 4
+    assert logged(again, "step") == logged(whole, "step") and logged(again) == logged(whole)
+    assert logged(again, "eval_loss") == logged(whole, "eval_loss") and weights(again).equal(weights(whole))
+
+
+# --- numbers that are not finite ---
+
+
+@contextmanager
+def infinite_features(indices):
+    kept = FEATURES[indices].clone()
+    FEATURES[indices] = float("inf")
+    try:
+        yield
+    finally:
+        FEATURES[indices] = kept
+
+
+def test_a_loss_that_is_not_finite_names_step_ids_and_checkpoint(tmp_path):
+    step_8 = epoch_steps(LENGTHS, BATCH, 7, 1)[2]
+    loop = make_loop(tmp_path, [0] * 6)
+    for step in range(1, 8):
+        loop._one_step(step)
+        loop.progress.train_seconds += 1
+        loop._at_boundary(loop._read_status_where_due())
+    with infinite_features(step_8[:1]), pytest.raises(Refused) as refusal:
+        loop.train()
+    line = str(refusal.value)
+    assert line.startswith("the loss of step 8 is ")
+    assert f"batch ids {', '.join(f'train-{index}' for index in step_8)};" in line
+    assert f"last good checkpoint: {loop.checkpoint_root / 'step-00000005'};" in line
+    assert logged(loop, "step")[-1] == 7
+
+
+def test_an_evaluation_that_is_not_finite_is_not_saved(tmp_path):
+    loop = make_loop(tmp_path, [1, float("nan"), 2])
+    with pytest.raises(Refused, match="the evaluation after step 4 has a loss of nan"):
+        loop.train()
+    assert saved_steps(loop) == [2]
+
+
+# --- seeds ---

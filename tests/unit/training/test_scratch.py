@@ -1,0 +1,150 @@
+"""A checkpoint on its way counts once all of it has arrived, and never half; training does not wait for it."""
+
+import shutil
+import threading
+from types import SimpleNamespace
+
+import pytest
+from checkpoint_cases import Usage, deaths, names
+
+from zerotune.errors import Refused
+from zerotune.training import checkpoints, scratch
+from zerotune.training.scratch import ScratchSaves
+
+ALONE = SimpleNamespace(
+    num_processes=1, process_index=0, is_main_process=True, is_local_main_process=True, wait_for_everyone=lambda: None
+)
+FILES = ("weights.bin", "moments.bin")
+
+
+def write(step):
+    def write_state(folder):
+        for number, name in enumerate(FILES):
+            (folder / name).write_bytes(f"{step:03d} {number}".encode() * 100)
+        return [folder / name for name in FILES]
+
+    return write_state
+
+
+def progress(step, best_step=None):
+    return {"step": step, "progress": {"best_step": best_step}}
+
+
+def open_saves(tmp_path, keep=1):
+    return ScratchSaves(tmp_path / "scratch", tmp_path / "root", keep, ALONE)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Files are copied only once this event is set."""
+    event, copy = threading.Event(), scratch._copy
+    monkeypatch.setattr(scratch, "_copy", lambda *files: (event.wait(30), copy(*files))[1])
+    yield event
+    event.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_on_its_way(tmp_path, held):
+    saves = open_saves(tmp_path)
+    assert saves.step is None and not saves.has_arrived
+    saves.start(progress(1), write(1), 1000)
+    assert saves.step == 1 and not saves.has_arrived
+    assert checkpoints.newest_whole(tmp_path / "root") == (None, [])
+    held.set()
+    saves.finish()
+    assert saves.step is None and not saves.has_arrived
+    folder, passed_over = checkpoints.newest_whole(tmp_path / "root")
+    assert (folder.name, passed_over) == ("step-00000001", [])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*FILES, checkpoints.PROGRESS, checkpoints.MANIFEST, checkpoints.MARKER]
+    )
+    assert (folder / "weights.bin").read_bytes() == b"001 0" * 100
+    assert list((tmp_path / "scratch").glob("*/*/*")) == []
+    saves.close()
+    assert names(tmp_path / "scratch") == []
+
+
+def test_the_next_checkpoint_waits_for_the_one_before(tmp_path):
+    saves = open_saves(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        saves.start(progress(step), write(step), 1000)
+        assert checkpoints.newest_whole(tmp_path / "root")[0] == (
+            None if step == 1 else checkpoints.step_folder(tmp_path / "root", step - 1)
+        )
+    saves.close()
+    assert names(tmp_path / "root") == ["step-00000002", "step-00000003"]
+
+
+def save_and_leave(root):
+    saves = ScratchSaves(root.with_name(f"scratch-{root.name}"), root, 1, ALONE)
+    saves.start(progress(2), write(2), 1000)
+    saves.close()
+
+
+def test_after_death_anywhere_the_newest_whole_checkpoint_is_right(tmp_path):
+    found_steps = []
+    for root in deaths(tmp_path, save_and_leave):
+        found, _ = checkpoints.newest_whole(root)
+        found_steps.append(checkpoints.read_progress(found)["step"])
+        assert (found / "weights.bin").read_bytes() == f"{found_steps[-1]:03d} 0".encode() * 100
+        save_and_leave(root)  # the run goes on: all leftovers are gone
+        assert checkpoints.newest_whole(root) == (root / "step-00000002", [])
+        assert names(root) == ["step-00000002"] and names(root.with_name(f"scratch-{root.name}")) == []
+    assert found_steps == sorted(found_steps) and set(found_steps) == {1, 2}
+
+
+# --- what goes wrong ---
+
+
+def fill(folder):
+    (folder / "weights.bin").write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_scratch_disk_leaves_the_earlier_checkpoint(tmp_path):
+    saves = open_saves(tmp_path)
+    saves.start(progress(1), write(1), 1000)
+    saves.start(progress(2), fill, 2**20)
+    assert saves.has_arrived  # what there is to know of it
+    with pytest.raises(Refused, match=r"disk full: a checkpoint takes about 1 MiB and .*scratch.* has"):
+        saves.finish()
+    assert names(tmp_path / "root") == ["step-00000001"]
+
+
+def test_a_run_folder_that_fills_meanwhile_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    saves = open_saves(tmp_path)
+    saves.start(progress(1), write(1), 1000)
+    saves.finish()
+    monkeypatch.setattr(scratch, "_copy", lambda file, copy: fill(copy.parent))
+    saves.start(progress(2), write(2), 1000)
+    with pytest.raises(Refused, match=r"disk full: .*root has"):
+        saves.finish()
+    assert names(tmp_path / "root") == ["step-00000001"]
+
+
+def test_a_run_folder_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    saves = open_saves(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 2**40 - 2**27, 2**27))
+    with pytest.raises(Refused, match="disk full"):
+        saves.start(progress(1), lambda folder: pytest.fail("written"), 2**27)
+
+
+def test_a_file_that_changes_on_its_way_never_counts(tmp_path, monkeypatch):
+    copy = scratch._copy
+
+    def spoil(file, target):
+        found = copy(file, target)
+        target.write_bytes(b"spoilt")
+        return found
+
+    monkeypatch.setattr(scratch, "_copy", spoil)
+    saves = open_saves(tmp_path)
+    saves.start(progress(1), write(1), 1000)
+    with pytest.raises(OSError, match="changed on its way"):
+        saves.finish()
+    assert checkpoints.newest_whole(tmp_path / "root")[0] is None
+
+
+def test_a_scratch_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "scratch").write_text("a file")
+    with pytest.raises(Refused, match=r"--scratch-dir .*scratch cannot be written \(Not a directory\)"):
+        open_saves(tmp_path)

@@ -1,1 +1,0 @@
-"""From files, the hub or --sample to rows, and from rows to those that train, choose and report."""

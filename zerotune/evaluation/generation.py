@@ -1,0 +1,74 @@
+"""Answers that a causal model writes, greedily, and the label that is read in them."""
+
+import re
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from zerotune.models.loading import quiet_transformers
+from zerotune.tasks.prompts import Prompt
+from zerotune.training.classification import to_device
+from zerotune.training.generation import template_end
+
+# After an answer's last token: no token id.
+NO_TOKEN = -1
+# What a model may write beside the longest label word: a line break before it, a full stop and its end after it.
+EXTRA_TOKENS = 4
+
+
+def end_tokens(model, tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids that end what a model writes: the tokenizer's eos, those of the model's folder, the chat turn's end."""
+    own = model.generation_config.eos_token_id
+    ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *(template_end(tokenizer, prompt)[-1:])]
+    return sorted({token for token in ends if token is not None})
+
+
+def write_answers(
+    model, rows: list[list[int]], pad_id: int, ends: list[int], max_new_tokens: int, device: torch.device
+) -> np.ndarray:
+    """What a causal model writes after each prompt, the likeliest token at each place.
+
+    Nothing else of the model's own generation settings counts (sampling, penalties).
+
+    Args:
+        rows: token ids of each prompt, [num_rows] lists.
+        ends: what `end_tokens` gave.
+    Returns:
+        Token ids without the end, int64 [num_rows, max_new_tokens]; NO_TOKEN after the last one.
+    """
+    longest = max(map(len, rows))
+    input_ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    for index, row in enumerate(rows):  # padded on the left: all go on from the same column
+        input_ids[index, longest - len(row) :] = row
+        mask[index, longest - len(row) :] = 1
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad_id
+    )
+    published, model.generation_config = model.generation_config, greedy  # transformers fills gaps from the model's
+    try:
+        with quiet_transformers(), torch.no_grad():
+            whole = model.generate(to_device(input_ids, device), attention_mask=to_device(mask, device))
+    finally:
+        model.generation_config = published
+    written = np.full((len(rows), max_new_tokens), NO_TOKEN)
+    for index, row in enumerate(whole[:, longest:].tolist()):
+        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
+        written[index, :stop] = row[:stop]
+    return written
+
+
+def answer_texts(tokenizer, written: np.ndarray) -> list[str]:
+    """The text of each row of what `write_answers` gave."""
+    rows = [[int(token) for token in row if token != NO_TOKEN] for row in written]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def parse_answer(text: str, label_words: tuple[str, ...]) -> int | None:
+    """The label whose word an answer begins with, as a whole word, without regard to case; None for no such word."""
+    answer = text.strip().casefold()
+    for label, word in enumerate(label_words):
+        if re.match(rf"{re.escape(word.casefold())}(?!\w)", answer):
+            return label
+    return None

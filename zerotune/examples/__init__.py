@@ -1,1 +1,0 @@
-"""From rows to token ids, and from token ids to steps and micro-batches."""

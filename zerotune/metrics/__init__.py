@@ -1,0 +1,1 @@
+"""Label metrics, intervals and paired tests."""

@@ -1,0 +1,130 @@
+"""Rows in which branches share a trunk: a paragraph once, then its questions, none of which sees another.
+
+A branch's positions go on where the trunk ends. What a token sees depends on positions and branches, never on where it
+stands in the row: it sees tokens of the trunk and of its own branch whose position is not greater, in a sliding layer
+those alone that are less than the window before it. So each branch has the logits that it would have behind the trunk
+in a row of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zerotune.training.classification import to_device
+
+TRUNK, PADDING = 0, -1  # branches are numbered from 1
+# Attention that takes a mask of any form.
+_MASKED_ATTENTION = ("sdpa", "eager")
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def can_share(config, attention: str) -> bool:
+    """Whether a model's layers, with an attention implementation of transformers', can be told what a branch sees."""
+    return attention in _MASKED_ATTENTION and set(layer_types(config)) <= {_FULL, _SLIDING}
+
+
+def layer_types(config) -> tuple[str, ...]:
+    """The kinds of attention that a causal model's layers have, each once."""
+    types = getattr(config, "layer_types", None)
+    if types:
+        return tuple(sorted(set(types)))
+    return (_FULL if getattr(config, "sliding_window", None) is None else _SLIDING,)
+
+
+@dataclass(frozen=True)
+class BranchRows:
+    """A batch of rows, padded on the right.
+
+    Attributes:
+        input_ids: int64 [R, T].
+        positions: int64 [R, T]; 0 in padding.
+        branches: int64 [R, T]: TRUNK, a number of a branch in its row, or PADDING.
+        rows, starts: row and first column of each branch, in the order in which they were given; int64 [N] each.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every row has one branch, so that a causal model needs to be told nothing."""
+        return len(self.rows) == len(self.input_ids)
+
+
+def branch_rows(trunks: list[Sequence[int]], branches: list[list[Sequence[int]]], pad_id: int) -> BranchRows:
+    """Lay out a trunk and its branches in each row: token ids, [R] and [R][branches of the row]."""
+    lengths = [len(trunk) + sum(map(len, own)) for trunk, own in zip(trunks, branches, strict=True)]
+    shape = (len(trunks), max(lengths))
+    input_ids, positions = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    numbers = np.full(shape, PADDING, dtype=np.int64)
+    rows, starts = [], []
+    for row, (trunk, own) in enumerate(zip(trunks, branches, strict=True)):
+        column = 0
+        for number, tokens in enumerate([trunk, *own]):
+            stop = column + len(tokens)
+            first = len(trunk) if number else 0
+            input_ids[row, column:stop] = tokens
+            positions[row, column:stop] = np.arange(first, first + len(tokens))
+            numbers[row, column:stop] = number
+            if number:
+                rows.append(row)
+                starts.append(column)
+            column = stop
+    return BranchRows(input_ids, positions, numbers, np.array(rows), np.array(starts))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tokens stand: positions and branches, [R, tokens] each, on a device."""
+
+    positions: torch.Tensor
+    branches: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: BranchRows, device: torch.device, offset: int = 0) -> "Places":
+        """The tokens of a batch, behind `offset` tokens that all rows begin with."""
+        return cls(to_device(rows.positions + offset, device), to_device(rows.branches, device))
+
+    def and_then(self, other: "Places") -> "Places":
+        """These tokens and others, one after the other in each row."""
+        return Places(
+            torch.cat([self.positions, other.positions], dim=1), torch.cat([self.branches, other.branches], dim=1)
+        )
+
+
+def visible(queries: Places, keys: Places, window: int | None) -> torch.Tensor:
+    """Which keys each query sees, bool [R, 1, queries, keys].
+
+    Args:
+        window: how many positions back a query sees, its own included; None for all. transformers means the same by a
+            configuration's sliding_window.
+    """
+    distance = queries.positions[:, :, None] - keys.positions[:, None, :]
+    seen = (keys.branches[:, None, :] == TRUNK) & (queries.branches[:, :, None] != PADDING)
+    seen |= keys.branches[:, None, :] == queries.branches[:, :, None]
+    seen &= distance >= 0
+    if window is not None:
+        seen &= distance < window
+    return seen[:, None]
+
+
+def branch_masks(config, queries: Places, keys: Places, dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What transformers takes as attention_mask: [R, 1, queries, keys] that scores are increased by, 0 or minus
+    infinity; a dict by layer type for a model with two of them. Every query sees itself, also one in padding."""
+    masks = {}
+    for kind in layer_types(config):
+        seen = visible(queries, keys, config.sliding_window if kind == _SLIDING else None)
+        masks[kind] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def mask_dtype(model, device: torch.device) -> torch.dtype:
+    """The type in which a model's attention scores are computed here and now."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return model.dtype

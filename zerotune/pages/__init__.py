@@ -1,1 +1,0 @@
-"""What a person looks at: report.html and the comparison, made from the files of runs."""

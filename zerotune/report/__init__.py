@@ -1,0 +1,1 @@
+"""Pages that a person looks at: report.html, comparisons, figures."""

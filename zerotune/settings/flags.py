@@ -1,0 +1,305 @@
+"""The flags that the scripts share. Nothing here imports torch, so that `--help` answers at once."""
+
+import argparse
+from pathlib import Path
+
+from zerotune.settings.argument_types import (
+    fraction,
+    non_empty,
+    non_negative_float,
+    non_negative_int,
+    positive_int,
+    positive_or_none,
+    seed,
+)
+
+DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
+
+
+def train_parser(description: str, task) -> argparse.ArgumentParser:
+    """The parser of a train script: the flags that every task has, with the defaults of a task module."""
+    parser = new_parser(description)
+    add_model_flags(parser)
+    group = add_training_method_flags(
+        parser,
+        ("classify", "generate"),
+        "classify: a new head on the last token; generate: a causal model writes the label word after a prompt",
+    )
+    add_prompt_format(group)
+    add_data_flags(parser, task.ROWS.rules)
+    group = add_training_data_flags(parser)
+    group.add_argument(
+        "--max-length",
+        type=positive_int,
+        default=task.MAX_LENGTH,
+        help="tokens a text is cut to, with --head generate a text with its prompt and answer (default %(default)s)",
+    )
+    group.add_argument(
+        "--truncation",
+        choices=("head", "head-and-tail"),
+        default="head",
+        help="what a classifier head sees of a longer text; head-and-tail: a quarter from its head, the rest from its "
+        "end (default %(default)s)",
+    )
+    add_optimisation_flags(parser, ("accuracy", "f1_macro", "loss"))
+    add_run_flags(parser)
+    return parser
+
+
+def with_engine_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """--engine beside its flags, for the train scripts that can leave the steps to the Hugging Face Trainer."""
+    parser.add_argument_group("optimisation, engine").add_argument(
+        "--engine",
+        choices=("loop", "trainer"),
+        default="loop",
+        help="our loop, or the Hugging Face Trainer to hold it against (default %(default)s)",
+    )
+    return parser
+
+
+def eval_parser(description: str, task) -> argparse.ArgumentParser:
+    """The parser of an eval script: the flags that every task has, with the defaults of a task module."""
+    parser = new_parser(description)
+    add_model_flags(parser)
+    add_data_flags(parser, task.ROWS.rules, trains=False)
+    group = add_evaluation_flags(parser, "which shots are drawn")
+    group.add_argument(
+        "--max-length",
+        type=positive_int,
+        help=f"tokens a text is cut to (default: the model folder's, else {task.MAX_LENGTH})",
+    )
+    _add_prompt_flags(parser)
+    return parser
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
+    """What every eval script takes besides model and data. Returns the group for more of an evaluation's data."""
+    group = parser.add_argument_group("model, evaluation")
+    group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--tokens-per-device",
+        type=positive_int,
+        help="most padded tokens in one forward pass on one device (default: 16384, on a CPU 2048)",
+    )
+    group.add_argument("--seed", type=seed, default=0, help=f"{seed_help} (default %(default)s)")
+    group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
+    group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
+    group = parser.add_argument_group("data, evaluation")
+    group.add_argument("--test-size", type=positive_int, help="balanced subset of the items, in rows, by split seed")
+    return group
+
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose help begins with a script's docstring as it is."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it computes."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", type=non_empty, help=f"hub id or folder (default: {DEFAULT_MODEL}; with --sample a tiny Llama)"
+    )
+    group.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
+    group.add_argument(
+        "--attention",
+        choices=("auto", "sdpa", "eager", "flash_attention_2", "flex_attention"),
+        default="auto",
+        help="attention kernel (default %(default)s: eager for Gemma-2, our own for encoders on a CPU, else sdpa)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        default="auto",
+        help="arithmetic of the forward and backward pass; weights that are trained stay float32 "
+        "(default %(default)s: bf16 where the device has it, else fp32)",
+    )
+
+
+def add_training_method_flags(parser: argparse.ArgumentParser, heads: tuple[str, ...], heads_help: str):
+    """What is trained: one of a task's heads, the first by default. Returns the group."""
+    group = parser.add_argument_group("model, training")
+    group.add_argument("--head", choices=heads, default=heads[0], help=f"{heads_help} (default %(default)s)")
+    group.add_argument(
+        "--method", choices=("full", "lora", "qlora"), default="full", help="what is trained (default %(default)s)"
+    )
+    group.add_argument("--lora-rank", type=positive_int, default=8, help="rank of the adapters (default %(default)s)")
+    group.add_argument("--lora-alpha", type=positive_int, default=16, help="adapter scale × rank (default %(default)s)")
+    group.add_argument("--lora-dropout", type=fraction, default=0.0, help="probability (default %(default)s)")
+    group.add_argument(
+        "--activation-checkpointing", action="store_true", help="recompute activations: less memory, about 30 %% slower"
+    )
+    return group
+
+
+ROW_FILES = "csv, tsv (GLUE quoting), jsonl or parquet; also .gz"
+
+
+def add_data_flags(
+    parser: argparse.ArgumentParser, splits: tuple[str, ...], files: str = ROW_FILES, trains: bool = True
+) -> None:
+    """Where the rows come from and which of them do what, in a script that trains or in one that evaluates."""
+    helps = {
+        "train": files,
+        "validation": "chooses the best checkpoint; alone, it reports",
+        "test": "reports the final score",
+        "split": f"which rows train, choose and report (default: official; {splits[-1]} for --train-file alone)",
+        "limit": "choose and report on so many items each, drawn by split seed",
+    }
+    if not trains:
+        helps = {
+            "train": f"where shots come from, or with a drawn --split all rows; {files}",
+            "validation": "the items, as --test-file",
+            "test": "the items to score (default: those of the model's run, else the data set's)",
+            "split": "score the rows that report in this split",
+            "limit": "so many items, drawn by split seed",
+        }
+    group = parser.add_argument_group("data")
+    group.add_argument("--sample", action="store_true", help="generated text and a tiny model: no network, no GPU")
+    group.add_argument("--dataset", type=non_empty, help="hub id of the data set (default: the task's own)")
+    for name in ("train", "validation", "test"):
+        group.add_argument(f"--{name}-file", type=Path, help=helps[name])
+    group.add_argument("--split", choices=splits, help=helps["split"])
+    group.add_argument(
+        "--split-seed", type=non_negative_int, default=0, help="seed of every split and subset (default %(default)s)"
+    )
+    group.add_argument("--limit-eval", type=positive_int, help=helps["limit"])
+
+
+def add_training_data_flags(parser: argparse.ArgumentParser):
+    """How many rows. Returns the group."""
+    group = parser.add_argument_group("data, training")
+    for split in ("train", "validation", "test"):
+        group.add_argument(f"--{split}-size", type=positive_int, help=f"balanced subset of the {split} split, in rows")
+    group.add_argument("--limit-train", type=positive_int, help="train on so many rows, drawn by split seed")
+    return group
+
+
+def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]) -> None:
+    """How it is trained, and the metrics that can choose the best checkpoint, the first by default."""
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=positive_int, help="passes over the train split (default: 3)")
+    group.add_argument("--max-steps", type=positive_int, help="stop the schedule after so many optimizer steps")
+    group.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=32,
+        help="examples per optimizer step over ALL devices (default %(default)s)",
+    )
+    group.add_argument(
+        "--tokens-per-device",
+        type=positive_int,
+        help="most padded tokens in one micro-batch on one device (default: 8192, on a CPU 2048)",
+    )
+    group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="default %(default)s")
+    group.add_argument(
+        "--learning-rate", type=non_negative_float, help="peak (default: 2e-5 full, 2e-4 LoRA and QLoRA)"
+    )
+    group.add_argument(
+        "--head-learning-rate", type=non_negative_float, help="peak, of a new head (default: 5 × the other)"
+    )
+    group.add_argument("--warmup-ratio", type=fraction, default=0.06, help="share of all steps (default %(default)s)")
+    group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="AdamW's (default %(default)s)")
+    group.add_argument(
+        "--max-grad-norm",
+        type=positive_or_none,
+        default=1.0,
+        help="clip to this norm; none: no clipping (default %(default)s)",
+    )
+    group.add_argument(
+        "--patience", type=positive_int, help="stop after so many evaluations without gain (default: never)"
+    )
+    group.add_argument(
+        "--choose-by",
+        choices=choose_by,
+        default=choose_by[0],
+        help="metric of the choosing split that picks the best checkpoint (default %(default)s)",
+    )
+    group.add_argument(
+        "--eval-every", type=positive_int, help="optimizer steps between evaluations (default: an epoch)"
+    )
+    group.add_argument("--seed", type=seed, default=0, help="of head, order and dropout (default %(default)s)")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """How it runs, saves, goes on and logs."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--deepspeed", type=Path, metavar="FILE", help="DeepSpeed configuration, such as ds_configs/zero2.json"
+    )
+    group.add_argument("--output-dir", type=Path, help="run folder (default: runs/TASK-MODEL-METHOD[-generate])")
+    group.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="which checkpoint to go on from (default %(default)s)",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=positive_int,
+        default=500,
+        help="optimizer steps between checkpoints (default %(default)s)",
+    )
+    group.add_argument(
+        "--scratch-dir",
+        type=Path,
+        metavar="DIR",
+        help="save to this node-local folder first, and move in the background",
+    )
+    group.add_argument(
+        "--keep-checkpoints", type=positive_int, default=2, help="newest to keep, beside the best (default %(default)s)"
+    )
+    group.add_argument(
+        "--log-every", type=positive_int, default=10, help="optimizer steps between log lines (default %(default)s)"
+    )
+    group.add_argument(
+        "--base-eval",
+        choices=("subset", "full", "none"),
+        default="subset",
+        help="evaluate before training on 1,000 test items, all of them, or not at all (default %(default)s)",
+    )
+    group.add_argument("--plan", action="store_true", help="say what would be trained and what it needs, and stop")
+    group.add_argument(
+        "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="default %(default)s"
+    )
+    group.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload final/ when the run is finished")
+    group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
+
+
+def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompt (causal models without a classifier head)")
+    group.add_argument(
+        "--shots", type=non_negative_int, default=0, help="labelled examples in the prompt (default %(default)s)"
+    )
+    group.add_argument(
+        "--prompt-seeds",
+        type=positive_int,
+        metavar="N",
+        help="evaluate N prompts that differ in shots, their order and the wording, and report their spread",
+    )
+    add_prompt_format(group)
+    group.add_argument(
+        "--answer-by",
+        choices=("likelihood", "generation"),
+        default="likelihood",
+        help="which label word is likeliest, or which one the model writes first (default %(default)s)",
+    )
+    group.add_argument(
+        "--calibrate",
+        choices=("none", "contextual"),
+        default="none",
+        help="contextual: Zhao et al. 2021 (default %(default)s)",
+    )
+
+
+def add_prompt_format(group) -> None:
+    """--prompt-format."""
+    group.add_argument(
+        "--prompt-format",
+        choices=("auto", "plain", "chat"),
+        default="auto",
+        help="default %(default)s: the chat template if there is one and the model's name says it, or chat, instruct",
+    )

@@ -1,0 +1,175 @@
+"""Evaluating a model on SQuAD's questions: a span head while it is trained, any model from a folder."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from zerotune.errors import Refused
+from zerotune.evaluation.folder import Items, evaluate_into
+from zerotune.evaluation.options import QuestionOptions, trained_as
+from zerotune.evaluation.result_files import write_question_results
+from zerotune.evaluation.scorers import classifier_scorer
+from zerotune.evaluation.scoring import Answering
+from zerotune.files import default_cache_dir
+from zerotune.models.final_folder import load_final_span, read_record
+from zerotune.models.heads import is_encoder
+from zerotune.models.pretrained import check_token_ids, most_tokens, read_config
+from zerotune.settings.squad_flags import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, MAX_NEW_TOKENS, NUM_BEST
+from zerotune.squad.metrics import AnswerScores, choose_threshold, official_scores, score_answers
+from zerotune.squad.question_evaluation import prepare_writing
+from zerotune.squad.questions import TASK, Question
+from zerotune.squad.results import Answers
+from zerotune.squad.span_data import SpanData
+from zerotune.squad.windows import span_features
+from zerotune.training.batches import evaluation_batches
+
+# Of a head without a chosen threshold: no answer where "no answer" scores above the best span, as without tuning.
+UNTUNED_THRESHOLD = 0.0
+
+
+@dataclass(frozen=True)
+class SpanSettings:
+    """How questions are put before a span head, in tokens; stands in task.json."""
+
+    max_length: int
+    doc_stride: int
+    max_answer_length: int
+    n_best: int
+
+
+def span_settings(given, config, record: dict | None = None) -> SpanSettings:
+    """What flags or options say, else the model folder's task.json, else the defaults.
+
+    Args:
+        given: max_length, doc_stride, max_answer_length and n_best, each a number or None.
+        record: content of task.json.
+    Raises:
+        Refused: a window is longer than the model's positions.
+    """
+    window = most_tokens(config) or MAX_LENGTH
+    defaults = SpanSettings(min(MAX_LENGTH, window), DOC_STRIDE, MAX_ANSWER_LENGTH, NUM_BEST)
+    known = asdict(defaults) | {name: value for name, value in (record or {}).items() if name in asdict(defaults)}
+    wanted = {name: getattr(given, name) for name in known if getattr(given, name) is not None}
+    settings = SpanSettings(**known | wanted)
+    if settings.max_length > window:
+        raise Refused(f"--max-length {settings.max_length} is more than the model's {window} positions: lower it")
+    return settings
+
+
+def span_data(tokenizer, questions: list[Question], settings: SpanSettings, config) -> SpanData:
+    """Questions tokenised for a span head, from the cache where it has them."""
+    features = span_features(
+        tokenizer, questions, not is_encoder(config), settings.max_length, settings.doc_stride, default_cache_dir()
+    )
+    return SpanData(questions, features, tokenizer.pad_token_id, settings.n_best, settings.max_answer_length)
+
+
+def best_texts(data: SpanData, scores: np.ndarray) -> list[str]:
+    """The best span of each question, whatever the odds of there being none; "" where it has no context."""
+    return [answers[0].text if answers else "" for answers in data.answers(scores)]
+
+
+def choosing_values(data: SpanData, found: np.ndarray, choose_by: str) -> dict[str, float]:
+    """eval_loss, eval_exact and eval_f1 (0-100) of the choosing split at the threshold that choose_threshold takes for
+    --choose-by (for f1 where that is loss), eval_threshold, and "choose_by", where greater is better.
+
+    Args:
+        found: what `data.scores` gave for all questions.
+    """
+    odds, texts = data.null_odds(found).astype(np.float64), best_texts(data, found)
+    scores = score_answers(data.questions, dict(zip(data.ids, texts, strict=True)))
+    by = scores.exact if choose_by == "exact" else scores.f1
+    _, threshold = choose_threshold(by, scores.has_answer, np.array([bool(text) for text in texts]), odds)
+    abstains = odds > threshold
+    at_threshold = AnswerScores(
+        *(np.where(abstains, ~scores.has_answer, each).astype(np.float64) for each in (scores.exact, scores.f1)),
+        scores.has_answer,
+    )
+    official = official_scores(at_threshold)
+    values = {"loss": data.mean_loss(found), "exact": official["exact"], "f1": official["f1"], "threshold": threshold}
+    better = -values["loss"] if choose_by == "loss" else values[choose_by]
+    return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
+
+
+def evaluate_questions(
+    folder: Path, options: QuestionOptions, questions: list[Question], accelerator, stop_signal, replace: bool = False
+) -> dict:
+    """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does: by its span head, or by
+    what it writes. Raises Refused too where a flag is about another kind of model."""
+    config = read_config(options.model, options.revision)
+    prepare = _prepare_span if answers_by_span(config, options.model, options.revision) else _prepare_writing
+
+    def write(answers: Answers) -> dict:
+        return write_question_results(folder, questions, answers, options.seed)
+
+    def load() -> Answering:
+        return prepare(options, questions, config, accelerator.device)
+
+    return evaluate_into(folder, options, items_of(questions), load, write, accelerator, stop_signal, replace)
+
+
+def items_of(questions: list[Question]) -> Items:
+    """What tells an evaluation from others."""
+    return Items(TASK, [_line(question) for question in questions])
+
+
+def _line(question: Question) -> str:
+    golds = None if question.answers is None else [answer.text for answer in question.answers]
+    return f"{question.id}\t{question.text}\t{question.paragraph.context}\t{golds}"
+
+
+def _prepare_span(options: QuestionOptions, questions: list[Question], config, device: torch.device) -> Answering:
+    """A model that answers with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
+    record = read_record(options.model, options.revision) or {}
+    settings = span_settings(options, config, record)
+    model, tokenizer, _ = load_final_span(
+        options.model,
+        revision=options.revision,
+        precision=options.precision,
+        attention=options.attention,
+        load_4bit=options.load_4bit,
+    )
+    data = span_data(tokenizer, questions, settings, config)
+    check_token_ids(options.model, config, data.token_ids)
+    trained = bool(record) or is_trained_span_finder(config)
+    threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
+    found = {
+        "setting": "span head" if trained else "untrained head",
+        "head": "span",
+        **trained_as(record, options),
+        **asdict(settings),
+        "threshold": threshold,
+        "num_truncated": data.num_truncated,
+    }
+    scorer = classifier_scorer(model.to(device), data, device, options.precision)
+    batches = evaluation_batches(data.scored_lengths, options.tokens_per_device)
+    return Answering(scorer, data.scored_lengths, batches, found, lambda scores: span_answers(data, scores, threshold))
+
+
+def _prepare_writing(options: QuestionOptions, questions: list[Question], config, device: torch.device) -> Answering:
+    """A causal model that writes its answers: a tuned generator, or a published model after a prompt."""
+    record = read_record(options.model, options.revision) or {}
+    max_new_tokens = options.max_new_tokens or record.get("max_new_tokens", MAX_NEW_TOKENS)
+    return prepare_writing(options, max_new_tokens, questions, config, device)
+
+
+def answers_by_span(config, model: str, revision: str | None) -> bool:
+    """Whether a model finds its answers with a span head; else it writes them."""
+    record = read_record(model, revision)
+    return record["head"] == "span" if record else is_encoder(config) or is_trained_span_finder(config)
+
+
+def is_trained_span_finder(config) -> bool:
+    """Whether the checkpoint was published with a span head."""
+    return any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
+
+
+def span_answers(data: SpanData, scores: np.ndarray, threshold: float) -> Answers:
+    """The best span of each question, "" where the odds of no answer are above the threshold; all kept spans beside."""
+    odds, spans = data.null_odds(scores).astype(np.float64), data.answers(scores)
+    best = [each[0].text if each else "" for each in spans]
+    texts = ["" if abstains else text for abstains, text in zip(odds > threshold, best, strict=True)]
+    details = {"null_odds": odds.tolist(), "n_best": [[span._asdict() for span in each] for each in spans]}
+    return Answers(texts, best, odds, details)

@@ -1,0 +1,188 @@
+"""SQuAD's json files, the hub's rows of them, and prediction files: read, checked, and refused in one line each."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.files import json_sha256
+from zerotune.squad.questions import Answer, Paragraph, Question
+from zerotune.tasks.files import decode_text, read_bytes, read_hub
+from zerotune.tasks.split_settings import Origin
+from zerotune.tasks.splits import check_unicode, clean_text
+
+FORM = '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}'
+
+
+def read_origin(origin: Origin) -> tuple[list[Question], dict]:
+    """(questions, what split.json keeps of their source) of a file, a hub split or the sample generator."""
+    if origin.path:
+        questions, record = read_questions(Path(origin.path))
+    elif origin.hub:
+        questions, record = _read_hub(*origin.hub)
+    else:
+        generate, num_questions, seed = origin.sample
+        name, data = f"{generate.__module__}.{generate.__name__}", generate(num_questions, seed)
+        questions = parse_questions(data, f"--sample {origin.prefix} questions")
+        record = {"sample": name, "seed": seed, "sha256": json_sha256(data), "rows": len(questions)}
+    return questions, record
+
+
+def read_questions(path: Path) -> tuple[list[Question], dict]:
+    """(questions in the order of the file, its record: path, sha256, rows) of a file in SQuAD's format, also .gz.
+
+    Plausible answers are left out. `answers` is None in all questions or in none. Raises Refused for what is not such
+    a file: broken gzip or JSON, missing fields, empty texts, ids that occur twice, answers that the context does not
+    hold where they say, answers to a question that has none."""
+    data = read_bytes(path)
+    text = decode_text(data, path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path}: not JSON ({error}); wanted SQuAD's form {FORM}") from None
+    questions = parse_questions(value, str(path))
+    record = {"path": str(path.absolute()), "sha256": hashlib.sha256(data).hexdigest(), "rows": len(questions)}
+    return questions, record
+
+
+def parse_questions(value, name: str) -> list[Question]:
+    """The questions of SQuAD's form, from a source called `name`. Raises Refused as `read_questions` does."""
+    questions, num_paragraphs = [], 0
+    articles = _field(value, "data", list, name, FORM)
+    for number, article in enumerate(articles):
+        where = f"{name}: article {number}"
+        for place, block in enumerate(_field(article, "paragraphs", list, where, FORM)):
+            title = article.get("title", f"article {number}")
+            paragraph = _paragraph(title, num_paragraphs, block, f"{where}, paragraph {place}")
+            num_paragraphs += 1
+            for qa in _field(block, "qas", list, f"{where}, paragraph {place}", FORM):
+                questions.append(_question(qa, paragraph, f"{where}, paragraph {place}"))
+    return _checked(questions, name)
+
+
+def _read_hub(dataset: str, split: str, revision: str | None) -> tuple[list[Question], dict]:
+    """Rows {id, title, context, question, answers: {text: [], answer_start: []}}; those of one paragraph follow each
+    other."""
+    source = read_hub(dataset, split, revision)
+    questions, paragraph = [], None
+    for number, row in enumerate(source.rows):
+        where = source.where(number)
+        title, context = row.get("title"), row.get("context")
+        if paragraph is None or (paragraph.article, paragraph.context) != (title, context):
+            place = 0 if paragraph is None else paragraph.number + 1
+            paragraph = _paragraph(title, place, row, where)
+        qa = {name: row[name] for name in ("id", "question") if name in row}
+        if "answers" in row:
+            qa["answers"] = _hub_answers(row["answers"], where)
+        questions.append(_question(qa, paragraph, where))
+    return _checked(questions, source.name), source.record
+
+
+def _hub_answers(answers, where: str) -> list[dict]:
+    texts = _field(answers, "text", list, where, '"answers": {"text": [], "answer_start": []}')
+    starts = _field(answers, "answer_start", list, where, '"answers": {"text": [], "answer_start": []}')
+    if len(texts) != len(starts):
+        raise Refused(f"{where}: {len(texts)} answer texts but {len(starts)} answer_start; mend the row")
+    return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+
+
+def _checked(questions: list[Question], name: str) -> list[Question]:
+    """What holds of a whole source: there are questions, an id is one question's, all have answers or none has."""
+    if not questions:
+        raise Refused(f"{name} holds no questions; wanted SQuAD's form {FORM}")
+    seen = set()
+    for question in questions:
+        if question.id in seen:
+            raise Refused(f"{name}: the id {question.id!r} occurs twice; an id names one question: give each its own")
+        seen.add(question.id)
+    unanswered = [question.id for question in questions if question.answers is None]
+    if unanswered and len(unanswered) < len(questions):
+        raise Refused(
+            f"{name}: question {unanswered[0]!r} has no answers field, as {len(unanswered)} of {len(questions)}; give "
+            'all questions "answers" or none ("answers": [] where the paragraph has no answer)'
+        )
+    return questions
+
+
+def _field(value, name: str, kind: type, where: str, form: str):
+    """value[name], which must be there and of that kind."""
+    if not isinstance(value, dict) or not isinstance(value.get(name), kind):
+        found = type(value.get(name)).__name__ if isinstance(value, dict) and name in value else "missing"
+        raise Refused(f"{where}: not SQuAD's form: {name!r} is {found}, wanted {form}")
+    return value[name]
+
+
+def _paragraph(title, number: int, block: dict, where: str) -> Paragraph:
+    context = _field(block, "context", str, where, FORM)
+    clean_text(context, f"{where}, context")
+    return Paragraph(clean_text(title, f"{where}, title"), number, context)
+
+
+def _question(qa, paragraph: Paragraph, where: str) -> Question:
+    identifier = _field(qa, "id", str, where, FORM)
+    where = f"{where}, question {identifier!r}"
+    check_unicode(identifier, where)
+    text = clean_text(_field(qa, "question", str, where, FORM), where)
+    impossible = qa.get("is_impossible")
+    if impossible is not None and not isinstance(impossible, bool):
+        raise Refused(f"{where}: is_impossible is {impossible!r}, wanted true or false")
+    if qa.get("answers") is None:
+        return Question(identifier, text, paragraph, None)
+    answers = tuple(_answer(each, paragraph, where) for each in _field(qa, "answers", list, where, FORM))
+    if impossible and answers:
+        raise Refused(f"{where}: is_impossible is true, but it has {len(answers)} answers; mend one of the two")
+    if impossible is False and not answers:
+        raise Refused(f"{where}: is_impossible is false, but it has no answers; mend one of the two")
+    return Question(identifier, text, paragraph, answers)
+
+
+def _answer(value, paragraph: Paragraph, where: str) -> Answer:
+    form = '"answers": [{"text": "…", "answer_start": 0}]'
+    text = _field(value, "text", str, where, form)
+    start = value.get("answer_start")
+    if type(start) is not int:
+        raise Refused(f"{where}: answer_start is {start!r}, wanted the character at which {text[:40]!r} starts")
+    if not text:
+        raise Refused(f'{where}: an empty answer; where there is none, give "answers": []')
+    found = paragraph.context[start : start + len(text)] if start >= 0 else ""
+    if found != text:
+        raise Refused(
+            f"{where}: answer_start {start} disagrees with the text: the context has {found[:40]!r} there, the answer "
+            f"is {text[:40]!r}; mend the offset (characters from 0, not bytes)"
+        )
+    return Answer(text, start)
+
+
+# --- predictions ---
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """A prediction file in the official form, {question id: answer}, "" for no answer. Raises Refused for another."""
+    form = 'wanted one JSON object {"question id": "answer"}'
+    try:
+        value = json.loads(decode_text(read_bytes(path), path), object_pairs_hook=lambda pairs: pairs)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path}: not JSON ({error}); {form}") from None
+    if not isinstance(value, list) or not value or not all(isinstance(pair, tuple) for pair in value):
+        raise Refused(f"{path}: {'no predictions' if value == [] else 'not a prediction file'}; {form}")
+    predictions: dict[str, str] = {}
+    for identifier, text in value:
+        if not isinstance(text, str):
+            raise Refused(f'{path}: the prediction of {identifier!r} is no string; {form}, and "" for no answer')
+        check_unicode(identifier, f"{path}, id {identifier!r}")
+        check_unicode(text, f"{path}, the prediction of {identifier!r}")
+        if identifier in predictions:
+            raise Refused(f"{path}: the id {identifier!r} occurs twice; give one prediction per question")
+        predictions[identifier] = text
+    return predictions
+
+
+def require_predictions(predictions: dict[str, str], questions: list[Question], name: str) -> int:
+    """How many predictions are of no question (the official scorer skips those). Raises Refused for missing ones."""
+    missing = [question.id for question in questions if question.id not in predictions]
+    if missing:
+        raise Refused(
+            f"{name}: no prediction for {len(missing):,} of {len(questions):,} questions, {missing[0]!r} first; give "
+            'each one ("" for no answer)'
+        )
+    return len(predictions) - len(questions)

@@ -1,0 +1,279 @@
+"""Classification by a causal model without a head: the likelihood of the label words after a prompt."""
+
+import re
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zerotune.errors import Refused
+from zerotune.models.language_model import answer_logits
+from zerotune.models.shared_prefix import SharedRows, prefix_cache
+from zerotune.randomness import random_order
+from zerotune.run.names import short_name
+from zerotune.tasks.cutting import cut_texts, token_ids
+from zerotune.training.classification import to_device
+
+# Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
+PINNED_DATE = "26 Jul 2024"
+CHAT_NAMES = re.compile(r"(^|[-_./])(it|chat|instruct)($|[-_./])", re.IGNORECASE)
+# Zhao et al. 2021 (arXiv:2102.09690), section 5: three content-free inputs.
+CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
+# Tokenised together: a tokenizer's own record of a prompt takes some hundred bytes a token until it is dropped.
+TEXTS_AT_ONCE = 64
+# A token of a shared prefix costs a row no computation, but its keys and values: so much of a token of its own.
+PREFIX_TOKENS_PER_TOKEN = 8
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Wording of a task: `template` with `{text}`, and a word for each label in label order."""
+
+    template: str
+    label_words: tuple[str, ...]
+    chat: bool = False
+    shots: tuple[tuple[str, int], ...] = ()
+
+    def render(self, tokenizer, text: str) -> str:
+        """Everything that stands before the answer."""
+        if not self.chat:
+            solved = [f"{self.template.format(text=shot)} {self.label_words[label]}\n\n" for shot, label in self.shots]
+            return "".join(solved) + self.template.format(text=text)
+        turns = []
+        for shot, label in self.shots:
+            turns.append({"role": "user", "content": self.template.format(text=shot)})
+            turns.append({"role": "assistant", "content": self.label_words[label]})
+        turns.append({"role": "user", "content": self.template.format(text=text)})
+        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE)
+
+    def answers(self, tokenizer) -> list[str]:
+        """The label words as they follow the prompt: after a space in plain text, else as the chat template has it."""
+        if not self.chat:
+            return [f" {word}" for word in self.label_words]
+        return [self._answer_turn(tokenizer, word) for word in self.label_words]
+
+    def _answer_turn(self, tokenizer, word: str) -> str:
+        """What a template puts after the prompt, up to the word: Mistral's a space, Qwen3's an empty thought."""
+        turns = [{"role": "user", "content": self.template}, {"role": "assistant", "content": word}]
+        asked = tokenizer.apply_chat_template(
+            turns[:1], add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE
+        )
+        answered = tokenizer.apply_chat_template(turns, tokenize=False, date_string=PINNED_DATE)
+        if not answered.startswith(asked) or word not in answered[len(asked) :]:
+            return word
+        return answered[len(asked) : answered.rindex(word) + len(word)]
+
+
+def uses_chat(wanted: str, tokenizer, name: str) -> bool:
+    """`--prompt-format`: "auto" means the chat template for models whose name says it, chat or instruct.
+
+    Raises:
+        Refused: chat was asked for and the tokenizer has no template.
+    """
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    if wanted == "chat" and not has_template:
+        raise Refused(f"--prompt-format chat: the tokenizer of {name} has no chat template: use --prompt-format plain")
+    return has_template and (wanted == "chat" or (wanted == "auto" and bool(CHAT_NAMES.search(short_name(name)))))
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """Prompts with their possible answers, tokenised.
+
+    One row an item when every answer is a single token (`num_answer_tokens` 1), else one row an item and label.
+
+    Attributes:
+        rows: token ids of each row, without the answer's last token; [num_items × rows_per_item].
+        targets: answer token ids of each row: [labels] in the single-token form, else the row's own answer.
+        num_shared: tokens that all rows begin with: shots, and the question up to the text.
+        num_truncated: items whose text was cut to fit.
+    """
+
+    rows: SharedRows
+    targets: list[list[int]]
+    num_labels: int
+    single_token: bool
+    pad_id: int
+    num_shared: int
+    num_truncated: int
+
+    @property
+    def rows_per_item(self) -> int:
+        """1, or the number of labels."""
+        return 1 if self.single_token else self.num_labels
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """What an item costs in tokens, [num_items]: its longest row without the shared tokens, and a part of those, by
+        its number of rows."""
+        counts = self.rows.lengths.reshape(-1, self.rows_per_item)
+        own = counts.max(axis=1) - self.num_shared + self.num_shared // PREFIX_TOKENS_PER_TOKEN
+        return own * self.rows_per_item
+
+    def context(self, item: int) -> list[int]:
+        """Token ids of an item's prompt, without an answer."""
+        row = self.rows[item * self.rows_per_item]
+        return row[: len(row) - self._num_answer(item)].tolist()
+
+    def _num_answer(self, item: int) -> int:
+        """Tokens of an answer in an item's first row."""
+        return 0 if self.single_token else len(self.targets[item * self.rows_per_item]) - 1
+
+    @property
+    def context_lengths(self) -> np.ndarray:
+        """Tokens of each item's prompt, with those that all share, [num_items]."""
+        lengths = self.rows.lengths[:: self.rows_per_item]
+        return lengths - np.array([self._num_answer(item) for item in range(len(lengths))])
+
+    def longest_own(self, items: np.ndarray) -> int:
+        """Tokens of the longest row of some items, without those that all rows share."""
+        size, rows = self.rows_per_item, self.rows
+        longest = max(len(rows.tails[item * size + label]) for item in items for label in range(size))
+        return len(rows.head) + longest - self.num_shared
+
+    def prefix(self, model, device: torch.device):
+        """The keys and values of the shared tokens, for `log_likelihoods`; None where nothing is shared."""
+        return prefix_cache(model, self.rows[0][: self.num_shared], device)
+
+    def log_likelihoods(self, model, items: np.ndarray, device: torch.device, prefix=None) -> np.ndarray:
+        """Log-probability of each answer up to a constant of the item, float32 [items, num_labels].
+
+        Rows are padded on the right, where a causal model looks from no token of theirs: they need no mask, and
+        positions count from the prefix. Logits are computed where answers are.
+
+        Args:
+            prefix: what `prefix` returned; None computes every row from its first token.
+        """
+        numbers = [item * self.rows_per_item + offset for item in items for offset in range(self.rows_per_item)]
+        skipped = 0 if prefix is None else self.num_shared
+        rows, targets = [self.rows[n][skipped:] for n in numbers], [self.targets[n] for n in numbers]
+        num_kept = 1 if self.single_token else max(len(target) for target in targets)
+        lengths = np.array([len(row) for row in rows])
+        input_ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int64)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row)] = row
+        hidden = model.base_model(
+            input_ids=to_device(input_ids, device),
+            position_ids=to_device(np.arange(skipped, skipped + lengths.max())[None], device),
+            past_key_values=prefix,
+            use_cache=prefix is not None,
+        ).last_hidden_state
+        kept = (lengths[:, None] - np.arange(num_kept, 0, -1)).clip(min=0)
+        hidden = hidden[torch.arange(len(rows), device=device)[:, None], to_device(kept, device)]
+        if self.single_token:
+            # of one next token only the label words are compared: what they share, normalising takes away
+            return answer_logits(model, hidden[:, -1], self.targets[0]).cpu().numpy()
+        log_probabilities, sums = answer_logits(model, hidden).log_softmax(-1), []
+        for row, target in zip(log_probabilities, targets, strict=True):
+            picked = torch.tensor(target, device=row.device)[:, None]
+            sums.append(row[-len(target) :].gather(1, picked).sum())
+        return torch.stack(sums).reshape(len(items), self.num_labels).cpu().numpy()
+
+
+def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int) -> PromptData:
+    """Tokenise prompts and answers, cutting texts in the middle (never the shots or the question) so that all fits.
+
+    An answer's tokens are those that the whole string has beyond the prompt's own, as in lm-evaluation-harness.
+
+    Args:
+        max_text_tokens: most tokens of one item's text.
+        window: most tokens of prompt and answer together (the model's position embeddings).
+    Raises:
+        Refused: prompt and shots alone are longer than the window.
+    """
+    contexts, answers, num_truncated = SharedRows(), [], 0
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = texts[start : start + TEXTS_AT_ONCE]
+        cut, some_contexts, wholes = _fitted(tokenizer, prompt, some, max_text_tokens, window)
+        num_truncated += sum(before != after for before, after in zip(some, cut, strict=True))
+        for context, options in zip(some_contexts, wholes, strict=True):
+            contexts.append(context)
+            answers.append([whole[len(context) :] for whole in options])
+    single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
+    if single:
+        rows, targets = contexts, [[token for (token,) in options] for options in answers]
+    else:
+        rows, targets = SharedRows(), [answer for options in answers for answer in options]
+        for context, options in zip(contexts, answers, strict=True):
+            for answer in options:
+                rows.append(context + array("i", answer[:-1]))
+    # the tokens after which an answer's tokens are read are each row's own
+    most_shared = int((rows.lengths - (1 if single else np.array([len(target) for target in targets]))).min())
+    return PromptData(
+        rows=rows,
+        targets=targets,
+        num_labels=len(prompt.label_words),
+        single_token=single,
+        pad_id=tokenizer.pad_token_id,
+        num_shared=min(len(rows.head), most_shared),
+        num_truncated=num_truncated,
+    )
+
+
+def _fitted(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int):
+    """Texts cut so that their prompts fit, the prompts' token ids, and those with each answer [texts][labels]."""
+    rooms = np.full(len(texts), max_text_tokens)
+    cut = cut_texts(tokenizer, texts, rooms)
+    contexts, wholes = _tokenise(tokenizer, prompt, cut)
+    while too_long := [index for index, options in enumerate(wholes) if max(map(len, options)) > window]:
+        for index, ids in zip(too_long, token_ids(tokenizer, [cut[index] for index in too_long], False), strict=True):
+            if not ids:
+                raise Refused(
+                    f"the prompt with {len(prompt.shots)} shots takes {max(map(len, wholes[index]))} tokens without "
+                    f"any text and the model's window is {window}: use fewer --shots"
+                )
+            rooms[index] = max(0, min(rooms[index], len(ids)) - (max(map(len, wholes[index])) - window))
+        shorter = cut_texts(tokenizer, [texts[index] for index in too_long], rooms[too_long])
+        again = _tokenise(tokenizer, prompt, shorter)
+        for index, text, context, options in zip(too_long, shorter, *again, strict=True):
+            cut[index], contexts[index], wholes[index] = text, context, options
+    return cut, contexts, wholes
+
+
+def _tokenise(tokenizer, prompt: Prompt, texts: list[str]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    rendered = [prompt.render(tokenizer, text) for text in texts]
+    # a chat template writes its own BOS; a plain prompt gets the tokenizer's
+    contexts = token_ids(tokenizer, rendered, not prompt.chat)
+    answers = prompt.answers(tokenizer)
+    joined = [context + answer for context in rendered for answer in answers]
+    flat = token_ids(tokenizer, joined, not prompt.chat)
+    size = len(prompt.label_words)
+    return contexts, [flat[start : start + size] for start in range(0, len(flat), size)]
+
+
+def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tuple:
+    """Labelled examples for a prompt: as equal in number per label as can be, in random order, by seed.
+
+    Args:
+        examples: of zerotune.tasks.splits.Example, all labelled.
+    Raises:
+        Refused: a label has too few examples.
+    """
+    chosen = []
+    for place, label in enumerate(random_order(num_labels, seed, "labels of shots")):
+        of_label = [example for example in examples if example.label == label]
+        wanted = num_shots // num_labels + (place < num_shots % num_labels)
+        if len(of_label) < wanted:
+            raise Refused(f"--shots {num_shots} needs {wanted} examples of label {label} and there are {len(of_label)}")
+        chosen += [of_label[index] for index in random_order(len(of_label), seed, f"shots of {label}")[:wanted]]
+    return tuple(chosen[index] for index in random_order(len(chosen), seed, "order of shots"))
+
+
+def calibrate(log_likelihoods: np.ndarray, content_free: np.ndarray) -> np.ndarray:
+    """Contextual calibration (Zhao et al. 2021, equation 2 with W = diag(p_cf)^-1, b = 0).
+
+    Args:
+        log_likelihoods: [items, labels].
+        content_free: log-likelihoods of the content-free prompts, [inputs, labels].
+    Returns:
+        Natural log-probabilities, [items, labels].
+    """
+    probabilities = np.exp(normalise(content_free)).mean(axis=0)
+    return normalise(normalise(log_likelihoods) - np.log(probabilities))
+
+
+def normalise(scores: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the labels alone: log softmax of [items, labels]."""
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -1,0 +1,94 @@
+"""Encoded examples with labels, and the batches and losses made of them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from zerotune.tasks.tokens import Encoded
+from zerotune.training.batches import LengthBatches
+
+
+@dataclass(frozen=True)
+class LabelledData(LengthBatches):
+    """Texts ready for a classification head.
+
+    Attributes:
+        ids: stable id of each example, [num_examples].
+        encoded: token ids of each example.
+        labels: int64 class of each example, [num_examples]; -100 where it is not known.
+        pad_id: token id that fills short rows; masked, so that its value never counts.
+    """
+
+    ids: list[str]
+    encoded: Encoded
+    labels: np.ndarray
+    pad_id: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, [num_examples]."""
+        return self.encoded.lengths
+
+    @property
+    def num_truncated(self) -> int:
+        """Texts that were cut to fit."""
+        return self.encoded.num_truncated
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """All token ids, one example after the other: int32 [tokens]."""
+        return self.encoded.ids
+
+    def num_targets(self, rows: np.ndarray) -> int:
+        """What the sum of some examples' losses is divided by: one label each."""
+        return len(rows)
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
+        """Right-padded model inputs of some examples: int64 [rows, longest], on the device."""
+        tokens = [self.encoded.row(row) for row in rows]
+        longest = max(len(row) for row in tokens)
+        input_ids = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
+        mask = np.zeros_like(input_ids)
+        for index, row in enumerate(tokens):
+            input_ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        inputs = {"input_ids": input_ids, "attention_mask": mask}
+        if self.encoded.type_ids is not None:
+            types = np.zeros_like(input_ids)
+            for index, row in enumerate(rows):
+                start, stop = self.encoded.offsets[row : row + 2]
+                types[index, : stop - start] = self.encoded.type_ids[start:stop]
+            inputs["token_type_ids"] = types
+        return {name: to_device(values, device) for name, values in inputs.items()}
+
+    def loss_sum(self, engine, rows: np.ndarray) -> torch.Tensor:
+        """Cross entropy of some examples, added up: a float32 scalar."""
+        device = engine.accelerator.device
+        logits = engine.forward(**self.batch(rows, device))
+        return functional.cross_entropy(logits.float(), to_device(self.labels[rows], device), reduction="sum")
+
+    @property
+    def scored_lengths(self) -> np.ndarray:
+        """What an example costs `scores` in tokens, [num_examples]."""
+        return self.lengths
+
+    def scores(self, forward, rows: np.ndarray, device: torch.device) -> np.ndarray:
+        """Natural log-probability of each class, float32 [rows, num_labels]."""
+        logits = forward(**self.batch(rows, device))
+        return functional.log_softmax(logits.float(), dim=-1).cpu().numpy()
+
+    def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Of what `scores` gave for all examples: natural log-probabilities of the labels, [num_examples, labels]."""
+        return scores
+
+    def mean_loss(self, scores: np.ndarray) -> float:
+        """Of what `scores` gave for all examples: the mean loss of an example."""
+        return float(-scores[np.arange(len(scores)), self.labels].mean())
+
+
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Move an array to the device; to a GPU without waiting for the copy."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,0 +1,209 @@
+"""Prompts with the answers that a generator learns to write: a row is prompt, label word and end of the answer.
+
+The loss counts the label word and the end, never the prompt. Prompts are those of zerotune/tasks/prompts.py: what
+is trained is what is evaluated.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from zerotune.errors import Refused
+from zerotune.tasks.prompts import PINNED_DATE, Prompt, PromptData, encode_prompts, normalise
+from zerotune.tasks.splits import Example
+from zerotune.training.batches import LengthBatches
+from zerotune.training.classification import to_device
+
+
+@dataclass(frozen=True)
+class AnswerData(LengthBatches):
+    """Texts ready for a generator.
+
+    Attributes:
+        ids: stable id of each example, [num_examples].
+        labels: int64 class of each example, [num_examples].
+        prompt: the wording.
+        prompts: each example's prompt with the answers of all labels, as they are evaluated.
+        end: token ids that end an answer.
+    """
+
+    ids: list[str]
+    labels: np.ndarray
+    prompt: Prompt
+    prompts: PromptData
+    end: list[int]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens that the model reads of each example, [num_examples]: of its row all but the last."""
+        return np.array([len(self.row(item, label)[0]) - 1 for item, label in enumerate(self.labels)])
+
+    @cached_property
+    def num_answer_tokens(self) -> np.ndarray:
+        """Tokens of each example's answer with its end, [num_examples]."""
+        return np.array([self.row(item, label)[1] for item, label in enumerate(self.labels)])
+
+    @property
+    def answer_share(self) -> float:
+        """The largest part of a row's tokens at which logits are computed."""
+        return float((self.num_answer_tokens / self.lengths).max())
+
+    @property
+    def num_truncated(self) -> int:
+        """Examples whose text was cut to fit."""
+        return self.prompts.num_truncated
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """The token ids of all examples, int64 [tokens]."""
+        rows = (self.row(item, label)[0] for item, label in enumerate(self.labels))
+        return np.fromiter(chain.from_iterable(rows), np.int64)
+
+    def row(self, item: int, label: int) -> tuple[list[int], int]:
+        """Token ids of an example answered with a label, and how many of them, the last ones, are the answer."""
+        prompts = self.prompts
+        if prompts.single_token:
+            return [*prompts.rows[item], prompts.targets[item][label], *self.end], 1 + len(self.end)
+        number = item * prompts.num_labels + label
+        answer = prompts.targets[number]
+        return [*prompts.rows[number], answer[-1], *self.end], len(answer) + len(self.end)
+
+    def num_targets(self, items: np.ndarray) -> int:
+        """What the sum of some examples' losses is divided by: the tokens of their answers."""
+        return int(self.num_answer_tokens[items].sum())
+
+    def batch(self, rows: list[tuple[list[int], int]], device: torch.device):
+        """Inputs of an AnswerGenerator for rows with their numbers of answer tokens, and the answers' tokens.
+
+        Returns:
+            {"input_ids": int64 [B, T], "rows" and "columns": [N]}, and the tokens int64 [N], row after row.
+        """
+        input_ids = np.full((len(rows), max(len(tokens) for tokens, _ in rows) - 1), self.prompts.pad_id)
+        for index, (tokens, _) in enumerate(rows):
+            input_ids[index, : len(tokens) - 1] = tokens[:-1]
+        counts = [count for _, count in rows]
+        # a token is predicted where the one before it is read
+        columns = [len(tokens) - 1 - count + place for tokens, count in rows for place in range(count)]
+        inputs = {"input_ids": input_ids, "rows": np.repeat(np.arange(len(rows)), counts), "columns": np.array(columns)}
+        answers = np.array([token for tokens, count in rows for token in tokens[-count:]])
+        return {name: to_device(values, device) for name, values in inputs.items()}, to_device(answers, device)
+
+    def loss_sum(self, engine, items: np.ndarray) -> torch.Tensor:
+        """Cross entropy of the answers' tokens of some examples, added up: a float32 scalar."""
+        inputs, answers = self.batch([self.row(item, self.labels[item]) for item in items], engine.accelerator.device)
+        return functional.cross_entropy(engine.forward(**inputs), answers, reduction="sum")
+
+    @property
+    def scored_lengths(self) -> np.ndarray:
+        """What an example costs `scores` in tokens, [num_examples]."""
+        return self.lengths * self.prompts.rows_per_item
+
+    def scores(self, forward, items: np.ndarray, device: torch.device) -> np.ndarray:
+        """Log-likelihood of each label's word, and the loss of the own answer: float32 [items, num_labels + 1].
+
+        Words of one token are compared where the prompt ends, so that one row an item holds them all.
+        """
+        own, num_labels = self.labels[items], self.prompts.num_labels
+        single = self.prompts.single_token
+        num_rows = self.prompts.rows_per_item
+        labels = own if single else np.tile(np.arange(num_labels), len(items))
+        rows = [self.row(*pair) for pair in zip(np.repeat(items, num_rows), labels, strict=True)]
+        inputs, answers = self.batch(rows, device)
+        log_probabilities = forward(**inputs).log_softmax(-1)
+        found = log_probabilities.gather(1, answers[:, None])[:, 0].cpu().numpy()
+        counts = np.array([count for _, count in rows])
+        starts = np.cumsum(counts) - counts
+        ends = starts + counts - len(self.end)
+        sums = np.add.reduceat(found, np.stack([starts, ends], axis=1).flatten()).reshape(-1, 2)  # of word, of end
+        if single:
+            words = to_device(np.array([self.prompts.targets[item] for item in items]), device)
+            likelihoods = log_probabilities[to_device(starts, device)].gather(1, words).cpu().numpy()
+            losses = -sums.sum(axis=1)
+        else:
+            likelihoods = sums[:, 0].reshape(-1, num_labels)
+            losses = -sums.sum(axis=1).reshape(-1, num_labels)[np.arange(len(items)), own]
+        return np.concatenate([likelihoods, losses[:, None]], axis=1)
+
+    def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Of what `scores` gave for all examples: natural log-probabilities of the labels, [num_examples, labels]."""
+        return normalise(scores[:, :-1])
+
+    def mean_loss(self, scores: np.ndarray) -> float:
+        """Of what `scores` gave for all examples: the mean loss of an answer's token."""
+        return float(scores[:, -1].sum(dtype=np.float64) / self.num_answer_tokens.sum())
+
+
+def prompt_record(prompt: Prompt) -> dict:
+    """What task.json says of a generator's prompt."""
+    return {
+        "template": prompt.template,
+        "label_words": list(prompt.label_words),
+        "format": "chat" if prompt.chat else "plain",
+    }
+
+
+def recorded_prompt(record: dict) -> Prompt:
+    """The prompt that `prompt_record` described."""
+    return Prompt(record["template"], tuple(record["label_words"]), record["format"] == "chat")
+
+
+def encode_answers(tokenizer, prompt: Prompt, examples: list[Example], max_length: int, window: int) -> AnswerData:
+    """Labelled examples tokenised for a generator; of a text is cut what exceeds the row's length.
+
+    Args:
+        max_length: most tokens of a whole row, answer and end included.
+        window: the model's positions; no row is longer.
+    Raises:
+        Refused: a row has no room for any text, or the tokenizer has no end of text.
+    """
+    end = end_of_answer(tokenizer, prompt)
+    most = answer_window(tokenizer, prompt, max_length, window)
+    prompts = encode_prompts(tokenizer, prompt, [example.text for example in examples], most, most)
+    labels = np.array([example.label for example in examples], dtype=np.int64)
+    return AnswerData([example.id for example in examples], labels, prompt, prompts, end)
+
+
+def answer_window(tokenizer, prompt: Prompt, max_length: int, window: int) -> int:
+    """Most tokens of prompt and label word together in a row of `max_length` with the answer's end.
+
+    Raises:
+        Refused: nothing of a text fits.
+    """
+    most = min(max_length, window) - len(end_of_answer(tokenizer, prompt))
+    empty = encode_prompts(tokenizer, prompt, [""], 0, window)
+    longest = max(map(len, empty.rows)) + 1
+    if most <= longest:
+        raise Refused(
+            f"--max-length {max_length} leaves a text no room beside {longest} tokens of prompt and answer: raise it"
+        )
+    return most
+
+
+def end_of_answer(tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids that end an answer: `template_end`, where it gives none the tokenizer's eos.
+
+    Raises Refused for a tokenizer without one."""
+    end = template_end(tokenizer, prompt)
+    if not end and tokenizer.eos_token_id is None:
+        raise Refused(
+            "--head generate teaches a model to end its answer, and its tokenizer has no eos_token: set one in "
+            "tokenizer_config.json"
+        )
+    return end or [tokenizer.eos_token_id]
+
+
+def template_end(tokenizer, prompt: Prompt) -> list[int]:
+    """Token ids that a chat template puts after the assistant's content, up to the first special one; [] for none."""
+    if not prompt.chat:
+        return []
+    word = prompt.label_words[0]
+    turns = [{"role": "user", "content": prompt.template}, {"role": "assistant", "content": word}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, date_string=PINNED_DATE)
+    after = tokenizer(whole.rpartition(word)[2], add_special_tokens=False)["input_ids"]
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    place = next((place for place, token in enumerate(after) if token in special), None)
+    return [] if place is None else after[: place + 1]
