@@ -11,12 +11,13 @@ from zerotune.evaluation.options import QuestionOptions
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.branches import can_share
 from zerotune.models.final_folder import read_record
-from zerotune.models.precision import resolve_precision
 from zerotune.run import cpu, launch
 from zerotune.run.folder import RunFolder, check_earlier_run
-from zerotune.run.names import default_eval_folder, model_or_default
 from zerotune.run.process import is_main_process, say, started_at
 from zerotune.run.stopping import StopSignal
+from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.names import default_eval_folder, model_or_default
+from zerotune.settings.precision import resolve_precision
 from zerotune.squad import question_evaluation
 from zerotune.squad.evaluation import (
     SpanSettings,
@@ -62,16 +63,18 @@ def train(args) -> None:
     check_training_flags(args, config, tokenizer)
     lengths = training_lengths(args, config)
     run_checks.check_model_flags(args, config)
-    deepspeed = launch.read_deepspeed_config(args.deepspeed)
+    deepspeed = read_deepspeed_config(args.deepspeed)
     precision = resolve_precision(args.precision, deepspeed)
-    settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
+    settings = preflight.model_settings(args, precision, zero_stage(deepspeed))
     data = None
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
         data = _tokenise(args, config, tokenizer, splits, lengths)
         preflight.check_plan(args, settings, config, data["train"], 0, deepspeed)
     if args.plan:
         return
-    filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
+    filled = (
+        None if deepspeed is None else fill_deepspeed_config(deepspeed, args.batch_size, args.max_grad_norm, precision)
+    )
     accelerator = launch.start_accelerator(filled)
 
     with RunFolder(args.output_dir, accelerator, args) as run:

@@ -8,13 +8,14 @@ from zerotune.evaluation.folder import check_earlier
 from zerotune.evaluation.options import EvalOptions, answers_by_prompt, check_options
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint, items_of
 from zerotune.models.language_model import load_language_model
-from zerotune.models.precision import resolve_precision
 from zerotune.report.run_report import write_report
 from zerotune.run import cpu, launch
 from zerotune.run.folder import RunFolder, check_earlier_run
-from zerotune.run.names import default_eval_folder, model_or_default
 from zerotune.run.process import is_main_process, say, started_at
 from zerotune.run.stopping import StopSignal
+from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.names import default_eval_folder, model_or_default
+from zerotune.settings.precision import resolve_precision
 from zerotune.tasks.prompts import draw_shots
 from zerotune.tasks.splits import Example
 from zerotune.tasks.task_sources import load_test, reporting_sha256
@@ -48,18 +49,20 @@ def train(args, task, engine_name: str = "loop") -> None:
     config, tokenizer = preflight.read_model_folder(args, task.TASK, task.LABELS)
     run_checks.check_model_flags(args, config)
     run_checks.check_head(args, config, tokenizer)
-    deepspeed = launch.read_deepspeed_config(args.deepspeed)
+    deepspeed = read_deepspeed_config(args.deepspeed)
     precision = resolve_precision(args.precision, deepspeed)
     if engine_name == "trainer":
         run_checks.check_trainer_flags(args, precision, deepspeed)
-    settings = preflight.model_settings(args, precision, launch.zero_stage(deepspeed))
+    settings = preflight.model_settings(args, precision, zero_stage(deepspeed))
     data = None
     if is_main_process():  # the others wait at the process group, and find a classifier's tokens in the cache
         data = preflight.tokenise(args, config, tokenizer, task, splits)
         preflight.check_plan(args, settings, config, data["train"], len(task.LABELS), deepspeed)
     if args.plan:
         return
-    filled = None if deepspeed is None else launch.fill_deepspeed_config(deepspeed, args, precision)
+    filled = (
+        None if deepspeed is None else fill_deepspeed_config(deepspeed, args.batch_size, args.max_grad_norm, precision)
+    )
     accelerator = launch.start_accelerator(filled)
 
     with RunFolder(args.output_dir, accelerator, args) as run:
@@ -104,7 +107,7 @@ def _task_record(args, task, train: LabelledData | AnswerData) -> dict:
 def _engine_parts(name: str) -> tuple:
     if name == "loop":
         return stages.build_engine, Loop
-    from zerotune.training import trainer_engine  # importing the Trainer takes seconds
+    from zerotune.training import trainer as trainer_engine  # importing the Trainer takes seconds
 
     return trainer_engine.build_engine, trainer_engine.TrainerLoop
 

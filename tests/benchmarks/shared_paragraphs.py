@@ -27,9 +27,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from zerotune.models.generator import AnswerGenerator
 from zerotune.models.loading import parameter_groups
-from zerotune.models.precision import resolve_precision
 from zerotune.run.cpu import use_whole_cpu
 from zerotune.run.launch import start_accelerator
+from zerotune.settings.precision import resolve_precision
 from zerotune.squad.files import read_questions
 from zerotune.squad.generation import QuestionAnswerData, encode_questions
 from zerotune.squad.prompts import QuestionPrompt

@@ -22,7 +22,7 @@ from zerotune.files import read_json, read_json_lines
 from zerotune.models.language_model import load_language_model
 from zerotune.models.loading import ModelSettings, load_classifier
 from zerotune.models.pretrained import check_token_ids, check_weight_files, check_window, load_tokenizer, read_config
-from zerotune.run.launch import zero_stage
+from zerotune.settings.deepspeed import zero_stage
 from zerotune.settings.flags import train_parser
 from zerotune.tasks import sst2
 from zerotune.tasks.files import read_file

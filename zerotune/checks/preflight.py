@@ -17,9 +17,9 @@ from zerotune.models.parameters import classifier_size, published_table
 from zerotune.models.pretrained import check_labels, check_token_ids, check_weight_files, load_tokenizer, read_config
 from zerotune.models.span_head import span_size
 from zerotune.run.cpu import tokens_per_device
-from zerotune.run.names import default_run_folder, model_or_default, sample_model_folder
 from zerotune.run.plan import describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
 from zerotune.run.process import say
+from zerotune.settings.names import default_run_folder, model_or_default, sample_model_folder
 from zerotune.squad import questions as squad
 from zerotune.squad import sample as squad_sample
 from zerotune.squad.span_data import SpanData

@@ -25,7 +25,7 @@ from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
 from zerotune.files import read_json
 from zerotune.models.model_files import cached_snapshot, model_identity
 from zerotune.run.folder import read_state
-from zerotune.run.names import short_name
+from zerotune.settings.names import short_name
 
 SCRIPTS = {Path(name).stem: f"eval/{name}" for name in TASKS}
 FORM = "MODEL TASK SHOTS SEED [more flags]"

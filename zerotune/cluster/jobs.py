@@ -18,10 +18,10 @@ from zerotune.cluster import prefetch
 from zerotune.errors import Refused
 from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id
 from zerotune.run.folder import PARTIAL_FOLDER, read_state
-from zerotune.run.launch import read_deepspeed_config, zero_stage
-from zerotune.run.names import default_eval_folder, default_run_folder, model_or_default
 from zerotune.run.process import run_script
+from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
 from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag
+from zerotune.settings.names import default_eval_folder, default_run_folder, model_or_default
 from zerotune.settings.squad_flags import qa_eval_parser, qa_train_parser
 from zerotune.tasks import imdb, sst2
 from zerotune.training import checkpoints

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from zerotune.models.device import to_device
 from zerotune.models.loading import quiet_transformers
 from zerotune.tasks.prompts import Prompt
-from zerotune.training.classification import to_device
 from zerotune.training.generation import template_end
 
 # After an answer's last token: no token id.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from zerotune.training.classification import to_device
+from zerotune.models.device import to_device
 
 TRUNK, PADDING = 0, -1  # branches are numbered from 1
 # Attention that takes a mask of any form.

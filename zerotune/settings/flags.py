@@ -90,11 +90,21 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
     return group
 
 
-def new_parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose help begins with a script's docstring as it is."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+class FlagParser(argparse.ArgumentParser):
+    """A parser that also says which flags were typed."""
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        """Return the flags, with the names of those that were typed in `typed`."""
+        parsed = super().parse_args(args, namespace)
+        untouched = object()
+        again = super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed), untouched)))
+        parsed.typed = frozenset(name for name, value in vars(again).items() if value is not untouched)
+        return parsed
+
+
+def new_parser(description: str) -> FlagParser:
+    """Return a parser whose help begins with a script's docstring as it is."""
+    return FlagParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

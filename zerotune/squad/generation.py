@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from zerotune.models.branches import BranchRows, branch_rows
+from zerotune.models.device import to_device
 from zerotune.squad.paragraphs import (
     Groups,
     grouped_epoch_steps,
@@ -24,7 +25,6 @@ from zerotune.squad.paragraphs import (
 from zerotune.squad.prompts import QuestionPrompt, QuestionTokenizer
 from zerotune.squad.questions import Question
 from zerotune.tasks.prompts import PREFIX_TOKENS_PER_TOKEN
-from zerotune.training.classification import to_device
 
 # Tokenised together: a tokenizer's own record of a text takes some hundred bytes a token until it is dropped.
 TEXTS_AT_ONCE = 1024

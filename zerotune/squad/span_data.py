@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from zerotune.models.device import to_device
 from zerotune.squad.questions import Question
 from zerotune.squad.span_selection import ABSENT, null_scores, question_spans, window_spans
 from zerotune.squad.windows import UNKNOWN, SpanFeatures
 from zerotune.training.batches import LengthBatches
-from zerotune.training.classification import to_device
 
 # `scores` gives for a question: null score, loss, and of each of its best spans score, first character, end character
 NULL, LOSS, SPANS = 0, 1, 2

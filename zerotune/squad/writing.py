@@ -12,11 +12,11 @@ from transformers.cache_utils import DynamicLayer
 
 from zerotune.evaluation.generation import NO_TOKEN
 from zerotune.models.branches import PADDING, TRUNK, Places, branch_masks, mask_dtype
+from zerotune.models.device import to_device
 from zerotune.models.language_model import cap_logits
 from zerotune.models.precision import autocast
 from zerotune.models.shared_prefix import prefix_cache
 from zerotune.squad.generation import QuestionAnswerData
-from zerotune.training.classification import to_device
 
 
 class _RowsLayer(DynamicLayer):

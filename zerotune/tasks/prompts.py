@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from zerotune.errors import Refused
+from zerotune.models.device import to_device
 from zerotune.models.language_model import answer_logits
 from zerotune.models.shared_prefix import SharedRows, prefix_cache
 from zerotune.randomness import random_order
-from zerotune.run.names import short_name
+from zerotune.settings.names import short_name
 from zerotune.tasks.cutting import cut_texts, token_ids
-from zerotune.training.classification import to_device
 
 # Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"

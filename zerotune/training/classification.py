@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from zerotune.models.device import to_device
 from zerotune.tasks.tokens import Encoded
 from zerotune.training.batches import LengthBatches
 
@@ -86,9 +87,3 @@ class LabelledData(LengthBatches):
     def mean_loss(self, scores: np.ndarray) -> float:
         """Of what `scores` gave for all examples: the mean loss of an example."""
         return float(-scores[np.arange(len(scores)), self.labels].mean())
-
-
-def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Move an array to the device; to a GPU without waiting for the copy."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional
 
 from zerotune.errors import Refused
+from zerotune.models.device import to_device
 from zerotune.tasks.prompts import PINNED_DATE, Prompt, PromptData, encode_prompts, normalise
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import LengthBatches
-from zerotune.training.classification import to_device
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from zerotune.errors import Preempted, Refused
 from zerotune.files import write_json
 from zerotune.run import folder
 from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run, read_state, recorded_flags
-from zerotune.run.names import short_name
 from zerotune.run.process import describe_process, run_script, started_at
+from zerotune.settings.names import short_name
 
 ALONE = SimpleNamespace(num_processes=1)
 FLAGS = {"learning_rate": 1e-3, "seed": 0, "resume": "auto", "tokens_per_device": 100, "output_dir": Path("runs/a")}

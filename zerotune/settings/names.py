@@ -5,7 +5,6 @@ from pathlib import Path
 
 from zerotune.files import default_cache_dir
 from zerotune.settings.flags import DEFAULT_MODEL
-from zerotune.squad import questions as squad
 
 
 def short_name(model: str) -> str:
@@ -18,7 +17,7 @@ def short_name(model: str) -> str:
 
 def sample_model_folder(task_name: str) -> Path:
     """Where --sample keeps a task's tiny model, for train and eval alike."""
-    return default_cache_dir() / ("sample-llama-squad" if task_name == squad.TASK else "sample-llama")
+    return default_cache_dir() / ("sample-llama-squad" if task_name == "squad" else "sample-llama")
 
 
 def model_or_default(model: str | None, is_sample: bool, task_name: str) -> str:

@@ -1,0 +1,10 @@
+"""Moving arrays to the device."""
+
+import numpy as np
+import torch
+
+
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on the device; a GPU is not waited for."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,0 +1,155 @@
+"""The DeepSpeed configuration of a run: read, checked against the flags, every "auto" filled in."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from zerotune.errors import Refused
+
+# DeepSpeed's counts of its own: zerotune/training/batches.py cuts the steps, so that they only have to be consistent.
+FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
+
+
+DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
+
+
+def read_deepspeed_config(path: Path | None) -> dict | None:
+    """The DeepSpeed configuration of --deepspeed, else of `accelerate launch --use_deepspeed`, else None.
+
+    Raises:
+        Refused: the file is missing, is not JSON, or is not a configuration.
+    """
+    if path is not None:
+        try:
+            config = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise Refused(f"--deepspeed: no such file: {path} (the shipped ones lie in ds_configs/)") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise Refused(f"--deepspeed: {path} is not JSON: {error}") from None
+        _check_sections(config, path)
+        return config
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return None
+    if "ACCELERATE_CONFIG_DS_FIELDS" in os.environ and "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
+        return read_deepspeed_config(Path(os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]))
+    choose_deepspeed_accelerator()
+    from accelerate import DeepSpeedPlugin
+
+    config = dict(DeepSpeedPlugin().deepspeed_config)
+    config.pop("steps_per_print", None)
+    return config
+
+
+def _check_sections(config, path: Path) -> None:
+    sections = [config] + [config.get(name, {}) for name in DEEPSPEED_SECTIONS if isinstance(config, dict)]
+    if not all(isinstance(section, dict) for section in sections):
+        raise Refused(
+            f"--deepspeed: {path} is no DeepSpeed configuration: it and its sections "
+            f"{', '.join(DEEPSPEED_SECTIONS)} are JSON objects; take one of ds_configs/ as a pattern"
+        )
+    for name in ("bf16", "fp16", "torch_autocast"):
+        enabled = config.get(name, {}).get("enabled", "auto")
+        if not (isinstance(enabled, bool) or enabled == "auto"):
+            raise Refused(f'--deepspeed: {name}.enabled of {path} is {enabled!r}: wanted true, false or "auto"')
+    for key in ("offload_optimizer", "offload_param"):
+        offload = config.get("zero_optimization", {}).get(key)
+        if not isinstance(offload, dict | None):
+            raise Refused(f'--deepspeed: {key} of {path} is {offload!r}: wanted {{"device": "cpu"}}')
+
+
+def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | None, precision: str) -> dict:
+    """Fill in what is "auto" or missing; refuse numbers that disagree with the flags.
+
+    bf16 becomes `torch_autocast` over float32 parameters, for DeepSpeed's own bf16 section casts the head to bf16.
+
+    Raises:
+        Refused: a batch, clipping, optimizer or scheduler key contradicts the flags, or there is no ZeRO in it.
+    """
+    _check_deepspeed_config(config, batch_size, max_grad_norm)
+    config = json.loads(json.dumps(config))
+    for section in ("optimizer", "scheduler"):
+        config.pop(section, None)
+    zero = config["zero_optimization"]
+    for key in [key for key, value in zero.items() if value == "auto"]:
+        del zero[key]  # DeepSpeed's own default
+    _check_zero_section(zero)
+    if zero["stage"] == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
+    narrow = {"enabled": precision == "bf16", "dtype": "bfloat16"}
+    return {
+        **config,
+        **FIXED_DEEPSPEED_KEYS,
+        "train_batch_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "gradient_clipping": max_grad_norm or 0.0,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": False},
+        "torch_autocast": narrow,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": sys.maxsize,
+    }
+
+
+def _check_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | None) -> None:
+    cures = {"optimizer": "--optimizer, --learning-rate", "scheduler": "--warmup-ratio, --learning-rate"}
+    for section, cure in cures.items():
+        if not _is_left_open(config.get(section, "auto")):
+            raise Refused(f'the DeepSpeed file has a section "{section}": remove it and use {cure}')
+    for key, flag, value in (
+        ("train_batch_size", "--batch-size", batch_size),
+        ("gradient_clipping", "--max-grad-norm", max_grad_norm or 0.0),
+    ):
+        if config.get(key, "auto") not in ("auto", value):
+            raise Refused(f"the DeepSpeed file's {key} {config[key]} and {flag} {value} disagree")
+    for key, value in FIXED_DEEPSPEED_KEYS.items():
+        found = config.get(key, "auto")
+        if found not in ("auto", value):
+            raise Refused(
+                f'the DeepSpeed file\'s {key} is {found}: zerotune cuts a step by --tokens-per-device; write "auto"'
+            )
+    for key in ("offload_optimizer", "offload_param"):
+        if (config.get("zero_optimization", {}).get(key) or {}).get("device") == "nvme":
+            raise Refused(f"the DeepSpeed file's {key} goes to nvme, where checkpoints cannot read it: use cpu")
+    if not config.get("zero_optimization", {}).get("stage"):
+        raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
+
+
+def _check_zero_section(zero: dict) -> None:
+    """Raises Refused for a key or a value that DeepSpeed does not know, which it would say in a traceback."""
+    choose_deepspeed_accelerator()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["zero_optimization", *map(str, first["loc"])])
+        raise Refused(f"the DeepSpeed file's {where} is {first['input']!r}: {first['msg']}; mend it") from None
+
+
+def _is_left_open(section) -> bool:
+    """Whether a section is "auto", or names our optimizer or schedule and has "auto" in all its places."""
+    if not isinstance(section, dict):
+        return section in (None, "auto")
+    params = section.get("params")
+    is_ours = section.get("type") in ("AdamW", "WarmupDecayLR") and isinstance(params, dict) and params
+    return bool(is_ours) and all(value == "auto" for value in params.values())
+
+
+def zero_stage(config: dict | None) -> int | None:
+    """ZeRO stage of a DeepSpeed configuration, None without one. Raises Refused for a stage that there is not."""
+    if config is None:
+        return None
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise Refused(f"the DeepSpeed file's zero_optimization stage is {stage!r}: wanted 1, 2 or 3")
+    return stage
+
+
+def choose_deepspeed_accelerator() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,0 +1,211 @@
+"""Typed settings by subject: what the flags of a script resolve to, once. Frozen, and free of argparse and torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and how it is loaded and computes.
+
+    Attributes:
+        name: hub id or folder.
+        revision: branch, tag or commit of a hub model.
+        method: "full", "lora" or "qlora". An evaluation uses "qlora" for a base in NF4.
+        precision: "bf16", "fp16" or "fp32", already resolved from flag, DeepSpeed file, launcher and device.
+        zero_stage: DeepSpeed's ZeRO stage; None without DeepSpeed.
+        seed: of a new head and of new adapters.
+        drop_unpooled: an encoder's last layer continues with the pooled token alone, which changes no number.
+    """
+
+    name: str
+    revision: str | None = None
+    method: str = "full"
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    attention: str = "auto"
+    precision: str = "fp32"
+    activation_checkpointing: bool = False
+    zero_stage: int | None = None
+    seed: int = 0
+    drop_unpooled: bool = True
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where rows come from and how they are split: with the sources' hashes, all that is needed to rebuild a split.
+
+    File paths are absolute. Sizes are in rows (questions for SQuAD).
+    """
+
+    sample: bool = False
+    dataset: str | None = None
+    dataset_revision: str | None = None
+    train_file: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    split: str | None = None
+    split_seed: int = 0
+    train_size: int | None = None
+    validation_size: int | None = None
+    test_size: int | None = None
+    limit_train: int | None = None
+    limit_eval: int | None = None
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How a text is cut.
+
+    Attributes:
+        max_length: most tokens of a text; with a generator, of a text with its prompt and answer. None: what the model
+            folder says, else the task's.
+        truncation: "head" or "head-and-tail" of a longer text.
+    """
+
+    max_length: int | None = None
+    truncation: str = "head"
+
+
+@dataclass(frozen=True)
+class QuestionSettings:
+    """How questions are put to a model, in tokens; None: what the model folder says, else the defaults.
+
+    Attributes:
+        max_length: of a span head's window; of a prompt with its answer where answers are written.
+        doc_stride, max_answer_length, n_best: of a span head's windows and spans.
+        max_new_tokens: most tokens of a written answer.
+    """
+
+    max_length: int | None = None
+    doc_stride: int | None = None
+    max_answer_length: int | None = None
+    n_best: int | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How a causal model is asked.
+
+    Attributes:
+        shots: solved examples in the prompt.
+        seeds: evaluate this many prompts that differ in shots, their order and wording; None: one prompt.
+        format: "auto", "plain" or "chat".
+        calibrate: "none" or "contextual".
+        answer_by: "likelihood" or "generation".
+    """
+
+    shots: int = 0
+    seeds: int | None = None
+    format: str = "auto"
+    calibrate: str = "none"
+    answer_by: str = "likelihood"
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """How a model is trained.
+
+    Attributes:
+        batch_size: examples per optimizer step over all devices.
+        tokens_per_device: most padded tokens in one micro-batch on one device.
+        learning_rate: peak; head_learning_rate: peak of a new head, None where there is none.
+        max_grad_norm: None: no clipping.
+        patience: stop after this many evaluations without gain; None: never.
+        choose_by: metric of the validation split that picks the best checkpoint.
+        eval_every: optimizer steps between evaluations; None: an epoch.
+        seed: of the head, the order of examples and dropout.
+    """
+
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    tokens_per_device: int
+    optimizer: str
+    learning_rate: float
+    head_learning_rate: float | None
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float | None
+    patience: int | None
+    choose_by: str
+    eval_every: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class FlagRecord:
+    """What run.json keeps of the command line.
+
+    Attributes:
+        values: every flag as a plain JSON value, defaults filled in.
+        typed: the flags that the user gave.
+    """
+
+    values: Mapping[str, object]
+    typed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run writes, and how it saves, resumes and logs. Intervals are in optimizer steps."""
+
+    output_dir: Path
+    flags: FlagRecord
+    resume: str = "auto"
+    checkpoint_every: int = 500
+    scratch_dir: Path | None = None
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    base_eval: str = "subset"
+    plan: bool = False
+    tracker: str = "none"
+    push_to_hub: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All that a train script is told.
+
+    Attributes:
+        task: "sst2", "imdb" or "squad".
+        head: "classify", "generate" or "span".
+        engine: "loop" or "trainer".
+        text: of labelled text; questions: of SQuAD.
+        deepspeed: the DeepSpeed configuration with every "auto" filled in; None without DeepSpeed.
+    """
+
+    task: str
+    head: str
+    model: ModelSettings
+    data: DataSettings
+    optimisation: OptimisationSettings
+    run: RunSettings
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    questions: QuestionSettings = field(default_factory=QuestionSettings)
+    engine: str = "loop"
+    deepspeed: dict | None = None
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """All that an eval script is told.
+
+    Attributes:
+        tokens_per_device: most padded tokens in one forward pass on one device.
+        seed: of shots, of a head that is not trained, and of bootstraps.
+    """
+
+    task: str
+    model: ModelSettings
+    data: DataSettings
+    run: RunSettings
+    prompt: PromptSettings = field(default_factory=PromptSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    questions: QuestionSettings = field(default_factory=QuestionSettings)
+    tokens_per_device: int = 2048
+    seed: int = 0

@@ -1,0 +1,172 @@
+"""From parsed flags to settings: defaults filled in once, nothing modified, nothing loaded."""
+
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+
+from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.groups import (
+    DataSettings,
+    EvalSettings,
+    FlagRecord,
+    ModelSettings,
+    OptimisationSettings,
+    PromptSettings,
+    QuestionSettings,
+    RunSettings,
+    TextSettings,
+    TrainSettings,
+)
+from zerotune.settings.names import default_eval_folder, default_run_folder, model_or_default
+from zerotune.settings.precision import resolve_precision
+
+EPOCHS, FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 3, 2e-5, 2e-4, 5
+# Most padded tokens of a micro-batch in training, of a forward pass in evaluation, and of either on a CPU, which gains
+# nothing from large batches.
+TRAIN_TOKENS, EVAL_TOKENS, CPU_TOKENS = 8192, 16384, 2048
+FILE_FLAGS = ("train_file", "validation_file", "test_file")
+
+
+def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]) -> TrainSettings:
+    """Resolve the flags of a train script.
+
+    Args:
+        task: "sst2", "imdb" or "squad".
+        sample_defaults: `epochs` and `learning_rate` of training the tiny model of --sample.
+    Raises:
+        Refused: the DeepSpeed file cannot be read or contradicts the flags.
+    """
+    head = args.head
+    of_sample = sample_defaults if args.sample and args.model is None else {}
+    model = model_or_default(args.model, args.sample, task)
+    epochs = args.epochs or of_sample.get("epochs", EPOCHS)
+    rate = args.learning_rate
+    if rate is None:
+        rate = of_sample.get("learning_rate", FULL_RATE if args.method == "full" else ADAPTER_RATE)
+    head_rate = args.head_learning_rate
+    if head_rate is None and head != "generate":
+        head_rate = HEAD_RATE_FACTOR * rate
+    deepspeed = read_deepspeed_config(args.deepspeed)
+    precision = resolve_precision(args.precision, deepspeed)
+    stage = zero_stage(deepspeed)
+    if deepspeed is not None:
+        deepspeed = fill_deepspeed_config(deepspeed, args.batch_size, args.max_grad_norm, precision)
+    tokens = tokens_per_device(args.tokens_per_device, TRAIN_TOKENS)
+    output_dir = args.output_dir or default_run_folder(task, model, args.method, head)
+    resolved = {
+        "model": model,
+        "epochs": epochs,
+        "learning_rate": rate,
+        "head_learning_rate": head_rate,
+        "tokens_per_device": tokens,
+        "output_dir": output_dir,
+    }
+    return TrainSettings(
+        task=task,
+        head=head,
+        engine=getattr(args, "engine", "loop"),
+        model=ModelSettings(
+            name=model,
+            revision=args.revision,
+            method=args.method,
+            lora_rank=args.lora_rank,
+            lora_alpha=args.lora_alpha,
+            lora_dropout=args.lora_dropout,
+            attention=args.attention,
+            precision=precision,
+            activation_checkpointing=args.activation_checkpointing,
+            zero_stage=stage,
+            seed=args.seed,
+        ),
+        data=data_settings(args),
+        optimisation=OptimisationSettings(
+            epochs=epochs,
+            max_steps=args.max_steps,
+            batch_size=args.batch_size,
+            tokens_per_device=tokens,
+            optimizer=args.optimizer,
+            learning_rate=rate,
+            head_learning_rate=head_rate,
+            warmup_ratio=args.warmup_ratio,
+            weight_decay=args.weight_decay,
+            max_grad_norm=args.max_grad_norm,
+            patience=args.patience,
+            choose_by=args.choose_by,
+            eval_every=args.eval_every,
+            seed=args.seed,
+        ),
+        run=RunSettings(
+            output_dir=output_dir,
+            flags=record_flags(args, resolved),
+            resume=args.resume,
+            checkpoint_every=args.checkpoint_every,
+            scratch_dir=args.scratch_dir,
+            keep_checkpoints=args.keep_checkpoints,
+            log_every=args.log_every,
+            base_eval=args.base_eval,
+            plan=args.plan,
+            tracker=args.tracker,
+            push_to_hub=args.push_to_hub,
+        ),
+        prompt=_prompt_settings(args),
+        text=_group(TextSettings, args),
+        questions=_group(QuestionSettings, args),
+        deepspeed=deepspeed,
+    )
+
+
+def eval_settings(args: Namespace, task: str) -> EvalSettings:
+    """Resolve the flags of an eval script. Raises Refused where the precision cannot be had."""
+    model = model_or_default(args.model, args.sample, task)
+    output_dir = args.output_dir or default_eval_folder(task, model)
+    resolved = {"model": model, "output_dir": output_dir}
+    return EvalSettings(
+        task=task,
+        model=ModelSettings(
+            name=model,
+            revision=args.revision,
+            method="qlora" if args.load_4bit else "full",
+            attention=args.attention,
+            precision=resolve_precision(args.precision, None),
+            seed=args.seed,
+        ),
+        data=data_settings(args),
+        run=RunSettings(output_dir=output_dir, flags=record_flags(args, resolved)),
+        prompt=_prompt_settings(args),
+        text=_group(TextSettings, args),
+        questions=_group(QuestionSettings, args),
+        tokens_per_device=tokens_per_device(args.tokens_per_device, EVAL_TOKENS),
+        seed=args.seed,
+    )
+
+
+def data_settings(args: Namespace) -> DataSettings:
+    """Resolve the data flags of any script; those it does not have count as not given."""
+    given = {each.name: getattr(args, each.name, each.default) for each in fields(DataSettings)}
+    files = {name: given[name] and str(Path(given[name]).absolute()) for name in FILE_FLAGS}
+    return DataSettings(**given | files)
+
+
+def tokens_per_device(wanted: int | None, on_gpu: int) -> int:
+    """Return --tokens-per-device, else `on_gpu` where there is a GPU, else CPU_TOKENS."""
+    import torch
+
+    return wanted or (on_gpu if torch.cuda.is_available() else CPU_TOKENS)
+
+
+def record_flags(args: Namespace, resolved: dict[str, object]) -> FlagRecord:
+    """Return the flags as plain JSON values, with those of `resolved` in place of what was given."""
+    values = {name: value for name, value in vars(args).items() if name != "typed"} | resolved
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in sorted(values.items())}
+    return FlagRecord(plain, getattr(args, "typed", frozenset()))
+
+
+def _prompt_settings(args: Namespace) -> PromptSettings:
+    names = {"shots": "shots", "prompt_seeds": "seeds", "prompt_format": "format"}
+    names |= {"calibrate": "calibrate", "answer_by": "answer_by"}
+    return PromptSettings(**{name: getattr(args, flag) for flag, name in names.items() if hasattr(args, flag)})
+
+
+def _group(kind: type, args: Namespace):
+    """Return the settings of a group whose fields are named as their flags."""
+    return kind(**{each.name: getattr(args, each.name) for each in fields(kind) if hasattr(args, each.name)})
