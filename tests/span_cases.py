@@ -3,7 +3,7 @@
 from tiny_models import word_tokenizer
 from tokenizers import processors
 
-from zerotune.squad.questions import Answer, Paragraph, Question
+from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 
 NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
@@ -24,6 +24,6 @@ def ask(context, *questions):
     paragraph = Paragraph("Title", 0, context)
     asked = []
     for number, (text, answer) in enumerate(questions):
-        answers = () if answer is None else (Answer(answer, context.index(answer)),)
+        answers = () if answer is None else (GoldAnswer(answer, context.index(answer)),)
         asked.append(Question(f"{id(paragraph)}-{number}", text, paragraph, answers))
     return asked

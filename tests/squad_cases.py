@@ -5,7 +5,7 @@ from tiny_models import byte_tokenizer
 
 from zerotune.squad.generation import encode_questions
 from zerotune.squad.prompts import QuestionPrompt
-from zerotune.squad.questions import Answer, Paragraph, Question
+from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 
 PLAIN = QuestionPrompt()
 CONTEXTS = ["The tower at Hook Head was built of stone in the 13th century.", "A red lamp.", "Nobody asks much here."]
@@ -23,7 +23,7 @@ def make_questions(asked=ASKED, contexts=CONTEXTS):
     paragraphs = [Paragraph("article", number, context) for number, context in enumerate(contexts)]
     questions = []
     for number, (place, text, answer) in enumerate(asked):
-        golds = (Answer(answer, contexts[place].index(answer)),) if answer else ()
+        golds = (GoldAnswer(answer, contexts[place].index(answer)),) if answer else ()
         questions.append(Question(f"q-{number}", text, paragraphs[place], golds))
     return questions
 

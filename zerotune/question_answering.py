@@ -27,7 +27,7 @@ from zerotune.squad.evaluation import (
     items_of,
     span_data,
 )
-from zerotune.squad.generation import QuestionAnswerData, encode_questions
+from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
 from zerotune.squad.questions import TASK, Question
 from zerotune.squad.report import print_results, write_report
@@ -114,7 +114,7 @@ def train(args) -> None:
 
 def _tokenise(
     args, config, tokenizer, splits: Splits, lengths: dict[str, int]
-) -> dict[str, SpanData] | dict[str, QuestionAnswerData]:
+) -> dict[str, SpanData] | dict[str, GenerationData]:
     """The train and choosing splits as tokens for the run's head."""
     if args.head == "span":
         settings = SpanSettings(**lengths)
@@ -132,7 +132,7 @@ def _tokenise(
     return encoded
 
 
-def _task_record(args, train: SpanData | QuestionAnswerData, evaluated: dict) -> dict:
+def _task_record(args, train: SpanData | GenerationData, evaluated: dict) -> dict:
     """What task.json says of the task; `evaluated` is the best evaluation's line of metrics.jsonl."""
     record = {"task": TASK, "head": args.head, "labels": None}
     if args.head == "generate":

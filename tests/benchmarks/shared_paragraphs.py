@@ -31,11 +31,11 @@ from zerotune.run.cpu import use_whole_cpu
 from zerotune.run.launch import start_accelerator
 from zerotune.settings.precision import resolve_precision
 from zerotune.squad.files import read_questions
-from zerotune.squad.generation import QuestionAnswerData, encode_questions
+from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.prompts import QuestionPrompt
 from zerotune.squad.questions import Question
 from zerotune.squad.splits import first_paragraphs
-from zerotune.squad.writing import AnswerWriter
+from zerotune.squad.writing import GreedyWriter
 from zerotune.training.engine import Engine, build_optimizer
 
 SHARED, ALONE = "shared paragraphs", "one question a row"
@@ -104,13 +104,13 @@ def make_tokenizer(questions: list[Question], num_tokens: int) -> PreTrainedToke
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
-def encode(tokenizer, questions: list[Question], num_new_tokens: int) -> dict[str, QuestionAnswerData]:
+def encode(tokenizer, questions: list[Question], num_new_tokens: int) -> dict[str, GenerationData]:
     """The same questions for both sides."""
     data = encode_questions(tokenizer, QuestionPrompt(), questions, MAX_LENGTH, MAX_LENGTH, num_new_tokens)
     return {SHARED: data, ALONE: replace(data, shares=False)}
 
 
-def random_llama(data: QuestionAnswerData, args):
+def random_llama(data: GenerationData, args):
     """The model of both sides, from one seed."""
     torch.manual_seed(0)
     vocabulary = int(-(-max(args.vocabulary, data.token_ids.max() + 1) // 64) * 64)
@@ -118,7 +118,7 @@ def random_llama(data: QuestionAnswerData, args):
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
-def training_sides(by_side: dict[str, QuestionAnswerData], args) -> dict[str, SimpleNamespace]:
+def training_sides(by_side: dict[str, GenerationData], args) -> dict[str, SimpleNamespace]:
     """An epoch of each side, as zerotune's loop goes through it."""
     ways = {}
     for name, data in by_side.items():
@@ -139,14 +139,14 @@ def training_sides(by_side: dict[str, QuestionAnswerData], args) -> dict[str, Si
     return ways
 
 
-def evaluation_sides(by_side: dict[str, QuestionAnswerData], args) -> dict[str, SimpleNamespace]:
+def evaluation_sides(by_side: dict[str, GenerationData], args) -> dict[str, SimpleNamespace]:
     """All answers of each side, and whether they are the same in the end."""
     model, ways, answers = random_llama(by_side[SHARED], args).eval(), {}, {}
     for name, data in by_side.items():
         batches = data.writing_batches(args.tokens_per_device)
 
         def run(data=data, batches=batches, name=name) -> None:
-            write = AnswerWriter(model, data, [], args.max_new_tokens, torch.device("cpu"), args.precision)
+            write = GreedyWriter(model, data, [], args.max_new_tokens, torch.device("cpu"), args.precision)
             found = np.empty((len(data.ids), args.max_new_tokens))
             for batch in batches:
                 found[batch] = write(batch)
@@ -157,7 +157,7 @@ def evaluation_sides(by_side: dict[str, QuestionAnswerData], args) -> dict[str, 
     return ways
 
 
-def way_of(data: QuestionAnswerData, run, batches: list[np.ndarray], groups) -> SimpleNamespace:
+def way_of(data: GenerationData, run, batches: list[np.ndarray], groups) -> SimpleNamespace:
     """A side with its counts; of an evaluation the tokens of the prompts."""
     return SimpleNamespace(
         run=run,

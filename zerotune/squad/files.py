@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
-from zerotune.squad.questions import Answer, Paragraph, Question
+from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 from zerotune.tasks.files import decode_text, read_bytes, read_hub
 from zerotune.tasks.split_settings import Origin
 from zerotune.tasks.splits import check_unicode, clean_text
@@ -136,7 +136,7 @@ def _question(qa, paragraph: Paragraph, where: str) -> Question:
     return Question(identifier, text, paragraph, answers)
 
 
-def _answer(value, paragraph: Paragraph, where: str) -> Answer:
+def _answer(value, paragraph: Paragraph, where: str) -> GoldAnswer:
     form = '"answers": [{"text": "…", "answer_start": 0}]'
     text = _field(value, "text", str, where, form)
     start = value.get("answer_start")
@@ -150,7 +150,7 @@ def _answer(value, paragraph: Paragraph, where: str) -> Answer:
             f"{where}: answer_start {start} disagrees with the text: the context has {found[:40]!r} there, the answer "
             f"is {text[:40]!r}; mend the offset (characters from 0, not bytes)"
         )
-    return Answer(text, start)
+    return GoldAnswer(text, start)
 
 
 # --- predictions ---

@@ -31,7 +31,7 @@ TEXTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class QuestionAnswerData:
+class GenerationData:
     """Questions ready for a generator.
 
     Attributes:
@@ -201,7 +201,7 @@ def encode_questions(
     max_length: int,
     window: int,
     num_new_tokens: int = 0,
-) -> QuestionAnswerData:
+) -> GenerationData:
     """Questions tokenised for a generator; of a context is cut what exceeds the row's length.
 
     A question's answer is the first of its gold answers. A context that is cut for a question is not shared.
@@ -237,7 +237,7 @@ def encode_questions(
     ids = [question.id for question in questions]
     used, context_of = np.unique(context_of, return_inverse=True)
     contexts = [contexts[number] for number in used]
-    return QuestionAnswerData(
+    return GenerationData(
         ids, prompt, head, contexts, context_of, asked, answers, tokenizer.pad_token_id, num_truncated
     )
 

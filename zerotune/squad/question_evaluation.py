@@ -19,12 +19,12 @@ from zerotune.models.pretrained import load_tokenizer
 from zerotune.run.plan import describe_memory, writing_memory
 from zerotune.run.process import say
 from zerotune.settings.squad_flags import MAX_PROMPT_LENGTH
-from zerotune.squad.generation import QuestionAnswerData, encode_questions
+from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.metrics import official_scores, score_answers
 from zerotune.squad.prompts import QuestionPrompt, fit_shots, read_answer, recorded_prompt
 from zerotune.squad.questions import Question
 from zerotune.squad.results import Answers
-from zerotune.squad.writing import AnswerWriter, writing_summary
+from zerotune.squad.writing import GreedyWriter, writing_summary
 from zerotune.tasks.prompts import uses_chat
 
 
@@ -35,7 +35,7 @@ def read_answers(tokenizer, written: np.ndarray) -> list[str]:
 
 def answers_scorer(
     model,
-    data: QuestionAnswerData,
+    data: GenerationData,
     tokenizer,
     max_new_tokens: int,
     device: torch.device,
@@ -47,11 +47,11 @@ def answers_scorer(
     A model that cannot be told which branch sees what (paragraph_branches.can_share) writes prompt by prompt.
 
     Args:
-        precision, in_step: as AnswerWriter's.
+        precision, in_step: as GreedyWriter's.
     """
     ends = end_tokens(model, tokenizer, data.prompt.wording)
     if can_share(model.config, model.config._attn_implementation):
-        return AnswerWriter(model, data, ends, max_new_tokens, device, precision, in_step)
+        return GreedyWriter(model, data, ends, max_new_tokens, device, precision, in_step)
 
     def score(rows: np.ndarray) -> np.ndarray:
         prompts = [data.prompt_tokens(row) for row in rows]
@@ -63,7 +63,7 @@ def answers_scorer(
 
 def choosing_evaluation(
     engine,
-    data: QuestionAnswerData,
+    data: GenerationData,
     questions: list[Question],
     tokenizer,
     args,

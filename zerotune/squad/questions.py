@@ -34,7 +34,7 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GoldAnswer:
     """A span of the paragraph: its text, and the character at which it starts in the context."""
 
     text: str
@@ -48,4 +48,4 @@ class Question:
     id: str
     text: str
     paragraph: Paragraph
-    answers: tuple[Answer, ...] | None
+    answers: tuple[GoldAnswer, ...] | None

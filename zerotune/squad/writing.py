@@ -16,7 +16,7 @@ from zerotune.models.device import to_device
 from zerotune.models.language_model import cap_logits
 from zerotune.models.precision import autocast
 from zerotune.models.shared_prefix import prefix_cache
-from zerotune.squad.generation import QuestionAnswerData
+from zerotune.squad.generation import GenerationData
 
 
 class _RowsLayer(DynamicLayer):
@@ -49,7 +49,7 @@ class _RowsLayer(DynamicLayer):
         return self._length
 
 
-class AnswerWriter:
+class GreedyWriter:
     """A causal model that writes answers: called with questions, it gives their tokens.
 
     Args:
@@ -63,7 +63,7 @@ class AnswerWriter:
     def __init__(
         self,
         model,
-        data: QuestionAnswerData,
+        data: GenerationData,
         ends: list[int],
         max_new_tokens: int,
         device: torch.device,
@@ -160,7 +160,7 @@ def writing_summary(written: np.ndarray, answers: list[str]) -> dict[str, float]
     """What is reported of written answers besides their score.
 
     Args:
-        written: token ids [num_questions, max_new_tokens] as AnswerWriter gives them.
+        written: token ids [num_questions, max_new_tokens] as GreedyWriter gives them.
         answers: the answer that was read in each, "" for none.
     Returns:
         eos_rate: share that the model has ended itself; mean_answer_tokens: without the end; abstention_share.

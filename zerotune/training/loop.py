@@ -71,7 +71,7 @@ class Loop:
 
     Args:
         engine: zerotune.training.engine.Engine.
-        data: the train split, a LabelledData, an AnswerData or a QuestionAnswerData: ids, lengths, loss_sum,
+        data: the train split, a LabelledData, an AnswerData or a GenerationData: ids, lengths, loss_sum,
             num_targets, num_tokens, epoch_steps and micro_batches.
         schedule: zerotune.training.schedule.Schedule.
         run: zerotune.run.folder.RunFolder.

@@ -7,7 +7,7 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from zerotune.metrics import text_overlap, wordnet
-from zerotune.squad.questions import Answer, Paragraph, Question
+from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 
 PARAGRAPH = Paragraph("Towers", 0, "context")
 GOLDS = [["by the monks of Bec in 1240", "the monks of Bec"], ["a tower of white stone"], [], ["kelp and eels", "Kelp"]]
@@ -16,7 +16,7 @@ PREDICTED = ["the monks of Bec in the year", "tower of white stone", "nobody", "
 
 def questions(golds):
     return [
-        Question(f"q{number}", "Who?", PARAGRAPH, tuple(Answer(gold, 0) for gold in each))
+        Question(f"q{number}", "Who?", PARAGRAPH, tuple(GoldAnswer(gold, 0) for gold in each))
         for number, each in enumerate(golds)
     ]
 

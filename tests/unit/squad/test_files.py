@@ -10,7 +10,7 @@ import pytest
 from zerotune.errors import Refused
 from zerotune.squad import files as squad_files
 from zerotune.squad.files import read_predictions, read_questions, require_predictions
-from zerotune.squad.questions import Answer
+from zerotune.squad.questions import GoldAnswer
 from zerotune.tasks.files import Source
 
 CONTEXT = "The tower at Hook Head – of 1240 – was built by monks."
@@ -56,9 +56,9 @@ def test_questions_share_their_paragraph_and_have_all_answers(tmp_path, name):
     assert [each.paragraph.number for each in questions] == [0, 0, 1]
     assert (first.paragraph.article, first.paragraph.context) == ("Towers", CONTEXT)
     assert first.text == "Who built the tower?"
-    assert first.answers == (Answer("monks", 48), Answer("by monks", 45))
+    assert first.answers == (GoldAnswer("monks", 48), GoldAnswer("by monks", 45))
     assert second.answers == ()
-    assert third.answers == (Answer("Kelp", 0),)
+    assert third.answers == (GoldAnswer("Kelp", 0),)
     assert record["rows"] == 3 and record["path"] == str(tmp_path / name)
 
 

@@ -19,13 +19,13 @@ from zerotune.squad.metrics import (
     score_intervals,
     squad_metrics,
 )
-from zerotune.squad.questions import Answer, Paragraph, Question
+from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 
 PARAGRAPH = Paragraph("Towers", 0, "context")
 
 
 def question(number, *golds):
-    return Question(f"q{number}", "Who?", PARAGRAPH, tuple(Answer(gold, 0) for gold in golds))
+    return Question(f"q{number}", "Who?", PARAGRAPH, tuple(GoldAnswer(gold, 0) for gold in golds))
 
 
 def scored(golds, predicted):

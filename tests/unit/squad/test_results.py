@@ -11,7 +11,7 @@ from zerotune.evaluation.result_files import write_question_results
 from zerotune.metrics.statistics import paired_means
 from zerotune.squad.evaluation import SpanSettings, choosing_values, span_settings
 from zerotune.squad.metrics import score_answers
-from zerotune.squad.questions import Answer, Paragraph, Question
+from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 from zerotune.squad.results import Answers, breakdown, context_length, question_word
 
 
@@ -41,7 +41,7 @@ def questions(*golds):
     short, long = Paragraph("A", 0, "Hook Head tower"), Paragraph("A", 1, "tower " * 90)
     return [
         Question(f"q{number}", "Who?" if number % 2 else "When?", (short, long)[number % 2], tuple(
-            Answer(gold, 0) for gold in each
+            GoldAnswer(gold, 0) for gold in each
         ))
         for number, each in enumerate(golds)
     ]  # fmt: skip

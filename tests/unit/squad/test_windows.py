@@ -14,7 +14,7 @@ from zerotune.errors import Refused
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.settings.squad_flags import DOC_STRIDE, MAX_LENGTH
 from zerotune.squad.files import read_questions
-from zerotune.squad.questions import Answer, Paragraph, Question
+from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 from zerotune.squad.span_tokens import span_form, tokenise_spans
 from zerotune.squad.windows import UNKNOWN, span_features
 
@@ -91,7 +91,7 @@ def test_windows_cover_every_token_and_labels_map_back_to_the_answer(paragraphs,
         context = " ".join(chosen)
         answer = context[start : start + length].strip()
         paragraph = Paragraph("T", number, context)
-        golds = (Answer(answer, context.index(answer, start)),) if answer else ()
+        golds = (GoldAnswer(answer, context.index(answer, start)),) if answer else ()
         questions.append(Question(str(number), "why?" * (number + 1), paragraph, golds))
     tokenizer = BYTES if is_causal else pair_tokenizer(byte_tokenizer())
     features = span_features(tokenizer, questions, is_causal, 60, 12, None)
@@ -170,7 +170,7 @@ def test_a_long_question_keeps_its_first_tokens_and_is_counted():
 def test_answers_that_nobody_knows_and_those_that_no_window_holds():
     paragraph = Paragraph("T", 0, " ".join(["good"] * 50))
     unknown = Question("a", "what", paragraph, None)
-    long = Question("b", "what", paragraph, (Answer(paragraph.context, 0),))
+    long = Question("b", "what", paragraph, (GoldAnswer(paragraph.context, 0),))
     features = span_features(pair_tokenizer(), [unknown, long], False, 20, 4, None)
     assert (features.labels[features.questions == 0] == UNKNOWN).all()
     assert (features.labels[features.questions == 1] == 0).all() and features.num_lost == 1

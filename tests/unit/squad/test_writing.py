@@ -11,7 +11,7 @@ from tiny_models import seeded_model
 from zerotune.evaluation.generation import NO_TOKEN
 from zerotune.squad.generation import encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion
-from zerotune.squad.writing import AnswerWriter, writing_summary
+from zerotune.squad.writing import GreedyWriter, writing_summary
 
 CPU = torch.device("cpu")
 NEW = 7
@@ -44,12 +44,12 @@ def test_answers_are_greedy_whatever_stands_beside_them(kind, prompt):
     free = [one_by_one(model, data, number, []) for number in ALL]
     ends = [free[0][3], free[4][1]]  # so that some answers end early
     wanted = [one_by_one(model, data, number, ends) for number in ALL]
-    write = AnswerWriter(model, data, ends, NEW, CPU)
+    write = GreedyWriter(model, data, ends, NEW, CPU)
     assert write(ALL).tolist() == wanted and write(ALL).dtype == np.float32
     assert write(ALL[[4, 0, 5]]).tolist() == [wanted[4], wanted[0], wanted[5]]
     assert [write(ALL[[number]])[0].tolist() for number in ALL] == wanted
-    assert AnswerWriter(model, replace(data, shares=False), ends, NEW, CPU)(ALL).tolist() == wanted
-    assert AnswerWriter(model, data, ends, NEW, CPU, in_step=True)(ALL).tolist() == wanted
+    assert GreedyWriter(model, replace(data, shares=False), ends, NEW, CPU)(ALL).tolist() == wanted
+    assert GreedyWriter(model, data, ends, NEW, CPU, in_step=True)(ALL).tolist() == wanted
     assert wanted[0][3:] == [NO_TOKEN] * (NEW - 3)
 
 
@@ -67,13 +67,13 @@ def count_passes(model, run):
 
 def test_a_paragraph_is_read_once_and_written_answers_stop():
     model = model_of("llama")
-    write = AnswerWriter(model, DATA, [], NEW, CPU)
+    write = GreedyWriter(model, DATA, [], NEW, CPU)
     rows = ALL[[0, 2, 3]]
     shapes = count_passes(model, lambda: write(rows))
     prompt = len(DATA.contexts[0]) + sum(len(DATA.questions[number]) for number in rows)
     assert shapes == [(1, prompt)] + [(1, 3)] * (NEW - 1)
     ends = [one_by_one(model, DATA, number, [])[1] for number in rows]
-    early, in_step = (AnswerWriter(model, DATA, ends, NEW, CPU, in_step=each) for each in (False, True))
+    early, in_step = (GreedyWriter(model, DATA, ends, NEW, CPU, in_step=each) for each in (False, True))
     assert len(count_passes(model, lambda: early(rows))) <= 2
     assert len(count_passes(model, lambda: in_step(rows))) == NEW
 
