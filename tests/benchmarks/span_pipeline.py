@@ -157,11 +157,11 @@ def measure(args) -> None:
 def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
     """Ours, and all rows put together in batches of similar length."""
     from zerotune.files import default_cache_dir
-    from zerotune.squad.windows import span_features
+    from zerotune.squad.windows import cut_windows
     from zerotune.training.batches import evaluation_batches
 
     started = time.perf_counter()
-    found = span_features(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, default_cache_dir())
+    found = cut_windows(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, default_cache_dir())
     seconds = {kind: time.perf_counter() - started}
     started = time.perf_counter()
     for batch in evaluation_batches(found.lengths, 2**14):
@@ -177,9 +177,9 @@ def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
 def dev_windows(questions, tokenizer):
     """A SpanData, and logits [windows, 384, 2]: noise, higher about one place of the context, and at the label."""
     from zerotune.squad.span_data import SpanData
-    from zerotune.squad.windows import span_features
+    from zerotune.squad.windows import cut_windows
 
-    found = span_features(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, None)
+    found = cut_windows(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, None)
     generator = np.random.RandomState(0)
     every, column = np.arange(len(found.lengths)), np.arange(MAX_LENGTH)
     begins, ends = found.context_columns[:, None], (found.context_columns + found.counts)[:, None]

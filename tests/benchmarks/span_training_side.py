@@ -23,7 +23,7 @@ def train(args) -> None:
     from zerotune.randomness import random_order
     from zerotune.squad.files import read_questions
     from zerotune.squad.span_data import SpanData
-    from zerotune.squad.windows import span_features
+    from zerotune.squad.windows import cut_windows
 
     torch.set_num_threads(args.threads)
     tokenizer = load_tokenizer(args.model, None)
@@ -34,7 +34,7 @@ def train(args) -> None:
     ):
         questions, _ = read_questions(Path(path))
         chosen = [questions[place] for place in np.sort(random_order(len(questions), 0, name)[:count])]
-        features = span_features(tokenizer, chosen, False, MAX_LENGTH, DOC_STRIDE, None)
+        features = cut_windows(tokenizer, chosen, False, MAX_LENGTH, DOC_STRIDE, None)
         data[name] = SpanData(chosen, features, tokenizer.pad_token_id, NUM_BEST, MAX_ANSWER_LENGTH)
     torch.manual_seed(args.seed)
     model, figures = (train_ours if args.way == "ours" else train_with_trainer)(args, data["train"], tokenizer)

@@ -207,7 +207,7 @@ def test_a_plan_is_printed_and_nothing_written(qa, head):
     ("flags", "said"),
     [
         (("--max-length", 600), "--max-length 600 is more than the model's 512 positions"),
-        (("--max-length", 40, "--doc-stride", 39), "do not get on"),
+        (("--max-length", 40, "--doc-stride", 39), "no room to advance"),
         (("--train-file", "absent.json"), "absent.json: no such file"),
         (("--split", "80-20"), "--split 80-20 draws its test rows from train"),
         (("--max-new-tokens", 9), "--head span has no use for --max-new-tokens: leave it out"),

@@ -22,7 +22,7 @@ from zerotune.squad.question_evaluation import prepare_writing
 from zerotune.squad.questions import TASK, Question
 from zerotune.squad.results import Answers
 from zerotune.squad.span_data import SpanData
-from zerotune.squad.windows import span_features
+from zerotune.squad.windows import cut_windows
 from zerotune.training.batches import evaluation_batches
 
 # Of a head without a chosen threshold: no answer where "no answer" scores above the best span, as without tuning.
@@ -60,7 +60,7 @@ def span_settings(given, config, record: dict | None = None) -> SpanSettings:
 
 def span_data(tokenizer, questions: list[Question], settings: SpanSettings, config) -> SpanData:
     """Questions tokenised for a span head, from the cache where it has them."""
-    features = span_features(
+    features = cut_windows(
         tokenizer, questions, not is_encoder(config), settings.max_length, settings.doc_stride, default_cache_dir()
     )
     return SpanData(questions, features, tokenizer.pad_token_id, settings.n_best, settings.max_answer_length)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from zerotune.models.device import to_device
 from zerotune.squad.questions import Question
 from zerotune.squad.span_selection import ABSENT, null_scores, question_spans, window_spans
-from zerotune.squad.windows import UNKNOWN, SpanFeatures
+from zerotune.squad.windows import UNKNOWN, Windows
 from zerotune.training.batches import LengthBatches
 
 # `scores` gives for a question: null score, loss, and of each of its best spans score, first character, end character
@@ -42,7 +42,7 @@ class SpanData(LengthBatches):
     """
 
     questions: list[Question]
-    features: SpanFeatures
+    features: Windows
     pad_id: int
     num_best: int
     max_answer_length: int

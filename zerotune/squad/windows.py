@@ -1,53 +1,246 @@
-"""Windows for a span head: the question first, then a stretch of the context, with every answer's place in them.
+"""Questions and contexts cut into windows for a span head, with the answer's place in each.
 
     [CLS] who built the tower? [SEP] the tower was built by … [SEP]          an encoder
     <s> who built the tower?↵ the tower was built by … </s>                   a causal model
 
-A context that does not fit goes into several windows that share `doc_stride` tokens, as in transformers' run_qa.py. A
-question takes a third of a row at most: of a longer one its first tokens are kept.
-"Does not answer" has a place too: the first token of an encoder, the last one of a causal model, which has seen the
-context. It is the label of a window that does not hold the whole answer.
+A context that does not fit is cut into windows that overlap by `doc_stride` tokens, as in transformers' run_qa.py. A
+question takes at most a third of a row; a longer one keeps its first tokens.
+
+A window also has a null position, which stands for "no answer here": an encoder's first token; a causal model's last,
+the only one that has seen the whole window. It is the label of a window that does not hold the whole answer.
+
+Question and context are tokenised separately, each context once for all its questions. An encoder's tokenizer does the
+same with a pair of texts. For a causal model it differs from tokenising one string: tokens cannot merge across the line
+break between question and context, and SentencePiece marks the context's first word as the beginning of a text. The
+name of a special token inside a text is ordinary text.
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from zerotune.errors import Refused
-from zerotune.squad.questions import Question
-from zerotune.squad.span_tokens import SpanForm, SpanTokens, distinct_paragraphs, span_form, tokenise_spans
+from zerotune.squad.questions import Paragraph, Question
+from zerotune.tasks.cutting import whole_texts
+from zerotune.tasks.token_cache import content_key, load_arrays, save_arrays
 
 QUESTION_SHARE = 1 / 3
-UNKNOWN = -100  # the label of a window whose question's answers nobody gives
+UNKNOWN = -100  # the label of a window whose question has no known answers
+CACHE_FORMAT = "zerotune spans 1"
+# Texts whose tokens exist as Python objects at the same time.
+QUESTIONS_PER_CALL, PARAGRAPHS_PER_CALL = 4096, 256
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
+
+
+# --- a row's special tokens ---
 
 
 @dataclass(frozen=True)
-class SpanFeatures:
-    """Windows as arrays of numbers; their rows of tokens are put together when they are asked for.
+class RowForm:
+    """The special tokens of a row.
 
     Attributes:
-        form: what stands around question and context.
-        tokens: of all questions and paragraphs.
-        paragraph: int64 [questions], which of the tokens' paragraphs a question is about.
-        question_lengths: int64 [questions], tokens that are kept of it.
-        num_truncated: questions that were cut.
-        window_offsets: int64 [questions + 1]; question i has windows window_offsets[i] … window_offsets[i + 1] - 1.
-        questions: int64 [windows], the question of each.
-        starts, counts: int64 [windows], the stretch of the paragraph's tokens in it.
-        labels: int64 [windows, 2], columns of the answer's first and last token; the place of "no answer", twice, where
-            the window does not hold the whole answer; UNKNOWN where nobody says.
-        num_lost: answerable questions whose answer no window holds whole.
+        before, between, after: token ids before the question, between question and context, after the context.
+        type_ids: token types of before, question, between, context and after; None where the model has none.
+        ends_with_null: whether the null position is the last token; otherwise it is the first.
     """
 
-    form: SpanForm
-    tokens: SpanTokens
-    paragraph: np.ndarray
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    type_ids: tuple[int, int, int, int, int] | None
+    ends_with_null: bool
+
+    @property
+    def num_special(self) -> int:
+        """Count the special tokens of a row."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+def row_form(tokenizer, is_causal: bool) -> RowForm:
+    """Find the special tokens of a row.
+
+    An encoder's row has those that the tokenizer puts around a pair of texts. A causal model's has the BOS, if the
+    tokenizer adds one, and what the tokenizer adds at a text's end, or else its EOS.
+
+    Raises:
+        Refused: the tokenizer has no token for the null position.
+    """
+    backend = whole_texts(tokenizer)
+    encoding = backend.encode("a") if is_causal else backend.encode("a", "a")
+    first = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
+    before = tuple(encoding.ids[: first[0]])
+    if is_causal:
+        after = tuple(encoding.ids[first[-1] + 1 :]) or (tokenizer.eos_token_id,)
+        if None in after:
+            raise Refused(
+                f"--head span needs a causal model's EOS to mark that there is no answer, and the tokenizer of "
+                f"{tokenizer.name_or_path} has no eos_token: set one in tokenizer_config.json"
+            )
+        return RowForm(before, (), after, None, True)
+    second = [place for place, sequence in enumerate(encoding.sequence_ids) if sequence == 1]
+    between = tuple(encoding.ids[first[-1] + 1 : second[0]])
+    if not before or not between:
+        raise Refused(
+            f"--head span needs a first token and a separator, such as [CLS] and [SEP]: the tokenizer of "
+            f"{tokenizer.name_or_path} puts {list(before)} before a pair of texts and {list(between)} between them; "
+            "correct its post_processor"
+        )
+    types = None
+    if "token_type_ids" in tokenizer.model_input_names:
+        types = tuple(encoding.type_ids[place] for place in (0, first[0], first[-1] + 1, second[0], -1))
+    return RowForm(before, between, tuple(encoding.ids[second[-1] + 1 :]), types, False)
+
+
+# --- tokens ---
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of questions and contexts, one text after the other, without special tokens.
+
+    Text i has the tokens from offsets[i] to offsets[i + 1] - 1.
+
+    Attributes:
+        question_ids: int32 [question tokens].
+        question_offsets: int64 [questions + 1].
+        context_ids: int32 [context tokens].
+        context_offsets: int64 [paragraphs + 1].
+        char_starts, char_ends: int32 [context tokens], each token's first character in the context and the one after
+            its last, without the space around it; both rise along a paragraph. A token of nothing but space has them
+            swapped, so that no span begins or ends with the space, and a span of it alone is empty.
+    """
+
+    question_ids: np.ndarray
+    question_offsets: np.ndarray
+    context_ids: np.ndarray
+    context_offsets: np.ndarray
+    char_starts: np.ndarray
+    char_ends: np.ndarray
+
+
+def distinct_paragraphs(questions: list[Question]) -> tuple[list[Paragraph], np.ndarray]:
+    """Return the questions' paragraphs, in the order of their first questions, and each question's place among them."""
+    places: dict[int, int] = {}
+    paragraphs: list[Paragraph] = []
+    for question in questions:
+        if id(question.paragraph) not in places:
+            places[id(question.paragraph)] = len(paragraphs)
+            paragraphs.append(question.paragraph)
+    return paragraphs, np.array([places[id(question.paragraph)] for question in questions], dtype=np.int64)
+
+
+def tokenise(tokenizer, questions: list[str], contexts: list[str], cache_dir: Path | None) -> Tokens:
+    """Tokenise questions and contexts, or read their tokens from the cache.
+
+    Args:
+        cache_dir: where tokens are kept, named after their content; None: no cache.
+    Raises:
+        Refused: the cache cannot be written.
+    """
+    import tokenizers
+
+    backend = whole_texts(tokenizer)
+    if cache_dir is None:
+        return _tokenise(backend, questions, contexts)
+    key = content_key(
+        [CACHE_FORMAT, tokenizers.__version__, len(questions)], chain([backend.to_str()], questions, contexts)
+    )
+    path = Path(cache_dir) / "tokens" / f"{key}.bin"
+    arrays = load_arrays(path)
+    if arrays is not None:
+        return Tokens(**arrays)
+    tokens = _tokenise(backend, questions, contexts)
+    save_arrays(path, vars(tokens))
+    return tokens
+
+
+def _tokenise(backend, questions: list[str], contexts: list[str]) -> Tokens:
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True  # a special token's name in a text is text
+    try:
+        question_ids, question_offsets = _token_ids(backend, questions)
+        context_ids, context_offsets, chars = _token_ids_and_characters(backend, contexts)
+    finally:
+        backend.encode_special_tokens = before
+    return Tokens(question_ids, question_offsets, context_ids, context_offsets, chars[0], chars[1])
+
+
+def _token_ids(backend, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the texts' token ids and each text's offset."""
+    ids, lengths = [np.zeros(0, np.int32)], []
+    for first in range(0, len(texts), QUESTIONS_PER_CALL):
+        # takes half the time of encode_batch, which also computes characters
+        rows = backend.encode_batch_fast(texts[first : first + QUESTIONS_PER_CALL], add_special_tokens=False)
+        ids.append(np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32))
+        lengths.extend(map(len, rows))
+    return np.concatenate(ids), _offsets(lengths)
+
+
+def _token_ids_and_characters(backend, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the texts' token ids, each text's offset, and the tokens' char_starts and char_ends, [2, tokens]."""
+    ids, chars, lengths = [np.zeros(0, np.int32)], [np.zeros((2, 0), np.int32)], []
+    for first in range(0, len(texts), PARAGRAPHS_PER_CALL):
+        part = texts[first : first + PARAGRAPHS_PER_CALL]
+        rows = backend.encode_batch(part, add_special_tokens=False)
+        ids.append(np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32))
+        pairs = chain.from_iterable(chain.from_iterable(row.offsets for row in rows))
+        own = [len(row) for row in rows]
+        chars.append(_without_space(part, own, np.fromiter(pairs, np.int32).reshape(-1, 2).T))
+        lengths.extend(own)
+    return np.concatenate(ids), _offsets(lengths), np.concatenate(chars, axis=1)
+
+
+def _without_space(texts: list[str], lengths: list[int], chars: np.ndarray) -> np.ndarray:
+    """Move the tokens' starts and ends, [2, tokens], past the space on either side; `lengths` are tokens per text."""
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+    place = np.arange(len(codes) + 1, dtype=np.int32)
+    is_word = np.append(~_IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)], True)
+    next_word = np.minimum.accumulate(np.where(is_word, place, len(codes))[::-1])[::-1]
+    word_end = np.maximum.accumulate(np.where(is_word[:-1], place[1:], 0))
+    text_starts = np.repeat(_offsets([len(text) for text in texts])[:-1], lengths)
+    starts, ends = chars + text_starts
+    trimmed = np.minimum(next_word[starts], ends), np.maximum(np.append(0, word_end)[ends], starts)
+    return (np.stack(trimmed) - text_starts).astype(np.int32)
+
+
+def _offsets(lengths: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+# --- windows ---
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows as arrays of numbers; their rows of token ids are put together on demand.
+
+    A "column" is a place in a window's row. Question i has the windows window_offsets[i] to window_offsets[i + 1] - 1.
+
+    Attributes:
+        form: the special tokens.
+        tokens: those of all questions and contexts.
+        paragraph_of: int64 [questions], which of the tokens' contexts a question is about.
+        question_lengths: int64 [questions], tokens that are kept of the question.
+        num_truncated: questions that were cut.
+        window_offsets: int64 [questions + 1].
+        question_of: int64 [windows].
+        starts, counts: int64 [windows], the first of the context's tokens in a window, and their number.
+        labels: int64 [windows, 2], columns of the answer's first and last token; the null position twice, where the
+            window does not hold the whole answer; UNKNOWN twice, where the answers are not known.
+        num_lost: answerable questions whose answer is whole in no window.
+    """
+
+    form: RowForm
+    tokens: Tokens
+    paragraph_of: np.ndarray
     question_lengths: np.ndarray
     num_truncated: int
     window_offsets: np.ndarray
-    questions: np.ndarray
+    question_of: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
     labels: np.ndarray
@@ -55,33 +248,36 @@ class SpanFeatures:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each window's row, int64 [windows]."""
-        return self.form.num_special + self.question_lengths[self.questions] + self.counts
+        """Return the tokens of each window's row, int64 [windows]."""
+        return self.form.num_special + self.question_lengths[self.question_of] + self.counts
 
     @cached_property
     def context_columns(self) -> np.ndarray:
-        """Where the context begins in each window's row, int64 [windows]."""
-        return len(self.form.before) + self.question_lengths[self.questions] + len(self.form.between)
+        """Return the column at which the context begins in each window, int64 [windows]."""
+        return len(self.form.before) + self.question_lengths[self.question_of] + len(self.form.between)
 
     @cached_property
     def null_columns(self) -> np.ndarray:
-        """The place of "no answer" in each window's row, int64 [windows]."""
+        """Return the column of the null position in each window, int64 [windows]."""
         return self.lengths - 1 if self.form.ends_with_null else np.zeros_like(self.lengths)
 
     @cached_property
     def pool(self) -> np.ndarray:
-        """Every token that a row is made of: int32 [special + question tokens + context tokens]."""
+        """Return every token that rows are made of, int32 [special + question tokens + context tokens]."""
         special = [*self.form.before, *self.form.between, *self.form.after]
         return np.concatenate([np.array(special, np.int32), self.tokens.question_ids, self.tokens.context_ids])
 
     def inputs(self, windows: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
-        """Right-padded rows of some windows, int64 [windows, longest]: input_ids, attention_mask, and token_type_ids
-        where the model has them."""
+        """Build the right-padded rows of some windows.
+
+        Returns:
+            input_ids, attention_mask and, where the model has them, token_type_ids: int64 [windows, longest].
+        """
         form, tokens = self.form, self.tokens
-        questions = self.questions[windows]
+        questions = self.question_of[windows]
         num_special, num_question_tokens = form.num_special, len(tokens.question_ids)
-        first_of_context = tokens.context_offsets[self.paragraph[questions]] + self.starts[windows]
-        # of the five parts of a row: how long each is, and where it begins in the pool
+        first_of_context = tokens.context_offsets[self.paragraph_of[questions]] + self.starts[windows]
+        # the five parts of a row: how long each one is, and where it begins in the pool
         lengths = np.empty((5, len(windows)), np.int64)
         lengths[:] = [[len(form.before)], [0], [len(form.between)], [0], [len(form.after)]]
         lengths[1], lengths[3] = self.question_lengths[questions], self.counts[windows]
@@ -102,96 +298,98 @@ class SpanFeatures:
         return found
 
     def characters(self, windows: np.ndarray, columns: np.ndarray, edges: np.ndarray) -> np.ndarray:
-        """The characters of the context at which some tokens begin or end: int32 [...].
+        """Return the character of the context at which each of some tokens starts or ends, int32 [...].
 
-        windows and the tokens' columns in them are [...]; edges is the tokens' char_starts or char_ends.
+        Args:
+            windows, columns: the tokens' windows, and their columns there, [...] each.
+            edges: tokens.char_starts or tokens.char_ends.
         """
         place = self.starts[windows] + columns - self.context_columns[windows]
-        return edges[self.tokens.context_offsets[self.paragraph[self.questions[windows]]] + place]
+        return edges[self.tokens.context_offsets[self.paragraph_of[self.question_of[windows]]] + place]
 
 
-def span_features(
+def cut_windows(
     tokenizer, questions: list[Question], is_causal: bool, max_length: int, doc_stride: int, cache_dir: Path | None
-) -> SpanFeatures:
-    """The windows of some questions, at most `max_length` tokens each.
+) -> Windows:
+    """Cut questions and their contexts into windows of at most `max_length` tokens.
 
     Args:
-        is_causal: which of the two forms a row has.
+        is_causal: whether rows have a causal model's form, otherwise an encoder's.
         doc_stride: tokens that neighbouring windows of a context share.
-        cache_dir: keeps the tokens, by content; None: no cache.
+        cache_dir: where tokens are kept, named after their content; None: no cache.
     Raises:
-        Refused: no room for windows to go on, and as `span_form` and `tokenise_spans` do.
+        Refused: the stride leaves windows no room to advance; also as `row_form` and `tokenise`.
     """
-    form = span_form(tokenizer, is_causal)
-    share = int(max_length * QUESTION_SHARE)
-    if max_length - form.num_special - share <= doc_stride:
+    form = row_form(tokenizer, is_causal)
+    most_of_question = int(max_length * QUESTION_SHARE)
+    room = max_length - form.num_special - most_of_question
+    if room <= doc_stride:
         raise Refused(
-            f"windows of --max-length {max_length} that share --doc-stride {doc_stride} tokens do not get on: beside "
-            f"{share} tokens for the question and {form.num_special} special ones, the stride must be below "
-            f"{max_length - form.num_special - share}; lower it, or raise --max-length"
+            f"--max-length {max_length} with --doc-stride {doc_stride} leaves windows no room to advance: beside "
+            f"{most_of_question} tokens of the question and {form.num_special} special ones, the stride must be below "
+            f"{room}; lower it, or raise --max-length"
         )
-    paragraphs, paragraph = distinct_paragraphs(questions)
+    paragraphs, paragraph_of = distinct_paragraphs(questions)
     ends_line = "\n" if is_causal else ""
     texts = [question.text.strip() + ends_line for question in questions]
-    tokens = tokenise_spans(tokenizer, texts, [one.context for one in paragraphs], cache_dir)
+    tokens = tokenise(tokenizer, texts, [paragraph.context for paragraph in paragraphs], cache_dir)
 
     whole = np.diff(tokens.question_offsets)
-    question_lengths = np.minimum(whole, share)
-    num_context = np.diff(tokens.context_offsets)[paragraph]
-    room = max_length - form.num_special - question_lengths
-    step = room - doc_stride
-    num_windows = 1 + -(-np.maximum(num_context - room, 0) // step)
+    question_lengths = np.minimum(whole, most_of_question)
+    num_context = np.diff(tokens.context_offsets)[paragraph_of]
+    rooms = max_length - form.num_special - question_lengths
+    step = rooms - doc_stride
+    num_windows = 1 + -(-np.maximum(num_context - rooms, 0) // step)
     window_offsets = np.concatenate([[0], np.cumsum(num_windows)])
-    of_window = np.repeat(np.arange(len(questions)), num_windows)
-    starts = (np.arange(len(of_window)) - window_offsets[of_window]) * step[of_window]
-    counts = np.minimum(room[of_window], num_context[of_window] - starts)
-
-    features = SpanFeatures(
+    question_of = np.repeat(np.arange(len(questions)), num_windows)
+    starts = (np.arange(len(question_of)) - window_offsets[question_of]) * step[question_of]
+    windows = Windows(
         form=form,
         tokens=tokens,
-        paragraph=paragraph,
+        paragraph_of=paragraph_of,
         question_lengths=question_lengths,
-        num_truncated=int((whole > share).sum()),
+        num_truncated=int((whole > most_of_question).sum()),
         window_offsets=window_offsets,
-        questions=of_window,
+        question_of=question_of,
         starts=starts,
-        counts=counts,
-        labels=np.empty((len(of_window), 2), np.int64),
+        counts=np.minimum(rooms[question_of], num_context[question_of] - starts),
+        labels=np.empty((len(question_of), 2), np.int64),
         num_lost=0,
     )
-    return _labelled(features, questions)
+    return _labelled(windows, questions)
 
 
-def _labelled(features: SpanFeatures, questions: list[Question]) -> SpanFeatures:
-    """The same windows, labelled with each question's first answer."""
-    first, last = answer_tokens(features.tokens, features.paragraph, questions)
-    first, last = first[features.questions] - features.starts, last[features.questions] - features.starts
+def _labelled(windows: Windows, questions: list[Question]) -> Windows:
+    """Label the windows with each question's first answer."""
+    first, last = answer_tokens(windows.tokens, windows.paragraph_of, questions)
+    question_of = windows.question_of
+    first, last = first[question_of] - windows.starts, last[question_of] - windows.starts
     known = np.array([question.answers is not None for question in questions], dtype=bool)
     answered = np.array([bool(question.answers) for question in questions], dtype=bool)
-    holds = answered[features.questions] & (first >= 0) & (first <= last) & (last < features.counts)
-    places = np.stack([first, last], axis=1) + features.context_columns[:, None]
-    labels = np.where(holds[:, None], places, features.null_columns[:, None])
-    labels[~known[features.questions]] = UNKNOWN
+    holds = answered[question_of] & (first >= 0) & (first <= last) & (last < windows.counts)
+    columns = np.stack([first, last], axis=1) + windows.context_columns[:, None]
+    labels = np.where(holds[:, None], columns, windows.null_columns[:, None])
+    labels[~known[question_of]] = UNKNOWN
     found = np.zeros(len(questions), dtype=bool)
-    found[features.questions[holds]] = True
-    return replace(features, labels=labels, num_lost=int((answered & ~found).sum()))
+    found[question_of[holds]] = True
+    return replace(windows, labels=labels, num_lost=int((answered & ~found).sum()))
 
 
-def answer_tokens(
-    tokens: SpanTokens, paragraph: np.ndarray, questions: list[Question]
-) -> tuple[np.ndarray, np.ndarray]:
-    """First and last token of each question's first answer, counted from its paragraph's first: int64 [questions] each.
+def answer_tokens(tokens: Tokens, paragraph_of: np.ndarray, questions: list[Question]) -> tuple[np.ndarray, np.ndarray]:
+    """Find the first and last token of each question's first answer.
 
-    The first token that ends behind the answer's first character, and the last that begins before its end; 0 and -1 or
-    another pair that falls where there is none.
+    These are the first token that ends after the answer's first character, and the last that starts before its end.
+
+    Returns:
+        Places among the context's own tokens, int64 [questions] each; meaningless for questions without an answer.
     """
     answers = [question.answers[0] if question.answers else None for question in questions]
     starts = np.array([0 if answer is None else answer.start for answer in answers], dtype=np.int64)
     stops = np.array([0 if answer is None else answer.start + len(answer.text) for answer in answers], dtype=np.int64)
-    # one sorted array for all paragraphs: a paragraph's characters lie between its own multiples of a large number
-    of_token = np.repeat(np.arange(len(tokens.context_offsets) - 1), np.diff(tokens.context_offsets))
-    own, begins = paragraph << 32, tokens.context_offsets[paragraph]
-    edges = [(of_token << 32) + chars for chars in (tokens.char_starts, tokens.char_ends)]
+    # one sorted array for all paragraphs: the characters of paragraph i lie between i << 32 and (i + 1) << 32
+    paragraph_of_token = np.repeat(np.arange(len(tokens.context_offsets) - 1), np.diff(tokens.context_offsets))
+    own, begins = paragraph_of << 32, tokens.context_offsets[paragraph_of]
+    edges = [(paragraph_of_token << 32) + chars for chars in (tokens.char_starts, tokens.char_ends)]
     assert all((np.diff(edge) >= 0).all() for edge in edges), "a tokenizer that changes the order of characters"
     last = np.searchsorted(edges[0], own + stops, side="left") - 1 - begins
     first = np.searchsorted(edges[1], own + starts, side="right") - begins

@@ -17,7 +17,7 @@ from zerotune.models.span_head import load_span_model
 from zerotune.squad.questions import Paragraph, Question
 from zerotune.squad.span_data import LOSS, NULL, SPANS, SpanData
 from zerotune.squad.span_selection import ABSENT
-from zerotune.squad.windows import span_features
+from zerotune.squad.windows import cut_windows
 from zerotune.training.batches import cut_by_budget, epoch_steps, evaluation_batches, micro_batches
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def some_data(kind="bert", questions=None, max_length=24, doc_stride=6, num_best
     questions = some_questions() if questions is None else questions
     causal = kind not in ("bert", "distilbert", "roberta")
     tokenizer = load_tokenizer(tiny_model(kind), None) if causal else pair_tokenizer()
-    features = span_features(tokenizer, questions, causal, max_length, doc_stride, None)
+    features = cut_windows(tokenizer, questions, causal, max_length, doc_stride, None)
     return SpanData(questions, features, 3, num_best, 4)
 
 
@@ -56,7 +56,7 @@ def test_every_id_is_there_once():
     assert data.ids == [question.id for question in data.questions] and len(set(data.ids)) == len(data.ids)
     batches = evaluation_batches(data.scored_lengths, 100)
     windows = np.concatenate([data.windows(batch) for batch in batches])
-    assert sorted(windows.tolist()) == list(range(len(data.features.questions)))
+    assert sorted(windows.tolist()) == list(range(len(data.features.question_of)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,7 +106,7 @@ def test_scores_are_the_best_of_all_spans_of_all_windows(kind):
             with torch.no_grad():
                 logits = model(**data.batch(np.array([window]), CPU))[0].numpy()
             nulls.append(logits[features.null_columns[window]].sum())
-            context = features.tokens.context_offsets[features.paragraph[row]] + features.starts[window]
+            context = features.tokens.context_offsets[features.paragraph_of[row]] + features.starts[window]
             for i in range(features.counts[window]):
                 for j in range(i, min(i + data.max_answer_length, features.counts[window])):
                     chars = features.tokens.char_starts[context + i], features.tokens.char_ends[context + j]
@@ -159,7 +159,7 @@ def test_a_tiny_model_learns_its_answers(kind):
         losses.append(loss.item())
     with torch.no_grad():
         scores = data.scores(model, every, CPU)
-    assert data.mean_loss(scores) == pytest.approx(scores[:, LOSS].sum() / len(data.features.questions))
+    assert data.mean_loss(scores) == pytest.approx(scores[:, LOSS].sum() / len(data.features.question_of))
     assert data.mean_loss(scores) < 0.1 < 1 < losses[0]
     for question, odds, spans in zip(data.questions, data.null_odds(scores), data.answers(scores), strict=True):
         assert (odds < 0) == bool(question.answers)

@@ -15,19 +15,17 @@ from zerotune.models.pretrained import load_tokenizer
 from zerotune.settings.squad_flags import DOC_STRIDE, MAX_LENGTH
 from zerotune.squad.files import read_questions
 from zerotune.squad.questions import GoldAnswer, Paragraph, Question
-from zerotune.squad.span_tokens import span_form, tokenise_spans
-from zerotune.squad.windows import UNKNOWN, span_features
+from zerotune.squad.windows import UNKNOWN, cut_windows, row_form, tokenise
 
 BYTES = byte_tokenizer()
 SHARED = Path(__file__).parents[4] / "shared"
 SQUAD = SHARED / "data/squad_v2/train-v2.0.first10articles-official.json.gz"
 
 
-def rows(features, pad_id=3):
-    windows = np.arange(len(features.questions))
-    inputs = features.inputs(windows, pad_id)
-    assert (inputs["attention_mask"].sum(axis=1) == features.lengths).all()
-    return [row[:length].tolist() for row, length in zip(inputs["input_ids"], features.lengths, strict=True)]
+def rows(windows, pad_id=3):
+    inputs = windows.inputs(np.arange(len(windows.question_of)), pad_id)
+    assert (inputs["attention_mask"].sum(axis=1) == windows.lengths).all()
+    return [row[:length].tolist() for row, length in zip(inputs["input_ids"], windows.lengths, strict=True)]
 
 
 CONTEXT = "a bright film was very good"
@@ -36,26 +34,26 @@ CONTEXT = "a bright film was very good"
 def test_the_rows_of_an_encoder_are_the_tokenizers_own():
     tokenizer = pair_tokenizer()
     questions = ask(CONTEXT, ("was the film good", "very good"), ("not dull", None))
-    features = span_features(tokenizer, questions, False, 40, 4, None)
+    windows = cut_windows(tokenizer, questions, False, 40, 4, None)
     expected = tokenizer([q.text for q in questions], [CONTEXT] * 2)
-    assert rows(features) == expected["input_ids"]
-    inputs = features.inputs(np.array([1, 0]), 3)
+    assert rows(windows) == expected["input_ids"]
+    inputs = windows.inputs(np.array([1, 0]), 3)
     assert (
         inputs["token_type_ids"].tolist()
         == tokenizer([q.text for q in reversed(questions)], [CONTEXT] * 2, padding=True)["token_type_ids"]
     )
-    assert features.labels.tolist() == [[6 + 4, 6 + 5], [0, 0]], "<s>, four words, </s>, then the context"
-    assert features.num_lost == features.num_truncated == 0
+    assert windows.labels.tolist() == [[6 + 4, 6 + 5], [0, 0]], "<s>, four words, </s>, then the context"
+    assert windows.num_lost == windows.num_truncated == 0
 
 
 def test_the_rows_of_a_causal_model_have_one_bos_and_end_where_no_answer_is():
     questions = ask("Ann saw it.", ("  Who saw it? ", "Ann"), ("When?", None))
-    features = span_features(BYTES, questions, True, 200, 10, None)
+    windows = cut_windows(BYTES, questions, True, 200, 10, None)
     texts = ["Who saw it?\nAnn saw it.", "When?\nAnn saw it."]
-    assert rows(features) == [[*BYTES(text)["input_ids"], BYTES.eos_token_id] for text in texts]
-    assert features.labels.tolist() == [[13, 15], [18, 18]]
-    assert (features.null_columns == features.lengths - 1).all()
-    assert "token_type_ids" not in features.inputs(np.array([0]), 3)
+    assert rows(windows) == [[*BYTES(text)["input_ids"], BYTES.eos_token_id] for text in texts]
+    assert windows.labels.tolist() == [[13, 15], [18, 18]]
+    assert (windows.null_columns == windows.lengths - 1).all()
+    assert "token_type_ids" not in windows.inputs(np.array([0]), 3)
 
 
 def test_windows_are_those_of_the_tokenizers_library():
@@ -65,7 +63,7 @@ def test_windows_are_those_of_the_tokenizers_library():
     questions = []
     for length in (0, 1, 20, 21, 22, 39, 60, 200):
         questions += ask(" ".join(generator.choice(WORDS, length)), ("a", None), ("was the film not very good", None))
-    features = span_features(tokenizer, questions, False, 26, 6, None)
+    windows = cut_windows(tokenizer, questions, False, 26, 6, None)
     expected = tokenizer(
         [q.text for q in questions],
         [q.paragraph.context for q in questions],
@@ -74,9 +72,9 @@ def test_windows_are_those_of_the_tokenizers_library():
         stride=6,
         return_overflowing_tokens=True,
     )
-    assert rows(features) == expected["input_ids"]
-    assert features.questions.tolist() == expected["overflow_to_sample_mapping"]
-    assert len(features.questions) > len(questions) + 10
+    assert rows(windows) == expected["input_ids"]
+    assert windows.question_of.tolist() == expected["overflow_to_sample_mapping"]
+    assert len(windows.question_of) > len(questions) + 10
 
 
 words = st.lists(st.sampled_from(["good", "bad", "é", "don't", "x" * 7, "\n", "  ", "日本"]), max_size=40)
@@ -94,50 +92,50 @@ def test_windows_cover_every_token_and_labels_map_back_to_the_answer(paragraphs,
         golds = (GoldAnswer(answer, context.index(answer, start)),) if answer else ()
         questions.append(Question(str(number), "why?" * (number + 1), paragraph, golds))
     tokenizer = BYTES if is_causal else pair_tokenizer(byte_tokenizer())
-    features = span_features(tokenizer, questions, is_causal, 60, 12, None)
-    inputs = features.inputs(np.arange(len(features.questions)), 3)["input_ids"]
-    assert (features.lengths <= 60).all()
+    windows = cut_windows(tokenizer, questions, is_causal, 60, 12, None)
+    inputs = windows.inputs(np.arange(len(windows.question_of)), 3)["input_ids"]
+    assert (windows.lengths <= 60).all()
     for number, question in enumerate(questions):
-        own = np.flatnonzero(features.questions == number)
-        assert own.tolist() == list(range(*features.window_offsets[number : number + 2])) and len(own)
+        own = np.flatnonzero(windows.question_of == number)
+        assert own.tolist() == list(range(*windows.window_offsets[number : number + 2])) and len(own)
         context = question.paragraph.context
         num_tokens = len(context.encode())
         seen = np.concatenate(
-            [np.arange(s, s + c) for s, c in zip(features.starts[own], features.counts[own], strict=True)]
+            [np.arange(s, s + c) for s, c in zip(windows.starts[own], windows.counts[own], strict=True)]
         )
         assert set(seen.tolist()) == set(range(num_tokens))
-        shared = features.starts[own][:-1] + features.counts[own][:-1] - features.starts[own][1:]
+        shared = windows.starts[own][:-1] + windows.counts[own][:-1] - windows.starts[own][1:]
         assert (shared == 12).all()
-        held = [window for window in own if (features.labels[window] != features.null_columns[window]).any()]
+        held = [window for window in own if (windows.labels[window] != windows.null_columns[window]).any()]
         for window in held:
-            first, last = features.labels[window]
+            first, last = windows.labels[window]
             text = BYTES.decode(inputs[window, first : last + 1])
             places = [np.array([window]), np.array([first])], [np.array([window]), np.array([last])]
-            start = features.characters(*places[0], features.tokens.char_starts)[0]
-            stop = features.characters(*places[1], features.tokens.char_ends)[0]
+            start = windows.characters(*places[0], windows.tokens.char_starts)[0]
+            stop = windows.characters(*places[1], windows.tokens.char_ends)[0]
             assert text == context[start:stop] == question.answers[0].text
         fits = bool(question.answers) and len(question.answers[0].text.encode()) <= 12
         assert held or not fits, "an answer no longer than the stride is whole in some window"
     answered = sum(bool(q.answers) for q in questions)
-    assert features.num_lost == answered - len(
-        {features.questions[w] for w in np.flatnonzero((features.labels != features.null_columns[:, None]).any(axis=1))}
+    assert windows.num_lost == answered - len(
+        {windows.question_of[w] for w in np.flatnonzero((windows.labels != windows.null_columns[:, None]).any(axis=1))}
     )
 
 
 def test_tokens_that_count_the_space_before_a_word_hold_the_answer():
     tokenizer = byte_tokenizer((" good", " film"))
     (question,) = ask("a good film", ("what?", "good"))
-    features = span_features(tokenizer, [question], True, 60, 12, None)
-    start, last = features.labels[0] - features.context_columns[0]
+    windows = cut_windows(tokenizer, [question], True, 60, 12, None)
+    start, last = windows.labels[0] - windows.context_columns[0]
     assert start == last == 1, "a, ' good', ' film'"
-    window, column = np.array([0]), features.labels[0, :1]
-    edges = features.tokens.char_starts, features.tokens.char_ends
-    assert [features.characters(window, column, each)[0] for each in edges] == [2, 6], "without the space"
+    window, column = np.array([0]), windows.labels[0, :1]
+    edges = windows.tokens.char_starts, windows.tokens.char_ends
+    assert [windows.characters(window, column, each)[0] for each in edges] == [2, 6], "without the space"
 
 
 def test_space_belongs_to_no_token():
     tokenizer = byte_tokenizer((" good", "  "))
-    tokens = tokenise_spans(tokenizer, [], [" good  x", "", "\u3000y "], None)
+    tokens = tokenise(tokenizer, [], [" good  x", "", "\u3000y "], None)
     assert tokens.char_starts[:3].tolist() == [1, 7, 7] and tokens.char_ends[:3].tolist() == [5, 5, 8]
     own = slice(*tokens.context_offsets[2:])
     assert tokens.char_starts[own].tolist() == [1, 1, 1, 1, 3] and tokens.char_ends[own].tolist() == [0, 0, 0, 2, 2]
@@ -149,64 +147,64 @@ def test_a_paragraph_is_tokenised_once(monkeypatch):
 
     def record(tokenizer, texts, contexts, cache_dir):
         seen.append((texts, contexts))
-        return tokenise_spans(tokenizer, texts, contexts, cache_dir)
+        return tokenise(tokenizer, texts, contexts, cache_dir)
 
-    monkeypatch.setattr("zerotune.squad.windows.tokenise_spans", record)
-    features = span_features(pair_tokenizer(), questions, False, 40, 4, None)
+    monkeypatch.setattr("zerotune.squad.windows.tokenise", record)
+    windows = cut_windows(pair_tokenizer(), questions, False, 40, 4, None)
     assert seen == [(["was it", "good", "bad"], ["a film", "a film"])]
-    assert features.paragraph.tolist() == [0, 0, 1]
+    assert windows.paragraph_of.tolist() == [0, 0, 1]
 
 
 def test_a_long_question_keeps_its_first_tokens_and_is_counted():
     questions = ask(CONTEXT, ("good " * 30, "film"), ("bad", "film"))
-    features = span_features(pair_tokenizer(), questions, False, 30, 4, None)
-    assert features.num_truncated == 1
-    assert rows(features)[0].count(WORDS.index("good") + len(SPECIAL)) == 10 + 1, (
+    windows = cut_windows(pair_tokenizer(), questions, False, 30, 4, None)
+    assert windows.num_truncated == 1
+    assert rows(windows)[0].count(WORDS.index("good") + len(SPECIAL)) == 10 + 1, (
         "a third of the row; one in the context"
     )
-    assert features.question_lengths.tolist() == [10, 1]
+    assert windows.question_lengths.tolist() == [10, 1]
 
 
 def test_answers_that_nobody_knows_and_those_that_no_window_holds():
     paragraph = Paragraph("T", 0, " ".join(["good"] * 50))
     unknown = Question("a", "what", paragraph, None)
     long = Question("b", "what", paragraph, (GoldAnswer(paragraph.context, 0),))
-    features = span_features(pair_tokenizer(), [unknown, long], False, 20, 4, None)
-    assert (features.labels[features.questions == 0] == UNKNOWN).all()
-    assert (features.labels[features.questions == 1] == 0).all() and features.num_lost == 1
+    windows = cut_windows(pair_tokenizer(), [unknown, long], False, 20, 4, None)
+    assert (windows.labels[windows.question_of == 0] == UNKNOWN).all()
+    assert (windows.labels[windows.question_of == 1] == 0).all() and windows.num_lost == 1
 
 
 def test_special_tokens_in_a_text_are_text():
     questions = ask("a </s> film", ("<s> was it", None))
-    (row,) = rows(span_features(pair_tokenizer(byte_tokenizer()), questions, False, 40, 4, None))
+    (row,) = rows(cut_windows(pair_tokenizer(byte_tokenizer()), questions, False, 40, 4, None))
     assert row.count(1) == 1 and row.count(2) == 2
 
 
 def test_the_cache_gives_the_same_and_is_used(tmp_path, monkeypatch):
     questions = ask(CONTEXT, ("was it good", "good"))
-    first = span_features(pair_tokenizer(), questions, False, 40, 4, tmp_path)
-    monkeypatch.setattr("zerotune.squad.span_tokens._tokenise", lambda *_: pytest.fail("tokenised again"))
-    again = span_features(pair_tokenizer(), questions, False, 30, 2, tmp_path)
+    first = cut_windows(pair_tokenizer(), questions, False, 40, 4, tmp_path)
+    monkeypatch.setattr("zerotune.squad.windows._tokenise", lambda *_: pytest.fail("tokenised again"))
+    again = cut_windows(pair_tokenizer(), questions, False, 30, 2, tmp_path)
     for name, array in vars(first.tokens).items():
         assert np.array_equal(array, vars(again.tokens)[name]) and array.dtype == vars(again.tokens)[name].dtype
     monkeypatch.undo()
-    span_features(pair_tokenizer(), ask(CONTEXT + " bad", ("was it good", None)), False, 40, 4, tmp_path)
-    span_features(word_tokenizer(**NAMES), questions, True, 40, 4, tmp_path)
+    cut_windows(pair_tokenizer(), ask(CONTEXT + " bad", ("was it good", None)), False, 40, 4, tmp_path)
+    cut_windows(word_tokenizer(**NAMES), questions, True, 40, 4, tmp_path)
     assert len(list((tmp_path / "tokens").iterdir())) == 3
 
 
 def test_refusals():
     questions = ask(CONTEXT, ("was it good", "good"))
-    with pytest.raises(Refused, match=r"--max-length 40 that share --doc-stride 24 .* must be below 24"):
-        span_features(pair_tokenizer(), questions, False, 40, 24, None)
-    span_features(pair_tokenizer(), questions, False, 40, 23, None)
-    span_features(pair_tokenizer(), questions, False, MAX_LENGTH, DOC_STRIDE, None)
+    with pytest.raises(Refused, match=r"--max-length 40 with --doc-stride 24 .* must be below 24"):
+        cut_windows(pair_tokenizer(), questions, False, 40, 24, None)
+    cut_windows(pair_tokenizer(), questions, False, 40, 23, None)
+    cut_windows(pair_tokenizer(), questions, False, MAX_LENGTH, DOC_STRIDE, None)
     with pytest.raises(Refused, match="no eos_token"):
-        span_form(word_tokenizer(unk_token="<unk>", bos_token="<s>"), True)
+        row_form(word_tokenizer(unk_token="<unk>", bos_token="<s>"), True)
     single = word_tokenizer(**NAMES)
     single.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     with pytest.raises(Refused, match=r"a first token and a separator.*puts \[\] before"):
-        span_form(single, False)
+        row_form(single, False)
 
 
 @pytest.mark.skipif(not SQUAD.is_file(), reason="the SQuAD v2 files are not here")
@@ -219,16 +217,16 @@ def test_answers_of_real_questions(kind):
     else:
         tokenizer = load_tokenizer(str(SHARED / "models/stories260K"), None)
     questions = [question for question in read_questions(SQUAD)[0] if question.answers][:1500]
-    features = span_features(tokenizer, questions, kind == "stories260K", MAX_LENGTH, DOC_STRIDE, None)
-    assert features.num_lost == features.num_truncated == 0
-    windows = np.flatnonzero((features.labels != features.null_columns[:, None]).any(axis=1))
-    starts = features.characters(windows, features.labels[windows, 0], features.tokens.char_starts)
-    stops = features.characters(windows, features.labels[windows, 1], features.tokens.char_ends)
+    windows = cut_windows(tokenizer, questions, kind == "stories260K", MAX_LENGTH, DOC_STRIDE, None)
+    assert windows.num_lost == windows.num_truncated == 0
+    held = np.flatnonzero((windows.labels != windows.null_columns[:, None]).any(axis=1))
+    starts = windows.characters(held, windows.labels[held, 0], windows.tokens.char_starts)
+    stops = windows.characters(held, windows.labels[held, 1], windows.tokens.char_ends)
     num_exact = 0
-    for window, start, stop in zip(windows, starts, stops, strict=True):
-        question = questions[features.questions[window]]
+    for window, start, stop in zip(held, starts, stops, strict=True):
+        question = questions[windows.question_of[window]]
         found = question.paragraph.context[start:stop]
         assert question.answers[0].text in found and len(found.split()) <= len(question.answers[0].text.split()) + 1
         num_exact += found == question.answers[0].text
-    assert set(features.questions[windows].tolist()) == set(range(len(questions)))
-    assert num_exact > 0.99 * len(windows)
+    assert set(windows.question_of[held].tolist()) == set(range(len(questions)))
+    assert num_exact > 0.99 * len(held)
