@@ -103,7 +103,7 @@ def score(args) -> None:
     with torch.no_grad():
         score_items = prompt_scorer(model, data, device)
         for items in evaluation_batches(data.lengths, budget):
-            scores[items] = score_items(items)
+            scores[items] = [record["log_probabilities"] for record in score_items(items)]
     seconds = time.perf_counter() - started
     assert data.num_truncated == 0, "the other side would see other strings"
     mean_tokens = float(np.mean([len(row) for row in data.rows]))

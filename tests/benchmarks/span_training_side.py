@@ -134,7 +134,6 @@ def _as_rows(data, tokenizer, pads: bool) -> list[dict]:
 
 def official_scores_of(model, data) -> dict:
     """Official scores where the best span is given unless the null score is higher."""
-    import numpy as np
     import torch
 
     from zerotune.models.precision import autocast
@@ -143,11 +142,12 @@ def official_scores_of(model, data) -> dict:
     from zerotune.training.batches import evaluation_batches
 
     model.eval()
-    found = np.zeros((len(data.ids), 2 + 3 * data.num_best), np.float32)
+    found = {}
     with torch.no_grad(), autocast("cpu", default_precision()):
         for rows in evaluation_batches(data.scored_lengths, 4096):
-            found[rows] = data.scores(model, rows, torch.device("cpu"))
-    answers = zip(data.ids, data.answers(found), data.null_odds(found), strict=True)
+            found |= dict(zip(rows.tolist(), data.scores(model, rows, torch.device("cpu")), strict=True))
+    records = [found[row] for row in range(len(data.ids))]
+    answers = zip(data.ids, data.answers(records), data.null_odds(records), strict=True)
     texts = {name: spans[0].text if spans and odds <= 0 else "" for name, spans, odds in answers}
     return official_scores(score_answers(data.questions, texts))
 

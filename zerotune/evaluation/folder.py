@@ -8,11 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from zerotune.errors import Refused
 from zerotune.evaluation.options import EvalOptions, QuestionOptions
-from zerotune.evaluation.scoring import Answering, BackOff, PartialScores, score_items
+from zerotune.evaluation.scoring import BackOff, PartialScores, PreparedModel, is_finite, score_items
 from zerotune.files import json_sha256, read_json, write_json
 from zerotune.models.model_files import model_identity
 from zerotune.run.launch import from_rank_0, on_all_ranks
@@ -39,7 +37,7 @@ def evaluate_into(
     folder: Path,
     options: EvalOptions | QuestionOptions,
     items: Items,
-    prepare: Callable[[], Answering],
+    prepare: Callable[[], PreparedModel],
     write: Callable[[Any], dict],
     accelerator,
     stop_signal,
@@ -69,9 +67,9 @@ def evaluate_into(
     with _without_zero_init(accelerator):
         ready = prepare()
     partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
-    score = BackOff(ready.score, ready.lengths)
-    scores = score_items(score, ready.batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
-    if (line := _not_finite(scores, items.lines, options)) is not None:
+    score = BackOff(ready.score, ready.costs)
+    records = score_items(score, ready.batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
+    if (line := _not_finite(records, items.lines, options)) is not None:
         if is_main_process():  # what was scored is of no use, and the cure is another precision
             partial.delete()
             with contextlib.suppress(OSError):
@@ -80,7 +78,7 @@ def evaluate_into(
         raise Refused(line)
     metrics = {}
     if is_main_process():
-        metrics = described | {"shots": len(options.shots)} | ready.found | write(ready.read(scores))
+        metrics = described | {"shots": len(options.shots)} | ready.description | write(ready.read(records))
         write_json(folder / "metrics.json", metrics)
         parts = {name: json_sha256(value) for name, value in fingerprint.items()}
         write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint), "parts": parts})
@@ -141,12 +139,12 @@ def _without_zero_init(accelerator):
         plugin.set_deepspeed_weakref()
 
 
-def _not_finite(scores: np.ndarray, lines: list[str], options: EvalOptions | QuestionOptions) -> str | None:
-    """What to say of scores [items, numbers] that are not finite, naming the first item; None where all are."""
-    broken = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-    if not len(broken):
+def _not_finite(records: list[dict], lines: list[str], options: EvalOptions | QuestionOptions) -> str | None:
+    """Return what to say of records with numbers that are not finite, naming the first item; None where all are."""
+    broken = next((line for record, line in zip(records, lines, strict=True) if not is_finite(record)), None)
+    if broken is None:
         return None
     return (
-        f"{options.model} gives scores that are not finite, first for {lines[broken[0]].partition(chr(9))[0]}: its "
+        f"{options.model} gives scores that are not finite, first for {broken.partition(chr(9))[0]}: its "
         f"weights are damaged, or --precision {options.precision} is too narrow; try fp32"
     )

@@ -1,6 +1,7 @@
 """Answers that a causal model writes, greedily, and the label that is read in them."""
 
 import re
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -11,8 +12,6 @@ from zerotune.models.loading import quiet_transformers
 from zerotune.tasks.prompts import Prompt
 from zerotune.training.generation import template_end
 
-# After an answer's last token: no token id.
-NO_TOKEN = -1
 # What a model may write beside the longest label word: a line break before it, a full stop and its end after it.
 EXTRA_TOKENS = 4
 
@@ -26,8 +25,8 @@ def end_tokens(model, tokenizer, prompt: Prompt) -> list[int]:
 
 def write_answers(
     model, rows: list[list[int]], pad_id: int, ends: list[int], max_new_tokens: int, device: torch.device
-) -> np.ndarray:
-    """What a causal model writes after each prompt, the likeliest token at each place.
+) -> list[list[int]]:
+    """Write an answer after each prompt, the likeliest token at each place.
 
     Nothing else of the model's own generation settings counts (sampling, penalties).
 
@@ -35,7 +34,7 @@ def write_answers(
         rows: token ids of each prompt, [num_rows] lists.
         ends: what `end_tokens` gave.
     Returns:
-        Token ids without the end, int64 [num_rows, max_new_tokens]; NO_TOKEN after the last one.
+        Token ids of each answer without the end, at most max_new_tokens.
     """
     longest = max(map(len, rows))
     input_ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
@@ -52,17 +51,12 @@ def write_answers(
             whole = model.generate(to_device(input_ids, device), attention_mask=to_device(mask, device))
     finally:
         model.generation_config = published
-    written = np.full((len(rows), max_new_tokens), NO_TOKEN)
-    for index, row in enumerate(whole[:, longest:].tolist()):
-        stop = next((place for place, token in enumerate(row) if token in ends), len(row))
-        written[index, :stop] = row[:stop]
-    return written
+    return [list(takewhile(lambda token: token not in ends, row)) for row in whole[:, longest:].tolist()]
 
 
-def answer_texts(tokenizer, written: np.ndarray) -> list[str]:
-    """The text of each row of what `write_answers` gave."""
-    rows = [[int(token) for token in row if token != NO_TOKEN] for row in written]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+def answer_texts(tokenizer, records: list[dict]) -> list[str]:
+    """Return the text of each written answer, given records with its "tokens"."""
+    return tokenizer.batch_decode([record["tokens"] for record in records], skip_special_tokens=True)
 
 
 def parse_answer(text: str, label_words: tuple[str, ...]) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from zerotune.errors import Refused
 from zerotune.evaluation.generation import EXTRA_TOKENS, answer_texts, end_tokens, parse_answer, write_answers
 from zerotune.evaluation.options import EvalOptions, generator_record, trained_as
-from zerotune.evaluation.scoring import Answering, Scorer
+from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.files import default_cache_dir
 from zerotune.metrics.label_results import LabelAnswers
 from zerotune.models.final_folder import load_final_or_base
@@ -49,49 +49,55 @@ def labelled_data(tokenizer, examples: list[Example], max_length: int, truncatio
 
 
 def classifier_scorer(model, data: LabelledData, device: torch.device, precision: str) -> Scorer:
-    """indices [batch] -> log-probabilities [batch, labels] of a `SequenceClassifier` (or an engine's wrapped one)."""
+    """Return what gives the records of `data.scores` for a model with a head (or an engine's wrapped one)."""
 
-    def score(rows: np.ndarray) -> np.ndarray:
+    def score(rows: np.ndarray) -> list[dict]:
         with autocast(device.type, precision):
             return data.scores(model, rows, device)
 
     return score
 
 
-def likeliest(scores: np.ndarray) -> LabelAnswers:
-    """The labels that log-probabilities [items, labels] say."""
-    return LabelAnswers(scores.argmax(axis=1).tolist(), {"scores": scores.tolist()})
+def likeliest(records: list[dict], content_free: np.ndarray | None = None) -> LabelAnswers:
+    """Return the likeliest label of each item.
 
-
-def _likeliest_calibrated(scores: np.ndarray, content_free: np.ndarray) -> LabelAnswers:
-    """The same once calibrated; content_free: log-likelihoods [inputs, labels] of the content-free prompts."""
-    return replace(likeliest(calibrate(scores, content_free)), uncalibrated=scores.argmax(axis=1).tolist())
+    Args:
+        records: each with the labels' "log_probabilities".
+        content_free: log-likelihoods [inputs, labels] of the content-free prompts, to calibrate by.
+    """
+    scores = np.array([record["log_probabilities"] for record in records], dtype=np.float32)
+    plain = scores.argmax(axis=1).tolist()
+    if content_free is None:
+        return LabelAnswers(plain, {"scores": scores.tolist()})
+    calibrated = calibrate(scores, content_free)
+    return LabelAnswers(calibrated.argmax(axis=1).tolist(), {"scores": calibrated.tolist()}, uncalibrated=plain)
 
 
 def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
-    """indices [batch] -> log-probabilities [batch, labels] of a causal model's label words, among each other."""
+    """Return what gives the "log_probabilities" of a causal model's label words, among each other."""
     prefix = data.prefix(model, device)
 
-    def score(items: np.ndarray) -> np.ndarray:
-        return normalise(data.log_likelihoods(model, items, device, prefix))
+    def score(items: np.ndarray) -> list[dict]:
+        found = normalise(data.log_likelihoods(model, items, device, prefix)).tolist()
+        return [{"log_probabilities": values} for values in found]
 
     return score
 
 
 def _written_answers(
     model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device
-) -> tuple[Scorer, Callable[[np.ndarray], LabelAnswers]]:
+) -> tuple[Scorer, Callable[[list[dict]], LabelAnswers]]:
     """(`score`, `read`) of a model that writes its answers."""
     ends = end_tokens(model, tokenizer, prompt)
     longest = 1 if data.single_token else max(map(len, data.targets))
 
-    def score(items: np.ndarray) -> np.ndarray:
+    def score(items: np.ndarray) -> list[dict]:
         rows = [data.context(item) for item in items]
-        # float32 holds token ids exactly
-        return write_answers(model, rows, data.pad_id, ends, longest + EXTRA_TOKENS, device).astype(np.float32)
+        written = write_answers(model, rows, data.pad_id, ends, longest + EXTRA_TOKENS, device)
+        return [{"tokens": tokens} for tokens in written]
 
-    def read(written: np.ndarray) -> LabelAnswers:
-        texts = answer_texts(tokenizer, written)
+    def read(records: list[dict]) -> LabelAnswers:
+        texts = answer_texts(tokenizer, records)
         labels = [parse_answer(text, prompt.label_words) for text in texts]
         return LabelAnswers(labels, {"answer": texts}, written=True)
 
@@ -149,7 +155,7 @@ def _tuned_prompt(options: EvalOptions, task, tokenizer, window: int, record: di
 
 def prepare_prompt(
     options: EvalOptions, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
-) -> Answering:
+) -> PreparedModel:
     """A causal model that answers with the label words, by their likelihood or in writing, as published or tuned.
 
     Raises Refused, before a weight is loaded, for shots that do not fit the model's window."""
@@ -186,15 +192,15 @@ def prepare_prompt(
     model = load_model(options, device)
     if writes:
         score, read = _written_answers(model, data, tokenizer, prompt, device)
-        return Answering(score, lengths, batches, found, read)
+        return PreparedModel(score, lengths, batches, found, read)
     read = likeliest
     if options.calibrate == "contextual":
         free = encode(list(CONTENT_FREE_TEXTS))
         with torch.no_grad():
             numbers = range(len(CONTENT_FREE_TEXTS))
             content_free = np.concatenate([free.log_likelihoods(model, np.array([n]), device) for n in numbers])
-        read = partial(_likeliest_calibrated, content_free=content_free)
-    return Answering(prompt_scorer(model, data, device), lengths, batches, found, read)
+        read = partial(likeliest, content_free=content_free)
+    return PreparedModel(prompt_scorer(model, data, device), lengths, batches, found, read)
 
 
 def _say_what_is_cut(found: dict, num_items: int) -> None:
@@ -205,7 +211,9 @@ def _say_what_is_cut(found: dict, num_items: int) -> None:
         say(f"prompt: {found['num_truncated']:,} of {num_items:,} texts cut in the middle to fit")
 
 
-def prepare_classifier(options: EvalOptions, task, examples: list[Example], config, device: torch.device) -> Answering:
+def prepare_classifier(
+    options: EvalOptions, task, examples: list[Example], config, device: torch.device
+) -> PreparedModel:
     """A model that answers with a classifier head: a final/ folder's, a published one, or an untrained one."""
     model, tokenizer, record = load_final_or_base(
         options.model,
@@ -232,4 +240,5 @@ def prepare_classifier(options: EvalOptions, task, examples: list[Example], conf
         "num_truncated": data.encoded.num_truncated,
     }
     score = classifier_scorer(model.to(device), data, device, options.precision)
-    return Answering(score, data.lengths, evaluation_batches(data.lengths, options.tokens_per_device), found, likeliest)
+    batches = evaluation_batches(data.lengths, options.tokens_per_device)
+    return PreparedModel(score, data.lengths, batches, found, likeliest)

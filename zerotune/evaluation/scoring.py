@@ -1,6 +1,7 @@
 """Scores of items: each id exactly once, at any world size, token budget or restart."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,34 +18,35 @@ from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.training.batches import cut_by_budget
 
-Scorer = Callable[[np.ndarray], np.ndarray]
+# Indices [batch] -> one record for each of these items: an object of JSON, whose numbers are finite in a sound model.
+Scorer = Callable[[np.ndarray], list[dict]]
 
 
 @dataclass(frozen=True)
-class Answering:
-    """A loaded model and its items, ready to be scored.
+class PreparedModel:
+    """A loaded model with its items, ready to be scored.
 
     Attributes:
-        score: indices [batch] -> float32 [batch, numbers]: log-probabilities, or token ids of written answers.
-        lengths: what an item costs, in tokens, [num_items].
-        batches: index arrays that cover all items, the same at any world size.
-        found: what metrics.json says of model and items.
-        read: what `score` gave for all items, [num_items, numbers] -> the model's answers.
+        score: gives a record for each item of a batch.
+        costs: tokens of each item, with what it repeats, [num_items].
+        batches: index arrays that cover all items, the same at any world size; each holds its items by falling cost.
+        description: what metrics.json says of the model and the items.
+        read: the records of all items, in their order -> the model's answers.
     """
 
     score: Scorer
-    lengths: np.ndarray
+    costs: np.ndarray
     batches: list[np.ndarray]
-    found: dict
-    read: Callable[[np.ndarray], Any]
+    description: dict
+    read: Callable[[list[dict]], Any]
 
 
 class PartialScores:
-    """Scores of finished batches, kept on disk so that an interrupted evaluation goes on where it stopped.
+    """Records of finished batches, kept on disk so that an interrupted evaluation resumes where it stopped.
 
     Args:
         folder: the evaluation's output folder.
-        fingerprint: everything the scores depend on; scores kept under another one are deleted.
+        fingerprint: everything the records depend on; those kept under another one are deleted.
     """
 
     def __init__(self, folder: Path, fingerprint: dict):
@@ -52,27 +54,26 @@ class PartialScores:
         self.key = json_sha256(fingerprint)
         self._file = None
 
-    def read(self) -> dict[int, np.ndarray]:
-        """Scores by batch number, as far as earlier tries came."""
+    def read(self) -> dict[int, list[dict]]:
+        """Return the records by batch number, as far as earlier tries came."""
         done = {}
         for path in sorted(self.folder.glob("rank-*.jsonl")):
             rows = _undamaged(path)
             if rows and rows[0] == {"key": self.key}:
-                done |= {row["batch"]: np.array(row["scores"], dtype=np.float32) for row in rows[1:]}
+                done |= {row["batch"]: row["records"] for row in rows[1:]}
         return done
 
     def open(self, rank: int) -> None:
-        """Begin this rank's file with what it holds that is whole and ours."""
+        """Open this rank's file, and keep the whole lines in it that are of this evaluation."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank-{rank}.jsonl"
         rows = _undamaged(path)
         write_json_lines(path, rows if rows[:1] == [{"key": self.key}] else [{"key": self.key}])
         self._file = path.open("a", encoding="utf-8")
 
-    def add(self, batch: int, scores: np.ndarray) -> None:
-        """Keep one batch's scores."""
-        # float32 -> repr of the equal float64 -> float32 loses nothing
-        self._file.write(json.dumps({"batch": batch, "scores": scores.tolist()}) + "\n")
+    def add(self, batch: int, records: list[dict]) -> None:
+        """Keep one batch's records. JSON holds their float32 numbers exactly."""
+        self._file.write(json.dumps({"batch": batch, "records": records}) + "\n")
         self._file.flush()
 
     def delete(self) -> None:
@@ -83,7 +84,7 @@ class PartialScores:
 def _undamaged(path: Path) -> list[dict]:
     try:
         return read_json_lines(path)
-    except Refused:  # what can be computed again need not be restored
+    except Refused:  # the records can be computed again
         return []
 
 
@@ -92,27 +93,28 @@ class BackOff:
 
     Args:
         score: a Scorer without collective operations.
-        lengths: what an item costs, in tokens, [num_items]; batches hold items by falling cost.
+        costs: tokens of each item, [num_items]; batches hold items by falling cost.
     """
 
-    def __init__(self, score: Scorer, lengths: np.ndarray):
-        self.score, self.lengths = score, lengths
+    def __init__(self, score: Scorer, costs: np.ndarray):
+        self.score, self.costs = score, costs
         self.budget: int | None = None
 
-    def __call__(self, items: np.ndarray) -> np.ndarray:
-        """The scores of a batch. Raises Refused where one item alone does not fit."""
+    def __call__(self, items: np.ndarray) -> list[dict]:
+        """Return the records of a batch. Raises Refused where one item alone does not fit."""
         if self.budget is None:
             return self._score(items)
-        return np.concatenate([self._score(items[run]) for run in cut_by_budget(self.lengths[items], self.budget)])
+        parts = cut_by_budget(self.costs[items], self.budget)
+        return [record for part in parts for record in self._score(items[part])]
 
-    def _score(self, items: np.ndarray) -> np.ndarray:
+    def _score(self, items: np.ndarray) -> list[dict]:
         try:
             return self.score(items)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
         # outside of the except block, where the traceback keeps what did not fit
-        longest = int(self.lengths[items].max())
+        longest = int(self.costs[items].max())
         if len(items) == 1:
             raise Refused(
                 f"out of memory on a single item of {longest:,} tokens: use fewer --shots, a smaller --max-length"
@@ -120,7 +122,7 @@ class BackOff:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.budget = longest * len(items) // 2
-        print(f"out of memory: goes on with {self.budget:,} padded tokens in a batch", flush=True)
+        print(f"out of memory: continuing with {self.budget:,} padded tokens in a batch", flush=True)
         return self(items)
 
 
@@ -136,15 +138,15 @@ def score_items(
     accelerator,
     partial: PartialScores | None = None,
     on_batch: Callable[[], None] = lambda: None,
-) -> np.ndarray:
+) -> list[dict]:
     """Score every item once; all ranks take part and all get the result.
 
     Args:
-        score: indices [batch] -> float32 [batch, num_scores]. Called equally often on every rank.
+        score: called equally often on every rank.
         batches: disjoint index arrays that cover 0…num_items-1, the same on every rank.
         on_batch: called after each batch, on each rank.
     Returns:
-        float32 [num_items, num_scores].
+        The record of each item, in the items' order.
     """
     done = from_rank_0(accelerator, partial.read) if partial else {}  # nobody writes before all have it
     if partial:
@@ -155,25 +157,35 @@ def score_items(
         for start in range(0, len(todo), world_size):
             mine = start + rank < len(todo)
             number = todo[start + rank] if mine else todo[start]  # a rank without work repeats one: ZeRO-3 would hang
-            scores = score(batches[number])
+            records = score(batches[number])
             if mine:
-                done[number] = scores
+                done[number] = records
                 if partial:
-                    partial.add(number, scores)
+                    partial.add(number, records)
             if accelerator.device.type == "cpu":
                 give_back_memory()
             on_batch()
-    return _assemble(_share(done, accelerator), batches)
+    return _in_item_order(_share(done, accelerator), batches)
 
 
-def _share(done: dict[int, np.ndarray], accelerator) -> dict[int, np.ndarray]:
-    return {number: scores for part in on_all_ranks(accelerator, done) for number, scores in part.items()}
+def _share(done: dict[int, list[dict]], accelerator) -> dict[int, list[dict]]:
+    return {number: records for part in on_all_ranks(accelerator, done) for number, records in part.items()}
 
 
-def _assemble(done: dict[int, np.ndarray], batches: list[np.ndarray]) -> np.ndarray:
+def _in_item_order(done: dict[int, list[dict]], batches: list[np.ndarray]) -> list[dict]:
     assert done.keys() == set(range(len(batches))), "every batch is scored"
-    num_items = sum(len(batch) for batch in batches)
-    scores = np.full((num_items, done[0].shape[1]), np.nan, dtype=np.float32)
-    for number, batch in enumerate(batches):
-        scores[batch] = done[number]
-    return scores
+    by_item = {
+        item: record
+        for number, batch in enumerate(batches)
+        for item, record in zip(batch.tolist(), done[number], strict=True)
+    }
+    return [by_item[item] for item in range(len(by_item))]
+
+
+def is_finite(value) -> bool:
+    """Return whether all numbers in a record are finite."""
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(is_finite, value))
+    return math.isfinite(value)

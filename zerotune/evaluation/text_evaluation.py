@@ -6,7 +6,7 @@ from zerotune.evaluation.folder import Items, evaluate_into
 from zerotune.evaluation.options import EvalOptions, answers_by_prompt
 from zerotune.evaluation.result_files import write_label_results
 from zerotune.evaluation.scorers import LoadModel, prepare_classifier, prepare_prompt
-from zerotune.evaluation.scoring import Answering
+from zerotune.evaluation.scoring import PreparedModel
 from zerotune.metrics.label_results import LabelAnswers
 from zerotune.models.language_model import load_language_model
 from zerotune.models.pretrained import read_config
@@ -34,7 +34,7 @@ def evaluate_checkpoint(
     """
     config = read_config(options.model, options.revision)
 
-    def prepare() -> Answering:
+    def prepare() -> PreparedModel:
         if answers_by_prompt(config):
             return prepare_prompt(options, task, examples, config, accelerator.device, load_model)
         return prepare_classifier(options, task, examples, config, accelerator.device)

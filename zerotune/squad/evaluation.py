@@ -11,7 +11,7 @@ from zerotune.evaluation.folder import Items, evaluate_into
 from zerotune.evaluation.options import QuestionOptions, trained_as
 from zerotune.evaluation.result_files import write_question_results
 from zerotune.evaluation.scorers import classifier_scorer
-from zerotune.evaluation.scoring import Answering
+from zerotune.evaluation.scoring import PreparedModel
 from zerotune.files import default_cache_dir
 from zerotune.models.final_folder import load_final_span, read_record
 from zerotune.models.heads import is_encoder
@@ -66,19 +66,19 @@ def span_data(tokenizer, questions: list[Question], settings: SpanSettings, conf
     return SpanData(questions, features, tokenizer.pad_token_id, settings.n_best, settings.max_answer_length)
 
 
-def best_texts(data: SpanData, scores: np.ndarray) -> list[str]:
+def best_texts(data: SpanData, records: list[dict]) -> list[str]:
     """The best span of each question, whatever the odds of there being none; "" where it has no context."""
-    return [answers[0].text if answers else "" for answers in data.answers(scores)]
+    return [answers[0].text if answers else "" for answers in data.answers(records)]
 
 
-def choosing_values(data: SpanData, found: np.ndarray, choose_by: str) -> dict[str, float]:
+def choosing_values(data: SpanData, records: list[dict], choose_by: str) -> dict[str, float]:
     """eval_loss, eval_exact and eval_f1 (0-100) of the choosing split at the threshold that choose_threshold takes for
     --choose-by (for f1 where that is loss), eval_threshold, and "choose_by", where greater is better.
 
     Args:
-        found: what `data.scores` gave for all questions.
+        records: of all questions, as `data.scores` gives them.
     """
-    odds, texts = data.null_odds(found).astype(np.float64), best_texts(data, found)
+    odds, texts = data.null_odds(records).astype(np.float64), best_texts(data, records)
     scores = score_answers(data.questions, dict(zip(data.ids, texts, strict=True)))
     by = scores.exact if choose_by == "exact" else scores.f1
     _, threshold = choose_threshold(by, scores.has_answer, np.array([bool(text) for text in texts]), odds)
@@ -88,7 +88,7 @@ def choosing_values(data: SpanData, found: np.ndarray, choose_by: str) -> dict[s
         scores.has_answer,
     )
     official = official_scores(at_threshold)
-    values = {"loss": data.mean_loss(found), "exact": official["exact"], "f1": official["f1"], "threshold": threshold}
+    values = {"loss": data.mean_loss(records), "exact": official["exact"], "f1": official["f1"], "threshold": threshold}
     better = -values["loss"] if choose_by == "loss" else values[choose_by]
     return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
 
@@ -104,7 +104,7 @@ def evaluate_questions(
     def write(answers: Answers) -> dict:
         return write_question_results(folder, questions, answers, options.seed)
 
-    def load() -> Answering:
+    def load() -> PreparedModel:
         return prepare(options, questions, config, accelerator.device)
 
     return evaluate_into(folder, options, items_of(questions), load, write, accelerator, stop_signal, replace)
@@ -120,7 +120,7 @@ def _line(question: Question) -> str:
     return f"{question.id}\t{question.text}\t{question.paragraph.context}\t{golds}"
 
 
-def _prepare_span(options: QuestionOptions, questions: list[Question], config, device: torch.device) -> Answering:
+def _prepare_span(options: QuestionOptions, questions: list[Question], config, device: torch.device) -> PreparedModel:
     """A model that answers with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
     record = read_record(options.model, options.revision) or {}
     settings = span_settings(options, config, record)
@@ -145,10 +145,16 @@ def _prepare_span(options: QuestionOptions, questions: list[Question], config, d
     }
     scorer = classifier_scorer(model.to(device), data, device, options.precision)
     batches = evaluation_batches(data.scored_lengths, options.tokens_per_device)
-    return Answering(scorer, data.scored_lengths, batches, found, lambda scores: span_answers(data, scores, threshold))
+
+    def read(records: list[dict]) -> Answers:
+        return span_answers(data, records, threshold)
+
+    return PreparedModel(scorer, data.scored_lengths, batches, found, read)
 
 
-def _prepare_writing(options: QuestionOptions, questions: list[Question], config, device: torch.device) -> Answering:
+def _prepare_writing(
+    options: QuestionOptions, questions: list[Question], config, device: torch.device
+) -> PreparedModel:
     """A causal model that writes its answers: a tuned generator, or a published model after a prompt."""
     record = read_record(options.model, options.revision) or {}
     max_new_tokens = options.max_new_tokens or record.get("max_new_tokens", MAX_NEW_TOKENS)
@@ -166,9 +172,9 @@ def is_trained_span_finder(config) -> bool:
     return any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
 
 
-def span_answers(data: SpanData, scores: np.ndarray, threshold: float) -> Answers:
+def span_answers(data: SpanData, records: list[dict], threshold: float) -> Answers:
     """The best span of each question, "" where the odds of no answer are above the threshold; all kept spans beside."""
-    odds, spans = data.null_odds(scores).astype(np.float64), data.answers(scores)
+    odds, spans = data.null_odds(records).astype(np.float64), data.answers(records)
     best = [each[0].text if each else "" for each in spans]
     texts = ["" if abstains else text for abstains, text in zip(odds > threshold, best, strict=True)]
     details = {"null_odds": odds.tolist(), "n_best": [[span._asdict() for span in each] for each in spans]}

@@ -4,6 +4,7 @@ The loss counts an answer's tokens and its end. Examples are questions: a batch 
 paragraphs as can be.
 """
 
+import math
 from array import array
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,18 +170,18 @@ class GenerationData:
         inputs, answers, _ = self.batch(rows, engine.accelerator.device)
         return functional.cross_entropy(engine.forward(**inputs), answers, reduction="sum")
 
-    def scores(self, forward, rows: np.ndarray, device: torch.device) -> np.ndarray:
-        """Loss of each question's answer, the sum over its tokens: float32 [rows, 1]."""
+    def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
+        """Return a record for each question: the loss of its answer, summed over the tokens."""
         inputs, answers, order = self.batch(rows, device)
         losses = functional.cross_entropy(forward(**inputs), answers, reduction="none").cpu().numpy()
         counts = self.num_answer_tokens[order]
         sums = np.add.reduceat(losses, np.cumsum(counts) - counts)
-        by_question = dict(zip(order.tolist(), sums, strict=True))
-        return np.array([[by_question[row]] for row in rows.tolist()], dtype=np.float32)
+        by_question = dict(zip(order.tolist(), sums.tolist(), strict=True))
+        return [{"loss": by_question[row]} for row in rows.tolist()]
 
-    def mean_loss(self, scores: np.ndarray) -> float:
-        """Of what `scores` gave for all questions: the mean loss of an answer's token."""
-        return float(scores[:, 0].sum(dtype=np.float64) / self.num_answer_tokens.sum())
+    def mean_loss(self, records: list[dict]) -> float:
+        """Return the mean loss of an answer's token, given all questions' records."""
+        return math.fsum(record["loss"] for record in records) / int(self.num_answer_tokens.sum())
 
     def prompt_tokens(self, row: int) -> list[int]:
         """Token ids of a question's whole prompt."""

@@ -9,7 +9,7 @@ import torch
 from zerotune.evaluation.generation import answer_texts, end_tokens, write_answers
 from zerotune.evaluation.options import QuestionOptions, generator_record, trained_as
 from zerotune.evaluation.scorers import LoadModel
-from zerotune.evaluation.scoring import Answering, Scorer, score_items
+from zerotune.evaluation.scoring import PreparedModel, Scorer, score_items
 from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import can_share
 from zerotune.models.language_model import load_language_model
@@ -28,9 +28,9 @@ from zerotune.squad.writing import GreedyWriter, writing_summary
 from zerotune.tasks.prompts import uses_chat
 
 
-def read_answers(tokenizer, written: np.ndarray) -> list[str]:
-    """The answer in each row of written tokens, "" for none."""
-    return [read_answer(text) for text in answer_texts(tokenizer, written)]
+def read_answers(tokenizer, records: list[dict]) -> list[str]:
+    """Return the answer that each record's "tokens" say, "" for none."""
+    return [read_answer(text) for text in answer_texts(tokenizer, records)]
 
 
 def answers_scorer(
@@ -42,7 +42,7 @@ def answers_scorer(
     precision: str = "fp32",
     in_step: bool = False,
 ) -> Scorer:
-    """indices [batch] -> token ids of written answers, float32 [batch, max_new_tokens].
+    """Return what gives the "tokens" of a written answer to each question.
 
     A model that cannot be told which branch sees what (paragraph_branches.can_share) writes prompt by prompt.
 
@@ -53,10 +53,11 @@ def answers_scorer(
     if can_share(model.config, model.config._attn_implementation):
         return GreedyWriter(model, data, ends, max_new_tokens, device, precision, in_step)
 
-    def score(rows: np.ndarray) -> np.ndarray:
+    def score(rows: np.ndarray) -> list[dict]:
         prompts = [data.prompt_tokens(row) for row in rows]
         with autocast(device.type, precision):
-            return write_answers(model, prompts, data.pad_id, ends, max_new_tokens, device).astype(np.float32)
+            written = write_answers(model, prompts, data.pad_id, ends, max_new_tokens, device)
+        return [{"tokens": tokens} for tokens in written]
 
     return score
 
@@ -84,7 +85,7 @@ def choosing_evaluation(
     loss_batches = data.loss_batches(args.tokens_per_device)
     writing_batches = data.writing_batches(args.tokens_per_device)
 
-    def losses_of(rows: np.ndarray) -> np.ndarray:
+    def losses_of(rows: np.ndarray) -> list[dict]:
         return data.scores(engine.forward, rows, device)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -98,7 +99,7 @@ def choosing_evaluation(
         answers = read_answers(tokenizer, written)
         scores = official_scores(score_answers(questions, dict(zip(data.ids, answers, strict=True))))
         scores = {name: score for name, score in scores.items() if not name.endswith("total")}
-        values = {"loss": data.mean_loss(losses), **scores, **writing_summary(written, answers)}
+        values = {"loss": data.mean_loss(losses), **scores, **writing_summary(written, answers, max_new_tokens)}
         better = -values["loss"] if args.choose_by == "loss" else values[args.choose_by]
         return {f"eval_{name}": float(value) for name, value in values.items()} | {"choose_by": better}
 
@@ -112,7 +113,7 @@ def prepare_writing(
     config,
     device: torch.device,
     load_model: LoadModel = load_language_model,
-) -> Answering:
+) -> PreparedModel:
     """A causal model that writes its answers, as published or tuned; one that was tuned is asked as it was trained.
 
     Args:
@@ -152,9 +153,9 @@ def prepare_writing(
         "shares_paragraphs": data.shares,
     }
 
-    def read(written: np.ndarray) -> Answers:
-        texts = read_answers(tokenizer, written)
-        return Answers(texts, measured=writing_summary(written, texts))
+    def read(records: list[dict]) -> Answers:
+        texts = read_answers(tokenizer, records)
+        return Answers(texts, measured=writing_summary(records, texts, max_new_tokens))
 
     score = answers_scorer(model, data, tokenizer, max_new_tokens, device)
-    return Answering(score, costs, batches, described, read)
+    return PreparedModel(score, costs, batches, described, read)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -15,10 +16,6 @@ from zerotune.squad.questions import Question
 from zerotune.squad.span_selection import ABSENT, null_scores, question_spans, window_spans
 from zerotune.squad.windows import UNKNOWN, Windows
 from zerotune.training.batches import LengthBatches
-
-# `scores` gives for a question: null score, loss, and of each of its best spans score, first character, end character
-NULL, LOSS, SPANS = 0, 1, 2
-NUMBERS_OF_SPAN = 3
 
 
 class SpanAnswer(NamedTuple):
@@ -110,11 +107,10 @@ class SpanData(LengthBatches):
         logits = logits.float().masked_fill(mask[..., None] == 0, -torch.inf)
         return functional.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="none").mean(dim=1)
 
-    def scores(self, forward, rows: np.ndarray, device: torch.device) -> np.ndarray:
-        """Null score, loss over the windows, and the best spans of each question, float32 [rows, 2 + 3 × num_best].
+    def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
+        """Return a record for each question: its "null" score, its "loss" over the windows, and its best "spans".
 
-        Spans come best first, each with its score, its first character and the one after its last; ABSENT, -1 and -1
-        where a question has fewer. Float32 holds the characters exactly.
+        Spans come best first, at most num_best, each as [score, first character, character after its last].
         """
         windows = self.windows(rows)
         inputs = self.batch(windows, device)
@@ -122,8 +118,13 @@ class SpanData(LengthBatches):
         losses = self._losses(logits, inputs["attention_mask"], windows).cpu().numpy()
         totals = np.add.reduceat(losses, self._first_windows(rows))
         null, best, chars = self.spans(logits, rows)
-        spans = np.concatenate([best[..., None], chars], axis=2).reshape(len(rows), -1)
-        return np.column_stack([null, totals, spans]).astype(np.float32)
+        kept = (best > ABSENT).sum(axis=1).tolist()
+        spans = [
+            [[score, *ends] for score, ends in zip(of_row[:count], chars_of_row, strict=False)]
+            for of_row, chars_of_row, count in zip(best.tolist(), chars.tolist(), kept, strict=True)
+        ]
+        columns = {"null": null.tolist(), "loss": totals.tolist(), "spans": spans}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def spans(self, logits: torch.Tensor, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Null scores [rows], scores [rows, num_best] and characters [rows, num_best, 2] of the best spans.
@@ -150,28 +151,23 @@ class SpanData(LengthBatches):
         """Where each question's windows begin among those of `windows(rows)`."""
         return np.cumsum(self.num_windows[rows]) - self.num_windows[rows]
 
-    def mean_loss(self, scores: np.ndarray) -> float:
-        """Of what `scores` gave for all questions: the mean loss of a window."""
-        return float(scores[:, LOSS].sum(dtype=np.float64) / self.num_windows.sum())
+    def mean_loss(self, records: list[dict]) -> float:
+        """Return the mean loss of a window, given all questions' records."""
+        return math.fsum(record["loss"] for record in records) / int(self.num_windows.sum())
 
-    def null_odds(self, scores: np.ndarray) -> np.ndarray:
-        """Null score minus the best span's, float32 [rows]: the higher, the surer that there is no answer."""
-        return scores[:, NULL] - scores[:, SPANS]
+    def null_odds(self, records: list[dict]) -> np.ndarray:
+        """Return each null score minus the best span's, float32 [rows]: high where there seems to be no answer."""
+        best = [record["spans"][0][0] if record["spans"] else ABSENT for record in records]
+        return np.array([record["null"] for record in records], np.float32) - np.array(best, np.float32)
 
-    def answers(self, scores: np.ndarray) -> list[list[SpanAnswer]]:
-        """Of what `scores` gave for all questions: each one's best spans, best first; none where it has no context."""
-        spans = scores[:, SPANS:].reshape(len(scores), -1, NUMBERS_OF_SPAN)
-        exists = spans[..., 0] > ABSENT
-        values = spans[exists, 0].tolist()
-        starts, stops = (spans[exists, side].astype(np.int64).tolist() for side in (1, 2))
-        found, first = [], 0
+    def answers(self, records: list[dict]) -> list[list[SpanAnswer]]:
+        """Return each question's best spans, best first; none where it has no context."""
         with _no_collection():
-            for question, count in zip(self.questions, exists.sum(axis=1).tolist(), strict=True):
-                own, context = slice(first, first + count), question.paragraph.context
-                pieces = zip(starts[own], stops[own], values[own], strict=True)
-                found.append([SpanAnswer(context[start:stop], start, value) for start, stop, value in pieces])
-                first += count
-        return found
+            contexts = (question.paragraph.context for question in self.questions)
+            return [
+                [SpanAnswer(context[start:stop], start, score) for score, start, stop in record["spans"]]
+                for context, record in zip(contexts, records, strict=True)
+            ]
 
 
 @contextlib.contextmanager

@@ -10,13 +10,15 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from zerotune.evaluation.generation import NO_TOKEN
 from zerotune.models.branches import PADDING, TRUNK, Places, branch_masks, mask_dtype
 from zerotune.models.device import to_device
 from zerotune.models.language_model import cap_logits
 from zerotune.models.precision import autocast
 from zerotune.models.shared_prefix import prefix_cache
 from zerotune.squad.generation import GenerationData
+
+# After an answer's last token: no token id.
+_NO_TOKEN = -1
 
 
 class _RowsLayer(DynamicLayer):
@@ -50,7 +52,7 @@ class _RowsLayer(DynamicLayer):
 
 
 class GreedyWriter:
-    """A causal model that writes answers: called with questions, it gives their tokens.
+    """A causal model that writes answers: called with questions, it gives a record with the "tokens" of each answer.
 
     Args:
         model: as language_model.load_causal_model gives it, in eval mode.
@@ -76,20 +78,15 @@ class GreedyWriter:
             self._head = prefix_cache(model, list(data.head), device)
 
     @torch.no_grad()
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """The likeliest token at each place of the answers to some questions.
-
-        Returns:
-            Token ids without the end, float32 (which holds them exactly) [rows, max_new_tokens]; NO_TOKEN after the
-            last one.
-        """
+    def __call__(self, rows: np.ndarray) -> list[dict]:
+        """Return the likeliest token at each place of the answers to some questions, without the end."""
         with autocast(self.device.type, self.precision):
             order, written = self._write(rows)
-        place = {row: index for index, row in enumerate(order.tolist())}
-        return written[[place[row] for row in rows.tolist()]].astype(np.float32)
+        tokens = {row: tokens for row, tokens in zip(order.tolist(), written.tolist(), strict=True)}
+        return [{"tokens": [token for token in tokens[row] if token != _NO_TOKEN]} for row in rows.tolist()]
 
     def _write(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The questions in the order of their branches, and their tokens, int64 [rows, max_new_tokens]."""
+        """Return the questions in the order of their branches, and their tokens, int64 [rows, max_new_tokens]."""
         data, device, num_head = self.data, self.device, len(self.data.head)
         laid, order = data.prompt_rows(rows)
         places = Places.of(laid, device, num_head)
@@ -103,12 +100,12 @@ class GreedyWriter:
         cache = self._cache(num_head + laid.input_ids.shape[1] + self.max_new_tokens * width)
         hidden = self._pass(to_device(laid.input_ids, device), places, known, cache, laid.is_plain)
         hidden = hidden[row_of, last]
-        written = torch.full((len(rows), self.max_new_tokens), NO_TOKEN, device=device)
+        written = torch.full((len(rows), self.max_new_tokens), _NO_TOKEN, device=device)
         ends, ended = torch.tensor(self.ends, device=device), torch.zeros(len(rows), dtype=torch.bool, device=device)
         for step in range(self.max_new_tokens):
             tokens = self._logits(hidden).argmax(-1)
             ended |= torch.isin(tokens, ends)
-            written[:, step] = torch.where(ended, NO_TOKEN, tokens)
+            written[:, step] = torch.where(ended, _NO_TOKEN, tokens)
             if step == self.max_new_tokens - 1 or (not self.in_step and bool(ended.all())):
                 break
             shape = (len(laid.input_ids), width)
@@ -156,17 +153,18 @@ def _numbers_in_rows(rows: np.ndarray) -> np.ndarray:
     return np.arange(len(rows)) - first
 
 
-def writing_summary(written: np.ndarray, answers: list[str]) -> dict[str, float]:
-    """What is reported of written answers besides their score.
+def writing_summary(records: list[dict], answers: list[str], max_new_tokens: int) -> dict[str, float]:
+    """Return what is reported of written answers besides their score.
 
     Args:
-        written: token ids [num_questions, max_new_tokens] as GreedyWriter gives them.
+        records: of all questions, as GreedyWriter gives them.
         answers: the answer that was read in each, "" for none.
     Returns:
         eos_rate: share that the model has ended itself; mean_answer_tokens: without the end; abstention_share.
     """
+    lengths = [len(record["tokens"]) for record in records]
     return {
-        "eos_rate": float((written[:, -1] == NO_TOKEN).mean()),
-        "mean_answer_tokens": float((written != NO_TOKEN).sum(axis=1).mean()),
+        "eos_rate": sum(length < max_new_tokens for length in lengths) / len(lengths),
+        "mean_answer_tokens": sum(lengths) / len(lengths),
         "abstention_share": answers.count("") / len(answers),
     }

@@ -75,15 +75,16 @@ class LabelledData(LengthBatches):
         """What an example costs `scores` in tokens, [num_examples]."""
         return self.lengths
 
-    def scores(self, forward, rows: np.ndarray, device: torch.device) -> np.ndarray:
-        """Natural log-probability of each class, float32 [rows, num_labels]."""
+    def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
+        """Return a record for each example: the natural log-probability of each class."""
         logits = forward(**self.batch(rows, device))
-        return functional.log_softmax(logits.float(), dim=-1).cpu().numpy()
+        found = functional.log_softmax(logits.float(), dim=-1).tolist()
+        return [{"log_probabilities": values} for values in found]
 
-    def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Of what `scores` gave for all examples: natural log-probabilities of the labels, [num_examples, labels]."""
-        return scores
+    def log_probabilities(self, records: list[dict]) -> np.ndarray:
+        """Return the labels' natural log-probabilities, float32 [num_examples, labels], given all examples' records."""
+        return np.array([record["log_probabilities"] for record in records], dtype=np.float32)
 
-    def mean_loss(self, scores: np.ndarray) -> float:
-        """Of what `scores` gave for all examples: the mean loss of an example."""
-        return float(-scores[np.arange(len(scores)), self.labels].mean())
+    def mean_loss(self, records: list[dict]) -> float:
+        """Return the mean loss of an example, given all examples' records."""
+        return float(-self.log_probabilities(records)[np.arange(len(records)), self.labels].mean())

@@ -4,6 +4,7 @@ The loss counts the label word and the end, never the prompt. Prompts are those 
 is trained is what is evaluated.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -102,8 +103,8 @@ class AnswerData(LengthBatches):
         """What an example costs `scores` in tokens, [num_examples]."""
         return self.lengths * self.prompts.rows_per_item
 
-    def scores(self, forward, items: np.ndarray, device: torch.device) -> np.ndarray:
-        """Log-likelihood of each label's word, and the loss of the own answer: float32 [items, num_labels + 1].
+    def scores(self, forward, items: np.ndarray, device: torch.device) -> list[dict]:
+        """Return a record for each example: the log-likelihood of each label's word, and the loss of its own answer.
 
         Words of one token are compared where the prompt ends, so that one row an item holds them all.
         """
@@ -126,15 +127,16 @@ class AnswerData(LengthBatches):
         else:
             likelihoods = sums[:, 0].reshape(-1, num_labels)
             losses = -sums.sum(axis=1).reshape(-1, num_labels)[np.arange(len(items)), own]
-        return np.concatenate([likelihoods, losses[:, None]], axis=1)
+        pairs = zip(likelihoods.tolist(), losses.tolist(), strict=True)
+        return [{"log_likelihoods": values, "loss": loss} for values, loss in pairs]
 
-    def log_probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Of what `scores` gave for all examples: natural log-probabilities of the labels, [num_examples, labels]."""
-        return normalise(scores[:, :-1])
+    def log_probabilities(self, records: list[dict]) -> np.ndarray:
+        """Return the labels' natural log-probabilities, float32 [num_examples, labels], given all examples' records."""
+        return normalise(np.array([record["log_likelihoods"] for record in records], dtype=np.float32))
 
-    def mean_loss(self, scores: np.ndarray) -> float:
-        """Of what `scores` gave for all examples: the mean loss of an answer's token."""
-        return float(scores[:, -1].sum(dtype=np.float64) / self.num_answer_tokens.sum())
+    def mean_loss(self, records: list[dict]) -> float:
+        """Return the mean loss of an answer's token, given all examples' records."""
+        return math.fsum(record["loss"] for record in records) / int(self.num_answer_tokens.sum())
 
 
 def prompt_record(prompt: Prompt) -> dict:

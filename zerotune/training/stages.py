@@ -130,7 +130,7 @@ def choosing_evaluation(
     """
     batches = evaluation_batches(data.scored_lengths, args.tokens_per_device)
 
-    def score(rows: np.ndarray) -> np.ndarray:
+    def score(rows: np.ndarray) -> list[dict]:
         return data.scores(engine.forward, rows, engine.accelerator.device)
 
     def evaluate(step: int) -> dict[str, float]:
@@ -141,15 +141,15 @@ def choosing_evaluation(
     return evaluate
 
 
-def choosing_values(data: LabelledData | AnswerData, found: np.ndarray, choose_by: str) -> dict[str, float]:
+def choosing_values(data: LabelledData | AnswerData, records: list[dict], choose_by: str) -> dict[str, float]:
     """eval_loss, eval_accuracy, eval_f1_macro of the choosing split, and "choose_by", where greater is better.
 
     Args:
-        found: what `data.scores` gave for all examples.
+        records: of all examples, as `data.scores` gives them.
     """
-    predictions = data.log_probabilities(found).argmax(axis=1)
+    predictions = data.log_probabilities(records).argmax(axis=1)
     scores = confusion_scores(confusion_matrix(data.labels, predictions))
-    values = {"loss": data.mean_loss(found)} | {name: float(scores[name]) for name in ("accuracy", "f1_macro")}
+    values = {"loss": data.mean_loss(records)} | {name: float(scores[name]) for name in ("accuracy", "f1_macro")}
     better = -values[choose_by] if choose_by == "loss" else values[choose_by]
     return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
 

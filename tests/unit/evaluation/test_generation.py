@@ -1,12 +1,11 @@
 """Written answers: token for token those of a loop without padding or cache, and what is read in them."""
 
-import numpy as np
 import pytest
 import torch
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from zerotune.evaluation.generation import NO_TOKEN, answer_texts, end_tokens, parse_answer, write_answers
+from zerotune.evaluation.generation import answer_texts, end_tokens, parse_answer, write_answers
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.tasks.prompts import Prompt, encode_prompts
 
@@ -56,11 +55,9 @@ def test_answers_are_greedy_whatever_stands_beside_them(kind):
     free = [one_by_one(model, row, [], 6) for row in ROWS]
     ends = [free[0][3]]  # so that one answer ends early
     written = write_answers(model, ROWS, 3, ends, 6, CPU)
-    assert written.shape == (3, 6)
-    for row, tokens in zip(ROWS, written.tolist(), strict=True):
-        wanted = one_by_one(model, row, ends, 6)
-        assert tokens == wanted + [NO_TOKEN] * (6 - len(wanted))
-        assert write_answers(model, [row], 3, ends, 6, CPU).tolist() == [tokens]
+    for row, tokens in zip(ROWS, written, strict=True):
+        assert tokens == one_by_one(model, row, ends, 6)
+        assert write_answers(model, [row], 3, ends, 6, CPU) == [tokens]
     assert len(one_by_one(model, ROWS[0], ends, 6)) < 4
     assert model.generation_config.repetition_penalty == 5.0
 
@@ -69,8 +66,8 @@ def test_texts_have_no_special_tokens(tmp_path):
     character_model(tmp_path, CHAT_TEMPLATE)
     tokenizer = load_tokenizer(str(tmp_path), None)
     ids = tokenizer(" good", add_special_tokens=False)["input_ids"]
-    written = np.array([[*ids, NO_TOKEN], [tokenizer.pad_token_id, *ids]], dtype=np.float32)
-    assert answer_texts(tokenizer, written) == [" good", " good"]
+    records = [{"tokens": ids}, {"tokens": [tokenizer.pad_token_id, *ids]}, {"tokens": []}]
+    assert answer_texts(tokenizer, records) == [" good", " good", ""]
 
 
 @pytest.mark.parametrize("chat", [False, True])

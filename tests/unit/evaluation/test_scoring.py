@@ -8,7 +8,7 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.evaluation import scoring
-from zerotune.evaluation.scoring import BackOff, PartialScores, score_items
+from zerotune.evaluation.scoring import BackOff, PartialScores, is_finite, score_items
 from zerotune.training.batches import evaluation_batches
 
 BATCHES = [np.array([4, 0]), np.array([3]), np.array([1, 5]), np.array([2])]
@@ -16,8 +16,9 @@ KEY = {"model": "a", "items": "b"}
 
 
 def score(rows):
-    """Values that float32 cannot hold exactly, so that a detour over text would show."""
-    return np.stack([rows / 3, np.pi * rows - 1], axis=1).astype(np.float32)
+    """Numbers that need all digits of float32, so that a detour over text would show."""
+    values = np.stack([rows / 3, np.pi * rows - 1], axis=1).astype(np.float32)
+    return [{"numbers": pair, "tokens": [0] * number} for pair, number in zip(values.tolist(), rows, strict=True)]
 
 
 ALL = score(np.arange(6))
@@ -36,11 +37,9 @@ def counting(calls):
     return counted
 
 
-def test_scores_come_back_in_item_order():
+def test_records_come_back_in_item_order():
     calls = []
-    scores = score_items(counting(calls), BATCHES, alone())
-    assert scores.dtype == np.float32
-    np.testing.assert_array_equal(scores, ALL)
+    assert score_items(counting(calls), BATCHES, alone()) == ALL
     assert calls == [batch.tolist() for batch in BATCHES]
 
 
@@ -58,26 +57,22 @@ def test_ranks_share_the_batches_and_call_equally_often(world, monkeypatch):
 
     def share(done, accelerator):
         shares.append(done)
-        return {0: ALL[BATCHES[0]], 1: ALL[BATCHES[1]], 2: ALL[BATCHES[2]], 3: ALL[BATCHES[3]]}
+        return {number: score(batch) for number, batch in enumerate(BATCHES)}
 
     monkeypatch.setattr(scoring, "_share", share)
     for rank in range(world):
-        scores = score_items(counting(calls[rank]), BATCHES, alone(rank, world))
-        np.testing.assert_array_equal(scores, ALL)
+        assert score_items(counting(calls[rank]), BATCHES, alone(rank, world)) == ALL
     assert sorted(number for done in shares for number in done) == [0, 1, 2, 3]
     assert len({len(of_rank) for of_rank in calls}) == 1
 
 
-def test_partial_scores_survive_bit_for_bit(tmp_path):
+def test_partial_records_survive_bit_for_bit(tmp_path):
     kept = PartialScores(tmp_path, KEY)
     kept.open(0)
     for number in (0, 2):
         kept.add(number, score(BATCHES[number]))
     again = PartialScores(tmp_path, dict(reversed(KEY.items()))).read()
-    assert again.keys() == {0, 2}
-    for number, scores in again.items():
-        assert scores.dtype == np.float32
-        np.testing.assert_array_equal(scores, score(BATCHES[number]))
+    assert again == {number: score(BATCHES[number]) for number in (0, 2)}
 
 
 def test_an_interrupted_evaluation_scores_only_the_rest(tmp_path):
@@ -92,7 +87,7 @@ def test_an_interrupted_evaluation_scores_only_the_rest(tmp_path):
         score_items(dies_in_the_third, BATCHES, alone(), PartialScores(tmp_path, KEY))
     rest = []
     partial = PartialScores(tmp_path, KEY)
-    np.testing.assert_array_equal(score_items(counting(rest), BATCHES, alone(), partial), ALL)
+    assert score_items(counting(rest), BATCHES, alone(), partial) == ALL
     assert calls == [[4, 0], [3]] and rest == [[1, 5], [2]]
     partial.delete()
     assert list(tmp_path.iterdir()) == []
@@ -104,7 +99,7 @@ def test_files_of_more_ranks_than_now_are_read(tmp_path):
         kept.open(rank)
         kept.add(rank, score(BATCHES[rank]))
     calls = []
-    np.testing.assert_array_equal(score_items(counting(calls), BATCHES, alone(), PartialScores(tmp_path, KEY)), ALL)
+    assert score_items(counting(calls), BATCHES, alone(), PartialScores(tmp_path, KEY)) == ALL
     assert calls == [[1, 5], [2]]
 
 
@@ -117,16 +112,16 @@ def test_a_torn_last_line_is_scored_again(tmp_path):
     path.write_text(path.read_text()[:-5])
     assert PartialScores(tmp_path, KEY).read().keys() == {0}
     calls = []
-    np.testing.assert_array_equal(score_items(counting(calls), BATCHES, alone(), PartialScores(tmp_path, KEY)), ALL)
+    assert score_items(counting(calls), BATCHES, alone(), PartialScores(tmp_path, KEY)) == ALL
     assert calls == [[3], [1, 5], [2]]
 
 
 def test_scores_of_another_evaluation_are_not_used(tmp_path):
     other = PartialScores(tmp_path, {**KEY, "items": "c"})
     other.open(0)
-    other.add(0, np.zeros((2, 2), np.float32))
+    other.add(0, [{"numbers": [0.0, 0.0]}] * 2)
     assert PartialScores(tmp_path, KEY).read() == {}
-    np.testing.assert_array_equal(score_items(score, BATCHES, alone(), PartialScores(tmp_path, KEY)), ALL)
+    assert score_items(score, BATCHES, alone(), PartialScores(tmp_path, KEY)) == ALL
     assert PartialScores(tmp_path, {**KEY, "items": "c"}).read() == {}
 
 
@@ -134,6 +129,14 @@ def test_a_batch_that_is_missing_is_a_bug(monkeypatch):
     monkeypatch.setattr(scoring, "_share", lambda done, accelerator: {0: done[0]})
     with pytest.raises(AssertionError, match="every batch is scored"):
         score_items(score, BATCHES, alone())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(number):
+    record = {"null": 0.5, "spans": [[1.0, 0, 3], [-2.0, 4, 5]], "tokens": []}
+    assert is_finite(record)
+    assert not is_finite(record | {"null": number})
+    assert not is_finite(record | {"spans": [[1.0, 0, 3], [number, 4, 5]]})
 
 
 # --- out of memory ---
@@ -160,10 +163,10 @@ def test_a_batch_that_does_not_fit_is_scored_in_parts(most_tokens, capsys):
     calls = []
     back_off = BackOff(fits(most_tokens, calls), LENGTHS)
     scores = score_items(back_off, evaluation_batches(LENGTHS, 120), alone())
-    np.testing.assert_array_equal(scores, score(np.arange(8)))
+    assert scores == score(np.arange(8))
     done = [item for call in calls if LENGTHS[call].max() * len(call) <= most_tokens for item in call]
     assert sorted(done) == list(range(8)), "each once"
-    assert ("out of memory: goes on with" in capsys.readouterr().out) == (most_tokens < 120)
+    assert ("out of memory: continuing with" in capsys.readouterr().out) == (most_tokens < 120)
 
 
 def test_the_smaller_budget_is_kept():

@@ -11,12 +11,12 @@ from span_cases import ask, pair_tokenizer
 from tiny_models import WORDS, tiny_model
 from torch.nn import functional as F
 
+from zerotune.evaluation.scoring import is_finite
 from zerotune.models.loading import ModelSettings
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.span_head import load_span_model
 from zerotune.squad.questions import Paragraph, Question
-from zerotune.squad.span_data import LOSS, NULL, SPANS, SpanData
-from zerotune.squad.span_selection import ABSENT
+from zerotune.squad.span_data import SpanData
 from zerotune.squad.windows import cut_windows
 from zerotune.training.batches import cut_by_budget, epoch_steps, evaluation_batches, micro_batches
 
@@ -96,10 +96,11 @@ def test_scores_are_the_best_of_all_spans_of_all_windows(kind):
     rows = np.array([11, 2, 8, 1])
     with torch.no_grad():
         scores = data.scores(model, rows, CPU)
-        alone = np.concatenate([data.scores(model, rows[[place]], CPU) for place in range(len(rows))])
-    np.testing.assert_allclose(scores, alone, atol=2e-4)
-    assert scores.dtype == np.float32 and scores.shape == (4, SPANS + 3 * data.num_best)
-    for row, found in zip(rows, scores, strict=True):
+        alone = [data.scores(model, rows[[place]], CPU)[0] for place in range(len(rows))]
+    for row, found, by_itself in zip(rows, scores, alone, strict=True):
+        assert found.keys() == {"null", "loss", "spans"}
+        assert [found["null"], found["loss"]] == pytest.approx([by_itself["null"], by_itself["loss"]], abs=2e-4)
+        np.testing.assert_allclose(found["spans"], by_itself["spans"], atol=2e-4)
         spans, nulls = {}, []
         features = data.features
         for window in data.windows(np.array([row])):
@@ -113,17 +114,15 @@ def test_scores_are_the_best_of_all_spans_of_all_windows(kind):
                     column = features.context_columns[window]
                     spans[chars] = max(spans.get(chars, -np.inf), logits[column + i, 0] + logits[column + j, 1])
         best = sorted(spans.items(), key=lambda pair: -pair[1])[: data.num_best]
-        assert found[NULL] == pytest.approx(min(nulls), abs=2e-4)
-        shown = found[SPANS:].reshape(-1, 3)
-        np.testing.assert_allclose(shown[: len(best), 0], [score for _, score in best], atol=2e-4)
-        assert [tuple(span) for span in shown[: len(best), 1:].astype(int)] == [chars for chars, _ in best]
-        assert (shown[len(best) :] == [np.float32(ABSENT), -1, -1]).all()
+        assert found["null"] == pytest.approx(min(nulls), abs=2e-4)
+        assert [score for score, *_ in found["spans"]] == pytest.approx([score for _, score in best], abs=2e-4)
+        assert [tuple(chars) for _, *chars in found["spans"]] == [chars for chars, _ in best]
 
 
 def test_answers_are_the_paragraphs_text():
     data, model = some_data("distilbert"), load("distilbert")
     with torch.no_grad():
-        scores = np.concatenate([data.scores(model, np.array([row]), CPU) for row in range(len(data.ids))])
+        scores = [data.scores(model, np.array([row]), CPU)[0] for row in range(len(data.ids))]
     for question, spans in zip(data.questions, data.answers(scores), strict=True):
         assert len(spans) == (1 if len(question.paragraph.context.split()) == 1 else 3)
         for span in spans:
@@ -131,14 +130,15 @@ def test_answers_are_the_paragraphs_text():
             assert 1 <= len(span.text.split()) <= 4
         assert [span.score for span in spans] == sorted((span.score for span in spans), reverse=True)
     best = [spans[0].score for spans in data.answers(scores)]
-    np.testing.assert_array_equal(data.null_odds(scores), scores[:, NULL] - np.float32(best))
+    nulls = np.float32([record["null"] for record in scores])
+    np.testing.assert_array_equal(data.null_odds(scores), nulls - np.float32(best))
 
 
 def test_a_paragraph_without_tokens_has_no_span_and_finite_scores():
     data, model = some_data("bert", [Question("a", "what", Paragraph("T", 0, " "), ())]), load("bert")
     with torch.no_grad():
         scores = data.scores(model, np.array([0]), CPU)
-    assert np.isfinite(scores).all() and data.answers(scores) == [[]] and data.null_odds(scores) > 1e29
+    assert is_finite(scores) and data.answers(scores) == [[]] and data.null_odds(scores) > 1e29
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -159,7 +159,9 @@ def test_a_tiny_model_learns_its_answers(kind):
         losses.append(loss.item())
     with torch.no_grad():
         scores = data.scores(model, every, CPU)
-    assert data.mean_loss(scores) == pytest.approx(scores[:, LOSS].sum() / len(data.features.question_of))
+    assert data.mean_loss(scores) == pytest.approx(
+        sum(record["loss"] for record in scores) / len(data.features.question_of)
+    )
     assert data.mean_loss(scores) < 0.1 < 1 < losses[0]
     for question, odds, spans in zip(data.questions, data.null_odds(scores), data.answers(scores), strict=True):
         assert (odds < 0) == bool(question.answers)

@@ -181,7 +181,7 @@ def test_the_choosing_scores_are_those_of_the_prompt_evaluation(kind, letters):
     model, tokenizer = generator(folder)
     data = encode_answers(tokenizer, prompt, EXAMPLES, 60, 64)
     with torch.no_grad():
-        scores = np.concatenate([data.scores(model, items, CPU) for items in (ALL[:2], ALL[2:])])
+        scores = [record for items in (ALL[:2], ALL[2:]) for record in data.scores(model, items, CPU)]
         wanted = data.prompts.log_likelihoods(model.stock_model, ALL, CPU)
     np.testing.assert_allclose(data.log_probabilities(scores), normalise(wanted), atol=1e-5)
     assert data.mean_loss(scores) == pytest.approx(loss_and_gradients(model, data, [ALL])[0], rel=1e-5)
