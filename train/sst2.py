@@ -1,4 +1,4 @@
-"""Fine-tune a model to tell positive from negative sentences (SST-2), and report it against itself before training.
+"""Fine-tune a model to tell positive from negative sentences (SST-2), and compare it with itself before training.
 
     accelerate launch train/sst2.py --sample
     accelerate launch train/sst2.py --model distilbert/distilbert-base-uncased
@@ -6,18 +6,82 @@
     accelerate launch train/sst2.py --model mistralai/Mistral-7B-v0.3 --method qlora --activation-checkpointing
     accelerate launch train/sst2.py --model google/gemma-2-2b-it --method lora --head generate
 
-The same command starts a run, goes on with it, or says that it is finished.
+The same command starts a run, resumes it, or says that it is finished.
 """
 
-from zerotune.run.process import run_script
+from zerotune.run.process import run_script, say
 from zerotune.settings.flags import train_parser
+from zerotune.settings.resolve import train_settings
 from zerotune.tasks import sst2
 
+# Training the tiny model of --sample; a flag that is given wins.
+SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
 
-def main(args):
-    from zerotune import text_classification
 
-    text_classification.train(args, sst2)
+def main(args) -> None:
+    from torch.nn import functional
+
+    from zerotune.checks.preflight import read_model
+    from zerotune.checks.run_checks import check_model_flags
+    from zerotune.evaluation.results import evaluate_base, evaluate_final, print_results
+    from zerotune.evaluation.validation import validate_labels
+    from zerotune.report.run_report import write_report
+    from zerotune.run.cpu import use_whole_cpu
+    from zerotune.run.folder import RunFolder, check_earlier_run
+    from zerotune.run.launch import start_accelerator
+    from zerotune.run.stopping import StopSignal
+    from zerotune.training.engine import load_engine
+    from zerotune.training.final import save_best
+    from zerotune.training.loop import TrainingLoop
+    from zerotune.training.plan import plan_training
+    from zerotune.training.schedule import plan_schedule
+    from zerotune.training.start import check_run_flags, start_run
+    from zerotune.training.text import check_head, task_record, tokenise
+
+    stop_signal = StopSignal()
+    settings = train_settings(args, sst2.TASK, SAMPLE)
+    if check_earlier_run(settings.run):
+        return
+
+    # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
+    check_run_flags(settings.run)
+    use_whole_cpu(tiny_model=settings.data.sample)
+    splits = sst2.ROWS.load(settings.data)
+    config, tokenizer = read_model(settings.model, sst2.TASK, sst2.LABELS)
+    check_model_flags(settings.model, config, settings.text.max_length)
+    check_head(settings, config, tokenizer)
+    data = tokenise(settings, sst2, splits, config, tokenizer)
+    plan = plan_training(settings, config, data["train"], len(sst2.LABELS))
+    if settings.run.plan:
+        say(plan)
+        return
+
+    accelerator = start_accelerator(settings.deepspeed)
+    with RunFolder(settings.run, accelerator) as run:
+        stop_signal.raise_when_noted(accelerator, "preparation")
+        start_run(run, settings, splits, data)
+        evaluate_base(run, settings, sst2, splits, stop_signal)
+
+        engine = load_engine(run, settings, config, tokenizer, sst2.LABELS, data["train"])
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+
+        def validate() -> dict[str, float]:
+            return validate_labels(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)
+
+        loop = TrainingLoop(run, engine, data["train"], schedule, settings.optimisation, validate, stop_signal)
+        for step in loop:  # resumes; between two steps it logs, validates, saves and stops
+            for batch in step:  # this rank's micro-batches
+                logits = engine.forward(**batch.inputs)  # of labels or of answers' tokens: [targets, classes]
+                loss = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+                engine.backward(loss * batch.weight, batch.is_last)
+            engine.update(step.rate_factor)
+
+        final = save_best(loop, settings, tokenizer, task_record(settings, sst2, data["train"]))
+        engine.free()
+        evaluate_final(run, settings, final, sst2, splits, stop_signal)
+        print_results(run)
+        texts = {example.id: example.text for example in splits.test}
+        run.finish(loop.progress, lambda: write_report(run.path, texts))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def train(args) -> None:
 def train_ours(args, data, tokenizer):
     """zerotune's loop, bf16 where the processor has it, as train/qa.py builds it."""
     import numpy as np
+    from zerotune.training.stages import optimizer_for
 
     from zerotune.models.loading import ModelSettings
     from zerotune.models.span_head import load_span_model
@@ -60,7 +61,6 @@ def train_ours(args, data, tokenizer):
     from zerotune.training.engine import Engine
     from zerotune.training.loop import Loop
     from zerotune.training.schedule import plan_schedule
-    from zerotune.training.stages import optimizer_for
 
     flags = {"learning_rate": args.learning_rate, "head_learning_rate": args.learning_rate, "optimizer": "adamw"}
     flags |= {"weight_decay": WEIGHT_DECAY, "batch_size": args.batch_size, "tokens_per_device": CPU_TOKENS, "epochs": 1}

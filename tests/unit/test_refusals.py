@@ -3,12 +3,12 @@
 import json
 import shutil
 from argparse import Namespace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from default_settings import run_settings
 from safetensors.torch import load_file, save_file
 from tiny_models import LABELS, tiny_model
 from transformers import AutoConfig
@@ -22,6 +22,7 @@ from zerotune.files import read_json, read_json_lines
 from zerotune.models.language_model import load_language_model
 from zerotune.models.loading import ModelSettings, load_classifier
 from zerotune.models.pretrained import check_token_ids, check_weight_files, check_window, load_tokenizer, read_config
+from zerotune.run.upload import check_upload
 from zerotune.settings.deepspeed import zero_stage
 from zerotune.settings.flags import train_parser
 from zerotune.tasks import sst2
@@ -29,6 +30,7 @@ from zerotune.tasks.files import read_file
 from zerotune.tasks.sample import tiny_causal_model
 from zerotune.tasks.splits import Example
 from zerotune.tasks.task_sources import load_test
+from zerotune.training import start
 from zerotune.training.checkpoints import MARKER
 
 OPTIONS = {"revision": None, "attention": "auto", "precision": "fp32", "tokens_per_device": 64}
@@ -90,39 +92,35 @@ def test_values_that_no_run_can_use(flags, capsys):
     assert flags[0] in capsys.readouterr().err
 
 
-def run_flags(**changes):
-    return Namespace(**{"resume": "auto", "tracker": "none", "push_to_hub": None, "output_dir": Path("run"), **changes})
-
-
 def test_a_named_checkpoint_must_be_one_of_the_run(tmp_path):
     own, other = (tmp_path / name / "checkpoints" / "step-00000002" for name in ("a", "b"))
     for folder in (own, other):
         folder.mkdir(parents=True)
     with pytest.raises(Refused, match="no COMPLETE marker"):
-        run_checks.check_run_flags(run_flags(resume=str(own), output_dir=tmp_path / "a"))
+        start.check_run_flags(run_settings(tmp_path / "a", resume=str(own)))
     for folder in (own, other):
         (folder / MARKER).touch()
-    run_checks.check_run_flags(run_flags(resume=str(own), output_dir=tmp_path / "a"))
+    start.check_run_flags(run_settings(tmp_path / "a", resume=str(own)))
     with pytest.raises(Refused, match="no checkpoint of this run"):
-        run_checks.check_run_flags(run_flags(resume=str(other), output_dir=tmp_path / "a"))
+        start.check_run_flags(run_settings(tmp_path / "a", resume=str(other)))
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(run_checks, "find_spec", lambda name: None)
+    monkeypatch.setattr(start, "find_spec", lambda name: None)
     with pytest.raises(Refused, match="pip install"):
-        run_checks.check_run_flags(run_flags(tracker="wandb"))
+        start.check_run_flags(run_settings("run", tracker="wandb"))
 
 
 def test_uploads_that_cannot_work(monkeypatch):
     with pytest.raises(Refused, match="no ORG/NAME"):
-        run_checks.check_upload("not a name!!")
+        check_upload("not a name!!")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(Refused, match="HF_HUB_OFFLINE"):
-        run_checks.check_upload("org/name")
+        check_upload("org/name")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(Refused, match="hf auth login"):
-        run_checks.check_upload("org/name")
+        check_upload("org/name")
 
 
 @pytest.mark.parametrize("stage", [9, "two", "auto", None])

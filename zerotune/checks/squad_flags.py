@@ -18,7 +18,7 @@ def check_training_flags(args, config, tokenizer) -> None:
     """Raises Refused for a head that the model cannot have, and for flags of the other head."""
     _refuse_given(args, OF_WRITING if args.head == "span" else OF_SPANS, f"--head {args.head}")
     if args.head == "generate":
-        check_generator(args, config, "span")
+        check_generator(args.model, config, args.head_learning_rate, "span")
         uses_chat(args.prompt_format, tokenizer, args.model)
     training_lengths(args, config)
 

@@ -67,6 +67,17 @@ def restore_whole_embedding(model: nn.Module) -> None:
         model.set_input_embeddings(embedding.whole())
 
 
+def decay_unused_rows(model: nn.Module, rate_factors: list[float], peak_rate: float, weight_decay: float) -> None:
+    """Give the rows that are not trained what AdamW's weight decay has left of them after some steps.
+
+    Args:
+        rate_factors: share of the peak rate at each step that is done.
+    """
+    for part in model.modules():
+        if isinstance(part, UsedRowsEmbedding):
+            part.unused_decay = unused_decay(rate_factors, peak_rate, weight_decay)
+
+
 def unused_decay(rate_factors: list[float], peak_rate: float, weight_decay: float) -> float:
     """What AdamW leaves of a weight without gradient: the product over steps of 1 - rate × weight decay (Loshchilov &
     Hutter 2019, algorithm 2, with both moments zero)."""

@@ -9,18 +9,10 @@ from pathlib import Path
 
 # mallopt's numbers in glibc's malloc.h
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3
-CPU_TOKENS = 2048
 # oneDNN keeps a kernel for each shape it has met, 1,024 by default, and makes it again (0.5 ms) where it has not
 CPU_KERNELS_KEPT = "512"
 # Of the memory that there is: a process that has more of it gives back what it does not use.
 LARGEST_SHARE = 0.25
-
-
-def tokens_per_device(wanted: int | None, on_gpu: int) -> int:
-    """--tokens-per-device, else `on_gpu` where there is one; a CPU gains nothing by large batches but their memory."""
-    import torch
-
-    return wanted or (on_gpu if torch.cuda.is_available() else CPU_TOKENS)
 
 
 def use_whole_cpu(tiny_model: bool) -> None:

@@ -1,17 +1,21 @@
 """The run folder: who may write in it, what state it is in, what it was started with."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import disk_is_full, json_sha256, read_json, read_json_lines, write_json, write_json_lines
 from zerotune.run.launch import device_name, from_rank_0
-from zerotune.run.process import describe_process, is_main_process, say
+from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
+from zerotune.run.upload import upload_final
+from zerotune.settings.groups import FlagRecord, RunSettings
 
 # Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
 FREE_FLAGS = {
@@ -30,46 +34,59 @@ RESULTS = (
 )  # fmt: skip
 
 
-def recorded_flags(args) -> dict:
-    """The flags as plain JSON values."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
-
-
-def check_earlier_run(folder: Path, args, says_finished: bool = True) -> bool:
-    """Look at what the run folder holds already, before anything is loaded.
+def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool:
+    """Look at what the run folder already holds, before anything is loaded.
 
     Returns:
-        True when the very same run is finished: there is nothing left to do.
+        Whether the very same run is finished: there is nothing left to do.
     Raises:
         Refused: `--resume never`; files of something else; or flags that change the run differ, each named with both
             values.
     """
-    held = held_results(folder)
+    folder, held = settings.output_dir, held_results(settings.output_dir)
     if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
         if held:
             raise Refused(
-                f"{folder} holds {', '.join(held)} and no run.json, so that they are not of a run: choose a new or "
-                "empty --output-dir"
+                f"{folder} holds {', '.join(held)} but no run.json, so they belong to no run: choose a new or empty "
+                "--output-dir"
             )
         return False
-    if getattr(args, "resume", None) == "never":
-        raise Refused(f"{folder} holds a run already and --resume never forbids going on: choose another --output-dir")
-    ours, theirs = recorded_flags(args), read_json(folder / "run.json").get("flags")
-    if not isinstance(theirs, dict):
-        raise Refused(f"{folder / 'run.json'} is damaged (no flags): restore it, or use another --output-dir")
-    changed = [name for name in ours if name not in FREE_FLAGS and theirs.get(name) != ours[name]]
-    # a run that was refused before it had anything may begin again with the flags that the refusal wanted
+    if settings.resume == "never":
+        raise Refused(f"{folder} already holds a run and --resume never forbids resuming: choose another --output-dir")
+    changed = changed_flags(settings.flags, folder / "run.json")
+    # a run that was refused before it had anything may start again with the flags that the refusal asked for
     if changed and (held or read_state(folder).get("state") != "refused"):
-        listed = ", ".join(f"--{name.replace('_', '-')} was {theirs.get(name)}, is {ours[name]}" for name in changed)
+        listed = ", ".join(f"--{name.replace('_', '-')} was {was}, is {now}" for name, (was, now) in changed.items())
         raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
     finished = read_state(folder).get("state") == "finished"
     if finished and (folder / "checkpoints").exists() and not (folder / "final" / "task.json").exists():
         if says_finished:
-            say(f"{folder} was finished and its final/ is gone: it is made again from the checkpoints")
+            say(f"{folder} was finished but its final/ is gone: it is made again from the checkpoints")
         return False
     if finished and says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")
     return finished
+
+
+def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, object]]:
+    """Return the flags that change a run and differ from an earlier start's: (earlier value, value now) by name.
+
+    Where defaults follow from a flag that was typed, only that flag is named.
+
+    Raises:
+        Refused: run.json is damaged.
+    """
+    earlier = read_json(path)
+    theirs, typed = earlier.get("flags"), earlier.get("typed_flags", [])
+    if not isinstance(theirs, dict):
+        raise Refused(f"{path} is damaged (no flags): restore it, or use another --output-dir")
+    changed = {
+        name: (theirs.get(name), value)
+        for name, value in flags.values.items()
+        if name not in FREE_FLAGS and theirs.get(name) != value
+    }
+    by_user = {name: values for name, values in changed.items() if name in flags.typed or name in typed}
+    return by_user or changed
 
 
 def held_results(folder: Path) -> list[str]:
@@ -86,18 +103,18 @@ def read_state(folder: Path) -> dict:
 class RunFolder:
     """An open run folder, used as a context manager. Only rank 0 writes.
 
-    Entering takes the folder's lock and sets state.json to "running"; leaving sets what came of it.
+    Entering takes the folder's lock, compares the flags with an earlier start's once more, and sets state.json to
+    "running"; leaving sets how the run ended.
 
-    Args:
-        args: the script's flags, which are held against the folder's once more when the lock is taken.
     Raises:
-        Refused: another process is at work in the folder, or was since `check_earlier_run` has looked.
+        Refused: another process works in the folder, or has done so since `check_earlier_run` looked.
     """
 
-    def __init__(self, path: Path, accelerator, args=None):
-        self.path, self.args = path, args
-        self.metrics_path = path / "metrics.jsonl"
+    def __init__(self, settings: RunSettings, accelerator):
+        self.settings, self.path = settings, settings.output_dir
+        self.metrics_path = self.path / "metrics.jsonl"
         self.accelerator = accelerator
+        self.timings: dict[str, float] = {}
         self.tracker = None
         self._lock = None
 
@@ -113,8 +130,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
             self._take_lock()
-            if self.args is not None:
-                check_earlier_run(self.path, self.args, says_finished=False)
+            check_earlier_run(self.settings, says_finished=False)
             self.write_state("running", None)
         except Refused as refusal:
             return str(refusal)
@@ -175,14 +191,54 @@ class RunFolder:
         """state.json: running, preempted, refused or finished."""
         write_json(self.path / "state.json", {"state": state, "reason": reason})
 
-    def describe(self, args, split_record: dict, **more) -> None:
-        """split.json, and run.json: the command and its flags, versions, processes and device, and `more`."""
+    def describe(self, split_record: dict, **more) -> None:
+        """Write split.json, and run.json: the command and its flags, versions, processes and device, and `more`."""
         world = {"num_processes": self.accelerator.num_processes, "device": device_name(self.accelerator.device)}
         for note in split_record["notes"]:
             say(f"data: {note}")
         self.write_json("split.json", split_record)
-        described = describe_process() | {"task": split_record["task"], "flags": recorded_flags(args), "world": world}
-        self.update_json("run.json", **described, **more)
+        flags = self.settings.flags
+        described = {"task": split_record["task"], "flags": dict(flags.values), "typed_flags": sorted(flags.typed)}
+        self.update_json("run.json", **describe_process(), **described, world=world, **more)
+
+    @contextlib.contextmanager
+    def timed(self, name: str):
+        """Note the seconds that the block takes as a timing of the run."""
+        started = time.perf_counter()
+        yield
+        self.timings[name] = time.perf_counter() - started
+
+    def note_training_start(self) -> None:
+        """Note the seconds from the launch until now, without the base evaluation's."""
+        self.timings["startup_s"] = time.time() - started_at() - self.timings.get("base_eval_s", 0.0)
+
+    def finish(self, progress, write_report: Callable[[], Path]) -> None:
+        """Write the timings and the report, mark the run as finished, and upload final/ where --push-to-hub says so.
+
+        Args:
+            progress: zerotune.training.progress.Progress.
+            write_report: writes report.html and returns its path.
+        Raises:
+            Refused: the upload failed; the run is finished all the same.
+        """
+        if not is_main_process():
+            return
+        seconds = max(progress.train_seconds, 1e-9)
+        timings = {
+            "startup_s": self.timings["startup_s"],
+            "base_eval_s": self.timings.get("base_eval_s", 0.0),
+            "train_s": progress.train_seconds,
+            "train_examples_per_s": progress.num_examples / seconds,
+            "train_tokens_per_s": progress.num_tokens / seconds,
+            "peak_memory_bytes": peak_memory_bytes(self.accelerator.device),
+            "total_s": time.time() - started_at(),
+        }
+        self.update_json("run.json", timings=timings)
+        report = write_report()
+        self.write_state("finished", None)
+        if self.settings.push_to_hub:
+            upload_final(self.path / "final", self.settings.push_to_hub, report)
+        say(f"report: {report}")
 
     def write_json(self, name: str, value) -> None:
         """One of the folder's JSON files, on rank 0."""
@@ -195,20 +251,22 @@ class RunFolder:
             path = self.path / name
             write_json(path, (read_json(path) if path.exists() else {}) | values)
 
-    def start_tracker(self, kind: str) -> None:
+    def start_tracker(self) -> None:
         """Send what `log` gets to TensorBoard or Weights & Biases too."""
+        kind = self.settings.tracker
+        if kind == "none" or not is_main_process():
+            return
         from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-        if kind != "none" and is_main_process():
-            run_id = json_sha256(str(self.path.resolve()))[:16]
-            tracker = (
-                TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
-                if kind == "tensorboard"
-                # run_name is accelerate's word for a project; the same run goes on in the same place
-                else WandBTracker("zerotune", name=self.path.name, id=run_id, resume="allow", dir=self.path)
-            )
-            tracker.start()
-            self.tracker = tracker
+        run_id = json_sha256(str(self.path.resolve()))[:16]
+        tracker = (
+            TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
+            if kind == "tensorboard"
+            # run_name is accelerate's word for a project; the same run goes on in the same place
+            else WandBTracker("zerotune", name=self.path.name, id=run_id, resume="allow", dir=self.path)
+        )
+        tracker.start()
+        self.tracker = tracker
 
     def log(self, row: dict) -> None:
         """One line of metrics.jsonl; `row` has a "step"."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields, replace
 
+from zerotune.settings.groups import ModelSettings, OptimisationSettings
+
 GIB = 2**30
 # Bytes that a layer keeps of a token for its backward pass. An encoder's, a unit of hidden size, in 16 bits and without
 # attention scores, which sdpa and flash kernels do not keep: Korthikanti et al. 2022, arXiv:2205.05198, equation 2.
@@ -42,8 +44,8 @@ def memory_need(
     num_weights: int,
     num_trainable: int,
     config,
-    settings,
-    args,
+    model: ModelSettings,
+    optimisation: OptimisationSettings,
     world: tuple[int, frozenset[str]],
     scored_tokens: int = 0,
 ) -> MemoryNeed:
@@ -51,30 +53,28 @@ def memory_need(
 
     Args:
         num_weights: logical weights of the model with its head and adapters.
-        settings: zerotune.models.loading.ModelSettings.
-        args: optimizer, tokens_per_device, activation_checkpointing.
         world: number of devices, and what `offloaded` says.
         scored_tokens: the longest row, where eager attention keeps its scores; else 0.
     """
     world_size, kept_on_host = world
-    stage = settings.zero_stage or 0
-    narrow = 4 if settings.precision == "fp32" else 2
+    stage = model.zero_stage or 0
+    narrow = 4 if model.precision == "fp32" else 2
     num_frozen = num_weights - num_trainable
-    frozen_bytes = {"full": 0, "lora": 4 if stage == 3 else narrow, "qlora": NF4_BYTES}[settings.method]
+    frozen_bytes = {"full": 0, "lora": 4 if stage == 3 else narrow, "qlora": NF4_BYTES}[model.method]
     # autocast keeps a 16-bit copy of each float32 matrix for the length of a pass
-    trained_bytes = 4 + (narrow if settings.method == "full" and narrow == 2 else 0)
+    trained_bytes = 4 + (narrow if model.method == "full" and narrow == 2 else 0)
     weights = (num_frozen * frozen_bytes + num_trainable * trained_bytes) / (world_size if stage == 3 else 1)
     gradients = 4 * num_trainable / (world_size if stage >= 2 else 1)
     copies = 4 if stage in (1, 2) else 0  # DeepSpeed steps on a float32 copy of its share
-    optimizer = (ADAM_BYTES[args.optimizer] + copies) * num_trainable / (world_size if stage >= 1 else 1)
+    optimizer = (ADAM_BYTES[optimisation.optimizer] + copies) * num_trainable / (world_size if stage >= 1 else 1)
     optimizer = 0 if "optimizer" in kept_on_host else optimizer
     weights = 0 if "param" in kept_on_host else weights
-    kept = _layer_bytes(config, settings.method == "full", narrow, scored_tokens)
-    if args.activation_checkpointing:  # one layer's, and the inputs of all; float32 from an embedding that is
-        kept += config.num_hidden_layers * config.hidden_size * (4 if settings.method == "full" else narrow)
+    kept = _layer_bytes(config, model.method == "full", narrow, scored_tokens)
+    if model.activation_checkpointing:  # one layer's, and the inputs of all; float32 from an embedding that is
+        kept += config.num_hidden_layers * config.hidden_size * (4 if model.method == "full" else narrow)
     else:
         kept *= config.num_hidden_layers
-    return MemoryNeed(weights, gradients, optimizer, kept * args.tokens_per_device)
+    return MemoryNeed(weights, gradients, optimizer, kept * optimisation.tokens_per_device)
 
 
 def _layer_bytes(config, trains_all: bool, narrow: int, scored_tokens: int) -> float:
@@ -87,19 +87,19 @@ def _layer_bytes(config, trains_all: bool, narrow: int, scored_tokens: int) -> f
     return HIDDEN_BYTES[num_norms, trains_all] * hidden + NUM_MLP_TENSORS * config.intermediate_size * narrow + scores
 
 
-def logit_bytes(config, settings, args, answers_per_token: float) -> float:
+def logit_bytes(config, model: ModelSettings, tokens_per_device: int, answers_per_token: float) -> float:
     """Bytes that a generator's LM head adds to the activations of its largest micro-batch.
 
     Of each answer's token float32 logits, their log-softmax and their gradient; and of a frozen head in 16 bits its
     float32 copy.
 
     Args:
-        args: tokens_per_device.
+        tokens_per_device: of one micro-batch.
         answers_per_token: largest share of an example's tokens at which logits are computed.
     """
-    is_copied = settings.method != "full" and settings.precision != "fp32"
+    is_copied = model.method != "full" and model.precision != "fp32"
     copy = 4 * config.hidden_size * config.vocab_size if is_copied else 0
-    return 3 * 4 * config.vocab_size * answers_per_token * args.tokens_per_device + copy
+    return 3 * 4 * config.vocab_size * answers_per_token * tokens_per_device + copy
 
 
 @dataclass(frozen=True)

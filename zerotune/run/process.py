@@ -30,6 +30,17 @@ def started_at() -> float:
         return time.time()
 
 
+def peak_memory_bytes(device) -> int:
+    """Return the most memory that this process has held: on the GPU where there is one, else resident."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def is_main_process() -> bool:
     """Whether this is rank 0, as the launcher says it (also before any process group exists)."""
     return os.environ.get("RANK", "0") == "0"

@@ -6,9 +6,22 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from zerotune.files import default_cache_dir
 from zerotune.models.device import to_device
-from zerotune.tasks.tokens import Encoded
+from zerotune.tasks.splits import Example
+from zerotune.tasks.tokens import Encoded, encode_texts
 from zerotune.training.batches import LengthBatches
+from zerotune.training.data import Batch
+
+UNLABELLED = -100  # what cross entropy leaves out
+
+
+def labelled_data(tokenizer, examples: list[Example], max_length: int, truncation: str) -> "LabelledData":
+    """Tokenise examples for a classifier head; the tokens come from the cache where it has them."""
+    texts = [example.text for example in examples]
+    encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
+    labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
+    return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -46,8 +59,8 @@ class LabelledData(LengthBatches):
         """What the sum of some examples' losses is divided by: one label each."""
         return len(rows)
 
-    def batch(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
-        """Right-padded model inputs of some examples: int64 [rows, longest], on the device."""
+    def inputs(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
+        """Build right-padded model inputs of some examples: int64 [rows, longest], on the device."""
         tokens = [self.encoded.row(row) for row in rows]
         longest = max(len(row) for row in tokens)
         input_ids = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
@@ -64,11 +77,9 @@ class LabelledData(LengthBatches):
             inputs["token_type_ids"] = types
         return {name: to_device(values, device) for name, values in inputs.items()}
 
-    def loss_sum(self, engine, rows: np.ndarray) -> torch.Tensor:
-        """Cross entropy of some examples, added up: a float32 scalar."""
-        device = engine.accelerator.device
-        logits = engine.forward(**self.batch(rows, device))
-        return functional.cross_entropy(logits.float(), to_device(self.labels[rows], device), reduction="sum")
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        """Build the inputs of a `SequenceClassifier`, and the classes [rows] of some examples."""
+        return Batch(self.inputs(rows, device), to_device(self.labels[rows], device))
 
     @property
     def scored_lengths(self) -> np.ndarray:
@@ -77,7 +88,7 @@ class LabelledData(LengthBatches):
 
     def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
         """Return a record for each example: the natural log-probability of each class."""
-        logits = forward(**self.batch(rows, device))
+        logits = forward(**self.inputs(rows, device))
         found = functional.log_softmax(logits.float(), dim=-1).tolist()
         return [{"log_probabilities": values} for values in found]
 

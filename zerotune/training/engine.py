@@ -1,12 +1,24 @@
-"""One optimizer step, the same for plain data parallelism and DeepSpeed: backward, clip, update, save, load."""
+"""A model with its optimizer, the same for plain data parallelism and DeepSpeed: backward, clip, update, save, load."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from zerotune.models.generator import load_generator
+from zerotune.models.heads import TunedModel, is_encoder
+from zerotune.models.loading import load_classifier, parameter_groups
+from zerotune.models.parameters import format_table, parameter_table, published_table
 from zerotune.models.precision import autocast
+from zerotune.models.span_head import load_span_model
+from zerotune.models.used_rows import train_used_rows
+from zerotune.run.folder import RunFolder
+from zerotune.run.process import say
+from zerotune.settings.groups import ModelSettings, TrainSettings
+from zerotune.training.data import TrainingData
 from zerotune.training.zero_state import BYTES_A_WEIGHT, load_zero_state, save_zero_state
 
 # Written by plain runs; zero_state.py names those of ZeRO.
@@ -26,10 +38,53 @@ def build_optimizer(name: str, groups: list[dict], device_type: str) -> torch.op
     return torch.optim.AdamW(groups, fused=device_type in ("cpu", "cuda"))
 
 
+def load_engine(
+    run: RunFolder, settings: TrainSettings, config, tokenizer, labels: tuple[str, ...], train: TrainingData
+) -> "Engine":
+    """Load the model with its head, count its parameters in parameters.json, and put the optimizer around them.
+
+    Of an embedding that trains, only the rows that the training split uses do; not under ZeRO-3, which shards it. A
+    generator's may be tied to its LM head, which trains every row.
+
+    Args:
+        labels: names of a classifier's labels.
+    """
+    model_settings = settings.model
+    if settings.engine == "trainer":  # transformers' own forward pass
+        attention = "sdpa" if model_settings.attention == "auto" and is_encoder(config) else model_settings.attention
+        model_settings = replace(model_settings, attention=attention, drop_unpooled=False)
+    model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
+    before, after = published_table(config), parameter_table(model)
+    run.write_json("parameters.json", {"before": before, "after": after})
+    say(format_table(before, after))
+    device = run.accelerator.device
+    if settings.model.method != "qlora":
+        model = model.to(device)
+    if settings.model.zero_stage != 3 and settings.head != "generate" and settings.engine == "loop":
+        train_used_rows(model.stock_model, np.union1d(train.token_ids, [train.pad_id]))
+    optimisation = settings.optimisation
+    groups = parameter_groups(
+        model, optimisation.learning_rate, optimisation.head_learning_rate, optimisation.weight_decay
+    )
+    optimizer = build_optimizer(optimisation.optimizer, groups, device.type)
+    max_grad_norm, data_parallel = optimisation.max_grad_norm, settings.engine == "loop"
+    return Engine(run.accelerator, model, optimizer, settings.model.precision, max_grad_norm, data_parallel)
+
+
+def load_tuned_model(model: ModelSettings, head: str, labels: tuple[str, ...], tokenizer) -> TunedModel:
+    """Load a model with the head of --head: "classify", "span" or "generate"."""
+    if head == "classify":
+        return load_classifier(model, labels, tokenizer)
+    return (load_span_model if head == "span" else load_generator)(model, tokenizer)
+
+
 class Engine:
     """A model with its optimizer, ready for steps made of any number of micro-batches.
 
     All ranks call every method together: gradients, norms and DeepSpeed's files are collective.
+
+    Args:
+        data_parallel: False where somebody else lets the ranks exchange their gradients.
     """
 
     def __init__(
@@ -39,6 +94,7 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         precision: str,
         max_grad_norm: float | None,
+        data_parallel: bool = True,
     ):
         self.accelerator = accelerator
         self.precision = precision
@@ -47,11 +103,16 @@ class Engine:
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.num_trainable = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.trainable)
         self.deepspeed = accelerator.deepspeed_plugin is not None
-        prepared, wrapped = accelerator.prepare(model, optimizer)
+        prepared, wrapped = accelerator.prepare(model, optimizer) if data_parallel else (model, optimizer)
         self.model = prepared
         self.optimizer = wrapped if self.deepspeed else optimizer
         scaled = precision == "fp16" and not self.deepspeed
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
+        self._loss = self._zero()
+        self._norm: torch.Tensor | float | None = None
+
+    def _zero(self) -> torch.Tensor:
+        return torch.zeros((), device=self.accelerator.device)
 
     @property
     def module(self) -> nn.Module:
@@ -71,6 +132,7 @@ class Engine:
         Args:
             loss: this rank's share of the step's loss: its sum over the global count. Ranks add up to the loss.
         """
+        self.note_loss(loss)
         # DDP and DeepSpeed average over ranks, and the loss is a sum over ranks
         if self.scaler:  # `step` makes the average a sum: a greater loss would overflow where one process does not
             self.scaler.scale(loss).backward()
@@ -87,22 +149,20 @@ class Engine:
         several = self.accelerator.num_processes > 1 and not self.deepspeed
         return self.model.no_sync() if several and not is_last else nullcontext()
 
-    def step(self, rate_factor: float) -> torch.Tensor | float:
-        """Clip, update with the peak learning rates × `rate_factor`, clear gradients.
-
-        Returns:
-            The gradient norm before clipping.
-        """
+    def update(self, rate_factor: float) -> None:
+        """Clip, update with the peak learning rates × `rate_factor`, clear gradients."""
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * rate_factor
         if self.deepspeed:
             self.model.step()
-            return self.model.get_global_grad_norm()
+            self.note_norm(self.model.get_global_grad_norm())
+            return
         gradients = [p.grad for p in self.trainable if p.grad is not None]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
             torch._foreach_mul_(gradients, self.accelerator.num_processes)
         norm = torch.nn.utils.get_total_norm(gradients)
+        self.note_norm(norm)
         self._clip(norm)
         if self.scaler:
             self.scaler.step(self.optimizer)
@@ -110,7 +170,21 @@ class Engine:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+
+    def note_loss(self, loss: torch.Tensor) -> None:
+        """Add a micro-batch's part of the step's mean loss."""
+        self._loss += loss.detach()
+
+    def note_norm(self, norm: torch.Tensor | float) -> None:
+        """Note the step's gradient norm before clipping."""
+        self._norm = norm
+
+    def take_loss_and_norm(self) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Return this rank's part of the step's mean loss, a float32 scalar, and the gradient norm before clipping."""
+        assert self._norm is not None, "engine.update ends every step"
+        taken = self._loss, self._norm
+        self._loss, self._norm = self._zero(), None
+        return taken
 
     def _clip(self, norm: torch.Tensor) -> None:
         if not self.max_grad_norm:
@@ -121,6 +195,15 @@ class Engine:
             self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1.0).float()
         else:
             torch.nn.utils.clip_grads_with_norm_(self.trainable, self.max_grad_norm, norm)
+
+    def free(self) -> None:
+        """Let go of model and optimizer, so that their memory can be used for something else. Nothing works after it."""
+        from accelerate.utils import release_memory
+
+        self.model = self.optimizer = self.scaler = None
+        self.trainable = []
+        self.accelerator.free_memory()  # empties the device's cache before it lets go of them
+        release_memory()
 
     def checkpoint_bytes(self) -> int:
         """About how many bytes `save` writes on all ranks together: weights and two float32 moments."""

@@ -11,13 +11,13 @@ from itertools import chain
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from zerotune.errors import Refused
 from zerotune.models.device import to_device
 from zerotune.tasks.prompts import PINNED_DATE, Prompt, PromptData, encode_prompts, normalise
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import LengthBatches
+from zerotune.training.data import Batch
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,16 @@ class AnswerData(LengthBatches):
         """What the sum of some examples' losses is divided by: the tokens of their answers."""
         return int(self.num_answer_tokens[items].sum())
 
-    def batch(self, rows: list[tuple[list[int], int]], device: torch.device):
-        """Inputs of an AnswerGenerator for rows with their numbers of answer tokens, and the answers' tokens.
+    def batch(self, items: np.ndarray, device: torch.device) -> Batch:
+        """Build the inputs of an `AnswerGenerator`, and the tokens [tokens] of some examples' own answers."""
+        return self._answered([self.row(item, self.labels[item]) for item in items], device)
+
+    def _answered(self, rows: list[tuple[list[int], int]], device: torch.device) -> Batch:
+        """Build inputs and targets of rows with their numbers of answer tokens.
 
         Returns:
-            {"input_ids": int64 [B, T], "rows" and "columns": [N]}, and the tokens int64 [N], row after row.
+            inputs: input_ids [B, T], and rows and columns [N] of the positions whose next token is an answer's.
+            targets: those tokens, [N], row after row.
         """
         input_ids = np.full((len(rows), max(len(tokens) for tokens, _ in rows) - 1), self.prompts.pad_id)
         for index, (tokens, _) in enumerate(rows):
@@ -91,12 +96,7 @@ class AnswerData(LengthBatches):
         columns = [len(tokens) - 1 - count + place for tokens, count in rows for place in range(count)]
         inputs = {"input_ids": input_ids, "rows": np.repeat(np.arange(len(rows)), counts), "columns": np.array(columns)}
         answers = np.array([token for tokens, count in rows for token in tokens[-count:]])
-        return {name: to_device(values, device) for name, values in inputs.items()}, to_device(answers, device)
-
-    def loss_sum(self, engine, items: np.ndarray) -> torch.Tensor:
-        """Cross entropy of the answers' tokens of some examples, added up: a float32 scalar."""
-        inputs, answers = self.batch([self.row(item, self.labels[item]) for item in items], engine.accelerator.device)
-        return functional.cross_entropy(engine.forward(**inputs), answers, reduction="sum")
+        return Batch({name: to_device(values, device) for name, values in inputs.items()}, to_device(answers, device))
 
     @property
     def scored_lengths(self) -> np.ndarray:
@@ -113,9 +113,9 @@ class AnswerData(LengthBatches):
         num_rows = self.prompts.rows_per_item
         labels = own if single else np.tile(np.arange(num_labels), len(items))
         rows = [self.row(*pair) for pair in zip(np.repeat(items, num_rows), labels, strict=True)]
-        inputs, answers = self.batch(rows, device)
-        log_probabilities = forward(**inputs).log_softmax(-1)
-        found = log_probabilities.gather(1, answers[:, None])[:, 0].cpu().numpy()
+        batch = self._answered(rows, device)
+        log_probabilities = forward(**batch.inputs).log_softmax(-1)
+        found = log_probabilities.gather(1, batch.targets[:, None])[:, 0].cpu().numpy()
         counts = np.array([count for _, count in rows])
         starts = np.cumsum(counts) - counts
         ends = starts + counts - len(self.end)

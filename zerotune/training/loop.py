@@ -1,53 +1,70 @@
-"""The training loop. A step is the same at any world size: the same examples, one loss over one global count."""
+"""The mechanics of a training loop, behind an iterator that the script drives: resume, log, validate, save, stop.
+
+    for step in loop:
+        for batch in step:
+            …forward, loss, engine.backward(loss * batch.weight, batch.is_last)
+        engine.update(step.rate_factor)
+
+A step is the same at any world size: the same examples, and one loss that is a sum divided by one global count.
+"""
 
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from zerotune.errors import Preempted, Refused
+from zerotune.models.used_rows import decay_unused_rows
 from zerotune.randomness import derive_seed
 from zerotune.run.cpu import give_back_memory
+from zerotune.run.folder import RunFolder
 from zerotune.run.process import is_main_process
+from zerotune.run.stopping import StopSignal
+from zerotune.settings.groups import OptimisationSettings
 from zerotune.training import checkpoints
-from zerotune.training.scratch import ScratchSaves
+from zerotune.training.data import Batch, TrainingData
+from zerotune.training.engine import Engine
+from zerotune.training.progress import Progress
+from zerotune.training.saving import Saver, resume
+from zerotune.training.schedule import Schedule
 
 
-@dataclass
-class Progress:
-    """Where a run is. Saved with every checkpoint, enough to go on from it."""
+@dataclass(frozen=True)
+class MicroBatch(Batch):
+    """A rank's part of a step.
 
-    step: int = 0
-    best_step: int | None = None
-    best_value: float | None = None
-    evaluations_without_gain: int = 0
-    stopped_early: bool = False
-    train_seconds: float = 0.0
-    num_examples: int = 0
-    num_tokens: int = 0
-    # since the last evaluation: the sum of the training loss, and the examples or answer tokens that it is a sum over
-    loss_sum: float = 0.0
-    num_targets: int = 0
-    evaluated_step: int = 0  # the last one whose evaluation is done
+    Attributes:
+        weight: what the sum of its losses is multiplied by: 1 over the targets of the whole step on all ranks. 0 for a
+            filler, which keeps a rank with less work in step with the others.
+        is_last: whether it is this rank's last one, with which the ranks exchange gradients.
+    """
 
-    def record_evaluation(self, value: float, patience: int | None) -> bool:
-        """Note an evaluation's value, greater is better.
+    weight: float
+    is_last: bool
 
-        Returns:
-            Whether it is the best so far; ties keep the earlier one.
-        """
-        improved = self.best_value is None or value > self.best_value
-        if improved:
-            self.best_step, self.best_value, self.evaluations_without_gain = self.step, value, 0
-        else:
-            self.evaluations_without_gain += 1
-            self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
-        return improved
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: iterating over it gives this rank's micro-batches.
+
+    Attributes:
+        number: counted from 1.
+        rows: the step's examples on all ranks, [batch size].
+        rate_factor: share of the peak learning rates.
+    """
+
+    number: int
+    rows: np.ndarray
+    rate_factor: float
+    micro_batches: Callable[[], Iterator[MicroBatch]]
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return self.micro_batches()
 
 
 class LateReading:
@@ -60,161 +77,147 @@ class LateReading:
             self._arrived.record()
 
     def read(self) -> list[float]:
-        """The numbers; waits until they have arrived."""
+        """Return the numbers; waits until they have arrived."""
         if self._arrived:
             self._arrived.synchronize()
         return self._host.tolist()
 
 
-class Loop:
-    """Training from a step to the end of the schedule, all ranks together.
+@dataclass(frozen=True)
+class _Unread:
+    """A step whose loss has not been looked at yet."""
+
+    number: int
+    rows: np.ndarray
+    moving_step: int | None
+    reading: LateReading
+
+
+class TrainingLoop:
+    """The steps of a run, from its newest checkpoint to the end of the schedule, all ranks together.
 
     Args:
-        engine: zerotune.training.engine.Engine.
-        data: the train split, a LabelledData, an AnswerData or a GenerationData: ids, lengths, loss_sum,
-            num_targets, num_tokens, epoch_steps and micro_batches.
-        schedule: zerotune.training.schedule.Schedule.
-        run: zerotune.run.folder.RunFolder.
-        args: batch_size, tokens_per_device, learning_rate (peak, to be logged), seed, patience, keep_checkpoints,
-            scratch_dir.
-        evaluate: (step) -> dict of eval_* values and "choose_by", greater is better; all ranks take part.
-        stop_signal: a StopSignal, set up as early as can be.
+        run: the open run folder.
+        data: the training split.
+        validate: () -> metrics of the validation split with the weights as they are, "loss" and the one of
+            --choose-by among them; all ranks take part. It may raise Preempted.
+        stop_signal: set up as early as possible.
     """
 
-    NAME = "loop"  # of --engine, for task.json
-
-    def __init__(self, engine, data, schedule, run, args, evaluate, stop_signal):
-        self.engine, self.data, self.schedule, self.run, self.args = engine, data, schedule, run, args
-        self.evaluate, self.stop_signal = evaluate, stop_signal
+    def __init__(
+        self,
+        run: RunFolder,
+        engine: Engine,
+        data: TrainingData,
+        schedule: Schedule,
+        optimisation: OptimisationSettings,
+        validate: Callable[[], dict[str, float]],
+        stop_signal: StopSignal,
+    ):
+        self.run, self.engine, self.data, self.schedule = run, engine, data, schedule
+        self.optimisation, self.validate, self.stop_signal = optimisation, validate, stop_signal
         self.accelerator = engine.accelerator
         self.progress = Progress()
-        self.checkpoint_root = Path(run.path) / "checkpoints"
-        self.has_dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in engine.module.modules()) or _drops(
-            engine
-        )
-        self._steps: tuple[int, list[np.ndarray]] = (-1, [])
-        self._unread: tuple[int, np.ndarray, int | None, LateReading] | None = None
+        self.saver = Saver(engine, run.settings)
+        self.has_dropout = has_dropout(engine.module)
+        self._epoch_steps: tuple[int, list[np.ndarray]] = (-1, [])
+        self._unread: _Unread | None = None
         self._stop_wanted = False
-        self._arrived: int | None = None  # the step of the newest checkpoint whose files all ranks have moved
-        self.scratch = None
-        if args.scratch_dir:
-            self.scratch = ScratchSaves(args.scratch_dir, self.checkpoint_root, args.keep_checkpoints, self.accelerator)
+        self._moved_step: int | None = None  # of the newest checkpoint whose files all ranks have moved from scratch
 
-    def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint that `checkpoints.defect` finds nothing wrong with."""
-        self.engine.load(folder)
-        self.progress = Progress(**checkpoints.read_progress(folder)["progress"])
-        self.run.forget_metrics_after(self.progress.step)
-
-    def train(self) -> Progress:
-        """Train to the end of the schedule, or until patience runs out.
+    def __iter__(self) -> Iterator[Step]:
+        """Yield the steps that are left; between two of them log, validate, save and stop where that is due.
 
         Raises:
-            Preempted: SIGTERM or SIGUSR1 reached a rank; a checkpoint has been saved.
-            Refused: the loss is not finite, or the disk is full.
+            Preempted: a rank was asked to stop; a checkpoint has been saved.
+            Refused: no checkpoint can be resumed as asked, a loss is not finite, or the disk is full.
         """
-        progress = self.progress
+        self.progress = progress = resume(self.engine, self.run.settings, self.optimisation.optimizer)
+        self.run.forget_metrics_after(progress.step)
+        self.run.note_training_start()
         self.engine.model.train()
         if self.schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
-            self._evaluate_and_save()  # which a stop had cut short
+            self._evaluate_and_save()  # a stop had interrupted this evaluation
         with self._progress_bar() as bar:
-            while not self._is_over():
+            while not self.is_over:
                 started = time.perf_counter()
-                self._one_step(progress.step + 1)
+                step = self._step(progress.step + 1)
+                yield step
+                self._take_status(step)
                 status = self._read_status_where_due()
                 if self.accelerator.device.type == "cpu":
                     give_back_memory()
                 progress.train_seconds += time.perf_counter() - started
                 bar.update()
                 self._at_boundary(status)
-        self.close_saves()
-        return progress
+        self.saver.close()
 
-    def _is_over(self) -> bool:
+    @property
+    def is_over(self) -> bool:
+        """Whether the schedule's last step is done, or patience has run out."""
         return self.progress.step >= self.schedule.num_steps or self.progress.stopped_early
 
     def _progress_bar(self) -> tqdm:
         total, done = self.schedule.num_steps, self.progress.step
-        seconds = 0.1 if sys.stderr.isatty() else 30  # each turn of the bar is a line of a job's log
+        seconds = 0.1 if sys.stderr.isatty() else 30  # each update of the bar is a line of a job's log
         hidden = not is_main_process()
         return tqdm(total=total, initial=done, mininterval=seconds, disable=hidden, desc="train", unit="step")
 
-    def _one_step(self, step: int) -> None:
-        indices = self.step_indices(step)
-        mine = self.data.micro_batches(indices, self.args.tokens_per_device, self.accelerator.num_processes)
-        loss_sum = self._accumulate(step, indices, mine[self.accelerator.process_index])
-        norm = self.engine.step(self.schedule.rate_factor(step))
-        moving = self.scratch.step if self.scratch else None
-        flags = (self.stop_signal.name is not None, moving is not None and self.scratch.has_arrived)
-        status = torch.stack([loss_sum, *(torch.full_like(loss_sum, float(flag)) for flag in flags)])
+    # --- a step ---
+
+    def step_rows(self, number: int) -> np.ndarray:
+        """Return the examples of a step, [batch size]."""
+        epoch = self.schedule.epoch(number)
+        if self._epoch_steps[0] != epoch:
+            steps = self.data.epoch_steps(self.optimisation.batch_size, self.optimisation.seed, epoch)
+            self._epoch_steps = (epoch, steps)
+        return self._epoch_steps[1][(number - 1) % self.schedule.steps_per_epoch]
+
+    def _step(self, number: int) -> Step:
+        rows = self.step_rows(number)
+        return Step(number, rows, self.schedule.rate_factor(number), lambda: self._micro_batches(number, rows))
+
+    def _micro_batches(self, step: int, rows: np.ndarray) -> Iterator[MicroBatch]:
+        data, accelerator = self.data, self.accelerator
+        rank = accelerator.process_index
+        mine = data.micro_batches(rows, self.optimisation.tokens_per_device, accelerator.num_processes)[rank]
+        num_targets = data.num_targets(rows)
+        for number, own in enumerate(mine):
+            is_last = number == len(mine) - 1
+            weight = float(len(own) > 0) / num_targets
+            filler = rows[np.argmin(data.lengths[rows])][None]  # the step's shortest example
+            if self.has_dropout:
+                torch.manual_seed(derive_seed(self.optimisation.seed, step, rank, number))
+            with self.engine.gradients_stay_local(is_last):
+                batch = data.batch(own if len(own) else filler, accelerator.device)
+                yield MicroBatch(batch.inputs, batch.targets, weight, is_last)
+
+    # --- its loss, read one step late where nothing needs it sooner, so that a GPU never waits for the host ---
+
+    def _take_status(self, step: Step) -> None:
+        """Queue the reading of a step's loss and gradient norm, and of what the ranks have to tell each other."""
+        loss, norm = self.engine.take_loss_and_norm()
+        moving_step = self.saver.moving_step
+        flags = (self.stop_signal.name is not None, moving_step is not None and self.saver.has_moved)
+        status = torch.stack([loss, *(torch.full_like(loss, float(flag)) for flag in flags)])
         if self.accelerator.num_processes > 1:
             status = self.accelerator.reduce(status, "sum")
         self._read_status()
         norm = torch.as_tensor(norm, dtype=status.dtype, device=status.device)
-        self._unread = (step, indices, moving, LateReading(torch.cat([status, norm[None]])))
-        self._count_step(step, indices)
-
-    def _count_step(self, step: int, indices: np.ndarray) -> None:
-        self.progress.step = step
-        self.progress.num_examples += len(indices)
-        self.progress.num_tokens += self.data.num_tokens(indices)
-
-    def _accumulate(self, step: int, indices: np.ndarray, micros: list[np.ndarray]) -> torch.Tensor:
-        """Forward and backward of this rank's micro-batches. Returns its part of the mean loss, a float32 scalar."""
-        total = torch.zeros((), device=self.accelerator.device)
-        num_targets = self.data.num_targets(indices)
-        for number, micro in enumerate(micros):
-            is_last = number == len(micros) - 1
-            # an empty micro-batch keeps the ranks in step: the step's shortest example, with no weight
-            rows = micro if len(micro) else indices[np.argmin(self.data.lengths[indices])][None]
-            if self.has_dropout:
-                torch.manual_seed(derive_seed(self.args.seed, step, self.accelerator.process_index, number))
-            with self.engine.gradients_stay_local(is_last):
-                loss = self.data.loss_sum(self.engine, rows) * (float(len(micro) > 0) / num_targets)
-                self.engine.backward(loss, is_last)
-            total += loss.detach()
-        return total
-
-    def step_indices(self, step: int) -> np.ndarray:
-        """The examples of a step, [batch]."""
-        epoch = self.schedule.epoch(step)
-        if self._steps[0] != epoch:
-            self._steps = (epoch, self._epoch_steps(epoch))
-        return self._steps[1][(step - 1) % self.schedule.steps_per_epoch]
-
-    def _epoch_steps(self, epoch: int) -> list[np.ndarray]:
-        return self.data.epoch_steps(self.args.batch_size, self.args.seed, epoch)
+        self._unread = _Unread(step.number, step.rows, moving_step, LateReading(torch.cat([status, norm[None]])))
+        self.progress.count_step(len(step.rows), self.data.num_tokens(step.rows))
 
     def _read_status(self) -> dict | None:
-        """Look at the last step's loss: one step late where nothing needs it sooner, so that a GPU never waits."""
+        """Return loss and gradient norm of the step that has not been looked at; None where there is none."""
         if self._unread is None:
             return None
-        (step, indices, moving, reading), self._unread = self._unread, None
-        loss, num_stops, num_arrived, norm = reading.read()
-        self._check_finite(step, indices, loss, norm)
-        self._count_loss(loss, self.data.num_targets(indices))
+        unread, self._unread = self._unread, None
+        loss, num_stops, num_moved, norm = unread.reading.read()
+        self._check_finite(unread.number, unread.rows, loss, norm)
+        self.progress.count_loss(loss, self.data.num_targets(unread.rows))
         self._stop_wanted = self._stop_wanted or num_stops > 0
-        self._arrived = moving if num_arrived == self.accelerator.num_processes else None
+        self._moved_step = unread.moving_step if num_moved == self.accelerator.num_processes else None
         return {"loss": loss, "grad_norm": norm}
-
-    def _count_loss(self, loss: float, num_targets: int) -> None:
-        self.progress.loss_sum += loss * num_targets
-        self.progress.num_targets += num_targets
-
-    def _check_finite(self, step: int, indices: np.ndarray, loss: float, norm: float) -> None:
-        if not math.isfinite(loss):
-            raise Refused(self._not_finite(f"the loss of step {step} is {loss}", indices))
-        if not (self.engine.scaler or math.isfinite(norm)):  # a loss scaler skips such steps and lowers its scale
-            raise Refused(self._not_finite(f"the gradient norm of step {step} is {float(norm)}", indices))
-
-    def _not_finite(self, found: str, indices: np.ndarray) -> str:
-        ids = [self.data.ids[index] for index in indices]
-        self.close_saves()
-        good, _ = checkpoints.newest_whole(self.checkpoint_root)
-        return (
-            f"{found}; batch ids {', '.join(ids)}; last good checkpoint: {good or 'none'}; "
-            "start again in another --output-dir with a lower --learning-rate, or with --precision bf16 or fp32"
-        )
 
     def _read_status_where_due(self) -> dict | None:
         schedule, step = self.schedule, self.progress.step
@@ -222,30 +225,52 @@ class Loop:
         on_cpu = self.accelerator.device.type == "cpu"  # where reading late gains nothing
         return self._read_status() if due or self._stop_wanted or on_cpu else None
 
+    def _check_finite(self, step: int, rows: np.ndarray, loss: float, norm: float) -> None:
+        if not math.isfinite(loss):
+            raise Refused(self._not_finite(f"the loss of step {step} is {loss}", rows))
+        if not (self.engine.scaler or math.isfinite(norm)):  # a loss scaler skips such steps and lowers its scale
+            raise Refused(self._not_finite(f"the gradient norm of step {step} is {float(norm)}", rows))
+
+    def _not_finite(self, found: str, rows: np.ndarray) -> str:
+        ids = [self.data.ids[row] for row in rows]
+        self.saver.close()
+        good, _ = checkpoints.newest_whole(self.saver.root)
+        return (
+            f"{found}; batch ids {', '.join(ids)}; last good checkpoint: {good or 'none'}; "
+            "start again in another --output-dir with a lower --learning-rate, or with --precision bf16 or fp32"
+        )
+
+    # --- between two steps ---
+
     def _at_boundary(self, status: dict | None) -> None:
-        """Log, evaluate, save and stop, where they are due."""
+        """Log, validate, save and stop, where they are due.
+
+        Args:
+            status: loss and grad_norm of the last step; None where it is not to be logged.
+        """
         schedule, step = self.schedule, self.progress.step
-        if self._arrived is not None and self._arrived == self.scratch.step:
-            self.scratch.finish()
+        if self._moved_step is not None and self._moved_step == self.saver.moving_step:
+            self.saver.finish_move()
         if schedule.logs_at(step):
             self._log_step(status)
         self._evaluate_and_save()
         if self._stop_wanted and step < schedule.num_steps:
-            self.close_saves()
+            self.saver.close()
             name = self.stop_signal.name or "a signal on another rank"
-            raise Preempted(f"stopped by {name} after step {step} and saved: the same command goes on from there")
+            raise Preempted(f"stopped by {name} after step {step} and saved: the same command resumes there")
 
     def _evaluate_and_save(self) -> None:
-        """Raises Preempted where the evaluation was stopped: the step is saved, and evaluated when the run goes on."""
+        """Validate and save where due. Raises Preempted where a stop interrupts the evaluation: the step is saved, and
+        evaluated when the run resumes."""
         schedule, step = self.schedule, self.progress.step
         try:
             improved = schedule.evaluates_at(step) and self._evaluate()
         except Preempted:
-            self.save()
-            self.close_saves()
+            self.saver.save(self.progress)
+            self.saver.close()
             raise
         if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
-            self.save()
+            self.saver.save(self.progress)
 
     def _log_step(self, status: dict) -> None:
         progress = self.progress
@@ -253,7 +278,7 @@ class Loop:
             "step": progress.step,
             "epoch": progress.step / self.schedule.steps_per_epoch,
             "loss": status["loss"],
-            "learning_rate": self.args.learning_rate * self.schedule.rate_factor(progress.step),
+            "learning_rate": self.optimisation.learning_rate * self.schedule.rate_factor(progress.step),
             "grad_norm": status["grad_norm"] if math.isfinite(status["grad_norm"]) else None,
             "tokens": progress.num_tokens,
             "tokens_per_s": progress.num_tokens / progress.train_seconds,
@@ -261,42 +286,34 @@ class Loop:
         self.run.log(row)
 
     def _evaluate(self) -> bool:
-        values = self.evaluate(self.progress.step)
+        """Validate the weights of this step. Returns whether they are the best so far."""
+        progress, optimisation = self.progress, self.optimisation
+        self.engine.model.eval()
+        self.apply_unused_decay(progress.step)
+        values = self.validate()
         self.engine.model.train()
-        if not math.isfinite(values["eval_loss"]):
-            step = self.progress.step
-            found = f"the evaluation after step {step} has a loss of {values['eval_loss']}"
-            raise Refused(self._not_finite(found, self.step_indices(step)))
-        progress = self.progress
-        values = {"train_loss": progress.loss_sum / progress.num_targets, **values}
-        progress.loss_sum, progress.num_targets, progress.evaluated_step = 0.0, 0, progress.step
-        improved = progress.record_evaluation(values.pop("choose_by"), self.args.patience)
-        self.run.log({"step": progress.step, "epoch": progress.step / self.schedule.steps_per_epoch, **values})
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        if not math.isfinite(values["loss"]):
+            found = f"the evaluation after step {progress.step} has a loss of {values['loss']}"
+            raise Refused(self._not_finite(found, self.step_rows(progress.step)))
+        value = -values["loss"] if optimisation.choose_by == "loss" else values[optimisation.choose_by]
+        improved = progress.record_evaluation(value, optimisation.patience)
+        shown = {"train_loss": progress.take_mean_loss()} | {f"eval_{name}": each for name, each in values.items()}
+        self.run.log({"step": progress.step, "epoch": progress.step / self.schedule.steps_per_epoch, **shown})
+        line = "  ".join(f"{name} {each:.4f}" for name, each in shown.items())
         if is_main_process():
-            tqdm.write(f"step {progress.step}: {shown}{'  (best so far)' if improved else ''}")
+            tqdm.write(f"step {progress.step}: {line}{'  (best so far)' if improved else ''}")
             sys.stdout.flush()
         return improved
 
-    def save(self) -> None:
-        """Save a checkpoint of this step and delete those that are no longer kept."""
-        progress = {"step": self.progress.step, "progress": asdict(self.progress)}
-        progress["num_processes"] = self.accelerator.num_processes
-        num_bytes = self.engine.checkpoint_bytes()
-        if self.scratch:
-            self.scratch.start(progress, self.engine.save, num_bytes)
-            return
-        checkpoints.save(self.checkpoint_root, progress, self.engine.save, num_bytes, self.accelerator)
-        if is_main_process():
-            checkpoints.prune(self.checkpoint_root, self.args.keep_checkpoints, self.progress.step)
-
-    def close_saves(self) -> None:
-        """Wait for a checkpoint that is on its way from scratch; there are no further ones."""
-        if self.scratch:
-            self.scratch.close()
+    def apply_unused_decay(self, step: int) -> None:
+        """Give the embedding rows that are not trained what AdamW's weight decay has left of them after a step."""
+        factors = [self.schedule.rate_factor(earlier) for earlier in range(1, step + 1)]
+        rate, decay = self.optimisation.learning_rate, self.optimisation.weight_decay
+        decay_unused_rows(self.engine.module, factors, rate, decay)
 
 
-def _drops(engine) -> bool:
-    """Attention dropout is a number in the configuration, not a module."""
-    config = engine.module.config
-    return any(getattr(config, name, 0) for name in ("attention_dropout", "attention_probs_dropout_prob", "dropout"))
+def has_dropout(module: torch.nn.Module) -> bool:
+    """Return whether a model drops anything: by a module, or by a number in its configuration (attention)."""
+    names = ("attention_dropout", "attention_probs_dropout_prob", "dropout")
+    by_config = any(getattr(module.config, name, 0) for name in names)
+    return by_config or any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in module.modules())

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from zerotune.settings.groups import OptimisationSettings, RunSettings
 from zerotune.training.batches import num_steps_per_epoch
 
 
@@ -28,7 +29,7 @@ class Schedule:
         return (step - 1) // self.steps_per_epoch
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the choosing split is evaluated after this step."""
+        """Whether the validation split is evaluated after this step."""
         return step % self.eval_every == 0 or step == self.num_steps
 
     def saves_at(self, step: int) -> bool:
@@ -40,21 +41,17 @@ class Schedule:
         return step == 1 or step % self.log_every == 0 or step == self.num_steps
 
 
-def plan_schedule(args, steps_per_epoch: int) -> Schedule:
-    """The schedule that the flags ask for: `--epochs`, cut short by `--max-steps`."""
-    num_steps = steps_per_epoch * args.epochs
-    if args.max_steps is not None:
-        num_steps = min(num_steps, args.max_steps)
+def plan_schedule(optimisation: OptimisationSettings, run: RunSettings, num_examples: int) -> Schedule:
+    """Return the schedule of --epochs over a training split of so many examples, cut short by --max-steps."""
+    steps_per_epoch = num_steps_per_epoch(num_examples, optimisation.batch_size)
+    num_steps = steps_per_epoch * optimisation.epochs
+    if optimisation.max_steps is not None:
+        num_steps = min(num_steps, optimisation.max_steps)
     return Schedule(
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
-        warmup_steps=round(num_steps * args.warmup_ratio),
-        eval_every=args.eval_every or steps_per_epoch,
-        checkpoint_every=args.checkpoint_every,
-        log_every=args.log_every,
+        warmup_steps=round(num_steps * optimisation.warmup_ratio),
+        eval_every=optimisation.eval_every or steps_per_epoch,
+        checkpoint_every=run.checkpoint_every,
+        log_every=run.log_every,
     )
-
-
-def schedule_for(args, num_examples: int) -> Schedule:
-    """The schedule that the flags ask for, of a train split of so many examples."""
-    return plan_schedule(args, num_steps_per_epoch(num_examples, args.batch_size))

@@ -8,30 +8,31 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from default_settings import run_settings
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import write_json
 from zerotune.run import folder
-from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run, read_state, recorded_flags
+from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run, read_state
 from zerotune.run.process import describe_process, run_script, started_at
 from zerotune.settings.names import short_name
 
 ALONE = SimpleNamespace(num_processes=1)
-FLAGS = {"learning_rate": 1e-3, "seed": 0, "resume": "auto", "tokens_per_device": 100, "output_dir": Path("runs/a")}
+FLAGS = {"learning_rate": 1e-3, "seed": 0, "resume": "auto", "tokens_per_device": 100, "output_dir": "runs/a"}
 
 
-def flags(**changes):
-    return Namespace(**{**FLAGS, **changes})
+def settings(folder, typed=(), **changes):
+    flags = FLAGS | changes
+    return run_settings(folder, flags, typed, resume=flags["resume"])
 
 
-def started(folder, state=None, **changes):
+def started(folder, state=None, typed=(), **changes):
     """A run folder as an earlier start left it."""
     folder.mkdir(exist_ok=True)
-    write_json(folder / "run.json", {"flags": recorded_flags(flags(**changes))})
+    write_json(folder / "run.json", {"flags": FLAGS | changes, "typed_flags": list(typed)})
     if state:
         write_json(folder / "state.json", {"state": state, "reason": None})
     return folder
@@ -41,19 +42,19 @@ def started(folder, state=None, **changes):
 
 
 def test_a_new_folder_and_one_without_a_run_are_free(tmp_path):
-    assert check_earlier_run(tmp_path / "absent", flags()) is False
-    assert check_earlier_run(tmp_path, flags(resume="never")) is False
+    assert check_earlier_run(settings(tmp_path / "absent")) is False
+    assert check_earlier_run(settings(tmp_path, resume="never")) is False
 
 
 @pytest.mark.parametrize("state", ["running", "preempted", "refused"])
 def test_the_same_flags_go_on(tmp_path, state):
-    assert check_earlier_run(started(tmp_path, state), flags()) is False
+    assert check_earlier_run(settings(started(tmp_path, state))) is False
 
 
 def test_flags_that_change_no_number_may_differ(tmp_path):
     started(tmp_path)
-    changed = flags(tokens_per_device=7, output_dir=Path("elsewhere"), resume="some/checkpoint")
-    assert check_earlier_run(tmp_path, changed) is False
+    changed = settings(tmp_path, tokens_per_device=7, output_dir="elsewhere", resume="some/checkpoint")
+    assert check_earlier_run(changed) is False
     assert {"checkpoint_every", "log_every", "tracker", "state_file"} <= FREE_FLAGS
     assert not {"learning_rate", "batch_size", "seed", "eval_every", "method", "split_seed"} & FREE_FLAGS
 
@@ -61,25 +62,35 @@ def test_flags_that_change_no_number_may_differ(tmp_path):
 def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
     started(tmp_path)
     with pytest.raises(Refused) as refusal:
-        check_earlier_run(tmp_path, flags(learning_rate=2e-3, seed=None))
+        check_earlier_run(settings(tmp_path, learning_rate=2e-3, seed=None))
     assert "(--learning-rate was 0.001, is 0.002, --seed was 0, is None)" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_default_that_follows_from_a_typed_flag_is_not_reported(tmp_path):
+    """--head-learning-rate is five times --learning-rate unless it is given."""
+    started(tmp_path, typed=["learning_rate"], head_learning_rate=5e-3)
+    now = {"learning_rate": 2e-3, "head_learning_rate": 1e-2}
+    with pytest.raises(Refused, match=r"\(--learning-rate was 0.001, is 0.002\)"):
+        check_earlier_run(settings(tmp_path, ["learning_rate"], **now))
+    with pytest.raises(Refused, match=r"--head-learning-rate was 0.005, is 0.01"):
+        check_earlier_run(settings(tmp_path, ["learning_rate", "head_learning_rate"], **now))
 
 
 def test_resume_never_refuses_a_run_whatever_its_state(tmp_path):
     for state in ("running", "finished"):
         started(tmp_path, state, resume="never")
         with pytest.raises(Refused, match="--resume never"):
-            check_earlier_run(tmp_path, flags(resume="never"))
+            check_earlier_run(settings(tmp_path, resume="never"))
         assert read_state(tmp_path)["state"] == state
 
 
 def test_a_finished_run_says_so_once(tmp_path, capsys, monkeypatch):
     started(tmp_path, "finished")
-    assert check_earlier_run(tmp_path, flags()) is True
+    assert check_earlier_run(settings(tmp_path)) is True
     assert capsys.readouterr().out == f"{tmp_path} is finished; the report is {tmp_path / 'report.html'}\n"
     monkeypatch.setenv("RANK", "3")
-    assert check_earlier_run(tmp_path, flags()) is True
+    assert check_earlier_run(settings(tmp_path)) is True
     assert capsys.readouterr().out == ""
 
 
@@ -87,9 +98,9 @@ def test_a_finished_run_says_so_once(tmp_path, capsys, monkeypatch):
 
 
 def test_a_run_that_came_first_is_noticed_under_the_lock(tmp_path):
-    assert check_earlier_run(tmp_path, flags()) is False
+    assert check_earlier_run(settings(tmp_path)) is False
     started(tmp_path, "preempted", seed=7)  # by another job meanwhile
-    with pytest.raises(Refused, match="--seed was 7, is 0"), RunFolder(tmp_path, ALONE, flags()):
+    with pytest.raises(Refused, match="--seed was 7, is 0"), RunFolder(settings(tmp_path), ALONE):
         pass
     assert read_state(tmp_path)["state"] == "preempted"
 
@@ -104,7 +115,7 @@ def test_a_run_that_came_first_is_noticed_under_the_lock(tmp_path):
     ],
 )
 def test_leaving_sets_what_came_of_it(tmp_path, error, state, reason):
-    with pytest.raises(type(error)), RunFolder(tmp_path, ALONE):
+    with pytest.raises(type(error)), RunFolder(run_settings(tmp_path), ALONE):
         assert read_state(tmp_path) == {"state": "running", "reason": None}
         raise error
     assert read_state(tmp_path) == {"state": state, "reason": reason}
@@ -112,13 +123,13 @@ def test_leaving_sets_what_came_of_it(tmp_path, error, state, reason):
 
 def test_a_full_disk_is_a_refusal_with_a_way_out(tmp_path):
     way_out = r"disk full: .*free some space and start the same command again"
-    with pytest.raises(Refused, match=way_out), RunFolder(tmp_path, ALONE):
+    with pytest.raises(Refused, match=way_out), RunFolder(run_settings(tmp_path), ALONE):
         raise OSError(28, "No space left on device")
     assert read_state(tmp_path)["state"] == "refused" and "disk full" in read_state(tmp_path)["reason"]
 
 
 def test_the_state_is_set_even_where_no_new_file_can_be_written(tmp_path, monkeypatch):
-    run = RunFolder(tmp_path, ALONE)
+    run = RunFolder(run_settings(tmp_path), ALONE)
 
     def no_space(state, reason):
         raise OSError(28, "No space left on device")
@@ -131,12 +142,12 @@ def test_the_state_is_set_even_where_no_new_file_can_be_written(tmp_path, monkey
 
 
 def test_a_folder_has_one_writer(tmp_path):
-    with RunFolder(tmp_path, ALONE) as run:
+    with RunFolder(run_settings(tmp_path), ALONE) as run:
         run.write_state("running", "first")
-        with pytest.raises(Refused, match="another job is at work in"), RunFolder(tmp_path, ALONE):
+        with pytest.raises(Refused, match="another job is at work in"), RunFolder(run_settings(tmp_path), ALONE):
             pass
         assert read_state(tmp_path)["reason"] == "first"
-    with RunFolder(tmp_path, ALONE):
+    with RunFolder(run_settings(tmp_path), ALONE):
         pass
 
 
@@ -146,27 +157,32 @@ def test_a_requeued_job_waits_for_the_lock_of_a_dead_node(tmp_path, monkeypatch)
         fcntl.flock(held, fcntl.LOCK_EX)
         release = threading.Timer(0.5, fcntl.flock, (held, fcntl.LOCK_UN))
         release.start()
-        with RunFolder(tmp_path, ALONE):
+        with RunFolder(run_settings(tmp_path), ALONE):
             assert not release.is_alive()
     monkeypatch.setattr(folder, "SECONDS_FOR_DEAD_LOCKS", 0.5)
-    with RunFolder(tmp_path, ALONE), pytest.raises(Refused, match="another job is at"), RunFolder(tmp_path, ALONE):
+    with (
+        RunFolder(run_settings(tmp_path), ALONE),
+        pytest.raises(Refused, match="another job is at"),
+        RunFolder(run_settings(tmp_path), ALONE),
+    ):
         pass
 
 
 def test_the_lock_goes_with_a_killed_process(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from types import SimpleNamespace\n"
-        "from zerotune.run.folder import RunFolder\n"
-        "RunFolder(Path(sys.argv[1]), SimpleNamespace(num_processes=1)).__enter__(); os.kill(os.getpid(), 9)"
+        "from zerotune.run.folder import RunFolder; from zerotune.settings.groups import FlagRecord, RunSettings\n"
+        "settings = RunSettings(Path(sys.argv[1]), FlagRecord({}))\n"
+        "RunFolder(settings, SimpleNamespace(num_processes=1)).__enter__(); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == -9
-    with RunFolder(tmp_path, ALONE):
+    with RunFolder(run_settings(tmp_path), ALONE):
         assert read_state(tmp_path)["state"] == "running"
 
 
 def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(Refused), RunFolder(tmp_path / "run", ALONE) as run:
+    with pytest.raises(Refused), RunFolder(run_settings(tmp_path / "run"), ALONE) as run:
         run.log({"step": 1})
         run.write_json("split.json", {})
         run.update_json("run.json", a=1)
@@ -176,7 +192,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
 
 
 def test_metrics_after_the_last_checkpoint_are_forgotten(tmp_path):
-    run = RunFolder(tmp_path, ALONE)
+    run = RunFolder(run_settings(tmp_path), ALONE)
     for step in (1, 2, 2, 3):
         run.log({"step": step, "loss": step / 3})
     with run.metrics_path.open("a") as file:
@@ -188,7 +204,7 @@ def test_metrics_after_the_last_checkpoint_are_forgotten(tmp_path):
 
 
 def test_updates_add_to_a_file(tmp_path):
-    run = RunFolder(tmp_path, ALONE)
+    run = RunFolder(run_settings(tmp_path), ALONE)
     run.update_json("run.json", a=1, b=1)
     run.update_json("run.json", b=2)
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1, "b": 2}
@@ -256,13 +272,6 @@ def test_a_node_that_lacks_what_the_first_has_says_so(tmp_path, capsys, monkeypa
 )
 def test_folder_names(model, name):
     assert short_name(model) == name
-
-
-def test_flags_are_recorded_as_plain_values():
-    assert recorded_flags(flags(shots=[1, 2])) == {
-        **{**FLAGS, "output_dir": "runs/a"},
-        "shots": [1, 2],
-    }
 
 
 def test_the_start_of_this_process_is_known():

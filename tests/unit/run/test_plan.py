@@ -5,11 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from default_settings import optimisation_settings, run_settings
 from transformers import MistralConfig
 
-from zerotune.checks.preflight import check_plan
 from zerotune.errors import Refused
-from zerotune.models.loading import ModelSettings
 from zerotune.run.plan import (
     GIB,
     describe_memory,
@@ -20,6 +19,8 @@ from zerotune.run.plan import (
     why_not_fit,
     writing_memory,
 )
+from zerotune.settings.groups import DataSettings, ModelSettings, TrainSettings
+from zerotune.training.plan import plan_training
 
 LLAMA_1B = SimpleNamespace(
     num_hidden_layers=16, hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8,
@@ -34,11 +35,10 @@ NUM_ADAPTER = 5_640_192  # LoRA of rank 8 and the head
 
 
 def need(method="full", stage=None, world_size=1, trainable=NUM_WEIGHTS, kept_on_host=frozenset(), **flags):
-    args = SimpleNamespace(
-        **({"optimizer": "adamw", "tokens_per_device": 8192, "activation_checkpointing": False} | flags)
-    )
-    settings = ModelSettings("m", None, method, precision="bf16", zero_stage=stage)
-    return memory_need(NUM_WEIGHTS, trainable, LLAMA_1B, settings, args, (world_size, kept_on_host))
+    recomputes = flags.pop("activation_checkpointing", False)
+    optimisation = optimisation_settings(**{"tokens_per_device": 8192} | flags)
+    model = ModelSettings("m", None, method, precision="bf16", zero_stage=stage, activation_checkpointing=recomputes)
+    return memory_need(NUM_WEIGHTS, trainable, LLAMA_1B, model, optimisation, (world_size, kept_on_host))
 
 
 def test_full_tuning_takes_18_bytes_a_weight():
@@ -69,17 +69,16 @@ def test_8_bit_moments_and_checkpointing_take_less():
 def test_a_generators_logits_are_float32_at_answers_only():
     """A fifth of the tokens are answers, each 12 bytes of 128,256 logits; a frozen bf16 head once more in float32."""
     config = SimpleNamespace(vocab_size=128_256, hidden_size=2048)
-    args = SimpleNamespace(tokens_per_device=1000)
     logits = 12 * 128_256 * 200
     for method, precision, copy in (("full", "bf16", 0), ("lora", "fp32", 0), ("qlora", "bf16", 4 * 128_256 * 2048)):
         settings = ModelSettings("m", None, method, precision=precision)
-        assert logit_bytes(config, settings, args, 0.2) == pytest.approx(logits + copy)
+        assert logit_bytes(config, settings, 1000, 0.2) == pytest.approx(logits + copy)
 
 
 def kept_of_a_token(config, method, precision, scored_tokens):
-    args = SimpleNamespace(optimizer="adamw", tokens_per_device=1, activation_checkpointing=False)
-    settings = ModelSettings("m", None, method, precision=precision)
-    return memory_need(0, 0, config, settings, args, (1, frozenset()), scored_tokens).activations
+    optimisation = optimisation_settings(tokens_per_device=1)
+    model = ModelSettings("m", None, method, precision=precision)
+    return memory_need(0, 0, config, model, optimisation, (1, frozenset()), scored_tokens).activations
 
 
 @pytest.mark.parametrize(
@@ -147,11 +146,12 @@ def test_the_final_evaluation_of_full_tuning_has_to_fit_in_its_own_precision(hea
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, int(23.6 * GIB)))
     config = MistralConfig(vocab_size=32768, pad_token_id=0)
-    args = SimpleNamespace(
-        model="m", head=head, method="full", attention="auto", tokens_per_device=4096, optimizer="adamw",
-        activation_checkpointing=True, plan=False,
-    )  # fmt: skip
-    settings = ModelSettings("m", None, "full", precision="bf16", zero_stage=3)
+    model = ModelSettings("m", None, "full", precision="bf16", zero_stage=3, activation_checkpointing=True)
+    deepspeed = {"zero_optimization": {"stage": 3}}
+    optimisation = optimisation_settings(tokens_per_device=4096)
+    settings = TrainSettings(
+        "sst2", head, model, DataSettings(), optimisation, run_settings("run"), deepspeed=deepspeed
+    )
     data = SimpleNamespace(token_ids=np.array([1]), lengths=np.array([100]), answer_share=0.02)
     with pytest.raises(Refused, match=words) if words else nullcontext():
-        check_plan(args, settings, config, data, 2, {"zero_optimization": {"stage": 3}})
+        plan_training(settings, config, data, 2)

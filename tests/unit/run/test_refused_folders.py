@@ -2,20 +2,20 @@
 
 import json
 from argparse import Namespace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from default_settings import run_settings
 
 from zerotune.checks.preflight import check_tuned_for, read_split, split_of_run
 from zerotune.errors import Refused
 from zerotune.metrics.paired import read_evaluation
 from zerotune.report.comparison import write_comparison
-from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run, recorded_flags
+from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run
 from zerotune.run.process import run_script
 from zerotune.tasks.split_settings import SETTING_NAMES
 
-FLAGS = Namespace(seed=0, resume="auto", output_dir=Path("runs/a"))
+FLAGS = {"seed": 0}
 ALONE = SimpleNamespace(num_processes=1)
 SPLIT = {"task": "sst2", "splits": {}, "sources": {}, "settings": dict.fromkeys(sorted(SETTING_NAMES))}
 
@@ -25,7 +25,7 @@ SPLIT = {"task": "sst2", "splits": {}, "sources": {}, "settings": dict.fromkeys(
 
 def finished_run(folder):
     folder.mkdir(exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"flags": recorded_flags(FLAGS)}))
+    (folder / "run.json").write_text(json.dumps({"flags": FLAGS}))
     (folder / "state.json").write_text('{"state": "finished"}')
     return folder
 
@@ -34,36 +34,36 @@ def finished_run(folder):
 def test_a_damaged_run_json(tmp_path, content):
     (finished_run(tmp_path) / "run.json").write_text(content)
     with pytest.raises(Refused, match=r"run.json is damaged"):
-        check_earlier_run(tmp_path, FLAGS)
+        check_earlier_run(run_settings(tmp_path, FLAGS))
 
 
 def test_a_damaged_state_json(tmp_path):
     (finished_run(tmp_path) / "state.json").write_text("{")
     with pytest.raises(Refused, match=r"state.json is damaged"):
-        check_earlier_run(tmp_path, FLAGS)
+        check_earlier_run(run_settings(tmp_path, FLAGS))
 
 
 def test_a_lost_final_is_made_again_from_the_checkpoints(tmp_path):
     finished_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    assert check_earlier_run(tmp_path, FLAGS) is False
+    assert check_earlier_run(run_settings(tmp_path, FLAGS)) is False
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "task.json").touch()
-    assert check_earlier_run(tmp_path, FLAGS) is True
+    assert check_earlier_run(run_settings(tmp_path, FLAGS)) is True
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_files_of_something_else_are_not_overwritten(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(Refused, match=f"holds {name} and no run.json"):
-        check_earlier_run(tmp_path, FLAGS)
+    with pytest.raises(Refused, match=f"holds {name} but no run.json"):
+        check_earlier_run(run_settings(tmp_path, FLAGS))
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
 def test_a_run_folder_that_cannot_be_made(tmp_path, name):
     (tmp_path / "file").touch()
-    assert check_earlier_run(tmp_path / name, FLAGS) is False
-    with pytest.raises(Refused, match="cannot be written"), RunFolder(tmp_path / name, ALONE):
+    assert check_earlier_run(run_settings(tmp_path / name, FLAGS)) is False
+    with pytest.raises(Refused, match="cannot be written"), RunFolder(run_settings(tmp_path / name), ALONE):
         pass
 
 
@@ -100,15 +100,15 @@ def test_a_model_that_was_tuned_for_something_else_is_refused(tmp_path, task, he
 
 
 def test_a_run_that_was_refused_before_it_had_anything_may_begin_otherwise(tmp_path):
-    flags = recorded_flags(FLAGS) | {"seed": 9}
+    flags = FLAGS | {"seed": 9}
     (tmp_path / "run.json").write_text(json.dumps({"flags": flags}))
     for state in ("running", "refused"):
         (tmp_path / "state.json").write_text(json.dumps({"state": state, "reason": "too many --shots"}))
         if state == "refused":
-            assert check_earlier_run(tmp_path, FLAGS) is False
+            assert check_earlier_run(run_settings(tmp_path, FLAGS)) is False
             (tmp_path / "checkpoints").mkdir()
         with pytest.raises(Refused, match="--seed was 9, is 0"):
-            check_earlier_run(tmp_path, FLAGS)
+            check_earlier_run(run_settings(tmp_path, FLAGS))
 
 
 @pytest.mark.parametrize(("path", "is_written"), [("new/state.json", True), ("folder", False)])

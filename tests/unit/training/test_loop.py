@@ -2,12 +2,13 @@
 
 import json
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from default_settings import optimisation_settings, run_settings
 from torch import nn
 from waiting import wait_until
 
@@ -15,8 +16,10 @@ from zerotune.errors import Preempted, Refused
 from zerotune.run.folder import RunFolder
 from zerotune.training import checkpoints, scratch
 from zerotune.training.batches import LengthBatches, epoch_steps
+from zerotune.training.data import Batch
 from zerotune.training.engine import Engine, build_optimizer
-from zerotune.training.loop import Loop, Progress
+from zerotune.training.loop import TrainingLoop, has_dropout
+from zerotune.training.progress import Progress
 from zerotune.training.schedule import Schedule
 
 NUM_EXAMPLES, WIDTH, BATCH = 23, 4, 5
@@ -63,28 +66,40 @@ class Data(LengthBatches):
     def num_targets(self, rows):
         return len(rows)
 
-    def loss_sum(self, engine, rows):
-        return (engine.forward(features=FEATURES[rows]) - TARGETS[rows]).square().sum()
+    def batch(self, rows, device):
+        return Batch({"features": FEATURES[rows]}, TARGETS[rows])
 
 
-def make_loop(folder, values=None, num_steps=12, dropout=0.0, stop=None, **flags):
+def make_loop(folder, values=None, num_steps=12, dropout=0.0, stop=None, scratch_dir=None, resume="auto", **flags):
     """A loop that evaluates after every second step; `values` are what it finds, best greatest."""
-    given = {"batch_size": BATCH, "tokens_per_device": 40, "learning_rate": RATE, "seed": 7, "patience": None}
-    args = SimpleNamespace(**{**given, "keep_checkpoints": 2, "scratch_dir": None, **flags})
+    given = {"batch_size": BATCH, "tokens_per_device": 40, "learning_rate": RATE, "seed": 7}
     model = Model(dropout)
     groups = [{"params": list(model.parameters()), "lr": RATE, "weight_decay": DECAY}]
     engine = Engine(Accelerator(), model, build_optimizer("adamw", groups, "cpu"), "fp32", MAX_NORM)
     schedule = Schedule(num_steps, 5, 2, eval_every=2, checkpoint_every=5, log_every=1)
     stop = stop or SimpleNamespace(name=None)
 
-    def evaluate(step):
+    def validate():
+        step = loop.progress.step
         value = values[step // 2 - 1] if values else step
         if callable(value):
             value = value(stop)
-        return {"eval_loss": -float(value), "choose_by": float(value)}
+        return {"loss": -float(value), "accuracy": float(value)}
 
     folder.mkdir(exist_ok=True)
-    return Loop(engine, Data(), schedule, RunFolder(folder, Accelerator()), args, evaluate, stop)
+    run = RunFolder(run_settings(folder, scratch_dir=scratch_dir, resume=resume), Accelerator())
+    loop = TrainingLoop(run, engine, Data(), schedule, optimisation_settings(**given | flags), validate, stop)
+    return loop
+
+
+def train(loop):
+    """Train to the end, or as far as `loop` gets, on the mean squared error."""
+    for step in loop:
+        for batch in step:
+            errors = loop.engine.forward(**batch.inputs) - batch.targets
+            loop.engine.backward(errors.square().sum() * batch.weight, batch.is_last)
+        loop.engine.update(step.rate_factor)
+    return loop.progress
 
 
 def logged(loop, name="loss"):
@@ -97,7 +112,7 @@ def weights(loop):
 
 
 def saved_steps(loop):
-    return [int(path.name.removeprefix("step-")) for path in sorted(loop.checkpoint_root.iterdir())]
+    return [int(path.name.removeprefix("step-")) for path in sorted(loop.saver.root.iterdir())]
 
 
 # --- arithmetic ---
@@ -128,7 +143,7 @@ def by_hand(num_steps):
 @pytest.mark.parametrize("budget", [1, 40, 10**6])
 def test_a_run_is_adamw_on_the_mean_loss_whatever_the_token_budget(tmp_path, budget):
     loop = make_loop(tmp_path, tokens_per_device=budget)
-    progress = loop.train()
+    progress = train(loop)
     losses, norms, parameters = by_hand(12)
     assert logged(loop) == pytest.approx(losses, rel=1e-5)
     assert logged(loop, "grad_norm") == pytest.approx(norms, rel=1e-5)
@@ -173,11 +188,11 @@ def test_without_patience_nothing_stops_early():
 )
 def test_patience_ends_a_run_and_the_best_checkpoint_is_there(tmp_path, values, patience, last, best):
     loop = make_loop(tmp_path, values, patience=patience)
-    progress = loop.train()
+    progress = train(loop)
     assert (progress.step, progress.best_step) == (last, best)
     assert {best, last} <= set(saved_steps(loop))
     assert progress.stopped_early == (last < 12)
-    found, _ = checkpoints.newest_whole(loop.checkpoint_root)
+    found, _ = checkpoints.newest_whole(loop.saver.root)
     assert checkpoints.read_progress(found)["progress"]["best_step"] == best
 
 
@@ -192,19 +207,17 @@ def stop_now(stop):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_stopped_run_saves_and_goes_on_to_the_same_bits(tmp_path, dropout):
     whole = make_loop(tmp_path / "whole", [0] * 6, dropout=dropout)
-    whole.train()
+    train(whole)
     stopped = make_loop(tmp_path / "stopped", [0, stop_now, 0, 0, 0, 0], dropout=dropout)
     with pytest.raises(Preempted, match="stopped by SIGTERM after step 5 and saved"):
-        stopped.train()
+        train(stopped)
     torch.manual_seed(99)
     again = make_loop(tmp_path / "stopped", [0] * 6, dropout=dropout)
-    folder, _ = checkpoints.newest_whole(again.checkpoint_root)
-    again.resume(folder)
-    assert again.progress.step == 5
-    again.train()
+    assert checkpoints.newest_whole(again.saver.root)[0].name == "step-00000005"
+    train(again)
     assert logged(again) == logged(whole) and weights(again).equal(weights(whole))
     assert logged(again, "eval_loss") == logged(whole, "eval_loss")
-    assert (dropout > 0) == again.has_dropout
+    assert (dropout > 0) == has_dropout(again.engine.module)
     if dropout:
         assert logged(again) != pytest.approx(by_hand(12)[0])
 
@@ -216,10 +229,10 @@ def test_scratch_changes_no_number_and_all_of_it_has_arrived_at_the_end(tmp_path
     through = make_loop(tmp_path / "through", values, scratch_dir=tmp_path / "scratch")
     for loop in (whole, through):
         with pytest.raises(Preempted) if stop_at else nullcontext():
-            loop.train()
+            train(loop)
     assert logged(through) == logged(whole) and weights(through).equal(weights(whole))
     assert saved_steps(through) == saved_steps(whole) and whole.progress.step == (stop_at + 1 if stop_at else 12)
-    found = [checkpoints.newest_whole(loop.checkpoint_root)[0].name for loop in (through, whole)]
+    found = [checkpoints.newest_whole(loop.saver.root)[0].name for loop in (through, whole)]
     assert found[0] == found[1] and list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -237,22 +250,22 @@ def test_a_checkpoint_from_scratch_counts_at_the_step_after_its_arrival(tmp_path
     def look(stop):
         if loop.progress.step == 6:
             let_go.set()
-            wait_until(lambda: loop.scratch.has_arrived, "the checkpoint of step 5 has arrived")
-        newest, _ = checkpoints.newest_whole(loop.checkpoint_root)
-        seen.append((loop.progress.step, loop.scratch.step, newest and newest.name))
+            wait_until(lambda: loop.saver.has_moved, "the checkpoint of step 5 has arrived")
+        newest, _ = checkpoints.newest_whole(loop.saver.root)
+        seen.append((loop.progress.step, loop.saver.moving_step, newest and newest.name))
         return 0
 
     loop = make_loop(tmp_path / "run", [look] * 6, scratch_dir=tmp_path / "scratch")
-    loop.train()
+    train(loop)
     assert seen[2:4] == [(6, 5, "step-00000002"), (8, None, "step-00000005")]
 
 
 def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path):
     loop = make_loop(tmp_path, [0] * 6, num_steps=7)
-    loop.train()
-    again = make_loop(tmp_path, [0] * 6, num_steps=7)
-    again.resume(checkpoints.step_folder(again.checkpoint_root, 5))
-    again.train()
+    train(loop)
+    root = loop.saver.root
+    again = make_loop(tmp_path, [0] * 6, num_steps=7, resume=str(checkpoints.step_folder(root, 5)))
+    train(again)
     assert logged(again, "step") == [1, 2, 2, 3, 4, 4, 5, 6, 6, 7, 7]
 
 
@@ -261,15 +274,13 @@ def test_a_stop_during_an_evaluation_saves_the_step_and_evaluates_it_later(tmp_p
         raise Preempted("stopped")
 
     whole = make_loop(tmp_path / "whole", [1, 5, 2, 3, 4, 0])
-    whole.train()
+    train(whole)
     first = make_loop(tmp_path / "parts", [1, stopped])
     with pytest.raises(Preempted):
-        first.train()
+        train(first)
     assert saved_steps(first)[-1] == 4 and first.progress.evaluated_step == 2
     again = make_loop(tmp_path / "parts", [1, 5, 2, 3, 4, 0])
-    folder, _ = checkpoints.newest_whole(again.checkpoint_root)
-    again.resume(folder)
-    again.train()
+    train(again)
     assert again.progress.best_step == whole.progress.best_step == 4
     assert logged(again, "step") == logged(whole, "step") and logged(again) == logged(whole)
     assert logged(again, "eval_loss") == logged(whole, "eval_loss") and weights(again).equal(weights(whole))
@@ -291,24 +302,23 @@ def infinite_features(indices):
 def test_a_loss_that_is_not_finite_names_step_ids_and_checkpoint(tmp_path):
     step_8 = epoch_steps(LENGTHS, BATCH, 7, 1)[2]
     loop = make_loop(tmp_path, [0] * 6)
-    for step in range(1, 8):
-        loop._one_step(step)
-        loop.progress.train_seconds += 1
-        loop._at_boundary(loop._read_status_where_due())
-    with infinite_features(step_8[:1]), pytest.raises(Refused) as refusal:
-        loop.train()
+    with pytest.raises(Refused) as refusal, ExitStack() as stack:
+        for step in loop:
+            if step.number == 8:
+                stack.enter_context(infinite_features(step_8[:1]))
+            for batch in step:
+                errors = loop.engine.forward(**batch.inputs) - batch.targets
+                loop.engine.backward(errors.square().sum() * batch.weight, batch.is_last)
+            loop.engine.update(step.rate_factor)
     line = str(refusal.value)
     assert line.startswith("the loss of step 8 is ")
     assert f"batch ids {', '.join(f'train-{index}' for index in step_8)};" in line
-    assert f"last good checkpoint: {loop.checkpoint_root / 'step-00000005'};" in line
+    assert f"last good checkpoint: {loop.saver.root / 'step-00000005'};" in line
     assert logged(loop, "step")[-1] == 7
 
 
 def test_an_evaluation_that_is_not_finite_is_not_saved(tmp_path):
     loop = make_loop(tmp_path, [1, float("nan"), 2])
     with pytest.raises(Refused, match="the evaluation after step 4 has a loss of nan"):
-        loop.train()
+        train(loop)
     assert saved_steps(loop) == [2]
-
-
-# --- seeds ---

@@ -1,9 +1,8 @@
 """When things happen: golden values, and the schedule of transformers where the two agree."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from default_settings import optimisation_settings, run_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import get_linear_schedule_with_warmup
@@ -85,6 +84,6 @@ def test_things_are_due_at_their_steps_and_at_the_end():
     ],
 )
 def test_flags_make_the_plan(changes, expected):
-    plan = plan_schedule(SimpleNamespace(**{**FLAGS, **changes}), steps_per_epoch=100)
+    plan = plan_schedule(optimisation_settings(**changes), run_settings("run"), num_examples=32 * 99 + 1)
     assert (plan.num_steps, plan.warmup_steps, plan.eval_every) == expected
     assert (plan.steps_per_epoch, plan.checkpoint_every, plan.log_every) == (100, 500, 10)

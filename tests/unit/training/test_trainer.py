@@ -5,11 +5,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from default_settings import optimisation_settings, run_settings
 from torch.nn import functional
 
-from zerotune.training.loop import Progress
+from zerotune.settings.groups import DataSettings, ModelSettings, TrainSettings
+from zerotune.training.loop import TrainingLoop
 from zerotune.training.schedule import plan_schedule
-from zerotune.training.trainer import TrainerLoop, _StepSampler, _training_arguments, cut_step, mean_over_step
+from zerotune.training.trainer import (
+    TrainerOrder,
+    _remaining_rows,
+    _training_arguments,
+    cut_step,
+    mean_over_step,
+)
 
 NUM_EXAMPLES, BATCH_SIZE, STEPS_PER_EPOCH = 165, 8, 21
 
@@ -37,44 +45,50 @@ def test_parts_of_a_step_add_up_to_its_mean_loss():
     assert mean_over_step(logits[5:], labels[5:], torch.tensor(5)).item() == 0  # a micro-batch of filler alone
 
 
-def loop_at(step, seed=0):
-    """A TrainerLoop without a Trainer, after a step."""
-    loop = object.__new__(TrainerLoop)
-    loop.args = SimpleNamespace(batch_size=BATCH_SIZE, seed=seed)
-    flags = {"epochs": 3, "max_steps": None, "warmup_ratio": 0, "eval_every": 5, "checkpoint_every": 5, "log_every": 5}
-    loop.schedule = plan_schedule(SimpleNamespace(**flags), STEPS_PER_EPOCH)
-    loop.data = SimpleNamespace(ids=list(range(NUM_EXAMPLES)), lengths=np.arange(NUM_EXAMPLES) % 9 + 1)
-    loop.progress, loop._steps = Progress(step=step), (-1, [])
+def order(seed=0):
+    lengths = np.arange(NUM_EXAMPLES) % 9 + 1
+    encoded = SimpleNamespace(lengths=lengths)
+    return TrainerOrder([str(row) for row in range(NUM_EXAMPLES)], encoded, np.zeros(NUM_EXAMPLES), 0)
+
+
+def loop_of(seed=0):
+    """As much of a TrainingLoop as the rows of its steps take."""
+    loop = object.__new__(TrainingLoop)
+    loop.optimisation = optimisation_settings(batch_size=BATCH_SIZE, seed=seed, epochs=3)
+    loop.data, loop._epoch_steps = order(), (-1, [])
+    loop.schedule = plan_schedule(loop.optimisation, run_settings("run"), NUM_EXAMPLES)
     return loop
 
 
 def test_an_epoch_has_every_example_once_and_then_filler():
-    sampler = _StepSampler(loop_at(0))
-    order = list(sampler)
-    assert len(order) == len(sampler) == 168
-    assert sorted(order[:NUM_EXAMPLES]) == list(range(NUM_EXAMPLES)) and order[NUM_EXAMPLES:] == [NUM_EXAMPLES] * 3
+    rows = _remaining_rows(loop_of(), 1, BATCH_SIZE)
+    assert len(rows) == 3 * 168
+    assert sorted(rows[:NUM_EXAMPLES]) == list(range(NUM_EXAMPLES)) and rows[NUM_EXAMPLES:168] == [NUM_EXAMPLES] * 3
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    """A restart in the middle of an epoch draws that epoch's order, whose first steps the Trainer skips."""
-    first, second = (list(_StepSampler(loop_at(step))) for step in (0, STEPS_PER_EPOCH))
-    assert first != second
+    """A restart in the middle of an epoch continues with that epoch's order."""
+    rows = _remaining_rows(loop_of(), 1, BATCH_SIZE)
     torch.manual_seed(123)
-    assert list(_StepSampler(loop_at(STEPS_PER_EPOCH + 3))) == second
-    assert list(_StepSampler(loop_at(0, seed=1))) != first
+    middle = STEPS_PER_EPOCH + 3
+    assert _remaining_rows(loop_of(), middle, BATCH_SIZE) == rows[(middle - 1) * BATCH_SIZE :]
+    assert rows[:168] != rows[168:336] and _remaining_rows(loop_of(seed=1), 1, BATCH_SIZE) != rows
 
 
 def test_steps_are_grouped_by_length():
-    loop = loop_at(0)
-    spreads = [np.ptp(loop.data.lengths[loop.step_indices(step)]) for step in range(1, STEPS_PER_EPOCH + 1)]
-    whole = [np.ptp(loop.data.lengths[start : start + BATCH_SIZE]) for start in range(0, NUM_EXAMPLES, BATCH_SIZE)]
-    assert loop.data.lengths[loop.step_indices(1)].max() == 9  # the longest first, so that memory runs out at once
+    data = order()
+    steps = data.epoch_steps(BATCH_SIZE, 0, 0)
+    spreads = [np.ptp(data.lengths[rows]) for rows in steps]
+    whole = [np.ptp(data.lengths[start : start + BATCH_SIZE]) for start in range(0, NUM_EXAMPLES, BATCH_SIZE)]
+    assert len(steps) == STEPS_PER_EPOCH
+    assert data.lengths[steps[0]].max() == 9  # the longest first, so that memory runs out at once
     assert np.mean(spreads) < np.mean(whole) / 3
 
 
 def test_a_process_is_one_device_however_many_it_sees(tmp_path):
     """Else the Trainer makes a DataParallel of them, and takes as many batches."""
-    args = SimpleNamespace(batch_size=8, tokens_per_device=100, max_grad_norm=1.0, seed=0)
-    run = SimpleNamespace(path=tmp_path, accelerator=SimpleNamespace(num_processes=1))
-    data, schedule = SimpleNamespace(lengths=np.array([5])), SimpleNamespace(num_steps=3)
-    assert _training_arguments(args, "fp32", data, schedule, run).n_gpu == 1
+    optimisation = optimisation_settings(batch_size=8, tokens_per_device=100)
+    settings = TrainSettings(
+        "imdb", "classify", ModelSettings("m"), DataSettings(), optimisation, run_settings(tmp_path)
+    )
+    assert _training_arguments(settings, SimpleNamespace(lengths=np.array([5])), 3).n_gpu == 1

@@ -1,0 +1,64 @@
+"""From flags to settings: defaults filled in once, typed flags remembered, nothing modified."""
+
+import copy
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from zerotune.settings.flags import eval_parser, train_parser
+from zerotune.settings.resolve import eval_settings, train_settings
+from zerotune.tasks import sst2
+
+SAMPLE = {"epochs": 5, "learning_rate": 1e-3}
+
+
+def resolve(*flags):
+    return train_settings(train_parser("", sst2).parse_args(flags), "sst2", SAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--model", "m"], (3, 2e-5, 1e-4)),
+        (["--model", "m", "--method", "lora"], (3, 2e-4, 1e-3)),
+        (["--model", "m", "--learning-rate", "1e-5"], (3, 1e-5, 5e-5)),
+        (["--model", "m", "--head-learning-rate", "0"], (3, 2e-5, 0.0)),
+        (["--model", "m", "--head", "generate"], (3, 2e-5, None)),
+        (["--sample"], (5, 1e-3, 5e-3)),
+        (["--sample", "--epochs", "2"], (2, 1e-3, 5e-3)),
+        (["--sample", "--model", "m"], (3, 2e-5, 1e-4)),
+    ],
+)
+def test_rates_and_epochs_follow_from_method_head_and_sample(flags, expected):
+    found = resolve(*flags).optimisation
+    assert (found.epochs, found.learning_rate, found.head_learning_rate) == pytest.approx(expected)
+
+
+def test_flags_are_recorded_as_plain_values_with_those_that_were_typed():
+    flags = resolve("--model", "org/m", "--seed", "0", "--output-dir", "runs/a").run.flags
+    assert flags.typed == {"model", "seed", "output_dir"}
+    assert flags.values["output_dir"] == "runs/a" and flags.values["head_learning_rate"] == pytest.approx(1e-4)
+    assert flags.values["epochs"] == 3 and "typed" not in flags.values
+
+
+def test_the_run_folder_is_named_after_task_model_method_and_head():
+    assert resolve("--model", "org/M").run.output_dir == Path("runs/sst2-m-full")
+    assert resolve("--model", "org/M", "--head", "generate").run.output_dir == Path("runs/sst2-m-full-generate")
+
+
+def test_resolving_changes_no_flag_and_settings_are_frozen():
+    args = train_parser("", sst2).parse_args(["--model", "m", "--train-file", "a.tsv"])
+    before = copy.deepcopy(vars(args))
+    settings = train_settings(args, "sst2", SAMPLE)
+    assert vars(args) == before
+    assert settings.data.train_file == str(Path("a.tsv").absolute()) and settings.data.test_file is None
+    with pytest.raises(FrozenInstanceError):
+        settings.model.name = "other"
+
+
+def test_an_evaluation_in_four_bits_is_qlora():
+    args = eval_parser("", sst2).parse_args(["--model", "m", "--load-4bit", "--shots", "4", "--prompt-format", "chat"])
+    settings = eval_settings(args, "sst2")
+    assert (settings.model.method, settings.prompt.shots, settings.prompt.format) == ("qlora", 4, "chat")
+    assert settings.run.output_dir == Path("runs/eval-sst2-m") and settings.text.max_length is None

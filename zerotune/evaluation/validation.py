@@ -1,0 +1,29 @@
+"""Evaluating the validation split while a model is trained."""
+
+from zerotune.evaluation.scoring import score_items
+from zerotune.metrics.labels import confusion_matrix, confusion_scores
+from zerotune.training.batches import evaluation_batches
+from zerotune.training.classification import LabelledData
+from zerotune.training.engine import Engine
+from zerotune.training.generation import AnswerData
+
+
+def validate_labels(
+    engine: Engine, data: LabelledData | AnswerData, tokens_per_device: int, stop_signal
+) -> dict[str, float]:
+    """Return loss, accuracy and f1_macro of the validation split with the weights as they are; all ranks take part.
+
+    Raises:
+        Preempted: a rank was asked to stop.
+    """
+    accelerator = engine.accelerator
+    batches = evaluation_batches(data.scored_lengths, tokens_per_device)
+    records = score_items(
+        lambda rows: data.scores(engine.forward, rows, accelerator.device),
+        batches,
+        accelerator,
+        on_batch=lambda: stop_signal.raise_when_noted(accelerator),
+    )
+    predictions = data.log_probabilities(records).argmax(axis=1)
+    scores = confusion_scores(confusion_matrix(data.labels, predictions))
+    return {"loss": data.mean_loss(records)} | {name: float(scores[name]) for name in ("accuracy", "f1_macro")}

@@ -1,0 +1,78 @@
+"""final/: the best checkpoint, saved as a model that loads without zerotune."""
+
+import shutil
+from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.files import json_sha256, read_json_lines
+from zerotune.models.final_folder import save_final
+from zerotune.models.used_rows import restore_whole_embedding
+from zerotune.run.folder import FREE_FLAGS, RunFolder
+from zerotune.run.launch import from_rank_0
+from zerotune.run.process import is_main_process
+from zerotune.settings.groups import TrainSettings
+from zerotune.training import checkpoints
+from zerotune.training.loop import TrainingLoop
+
+
+def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: dict) -> Path:
+    """Write final/ from the best checkpoint: aside, then renamed. All ranks take part.
+
+    Args:
+        record: what task.json says of the task: task, head, prompt, labels, thresholds, how texts are cut.
+    Raises:
+        Refused: the best checkpoint is damaged.
+    """
+    engine, progress, final = loop.engine, loop.progress, loop.run.path / "final"
+    if progress.best_step != progress.step:
+        best = checkpoints.step_folder(loop.saver.root, progress.best_step)
+        problem = from_rank_0(loop.accelerator, lambda: checkpoints.defect(best))
+        if problem:
+            raise Refused(
+                f"the best checkpoint {best} is damaged ({problem}) and final/ is made from it: restore it, or "
+                f"delete {loop.saver.root} and start the same command again"
+            )
+        engine.load(best, weights_alone=True)
+    loop.apply_unused_decay(progress.best_step)
+    restore_whole_embedding(engine.module.stock_model)
+    state = engine.gathered_state_dict()
+    if state is not None:  # names as in the module, wanted as in the model inside it
+        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    if is_main_process():
+        aside = final.with_name(".writing-final")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        record = record | {
+            "seed": settings.optimisation.seed,
+            "best_step": progress.best_step,
+            "choose_by": settings.optimisation.choose_by,
+            "engine": settings.engine,
+            "training_sha256": _training_sha256(settings, loop.data.ids),
+        }
+        save_final(engine.module, tokenizer, aside, record, state)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+    loop.accelerator.wait_for_everyone()
+    return final
+
+
+def _training_sha256(settings: TrainSettings, ids: list[str]) -> str:
+    """Return a hash that is the same for runs that differ in their training seed alone."""
+    left_out = (*FREE_FLAGS, "seed")
+    flags = {name: value for name, value in settings.run.flags.values.items() if name not in left_out}
+    return json_sha256([flags, ids])
+
+
+def logged_evaluation(run: RunFolder, step: int) -> dict:
+    """Return the evaluation that metrics.jsonl holds for a step; on rank 0, {} elsewhere.
+
+    Raises:
+        Refused: the file does not hold it.
+    """
+    if not is_main_process():
+        return {}
+    rows = read_json_lines(run.metrics_path)
+    found = [row for row in rows if row["step"] == step and "eval_loss" in row]
+    if not found:
+        raise Refused(f"{run.metrics_path} holds no evaluation of step {step}, the best one: restore the file")
+    return found[-1]

@@ -1,0 +1,83 @@
+"""What a training run will do and need, before a weight is loaded."""
+
+import os
+from dataclasses import replace
+
+import torch
+
+from zerotune.errors import Refused
+from zerotune.models.attention import attention_kernel
+from zerotune.models.lora import adapter_size
+from zerotune.models.parameters import classifier_size, published_table
+from zerotune.models.pretrained import check_token_ids
+from zerotune.models.span_head import span_size
+from zerotune.run.plan import MemoryNeed, describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
+from zerotune.settings.groups import TrainSettings
+from zerotune.training.data import TrainingData
+from zerotune.training.schedule import plan_schedule
+
+
+def plan_training(settings: TrainSettings, config, train: TrainingData, num_labels: int) -> str:
+    """Describe a run in a few lines: weights, data, steps and memory.
+
+    Args:
+        num_labels: of a classifier.
+    Raises:
+        Refused: a token has no embedding, or the run will not fit its GPU.
+    """
+    model, optimisation = settings.model, settings.optimisation
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    check_token_ids(model.name, config, train.token_ids)
+    total, head = _sizes(settings.head, config, num_labels)
+    adapter = 0 if model.method == "full" else adapter_size(config, model.lora_rank)
+    trainable = total if model.method == "full" else adapter + head
+    scored_tokens = int(train.lengths.max()) if attention_kernel(model.attention, config) == "eager" else 0
+    world = (world_size, offloaded(settings.deepspeed))
+    need = memory_need(total + adapter, trainable, config, model, optimisation, world, scored_tokens)
+    if settings.head == "generate":
+        logits = logit_bytes(config, model, optimisation.tokens_per_device, train.answer_share)
+        need = replace(need, activations=need.activations + logits)
+    _refuse_too_large(settings, need, total)
+    weights = f"model: {total + adapter:,} weights, {trainable:,} of them trained ({model.method}, {model.precision})"
+    return "\n".join([weights, *_describe_steps(settings, train, world_size), describe_memory(need)])
+
+
+def _sizes(head: str, config, num_labels: int) -> tuple[int, int]:
+    """Return the weights of a model with its head, and those of the head."""
+    if head == "generate":
+        return published_table(config)["total"], 0
+    return span_size(config) if head == "span" else classifier_size(config, num_labels)
+
+
+def _refuse_too_large(settings: TrainSettings, need: MemoryNeed, num_weights: int) -> None:
+    if not torch.cuda.is_available():
+        return
+    device_bytes = torch.cuda.mem_get_info()[1]
+    # a generator is evaluated in the run's precision, heads on float32 weights
+    precision = settings.model.precision if settings.head == "generate" else "fp32"
+    final_bytes = num_weights * (4 if precision == "fp32" else 2)
+    if settings.model.method == "full" and final_bytes > device_bytes:
+        raise Refused(
+            f"--method full ends by evaluating final/, whose {precision} weights take {final_bytes / 2**30:.0f} "
+            f"GiB, and a device has {device_bytes / 2**30:.0f} GiB: use --method lora or qlora"
+        )
+    problem = why_not_fit(need, device_bytes, settings.model.method)
+    if problem:
+        raise Refused(problem)
+
+
+def _describe_steps(settings: TrainSettings, train: TrainingData, world_size: int) -> list[str]:
+    if not settings.run.plan:
+        return []  # cutting an epoch takes a moment
+    optimisation = settings.optimisation
+    schedule = plan_schedule(optimisation, settings.run, len(train.ids))
+    steps = train.epoch_steps(optimisation.batch_size, optimisation.seed, epoch=0)
+    cuts = [train.micro_batches(step, optimisation.tokens_per_device, world_size) for step in steps]
+    micro = [batch for ranks in cuts for rank in ranks for batch in rank if len(batch)]
+    num_passes = sum(len(ranks[0]) for ranks in cuts)
+    num_tokens, num_padded = sum(map(train.num_tokens, micro)), sum(map(train.num_padded_tokens, micro))
+    return [
+        f"data: {len(train.ids):,} rows, {num_tokens:,} tokens, {num_padded / num_tokens:.3f} × with padding",
+        f"steps: {schedule.num_steps:,} of {optimisation.batch_size} rows on {world_size} device(s), "
+        f"{schedule.steps_per_epoch:,} an epoch, {num_passes / len(steps):.2f} micro-batches a step",
+    ]

@@ -1,0 +1,61 @@
+"""Where a run is: saved with every checkpoint, enough to resume."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    """What a run has done so far.
+
+    Attributes:
+        step: the last optimizer step that is done, counted from 1.
+        best_step, best_value: of the best evaluation on the validation split; greater is better.
+        evaluations_without_gain: since the best one.
+        train_seconds: spent in steps, without evaluations and saves.
+        loss_sum, num_targets: since the last evaluation, the sum of the training loss and what it is a sum over.
+        evaluated_step: the last step whose evaluation is done.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_without_gain: int = 0
+    stopped_early: bool = False
+    train_seconds: float = 0.0
+    num_examples: int = 0
+    num_tokens: int = 0
+    loss_sum: float = 0.0
+    num_targets: int = 0
+    evaluated_step: int = 0
+
+    def count_step(self, num_examples: int, num_tokens: int) -> None:
+        """Count a step that is done."""
+        self.step += 1
+        self.num_examples += num_examples
+        self.num_tokens += num_tokens
+
+    def count_loss(self, loss: float, num_targets: int) -> None:
+        """Add a step's mean loss to the mean since the last evaluation."""
+        self.loss_sum += loss * num_targets
+        self.num_targets += num_targets
+
+    def take_mean_loss(self) -> float:
+        """Return the mean training loss since the last call."""
+        mean = self.loss_sum / self.num_targets
+        self.loss_sum, self.num_targets = 0.0, 0
+        return mean
+
+    def record_evaluation(self, value: float, patience: int | None) -> bool:
+        """Note the value of an evaluation of this step, greater is better.
+
+        Returns:
+            Whether it is the best so far; ties keep the earlier one.
+        """
+        self.evaluated_step = self.step
+        improved = self.best_value is None or value > self.best_value
+        if improved:
+            self.best_step, self.best_value, self.evaluations_without_gain = self.step, value, 0
+        else:
+            self.evaluations_without_gain += 1
+            self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
+        return improved

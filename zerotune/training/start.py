@@ -1,0 +1,71 @@
+"""The start of a training run: its flags checked, its data and model compared with those of earlier starts."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from zerotune.errors import Refused
+from zerotune.files import json_sha256, read_json
+from zerotune.models.model_files import model_identity
+from zerotune.run.folder import RunFolder, held_results
+from zerotune.run.launch import on_all_ranks
+from zerotune.run.process import say
+from zerotune.run.upload import check_upload
+from zerotune.settings.groups import RunSettings, TrainSettings
+from zerotune.tasks.splits import Splits
+from zerotune.training import checkpoints
+from zerotune.training.data import TrainingData
+
+
+def check_run_flags(settings: RunSettings) -> None:
+    """Refuse a checkpoint, a tracker or an upload that the end of the run would find impossible."""
+    if settings.resume not in ("auto", "never"):
+        folder, root = Path(settings.resume), settings.output_dir / "checkpoints"
+        if not os.path.isfile(folder / checkpoints.MARKER):
+            raise Refused(f"--resume {folder}: no {checkpoints.MARKER} marker: name a whole checkpoint, or use auto")
+        if folder.resolve().parent != root.resolve():  # the best checkpoint and the logs are beside it
+            raise Refused(
+                f"--resume {folder} is no checkpoint of this run: name one of {root}, or copy that run's whole folder"
+            )
+    if settings.tracker == "wandb" and find_spec("wandb") is None:
+        raise Refused("--tracker wandb needs wandb, which is not installed: pip install 'zerotune[wandb]'")
+    if settings.push_to_hub:
+        check_upload(settings.push_to_hub)
+
+
+def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dict[str, TrainingData]) -> None:
+    """Check that all ranks and all starts of a run have the same data and model, and write run.json and split.json.
+
+    Args:
+        data: the tokenised splits by name; printed with their sizes.
+    Raises:
+        Refused: a rank has other data or another model; the run was started on other ones.
+    """
+    accelerator, deepspeed = run.accelerator, settings.deepspeed
+    identity = {
+        "model_files": model_identity(settings.model.name, settings.model.revision),
+        "data": {name: source["sha256"] for name, source in splits.record["sources"].items()},
+        "splits": splits.record["splits"],
+        "precision": settings.model.precision,
+        "deepspeed": None if deepspeed is None else deepspeed["zero_optimization"],
+    }
+    if len({json_sha256(each) for each in on_all_ranks(accelerator, identity)}) > 1:
+        raise Refused("the ranks have different data or models: put files on a disk that all nodes share")
+    path = run.path / "run.json"
+    earlier = (read_json(path).get("identity") if held_results(run.path) else None) or identity
+    changed = [name for name, value in identity.items() if json_sha256(earlier.get(name)) != json_sha256(value)]
+    if changed:
+        raise Refused(
+            f"{run.path} was started on something else ({', '.join(changed)} changed since): restore that, or use "
+            "another --output-dir"
+        )
+    accelerator.wait_for_everyone()  # all have read before rank 0 writes
+    run.describe(splits.record, identity=identity)
+    run.start_tracker()
+    max_length = settings.text.max_length or settings.questions.max_length
+    limit = f"to {max_length} tokens" if max_length else "to fit"
+    for name, part in data.items():
+        cut = f", {part.num_truncated:,} cut {limit}" if part.num_truncated else ""
+        say(f"{name}: {len(part.ids):,} rows, {part.num_tokens(np.arange(len(part.ids))):,} tokens{cut}")

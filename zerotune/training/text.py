@@ -1,0 +1,61 @@
+"""Training on labelled text: what is specific to its two heads, a classifier's and a generator's."""
+
+from zerotune.checks.run_checks import check_generator
+from zerotune.errors import Refused
+from zerotune.models.heads import is_encoder
+from zerotune.models.pretrained import is_trained_classifier
+from zerotune.settings.groups import TrainSettings
+from zerotune.tasks.prompts import Prompt, uses_chat
+from zerotune.tasks.splits import Splits
+from zerotune.training.classification import LabelledData, labelled_data
+from zerotune.training.generation import AnswerData, encode_answers, prompt_record
+
+
+def check_head(settings: TrainSettings, config, tokenizer) -> None:
+    """Refuse a head that the model cannot have, and flags that are about the other one."""
+    name, prompt_format = settings.model.name, settings.prompt.format
+    if settings.head == "generate":
+        check_generator(name, config, settings.optimisation.head_learning_rate, "classify")
+        if settings.text.truncation != "head":
+            raise Refused(
+                f"--truncation {settings.text.truncation} is for a classifier: a prompt's text is cut in the middle"
+            )
+    elif prompt_format != "auto" and (is_encoder(config) or is_trained_classifier(config)):
+        raise Refused(f"--prompt-format {prompt_format}: {name} is never asked by a prompt: leave it out")
+    uses_chat(prompt_format, tokenizer, name)
+
+
+def tokenise(
+    settings: TrainSettings, task, splits: Splits, config, tokenizer
+) -> dict[str, LabelledData] | dict[str, AnswerData]:
+    """Tokenise the training and validation splits for the run's head; a classifier's come from the cache if they can.
+
+    Args:
+        task: a task module (zerotune.tasks.sst2): WORDINGS, of which the first is a generator's prompt.
+    Raises:
+        Refused: as encode_texts and encode_answers do.
+    """
+    parts = {"train": splits.train, "validation": splits.choose}
+    max_length = settings.text.max_length
+    if settings.head == "classify":
+        return {
+            name: labelled_data(tokenizer, examples, max_length, settings.text.truncation)
+            for name, examples in parts.items()
+        }
+    template, label_words = task.WORDINGS[0]
+    prompt = Prompt(template, label_words, uses_chat(settings.prompt.format, tokenizer, settings.model.name))
+    window = config.max_position_embeddings
+    return {name: encode_answers(tokenizer, prompt, examples, max_length, window) for name, examples in parts.items()}
+
+
+def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData) -> dict:
+    """Return what task.json says of the task."""
+    return {
+        "task": task.TASK,
+        "head": settings.head,
+        "prompt": prompt_record(train.prompt) if settings.head == "generate" else None,
+        "labels": list(task.LABELS),
+        "max_length": settings.text.max_length,
+        "truncation": settings.text.truncation,
+        "thresholds": None,
+    }
