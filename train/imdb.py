@@ -11,6 +11,7 @@ The same command starts a run, resumes it, or says that it is finished.
 
 from zerotune.run.process import run_script, say
 from zerotune.settings.flags import train_parser, with_engine_flag
+from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import train_settings
 from zerotune.tasks import imdb
 
@@ -45,7 +46,7 @@ def main(args) -> None:
 
     # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
     check_run_flags(settings.run)
-    use_whole_cpu(tiny_model=settings.data.sample)
+    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
     splits = imdb.ROWS.load(settings.data)
     config, tokenizer = read_model(settings.model, imdb.TASK, imdb.LABELS)
     check_model_flags(settings.model, config, settings.text.max_length)

@@ -132,13 +132,14 @@ def test_stages_that_there_are_not(stage):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains with flex_attention")
 def test_flex_attention_does_not_train_on_a_cpu():
     with pytest.raises(Refused, match="flex_attention"):
-        run_checks.check_model_flags(Namespace(attention="flex_attention"), read_config(tiny_model("llama"), None))
+        config = read_config(tiny_model("llama"), None)
+        run_checks.check_model_flags(ModelSettings("m", attention="flex_attention"), config, None)
 
 
 def test_a_quantised_checkpoint_is_not_trained(tmp_path):
     folder = model_copy(tmp_path / "m", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(Refused, match="quantised already"):
-        run_checks.check_model_flags(Namespace(attention="auto", model="m"), read_config(str(folder), None))
+        run_checks.check_model_flags(ModelSettings("m"), read_config(str(folder), None), None)
 
 
 # --- models ---

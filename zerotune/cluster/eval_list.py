@@ -120,10 +120,10 @@ def _line(number: int, words: list[str], where: str, root: Path) -> Line:
     if owned:
         raise Refused(f"{where}: {', '.join(sorted(owned))} is said by the columns or by the list's name; leave it out")
     try:
-        flags = read_flags(SCRIPTS[task], ["--model", model, *more]).flags
+        wanted = read_flags(SCRIPTS[task], ["--model", model, *more])
     except Refused as refusal:
         raise Refused(f"{where}: {refusal}") from None
-    return Line(number, where, model, task, int(shots), int(seed), tuple(more), root, flags.revision)
+    return Line(number, where, model, task, int(shots), int(seed), tuple(more), root, wanted.revision)
 
 
 def _sha256(text: str) -> str:

@@ -21,7 +21,9 @@ from zerotune.run.folder import PARTIAL_FOLDER, read_state
 from zerotune.run.process import run_script
 from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
 from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag
+from zerotune.settings.groups import DataSettings
 from zerotune.settings.names import default_eval_folder, default_run_folder, model_or_default
+from zerotune.settings.resolve import data_settings
 from zerotune.settings.squad_flags import qa_eval_parser, qa_train_parser
 from zerotune.tasks import imdb, sst2
 from zerotune.training import checkpoints
@@ -46,41 +48,36 @@ class Wanted:
     Attributes:
         script: "train/sst2.py", …
         task: "sst2", "imdb" or "squad".
-        flags: what the script's own parser makes of them.
+        trains: whether it is a train script.
+        model: hub id or folder, with the script's default filled in.
+        folder: where it writes.
+        scores_file: whether eval/qa.py only scores a prediction file.
     """
 
     script: str
     task: str
-    flags: argparse.Namespace
+    trains: bool
+    model: str
+    revision: str | None
+    folder: Path
+    data: DataSettings
+    deepspeed: Path | None = None
+    push_to_hub: str | None = None
+    shots: int = 0
+    scores_file: bool = False
 
     @property
-    def trains(self) -> bool:
-        """Whether it is a train script."""
-        return Path(self.script).parent.name == "train"
-
-    @property
-    def model(self) -> str:
-        """Hub id or folder, with the script's default filled in."""
-        return model_or_default(self.flags.model, self.flags.sample, self.task)
-
-    @property
-    def folder(self) -> Path:
-        """Where it writes."""
-        flags = self.flags
-        if flags.output_dir:
-            return flags.output_dir
-        if self.trains:
-            return default_run_folder(self.task, self.model, flags.method, flags.head)
-        return default_eval_folder(self.task, self.model)
-
-    @property
-    def deepspeed(self) -> Path | None:
-        """--deepspeed, which eval scripts do not have."""
-        return self.flags.deepspeed if self.trains else None
+    def has_own_model(self) -> bool:
+        """Whether the model is the tiny one of --sample."""
+        return self.data.sample and self.model == model_or_default(None, True, self.task)
 
 
 def read_flags(script: str, arguments: list[str]) -> Wanted:
-    """What a train or eval script is asked for. Raises Refused for another script, and for flags that it refuses."""
+    """Read the flags of a train or eval script with its own parser.
+
+    Raises:
+        Refused: it is no script of a task, or it would refuse the flags.
+    """
     name = "/".join(Path(script).parts[-2:])
     if name not in PARSERS:
         raise Refused(f"{script} is no script of a task: wanted one of {', '.join(PARSERS)}")
@@ -90,7 +87,17 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
         raise Refused(f"{message}; python {script} --help lists the flags")
 
     parser.error = refuse
-    return Wanted(script, TASKS[Path(script).name], parser.parse_args(arguments))
+    flags = parser.parse_args(arguments)
+    task, trains = TASKS[Path(script).name], name.startswith("train/")
+    model = model_or_default(flags.model, flags.sample, task)
+    given = {"data": data_settings(flags), "revision": flags.revision}
+    if trains:
+        folder = flags.output_dir or default_run_folder(task, model, flags.method, flags.head)
+        given |= {"deepspeed": flags.deepspeed, "push_to_hub": flags.push_to_hub}
+    else:
+        folder = flags.output_dir or default_eval_folder(task, model)
+        given |= {"shots": flags.shots, "scores_file": getattr(flags, "score", None) is not None}
+    return Wanted(script, task, trains, model, folder=folder, **given)
 
 
 def progress_of(folder: Path) -> str:
@@ -143,14 +150,14 @@ def describe_job(wanted: Wanted, environment: dict[str, str]) -> list[str]:
 
 def check_offline(wanted: Wanted) -> None:
     """Raises Refused where a job without a network would miss something, with the line that fetches it."""
-    target = wanted.flags.push_to_hub if wanted.trains else None
+    target = wanted.push_to_hub
     if target:
         raise Refused(
             f"--push-to-hub {target} needs a network, which jobs do not have: leave it out, and on the login node "
             f"`hf upload {target} {wanted.folder / 'final'}` when the run is finished"
         )
     for flag in ("train_file", "validation_file", "test_file"):
-        path = getattr(wanted.flags, flag)
+        path = getattr(wanted.data, flag)
         if path is not None and not os.path.exists(path):
             raise Refused(f"--{flag.replace('_', '-')} {path}: no such file on this node; put it on the shared disk")
     missing = prefetch.missing_items(items_of(wanted))
@@ -164,10 +171,8 @@ def check_offline(wanted: Wanted) -> None:
 
 def items_of(wanted: Wanted) -> list[prefetch.Item]:
     """What a script reads from the hub or from WordNet. Raises Refused for a model that cannot be."""
-    scores_a_file = not wanted.trains and wanted.task == "squad" and wanted.flags.score
-    has_own_model = wanted.flags.sample and not wanted.flags.model
-    items = [] if scores_a_file or has_own_model else _models_of(wanted.model, wanted.flags.revision)
-    datasets = () if wanted.flags.sample else dict.fromkeys(_datasets_of(wanted))
+    items = [] if wanted.scores_file or wanted.has_own_model else _models_of(wanted.model, wanted.revision)
+    datasets = () if wanted.data.sample else dict.fromkeys(_datasets_of(wanted))
     items += [prefetch.Item("dataset", name, revision) for name, revision in datasets if name]
     return [*items, WORDNET] if wanted.task == "squad" else items
 
@@ -188,18 +193,18 @@ def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
 
 def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
     """Hub id and revision of each data set whose rows are read, as zerotune/tasks/task_sources.py decides it."""
-    flags = wanted.flags
-    ours = prefetch.dataset_of(wanted.task, flags.dataset)
+    data = wanted.data
+    ours = prefetch.dataset_of(wanted.task, data.dataset)
     if wanted.trains:
-        return [] if flags.train_file else [ours]
+        return [] if data.train_file else [ours]
     split_file = Path(wanted.model).parent / "split.json"
     of_run = prefetch.dataset_of_split(split_file) if split_file.exists() else ours
-    drawn_from_file = flags.train_file and flags.split not in (None, "official")
+    drawn_from_file = data.train_file and data.split not in (None, "official")
     found = []
-    if not (flags.validation_file or flags.test_file or drawn_from_file):
-        found.append(ours if flags.dataset or flags.split else of_run)
-    if flags.shots and not flags.train_file:
-        found.append(ours if flags.dataset or flags.split else of_run)
+    if not (data.validation_file or data.test_file or drawn_from_file):
+        found.append(ours if data.dataset or data.split else of_run)
+    if wanted.shots and not data.train_file:
+        found.append(ours if data.dataset or data.split else of_run)
     return found
 
 

@@ -20,6 +20,11 @@ def sample_model_folder(task_name: str) -> Path:
     return default_cache_dir() / ("sample-llama-squad" if task_name == "squad" else "sample-llama")
 
 
+def is_sample_model(model: str) -> bool:
+    """Return whether a model is one of the tiny ones of --sample."""
+    return Path(model) in map(sample_model_folder, ("sst2", "squad"))
+
+
 def model_or_default(model: str | None, is_sample: bool, task_name: str) -> str:
     """--model, or what is meant where it is not given: --sample's tiny model, else DistilBERT."""
     return model or (str(sample_model_folder(task_name)) if is_sample else DEFAULT_MODEL)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from zerotune.checks.preflight import settle_flags
 from zerotune.cluster import smoke
 from zerotune.cluster.jobs import (
     PARSERS,
@@ -26,6 +25,7 @@ from zerotune.cluster.jobs import (
 from zerotune.cluster.prefetch import Item
 from zerotune.errors import Refused
 from zerotune.settings.flags import train_parser
+from zerotune.settings.resolve import train_settings
 from zerotune.squad import splits as squad_splits
 from zerotune.tasks import sst2
 from zerotune.tasks.sst2 import TASK
@@ -47,9 +47,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
     ],
 )
 def test_the_run_folder_is_the_one_that_the_script_takes(flags):
-    args = train_parser("", sst2).parse_args(flags)
-    settle_flags(args, TASK, {})
-    assert read_flags("train/sst2.py", flags).folder == args.output_dir
+    settings = train_settings(train_parser("", sst2).parse_args(flags), TASK, {})
+    assert read_flags("train/sst2.py", flags).folder == settings.run.output_dir
 
 
 def test_eval_folders_and_tasks():

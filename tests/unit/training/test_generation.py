@@ -2,13 +2,13 @@
 
 import re
 from shutil import copytree
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CHAT_TEMPLATE, character_model, move_weights, tiny_model
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
@@ -56,16 +56,13 @@ def generator(folder, method="full", **settings):
     return model.eval(), tokenizer
 
 
-def engine_of(model):
-    return SimpleNamespace(accelerator=SimpleNamespace(device=CPU), forward=model)
-
-
 def loss_and_gradients(model, data, micro_batches):
     """The mean loss of an answer's token, and its gradient by parameter."""
     model.zero_grad()
     total, count = 0.0, data.num_targets(np.concatenate(micro_batches))
     for items in micro_batches:
-        loss = data.loss_sum(engine_of(model), items) / count
+        batch = data.batch(items, CPU)
+        loss = functional.cross_entropy(model(**batch.inputs), batch.targets, reduction="sum") / count
         loss.backward()
         total += float(loss.detach())
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -176,7 +173,7 @@ def test_the_loss_of_a_step_does_not_depend_on_its_cut(method, letters):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "letters"])
-def test_the_choosing_scores_are_those_of_the_prompt_evaluation(kind, letters):
+def test_the_validation_scores_are_those_of_the_prompt_evaluation(kind, letters):
     folder, prompt = (letters, LETTERS) if kind == "letters" else (tiny_model(kind), WORDS)
     model, tokenizer = generator(folder)
     data = encode_answers(tokenizer, prompt, EXAMPLES, 60, 64)
