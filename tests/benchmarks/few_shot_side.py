@@ -23,12 +23,13 @@ from zerotune.evaluation.options import EvalOptions
 from zerotune.evaluation.scorers import prompt_scorer
 from zerotune.models.language_model import load_language_model
 from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.tiny import tiny_causal_model
 from zerotune.randomness import random_order
 from zerotune.run.cpu import tokens_per_device, use_whole_cpu
 from zerotune.tasks import imdb, sst2
 from zerotune.tasks.cutting import cut_texts, fit_shots
 from zerotune.tasks.prompts import Prompt, draw_shots, encode_prompts
-from zerotune.tasks.sample import tiny_causal_model
+from zerotune.tasks.sample import review_lines
 from zerotune.tasks.split_settings import Origin, read_origin
 from zerotune.tasks.splits import balanced_subset, without_texts_of
 from zerotune.training.batches import evaluation_batches
@@ -58,7 +59,7 @@ def parse_args() -> argparse.Namespace:
 def prepare(args) -> None:
     """The random Llama with the sample's tokenizer; items in random order, and shots that are none of them."""
     with tempfile.TemporaryDirectory() as sample:
-        tiny_causal_model(Path(sample) / "model")
+        tiny_causal_model(Path(sample) / "model", review_lines)
         tokenizer = load_tokenizer(str(Path(sample) / "model"), None)
     torch.manual_seed(0)
     config = AutoConfig.for_model(**SMALL_LLAMA, vocab_size=len(tokenizer), max_position_embeddings=args.positions)

@@ -113,7 +113,8 @@ def assert_undisturbed(site: Site, name: str, job: Job, undisturbed: Launch) -> 
 
 def make_site(cluster: LocalCluster, folder: Path) -> Site:
     """A checkout of links, but for what jobs write, with a tiny Llama and generated rows."""
-    from zerotune.tasks.sample import sample_rows, tiny_causal_model
+    from zerotune.models.tiny import tiny_causal_model
+    from zerotune.tasks.sample import review_lines, sample_rows
 
     folder.mkdir(parents=True)
     for name in ("zerotune", "train", "eval", "ds_configs"):
@@ -121,7 +122,7 @@ def make_site(cluster: LocalCluster, folder: Path) -> Site:
     own = shutil.ignore_patterns("site.env", "hook.sh")
     shutil.copytree(REPOSITORY / "slurm", folder / "slurm", ignore=own)
     (folder / "runs" / "slurm").mkdir(parents=True)
-    tiny_causal_model(folder / "llama")
+    tiny_causal_model(folder / "llama", review_lines)
     for name, num_rows, seed in (("train.tsv", 600, 11), ("test.tsv", 120, 12)):
         lines = [f"{text}\t{label}\n" for text, label in sample_rows(num_rows, seed)]
         (folder / name).write_text("sentence\tlabel\n" + "".join(lines))

@@ -69,9 +69,10 @@ class Workplace:
 @contextmanager
 def open_workplace(folder: Path):
     """A workplace in a folder, with its server running."""
-    from zerotune.tasks.sample import sample_rows, tiny_causal_model
+    from zerotune.models.tiny import tiny_causal_model
+    from zerotune.tasks.sample import review_lines, sample_rows
 
-    tiny_causal_model(folder / "llama")
+    tiny_causal_model(folder / "llama", review_lines)
     for name, num_rows, seed in (("train.tsv", 600, 11), ("test.tsv", 120, 12)):
         lines = [f"{text}\t{label}\n" for text, label in sample_rows(num_rows, seed)]
         (folder / name).write_text("sentence\tlabel\n" + "".join(lines))

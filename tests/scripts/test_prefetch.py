@@ -18,10 +18,11 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    from zerotune.tasks.sample import tiny_causal_model
+    from zerotune.models.tiny import tiny_causal_model
+    from zerotune.tasks.sample import review_lines
 
     model = tmp_path_factory.mktemp("hub") / "llama"
-    tiny_causal_model(model)
+    tiny_causal_model(model, review_lines)
     files = {path.name: path.read_bytes() for path in model.iterdir()}
     repositories = {
         ("models", "org/tiny"): files | {"original/params.pth": b"never asked for"},

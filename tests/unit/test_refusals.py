@@ -22,12 +22,13 @@ from zerotune.files import read_json, read_json_lines
 from zerotune.models.language_model import load_language_model
 from zerotune.models.loading import ModelSettings, load_classifier
 from zerotune.models.pretrained import check_token_ids, check_weight_files, check_window, load_tokenizer, read_config
+from zerotune.models.tiny import tiny_causal_model
 from zerotune.run.upload import check_upload
 from zerotune.settings.deepspeed import zero_stage
 from zerotune.settings.flags import train_parser
 from zerotune.tasks import sst2
 from zerotune.tasks.files import read_file
-from zerotune.tasks.sample import tiny_causal_model
+from zerotune.tasks.sample import review_lines
 from zerotune.tasks.splits import Example
 from zerotune.tasks.task_sources import load_test
 from zerotune.training import start
@@ -253,4 +254,4 @@ def test_ranks_with_different_models_or_items(tmp_path, monkeypatch):
 def test_a_sample_model_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(Refused, match="ZEROTUNE_CACHE"):
-        tiny_causal_model(tmp_path / "file" / "sample-llama")
+        tiny_causal_model(tmp_path / "file" / "sample-llama", review_lines)

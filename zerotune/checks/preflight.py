@@ -7,6 +7,7 @@ from zerotune.errors import Refused
 from zerotune.files import read_json
 from zerotune.models.final_folder import read_record
 from zerotune.models.pretrained import check_labels, check_weight_files, load_tokenizer, read_config
+from zerotune.models.tiny import tiny_causal_model
 from zerotune.settings.groups import ModelSettings
 from zerotune.settings.names import sample_model_folder
 from zerotune.squad import questions as squad
@@ -19,7 +20,7 @@ FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 2e-5, 2e-4, 5
 
 
 # What the tokenizers of the tiny models are trained on, by task; IMDB's model is SST-2's.
-SAMPLE_TEXTS = {sst2.TASK: samples.review_lines, squad.TASK: squad_sample.sample_lines}
+SAMPLE_TEXTS = {sst2.TASK: samples.review_lines, squad.TASK: squad_sample.question_lines}
 
 
 def read_model(settings: ModelSettings, task_name: str, labels: tuple[str, ...] = ()) -> tuple:
@@ -32,7 +33,7 @@ def read_model(settings: ModelSettings, task_name: str, labels: tuple[str, ...] 
         )
     for of_task, lines in SAMPLE_TEXTS.items():
         if Path(settings.name) == sample_model_folder(of_task):
-            samples.tiny_causal_model(sample_model_folder(of_task), lines=lines)
+            tiny_causal_model(sample_model_folder(of_task), lines)
     config = read_config(settings.name, settings.revision)
     check_tuned_for(settings.name, settings.revision, task_name)
     if labels:

@@ -1,133 +1,122 @@
-"""Short encyclopedic articles of our own with questions, for `--sample`: SQuAD's form, about a third without an answer.
+"""Short encyclopedia articles with questions for `--sample`, in SQuAD's form; a third of the questions has no answer.
 
-    The Harwick Bridge is a bridge near Selby. It was designed by Agnes Calder. The walls are of local granite.
+    The Grenstead Lake lies between two ranges of hills. The lake is 88 miles long. It ends at Halden.
 
-Every article is about one subject and has two paragraphs with different facts. A question asks for a fact by its
-relation: who designed it, not who owns it, where both are people. Questions without an answer ask for a fact that the
-paragraph leaves out or for one of another subject, in words that the answerable ones have too.
+    Where is the mouth of the Grenstead Lake? -> Halden
+    Where does the Grenstead Lake rise? -> no answer
+
+The facts and the words are in zerotune/squad/sample.toml. Each article is about one subject; its two paragraphs state
+different facts. Finding a value of the right kind is not enough: the mouth and the source are both places. Questions
+without an answer are worded like the others: they ask for a fact that the paragraph leaves out, or about another
+subject.
 """
 
 import random
-import re
+import tomllib
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
 from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE
-from zerotune.squad.sample_text import BEGINNINGS, ENDINGS, KINDS, VALUES, Fact, Kind
+from zerotune.tasks.sample import correct_articles, split_list
 
-UNANSWERABLE_SHARE = 1 / 3
-# Of questions without an answer, those about another subject; the others ask for a fact that the paragraph lacks.
+UNANSWERABLE_PER_ANSWERABLE = 0.5
+# The share of questions without an answer that are about another subject.
 OTHER_SUBJECT_SHARE = 0.25
-_A_BEFORE_VOWEL = re.compile(r"\ba (?=[aeo])")
 
-
-@dataclass(frozen=True)
-class _Subject:
-    kind: Kind
-    title: str
-    noun: str
-
-    @property
-    def name(self) -> str:
-        """The subject as a sentence names it."""
-        return self.title if self.kind.is_person else f"the {self.title}"
-
-    def mention(self, rng: random.Random) -> str:
-        """The subject after its first mention."""
-        if self.kind.is_person:
-            return rng.choice((self.title, self.title.split()[-1], f"the {self.noun}"))
-        return rng.choice(("it", "it", f"the {self.noun}", self.name))
+_TEXT = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+KINDS = _TEXT["kinds"]
+NAMES = {part: split_list(names) for part, names in _TEXT["names"].items()}
+VALUES = {name: split_list(values) for name, values in _TEXT["values"].items()}
+VALUES["person"] = [f"{first} {last}" for first in NAMES["first"] for last in NAMES["last"]]
 
 
 def sample_articles(num_questions: int, seed: int) -> dict:
-    """`num_questions` questions in SQuAD's form, the same for the same seed. Seeds of which one is odd and the other
-    even share no article. A file has at most some 20,000 questions before titles run out."""
-    rng, articles, titles, num_written = random.Random(f"articles {seed}"), [], set(), 0
-    while num_written < num_questions:
-        subject, other = _subject(rng, seed), _subject(rng, seed)
-        if subject.title in titles or other.title == subject.title:
+    """Return the content of a SQuAD file with this number of questions (at most some 20,000).
+
+    The same seed gives the same file. An odd and an even seed share no article.
+    """
+    rng, articles, titles, num_left = random.Random(f"articles {seed}"), [], set(), num_questions
+    while num_left:
+        subject, other = _draw_subject(rng, seed), _draw_subject(rng, seed)
+        if subject["title"] in titles or other["title"] == subject["title"]:
             continue
-        titles.add(subject.title)
+        titles.add(subject["title"])
+        facts = rng.sample(subject["facts"], len(subject["facts"]))
+        cut = len(facts) // 2 + rng.randint(0, 1)
         paragraphs = []
-        for context, qas in _paragraphs(rng, subject, other):
-            kept = qas[: num_questions - num_written]
-            num_written += len(kept)
-            for number, qa in enumerate(kept):
-                qa["id"] = f"sample-{seed}-{len(articles)}-{len(paragraphs)}-{number}"
-            if kept:
-                paragraphs.append({"context": context, "qas": kept})
-        articles.append({"title": subject.title, "paragraphs": paragraphs})
+        for told, untold in ((facts[:cut], facts[cut:]), (facts[cut:], facts[:cut])):
+            context, answers = _write_context(rng, subject, told)
+            questions = [_ask(rng, subject, fact, answer) for fact, answer in zip(told, answers, strict=True)]
+            questions += _ask_unanswerable(rng, subject, untold, other, UNANSWERABLE_PER_ANSWERABLE * len(told))
+            rng.shuffle(questions)
+            prefix = f"sample-{seed}-{len(articles)}-{len(paragraphs)}"
+            qas = [{"id": f"{prefix}-{number}"} | each for number, each in enumerate(questions[:num_left])]
+            paragraphs += [{"context": context, "qas": qas}] if qas else []
+            num_left -= len(qas)
+        articles.append({"title": subject["title"], "paragraphs": paragraphs})
     return {"version": "v2.0", "data": articles}
 
 
-def sample_lines(seed: int) -> list[str]:
-    """Sample questions in a generator's prompts with their answers, for training a tokenizer."""
+def question_lines(seed: int) -> list[str]:
+    """Return sample questions as prompts with their answers, to train a tokenizer on."""
+    paragraphs = [each for article in sample_articles(4000, seed)["data"] for each in article["paragraphs"]]
     lines = [INSTRUCTION]
-    for article in sample_articles(4000, seed)["data"]:
-        for paragraph in article["paragraphs"]:
-            for qa in paragraph["qas"]:
-                asked = TEMPLATE.format(context=paragraph["context"], question=qa["question"])
-                lines.append(f"{asked} {qa['answers'][0]['text'] if qa['answers'] else NO_ANSWER}")
+    for context, qa in ((each["context"], qa) for each in paragraphs for qa in each["qas"]):
+        answer = qa["answers"][0]["text"] if qa["answers"] else NO_ANSWER
+        lines.append(f"{TEMPLATE.format(context=context, question=qa['question'])} {answer}")
     return lines
 
 
-def _subject(rng: random.Random, seed: int) -> _Subject:
-    """A subject whose title belongs to seeds of this parity."""
+def _draw_subject(rng: random.Random, seed: int) -> dict:
+    """Return a subject, which is a kind with a title, its noun, its name in a sentence, and ways to mention it again.
+
+    Half of all titles belong to odd seeds and half to even ones.
+    """
     while True:
         kind = rng.choice(KINDS)
-        noun = rng.choice(kind.nouns)
-        if kind.is_person:
-            title = f"{rng.choice(VALUES['person']).split()[0]} {_coined(rng)}"
-        else:
-            title = f"{_coined(rng)} {noun}"
+        noun = rng.choice(split_list(kind["nouns"]))
+        first_name = rng.choice(VALUES["person"]).split()[0] if kind["is_person"] else ""
+        coined = rng.choice(NAMES["beginnings"]) + rng.choice(NAMES["endings"])
+        title = f"{first_name} {coined}" if kind["is_person"] else f"{coined} {noun}"
         if zlib.crc32(title.encode()) % 2 == seed % 2:
-            return _Subject(kind, title, noun.lower())
+            break
+    name = title if kind["is_person"] else f"the {title}"
+    the_noun = f"the {noun.lower()}"
+    mentions = [title, coined, the_noun] if kind["is_person"] else ["it", "it", the_noun, name]
+    return kind | {"title": title, "noun": noun.lower(), "name": name, "mentions": mentions}
 
 
-def _coined(rng: random.Random) -> str:
-    return rng.choice(BEGINNINGS) + rng.choice(ENDINGS)
-
-
-def _paragraphs(rng: random.Random, subject: _Subject, other: _Subject) -> Iterator[tuple[str, list[dict]]]:
-    """(context, questions without ids) of each paragraph of an article; no fact is told twice."""
-    facts = rng.sample(subject.kind.facts, len(subject.kind.facts))
-    cut = len(facts) // 2 + rng.randint(0, 1)
-    for told in (facts[:cut], facts[cut:]):
-        untold = [fact for fact in facts if fact not in told]
-        context, answers = _context(rng, subject, told)
-        qas = [_qa(rng, fact, subject, [answer]) for fact, answer in zip(told, answers, strict=True)]
-        share = UNANSWERABLE_SHARE / (1 - UNANSWERABLE_SHARE) * len(qas)
-        for _ in range(int(share) + (rng.random() < share % 1)):
-            if rng.random() < OTHER_SUBJECT_SHARE:
-                qas.append(_qa(rng, rng.choice(other.kind.facts), other, []))
-            elif untold:
-                qas.append(_qa(rng, untold.pop(rng.randrange(len(untold))), subject, []))
-        rng.shuffle(qas)
-        yield context, qas
-
-
-def _context(rng: random.Random, subject: _Subject, told: list[Fact]) -> tuple[str, list[dict]]:
-    """A paragraph that states these facts, and the answer that each of them is."""
-    opening = rng.choice(subject.kind.openings).format(
-        S=_capital(subject.name), noun=subject.noun, place=rng.choice(VALUES["place"])
-    )
-    text, answers, used = _A_BEFORE_VOWEL.sub("an ", opening), [], set()
-    for fact in told:
-        value = rng.choice([value for value in VALUES[fact.value] if value not in used])
+def _write_context(rng: random.Random, subject: dict, facts: list[dict]) -> tuple[str, list[dict]]:
+    """Return a paragraph that states the facts, and the answer to each: its text and where the paragraph has it."""
+    opening = rng.choice(subject["openings"])
+    opening = opening.format(S=_capital(subject["name"]), noun=subject["noun"], place=rng.choice(VALUES["place"]))
+    context, answers, used = correct_articles(opening), [], set()
+    for fact in facts:
+        value = rng.choice([value for value in VALUES[fact["value"]] if value not in used])
         used.add(value)
-        before, _, after = rng.choice(fact.sentences).partition("{v}")
-        mention = subject.mention(rng)
-        before = before.format(It=_capital(mention), it=mention)
+        sentence, mention = rng.choice(fact["sentences"]), rng.choice(subject["mentions"])
+        before, after = (part.format(It=_capital(mention), it=mention) for part in sentence.split("{v}"))
         shown = value if before else _capital(value)
-        answers.append({"text": shown, "answer_start": len(text) + 1 + len(before)})
-        text = f"{text} {before}{shown}{after.format(it=mention)}"
-    return text, answers
+        answers.append({"text": shown, "answer_start": len(context) + 1 + len(before)})
+        context += f" {before}{shown}{after}"
+    return context, answers
 
 
-def _qa(rng: random.Random, fact: Fact, subject: _Subject, answers: list[dict]) -> dict:
-    question = rng.choice(fact.questions).format(s=subject.name)
-    return {"id": "", "question": question, "answers": answers, "is_impossible": not answers}
+def _ask_unanswerable(rng: random.Random, subject: dict, untold: list[dict], other: dict, mean: float) -> list[dict]:
+    """Return `mean` questions on average for facts that the paragraph leaves out, or for another subject's."""
+    untold, questions = untold.copy(), []
+    for _ in range(int(mean) + (rng.random() < mean % 1)):
+        if rng.random() < OTHER_SUBJECT_SHARE:
+            questions.append(_ask(rng, other, rng.choice(other["facts"])))
+        elif untold:
+            questions.append(_ask(rng, subject, untold.pop(rng.randrange(len(untold)))))
+    return questions
+
+
+def _ask(rng: random.Random, subject: dict, fact: dict, *answers: dict) -> dict:
+    """Return a question about the fact in SQuAD's form, without an id."""
+    question = rng.choice(fact["questions"]).format(s=subject["name"])
+    return {"question": question, "answers": list(answers), "is_impossible": not answers}
 
 
 def _capital(text: str) -> str:

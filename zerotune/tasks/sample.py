@@ -1,275 +1,153 @@
-"""What `--sample` trains: review-like rows from our own grammar (sample_text.py), and a tiny random causal model."""
+"""Film sentences and reviews for `--sample`, written by a grammar: no download, and every label is known.
 
-import os
+    the cast is superb and effective, but there is something confusing about the chase scenes.	0
+
+The grammar and its words are in zerotune/tasks/sample.toml. A label follows from how a sentence is built, not from its
+words alone: "never dull" is positive, "a superb cast cannot save a clumsy script" is negative.
+"""
+
 import random
 import re
-import shutil
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import tomllib
 from pathlib import Path
 
-from zerotune.errors import Refused
-from zerotune.files import disk_is_full
-from zerotune.tasks import sample_text
-from zerotune.tasks.sample_text import ANY_MILD, ANY_STRONG, ASPECTS, BAD, FILM, GOOD, GRAMMAR, Aspect
-
-# Rows that weigh one judgement against an equal one. Their label is a fair coin's, independent of the text: no model
-# can be expected to exceed 1 - MIXED_SHARE / 2.
+POLARITIES = ("bad", "good")  # in label order: in the code, a polarity is a label
+# Rows with two judgements of equal weight and a random label: no model can be expected to exceed 1 - MIXED_SHARE / 2.
 MIXED_SHARE = 0.05
 MAX_WORDS = 35
-# Of a review (sample_reviews): its sentences, how many differ in all reviews, the share that contradicts its label.
-FEWEST_SENTENCES, MOST_SENTENCES, SENTENCE_POOL, CONTRARY_SHARE = 3, 9, 4000, 0.25
-# A word's place in its list is a uniform draw to this power: the first words are the frequent ones.
+# A word's place in its list is a uniform draw to this power, so the first words are the most frequent.
 SKEW = 2
-# A review is about one film: after "the western", the same row says only "it" or one of these.
-PLAIN_FILM = ["film", "movie", "picture"]
-NEGATIVE, POSITIVE = 0, 1
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-ADJECTIVE_SLOTS = ("adj", "mild", "strong", "more", "hedged", "degree")
-VERB_SLOTS = ("verb", "stem", "does")
-
-_SLOT = re.compile(r"\{(not )?(\w+)(?::([^}]*))?\}")
-_CHOICE = re.compile(r"\[([^\[\]]*)\]")
-_A_BEFORE_VOWEL = re.compile(r"\ba (?=[aeiou])(?!one)")
+# Reviews take their sentences from a pool, and a share of them contradicts the label.
+FEWEST_SENTENCES, MOST_SENTENCES, SENTENCE_POOL, CONTRARY_SHARE = 3, 9, 4000, 0.25
 
 
-@dataclass
-class _Writer:
-    """The random stream of one call and the words that the row at hand already holds."""
+def split_list(text: str) -> list[str]:
+    """Return the items of a comma-separated list, which may run over several lines."""
+    return [" ".join(item.split()) for item in text.split(",")]
 
-    rng: random.Random
-    used: set[str] = field(default_factory=set)
+
+def correct_articles(text: str) -> str:
+    """Return the text with "an" for "a" before a vowel: "an aging boxer", but "a one-note cast"."""
+    return re.sub(r"\ba (?=[aeiou])(?!one)", "an ", text)
+
+
+def verb_stem(phrase: str) -> str:
+    """Return the stem, which is the plural too, of a third-person verb phrase: "goes nowhere" -> "go nowhere"."""
+    verb, space, rest = phrase.partition(" ")
+    verb = re.sub(r"ies$", "ys", verb)
+    return re.sub(r"(ss|sh|ch|zz|o)es$|s$", r"\1", verb) + space + rest
+
+
+def _alternatives(rule: str, polarity: int) -> tuple[list[str], list[int]]:
+    """Return a rule's templates that can express this polarity, and their weights."""
+    lines = re.findall(r"^(\d+) (?:(good|bad): )?(.+)$", rule, re.MULTILINE)
+    kept = [(template, int(weight)) for weight, only, template in lines if only in ("", POLARITIES[polarity])]
+    return [template for template, _ in kept], [weight for _, weight in kept]
+
+
+def _vocabulary(own: dict, general: dict) -> dict[str, tuple[list[str], list[str]]]:
+    """Return the words for a subject, slot -> (bad, good): its own, then those for any subject."""
+    words: dict[str, tuple[list[str], list[str]]] = {}
+    for slot, text in (*own.items(), *general.items()):
+        for polarity, found in enumerate(words.setdefault(slot, ([], []))):
+            found.extend(split_list(text if isinstance(text, str) else text[POLARITIES[polarity]]))
+    return words
+
+
+_TEXT = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+RULES = {name: [_alternatives(rule, polarity) for polarity in (0, 1)] for name, rule in _TEXT["rules"].items()}
+PHRASES = _TEXT["phrases"]
+FILM = _vocabulary(_TEXT["film"], _TEXT["words"])
+ASPECTS = [_vocabulary(aspect, _TEXT["words"]) for aspect in _TEXT["aspects"]]
+COMPARATIVES = dict(pair.split("/") for pair in split_list(_TEXT["comparatives"]))
+VERBS = ("verb", "saves", "sinks")
+
+
+class Writer:
+    """Writes one row from a random stream. A word is repeated only where its list has no other."""
+
+    def __init__(self, rng: random.Random):
+        self.rng = rng
+        self.used: set[str] = set()
+
+    def fill(self, template: str, polarity: int, subject: dict = FILM) -> str:
+        """Return the template with its choices made and its slots filled, in the vocabulary of the subject."""
+        fixed, is_plural = {}, False
+        if "{noun}" in template:
+            subject = ASPECTS[int(self.rng.random() * len(ASPECTS))]
+            noun, _, number = self.pick(subject["noun"][polarity]).partition("/")
+            is_plural = number == "p"
+            fixed = {"noun": noun, "is": "are" if is_plural else "is", "a": "" if number else "a "}
+
+        def fill_slot(match: re.Match) -> str:
+            negated, form, slot = match.groups()
+            wanted = 1 - polarity if negated else polarity
+            if slot in fixed:
+                return fixed[slot]
+            if slot in RULES or slot in PHRASES:
+                chosen = PHRASES.get(slot) or self.rng.choices(*RULES[slot][wanted])[0]
+                return self.fill(chosen, wanted, subject)
+            if slot == "film" and self.used.intersection(subject[slot][wanted]):
+                slot = "film_again"
+            word = self.pick(subject[slot][wanted])
+            if form == "more":
+                return COMPARATIVES.get(word, f"more {word}")
+            return verb_stem(word) if form == "stem" or (slot in VERBS and is_plural) else word
+
+        template = re.sub(r"\[([^\[\]]*)\]", lambda match: self.pick(match[1].split("|")), template)
+        return re.sub(r"\{(not )?(?:(more|stem) )?(\w+)\}", fill_slot, template)
 
     def pick(self, words: list[str]) -> str:
-        """A word that the row does not hold yet, where there is one."""
+        """Draw a word, one that is new to the row if there is one."""
         fresh = [word for word in words if word not in self.used] or words
         word = fresh[int(self.rng.random() ** SKEW * len(fresh))]
         self.used.add(word)
         return word
 
-    def construction(self, name: str, polarity: int) -> str:
-        """A template of the nonterminal `name` that can have the outcome `polarity`, drawn by weight."""
-        options = [option for option in GRAMMAR[name] if polarity in option.outcomes]
-        point = self.rng.random() * sum(option.weight for option in options)
-        for option in options:
-            point -= option.weight
-            if point < 0:
-                break
-        return option.template
-
-
-def _plural_verb(phrase: str) -> str:
-    """The plural, or stem, of a third-person verb phrase: "goes nowhere" -> "go nowhere"."""
-    verb, *rest = phrase.split(" ")
-    if verb.endswith("ies"):
-        verb = verb[:-3] + "y"
-    else:
-        verb = verb[:-2] if re.search(r"(?:ss|sh|ch|zz|o)es$", verb) else verb[:-1]
-    return " ".join([verb, *rest])
-
-
-def _adjective(writer: _Writer, slot: str, aspect: Aspect, polarity: int) -> str:
-    mild, strong = aspect.mild[polarity] + ANY_MILD[polarity], aspect.strong[polarity] + ANY_STRONG[polarity]
-    if slot == "mild":
-        return writer.pick(mild)
-    if slot == "strong":
-        return writer.pick(strong)
-    if slot == "more":
-        word = writer.pick(mild)
-        return sample_text.COMPARATIVES.get(word, f"more {word}")
-    if slot == "adj" or (slot == "degree" and writer.rng.random() < 0.4):
-        return writer.pick(mild if writer.rng.random() < 0.6 else strong)
-    if slot == "hedged" or writer.rng.random() < 0.4:
-        return f"{writer.pick(sample_text.HEDGES[polarity])} {writer.pick(mild)}"
-    grade = "mild" if writer.rng.random() < 0.6 else "strong"
-    return f"{writer.pick(sample_text.INTENSIFIERS[grade])} {writer.pick(mild if grade == 'mild' else strong)}"
-
-
-def _noun_phrase(writer: _Writer, polarity: int) -> str:
-    aspect = ASPECTS[int(writer.rng.random() * len(ASPECTS))]
-    noun, _, number = writer.pick(aspect.nouns).partition("/")
-    adjectives = [_adjective(writer, "adj", aspect, polarity) for _ in range(1 + (writer.rng.random() < 0.3))]
-    return f"{'' if number else 'a '}{', '.join(adjectives)} {noun}"
-
-
-def _film(writer: _Writer, polarity: int) -> str:
-    return writer.pick(FILM.nouns if writer.used.isdisjoint(FILM.nouns) else PLAIN_FILM)
-
-
-# Slots that depend on nothing else in their template.
-_PARTS: dict[str, Callable[[_Writer, int], str]] = {
-    "np": _noun_phrase,
-    "film": _film,
-    "quality": lambda writer, polarity: writer.pick(sample_text.QUALITIES[polarity]),
-    "feeling": lambda writer, polarity: writer.pick(sample_text.FEELINGS[polarity]),
-    "verdict": lambda writer, polarity: writer.pick(sample_text.VERDICTS[polarity]),
-    "bare_verdict": lambda writer, polarity: writer.pick(sample_text.VERDICTS[polarity]).partition(" ")[2],
-    "topic": lambda writer, polarity: f"{writer.pick(sample_text.PEOPLE)} {writer.pick(sample_text.PLACES)}",
-    "opener": lambda writer, polarity: writer.pick(sample_text.OPENERS),
-    "dull_thing": lambda writer, polarity: writer.pick(sample_text.DULL_THINGS),
-    "fine_thing": lambda writer, polarity: writer.pick(sample_text.FINE_THINGS),
-}
-
-
-def _expand(writer: _Writer, template: str, polarity: int) -> str:
-    """Fill a template whose outcome is `polarity`; a `{not slot}` gets the opposite polarity."""
-    aspect, noun, number = FILM, "", ""
-    if "{noun}" in template:
-        aspect = ASPECTS[int(writer.rng.random() * len(ASPECTS))]
-        noun, _, number = writer.pick(aspect.nouns).partition("/")
-    agreeing = {"noun": noun, "is": "are" if number == "p" else "is"}
-
-    def fill(match: re.Match) -> str:
-        negated, slot, argument = match.groups()
-        sign = -polarity if negated else polarity
-        if slot in GRAMMAR:
-            return _expand(writer, writer.construction(slot, sign), sign)
-        if slot in ADJECTIVE_SLOTS:
-            return _adjective(writer, slot, aspect, sign)
-        if slot in VERB_SLOTS:
-            verb = writer.pick(argument.split("/") if argument else aspect.verbs[sign])
-            return _plural_verb(verb) if slot == "stem" or number == "p" else verb
-        return agreeing[slot] if slot in agreeing else _PARTS[slot](writer, sign)
-
-    return _SLOT.sub(fill, _CHOICE.sub(lambda match: writer.pick(match[1].split("|")), template))
-
 
 def sample_rows(num_rows: int, seed: int) -> list[tuple[str, int]]:
-    """Unique lower-case sentences of 2 to MAX_WORDS words and their labels (0 negative, 1 positive), half of each.
+    """Return unique lower-case sentences of 2 to MAX_WORDS words with their labels (0 or 1), half of each.
 
-    The same `seed` gives the same rows; two seeds share about 2 % of theirs, short ones. A label follows from how its
-    sentence is built ("never dull", "a superb cast cannot save a clumsy script"), but for a share MIXED_SHARE.
+    The same seed gives the same rows; two seeds share about 2 % of them, short ones.
     """
-    writer = _Writer(random.Random(seed))
+    rng = random.Random(seed)
     rows: dict[str, int] = {}
     while len(rows) < num_rows:
-        label = (NEGATIVE, POSITIVE)[len(rows) % 2]
-        writer.used.clear()
-        mixed = writer.rng.random() < MIXED_SHARE
-        polarity = (GOOD if writer.rng.random() < 0.5 else BAD) if mixed else (BAD, GOOD)[label]
-        text = _expand(writer, writer.construction("mixed" if mixed else "sentence", polarity), polarity)
-        text = _A_BEFORE_VOWEL.sub("an ", text)
+        label = len(rows) % 2
+        is_mixed = rng.random() < MIXED_SHARE
+        polarity = int(rng.random() < 0.5) if is_mixed else label
+        text = correct_articles(Writer(rng).fill("{mixed}" if is_mixed else "{sentence}", polarity))
         if text not in rows and 2 <= len(text.split()) <= MAX_WORDS:
             rows[text] = label
-    # Sorted by a random key: in the order of writing, every second row is positive.
-    return sorted(rows.items(), key=lambda row: writer.rng.random())
+    # Shuffled, as every second row is positive so far.
+    return sorted(rows.items(), key=lambda row: rng.random())
 
 
 def sample_reviews(num_rows: int, seed: int) -> list[tuple[str, int]]:
-    """Reviews of FEWEST_SENTENCES to MOST_SENTENCES sample sentences with IMDB's markup, and labels, half of each.
+    """Return reviews of sample sentences with IMDB's markup, and their labels, half of each.
 
-    Most sentences have the review's polarity; a share CONTRARY_SHARE has the other one, but never half of them. The
-    same `seed` gives the same reviews."""
+    Most sentences of a review agree with its label. The same seed gives the same reviews.
+    """
     rng = random.Random(f"reviews {seed}")
     sentences: tuple[list[str], list[str]] = ([], [])
     for text, label in sample_rows(SENTENCE_POOL, seed):
-        sentences[label].append(text)
+        sentences[label].append(text.rstrip(" .").capitalize())
     rows = []
     for number in range(num_rows):
-        label = (NEGATIVE, POSITIVE)[number % 2]
+        label = number % 2
         num_sentences = rng.randint(FEWEST_SENTENCES, MOST_SENTENCES)
         num_contrary = sum(rng.random() < CONTRARY_SHARE for _ in range(num_sentences))
         num_contrary = min(num_contrary, (num_sentences - 1) // 2)
         labels = [1 - label] * num_contrary + [label] * (num_sentences - num_contrary)
         rng.shuffle(labels)
-        written = [rng.choice(sentences[each]).rstrip(" .").capitalize() for each in labels]
-        written = [text if text[-1] in "!?" else f"{text}." for text in written]
-        review = "".join(sentence + rng.choice((" ", " ", " ", "<br /><br />")) for sentence in written[:-1])
+        written = [rng.choice(sentences[each]) for each in labels]
+        written = [text if text.endswith("?") else f"{text}." for text in written]
+        review = "".join(text + rng.choice((" ", " ", " ", "<br /><br />")) for text in written[:-1])
         rows.append((review + written[-1], label))
     return sorted(rows, key=lambda row: rng.random())
 
 
 def review_lines(seed: int) -> list[str]:
-    """Sample sentences in prompts with their labels, for training a tokenizer."""
-    answers = {NEGATIVE: "negative", POSITIVE: "positive"}
+    """Return sample sentences as prompts with their answers, to train a tokenizer on."""
+    answers = ("negative", "positive")
     return [f"Review: {text}\nSentiment: {answers[label]}" for text, label in sample_rows(4000, seed)]
-
-
-def tiny_causal_model(folder: Path, seed: int = 0, lines: Callable[[int], list[str]] = review_lines) -> None:
-    """Write a random Llama of about 0.2M weights and a tokenizer of our own text to `folder`, for from_pretrained.
-
-    The text is what `lines` gives for the seed. The tokenizer is a byte-level BPE, to which no text is unknown; it puts
-    one `<s>` in front. A complete folder is left alone, whatever its seed. Several processes may start at once: each
-    writes aside, and the first to rename wins.
-
-    Raises Refused when `folder` holds something else.
-    """
-    if _is_complete(folder):
-        return
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer = _train_tokenizer(lines(seed))
-        tokenizer.save_pretrained(aside)
-        _random_llama(tokenizer, seed).save_pretrained(aside)
-        os.rename(aside, folder)
-    except Exception as error:  # tokenizers raises a plain one for a full disk
-        if not (isinstance(error, OSError) or disk_is_full(folder.parent, error)):
-            raise
-        if not _is_complete(folder):
-            if folder.exists():
-                raise Refused(
-                    f"the sample model needs a new or empty folder, but {folder} holds something else: "
-                    "delete it or name another"
-                ) from None
-            raise Refused(
-                f"the sample model cannot be written to {folder} ({error}): set ZEROTUNE_CACHE elsewhere"
-            ) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in MODEL_FILES)
-
-
-def _train_tokenizer(lines: list[str]):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2048,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(lines, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", backend.token_to_id("<s>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        model_max_length=512,
-    )
-
-
-def _random_llama(tokenizer, seed: int):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)

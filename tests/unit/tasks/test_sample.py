@@ -1,31 +1,22 @@
-"""The text and the model of `--sample`: labels follow the construction, and two processes may start at once."""
+"""The sentences and reviews of `--sample`: labels follow from how a sentence is built, and a seed fixes the rows."""
 
-import hashlib
 import itertools
 import random
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 
-from zerotune.errors import Refused
+from zerotune.files import json_sha256
 from zerotune.tasks import sample as samples
-from zerotune.tasks import sample_text
-from zerotune.tasks.sample_text import ASPECTS, BAD, FILM, GOOD, GRAMMAR
+from zerotune.tasks.sample import ASPECTS, FILM, RULES, Writer
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    target = tmp_path_factory.mktemp("sample") / "models" / "tiny"
-    samples.tiny_causal_model(target)
-    return target
+BAD, GOOD = 0, 1
 
 
 def judgements(text: str) -> Counter:
-    """How many good and bad words of FILM's and the general lists a text holds, as {1: count, -1: count}."""
-    lists = [FILM.mild, FILM.strong, sample_text.ANY_MILD, sample_text.ANY_STRONG, sample_text.QUALITIES]
-    words = {word: sign for pair in lists for sign in (GOOD, BAD) for word in pair[sign]}
+    """How many good and bad words for the film a text holds, as {1: count, 0: count}."""
+    lists = [FILM[slot] for slot in ("mild", "strong", "quality")]
+    words = {word: polarity for both in lists for polarity in (GOOD, BAD) for word in both[polarity]}
     return Counter(words[word.strip(".,?;")] for word in text.split() if word.strip(".,?;") in words)
 
 
@@ -41,43 +32,40 @@ def judgements(text: str) -> Counter:
         ("nobody said it was {not sentence_of_one}", 1, 0),
     ],
 )
-def test_parts_get_the_polarity_that_the_construction_gives_them(monkeypatch, template, outcome, same, opposite):
+def test_parts_get_the_polarity_that_the_template_gives_them(monkeypatch, template, outcome, same, opposite):
     # A part that itself negates: two negations give the polarity of the whole back.
-    double = sample_text.Construction(1, (GOOD, BAD), "never {not mild}")
-    monkeypatch.setitem(samples.GRAMMAR, "sentence_of_one", [double])
+    monkeypatch.setitem(RULES, "sentence_of_one", [(["never {not mild}"], [1])] * 2)
     for seed in range(20):
-        found = judgements(samples._expand(samples._Writer(random.Random(seed)), template, outcome))
-        assert (found[outcome], found[-outcome]) == (same, opposite)
+        found = judgements(Writer(random.Random(seed)).fill(template, outcome))
+        assert (found[outcome], found[1 - outcome]) == (same, opposite)
 
 
-def test_one_sided_constructions_never_express_the_other_outcome():
-    writer = samples._Writer(random.Random(0))
-    drawn = {outcome: {writer.construction("rescue", outcome) for _ in range(200)} for outcome in (GOOD, BAD)}
-    assert len(drawn[GOOD]) == len(drawn[BAD]) == 2
-    assert drawn[GOOD].isdisjoint(drawn[BAD])
+def test_one_sided_alternatives_never_express_the_other_polarity():
+    bad, good = (set(templates) for templates, weights in RULES["rescue"])
+    assert len(good) == len(bad) == 2
+    assert good.isdisjoint(bad)
+    assert "the {adj} {noun} {saves} {not np}" in good and "the {adj} {noun} {sinks} {not np}" in bad
 
 
-def test_every_construction_expands_to_clean_text():
-    for name, constructions in GRAMMAR.items():
-        for construction in constructions:
-            for outcome in construction.outcomes:
-                writer = samples._Writer(random.Random(f"{name} {construction.template}"))
-                text = samples._expand(writer, construction.template, outcome)
+def test_every_template_expands_to_clean_text():
+    for name, of_polarity in RULES.items():
+        for polarity, (templates, weights) in enumerate(of_polarity):
+            assert len(templates) == len(weights) > 0
+            for template in templates:
+                text = Writer(random.Random(f"{name} {template}")).fill(template, polarity)
                 assert text == " ".join(text.split()), text
                 assert not set("{}[]|/") & set(text), text
 
 
 def test_no_word_is_both_good_and_bad():
-    pairs = [FILM.mild, FILM.strong, FILM.verbs, sample_text.QUALITIES, sample_text.VERDICTS, sample_text.FEELINGS]
-    pairs += [sample_text.ANY_MILD, sample_text.ANY_STRONG]
-    pairs += [pair for aspect in ASPECTS for pair in (aspect.mild, aspect.strong, aspect.verbs)]
-    good, bad = ({word for pair in pairs for word in pair[sign]} for sign in (GOOD, BAD))
+    pairs = [subject[slot] for subject in (FILM, *ASPECTS) for slot in ("mild", "strong", "verb")]
+    pairs += [FILM[slot] for slot in ("quality", "verdict", "feeling")]
+    good, bad = ({word for pair in pairs for word in pair[polarity]} for polarity in (GOOD, BAD))
     assert good.isdisjoint(bad)
     assert min(len(good), len(bad)) > 150
-    for aspect in [FILM, *ASPECTS]:  # a word listed twice for one noun could be drawn twice in a row
-        mild = aspect.mild[GOOD] + aspect.mild[BAD] + sample_text.ANY_MILD[GOOD] + sample_text.ANY_MILD[BAD]
-        strong = aspect.strong[GOOD] + aspect.strong[BAD] + sample_text.ANY_STRONG[GOOD] + sample_text.ANY_STRONG[BAD]
-        assert len(mild + strong) == len(set(mild + strong))
+    for subject in (FILM, *ASPECTS):  # a word listed twice for one noun could be drawn twice in a row
+        words = [word for slot in ("mild", "strong") for polarity in (GOOD, BAD) for word in subject[slot][polarity]]
+        assert len(words) == len(set(words))
 
 
 @pytest.mark.parametrize(
@@ -85,8 +73,8 @@ def test_no_word_is_both_good_and_bad():
     [("goes nowhere", "go nowhere"), ("tries too hard", "try too hard"), ("loses its way", "lose its way"),
      ("fizzles", "fizzle"), ("touches a nerve", "touch a nerve"), ("cloys", "cloy")],
 )  # fmt: skip
-def test_plural_verb(phrase, expected):
-    assert samples._plural_verb(phrase) == expected
+def test_verb_stem(phrase, expected):
+    assert samples.verb_stem(phrase) == expected
 
 
 def test_rows_are_unique_balanced_lower_case_and_sized():
@@ -112,8 +100,16 @@ def test_a_seed_gives_its_own_rows_and_always_the_same_ones():
     assert len({text for text, _ in rows} & {text for text, _ in other}) < 50
 
 
+def test_the_rows_of_the_tasks_stay_as_they_are():
+    """Published figures of `--sample` were measured on these rows."""
+    assert [json_sha256(samples.sample_rows(*size))[:16] for size in ((8000, 1), (1000, 2))] == [
+        "6eab0de64d41ad12", "c170295e680ebbf7"]  # fmt: skip
+    assert [json_sha256(samples.sample_reviews(*size))[:16] for size in ((4000, 1), (600, 2))] == [
+        "0ed3be6acde38541", "8d62bcdddbffd15e"]  # fmt: skip
+
+
 def test_articles():
-    assert samples._A_BEFORE_VOWEL.sub("an ", "a uneven plot, a one-note cast, a aging boxer") == (
+    assert samples.correct_articles("a uneven plot, a one-note cast, a aging boxer") == (
         "an uneven plot, a one-note cast, an aging boxer"
     )
     assert not [text for text, _ in samples.sample_rows(2000, seed=4) if " a a" in f" {text}" or " an b" in f" {text}"]
@@ -143,87 +139,3 @@ def test_bag_of_words_is_well_above_chance_and_well_below_the_ceiling():
     accuracy = model.score(counts.transform([text for text, _ in test]), [label for _, label in test])
     # Measured 0.74 (sd 0.014); the ceiling is 1 - MIXED_SHARE / 2 = 0.975.
     assert 0.65 < accuracy < 0.85
-
-
-def test_tokenizer_has_one_bos_a_pad_and_whole_label_words(folder):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token) == (
-        "<s>", "</s>", "<pad>", "<unk>")  # fmt: skip
-    prompt = "Review: the script is never dull.\nSentiment:"
-    ids = tokenizer(prompt)["input_ids"]
-    assert ids.count(tokenizer.bos_token_id) == 1
-    assert ids[0] == tokenizer.bos_token_id
-    for word in (" negative", " positive"):
-        answer = tokenizer(word, add_special_tokens=False)["input_ids"]
-        assert len(answer) == 1
-        assert tokenizer(prompt + word)["input_ids"] == ids + answer
-    strange = "naïve — 日本 \x07 🎬\n\ttabs"
-    encoded = tokenizer(strange, add_special_tokens=False)["input_ids"]
-    assert tokenizer.decode(encoded) == strange
-    assert tokenizer.unk_token_id not in encoded
-
-
-def test_model_is_a_small_llama_that_fits_its_tokenizer(folder):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert model.config.model_type == "llama"
-    assert model.config.vocab_size == len(tokenizer)
-    assert model.config.pad_token_id == tokenizer.pad_token_id
-    assert model.config.bos_token_id == tokenizer.bos_token_id
-    assert model.num_parameters() < 500_000
-    with torch.no_grad():
-        logits = model(**tokenizer("a witty film", return_tensors="pt")).logits
-    assert torch.isfinite(logits).all()
-
-
-def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-
-
-def test_model_is_the_same_for_a_seed_and_a_complete_folder_is_left_alone(folder, tmp_path):
-    import torch
-
-    state = torch.random.get_rng_state()
-    samples.tiny_causal_model(tmp_path / "again")
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert digests(tmp_path / "again") == digests(folder)
-    samples.tiny_causal_model(tmp_path / "again", seed=1)
-    assert digests(tmp_path / "again") == digests(folder)
-    samples.tiny_causal_model(tmp_path / "other", seed=1)
-    assert digests(tmp_path / "other")["model.safetensors"] != digests(folder)["model.safetensors"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "other"]
-
-
-def test_two_processes_at_once_leave_one_complete_folder(folder, tmp_path):
-    program = "import sys, pathlib, zerotune.tasks.sample as s; s.tiny_causal_model(pathlib.Path(sys.argv[1]) / 'tiny')"
-    started = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
-    assert digests(tmp_path / "tiny") == digests(folder)
-
-
-def test_losing_the_race_is_no_error(folder, tmp_path, monkeypatch):
-    target = tmp_path / "tiny"
-    original = samples._random_llama
-
-    def other_process_wins(tokenizer, seed):
-        folder_copy = target.with_name("copy")
-        samples.shutil.copytree(folder, folder_copy)
-        folder_copy.rename(target)
-        return original(tokenizer, seed)
-
-    monkeypatch.setattr(samples, "_random_llama", other_process_wins)
-    samples.tiny_causal_model(target)
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
-
-
-def test_a_folder_that_holds_something_else_is_refused_and_kept(tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.txt").write_text("precious")
-    with pytest.raises(Refused, match="holds something else"):
-        samples.tiny_causal_model(tmp_path / "thesis")
-    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
