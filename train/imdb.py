@@ -24,9 +24,10 @@ def main(args) -> None:
 
     from zerotune.checks.preflight import read_model
     from zerotune.checks.run_checks import check_model_flags
-    from zerotune.evaluation.results import evaluate_base, evaluate_final, print_results
+    from zerotune.evaluation.results import evaluate_base, evaluate_final
     from zerotune.evaluation.validation import validate_labels
-    from zerotune.report.run_report import write_report
+    from zerotune.report.label_parts import label_parts
+    from zerotune.report.run_report import print_run_table, write_report
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
@@ -88,9 +89,9 @@ def main(args) -> None:
         final = save_best(loop, settings, tokenizer, task_record(settings, imdb, data["train"]))
         engine.free()
         evaluate_final(run, settings, final, imdb, splits, stop_signal)
-        print_results(run)
-        texts = {example.id: example.text for example in splits.test}
-        run.finish(loop.progress, lambda: write_report(run.path, texts))
+        parts = label_parts(imdb.LABELS, {example.id: example.text for example in splits.test})
+        print_run_table(run.path, parts)
+        run.finish(loop.progress, lambda: write_report(run.path, parts))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from zerotune.evaluation.options import QuestionOptions
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.branches import can_share
 from zerotune.models.final_folder import read_record
+from zerotune.report.run_report import print_run_table, write_report
 from zerotune.run import cpu, launch
 from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.process import is_main_process, say, started_at
@@ -30,8 +31,7 @@ from zerotune.squad.evaluation import (
 from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
 from zerotune.squad.questions import TASK, Question
-from zerotune.squad.report import print_results, write_report
-from zerotune.squad.results import print_scores, score_line
+from zerotune.squad.report import print_scores, question_parts, score_line
 from zerotune.squad.span_data import SpanData
 from zerotune.squad.splits import SOURCES, first_paragraphs, load_shots_source, load_splits
 from zerotune.tasks.prompts import uses_chat
@@ -107,9 +107,9 @@ def train(args) -> None:
         options = results.final_options(QuestionOptions, args, final, precision, splits)
         folder = run.path / "eval" / "final"
         evaluate_questions(folder, options, splits.test, run.accelerator, stop_signal, replace=True)
-        print_results(run.path)
-        questions = {question.id: question for question in splits.test}
-        results.finish(run, args, progress, lambda path: write_report(path, questions), startup_s, base_eval_s)
+        parts = question_parts({question.id: question for question in splits.test})
+        print_run_table(run.path, parts)
+        results.finish(run, args, progress, lambda path: write_report(path, parts), startup_s, base_eval_s)
 
 
 def _tokenise(

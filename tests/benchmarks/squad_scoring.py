@@ -13,9 +13,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from zerotune.metrics.text_overlap import text_overlap
+from zerotune.metrics.text_overlap import overlap_scores
 from zerotune.squad.files import read_questions
-from zerotune.squad.metrics import official_scores, score_answers, squad_metrics
+from zerotune.squad.metrics import gold_texts, official_scores, score_answers, squad_metrics
 from zerotune.squad.questions import Question
 
 ROUNDS = 5
@@ -76,7 +76,9 @@ def main(args: argparse.Namespace) -> None:
             f"round {number}: scores {ours:.3f} s, intervals {with_intervals:.3f} s more; a plain loop {plain:.3f} s: "
             f"{plain / ours:.1f} × as long as the scores, {plain / (ours + with_intervals):.1f} × with intervals"
         )
-    overlap, _ = seconds(lambda: text_overlap(questions, predictions))
+    answerable = [each for each in questions if each.answers]
+    texts, golds = [predictions[each.id] for each in answerable], [gold_texts(each) for each in answerable]
+    overlap, _ = seconds(lambda: overlap_scores(texts, golds))
     print(f"BLEU, ROUGE and METEOR with intervals: {overlap:.1f} s")
 
 

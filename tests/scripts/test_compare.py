@@ -13,11 +13,12 @@ from scipy.stats import binomtest
 
 from zerotune.errors import Refused
 from zerotune.files import write_json, write_json_lines
-from zerotune.metrics.labels import METRIC_NAMES, classification_metrics
+from zerotune.metrics.labels import classification_metrics
+from zerotune.metrics.paired import score_names
 from zerotune.report.comparison import short_names, write_comparison
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "compare.py"
-LABELS = [0, 1] * 20
+LABELS, NAMES = [0, 1] * 20, ("negative", "positive")
 
 
 def evaluation(folder, wrong, labels=LABELS, prefix="item", **settings):
@@ -29,7 +30,11 @@ def evaluation(folder, wrong, labels=LABELS, prefix="item", **settings):
         for i, (label, prediction) in enumerate(zip(labels, predictions, strict=True))
     ]
     write_json_lines(folder / "predictions.jsonl", lines)
-    metrics = classification_metrics(labels, predictions)
+    metrics = (
+        {"count": len(labels)}
+        if settings.get("task") == "squad"
+        else classification_metrics(labels, predictions, NAMES)
+    )
     defaults = {"task": "sst2", "model": "some/model", "method": "full", "setting": "classifier head", "seed": 0}
     defaults |= {"training_sha256": "5a"}
     write_json(folder / "metrics.json", {**metrics, **defaults, **settings})
@@ -86,7 +91,8 @@ def test_seeds_of_one_command_give_mean_and_spread(tmp_path):
     # Mean 0.9; deviations 0.1, 0, -0.1: variance 0.02 / 2.
     assert (accuracy["mean"], accuracy["sd"]) == pytest.approx((0.9, 0.1))
     assert (accuracy["low"], accuracy["high"]) == (0.8, 1.0)
-    assert set(METRIC_NAMES) <= spread.keys()
+    names = score_names(json.loads((other / "metrics.json").read_text()))
+    assert len(names) == 9 and spread["metrics"] == names and set(names) <= spread.keys()
     assert "90.00 ± 10.00" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -157,7 +163,7 @@ def test_runs_are_shown_side_by_side(tmp_path):
     training = training[: training.index("</section>")]
     titles = re.findall(r"<h3>(.*?)</h3>", training)
     assert titles == [
-        "Loss", "Loss on the choosing split", "Accuracy on the choosing split",
+        "Loss", "Loss on the validation split", "Accuracy on the validation split",
         "Learning rate", "Gradient norm", "Epoch",
     ]  # fmt: skip
     assert training.count(">by-loop<") == training.count(">by-trainer<") == 1 + len(titles)
@@ -223,7 +229,7 @@ def without_scores(folder):
         (torn, "metrics.json counts 40 items, predictions.jsonl has 37"),
         (twice, "an id counts once"),
         (broken, "broken JSON"),
-        (without_scores, "a classification evaluation has accuracy"),
+        (without_scores, "an evaluation of sst2 has accuracy"),
     ],
 )
 def test_a_folder_that_is_no_whole_evaluation_is_refused(tmp_path, change, words):

@@ -5,9 +5,8 @@ from pathlib import Path
 from zerotune.evaluation.options import EvalOptions
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint
 from zerotune.files import read_json
-from zerotune.metrics.paired import paired_comparison, read_evaluation
 from zerotune.run.folder import RunFolder
-from zerotune.run.process import is_main_process, say
+from zerotune.run.process import say
 from zerotune.settings.groups import TrainSettings
 from zerotune.tasks.splits import Splits, stratified_subset
 from zerotune.tasks.task_sources import reporting_sha256
@@ -55,23 +54,6 @@ def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, task, s
     folder = run.path / "eval" / "final"
     metrics = evaluate_checkpoint(folder, options, task, splits.test, run.accelerator, stop_signal, replace=True)
     say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
-
-
-def print_results(run: RunFolder) -> None:
-    """The table of a run: before and after, on the items that both scored."""
-    if not is_main_process() or not (run.path / "eval" / "base" / "metrics.json").exists():
-        return
-    base, tuned = (read_evaluation(run.path / "eval" / name) for name in ("base", "final"))
-    paired = paired_comparison(base, tuned)
-    low, high = paired.difference_ci95
-    say(f"{'':<28}{'accuracy':>10}{'95 % interval':>20}{'f1':>10}{'items':>8}")
-    for name, metrics in ((f"base, {base.metrics['setting']}", base.metrics), ("tuned", tuned.metrics)):
-        interval = "[{:.4f}, {:.4f}]".format(*metrics["accuracy_ci95"])
-        say(f"{name:<28}{metrics['accuracy']:>10.4f}{interval:>20}{metrics['f1']:>10.4f}{metrics['count']:>8,}")
-    say(
-        f"on the {paired.num_common:,} common items: {paired.difference:+.4f} [{low:+.4f}, {high:+.4f}], "
-        f"McNemar p = {paired.p_value:.2g}"
-    )
 
 
 def accuracy_line(metrics: dict) -> str:

@@ -12,7 +12,7 @@ from zerotune.evaluation.generation import EXTRA_TOKENS, answer_texts, end_token
 from zerotune.evaluation.options import EvalOptions, generator_record, trained_as
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.files import default_cache_dir
-from zerotune.metrics.label_results import LabelAnswers
+from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.final_folder import load_final_or_base
 from zerotune.models.parameters import published_table
 from zerotune.models.precision import autocast
@@ -58,7 +58,7 @@ def classifier_scorer(model, data: LabelledData, device: torch.device, precision
     return score
 
 
-def likeliest(records: list[dict], content_free: np.ndarray | None = None) -> LabelAnswers:
+def likeliest(records: list[dict], content_free: np.ndarray | None = None) -> PredictedLabels:
     """Return the likeliest label of each item.
 
     Args:
@@ -68,9 +68,9 @@ def likeliest(records: list[dict], content_free: np.ndarray | None = None) -> La
     scores = np.array([record["log_probabilities"] for record in records], dtype=np.float32)
     plain = scores.argmax(axis=1).tolist()
     if content_free is None:
-        return LabelAnswers(plain, {"scores": scores.tolist()})
+        return PredictedLabels(plain, {"scores": scores.tolist()})
     calibrated = calibrate(scores, content_free)
-    return LabelAnswers(calibrated.argmax(axis=1).tolist(), {"scores": calibrated.tolist()}, uncalibrated=plain)
+    return PredictedLabels(calibrated.argmax(axis=1).tolist(), {"scores": calibrated.tolist()}, uncalibrated=plain)
 
 
 def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
@@ -86,7 +86,7 @@ def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
 
 def _written_answers(
     model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device
-) -> tuple[Scorer, Callable[[list[dict]], LabelAnswers]]:
+) -> tuple[Scorer, Callable[[list[dict]], PredictedLabels]]:
     """(`score`, `read`) of a model that writes its answers."""
     ends = end_tokens(model, tokenizer, prompt)
     longest = 1 if data.single_token else max(map(len, data.targets))
@@ -96,10 +96,10 @@ def _written_answers(
         written = write_answers(model, rows, data.pad_id, ends, longest + EXTRA_TOKENS, device)
         return [{"tokens": tokens} for tokens in written]
 
-    def read(records: list[dict]) -> LabelAnswers:
+    def read(records: list[dict]) -> PredictedLabels:
         texts = answer_texts(tokenizer, records)
         labels = [parse_answer(text, prompt.label_words) for text in texts]
-        return LabelAnswers(labels, {"answer": texts}, written=True)
+        return PredictedLabels(labels, {"answer": texts}, written=True)
 
     return score, read
 

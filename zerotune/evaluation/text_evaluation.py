@@ -7,7 +7,7 @@ from zerotune.evaluation.options import EvalOptions, answers_by_prompt
 from zerotune.evaluation.result_files import write_label_results
 from zerotune.evaluation.scorers import LoadModel, prepare_classifier, prepare_prompt
 from zerotune.evaluation.scoring import PreparedModel
-from zerotune.metrics.label_results import LabelAnswers
+from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.language_model import load_language_model
 from zerotune.models.pretrained import read_config
 from zerotune.tasks.splits import Example
@@ -39,8 +39,8 @@ def evaluate_checkpoint(
             return prepare_prompt(options, task, examples, config, accelerator.device, load_model)
         return prepare_classifier(options, task, examples, config, accelerator.device)
 
-    def write(answers: LabelAnswers) -> dict:
-        return write_label_results(folder, examples, answers)
+    def write(predicted: PredictedLabels) -> dict:
+        return write_label_results(folder, examples, predicted, task.LABELS)
 
     items = items_of(options, task, examples)
     return evaluate_into(folder, options, items, prepare, write, accelerator, stop_signal, replace)

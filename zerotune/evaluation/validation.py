@@ -24,6 +24,8 @@ def validate_labels(
         accelerator,
         on_batch=lambda: stop_signal.raise_when_noted(accelerator),
     )
-    predictions = data.log_probabilities(records).argmax(axis=1)
-    scores = confusion_scores(confusion_matrix(data.labels, predictions))
-    return {"loss": data.mean_loss(records)} | {name: float(scores[name]) for name in ("accuracy", "f1_macro")}
+    log_probabilities = data.log_probabilities(records)
+    num_labels = log_probabilities.shape[1]
+    confusion = confusion_matrix(data.labels, log_probabilities.argmax(axis=1), num_labels)
+    scores = confusion_scores(confusion, range(num_labels))
+    return {"loss": data.mean_loss(records)} | {name: scores[name] for name in ("accuracy", "f1_macro")}

@@ -1,123 +1,154 @@
-"""Scores of two-label classification, with intervals. Label 1 is the positive class; every score lies in 0-1.
+"""Score the labels that a model gives: accuracy, precision, recall and F1 with intervals, for two or more labels.
 
-Light to import: the `evaluate` metric that computes the reported scores lives in classification_metric.py.
+A label is its place in `label_names`; of two labels, the second is the positive class. Scores are in 0-1, and a ratio
+over 0 is 0. scikit-learn computes the reported scores. `confusion_scores` computes the same ones from counts, which is
+fast enough for thousands of resamples.
 """
 
 from collections.abc import Sequence
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
 
 import numpy as np
 
-from zerotune.metrics.statistics import bootstrap_interval, wilson_interval
+from zerotune.metrics.statistics import percentile_interval, resample_counts, wilson_interval
 
-METRIC_NAMES = (
-    "accuracy",
-    "precision",
-    "recall",
-    "f1",
-    "precision_macro",
-    "recall_macro",
-    "f1_macro",
-    "accuracy_negative",
-    "accuracy_positive",
-)
-
-
-# The prediction of an answer in which no label can be read: a miss of its label, and of no predicted class.
+# The prediction of an answer that names no label: wrong, and not counted for any predicted label.
 UNPARSABLE = -1
+# Reported without calibration too, beside a calibrated evaluation's scores.
+UNCALIBRATED_SCORES = ("accuracy", "precision", "recall", "f1")
 
 
-def confusion_matrix(labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(items,) labels of 0 and 1 and predictions -> (2, 2) counts [[tn, fp], [fn, tp]]: a row per label.
+@dataclass(frozen=True)
+class PredictedLabels:
+    """The labels that a model gives to some items, in their order.
 
-    With predictions that are UNPARSABLE it is (2, 3): their counts stand in a third column.
+    Attributes:
+        predictions: numbers of labels, None where a written answer names none.
+        details: further columns of predictions.jsonl, by name.
+        uncalibrated: the predictions before calibration; None where nothing is calibrated.
+        written: whether the labels were read from text that the model wrote.
     """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
+
+    predictions: list[int | None]
+    details: dict[str, list]
+    uncalibrated: list[int] | None = None
+    written: bool = False
+
+
+def label_metrics(labels: Sequence[int | None], predicted: PredictedLabels, label_names: Sequence[str]) -> dict:
+    """Return the part of metrics.json that was measured; only counts where the items are unlabelled (all are None)."""
+    if labels[0] is None:
+        metrics: dict = {"count": len(labels)}
+    else:
+        metrics = classification_metrics(labels, predicted.predictions, label_names)
+        if predicted.uncalibrated is not None:
+            before = classification_metrics(labels, predicted.uncalibrated, label_names)
+            kept = [name for name in before if name.removesuffix("_ci95") in UNCALIBRATED_SCORES]
+            metrics |= {f"uncalibrated_{name}": before[name] for name in kept}
+    if predicted.written:
+        num_unparsable = predicted.predictions.count(None)
+        metrics |= {"num_unparsable": num_unparsable, "unparsable_share": num_unparsable / len(labels)}
+    return metrics
+
+
+def classification_metrics(
+    labels: Sequence[int], predictions: Sequence[int | None], label_names: Sequence[str], seed: int = 0
+) -> dict[str, float | int | list | None]:
+    """Return each score with its `_ci95`, the counts (count, count_LABEL), and the confusion matrix.
+
+    Args:
+        labels: [items], each 0 … len(label_names) - 1.
+        predictions: [items], the same numbers, or None or UNPARSABLE.
+        seed: of the bootstrap.
+    """
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support  # takes a second to import
+
+    predictions = [UNPARSABLE if prediction is None else prediction for prediction in predictions]
+    confusion = confusion_matrix(labels, predictions, len(label_names))
+    assert confusion.sum() > 0, "no items to score"
+    precision, recall, f1, counts = precision_recall_fscore_support(
+        labels, predictions, labels=range(len(label_names)), average=None, zero_division=0.0
+    )
+    scores = _named(accuracy_score(labels, predictions), precision, recall, f1, label_names)
+    intervals = confusion_intervals(confusion, label_names, seed)
+    metrics: dict[str, float | int | list | None] = {}
+    for name, score in scores.items():
+        metrics |= {name: float(score), f"{name}_ci95": intervals[f"{name}_ci95"]}
+    metrics |= {"count": len(labels)}
+    metrics |= {f"count_{name}": int(count) for name, count in zip(label_names, counts, strict=True)}
+    return metrics | {"confusion": confusion.tolist()}
+
+
+def confusion_matrix(labels: Sequence[int], predictions: Sequence[int], num_labels: int) -> np.ndarray:
+    """Count items by label and prediction: [num_labels, num_labels], a row per label and a column per prediction.
+
+    If any prediction is UNPARSABLE, one more column counts those."""
+    labels, predictions = np.asarray(labels, dtype=np.int64), np.asarray(predictions, dtype=np.int64)
     assert labels.shape == predictions.shape and labels.ndim == 1, (labels.shape, predictions.shape)
-    assert np.isin(labels, (0, 1)).all() and np.isin(predictions, (0, 1, UNPARSABLE)).all(), "classes are 0 and 1"
-    columns = np.where(predictions == UNPARSABLE, 2, predictions).astype(np.int64)
-    confusion = np.bincount(3 * labels.astype(np.int64) + columns, minlength=6).reshape(2, 3)
-    return confusion if confusion[:, 2].any() else confusion[:, :2]
+    columns = np.where(predictions == UNPARSABLE, num_labels, predictions)
+    assert ((labels >= 0) & (labels < num_labels)).all(), "a label has no name"
+    assert ((columns >= 0) & (columns <= num_labels)).all(), "a prediction is no label"
+    width = num_labels + 1
+    confusion = np.bincount(width * labels + columns, minlength=num_labels * width).reshape(num_labels, width)
+    return confusion if confusion[:, -1].any() else confusion[:, :-1]
 
 
-def confusion_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """(..., 2, 2) or (..., 2, 3) counts -> each of METRIC_NAMES with shape (...).
+def confusion_scores(confusion: np.ndarray, label_names: Sequence) -> dict[str, float]:
+    """Return the scores of a confusion matrix by name; the labels' numbers can do for their names."""
+    scores = _scores_of_counts(*_label_counts(confusion), label_names)
+    return {name: float(score) for name, score in scores.items()}
 
-    The definitions are scikit-learn's with both labels always counted and zero_division=0: a ratio over 0 is 0.
-    This is the fast route for the choosing split and for resampling; the reported scores are scikit-learn's own.
+
+def confusion_intervals(
+    confusion: np.ndarray, label_names: Sequence[str], seed: int = 0
+) -> dict[str, list[float] | None]:
+    """Return NAME_ci95, [low, high], for each score of a confusion matrix; None where its denominator is 0.
+
+    Proportions (accuracy, precision, recall, accuracy_LABEL) have a Wilson interval, each over its denominator. The
+    other scores have a percentile bootstrap over items, which has no width where every item is right.
     """
-    confusion = np.asarray(confusion, dtype=np.float64)
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    num_labelled, num_predicted = confusion.sum(axis=-1), confusion[..., :2].sum(axis=-2)
-    precision, recall = _ratio(hits, num_predicted), _ratio(hits, num_labelled)
-    f1 = _ratio(2 * hits, num_labelled + num_predicted)
-    return {
-        "accuracy": _ratio(hits.sum(axis=-1), num_labelled.sum(axis=-1)),
-        "precision": precision[..., 1],
-        "recall": recall[..., 1],
-        "f1": f1[..., 1],
-        "precision_macro": precision.mean(axis=-1),
-        "recall_macro": recall.mean(axis=-1),
-        "f1_macro": f1.mean(axis=-1),
-        "accuracy_negative": recall[..., 0],
-        "accuracy_positive": recall[..., 1],
-    }
-
-
-def confusion_intervals(confusion: np.ndarray, seed: int = 0) -> dict[str, list[float] | None]:
-    """(2, 2) or (2, 3) counts -> NAME_ci95 for each of METRIC_NAMES, [low, high] or None where the denominator is 0.
-
-    Proportions (accuracy, precision, recall, accuracy_negative, accuracy_positive): Wilson, each over its denominator.
-    The others: percentile bootstrap over items, 10,000 resamples seeded by `seed`; at a perfect score it has no width.
-    """
-    confusion = np.asarray(confusion)
-    (tn, fp), (_, tp) = confusion[:, :2].tolist()
-    num_negative, num_positive = confusion.sum(axis=1).tolist()
-    proportions = {
-        "accuracy": (tn + tp, num_negative + num_positive),
-        "precision": (tp, tp + fp),
-        "recall": (tp, num_positive),
-        "accuracy_negative": (tn, num_negative),
-        "accuracy_positive": (tp, num_positive),
-    }
-    intervals: dict[str, list[float] | None] = {}
-    for name in METRIC_NAMES:
-        if name in proportions:
-            interval = wilson_interval(*proportions[name])
-        else:
-            interval = bootstrap_interval(
-                confusion.flatten(),
-                lambda cells, name=name: confusion_scores(cells.reshape(-1, *confusion.shape))[name],
-                seed=seed,
-            )
+    hits, labelled, predicted = (counts.astype(int).tolist() for counts in _label_counts(confusion))
+    proportions = {f"accuracy_{name}": (hits[row], labelled[row]) for row, name in enumerate(label_names)}
+    proportions |= {"accuracy": (sum(hits), sum(labelled))}
+    proportions |= {"precision": (hits[1], predicted[1]), "recall": (hits[1], labelled[1])}
+    intervals = {}
+    for name, scores in _resampled_scores(confusion, label_names, seed).items():
+        interval = wilson_interval(*proportions[name]) if name in proportions else percentile_interval(scores)
         intervals[f"{name}_ci95"] = None if interval is None else list(interval)
     return intervals
 
 
-def classification_metrics(
-    labels: Sequence[int] | np.ndarray, predictions: Sequence[int] | np.ndarray, seed: int = 0
-) -> dict[str, float | int | list | None]:
-    """(items,) labels of 0 and 1 and predictions -> the flat object of metrics.json: each score, its `_ci95`, counts.
+def _resampled_scores(confusion: np.ndarray, label_names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
+    """Return each score of as many samples of the items as the bootstrap draws, [resamples]."""
+    rows, columns = np.nonzero(confusion)  # an empty cell stays empty in every sample
+    cells = resample_counts(confusion[rows, columns], seed).astype(np.float64)
+    in_row, in_column = (places[:, None] == np.arange(len(label_names)) for places in (rows, columns))
+    counts = (cells @ chosen.astype(np.float64) for chosen in (in_row & in_column, in_row, in_column))
+    return _scores_of_counts(*counts, label_names)
 
-    Counts: count, count_negative, count_positive (by label) and confusion, as of `confusion_matrix`.
-    A score over nothing (precision without a positive prediction) is 0.0 as in scikit-learn, and its `_ci95` is None.
-    """
-    # evaluate imports transformers' pipelines: seconds that no --help should pay.
-    from zerotune.metrics.classification_metric import ClassificationMetric
 
-    confusion = confusion_matrix(labels, predictions)
-    assert confusion.sum() > 0, "no items to score"
-    # evaluate creates its cache folder even when it keeps everything in memory.
-    with TemporaryDirectory() as cache_dir:
-        metric = ClassificationMetric(cache_dir=cache_dir, keep_in_memory=True, seed=seed)
-        scores = metric.compute(predictions=np.asarray(predictions), references=np.asarray(labels))
-    intervals = confusion_intervals(confusion, seed)
-    metrics: dict[str, float | int | list | None] = {}
-    for name in METRIC_NAMES:
-        metrics[name], metrics[f"{name}_ci95"] = scores[name], intervals[f"{name}_ci95"]
-    num_negative, num_positive = confusion.sum(axis=1).tolist()
-    counts = {"count": num_negative + num_positive, "count_negative": num_negative, "count_positive": num_positive}
-    return {**metrics, **counts, "confusion": confusion.tolist()}
+def _label_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how many items of each label are right, have the label, and are predicted to have it: [labels] each."""
+    confusion = np.asarray(confusion, dtype=np.float64)
+    return np.diagonal(confusion), confusion.sum(axis=1), confusion[:, : len(confusion)].sum(axis=0)
+
+
+def _scores_of_counts(
+    hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray, label_names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return each score, [...], of the counts of `_label_counts`, [..., labels]."""
+    accuracy = _ratio(hits.sum(axis=-1), labelled.sum(axis=-1))
+    f1 = _ratio(2 * hits, labelled + predicted)
+    return _named(accuracy, _ratio(hits, predicted), _ratio(hits, labelled), f1, label_names)
+
+
+def _named(accuracy, precision, recall, f1, label_names: Sequence) -> dict[str, np.ndarray]:
+    """Name the scores of accuracy, [...], and of each label's precision, recall and F1, [..., labels]."""
+    by_label = {"precision": precision, "recall": recall, "f1": f1}
+    positive = {name: values[..., 1] for name, values in by_label.items()} if len(label_names) == 2 else {}
+    macro = {f"{name}_macro": values.mean(axis=-1) for name, values in by_label.items()}
+    accuracies = {f"accuracy_{name}": recall[..., label] for label, name in enumerate(label_names)}
+    return {"accuracy": accuracy} | positive | macro | accuracies
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Finished evaluations read back: what a folder scored, paired tests on common items, spread across training seeds."""
+"""Read finished evaluations back: paired tests on the items that two of them share, and the spread over training seeds.
+
+Nothing here depends on the task. A score is an entry of metrics.json that has an interval beside it, NAME_ci95; an item
+is a line of predictions.jsonl.
+"""
 
 import json
 from collections import defaultdict
@@ -10,18 +14,27 @@ import numpy as np
 
 from zerotune.errors import Refused
 from zerotune.files import read_json_lines
-from zerotune.metrics.labels import METRIC_NAMES, UNPARSABLE, confusion_intervals, confusion_matrix, confusion_scores
-from zerotune.metrics.statistics import PairedMeans, mcnemar, paired_difference_interval, paired_means
-from zerotune.squad import questions as squad
-from zerotune.squad import results as squad_results
+from zerotune.metrics.statistics import (
+    PairedMeans,
+    mcnemar_p_value,
+    paired_counts,
+    paired_difference_interval,
+    paired_means,
+)
 
+# Tasks whose metrics.json has its scores on 0-100, as their official tools print them.
+TASKS_IN_PERCENT = ("squad",)
+# Entries of metrics.json that were measured, beside the scores; the others are settings.
+_MEASURED = (
+    "confusion", "loss", "seed", "unparsable_share", "tokens_per_device", "threshold", "abstention_share", "eos_rate",
+)  # fmt: skip
 _MEASURED_PREFIXES = ("count", "num_", "best_", "mean_answer", "uncalibrated_")
 _MEASURED_ENDS = ("_ci95", "_s", "total")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation folder: its metrics.json, and its labelled predictions by id in file order."""
+    """An evaluation folder: its metrics.json, and its labelled predictions by id in the order of the file."""
 
     folder: Path
     metrics: dict
@@ -30,8 +43,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two evaluations on the items that both have; differences are second minus first, in 0-1. Of questions, accuracy
-    is the share of exact answers."""
+    """Two evaluations on the items that both scored; differences are second minus first, in 0-1.
+
+    Accuracy is the share of right items; of questions, the share of exact answers."""
 
     num_common: int
     accuracy_first: float
@@ -44,16 +58,21 @@ class Paired:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Raises Refused for a folder without labelled predictions or metrics, or whose two files do not match."""
+    """Read an evaluation folder.
+
+    Raises:
+        Refused: it lacks labelled predictions or metrics, or its two files do not match.
+    """
     for name in ("predictions.jsonl", "metrics.json"):
         if not (folder / name).is_file():
-            raise Refused(f"an evaluation folder holds {name}, {folder} does not: give one an eval script wrote")
+            raise Refused(f"an evaluation folder holds {name}, {folder} does not: name one that an eval script wrote")
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         lines = read_json_lines(folder / "predictions.jsonl")
     except ValueError as error:
         raise Refused(f"{folder} holds broken JSON ({error}): evaluate again") from error
-    if not isinstance(metrics, dict) or not all(_is_prediction(line) for line in lines):
+    is_whole = all(isinstance(line, dict) and {"id", "label", "prediction"} <= line.keys() for line in lines)
+    if not isinstance(metrics, dict) or not is_whole:
         raise Refused(f"{folder} holds a metrics.json or predictions.jsonl of another kind: evaluate again")
     labelled = [line for line in lines if line["label"] is not None]
     if not labelled:
@@ -63,24 +82,21 @@ def read_evaluation(folder: Path) -> Evaluation:
         raise Refused(f"an id counts once, {folder} has {len(labelled) - len(predictions)} twice: evaluate again")
     if metrics.get("count", len(labelled)) != len(labelled):
         found = f"metrics.json counts {metrics['count']} items, predictions.jsonl has {len(labelled):,}"
-        raise Refused(f"the files of one evaluation belong together, in {folder} {found}: evaluate again")
+        raise Refused(f"the two files of an evaluation must match, in {folder} {found}: evaluate again")
     return Evaluation(folder, metrics, predictions)
 
 
-def _is_prediction(line) -> bool:
-    return isinstance(line, dict) and {"id", "label", "prediction"} <= line.keys()
-
-
 def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
-    """The ids that both evaluations scored, in the first one's order. Raises Refused for none or unequal labels."""
+    """Return the ids that both evaluations scored, in the first one's order.
+
+    Raises:
+        Refused: there are none, or the two are of different data or give an id different labels.
+    """
+    folders = f"{first.folder} and {second.folder}"
     sources = [side.metrics.get("data_sha256") for side in (first, second)]
     if None not in sources and len(set(sources)) > 1:
-        raise Refused(
-            f"a paired test needs the same items, {first.folder} and {second.folder} are of different data: evaluate "
-            "both on the same file"
-        )
+        raise Refused(f"a paired test needs the same items, {folders} are of different data: evaluate both on one file")
     common = [identifier for identifier in first.predictions if identifier in second.predictions]
-    folders = f"{first.folder} and {second.folder}"
     if not common:
         raise Refused(f"a paired test needs common items, {folders} share no id: evaluate both on the same file")
     for identifier in common:
@@ -92,107 +108,90 @@ def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
 
 
 def paired_comparison(first: Evaluation, second: Evaluation) -> Paired:
-    """Raises Refused as `common_ids` does."""
+    """Test whether two models are right equally often. Raises Refused as `common_ids` does."""
     common = common_ids(first, second)
-    correct_first, correct_second = (
-        np.array([is_right(side.predictions[one]) for one in common]) for side in (first, second)
+    right_first, right_second = (
+        np.array([_is_right(side.predictions[one]) for one in common]) for side in (first, second)
     )
-    test = mcnemar(correct_first, correct_second)
+    _, only_first, only_second, _ = paired_counts(right_first, right_second)
     return Paired(
         num_common=len(common),
-        accuracy_first=float(correct_first.mean()),
-        accuracy_second=float(correct_second.mean()),
-        difference=float(correct_second.mean() - correct_first.mean()),
-        difference_ci95=paired_difference_interval(correct_first, correct_second),
-        only_first=test.b,
-        only_second=test.c,
-        p_value=test.p_value,
+        accuracy_first=float(right_first.mean()),
+        accuracy_second=float(right_second.mean()),
+        difference=float(right_second.mean() - right_first.mean()),
+        difference_ci95=paired_difference_interval(right_first, right_second),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=mcnemar_p_value(only_first, only_second),
     )
 
 
-def is_right(line: dict) -> bool:
-    """Whether a line of predictions.jsonl is right: of a question, whether it is a gold answer exactly."""
+def _is_right(line: dict) -> bool:
     return line["exact"] == 1 if "exact" in line else line["prediction"] == line["label"]
 
 
 def paired_f1(first: Evaluation, second: Evaluation) -> PairedMeans | None:
-    """F1 (0-1) of answers to the questions that both evaluations have; None where items have no F1 of their own.
-
-    Raises Refused as `common_ids` does."""
+    """Compare the F1 (0-1) of single items, None where items have none. Raises Refused as `common_ids` does."""
     common = common_ids(first, second)
-    if "f1" not in first.predictions[common[0]] or "f1" not in second.predictions[common[0]]:
+    if any("f1" not in side.predictions[common[0]] for side in (first, second)):
         return None
     return paired_means(*([side.predictions[one]["f1"] for one in common] for side in (first, second)))
 
 
-def metric_names(metrics: dict) -> tuple[str, ...]:
-    """The scores that an evaluation's metrics.json has, in the order of its task."""
-    if metrics.get("task") == squad.TASK:
-        return tuple(name for name in squad_results.METRIC_NAMES if name in metrics)
-    return METRIC_NAMES
+def score_names(metrics: dict) -> list[str]:
+    """Return the names of the scores in metrics.json, in the order of the file."""
+    return [name for name in metrics if f"{name}_ci95" in metrics and not name.startswith("uncalibrated_")]
+
+
+def is_in_percent(metrics: dict) -> bool:
+    """Return whether the scores in metrics.json are on 0-100; else they are in 0-1."""
+    return metrics.get("task") in TASKS_IN_PERCENT
 
 
 def as_proportions(metrics: dict) -> dict:
-    """metrics.json with its scores and their intervals in 0-1: those of SQuAD are written as 0-100."""
-    if metrics.get("task") != squad.TASK:
+    """Return metrics.json with its scores and their intervals in 0-1."""
+    if not is_in_percent(metrics):
         return metrics
-    scores = {name: metrics[name] / 100 for name in metric_names(metrics)}
-    intervals = {f"{name}_ci95": [bound / 100 for bound in metrics[f"{name}_ci95"]] for name in scores}
-    return metrics | scores | intervals
+    scores = {name: metrics[name] / 100 for name in score_names(metrics)}
+    return metrics | scores | {f"{name}_ci95": [bound / 100 for bound in metrics[f"{name}_ci95"]] for name in scores}
 
 
-def restricted_metrics(evaluation: Evaluation, other: Evaluation) -> dict:
-    """Each score and its `_ci95` over the items that `other` has too. Raises Refused as `common_ids` does."""
-    lines = [evaluation.predictions[identifier] for identifier in common_ids(evaluation, other)]
-    predictions = [UNPARSABLE if line["prediction"] is None else line["prediction"] for line in lines]
-    confusion = confusion_matrix([line["label"] for line in lines], predictions)
-    scores = {name: float(score) for name, score in confusion_scores(confusion).items()}
-    return {**scores, **confusion_intervals(confusion)}
-
-
-def settings_of(metrics: dict) -> dict:
-    """What metrics.json says of how it was made, without what was measured and without the seed."""
-    measured = {*METRIC_NAMES, "confusion", "loss", "seed", "unparsable_share", "tokens_per_device"}
-    measured |= {
-        *squad_results.METRIC_NAMES,
-        "threshold",
-        "abstention_share",
-        "mean_answer_words",
-        "mean_answer_tokens",
-        "eos_rate",
+def evaluation_settings(metrics: dict) -> dict:
+    """Return the part of metrics.json that says how the evaluation was made, without the seed."""
+    measured = {*_MEASURED, *score_names(metrics)}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name not in measured and not name.startswith(_MEASURED_PREFIXES) and not name.endswith(_MEASURED_ENDS)
     }
-
-    def is_setting(name: str) -> bool:
-        return name not in measured and not name.startswith(_MEASURED_PREFIXES) and not name.endswith(_MEASURED_ENDS)
-
-    return {name: value for name, value in metrics.items() if is_setting(name)}
 
 
 def seed_spreads(evaluations: Sequence[Evaluation]) -> list[dict]:
-    """For each group of two or more evaluations of tuned models on the same items, that agree in all settings but have
-    different training seeds: the spread.
+    """Return the spread of the scores over training seeds: one per group of tuned models that differ only in the seed.
 
-    A spread: settings, folders, seeds, and per metric name mean, sd (n - 1), low, high (the range) and values.
+    A group has the same settings and the same items, and each of its seeds once. A spread holds settings, folders,
+    seeds, metrics (their names), and for each of these mean, sd (n - 1), low and high (the range), and values.
     """
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
         if evaluation.metrics.get("training_sha256"):
-            key = [settings_of(evaluation.metrics), sorted(evaluation.predictions)]
+            key = [evaluation_settings(evaluation.metrics), sorted(evaluation.predictions)]
             groups[json.dumps(key, sort_keys=True)].append(evaluation)
     spreads = []
     for members in groups.values():
         seeds = [member.metrics.get("seed") for member in members]
         if len(members) < 2 or None in seeds or len(set(seeds)) < len(seeds):
             continue
+        scores = [as_proportions(member.metrics) for member in members]
+        names = [name for name in score_names(scores[0]) if all(name in score_names(others) for others in scores)]
         spread = {
-            "settings": settings_of(members[0].metrics),
+            "settings": evaluation_settings(members[0].metrics),
             "folders": [str(member.folder) for member in members],
             "seeds": seeds,
+            "metrics": names,
         }
-        names = [metric_names(member.metrics) for member in members]
-        spread["metrics"] = [name for name in names[0] if all(name in others for others in names)]
-        for name in spread["metrics"]:
-            values = [as_proportions(member.metrics)[name] for member in members]
+        for name in names:
+            values = [one[name] for one in scores]
             mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
             spread[name] = {"mean": mean, "sd": deviation, "low": min(values), "high": max(values), "values": values}
         spreads.append(spread)

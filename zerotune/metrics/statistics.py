@@ -1,4 +1,4 @@
-"""Intervals and paired tests: pure functions of counts and of per-item correctness."""
+"""Intervals and paired tests: pure functions of counts and of per-item scores."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,19 +7,11 @@ import numpy as np
 from scipy.special import bdtr, ndtri
 
 Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """b: items that only the first model got right; c: only the second; p_value: exact, two-sided."""
-
-    b: int
-    c: int
-    p_value: float
+NUM_RESAMPLES = 10_000
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Interval | None:
-    """Score interval of a proportion, without continuity correction; None where total is 0.
+    """Return the score interval of a proportion, without continuity correction; None if total is 0.
 
     Wilson 1927, J. Am. Stat. Assoc. 22:209-212; method 3 of Newcombe 1998, Stat. Med. 17:857-872.
     """
@@ -31,46 +23,55 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
     centre = proportion + z**2 / (2 * total)
     half_width = z * np.sqrt(proportion * (1 - proportion) / total + z**2 / (4 * total**2))
     scale = 1 + z**2 / total
-    # At 0 and at total the bound is 0 or 1 exactly; arithmetic alone leaves 1e-17.
+    # At 0 and at total the bound is exactly 0 or 1; rounding would leave 1e-17.
     low = 0.0 if successes == 0 else float((centre - half_width) / scale)
     high = 1.0 if successes == total else float((centre + half_width) / scale)
     return low, high
 
 
 def bootstrap_interval(
-    counts: Sequence[int] | np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    seed: int = 0,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
+    counts: Sequence[int] | np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap of a score that depends only on how many items are of each kind.
+    """Return the percentile bootstrap interval of a score that depends only on how many items are of each kind.
 
-    counts: (kinds,) how many of the n items are of each kind (the cells of a confusion matrix, the distinct values
-    of a per-item score). statistic: (num_resamples, kinds) resampled counts -> (num_resamples,) scores.
-    Drawing n items with replacement is one multinomial draw over the kinds, so the cost does not grow with n.
+    Args:
+        counts: [kinds], how many items are of each kind (such as the distinct values of a per-item score).
+        statistic: resampled counts [NUM_RESAMPLES, kinds] -> scores [NUM_RESAMPLES].
 
     Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
     """
+    return percentile_interval(statistic(resample_counts(counts, seed)))
+
+
+def resample_counts(counts: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
+    """Draw all n items with replacement NUM_RESAMPLES times, and count each kind: [NUM_RESAMPLES, kinds].
+
+    One multinomial draw over the kinds does that, so the cost does not grow with n."""
     counts = np.asarray(counts, dtype=np.int64)
     total = int(counts.sum())
     assert total > 0 and (counts >= 0).all(), counts
-    resampled = np.random.default_rng(seed).multinomial(total, counts / total, size=num_resamples)
-    scores = np.asarray(statistic(resampled))
-    assert scores.shape == (num_resamples,), scores.shape
+    return np.random.default_rng(seed).multinomial(total, counts / total, size=NUM_RESAMPLES)
+
+
+def percentile_interval(scores: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Return the quantiles of resampled scores, [NUM_RESAMPLES], that leave out an equal share at both ends."""
+    scores = np.asarray(scores)
+    assert scores.shape == (NUM_RESAMPLES,), scores.shape
     low, high = np.quantile(scores, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(low), float(high)
 
 
 def bootstrap_mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """Percentile bootstrap over items of the mean of a score, (items,); as `bootstrap_interval`."""
+    """Return the percentile bootstrap interval, over items, of the mean of a score, [items]."""
     kinds, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     return bootstrap_interval(counts, lambda resampled: resampled @ kinds / len(values), seed)
 
 
 @dataclass(frozen=True)
 class PairedMeans:
-    """Two models' mean score on the same items, second minus first: bootstrap interval, two-sided randomisation p."""
+    """The mean scores of two models on the same items; the difference is second minus first.
+
+    The interval is a bootstrap, p_value is of a two-sided randomisation test."""
 
     first: float
     second: float
@@ -79,31 +80,32 @@ class PairedMeans:
     p_value: float
 
 
-def paired_means(first: np.ndarray, second: np.ndarray, seed: int = 0, num_resamples: int = 10_000) -> PairedMeans:
-    """(items,) scores of the same items in the same order, of two models.
+def paired_means(first: np.ndarray, second: np.ndarray, seed: int = 0) -> PairedMeans:
+    """Compare two models' scores of the same items in the same order, [items] each.
 
-    Under the null an item's difference has either sign with equal chance: p is the share of random signs that give a
-    difference as large, the observed one counted among them. Fisher 1935, The Design of Experiments, section 21.
+    Under the null hypothesis an item's difference is as likely to have one sign as the other: p is the share of random
+    signs that give a difference at least as large, counting the observed one among them. Fisher 1935, The Design of
+    Experiments, section 21.
     """
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     assert first.shape == second.shape and first.ndim == 1 and len(first), (first.shape, second.shape)
     differences = second - first
     sizes, counts = np.unique(np.abs(differences), return_counts=True)
-    positive = np.random.default_rng(seed).binomial(counts, 0.5, size=(num_resamples, len(counts)))
+    positive = np.random.default_rng(seed).binomial(counts, 0.5, size=(NUM_RESAMPLES, len(counts)))
     sums = np.abs((2 * positive - counts) @ sizes)
-    # rounding must not part sums that are equal
+    # equal sums may differ by rounding
     num_as_large = int((sums >= abs(differences.sum()) - 1e-9 * len(first)).sum())
     return PairedMeans(
         first=float(first.mean()),
         second=float(second.mean()),
         difference=float(differences.mean()),
         difference_ci95=bootstrap_mean_interval(differences, seed),
-        p_value=(1 + num_as_large) / (1 + num_resamples),
+        p_value=(1 + num_as_large) / (1 + NUM_RESAMPLES),
     )
 
 
 def paired_counts(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, int, int, int]:
-    """(items,) and (items,) booleans of the same items in the same order -> both right, only a, only b, neither."""
+    """Count the items that both models, only a, only b, and neither got right; [items] booleans in the same order."""
     correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     assert correct_a.shape == correct_b.shape and correct_a.ndim == 1, (correct_a.shape, correct_b.shape)
     both, only_a = int((correct_a & correct_b).sum()), int((correct_a & ~correct_b).sum())
@@ -111,20 +113,19 @@ def paired_counts(correct_a: np.ndarray, correct_b: np.ndarray) -> tuple[int, in
     return both, only_a, only_b, len(correct_a) - both - only_a - only_b
 
 
-def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> McNemar:
-    """Exact two-sided test that two models are right equally often on the same items; (items,) booleans each.
+def mcnemar_p_value(only_a: int, only_b: int) -> float:
+    """Return the exact two-sided p-value of two models being right equally often on the same items.
 
-    McNemar 1947, Psychometrika 12:153-157; exact form: under the null the smaller discordant count is
-    Binomial(b + c, 1/2). Without discordant items p is 1.
+    McNemar 1947, Psychometrika 12:153-157; exact form: under the null hypothesis the smaller of the two counts is
+    Binomial(only_a + only_b, 1/2). It is 1 where the models never differ.
     """
-    _, b, c, _ = paired_counts(correct_a, correct_b)
-    return McNemar(b, c, min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5))))
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def paired_difference_interval(
     correct_a: np.ndarray, correct_b: np.ndarray, confidence: float = 0.95
 ) -> Interval | None:
-    """Interval of accuracy(b) - accuracy(a) on the same items; (items,) booleans each. None without items.
+    """Return the interval of accuracy(b) - accuracy(a) on the same items, [items] booleans each; None without items.
 
     Newcombe's paired Wilson interval (square-and-add with the correlation phi, its numerator lowered by n/2 where it is
     positive): method 10 of Newcombe 1998, Stat. Med. 17:2635-2650.
@@ -148,7 +149,7 @@ def paired_difference_interval(
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
-    """Family-wise adjusted p-values, in the order given. Holm 1979, Scand. J. Stat. 6:65-70."""
+    """Return p-values adjusted for testing them all, in the order given. Holm 1979, Scand. J. Stat. 6:65-70."""
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         running = max(running, (len(p_values) - rank) * p_values[index])

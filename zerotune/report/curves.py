@@ -1,4 +1,4 @@
-"""What metrics.jsonl tells of training, as figures over the optimizer step: of one run, or of several side by side."""
+"""Draw what metrics.jsonl holds over the optimizer step: the curves of one run, or of several together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,13 @@ from zerotune.report import figures
 from zerotune.report.figures import Series
 from zerotune.report.html import paragraph
 
-CHOOSING = "choosing split"
 # key of a line, title, label of the y axis; evaluations are drawn as points
 _FIGURES = (
     ("loss", "Loss", "loss (mean cross-entropy, nats)"),
-    ("eval_loss", f"Loss on the {CHOOSING}", "loss (mean cross-entropy, nats)"),
-    ("eval_accuracy", f"Accuracy on the {CHOOSING}", "accuracy"),
-    ("eval_exact", f"Exact answers on the {CHOOSING}", "exact, %"),
-    ("eval_f1", f"F1 on the {CHOOSING}", "F1, %"),
+    ("eval_loss", "Loss on the validation split", "loss (mean cross-entropy, nats)"),
+    ("eval_accuracy", "Accuracy on the validation split", "accuracy"),
+    ("eval_exact", "Exact answers on the validation split", "exact, %"),
+    ("eval_f1", "F1 on the validation split", "F1, %"),
     ("learning_rate", "Learning rate", "learning rate"),
     ("grad_norm", "Gradient norm", "gradient norm before clipping"),
     ("epoch", "Epoch", "epoch"),
@@ -27,13 +26,13 @@ _SCORES = ("eval_accuracy", "eval_exact", "eval_f1")
 
 @dataclass(frozen=True)
 class History:
-    """Lines of a run's metrics.jsonl, by rising step: of logged steps, and of evaluations."""
+    """The lines of a run's metrics.jsonl by step: those of logged steps, and those of evaluations."""
 
     steps: list[dict]
     evaluations: list[dict]
 
     def series(self, key: str, label: str = "", colour: str = figures.TUNED) -> list[Series]:
-        """One key of the lines that hold it; [] where none does."""
+        """Return one key of the lines that have it, [] if none has."""
         evaluated = key == "train_loss" or key.startswith("eval_")
         kept = [line for line in (self.evaluations if evaluated else self.steps) if line.get(key) is not None]
         x, y = ([line[name] for line in kept] for name in ("step", key))
@@ -41,20 +40,20 @@ class History:
 
 
 def read_history(run_dir: Path) -> History:
-    """The lines of run_dir/metrics.jsonl, none without that file. Raises Refused where one is damaged."""
+    """Read run_dir/metrics.jsonl, without which there are no lines. Raises Refused for a damaged line."""
     lines = read_json_lines(run_dir / "metrics.jsonl")
-    # A resumed run may log a step twice: the later line is the one that the weights went through.
+    # A resumed run may log a step twice; the later line is the one that led to the weights.
     steps = {line["step"]: line for line in lines if "loss" in line}
     evaluations = {line["step"]: line for line in lines if any(key.startswith("eval_") for key in line)}
     return History([steps[step] for step in sorted(steps)], [evaluations[step] for step in sorted(evaluations)])
 
 
 def curves_of_run(history: History) -> str:
-    """The figures of one run; both losses share one."""
+    """Return the figures of one run; its losses share one."""
     losses = [
         *history.series("loss", "training step"),
         *history.series("train_loss", "training, mean since the last evaluation", figures.RUNS[2]),
-        *history.series("eval_loss", CHOOSING, figures.BASE),
+        *history.series("eval_loss", "validation split", figures.BASE),
     ]
     drawn = [
         (title, y_label, history.series(key, colour=figures.BASE if key.startswith("eval_") else figures.TUNED))
@@ -64,7 +63,7 @@ def curves_of_run(history: History) -> str:
 
 
 def curves_of_runs(names: Sequence[str], histories: Sequence[History]) -> str:
-    """The figures of as many runs as there are colours (figures.RUNS), each with a line for each run."""
+    """Return figures with a line for each run, for as many runs as there are colours (figures.RUNS)."""
     runs = list(zip(names, histories, figures.RUNS, strict=False))
     drawn = [
         (title, y_label, [one for name, history, colour in runs for one in history.series(key, name, colour)])
@@ -82,7 +81,7 @@ def _drawn(drawn: list[tuple[str, str, list[Series]]]) -> str:
     ]
     some = {title for title, _, lines in drawn if lines}
     scores = {title for key, title, _ in _FIGURES if key in _SCORES}
-    # of the scores that a task does not have nothing is missing
+    # a task has some of the scores, and does not miss the others
     missing = [title.lower() for title, _, lines in drawn if not lines and not (title in scores and scores & some)]
     note = paragraph(f"Not in metrics.jsonl: {', '.join(missing)}.", "note") if missing else ""
     return f'<div class="figures">{"".join(made)}</div>{note}'

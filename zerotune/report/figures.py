@@ -1,4 +1,4 @@
-"""Curves and intervals as inline SVG, in the colours of the page around them. No display, no global pyplot state."""
+"""Draw curves and intervals as inline SVG in the colours of the page, without a display or pyplot's global state."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 
-# matplotlib writes colours out; each of these becomes the page's variable, so that a figure follows light and dark.
+# matplotlib writes out these colours; each is replaced by a variable of the page, which has light and dark modes.
 INK, SOFT, LINE, TUNED, BASE = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 THIRD, FOURTH = "#101112", "#131415"
 COLOUR_VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", TUNED: "tuned", BASE: "base"}
@@ -17,7 +17,7 @@ RUNS = (TUNED, BASE, THIRD, FOURTH)
 
 @dataclass(frozen=True)
 class Series:
-    """x, y: (points,) numbers of the same length; a None or non-finite y leaves a gap."""
+    """A line: x and y, [points] each; a y that is None or not finite leaves a gap."""
 
     label: str
     x: Sequence[float]
@@ -27,17 +27,17 @@ class Series:
 
 
 def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
-    """Lines, or points joined by lines, over one pair of labelled axes, as `<svg>`; a legend if there are several."""
+    """Draw lines, or points joined by lines, with a legend if there are several; returns `<svg>`."""
     figure, axes = _axes(5.2, 3.3)
     for one in series:
         y = [math.nan if value is None or not math.isfinite(value) else value for value in one.y]
-        # A single logged step is a point: a line through it would show nothing.
+        # a line through a single point would show nothing
         marker = "o" if one.as_points or len(y) == 1 else None
         axes.plot(one.x, y, color=one.colour, marker=marker, markersize=4.5, linewidth=1.6, label=one.label)
     axes.set_xlabel(x_label, color=SOFT)
     axes.set_ylabel(y_label, color=SOFT)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
-    # a number of ticks that does not follow the axes' size, on which matplotlib's layout would have to wait
+    # a fixed number of ticks: one that follows the size of the axes makes matplotlib lay them out again
     axes.locator_params(axis="x", nbins=7, integer=True)
     axes.locator_params(axis="y", nbins=7)
     axes.margins(x=0.02)
@@ -47,7 +47,7 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> 
 
 
 def intervals(title: str, x_label: str, rows: Sequence[tuple[str, float, Sequence[float] | None, str]]) -> str:
-    """A row per (label, value, [low, high] or None, colour), the first on top, over one labelled axis, as `<svg>`."""
+    """Draw a row for each (label, value, [low, high] or None, colour), the first on top; returns `<svg>`."""
     figure, axes = _axes(5.2, 0.9 + 0.4 * len(rows))
     for row, (_, value, interval, colour) in enumerate(rows):
         if interval is not None:
@@ -62,7 +62,7 @@ def intervals(title: str, x_label: str, rows: Sequence[tuple[str, float, Sequenc
 
 
 def _axes(width: float, height: float):
-    """A figure of width × height inches and its axes."""
+    """Return a figure of width × height inches, and its axes."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -79,7 +79,7 @@ def _axes(width: float, height: float):
 
 
 def _svg(figure, title: str) -> str:
-    """The figure as an `<svg>` element that scales with the page: same figure, same bytes."""
+    """Return the figure as an `<svg>` that scales with the page; the same figure gives the same bytes."""
     from matplotlib import rc_context
 
     name = re.sub(r"\W+", "-", title.lower())
@@ -89,7 +89,7 @@ def _svg(figure, title: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    # Several figures share one document: ids must differ.
+    # several figures share one document, in which ids must differ
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = text.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
     for colour, variable in COLOUR_VARIABLES.items():

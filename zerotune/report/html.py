@@ -1,11 +1,11 @@
-"""Pieces of a self-contained HTML page: inline style, no scripts, nothing fetched. All text is escaped here."""
+"""Build a self-contained HTML page: inline style, no scripts, nothing to fetch. All text is escaped here."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
+from zerotune.metrics.text_overlap import OVERLAP_TITLES
 
-_TOOL_NAMES = {"bleu": "BLEU", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "meteor": "METEOR"}
+TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
 NO_BREAK, MINUS = "\u00a0", "\u2212"
 
 STYLE = """
@@ -60,7 +60,7 @@ summary { cursor: pointer; color: var(--tuned); margin: 8px 0; }
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole document; `body` is markup already escaped."""
+    """Return a whole document; `body` is HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -86,9 +86,9 @@ def card(label: str, value: str, note: str, kind: str = "") -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence], num_text_columns: int = 1) -> str:
-    """A table in its own scrolling box. A cell is text, or a (text, smaller text) pair; the first column names the row.
+    """Return a table in its own scrolling box. A cell is text, or a (text, smaller text) pair.
 
-    The first `num_text_columns` columns are set left, the others are numbers and set right.
+    The first column names the row. The first `num_text_columns` columns are aligned left; the others, numbers, right.
     """
 
     def cell(column: int, value) -> str:
@@ -108,8 +108,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence], num_text_columns: in
 
 
 def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """Counts with the share of each label's items; a cell is washed by that share. Rows labels, columns predictions; a
-    third column is of answers without a label."""
+    """Return the counts of a confusion matrix, each with its share of the label's items and shaded by it.
+
+    A row is a label and a column a prediction; one more column is of answers that name no label."""
     lines = []
     for label, row in zip(labels, confusion, strict=True):
         shares = [count / sum(row) if sum(row) else 0.0 for count in row]
@@ -126,6 +127,19 @@ def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequ
     )
 
 
+def error_list(errors: Iterable[tuple[str, ...]]) -> str:
+    """Return a list of errors: each the facts, the text and, in small type, its context if there is one."""
+    items = []
+    for facts, text, *context in errors:
+        below = "".join(f'<p class="small">{escape(one)}</p>' for one in context)
+        items.append(f'<li><span class="small">{escape(facts)}</span><p>{escape(text)}</p>{below}</li>')
+    return f'<ol class="errors">{"".join(items)}</ol>'
+
+
+def shortened(text: str, most_characters: int) -> str:
+    return text if len(text) <= most_characters else f"{text[:most_characters]} …"
+
+
 def details(summary: str, *parts: str) -> str:
     return "\n".join((f"<details><summary>{escape(summary)}</summary>", *parts, "</details>"))
 
@@ -135,7 +149,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str:
-    """A [low, high] pair of proportions, as percentages."""
+    """Return a [low, high] pair of proportions as percentages."""
     if interval is None:
         return "no interval"
     sign = "+" if signed else ""
@@ -152,7 +166,7 @@ def p_value_text(p_value: float) -> str:
 
 
 def plain(value) -> str:
-    """A value from a JSON file as a person reads it."""
+    """Return a value from a JSON file as a person reads it."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -167,7 +181,7 @@ def plain(value) -> str:
 
 
 def flattened(value: Mapping, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested JSON as (path, text) rows; the words of a path are parted by " · "."""
+    """Return nested JSON as (path, text) rows; " · " separates the keys of a path."""
     rows: list[tuple[str, str]] = []
     for key, item in value.items():
         name = f"{prefix}{str(key).replace('_', ' ')}"
@@ -181,18 +195,14 @@ def flattened(value: Mapping, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def metric_title(name: str) -> str:
-    """accuracy_negative -> accuracy on negative; f1_macro -> F1, macro; HasAns_exact -> HasAns exact."""
-    if name.startswith(("HasAns_", "NoAns_")):
-        return name.replace("_", " ").replace("f1", "F1")
-    if name in _TOOL_NAMES:
-        return _TOOL_NAMES[name]
-    head, _, tail = name.partition("_")
-    head = "F1" if head == "f1" else head
-    return {"macro": f"{head}, macro", "": head}.get(tail, f"{head} on {tail}")
+    """Return accuracy on negative for accuracy_negative; F1, macro for f1_macro; HasAns F1 for HasAns_f1."""
+    if name.startswith("accuracy_"):
+        return name.replace("_", " on ", 1)
+    return OVERLAP_TITLES.get(name) or name.replace("f1", "F1").replace("_macro", ", macro").replace("_", " ")
 
 
 def score_cell(metrics: dict, name: str) -> str | tuple[str, str]:
-    """A score with its interval under it; a proportion of nothing says so, an absent score is a dash."""
+    """Return a score with its interval under it; "undefined" for a proportion of nothing, a dash without a score."""
     if name not in metrics or metrics[name] is None:
         return "–"
     interval = f"{name}_ci95"

@@ -1,4 +1,4 @@
-"""The tables of report.html that come from split.json, parameters.json and run.json."""
+"""Make the tables of report.html from split.json, parameters.json and run.json."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -67,7 +67,7 @@ def run_section(run: dict) -> str:
 
 
 def timings_table(names: Sequence[str], runs: Sequence[dict], histories: Sequence[History]) -> str:
-    """How fast several runs trained, and by what: a column for each run.json."""
+    """Return what trained several runs and how fast, a column for each run.json."""
     steps = [history.steps[-1]["step"] if history.steps else None for history in histories]
     rows = [
         ["engine", *((run.get("flags") or {}).get("engine", "loop") for run in runs)],
@@ -82,7 +82,7 @@ def timings_table(names: Sequence[str], runs: Sequence[dict], histories: Sequenc
 
 
 def _with_unit(name: str, text: str) -> tuple[str, str]:
-    """startup s -> startup, with the unit at the number, and bytes as GiB."""
+    """Move the unit from a name to its number ("startup s", "12" -> "startup", "12 s"), and write bytes as GiB."""
     if name.endswith(" bytes") and text.replace(",", "").isdigit():
         return name.removesuffix(" bytes"), f"{int(text.replace(',', '')) / 2**30:.2f} GiB"
     if name.endswith(" per s"):

@@ -9,7 +9,6 @@ import torch
 from zerotune.errors import Refused
 from zerotune.evaluation.folder import Items, evaluate_into
 from zerotune.evaluation.options import QuestionOptions, trained_as
-from zerotune.evaluation.result_files import write_question_results
 from zerotune.evaluation.scorers import classifier_scorer
 from zerotune.evaluation.scoring import PreparedModel
 from zerotune.files import default_cache_dir
@@ -17,10 +16,10 @@ from zerotune.models.final_folder import load_final_span, read_record
 from zerotune.models.heads import is_encoder
 from zerotune.models.pretrained import check_token_ids, most_tokens, read_config
 from zerotune.settings.squad_flags import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, MAX_NEW_TOKENS, NUM_BEST
-from zerotune.squad.metrics import AnswerScores, choose_threshold, official_scores, score_answers
+from zerotune.squad.metrics import PredictedAnswers, QuestionScores, choose_threshold, official_scores, score_answers
 from zerotune.squad.question_evaluation import prepare_writing
 from zerotune.squad.questions import TASK, Question
-from zerotune.squad.results import Answers
+from zerotune.squad.result_files import write_question_results
 from zerotune.squad.span_data import SpanData
 from zerotune.squad.windows import cut_windows
 from zerotune.training.batches import evaluation_batches
@@ -83,7 +82,7 @@ def choosing_values(data: SpanData, records: list[dict], choose_by: str) -> dict
     by = scores.exact if choose_by == "exact" else scores.f1
     _, threshold = choose_threshold(by, scores.has_answer, np.array([bool(text) for text in texts]), odds)
     abstains = odds > threshold
-    at_threshold = AnswerScores(
+    at_threshold = QuestionScores(
         *(np.where(abstains, ~scores.has_answer, each).astype(np.float64) for each in (scores.exact, scores.f1)),
         scores.has_answer,
     )
@@ -101,7 +100,7 @@ def evaluate_questions(
     config = read_config(options.model, options.revision)
     prepare = _prepare_span if answers_by_span(config, options.model, options.revision) else _prepare_writing
 
-    def write(answers: Answers) -> dict:
+    def write(answers: PredictedAnswers) -> dict:
         return write_question_results(folder, questions, answers, options.seed)
 
     def load() -> PreparedModel:
@@ -146,7 +145,7 @@ def _prepare_span(options: QuestionOptions, questions: list[Question], config, d
     scorer = classifier_scorer(model.to(device), data, device, options.precision)
     batches = evaluation_batches(data.scored_lengths, options.tokens_per_device)
 
-    def read(records: list[dict]) -> Answers:
+    def read(records: list[dict]) -> PredictedAnswers:
         return span_answers(data, records, threshold)
 
     return PreparedModel(scorer, data.scored_lengths, batches, found, read)
@@ -172,10 +171,10 @@ def is_trained_span_finder(config) -> bool:
     return any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
 
 
-def span_answers(data: SpanData, records: list[dict], threshold: float) -> Answers:
+def span_answers(data: SpanData, records: list[dict], threshold: float) -> PredictedAnswers:
     """The best span of each question, "" where the odds of no answer are above the threshold; all kept spans beside."""
     odds, spans = data.null_odds(records).astype(np.float64), data.answers(records)
     best = [each[0].text if each else "" for each in spans]
     texts = ["" if abstains else text for abstains, text in zip(odds > threshold, best, strict=True)]
     details = {"null_odds": odds.tolist(), "n_best": [[span._asdict() for span in each] for each in spans]}
-    return Answers(texts, best, odds, details)
+    return PredictedAnswers(texts, best, odds, details)

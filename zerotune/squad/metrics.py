@@ -1,52 +1,126 @@
-"""SQuAD v2's scores as the official scorer (evaluate-v2.0.py, Rajpurkar et al. 2018) defines them, 0-100.
+"""Score answers to SQuAD v2's questions: the official scorer's numbers with intervals, thresholds, and a breakdown.
 
-A prediction and a gold answer are compared in lower case, without ASCII punctuation, without the words a, an and the,
-and with single spaces. `exact` says whether they are equal then; `f1` is that of their bags of words. Of several gold
-answers the best one counts. Gold answers of which nothing is left do not count; a question without any has the gold
-answer "". A question has an answer (HasAns) where its file gives one, whatever is left of it.
+The scores are those of evaluate-v2.0.py (Rajpurkar et al. 2018), on 0-100. Answers are compared in lower case, without
+ASCII punctuation, without the words a, an and the, and with single spaces. `exact` is whether a prediction then equals
+a gold answer, `f1` compares the two as bags of words; the best of several gold answers counts. Gold answers that this
+leaves empty do not count, and a question without any other has the gold answer "". A question has an answer (HasAns)
+if its file gives one, even one that counts as "".
 """
 
 import re
 import string
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
-from zerotune.metrics.statistics import bootstrap_mean_interval, wilson_interval
+from zerotune.metrics.statistics import Interval, bootstrap_mean_interval, wilson_interval
+from zerotune.metrics.text_overlap import overlap_scores
 from zerotune.squad.questions import Question
 
-METRIC_NAMES = ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1")
-# Without an answer to overlap with, F1 is 0 or 1 too: these count questions.
+# Proportions of questions. NoAns_f1 is one too: without an answer to overlap with, F1 is 0 or 1.
 PROPORTIONS = ("exact", "HasAns_exact", "NoAns_exact", "NoAns_f1")
+QUESTION_WORDS = ("how many", "how", "what", "when", "where", "which", "who", "why", "other")
+_CONTEXT_BOUNDS = (75, 100, 125, 150, 200)
+CONTEXT_LENGTHS = (
+    "0–74 words", "75–99 words", "100–124 words", "125–149 words", "150–199 words", "200 words or more",
+)  # fmt: skip
 
+_SAME_WORD = {"whose": "who", "whom": "who", "what's": "what", "who's": "who"}
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
-class AnswerScores:
-    """Scores of single questions, [questions] each: exact and f1 in 0-1 (float64), has_answer (bool)."""
+class PredictedAnswers:
+    """A model's answers to some questions, in their order.
+
+    Attributes:
+        texts: the answers, "" for no answer.
+        before_threshold: of a span head, its answers if it never abstained.
+        null_odds: of a span head, [questions], greater where it is surer that there is no answer.
+        details: further columns of predictions.jsonl, by name.
+        measured: further entries of metrics.json, by name.
+    """
+
+    texts: list[str]
+    before_threshold: list[str] | None = None
+    null_odds: np.ndarray | None = None
+    details: dict[str, list] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def by_id(self, questions: Sequence[Question]) -> dict[str, str]:
+        """Return the answers in the official form, {question id: answer}."""
+        return {question.id: text for question, text in zip(questions, self.texts, strict=True)}
+
+
+@dataclass(frozen=True)
+class QuestionScores:
+    """The scores of single questions, [questions] each: exact and f1 in 0-1 (float64), has_answer (bool)."""
 
     exact: np.ndarray
     f1: np.ndarray
     has_answer: np.ndarray
 
+    def of(self, chosen: np.ndarray) -> "QuestionScores":
+        """Return the scores of the questions that are chosen, [questions] booleans."""
+        return QuestionScores(self.exact[chosen], self.f1[chosen], self.has_answer[chosen])
+
+    def by_prefix(self) -> dict[str, "QuestionScores"]:
+        """Return the scores that each prefix of a name is about, without prefixes that no question has."""
+        groups = {"": self, "HasAns_": self.of(self.has_answer), "NoAns_": self.of(~self.has_answer)}
+        return {prefix: part for prefix, part in groups.items() if len(part.exact)}
+
+
+def question_metrics(
+    questions: Sequence[Question], predicted: PredictedAnswers, seed: int = 0
+) -> tuple[dict, QuestionScores | None]:
+    """Return the part of metrics.json that was measured, and the scores of each question.
+
+    Questions without gold answers have counts only, and None for their scores. BLEU, ROUGE and METEOR are of the
+    questions that have an answer, with their distinct gold answers.
+
+    Args:
+        seed: of the bootstraps.
+    """
+    predictions, scores = predicted.by_id(questions), None
+    metrics: dict = {"count": len(questions)}
+    if questions[0].answers is not None:
+        scores = score_answers(questions, predictions)
+        answerable = [question for question in questions if question.answers]
+        texts = [predictions[question.id] for question in answerable]
+        metrics |= squad_metrics(scores, seed) | overlap_scores(texts, [gold_texts(each) for each in answerable], seed)
+        if predicted.before_threshold is not None:
+            always = dict(zip(predictions, predicted.before_threshold, strict=True))
+            metrics |= oracle_scores(score_answers(questions, always), questions, always, predicted.null_odds)
+    lengths = [len(text.split()) for text in predicted.texts if text]
+    metrics |= predicted.measured | {
+        "num_abstained": len(questions) - len(lengths),
+        "abstention_share": 1 - len(lengths) / len(questions),
+        "mean_answer_words": sum(lengths) / len(lengths) if lengths else None,
+    }
+    return metrics, scores
+
+
+# --- the official scorer ---
+
 
 def normalise_answer(text: str) -> str:
-    """The form in which answers are compared."""
+    """Return the form in which answers are compared."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
 
 def gold_texts(question: Question) -> list[str]:
-    """The distinct gold answers that count, in the order of the file; [""] where there is none."""
+    """Return the distinct gold answers that count, in the order of the file; [""] if there are none."""
     texts = dict.fromkeys(answer.text for answer in question.answers)
     return [text for text in texts if normalise_answer(text)] or [""]
 
 
 def word_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """F1 of two bags of normalised words; where one of them is empty, whether both are."""
+    """Return the F1 of two bags of normalised words; if one is empty, whether both are."""
     if not gold or not predicted:
         return float(gold == predicted)
     num_same = sum((Counter(gold) & Counter(predicted)).values())
@@ -56,16 +130,9 @@ def word_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
     return (2 * precision * recall) / (precision + recall)
 
 
-def score_answers(questions: Sequence[Question], predictions: Mapping[str, str]) -> AnswerScores:
-    """Scores of each question's prediction ("" for no answer), by question id. A prediction must be there for each."""
-    words: dict[str, list[str]] = {}
-
-    def words_of(text: str) -> list[str]:
-        found = words.get(text)
-        if found is None:
-            found = words[text] = normalise_answer(text).split()
-        return found
-
+def score_answers(questions: Sequence[Question], predictions: Mapping[str, str]) -> QuestionScores:
+    """Score each question's prediction ("" for no answer), by question id. Every question needs one."""
+    words_of = cache(lambda text: normalise_answer(text).split())
     exact, f1 = np.zeros(len(questions)), np.zeros(len(questions))
     for row, question in enumerate(questions):
         predicted = words_of(predictions[question.id])
@@ -74,66 +141,62 @@ def score_answers(questions: Sequence[Question], predictions: Mapping[str, str])
             exact[row] = f1[row] = 1.0
         elif predicted:
             f1[row] = max(word_f1(gold, predicted) for gold in golds)
-    return AnswerScores(exact, f1, np.array([bool(question.answers) for question in questions]))
+    return QuestionScores(exact, f1, np.array([bool(question.answers) for question in questions]))
 
 
-def official_scores(scores: AnswerScores) -> dict[str, float | int]:
-    """The official scorer's object: exact, f1, total, and HasAns_*, NoAns_* where there are such questions."""
+def official_scores(scores: QuestionScores) -> dict[str, float | int]:
+    """Return the official scorer's object: exact, f1, total, and HasAns_* and NoAns_* if there are such questions."""
     found: dict[str, float | int] = {}
-    for prefix, chosen in _groups(scores).items():
-        total = int(chosen.sum())
-        if total:
-            # added up one by one, as there: numpy's pairwise sum ends in other digits
-            for name, values in (("exact", scores.exact), ("f1", scores.f1)):
-                found[prefix + name] = 100.0 * sum(values[chosen].tolist()) / total
-            found[f"{prefix}total"] = total
+    for prefix, part in scores.by_prefix().items():
+        total = len(part.exact)
+        # added one by one, as the official scorer does: numpy's pairwise sum has other last digits
+        found[f"{prefix}exact"] = 100.0 * sum(part.exact.tolist()) / total
+        found[f"{prefix}f1"] = 100.0 * sum(part.f1.tolist()) / total
+        found[f"{prefix}total"] = total
     return found
 
 
-def _groups(scores: AnswerScores) -> dict[str, np.ndarray]:
-    """The questions that a prefix of a score's name means, as [questions] booleans."""
-    everything = np.ones_like(scores.has_answer)
-    return {"": everything, "HasAns_": scores.has_answer, "NoAns_": ~scores.has_answer}
-
-
-def score_intervals(scores: AnswerScores, seed: int = 0) -> dict[str, list[float]]:
-    """NAME_ci95 of each of METRIC_NAMES that there is: [low, high] on 0-100.
-
-    Wilson for PROPORTIONS, else a percentile bootstrap over questions."""
+def score_intervals(scores: QuestionScores, seed: int = 0) -> dict[str, list[float]]:
+    """Return NAME_ci95, [low, high] on 0-100, of each official score: Wilson for PROPORTIONS, else a bootstrap."""
     intervals = {}
-    for prefix, chosen in _groups(scores).items():
-        if not chosen.any():
-            continue
-        for name, values in (("exact", scores.exact[chosen]), ("f1", scores.f1[chosen])):
-            if prefix + name in PROPORTIONS:
-                interval = wilson_interval(int(values.sum()), len(values))
-            else:
-                interval = bootstrap_mean_interval(values, seed)
+    for prefix, part in scores.by_prefix().items():
+        for name, values in (("exact", part.exact), ("f1", part.f1)):
+            is_proportion = prefix + name in PROPORTIONS
+            interval = _wilson(values) if is_proportion else bootstrap_mean_interval(values, seed)
             intervals[f"{prefix}{name}_ci95"] = [100 * bound for bound in interval]
     return intervals
 
 
-def squad_metrics(scores: AnswerScores, seed: int = 0) -> dict[str, float | int | list]:
-    """What metrics.json says of the official scores: each with its `_ci95`, and the totals."""
-    official, intervals = official_scores(scores), score_intervals(scores, seed)
-    found: dict[str, float | int | list] = {}
-    for name in METRIC_NAMES:
-        if name in official:
-            found[name], found[f"{name}_ci95"] = official[name], intervals[f"{name}_ci95"]
-    return found | {name: value for name, value in official.items() if name.endswith("total")}
+def _wilson(values: np.ndarray) -> Interval:
+    """Return the interval of the share of ones among values, [questions] of 0 and 1."""
+    return wilson_interval(int(values.sum()), len(values))
+
+
+def squad_metrics(scores: QuestionScores, seed: int = 0) -> dict[str, float | int | list]:
+    """Return the official scores, each with its `_ci95`, and the totals."""
+    intervals, found = score_intervals(scores, seed), {}
+    for name, score in official_scores(scores).items():
+        found[name] = score
+        if f"{name}_ci95" in intervals:
+            found[f"{name}_ci95"] = intervals[f"{name}_ci95"]
+    return found
+
+
+# --- thresholds ---
 
 
 def best_threshold(
     values: np.ndarray, has_answer: np.ndarray, predicts: np.ndarray, null_scores: np.ndarray
 ) -> tuple[float, float]:
-    """(best score on 0-100, threshold): a question whose null score is greater than it is answered by "".
+    """Return the best score on 0-100, and its threshold: a question with a greater null score is answered with "".
 
-    Questions are answered from the lowest null score upward, as in the official scorer's search: each one adds what its
-    answer scores, or takes away 1 where it has none and one is predicted. The threshold is the last answered question's
-    null score; 0.0 where answering none is best, which it then only is at null scores above 0.
+    As in the official scorer's search, questions are answered from the lowest null score upward: each one adds the
+    score of its answer, or takes away 1 if it has no answer and one is predicted. The threshold is the null score of
+    the last question that is answered; 0.0 if answering none is best, which abstains only where null scores are above
+    0.
 
     Args:
-        values: exact or f1 of the answers as they are before any threshold, [questions], 0-1.
+        values: exact or f1 of the answers before any threshold, [questions], 0-1.
         has_answer, predicts: whether a question has an answer, and whether one is predicted for it, [questions].
         null_scores: greater where an answer is less likely, [questions].
     """
@@ -143,33 +206,19 @@ def best_threshold(
     return 100.0 * float(reached[best]) / len(values), threshold
 
 
-def _reached(values, has_answer, predicts, null_scores, weights) -> np.ndarray:
-    """Weighted sum of scores when the first 0, 1, … questions by null score are answered and the others are not:
-    [questions + 1] of the arguments of `best_threshold` and of weights [questions]."""
-    order = np.argsort(null_scores, kind="stable")
-    gains = (np.where(has_answer, values, np.where(predicts, -1.0, 0.0)) * weights)[order]
-    return np.cumsum(np.concatenate([[float(weights[~has_answer].sum())], gains]))
-
-
-def _half_each(has_answer: np.ndarray) -> np.ndarray:
-    """Whole weights, [questions], with which both kinds count the same; all 1 where there is one kind only."""
-    num_with = int(has_answer.sum())
-    num_without = len(has_answer) - num_with
-    return np.where(has_answer, num_without or 1, num_with or 1).astype(np.float64)
-
-
 def choose_threshold(
     values: np.ndarray, has_answer: np.ndarray, predicts: np.ndarray, null_scores: np.ndarray
 ) -> tuple[float, float]:
-    """(best score on 0-100, threshold) as `best_threshold` takes its arguments, for use on other questions.
+    """Return the best score on 0-100, and the threshold that reaches it, for use on other questions.
 
-    The score is the mean of those of questions with and without an answer, which count half each, as they stand in
-    SQuAD v2's dev and test sets (Rajpurkar et al. 2018, table 2): a slice of train has a third or fewer without.
-    Questions of one null score stay together, and the threshold lies halfway to the next null score: below all of them
-    by 1 where answering none is best, at the highest one where answering all is. Of equal scores the one that answers
-    fewest counts."""
+    Args: as `best_threshold`. Other than there, questions with and without an answer count half each, their share in
+    SQuAD v2's dev and test sets (Rajpurkar et al. 2018, table 2): in a slice of train a third or fewer have none.
+    Questions with the same null score stay together. The threshold is halfway to the next null score; 1 below all of
+    them if answering none is best, and the highest one if answering all is. Of equal scores, the one that answers the
+    fewest questions counts.
+    """
     ordered = np.sort(null_scores)
-    weights = _half_each(has_answer)
+    weights = _balancing_weights(has_answer)
     reached = _reached(values, has_answer, predicts, null_scores, weights)
     can_end = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
     best = int(np.argmax(np.where(can_end, reached, -np.inf)))
@@ -178,19 +227,71 @@ def choose_threshold(
     return 100.0 * float(reached[best] / weights.sum()), float((below + above) / 2)
 
 
-def oracle_scores(
-    scores: AnswerScores, questions: Sequence[Question], predictions: Mapping[str, str], null_scores: np.ndarray
-) -> dict[str, float]:
-    """best_exact, best_exact_thresh, best_f1, best_f1_thresh: the best that a threshold could have reached.
+def _reached(values, has_answer, predicts, null_scores, weights) -> np.ndarray:
+    """Return the weighted sum of scores if the first 0, 1, … questions by null score are answered: [questions + 1].
 
-    The threshold is chosen by the gold answers of these very questions. That is an oracle, never a result.
+    The arguments are those of `best_threshold`, and weights, [questions]."""
+    order = np.argsort(null_scores, kind="stable")
+    gains = (np.where(has_answer, values, np.where(predicts, -1.0, 0.0)) * weights)[order]
+    return np.cumsum(np.concatenate([[float(weights[~has_answer].sum())], gains]))
+
+
+def _balancing_weights(has_answer: np.ndarray) -> np.ndarray:
+    """Return whole weights, [questions], with which both kinds count the same; all 1 if there is only one kind."""
+    num_with = int(has_answer.sum())
+    num_without = len(has_answer) - num_with
+    return np.where(has_answer, num_without or 1, num_with or 1).astype(np.float64)
+
+
+def oracle_scores(
+    scores: QuestionScores, questions: Sequence[Question], predictions: Mapping[str, str], null_scores: np.ndarray
+) -> dict[str, float]:
+    """Return best_exact, best_exact_thresh, best_f1 and best_f1_thresh: the best that a threshold could have reached.
+
+    These thresholds are chosen by the gold answers of the same questions: an oracle, never a result.
 
     Args:
-        predictions: answers before any threshold, the ones that `scores` are of.
+        scores, predictions: of the answers before any threshold.
     """
     predicts = np.array([bool(predictions[question.id]) for question in questions])
     found = {}
     for name, values in (("exact", scores.exact), ("f1", scores.f1)):
         best, threshold = best_threshold(values, scores.has_answer, predicts, null_scores)
         found |= {f"best_{name}": best, f"best_{name}_thresh": threshold}
+    return found
+
+
+# --- the breakdown by kinds of questions ---
+
+
+def question_word(text: str) -> str:
+    """Return the first of QUESTION_WORDS in a question, "other" if there is none."""
+    words = [_SAME_WORD.get(word, word) for word in text.lower().replace("?", " ").replace(",", " ").split()]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "how":
+            return "how many" if following in ("many", "much") else "how"
+        if word in QUESTION_WORDS:
+            return word
+    return "other"
+
+
+def context_length(context: str) -> str:
+    """Return which of CONTEXT_LENGTHS a context has."""
+    return CONTEXT_LENGTHS[bisect_right(_CONTEXT_BOUNDS, len(context.split()))]
+
+
+def breakdown(questions: Sequence[Question], scores: QuestionScores) -> dict[str, dict[str, dict]]:
+    """Return {"question_word" or "context_length": {group: its official scores, and exact_ci95 (Wilson)}}."""
+    kinds = {
+        "question_word": (QUESTION_WORDS, [question_word(each.text) for each in questions]),
+        "context_length": (CONTEXT_LENGTHS, [context_length(each.paragraph.context) for each in questions]),
+    }
+    found: dict[str, dict[str, dict]] = {}
+    for kind, (order, groups) in kinds.items():
+        parts = {group: scores.of(np.array([each == group for each in groups])) for group in order}
+        found[kind] = {
+            group: official_scores(part) | {"exact_ci95": [100 * bound for bound in _wilson(part.exact)]}
+            for group, part in parts.items()
+            if len(part.exact)
+        }
     return found

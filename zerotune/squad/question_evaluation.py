@@ -20,10 +20,9 @@ from zerotune.run.plan import describe_memory, writing_memory
 from zerotune.run.process import say
 from zerotune.settings.squad_flags import MAX_PROMPT_LENGTH
 from zerotune.squad.generation import GenerationData, encode_questions
-from zerotune.squad.metrics import official_scores, score_answers
+from zerotune.squad.metrics import PredictedAnswers, official_scores, score_answers
 from zerotune.squad.prompts import QuestionPrompt, fit_shots, read_answer, recorded_prompt
 from zerotune.squad.questions import Question
-from zerotune.squad.results import Answers
 from zerotune.squad.writing import GreedyWriter, writing_summary
 from zerotune.tasks.prompts import uses_chat
 
@@ -153,9 +152,9 @@ def prepare_writing(
         "shares_paragraphs": data.shares,
     }
 
-    def read(records: list[dict]) -> Answers:
+    def read(records: list[dict]) -> PredictedAnswers:
         texts = read_answers(tokenizer, records)
-        return Answers(texts, measured=writing_summary(records, texts, max_new_tokens))
+        return PredictedAnswers(texts, measured=writing_summary(records, texts, max_new_tokens))
 
     score = answers_scorer(model, data, tokenizer, max_new_tokens, device)
     return PreparedModel(score, costs, batches, described, read)

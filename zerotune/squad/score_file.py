@@ -4,12 +4,13 @@ import hashlib
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.evaluation.result_files import write_question_results
 from zerotune.files import read_json, write_json
 from zerotune.run.folder import check_earlier_run, recorded_flags
 from zerotune.run.process import describe_process, say
 from zerotune.squad.files import read_predictions, require_predictions
-from zerotune.squad.results import Answers, print_scores
+from zerotune.squad.metrics import PredictedAnswers
+from zerotune.squad.report import print_scores
+from zerotune.squad.result_files import write_question_results
 from zerotune.squad.splits import SOURCES
 from zerotune.tasks.task_sources import load_test, reporting_sha256
 
@@ -46,8 +47,8 @@ def score_predictions(args) -> None:
         raise Refused(f"--output-dir {args.output_dir} cannot be written ({error.strerror}): name another") from None
     write_json(args.output_dir / "split.json", record)
     write_json(args.output_dir / "run.json", {**describe_process(), "flags": recorded_flags(args)})
-    answers = Answers([predictions[each.id] for each in questions])
-    found = write_question_results(args.output_dir, questions, answers, args.seed)
+    predicted = PredictedAnswers([predictions[each.id] for each in questions])
+    found = write_question_results(args.output_dir, questions, predicted, args.seed)
     described = {
         "task": SOURCES.task,
         "setting": "prediction file",

@@ -9,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zerotune.squad.metrics import (
-    METRIC_NAMES,
+    PredictedAnswers,
     best_threshold,
+    breakdown,
     choose_threshold,
+    context_length,
     normalise_answer,
     official_scores,
     oracle_scores,
+    question_metrics,
+    question_word,
     score_answers,
     score_intervals,
     squad_metrics,
@@ -160,14 +164,22 @@ def test_intervals_hold_their_scores():
     golds = [["a b c"], ["d e"], ["f"], [], []] * 40
     _, _, scores = scored(golds, ["b", "d", "f", "", "x"] * 40)
     official, intervals = official_scores(scores), score_intervals(scores)
-    assert set(intervals) == {f"{name}_ci95" for name in METRIC_NAMES}
-    for name in METRIC_NAMES:
+    names = ("exact", "f1", "HasAns_exact", "HasAns_f1", "NoAns_exact", "NoAns_f1")
+    assert set(intervals) == {f"{name}_ci95" for name in names}
+    for name in names:
         low, high = intervals[f"{name}_ci95"]
         assert 0 <= low < official[name] < high <= 100, name
     # A mean of 0-1 scores varies most where they are 0 and 1: F1 here must be known better than exact.
     widths = {name: np.ptp(intervals[f"{name}_ci95"]) for name in ("HasAns_exact", "HasAns_f1")}
     assert widths["HasAns_f1"] < widths["HasAns_exact"]
     assert squad_metrics(scores) == official | intervals
+
+
+def test_overlap_is_of_the_questions_with_an_answer_and_their_distinct_golds():
+    questions = [question(0, "kelp and eels", "kelp and eels", "Kelp"), question(1)]
+    metrics, scores = question_metrics(questions, PredictedAnswers(["kelp", "nobody"]))
+    assert metrics["rouge1"] == pytest.approx(100) and scores.has_answer.tolist() == [True, False]
+    assert not {"bleu", "rouge1"} & question_metrics(questions[1:], PredictedAnswers([""]))[0].keys()
 
 
 # --- thresholds ---
@@ -233,3 +245,48 @@ def test_oracle_scores_by_hand():
         "best_f1": pytest.approx(100 * (2 + 2 / 3) / 4),
         "best_f1_thresh": -2.0,
     }
+
+
+# --- the breakdown by kinds of questions ---
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("Who built the tower?", "who"),
+        ("By whom was the tower built, and when?", "who"),
+        ("In what year did it open?", "what"),
+        ("How many steps has it?", "how many"),
+        ("And how was it lit?", "how"),
+        ("What's the name of the tower?", "what"),
+        ("Name the tower.", "other"),
+        ("The whole tower fell where?", "where"),
+    ],
+)
+def test_question_words(text, word):
+    assert question_word(text) == word
+
+
+def test_context_lengths():
+    stretches = [context_length("word " * number) for number in (1, 74, 75, 199, 200, 900)]
+    assert stretches == ["0–74 words"] * 2 + ["75–99 words", "150–199 words"] + ["200 words or more"] * 2
+
+
+def test_a_breakdown_counts_every_question_once():
+    short, long = Paragraph("A", 0, "Hook Head tower"), Paragraph("A", 1, "tower " * 90)
+    golds = (("Hook",), ("tower",), (), ())
+    asked = [
+        Question(
+            f"q{number}", ("When?", "Who?")[number % 2], (short, long)[number % 2], question(number, *each).answers
+        )
+        for number, each in enumerate(golds)
+    ]
+    scores = score_answers(asked, {"q0": "Hook", "q1": "sea", "q2": "", "q3": "sea"})
+    found = breakdown(asked, scores)
+    assert {name: (each["total"], each["exact"]) for name, each in found["question_word"].items()} == {
+        "when": (2, 100.0),
+        "who": (2, 0.0),
+    }
+    assert list(found["context_length"]) == ["0–74 words", "75–99 words"]
+    low, high = found["question_word"]["who"]["exact_ci95"]
+    assert low == 0 and 50 < high < 100

@@ -10,18 +10,11 @@ import pytest
 
 from zerotune.files import write_json, write_json_lines
 from zerotune.metrics.labels import classification_metrics
-from zerotune.report.html import (
-    confusion_table,
-    flattened,
-    interval_text,
-    metric_title,
-    p_value_text,
-    plain,
-    score_cell,
-    table,
-)
-from zerotune.report.run_report import write_report
+from zerotune.report.html import interval_text
+from zerotune.report.label_parts import label_parts
+from zerotune.report.run_report import print_run_table, write_report
 
+LABELS = ("negative", "positive")
 NASTY = '<script>alert("1")</script> & <b>not bold</b>'
 
 
@@ -48,7 +41,7 @@ def predictions(ids, labels, accuracy, seed):
 def write_evaluation(folder, lines, **settings):
     folder.mkdir(parents=True)
     write_json_lines(folder / "predictions.jsonl", lines)
-    metrics = classification_metrics([line["label"] for line in lines], [line["prediction"] for line in lines])
+    metrics = classification_metrics([line["label"] for line in lines], [line["prediction"] for line in lines], LABELS)
     write_json(folder / "metrics.json", {**metrics, "task": "sst2", "seed": 0, **settings})
 
 
@@ -174,7 +167,7 @@ def run(tmp_path_factory):
 
 def test_headline_scores_and_paired_test(run):
     folder, texts = run
-    path = write_report(folder, texts)
+    path = write_report(folder, label_parts(LABELS, texts))
     assert path == folder / "report.html"
     page = read(path)
     tuned = json.loads((folder / "eval/final/metrics.json").read_text())
@@ -199,13 +192,13 @@ def test_paired_counts_in_the_page_are_those_of_the_common_items(run):
     }
     common = lines["base"].keys() & lines["final"].keys()
     only_tuned, only_base = (len(common & (right[a] - right[b])) for a, b in (("final", "base"), ("base", "final")))
-    page = read(write_report(folder, texts))
+    page = read(write_report(folder, label_parts(LABELS, texts)))
     assert f"is right on {only_tuned} of them, the base alone on {only_base};" in page.text
 
 
 def test_one_file_without_scripts_or_anything_to_fetch(run):
     folder, texts = run
-    path = write_report(folder, texts)
+    path = write_report(folder, label_parts(LABELS, texts))
     page = read(path)
     assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
     assert [value for name, value in page.attributes if name in ("src", "href", "srcset")] == []
@@ -216,7 +209,7 @@ def test_one_file_without_scripts_or_anything_to_fetch(run):
 
 def test_texts_are_escaped_and_sorted_by_confidence(run):
     folder, texts = run
-    path = write_report(folder, texts)
+    path = write_report(folder, label_parts(LABELS, texts))
     page = read(path)
     assert NASTY in page.text and "<b>not bold" not in path.read_text()
     shown = [float(value) for value in re.findall(r"with probability (0\.\d+)", page.text)]
@@ -231,17 +224,17 @@ def test_texts_are_escaped_and_sorted_by_confidence(run):
 
 def test_curves_have_labelled_axes(run):
     folder, texts = run
-    page = read(write_report(folder, texts))
+    page = read(write_report(folder, label_parts(LABELS, texts)))
     assert page.tags.count("svg") == 6
     labels = ("optimizer step", "loss (mean cross-entropy, nats)", "learning rate", "gradient norm", "epoch")
     for label in labels:
         assert label in page.text
-    assert "training step" in page.text and "choosing split" in page.text
+    assert "training step" in page.text and "validation split" in page.text
 
 
 def test_data_parameters_and_run_facts(run):
     folder, texts = run
-    page = read(write_report(folder, texts))
+    page = read(write_report(folder, label_parts(LABELS, texts)))
     for text in ("60,112", "6334", "31 train rows that stand in test left train", "66,955,010", "592,130"):
         assert text in page.text
     assert "as published this run" in page.text and "groups · adapter – 147,456" in page.text
@@ -251,7 +244,10 @@ def test_data_parameters_and_run_facts(run):
 
 def test_same_folder_same_bytes(run):
     folder, texts = run
-    assert write_report(folder, texts).read_bytes() == write_report(folder, texts).read_bytes()
+    assert (
+        write_report(folder, label_parts(LABELS, texts)).read_bytes()
+        == write_report(folder, label_parts(LABELS, texts)).read_bytes()
+    )
     assert [path.name for path in folder.glob(".*")] == []
 
 
@@ -272,11 +268,11 @@ def test_a_missing_piece_is_said_in_words(tmp_path, missing, words):
     fabricate_run(folder, num_base=20, num_items=40)
     path = folder / missing
     path.rename(tmp_path / "moved")
-    assert words in read(write_report(folder)).text
+    assert words in read(write_report(folder, label_parts(LABELS))).text
 
 
 def test_an_empty_folder_still_gives_a_page(tmp_path):
-    page = read(write_report(tmp_path))
+    page = read(write_report(tmp_path, label_parts(LABELS)))
     assert "This run has no base evaluation." in page.text and "svg" not in page.tags
     assert "%" not in page.text
 
@@ -288,9 +284,9 @@ def test_base_on_other_items_gives_no_paired_test(tmp_path):
     write_json_lines(folder / "eval/base/predictions.jsonl", lines)
     write_json(
         folder / "eval/base/metrics.json",
-        classification_metrics([line["label"] for line in lines], [line["prediction"] for line in lines]),
+        classification_metrics([line["label"] for line in lines], [line["prediction"] for line in lines], LABELS),
     )
-    text = read(write_report(folder)).text
+    text = read(write_report(folder, label_parts(LABELS))).text
     assert "No paired test:" in text and "share no id" in text and "McNemar" not in text
 
 
@@ -299,29 +295,44 @@ def test_unlabelled_test_items_give_no_scores(tmp_path):
     fabricate_run(folder, num_base=20, num_items=40)
     lines = [{"id": "a", "label": None, "prediction": 1, "scores": [-2.0, -0.1]}]
     write_json_lines(folder / "eval/final/predictions.jsonl", lines)
-    assert "No scores in eval/final: a score needs labelled predictions" in read(write_report(folder)).text
+    assert (
+        "No scores in eval/final: a score needs labelled predictions"
+        in read(write_report(folder, label_parts(LABELS))).text
+    )
 
 
-def test_scores_of_nothing_are_not_numbers():
-    metrics = classification_metrics([0, 0, 0], [0, 0, 0])
-    assert score_cell(metrics, "precision") == ("undefined", "0 of 0")
-    assert score_cell(metrics, "accuracy")[0] == "100.0\u00a0%"
-    assert score_cell({}, "accuracy") == "–"
+def test_the_run_table_shows_both_evaluations_and_their_difference(run, capsys):
+    folder, _ = run
+    tuned = json.loads((folder / "eval/final/metrics.json").read_text())
+    print_run_table(folder, label_parts(LABELS))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["accuracy", "95", "%", "interval", "f1", "items"]
+    assert lines[1].startswith("base, untrained head ") and lines[1].endswith("500")
+    low, high = tuned["accuracy_ci95"]
+    scores = [f"{tuned['accuracy']:.4f}", f"[{low:.4f},", f"{high:.4f}]", f"{tuned['f1']:.4f}", "872"]
+    assert lines[2].split() == ["tuned", *scores]
+    assert lines[3].startswith("on the 500 common items: accuracy +0.") and "McNemar p = " in lines[3]
+    assert len(lines) == 4
 
 
-def test_words_and_numbers():
-    titles = [metric_title(name) for name in ("f1", "f1_macro", "accuracy_negative")]
-    assert titles == ["F1", "F1, macro", "accuracy on negative"]
-    assert [plain(value) for value in (None, True, 9999, 66955010, 3e-05, 131072.4, [], [1, "a"])] == [
-        "–", "yes", "9999", "66,955,010", "3e-05", "131,072", "none", "1, a",
-    ]  # fmt: skip
-    texts = [p_value_text(0.04999), p_value_text(9e-5), interval_text((-0.012, 0.3), signed=True)]
-    assert [text.replace("\u00a0", " ") for text in texts] == ["p = 0.0500", "p < 0.0001", "[−1.2, +30.0]"]
-    rows = flattened({"a_b": {"c": 1, "d": [{"e": 2}]}, "f": {}})
-    assert rows == [("a b · c", "1"), ("a b · d · 1 · e", "2"), ("f", "none")]
+def test_the_run_table_of_a_run_without_a_base_evaluation(tmp_path, capsys):
+    fabricate_run(tmp_path / "run", num_base=20, num_items=40)
+    (tmp_path / "run/eval/base").rename(tmp_path / "moved")
+    print_run_table(tmp_path / "run", label_parts(LABELS))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["accuracy", "tuned"]
 
 
-def test_tables_escape_every_cell():
-    html = table([NASTY], [[NASTY], [(NASTY, NASTY)]]) + confusion_table(NASTY, [[0, 0], [1, 3]], [NASTY, NASTY])
-    assert "<script" not in html and "<b>" not in html
-    assert "25.0%" in html and "0.0%" in html
+def test_three_labels(tmp_path):
+    names = ("refund", "login", "other")
+    labels, found = [0, 1, 2] * 20, [0, 1, 1] * 20
+    lines = [
+        {"id": f"item-{number}", "label": label, "prediction": prediction, "scores": [-1.0, -0.9, -1.5]}
+        for number, (label, prediction) in enumerate(zip(labels, found, strict=True))
+    ]
+    folder = tmp_path / "eval" / "final"
+    folder.mkdir(parents=True)
+    write_json_lines(folder / "predictions.jsonl", lines)
+    write_json(folder / "metrics.json", {**classification_metrics(labels, found, names), "task": "tickets"})
+    page = read(write_report(tmp_path, label_parts(names)))
+    assert "accuracy on login" in page.text and "predicted other" in page.text
+    assert "login with probability 0.4066, labelled other" in page.text
