@@ -3,14 +3,15 @@
 import time
 from dataclasses import replace
 
-from zerotune.checks import preflight, run_checks
+from zerotune.checks import preflight
 from zerotune.checks.squad_flags import check_evaluation_flags, check_training_flags, training_lengths
 from zerotune.evaluation import results
 from zerotune.evaluation.folder import check_earlier
 from zerotune.evaluation.options import QuestionOptions
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.branches import can_share
-from zerotune.models.final_folder import read_record
+from zerotune.models.loading import check_trainable
+from zerotune.models.model_files import read_record
 from zerotune.report.run_report import print_run_table, write_report
 from zerotune.run import cpu, launch
 from zerotune.run.folder import RunFolder, check_earlier_run
@@ -62,10 +63,10 @@ def train(args) -> None:
     config, tokenizer = preflight.read_model_folder(args, TASK)
     check_training_flags(args, config, tokenizer)
     lengths = training_lengths(args, config)
-    run_checks.check_model_flags(args, config)
     deepspeed = read_deepspeed_config(args.deepspeed)
     precision = resolve_precision(args.precision, deepspeed)
     settings = preflight.model_settings(args, precision, zero_stage(deepspeed))
+    check_trainable(settings, config, args.max_length)
     data = None
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
         data = _tokenise(args, config, tokenizer, splits, lengths)

@@ -2,10 +2,9 @@
 
 from dataclasses import asdict
 
-from zerotune.checks.run_checks import check_generator
 from zerotune.errors import Refused
 from zerotune.models.attention import attention_kernel
-from zerotune.models.pretrained import check_window, most_tokens
+from zerotune.models.pretrained import check_generator, check_window, most_tokens
 from zerotune.settings.squad_flags import MAX_NEW_TOKENS, MAX_PROMPT_LENGTH
 from zerotune.squad.evaluation import answers_by_span, span_settings
 from zerotune.tasks.prompts import uses_chat

@@ -8,12 +8,13 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.evaluation.folder import Items, evaluate_into
-from zerotune.evaluation.options import QuestionOptions, trained_as
+from zerotune.evaluation.options import QuestionOptions, loaded_model, trained_as
 from zerotune.evaluation.scorers import classifier_scorer
 from zerotune.evaluation.scoring import PreparedModel
 from zerotune.files import default_cache_dir
-from zerotune.models.final_folder import load_final_span, read_record
+from zerotune.models.final_folder import load_final_span
 from zerotune.models.heads import is_encoder
+from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import check_token_ids, most_tokens, read_config
 from zerotune.settings.squad_flags import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, MAX_NEW_TOKENS, NUM_BEST
 from zerotune.squad.metrics import PredictedAnswers, QuestionScores, choose_threshold, official_scores, score_answers
@@ -123,13 +124,7 @@ def _prepare_span(options: QuestionOptions, questions: list[Question], config, d
     """A model that answers with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
     record = read_record(options.model, options.revision) or {}
     settings = span_settings(options, config, record)
-    model, tokenizer, _ = load_final_span(
-        options.model,
-        revision=options.revision,
-        precision=options.precision,
-        attention=options.attention,
-        load_4bit=options.load_4bit,
-    )
+    model, tokenizer, _ = load_final_span(loaded_model(options))
     data = span_data(tokenizer, questions, settings, config)
     check_token_ids(options.model, config, data.token_ids)
     trained = bool(record) or is_trained_span_finder(config)

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from zerotune.evaluation.generation import answer_texts, end_tokens, write_answers
-from zerotune.evaluation.options import QuestionOptions, generator_record, trained_as
+from zerotune.evaluation.options import QuestionOptions, generator_record, loaded_model, trained_as
 from zerotune.evaluation.scorers import LoadModel
 from zerotune.evaluation.scoring import PreparedModel, Scorer, score_items
 from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import can_share
-from zerotune.models.language_model import load_language_model
+from zerotune.models.generator import load_language_model
 from zerotune.models.parameters import published_table
 from zerotune.models.precision import autocast
 from zerotune.models.pretrained import load_tokenizer
@@ -142,7 +142,7 @@ def prepare_writing(
     shapes = [data.writing_shape(batch, max_new_tokens) for batch in batches]
     num_weights = published_table(config)["total"]
     say(describe_memory(writing_memory(config, options, num_weights, len(data.head), shapes)))
-    model = load_model(options, device)
+    model = load_model(loaded_model(options), device)
     described |= {
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
