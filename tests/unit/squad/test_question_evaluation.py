@@ -17,7 +17,7 @@ from zerotune.models.generator import load_generator, load_language_model
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.groups import ModelSettings
 from zerotune.squad.generation import encode_questions
-from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, prompt_record
+from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, question_prompt_record
 from zerotune.squad.question_evaluation import answers_scorer, prepare_writing
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def test_a_tuned_model_is_asked_as_it_was_trained(folder, method, tmp_path):
     record = {
         "task": "squad",
         "head": "generate",
-        "prompt": prompt_record(QuestionPrompt()),
+        "prompt": question_prompt_record(QuestionPrompt()),
         "seed": 0,
         "training_sha256": "x",
         "max_length": 400,
