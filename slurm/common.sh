@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What every job script shares: sourced from the checkout's root, never run. README.md, "On a cluster", explains it.
+# What every job script shares: sourced from the checkout's root, never run. docs/cluster.md explains it.
 #
 # Settings, from the environment (slurm/site.env.example has them all):
 #   ZEROTUNE_PYTHON               python of the environment          (.venv/bin/python where there is one, else python3)

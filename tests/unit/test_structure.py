@@ -1,4 +1,4 @@
-"""The layout's rules: imports run one way, names shadow nothing, paths that are named exist, files stay short."""
+"""The layout's rules: imports run one way, names shadow nothing, paths and links that are named exist."""
 
 import ast
 import functools
@@ -21,7 +21,7 @@ ROOMS = (  # from the lowest upwards
 # What a run, an evaluation or a user writes; named in documents, never shipped.
 MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh")
 NAMED_PATH = re.compile(
-    r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|slurm|tests|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
+    r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|slurm|tests|docs|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
 )
 
 
@@ -110,11 +110,15 @@ def test_a_script_imports_nothing_heavy_before_its_arguments_are_read(path):
 def named_paths(text):
     """Paths below the repository that a document names, without what is made later."""
     found = {match[1].rstrip(".") for match in NAMED_PATH.finditer(text)}
-    return {path for path in found if not path.startswith(MADE_LATER) and "NAME" not in path}
+    return {path for path in found if not path.startswith(MADE_LATER) and not re.search("NAME|FOLDER|MODULE", path)}
+
+
+def pages():
+    return [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def documents():
-    for path in (*sorted(REPOSITORY.glob("*.md")), *(REPOSITORY / "slurm").glob("*.*"), REPOSITORY / ".ci/run"):
+    for path in (*pages(), *(REPOSITORY / "slurm").glob("*.*"), REPOSITORY / ".ci/run"):
         yield path.name, path.read_text()
     for path in [*LIBRARY, *SCRIPTS]:
         tree = ast.parse(path.read_text())
@@ -167,11 +171,23 @@ def test_every_module_that_is_named_exists():
     assert num_checked > 500 and not absent
 
 
+def headings(page):
+    """What GitHub calls a page's headings in links."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_every_link_of_the_documents_leads_somewhere():
-    for path in REPOSITORY.glob("*.md"):
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
-            if not re.match(r"[a-z]+:", target):
-                assert (REPOSITORY / target).exists(), f"{path.name} links to {target}"
+    num_checked = 0
+    for path in pages():
+        for target, place in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+            if re.match(r"[a-z]+:", target):
+                continue
+            page = path.parent / target if target else path
+            assert page.exists(), f"{path.name} links to {target}"
+            assert not place or place in headings(page), f"{path.name} links to {target}#{place}"
+            num_checked += 1
+    assert num_checked > 20
 
 
 @functools.cache

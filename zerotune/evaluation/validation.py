@@ -1,5 +1,7 @@
 """Evaluating the validation split while a model is trained."""
 
+import numpy as np
+
 from zerotune.evaluation.scoring import score_items
 from zerotune.metrics.labels import confusion_matrix, confusion_scores
 from zerotune.training.batches import evaluation_batches
@@ -16,6 +18,17 @@ def validate_labels(
     Raises:
         Preempted: a rank was asked to stop.
     """
+    return predict_labels(engine, data, tokens_per_device, stop_signal)[0]
+
+
+def predict_labels(
+    engine: Engine, data: LabelledData | AnswerData, tokens_per_device: int, stop_signal
+) -> tuple[dict[str, float], np.ndarray]:
+    """Return what `validate_labels` does, and the predicted labels, int64 [num_examples]; all ranks take part.
+
+    Raises:
+        Preempted: a rank was asked to stop.
+    """
     accelerator = engine.accelerator
     batches = evaluation_batches(data.scored_lengths, tokens_per_device)
     records = score_items(
@@ -25,7 +38,6 @@ def validate_labels(
         on_batch=lambda: stop_signal.raise_when_noted(accelerator),
     )
     log_probabilities = data.log_probabilities(records)
-    num_labels = log_probabilities.shape[1]
-    confusion = confusion_matrix(data.labels, log_probabilities.argmax(axis=1), num_labels)
-    scores = confusion_scores(confusion, range(num_labels))
-    return {"loss": data.mean_loss(records)} | {name: scores[name] for name in ("accuracy", "f1_macro")}
+    predictions, num_labels = log_probabilities.argmax(axis=1), log_probabilities.shape[1]
+    scores = confusion_scores(confusion_matrix(data.labels, predictions, num_labels), range(num_labels))
+    return {"loss": data.mean_loss(records)} | {name: scores[name] for name in ("accuracy", "f1_macro")}, predictions

@@ -14,7 +14,7 @@ from zerotune.models.branches import (
     layer_types,
     visible,
 )
-from zerotune.models.generator import TextGenerator
+from zerotune.models.generator import AnswerGenerator
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD = 64, 3
@@ -35,7 +35,7 @@ CASES = [
 
 def model_of(kind, attention="eager"):
     model = seeded_model(kind, 3, VOCABULARY, **SHAPES[kind], attn_implementation=attention)
-    return TextGenerator(model)
+    return AnswerGenerator(model)
 
 
 def inputs_of(laid):
