@@ -10,7 +10,7 @@ The last line scores a prediction file in the official form, {question id: answe
 """
 
 from zerotune.run.process import run_script
-from zerotune.settings.squad_flags import qa_eval_parser
+from zerotune.squad.settings import qa_eval_parser
 
 
 def main(args):

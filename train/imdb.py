@@ -23,9 +23,9 @@ def main(args) -> None:
     from torch.nn import functional
 
     from zerotune.checks.preflight import read_model
-    from zerotune.checks.run_checks import check_model_flags
     from zerotune.evaluation.results import evaluate_base, evaluate_final
     from zerotune.evaluation.validation import validate_labels
+    from zerotune.models.loading import check_trainable
     from zerotune.report.label_parts import label_parts
     from zerotune.report.run_report import print_run_table, write_report
     from zerotune.run.cpu import use_whole_cpu
@@ -50,7 +50,7 @@ def main(args) -> None:
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
     splits = imdb.ROWS.load(settings.data)
     config, tokenizer = read_model(settings.model, imdb.TASK, imdb.LABELS)
-    check_model_flags(settings.model, config, settings.text.max_length)
+    check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)
     if settings.engine == "trainer":
         from zerotune.training.trainer import TrainerOrder, check_trainer_flags, train_with_trainer

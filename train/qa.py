@@ -10,7 +10,7 @@ The same command starts a run, goes on with it, or says that it is finished.
 """
 
 from zerotune.run.process import run_script
-from zerotune.settings.squad_flags import qa_train_parser
+from zerotune.squad.settings import qa_train_parser
 
 
 def main(args):

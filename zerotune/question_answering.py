@@ -3,25 +3,26 @@
 import time
 from dataclasses import replace
 
-from zerotune.checks import preflight, run_checks
+from zerotune.checks import preflight
 from zerotune.checks.squad_flags import check_evaluation_flags, check_training_flags, training_lengths
 from zerotune.evaluation import results
 from zerotune.evaluation.folder import check_earlier
 from zerotune.evaluation.options import QuestionOptions
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.branches import can_share
-from zerotune.models.final_folder import read_record
+from zerotune.models.loading import check_trainable
+from zerotune.models.model_files import read_record
 from zerotune.report.run_report import print_run_table, write_report
 from zerotune.run import cpu, launch
 from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.process import is_main_process, say, started_at
 from zerotune.run.stopping import StopSignal
 from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.groups import QuestionSettings
 from zerotune.settings.names import default_eval_folder, model_or_default
 from zerotune.settings.precision import resolve_precision
 from zerotune.squad import question_evaluation
 from zerotune.squad.evaluation import (
-    SpanSettings,
     answers_by_span,
     choosing_values,
     evaluate_questions,
@@ -29,8 +30,8 @@ from zerotune.squad.evaluation import (
     span_data,
 )
 from zerotune.squad.generation import GenerationData, encode_questions
-from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, draw_shots, prompt_record
-from zerotune.squad.questions import TASK, Question
+from zerotune.squad.prompts import QuestionPrompt, draw_solved_questions, question_prompt_record
+from zerotune.squad.questions import TASK
 from zerotune.squad.report import print_scores, question_parts, score_line
 from zerotune.squad.span_data import SpanData
 from zerotune.squad.splits import SOURCES, first_paragraphs, load_shots_source, load_splits
@@ -62,10 +63,10 @@ def train(args) -> None:
     config, tokenizer = preflight.read_model_folder(args, TASK)
     check_training_flags(args, config, tokenizer)
     lengths = training_lengths(args, config)
-    run_checks.check_model_flags(args, config)
     deepspeed = read_deepspeed_config(args.deepspeed)
     precision = resolve_precision(args.precision, deepspeed)
     settings = preflight.model_settings(args, precision, zero_stage(deepspeed))
+    check_trainable(settings, config, args.max_length)
     data = None
     if is_main_process():  # the other ranks wait at the process group, then find the cache of tokens filled
         data = _tokenise(args, config, tokenizer, splits, lengths)
@@ -117,7 +118,7 @@ def _tokenise(
 ) -> dict[str, SpanData] | dict[str, GenerationData]:
     """The train and choosing splits as tokens for the run's head."""
     if args.head == "span":
-        settings = SpanSettings(**lengths)
+        settings = QuestionSettings(**lengths)
         data = {name: span_data(tokenizer, getattr(splits, name), settings, config) for name in ("train", "choose")}
         if data["train"].features.num_lost:
             say(f"train: {data['train'].features.num_lost:,} answers stand whole in no window and do not teach")
@@ -136,7 +137,7 @@ def _task_record(args, train: SpanData | GenerationData, evaluated: dict) -> dic
     """What task.json says of the task; `evaluated` is the best evaluation's line of metrics.jsonl."""
     record = {"task": TASK, "head": args.head, "labels": None}
     if args.head == "generate":
-        return record | {"prompt": prompt_record(train.prompt), "thresholds": None}
+        return record | {"prompt": question_prompt_record(train.prompt), "thresholds": None}
     return record | {"prompt": None, "thresholds": {"null_odds": evaluated.get("eval_threshold")}}
 
 
@@ -196,8 +197,8 @@ def evaluate(args) -> None:
     options = _options(args, resolve_precision(args.precision, None), tokens_per_device, args.load_4bit, record)
     check_kernel_precision(options.attention, options.precision)
     if args.shots:
-        solved = [_solved(question) for question in load_shots_source(args, run_split, questions)]
-        options = replace(options, shots=draw_shots(solved, args.shots, args.seed))
+        source = load_shots_source(args, run_split, questions)
+        options = replace(options, shots=draw_solved_questions(source, args.shots, args.seed))
     check_earlier(args.output_dir, options, items_of(questions))
     accelerator = launch.start_accelerator(None)
 
@@ -208,8 +209,3 @@ def evaluate(args) -> None:
             print_scores(metrics)
             say(f"results in {run.path}")
         run.write_json("state.json", {"state": "finished", "reason": None})
-
-
-def _solved(question: Question) -> SolvedQuestion:
-    answer = question.answers[0].text if question.answers else ""
-    return SolvedQuestion(question.id, question.paragraph.context, question.text, answer)

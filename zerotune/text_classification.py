@@ -3,13 +3,15 @@
 from zerotune.checks import preflight
 from zerotune.evaluation import prompt_seeds, results
 from zerotune.evaluation.folder import check_earlier
-from zerotune.evaluation.options import EvalOptions, answers_by_prompt, check_options
+from zerotune.evaluation.options import EvalOptions, check_options
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint, items_of
-from zerotune.models.language_model import load_language_model
+from zerotune.models.generator import load_language_model
+from zerotune.models.pretrained import answers_by_prompt
 from zerotune.run import cpu, launch
 from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.process import is_main_process, say
 from zerotune.run.stopping import StopSignal
+from zerotune.settings.groups import ModelSettings
 from zerotune.settings.precision import resolve_precision
 from zerotune.settings.resolve import eval_settings, tokens_per_device
 from zerotune.tasks.prompts import draw_shots
@@ -78,9 +80,9 @@ def _loaded_once():
     """load_language_model for evaluations of one model with several prompts: they share it."""
     held = []
 
-    def load(options: EvalOptions, device):
+    def load(settings: ModelSettings, device):
         if not held:
-            held.append(load_language_model(options, device))
+            held.append(load_language_model(settings, device))
         return held[0]
 
     return load

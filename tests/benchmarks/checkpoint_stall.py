@@ -22,8 +22,8 @@ import torch
 from benchmarking import conditions, markdown_table, write_record
 from random_models import SHAPES, random_model, random_rows, settings_for
 
-from zerotune.models.heads import SequenceClassifier
-from zerotune.models.loading import parameter_groups
+from zerotune.models.classifier import SequenceClassifier
+from zerotune.models.parameters import parameter_groups
 from zerotune.models.used_rows import train_used_rows
 from zerotune.run import launch
 from zerotune.training import checkpoints

@@ -19,13 +19,13 @@ import torch
 from random_models import SMALL_LLAMA
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from zerotune.evaluation.options import EvalOptions
 from zerotune.evaluation.scorers import prompt_scorer
-from zerotune.models.language_model import load_language_model
+from zerotune.models.generator import load_language_model
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.tiny import tiny_causal_model
 from zerotune.randomness import random_order
 from zerotune.run.cpu import tokens_per_device, use_whole_cpu
+from zerotune.settings.groups import ModelSettings
 from zerotune.tasks import imdb, sst2
 from zerotune.tasks.cutting import cut_texts, fit_shots
 from zerotune.tasks.prompts import Prompt, draw_shots, encode_prompts
@@ -93,8 +93,8 @@ def score(args) -> None:
     given = json.loads(args.prompts.read_text())
     prompt = Prompt(**given["prompt"] | {"shots": tuple(map(tuple, given["prompt"]["shots"]))})
     device, budget = torch.device("cpu"), tokens_per_device(None, on_gpu=16384)
-    options = EvalOptions(str(args.model), None, "auto", "fp32", budget)
-    model, tokenizer = load_language_model(options, device), load_tokenizer(options.model, None)
+    folder = str(args.model)
+    model, tokenizer = load_language_model(ModelSettings(folder), device), load_tokenizer(folder, None)
     window = model.config.max_position_embeddings
     started = time.perf_counter()
     data = encode_prompts(tokenizer, prompt, given["texts"], window, window)

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
+from zerotune.models.adapters import add_lora
 from zerotune.models.attention import attention_kernel
 from zerotune.models.heads import head_module_names, is_head_parameter, make_head_float32
-from zerotune.models.loading import ModelSettings, base_dtype, keep_nf4_layout
-from zerotune.models.lora import add_lora
+from zerotune.models.loading import base_dtype, keep_nf4_layout
+from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.tokens import Encoded
 from zerotune.training.classification import LabelledData
 
@@ -113,7 +114,7 @@ def settings_for(shape: Shape, precision: str) -> ModelSettings:
 
 
 def random_model(config: PretrainedConfig, settings: ModelSettings, device: torch.device) -> nn.Module:
-    """A stock or peft model as zerotune.models.loading.load_classifier would leave it, but with random weights."""
+    """A stock or peft model as zerotune.models.classifier.load_classifier would leave it, but with random weights."""
     kernel = attention_kernel(settings.attention, config)
     with torch.device(device):
         model = AutoModelForSequenceClassification.from_config(

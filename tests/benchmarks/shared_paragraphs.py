@@ -25,8 +25,8 @@ from random_models import SMALL_LLAMA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from zerotune.models.generator import AnswerGenerator
-from zerotune.models.loading import parameter_groups
+from zerotune.models.generator import TextGenerator
+from zerotune.models.parameters import parameter_groups
 from zerotune.run.cpu import use_whole_cpu
 from zerotune.run.launch import start_accelerator
 from zerotune.settings.precision import resolve_precision
@@ -122,7 +122,7 @@ def training_sides(by_side: dict[str, GenerationData], args) -> dict[str, Simple
     """An epoch of each side, as zerotune's loop goes through it."""
     ways = {}
     for name, data in by_side.items():
-        accelerator, model = start_accelerator(None), AnswerGenerator(random_llama(data, args))
+        accelerator, model = start_accelerator(None), TextGenerator(random_llama(data, args))
         optimizer = build_optimizer("adamw", parameter_groups(model, 1e-5, None, 0.01), "cpu")
         engine = Engine(accelerator, model, optimizer, args.precision, max_grad_norm=1.0)
         steps = data.epoch_steps(args.batch_size, seed=0, epoch=0)

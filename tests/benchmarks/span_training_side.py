@@ -50,12 +50,12 @@ def train_ours(args, data, tokenizer):
     import numpy as np
     from zerotune.training.stages import optimizer_for
 
-    from zerotune.models.loading import ModelSettings
     from zerotune.models.span_head import load_span_model
     from zerotune.models.used_rows import train_used_rows
     from zerotune.run.cpu import CPU_TOKENS
     from zerotune.run.folder import RunFolder
     from zerotune.run.launch import start_accelerator
+    from zerotune.settings.groups import ModelSettings
     from zerotune.settings.precision import default_precision
     from zerotune.training.batches import num_steps_per_epoch
     from zerotune.training.engine import Engine

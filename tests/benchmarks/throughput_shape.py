@@ -14,9 +14,8 @@ import torch
 from random_models import SHAPES, random_model, random_rows, settings_for
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from zerotune.models.heads import SequenceClassifier
-from zerotune.models.loading import parameter_groups
-from zerotune.models.parameters import parameter_table
+from zerotune.models.classifier import SequenceClassifier
+from zerotune.models.parameters import parameter_groups, parameter_table
 from zerotune.models.used_rows import train_used_rows
 from zerotune.run import launch
 from zerotune.training.batches import micro_batches

@@ -11,9 +11,11 @@ import torch
 from tiny_models import CAUSAL, LABELS, tiny_model
 from torch import nn
 
-from zerotune.models.loading import ModelSettings, load_classifier, parameter_groups
+from zerotune.models.classifier import load_classifier
+from zerotune.models.parameters import parameter_groups
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.run.launch import start_accelerator
+from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.tokens import Encoded
 from zerotune.training.classification import LabelledData
 from zerotune.training.engine import Engine, build_optimizer

@@ -117,6 +117,6 @@ def test_no_file_of_a_user_and_no_earlier_score_is_overwritten(tmp_path, files):
 
 
 def test_no_torch_is_imported():
-    modules = "zerotune.squad.score_file, zerotune.settings.squad_flags"
+    modules = "zerotune.squad.score_file, zerotune.squad.settings"
     program = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)

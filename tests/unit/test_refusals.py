@@ -13,19 +13,21 @@ from safetensors.torch import load_file, save_file
 from tiny_models import LABELS, tiny_model
 from transformers import AutoConfig
 
-from zerotune.checks import run_checks
 from zerotune.errors import Refused
 from zerotune.evaluation import folder as evaluation_folder
 from zerotune.evaluation.options import EvalOptions, check_options
 from zerotune.evaluation.text_evaluation import evaluate_checkpoint
 from zerotune.files import read_json, read_json_lines
-from zerotune.models.language_model import load_language_model
-from zerotune.models.loading import ModelSettings, load_classifier
-from zerotune.models.pretrained import check_token_ids, check_weight_files, check_window, load_tokenizer, read_config
+from zerotune.models.classifier import load_classifier
+from zerotune.models.generator import load_language_model
+from zerotune.models.loading import check_trainable
+from zerotune.models.model_files import check_weight_files
+from zerotune.models.pretrained import check_token_ids, check_window, load_tokenizer, read_config
 from zerotune.models.tiny import tiny_causal_model
 from zerotune.run.upload import check_upload
 from zerotune.settings.deepspeed import zero_stage
 from zerotune.settings.flags import train_parser
+from zerotune.settings.groups import ModelSettings
 from zerotune.tasks import sst2
 from zerotune.tasks.files import read_file
 from zerotune.tasks.sample import review_lines
@@ -134,13 +136,13 @@ def test_stages_that_there_are_not(stage):
 def test_flex_attention_does_not_train_on_a_cpu():
     with pytest.raises(Refused, match="flex_attention"):
         config = read_config(tiny_model("llama"), None)
-        run_checks.check_model_flags(ModelSettings("m", attention="flex_attention"), config, None)
+        check_trainable(ModelSettings("m", attention="flex_attention"), config, None)
 
 
 def test_a_quantised_checkpoint_is_not_trained(tmp_path):
     folder = model_copy(tmp_path / "m", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(Refused, match="quantised already"):
-        run_checks.check_model_flags(ModelSettings("m"), read_config(str(folder), None), None)
+        check_trainable(ModelSettings("m"), read_config(str(folder), None), None)
 
 
 # --- models ---
@@ -199,7 +201,7 @@ def test_weights_of_another_shape(tmp_path):
     with pytest.raises(Refused, match=r"do not fit its config.json: .*mlp"):
         load_classifier(ModelSettings(folder, None, "full"), LABELS, load_tokenizer(folder, None))
     with pytest.raises(Refused, match=r"do not fit its config.json: .*mlp"):
-        load_language_model(EvalOptions(model=folder, **OPTIONS), torch.device("cpu"))
+        load_language_model(ModelSettings(folder), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("kind", "most"), [("bert", 64), ("roberta", 60), ("llama", 64)])

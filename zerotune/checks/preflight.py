@@ -5,8 +5,7 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import read_json
-from zerotune.models.final_folder import read_record
-from zerotune.models.pretrained import check_labels, check_weight_files, load_tokenizer, read_config
+from zerotune.models import pretrained
 from zerotune.models.tiny import tiny_causal_model
 from zerotune.settings.groups import ModelSettings
 from zerotune.settings.names import sample_model_folder
@@ -24,34 +23,11 @@ SAMPLE_TEXTS = {sst2.TASK: samples.review_lines, squad.TASK: squad_sample.questi
 
 
 def read_model(settings: ModelSettings, task_name: str, labels: tuple[str, ...] = ()) -> tuple:
-    """Configuration and tokenizer of --model, before any weight is loaded; of a classifier for these labels.
-
-    Raises Refused as their readers do, and for a model that was tuned for another kind of task."""
-    if settings.revision and os.path.isdir(settings.name):
-        raise Refused(
-            f"--revision {settings.revision} chooses a version of a hub model and {settings.name} is a folder: drop it"
-        )
+    """Do `pretrained.read_model`, once --sample's tiny models are there."""
     for of_task, lines in SAMPLE_TEXTS.items():
         if Path(settings.name) == sample_model_folder(of_task):
             tiny_causal_model(sample_model_folder(of_task), lines)
-    config = read_config(settings.name, settings.revision)
-    check_tuned_for(settings.name, settings.revision, task_name)
-    if labels:
-        check_labels(config, labels)
-    check_weight_files(settings.name)
-    return config, load_tokenizer(settings.name, settings.revision)
-
-
-def check_tuned_for(model: str, revision: str | None, task_name: str) -> None:
-    """Refuse a tuned model that answers questions where labels are wanted, or the other way round."""
-    record = read_record(model, revision)
-    if record is None or (record["task"] == squad.TASK) == (task_name == squad.TASK):
-        return
-    script = "qa" if record["task"] == squad.TASK else record["task"]
-    raise Refused(
-        f"{model} was tuned for {record['task']}, and this is {task_name}: evaluate it with eval/{script}.py, and "
-        "train from the model that it was made of"
-    )
+    return pretrained.read_model(settings, task_name, labels)
 
 
 def split_of_run(model: str, task_name: str) -> dict | None:

@@ -24,7 +24,7 @@ from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag
 from zerotune.settings.groups import DataSettings
 from zerotune.settings.names import default_eval_folder, default_run_folder, model_or_default
 from zerotune.settings.resolve import data_settings
-from zerotune.settings.squad_flags import qa_eval_parser, qa_train_parser
+from zerotune.squad.settings import qa_eval_parser, qa_train_parser
 from zerotune.tasks import imdb, sst2
 from zerotune.training import checkpoints
 

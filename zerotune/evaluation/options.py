@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from zerotune.errors import Refused
 from zerotune.models.attention import attention_kernel, check_kernel_precision
-from zerotune.models.final_folder import read_record
-from zerotune.models.heads import is_encoder
-from zerotune.models.pretrained import check_window, is_trained_classifier
+from zerotune.models.model_files import read_record
+from zerotune.models.pretrained import answers_by_prompt, check_window
+from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.prompts import uses_chat
 from zerotune.tasks.splits import Example
 
@@ -73,11 +73,6 @@ class QuestionOptions:
     data_sha256: str | None = None
 
 
-def answers_by_prompt(config) -> bool:
-    """Whether a checkpoint has only an LM head to answer with."""
-    return not is_trained_classifier(config) and not is_encoder(config)
-
-
 def check_options(options: EvalOptions, config, tokenizer) -> None:
     """Refuse what this checkpoint would ignore or cannot do, before a weight is loaded."""
     attention_kernel(options.attention, config)
@@ -104,6 +99,17 @@ def check_options(options: EvalOptions, config, tokenizer) -> None:
         raise Refused(
             f"{options.model} answers with a classifier head, which has no use for {', '.join(ignored)}: leave it out"
         )
+
+
+def loaded_model(options: EvalOptions | QuestionOptions) -> ModelSettings:
+    """Return how the model is loaded."""
+    return ModelSettings(
+        name=options.model,
+        revision=options.revision,
+        method="qlora" if options.load_4bit else "full",
+        attention=options.attention,
+        precision=options.precision,
+    )
 
 
 def generator_record(options: EvalOptions | QuestionOptions) -> dict | None:

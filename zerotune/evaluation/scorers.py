@@ -9,7 +9,7 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.evaluation.generation import EXTRA_TOKENS, answer_texts, end_tokens, parse_answer, write_answers
-from zerotune.evaluation.options import EvalOptions, generator_record, trained_as
+from zerotune.evaluation.options import EvalOptions, generator_record, loaded_model, trained_as
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.files import default_cache_dir
 from zerotune.metrics.labels import PredictedLabels
@@ -19,6 +19,7 @@ from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, load_tokenizer, most_tokens
 from zerotune.run.plan import describe_memory, scoring_memory
 from zerotune.run.process import say
+from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.cutting import fit_shots
 from zerotune.tasks.prompts import (
     CONTENT_FREE_TEXTS,
@@ -37,7 +38,7 @@ from zerotune.training.generation import answer_window, recorded_prompt
 
 UNLABELLED = -100
 
-LoadModel = Callable[[EvalOptions, torch.device], torch.nn.Module]
+LoadModel = Callable[[ModelSettings, torch.device], torch.nn.Module]
 
 
 def labelled_data(tokenizer, examples: list[Example], max_length: int, truncation: str) -> LabelledData:
@@ -189,7 +190,7 @@ def prepare_prompt(
     ]
     num_shared = 0 if writes else data.num_shared
     say(describe_memory(scoring_memory(config, options, published_table(config)["total"], num_shared, largest)))
-    model = load_model(options, device)
+    model = load_model(loaded_model(options), device)
     if writes:
         score, read = _written_answers(model, data, tokenizer, prompt, device)
         return PreparedModel(score, lengths, batches, found, read)
@@ -215,14 +216,7 @@ def prepare_classifier(
     options: EvalOptions, task, examples: list[Example], config, device: torch.device
 ) -> PreparedModel:
     """A model that answers with a classifier head: a final/ folder's, a published one, or an untrained one."""
-    model, tokenizer, record = load_final_or_base(
-        options.model,
-        task.LABELS,
-        revision=options.revision,
-        precision=options.precision,
-        attention=options.attention,
-        load_4bit=options.load_4bit,
-    )
+    model, tokenizer, record = load_final_or_base(loaded_model(options), task.LABELS)
     record = record or {}
     trained = bool(record) or is_trained_classifier(config)
     default = min(task.MAX_LENGTH, most_tokens(config) or task.MAX_LENGTH)

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from zerotune.evaluation.folder import Items, evaluate_into
-from zerotune.evaluation.options import EvalOptions, answers_by_prompt
+from zerotune.evaluation.options import EvalOptions
 from zerotune.evaluation.result_files import write_label_results
 from zerotune.evaluation.scorers import LoadModel, prepare_classifier, prepare_prompt
 from zerotune.evaluation.scoring import PreparedModel
 from zerotune.metrics.labels import PredictedLabels
-from zerotune.models.language_model import load_language_model
-from zerotune.models.pretrained import read_config
+from zerotune.models.generator import load_language_model
+from zerotune.models.pretrained import answers_by_prompt, read_config
 from zerotune.tasks.splits import Example
 
 

@@ -1,17 +1,23 @@
-"""A causal model that learns to write answers: float32 logits at the answers' positions, and nowhere else."""
+"""A causal model with its own LM head and float32 logits: loaded to be tuned, to score answers, or to write them."""
+
+from dataclasses import replace
 
 import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
 
+from zerotune.errors import Refused
+from zerotune.models.adapters import base_settings, load_adapter
 from zerotune.models.branches import Places, branch_masks, mask_dtype
-from zerotune.models.heads import TunedModel
-from zerotune.models.language_model import cap_logits, load_causal_model
-from zerotune.models.loading import ModelSettings, check_settings, recompute_activations, tuning_config
-from zerotune.models.lora import add_lora
+from zerotune.models.heads import TunedModel, float32_linear
+from zerotune.models.loading import check_settings, make_trainable, read_weights, tuning_config
+from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import read_config
+from zerotune.settings.groups import ModelSettings
 
 
-class AnswerGenerator(TunedModel):
-    """A causal model of language_model.load_causal_model, its LM head computed at chosen positions only."""
+class TextGenerator(TunedModel):
+    """A causal model of `load_causal_model` whose LM head is computed at chosen positions only."""
 
     def forward(
         self,
@@ -21,31 +27,83 @@ class AnswerGenerator(TunedModel):
         positions: torch.Tensor | None = None,
         branches: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Float32 logits [N, vocabulary] of the token that follows each of N positions of a batch.
+        """Return float32 logits [N, vocabulary] of the token that follows each of N positions of a batch.
 
-        input_ids are [B, T], padded on the right, where a causal model looks from no token of a row: they need no mask.
-        rows and columns, [N] each, are the positions. positions and branches, [B, T] each, are those of
-        paragraph_branches.BranchRows, for rows that hold branches which must not see each other.
+        Args:
+            input_ids: [B, T], padded on the right: in a causal model no token of a row sees padding, so there is no
+                mask.
+            rows, columns: the positions, [N] each.
+            positions, branches: [B, T] each, of `branches.BranchRows`; for rows with branches that must not see each
+                other.
         """
         stock = self.stock_model
-        told = {}
+        masking = {}
         if branches is not None:
             places = Places(positions, branches)
             masks = branch_masks(stock.config, places, places, mask_dtype(stock, input_ids.device))
-            told = {"position_ids": positions, "attention_mask": masks}
-        hidden = stock.base_model(input_ids=input_ids, use_cache=False, **told).last_hidden_state
+            masking = {"position_ids": positions, "attention_mask": masks}
+        hidden = stock.base_model(input_ids=input_ids, use_cache=False, **masking).last_hidden_state
         return cap_logits(stock.get_output_embeddings()(hidden[rows, columns]), stock.config)
 
 
-def load_generator(settings: ModelSettings, tokenizer) -> AnswerGenerator:
-    """The causal model of the settings ready to be tuned, on the device that from_pretrained chooses.
+def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = None) -> torch.Tensor:
+    """Return float32 logits of hidden states [..., dim]: [..., vocabulary], or [..., len(token_ids)] of some tokens.
 
-    Types are those of models.load_classifier: float32 in full tuning; of LoRA a frozen base in the settings' precision,
-    of QLoRA in NF4, both with float32 adapters. Raises Refused for a model or settings that cannot be trained.
+    In bf16 two label words often tie: its numbers near 16 lie 0.125 apart.
+    """
+    weight = model.get_output_embeddings().weight
+    logits = functional.linear(hidden.float(), (weight if token_ids is None else weight[token_ids]).float())
+    return cap_logits(logits, model.config)
+
+
+def cap_logits(logits: torch.Tensor, config) -> torch.Tensor:
+    """Apply Gemma-2's soft cap of the last logits (Gemma Team 2024, arXiv:2408.00118, section 2), if there is one."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def load_generator(settings: ModelSettings, tokenizer) -> TextGenerator:
+    """Load a causal model, ready to train, on the device that from_pretrained chooses.
+
+    Types are those of `load_classifier`: float32 in full tuning; LoRA has a frozen base in the settings' precision,
+    QLoRA in NF4, both with float32 adapters. Raises Refused for a model or settings that cannot be trained.
     """
     check_settings(settings)
     config = tuning_config(read_config(settings.name, settings.revision), settings, tokenizer)
-    model = load_causal_model(settings, config)
-    if settings.method != "full":
-        model = add_lora(model, settings, "CAUSAL_LM")
-    return recompute_activations(AnswerGenerator(model), settings)
+    return TextGenerator(make_trainable(load_causal_model(settings, config), settings, "CAUSAL_LM"))
+
+
+def load_language_model(settings: ModelSettings, device: torch.device):
+    """Load a causal model in eval mode onto the device, with its adapter if it is one.
+
+    Weights have the settings' precision; NF4 with method "qlora" or an adapter that was trained so.
+
+    Raises:
+        Refused: no weights can be read, or some of them are missing.
+    """
+    base, is_adapter = base_settings(settings, read_record(settings.name, settings.revision))
+    if base.method == "full":  # which would give float32 weights
+        base = replace(base, method="lora")
+    model = load_causal_model(base, read_config(settings.name, settings.revision))
+    if is_adapter:
+        model = load_adapter(model, settings.name, settings.revision).get_base_model()
+    return (model if base.method == "qlora" else model.to(device)).eval()
+
+
+def load_causal_model(settings: ModelSettings, config):
+    """Load a stock causal model with float32 logits and weights of `loading.base_dtype`, or in NF4 for "qlora".
+
+    Args:
+        config: the checkpoint's own, or a changed copy.
+    Raises:
+        Refused: no weights can be read, or some of them are missing.
+    """
+    model, info = read_weights(settings, config, AutoModelForCausalLM)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise Refused(
+            f"{settings.name} lacks weights of a causal model ({missing}): it can only be evaluated "
+            "with the head that it was saved with"
+        )
+    model.set_output_embeddings(float32_linear(model.get_output_embeddings(), cast_weights=False))
+    return model

@@ -1,26 +1,21 @@
-"""How many weights a model has, which of them train, and where they are: parameters.json and the printed table."""
+"""How many weights a model has and which of them train: parameters.json, the printed table, the optimizer's groups."""
 
 import copy
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
-from zerotune.models.heads import TunedModel, is_encoder, is_head_parameter, stock_name
+from zerotune.models.adapters import adapter_size
+from zerotune.models.heads import TunedModel, is_encoder, is_head_parameter, logical_size, stock_name
 from zerotune.models.pretrained import is_trained_classifier
+from zerotune.models.span_head import span_class
+from zerotune.settings.groups import ModelSettings
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head", "adapter")
 
 
-def logical_size(parameter) -> int:
-    """Number of weights a parameter stands for: whole under ZeRO-3, unpacked in 4 bits."""
-    quant_state = getattr(parameter, "quant_state", None)
-    if quant_state is not None:
-        return quant_state.shape.numel()
-    return getattr(parameter, "ds_numel", None) or parameter.numel()
-
-
 def parameter_table(model) -> dict:
-    """{"total", "trainable", "head", "groups": {group: count}} of a stock or peft model, or of a TunedModel.
+    """Return {"total", "trainable", "head", "groups": {group: count}} of a stock or peft model, or of a TunedModel.
 
     Counts are of logical weights: whole under ZeRO-3, unpacked in 4 bits, a tied matrix once, and without the untrained
     copy that peft keeps of a head.
@@ -40,7 +35,7 @@ def parameter_table(model) -> dict:
 
 
 def published_table(config) -> dict:
-    """The same table of the checkpoint as published: with its LM head if causal, without a head if an encoder.
+    """Return the same table of the checkpoint as published: a causal model with its LM head, an encoder without a head.
 
     A checkpoint published as a classifier counts with that head. Built on the meta device, without reading a weight.
     """
@@ -48,8 +43,7 @@ def published_table(config) -> dict:
         classes = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if is_trained_classifier(config) else MODEL_MAPPING
     else:
         classes = MODEL_MAPPING if is_trained_classifier(config) else MODEL_FOR_CAUSAL_LM_MAPPING
-    with torch.device("meta"):
-        table = parameter_table(classes[type(config)](config))
+    table = _table_on_meta(classes[type(config)], config)
     if is_trained_classifier(config) and not is_encoder(config):
         # Where ZeRO-3 is on, transformers builds these classifiers through zero.Init, which knows no meta device.
         head = config.num_labels * config.hidden_size
@@ -59,17 +53,34 @@ def published_table(config) -> dict:
     return table
 
 
-def classifier_size(config, num_labels: int) -> tuple[int, int]:
-    """(weights, weights of its head) of a sequence-classification model, built on the meta device."""
-    config = copy.deepcopy(config)
-    config.num_labels = num_labels
+def model_size(config, head: str, num_labels: int, settings: ModelSettings) -> tuple[int, int]:
+    """Return (total, trainable) logical weights of a model with its head and adapters, without reading a weight.
+
+    Args:
+        head: "classify", "generate" or "span".
+        num_labels: of a classifier.
+    """
+    if head == "generate":
+        total, head_size = published_table(config)["total"], 0
+    else:
+        config = copy.deepcopy(config)
+        config.num_labels = num_labels if head == "classify" else 2
+        classes = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        table = _table_on_meta(classes[type(config)] if head == "classify" else span_class(config), config)
+        total, head_size = table["total"], table["head"]
+    if settings.method == "full":
+        return total, total
+    adapter = adapter_size(config, settings.lora_rank)
+    return total + adapter, adapter + head_size
+
+
+def _table_on_meta(model_class, config) -> dict:
     with torch.device("meta"):
-        table = parameter_table(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config))
-    return table["total"], table["head"]
+        return parameter_table(model_class(config))
 
 
 def _group(name: str, config) -> str:
-    """By the names that the supported models give their modules."""
+    """Return a parameter's group, by the names that the supported models give their modules."""
     if ".lora_" in name:
         return "adapter"
     if is_head_parameter(name, config) or stock_name(name).startswith(("lm_head.", "pooler.")):
@@ -89,7 +100,7 @@ def _group(name: str, config) -> str:
 
 
 def format_table(before: dict, after: dict) -> str:
-    """The two tables side by side, one line per count, groups that are empty in both left out."""
+    """Return the two tables side by side, one line per count, groups that are empty in both left out."""
     rows = [("parameters", "published", "this run")]
     rows += [(key, f"{before[key]:,}", f"{after[key]:,}") for key in ("total", "head")]
     share = after["trainable"] / after["total"]
@@ -99,3 +110,28 @@ def format_table(before: dict, after: dict) -> str:
             rows.append((f"  {group}", f"{before['groups'][group]:,}", f"{after['groups'][group]:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)
+
+
+def parameter_groups(
+    tuned: TunedModel, learning_rate: float, head_learning_rate: float | None, weight_decay: float
+) -> list[dict]:
+    """Return the trainable parameters for an optimizer, in four groups at most; empty ones are left out.
+
+    Matrices decay; biases and norms (1-d) do not. A classifier's head has its own learning rate.
+    """
+    groups: dict[str, dict] = {}
+    for name, parameter in tuned.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "head" if is_head_parameter(name, tuned.config) else "backbone"
+        decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        group = groups.setdefault(
+            f"{part}, {'decay' if decays else 'no decay'}",
+            {
+                "params": [],
+                "lr": head_learning_rate if part == "head" else learning_rate,
+                "weight_decay": weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return [{"name": name, **groups[name]} for name in sorted(groups)]

@@ -1,32 +1,53 @@
-"""A model's config and tokenizer, read and judged before any weight is."""
+"""A model's config and tokenizer, read and checked before any weight is."""
 
 import os
-from pathlib import Path
 
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import errors as hub_errors
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
-from zerotune.files import read_json
-from zerotune.models.model_files import adapter_base
+from zerotune.models.heads import is_encoder
+from zerotune.models.model_files import check_weight_files, read_record
+from zerotune.settings.groups import ModelSettings
 
 SUPPORTED = ("llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta")
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>")
+_QUESTIONS = "squad"  # the one task without labels
+
+
+def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = ()) -> tuple:
+    """Return the config and tokenizer of a model, after all checks that need no weight.
+
+    Args:
+        task: "sst2", "imdb" or "squad".
+        labels: of a classifier.
+    Raises:
+        Refused: one of them cannot be read or used, weight files are missing or cut short, or the model was tuned for
+            another kind of task or other labels.
+    """
+    name, revision = settings.name, settings.revision
+    if revision and os.path.isdir(name):
+        raise Refused(f"--revision {revision} chooses a version of a hub model and {name} is a folder: drop it")
+    config = read_config(name, revision)
+    check_tuned_for(name, revision, task)
+    if labels:
+        check_labels(config, labels)
+    check_weight_files(name)
+    return config, load_tokenizer(name, revision)
 
 
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
-    """The config of a hub id or folder. Raises Refused with the way out when it cannot be used here."""
+    """Return the config of a hub id or folder. Raises Refused with the way out when it cannot be used here."""
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
         raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
     try:
         raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
     except TypeError:  # transformers puts keys of its own into what it has read
-        raise Refused(f"the config of --model {name} cannot be read: its JSON is not an object") from None
+        raw = None
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
-    if not isinstance(raw, dict):  # transformers 5.23 lets it through
+    if not isinstance(raw, dict):  # transformers 5.23 lets a list through
         raise Refused(f"the config of --model {name} cannot be read: its JSON is not an object")
     if "auto_map" in raw:
         raise Refused(
@@ -39,21 +60,16 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         )
     try:
         return AutoConfig.from_pretrained(name, revision=revision or "main")
-    except (StrictDataclassError, ValueError, TypeError) as error:  # a value of the wrong type, or values at odds
+    except (
+        hub_errors.StrictDataclassError,
+        ValueError,
+        TypeError,
+    ) as error:  # of the wrong type, or at odds
         raise Refused(f"the config of --model {name} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def _unreadable(name: str, error: Exception) -> Refused:
-    """What to do about a config that transformers could not read, from the chain of its causes."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
+    """Return what to do about a config that transformers could not read, from the chain of its causes."""
     causes, cause = [], error
     while cause is not None:
         causes.append(cause)
@@ -62,21 +78,21 @@ def _unreadable(name: str, error: Exception) -> Refused:
     def caused_by(*types) -> bool:
         return any(isinstance(cause, types) for cause in causes)
 
-    if caused_by(GatedRepoError):  # before RepositoryNotFoundError, of which it is one
+    if caused_by(hub_errors.GatedRepoError):  # before RepositoryNotFoundError, of which it is one
         return Refused(
             f"{name} is gated: accept its terms at https://huggingface.co/{name}, then `hf auth login` "
             "(or set HF_TOKEN) with an account that has access"
         )
-    if caused_by(HFValidationError, RepositoryNotFoundError):
+    if caused_by(hub_errors.HFValidationError, hub_errors.RepositoryNotFoundError):
         return Refused(
             f"--model {name} is neither a folder nor a model on the hub; check the spelling, "
             "or `hf auth login` if it is private"
         )
-    if caused_by(RevisionNotFoundError):
+    if caused_by(hub_errors.RevisionNotFoundError):
         return Refused(
             f"--revision must be a branch, tag or commit of {name}; see https://huggingface.co/{name}/commits"
         )
-    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
+    if caused_by(hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, ConnectionError):
         return Refused(
             f"--model {name} is not a folder here and not in the cache, and the hub cannot be reached; "
             "fetch it once on a machine with network and the same HF_HOME, or give a folder"
@@ -84,69 +100,30 @@ def _unreadable(name: str, error: Exception) -> Refused:
     return Refused(f"the config of --model {name} cannot be read: {str(error).splitlines()[0]}")
 
 
-def most_tokens(config: PretrainedConfig) -> int | None:
-    """How many tokens fit the model's positions, None where it says nothing. RoBERTa counts positions from pad + 1."""
-    window = getattr(config, "max_position_embeddings", None)
-    return window - config.pad_token_id - 1 if window and config.model_type == "roberta" else window
-
-
-def check_window(name: str, config: PretrainedConfig, max_length: int) -> None:
-    """Raises Refused for texts longer than the model's positions."""
-    window = most_tokens(config)
-    if window is not None and max_length > window:
-        raise Refused(f"--max-length {max_length} is more than the {window} positions of {name}: use at most that")
-
-
-def check_token_ids(name: str, config: PretrainedConfig, ids: np.ndarray) -> None:
-    """Raises Refused for token ids without an embedding: the tokenizer belongs to another model."""
-    if len(ids) and ids.max() >= config.vocab_size:
-        raise Refused(
-            f"the tokenizer of {name} gives token {ids.max()} and the model has {config.vocab_size} embeddings: copy "
-            "the tokenizer that belongs to it"
-        )
-
-
-def check_weight_files(name: str) -> None:
-    """Raises Refused where a model folder lacks weights or they are cut short; reads only headers. A hub id passes."""
-    if not os.path.isdir(name):
+def check_tuned_for(name: str, revision: str | None, task: str) -> None:
+    """Refuse a tuned model that answers questions where labels are wanted, or the other way round."""
+    record = read_record(name, revision)
+    if record is None or (record["task"] == _QUESTIONS) == (task == _QUESTIONS):
         return
-    files = sorted(file for file in os.listdir(name) if file.endswith((".safetensors", ".bin")))
-    index = os.path.join(name, "model.safetensors.index.json")
-    adapter = os.path.join(name, "adapter_config.json")
-    wanted = set(files)
-    if os.path.isfile(index):
-        wanted = set(read_json(Path(index)).get("weight_map", {}).values())
-    elif os.path.isfile(adapter):
-        wanted = {"adapter_model.safetensors"}
-        _check_adapter_base(name)
-    if not files or wanted - set(files):
-        missing = ", ".join(sorted(wanted - set(files))[:4]) or "model.safetensors"
-        raise Refused(f"no weights could be read for --model {name}: it lacks {missing}; copy the whole folder")
-    for path in (os.path.join(name, file) for file in files if file.endswith(".safetensors")):
-        try:
-            with safe_open(path, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise Refused(f"{path} is damaged ({error}): copy it again") from error
-
-
-def _check_adapter_base(name: str) -> None:
-    base, _ = adapter_base(Path(name))
-    if os.path.isabs(base) and not os.path.isdir(base):
-        raise Refused(
-            f"the adapter {name} belongs to the model {base}, which is not there: put it back, or correct "
-            "base_model_name_or_path in adapter_config.json"
-        )
-    check_weight_files(base)
+    script = "qa" if record["task"] == _QUESTIONS else record["task"]
+    raise Refused(
+        f"{name} was tuned for {record['task']}, and this is {task}: evaluate it with eval/{script}.py, and train from "
+        "the model that it was made of"
+    )
 
 
 def is_trained_classifier(config: PretrainedConfig) -> bool:
-    """Whether the checkpoint was published with a sequence-classification head."""
+    """Return whether the checkpoint was published with a sequence-classification head."""
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
+def answers_by_prompt(config: PretrainedConfig) -> bool:
+    """Return whether a checkpoint has only an LM head to answer with."""
+    return not is_trained_classifier(config) and not is_encoder(config)
+
+
 def check_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> None:
-    """Raises Refused when a sequence-classification checkpoint was trained for other labels.
+    """Refuse a sequence-classification checkpoint that was trained for other labels.
 
     Names are compared in order without case; generic names (LABEL_0 …) pass when their count agrees.
     """
@@ -161,8 +138,39 @@ def check_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> None:
         )
 
 
+def check_generator(name: str, config: PretrainedConfig, head_learning_rate: float | None, other_head: str) -> None:
+    """Refuse --head generate for a model that cannot write, and a learning rate for the head that it does not add."""
+    if not answers_by_prompt(config):
+        kind = "an encoder" if is_encoder(config) else "published as a classifier, without an LM head"
+        raise Refused(f"--head generate needs a causal model, and {name} is {kind}: use --head {other_head}")
+    if head_learning_rate is not None:
+        raise Refused(f"--head-learning-rate is of --head {other_head}: --head generate has no new head, leave it out")
+
+
+def most_tokens(config: PretrainedConfig) -> int | None:
+    """Return how many tokens fit the model's positions, None if unlimited. RoBERTa counts positions from pad + 1."""
+    window = getattr(config, "max_position_embeddings", None)
+    return window - config.pad_token_id - 1 if window and config.model_type == "roberta" else window
+
+
+def check_window(name: str, config: PretrainedConfig, max_length: int) -> None:
+    """Refuse texts longer than the model's positions."""
+    window = most_tokens(config)
+    if window is not None and max_length > window:
+        raise Refused(f"--max-length {max_length} is more than the {window} positions of {name}: use at most that")
+
+
+def check_token_ids(name: str, config: PretrainedConfig, ids: np.ndarray) -> None:
+    """Refuse token ids without an embedding: the tokenizer belongs to another model."""
+    if len(ids) and ids.max() >= config.vocab_size:
+        raise Refused(
+            f"the tokenizer of {name} gives token {ids.max()} and the model has {config.vocab_size} embeddings: copy "
+            "the tokenizer that belongs to it"
+        )
+
+
 def load_tokenizer(name: str, revision: str | None):
-    """The fast tokenizer, padding on the right with a token that it already has, and putting one BOS at most.
+    """Return the fast tokenizer, padding on the right with a token that it already has, and putting one BOS at most.
 
     Pad is the tokenizer's own, else a reserved token, else unk: nothing is added, no embedding resized. Raises Refused.
     """
@@ -179,7 +187,7 @@ def load_tokenizer(name: str, revision: str | None):
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _spare_token(tokenizer, name)
     tokenizer.padding_side = "right"
-    _check_one_bos(tokenizer, name)
+    _ensure_one_bos(tokenizer, name)
     return tokenizer
 
 
@@ -192,7 +200,7 @@ def _spare_token(tokenizer, name: str) -> str:
     raise Refused(f"the tokenizer of {name} has no pad, reserved or unknown token; set pad_token in its folder")
 
 
-def _check_one_bos(tokenizer, name: str) -> None:
+def _ensure_one_bos(tokenizer, name: str) -> None:
     bos = tokenizer.bos_token_id
     if bos is None or bos == tokenizer.cls_token_id:
         return

@@ -2,10 +2,9 @@
 
 The models are transformers' question-answering classes. Of some causal ones (Llama, Qwen) these look for the backbone
 under another name than published checkpoints give it, and would leave it random with a mere warning; it is renamed here
-as it is read. Gemma has no such class: it gets transformers' generic one.
+as it is read. Gemma has no such class and gets transformers' generic one.
 """
 
-import copy
 import functools
 
 import torch
@@ -13,17 +12,9 @@ from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, MODEL_MAPPING
 from transformers.modeling_layers import GenericForQuestionAnswering
 
 from zerotune.models.heads import SPAN_HEAD, TunedModel, backbone_inputs, is_encoder
-from zerotune.models.loading import (
-    ModelSettings,
-    check_settings,
-    initialise_head,
-    load_with_head,
-    recompute_activations,
-    tuning_config,
-)
-from zerotune.models.lora import add_lora
-from zerotune.models.parameters import parameter_table
+from zerotune.models.loading import check_settings, initialise_head, load_with_head, make_trainable, tuning_config
 from zerotune.models.pretrained import read_config
+from zerotune.settings.groups import ModelSettings
 
 
 class SpanModel(TunedModel):
@@ -32,11 +23,9 @@ class SpanModel(TunedModel):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Float32 logits [B, T, 2] of start and end, for every token of a padded batch; padding's mean nothing.
+        """Return float32 logits [B, T, 2] of start and end, for every token of a padded batch; padding's mean nothing.
 
-        input_ids and attention_mask are [B, T]; the mask is 1 on a row's tokens, which are contiguous, and 0 on
-        padding. Causal models take padding on either side; encoders on the right only. token_type_ids [B, T] go to the
-        models that have them (BERT) and mean nothing to the others.
+        The arguments are those of `SequenceClassifier.forward`.
         """
         stock = self.stock_model
         inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids)
@@ -47,12 +36,12 @@ class SpanModel(TunedModel):
 
 
 def has_own_class(config) -> bool:
-    """Whether transformers has a question-answering class for models like this."""
+    """Return whether transformers has a question-answering class for models like this."""
     return type(config) in MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
 
 def span_class(config) -> type:
-    """The class of a backbone with a span head."""
+    """Return the class of a backbone with a span head."""
     if has_own_class(config):
         return MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
     return _generic_class(type(config))
@@ -66,44 +55,33 @@ def _generic_class(config_class: type) -> type:
 
 
 def backbone_renaming(config) -> dict[str, str] | None:
-    """from_pretrained's key_mapping for a causal checkpoint whose class calls the backbone otherwise; else None."""
+    """Return from_pretrained's key_mapping for a causal checkpoint whose class renames the backbone; else None."""
     prefix = span_class(config).base_model_prefix
     return None if is_encoder(config) or prefix == "model" else {r"^model\.": f"{prefix}."}
 
 
-def span_size(config) -> tuple[int, int]:
-    """(weights, weights of its head) of a model with a span head, built on the meta device."""
-    with torch.device("meta"):
-        table = parameter_table(span_class(config)(_span_config(copy.deepcopy(config))))
-    return table["total"], table["head"]
-
-
-def _span_config(config):
-    """The config, changed in place, of a model with two outputs a token."""
-    config.num_labels = 2
-    config.use_cache = False
-    return config
-
-
 def load_span_model(settings: ModelSettings, tokenizer) -> SpanModel:
-    """The model of the settings with a span head, ready to be tuned, on the device that from_pretrained chooses.
+    """Load a model with a span head, ready to train, on the device that from_pretrained chooses.
 
-    Types are those of models.load_classifier. A checkpoint that has a span head keeps it. Raises Refused for a model or
+    Types are those of `load_classifier`. A checkpoint that has a span head keeps it. Raises Refused for a model or
     settings that cannot be trained.
     """
     check_settings(settings)
     model, missing = load_stock_span_model(settings, tokenizer)
     initialise_head(model, missing, settings.seed)
-    if settings.method != "full":
-        model = add_lora(model, settings, "QUESTION_ANS")
-    return recompute_activations(SpanModel(model), settings)
+    return SpanModel(make_trainable(model, settings, "QUESTION_ANS"))
 
 
 def load_stock_span_model(settings: ModelSettings, tokenizer, config=None):
-    """A stock model with a float32 span head, and the names of the head parameters that the checkpoint lacked.
+    """Load a stock model with a float32 span head, and return it with the names of the head parameters that it lacked.
 
-    `config` replaces the checkpoint's own. Raises Refused, also where the checkpoint lacks more than the head.
+    Args:
+        config: instead of the checkpoint's own.
+    Raises:
+        Refused: the checkpoint lacks more than a head.
     """
-    config = _span_config(config or read_config(settings.name, settings.revision))
+    config = config or read_config(settings.name, settings.revision)
+    config.num_labels = 2
+    config.use_cache = False
     config = tuning_config(config, settings, tokenizer)
     return load_with_head(settings, config, span_class(config), (SPAN_HEAD,), backbone_renaming(config))

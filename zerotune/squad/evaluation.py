@@ -1,25 +1,26 @@
 """Evaluating a model on SQuAD's questions: a span head while it is trained, any model from a folder."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from zerotune.errors import Refused
 from zerotune.evaluation.folder import Items, evaluate_into
-from zerotune.evaluation.options import QuestionOptions, trained_as
+from zerotune.evaluation.options import QuestionOptions, loaded_model, trained_as
 from zerotune.evaluation.scorers import classifier_scorer
 from zerotune.evaluation.scoring import PreparedModel
 from zerotune.files import default_cache_dir
-from zerotune.models.final_folder import load_final_span, read_record
+from zerotune.models.final_folder import load_final_span
 from zerotune.models.heads import is_encoder
+from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import check_token_ids, most_tokens, read_config
-from zerotune.settings.squad_flags import DOC_STRIDE, MAX_ANSWER_LENGTH, MAX_LENGTH, MAX_NEW_TOKENS, NUM_BEST
+from zerotune.settings.groups import QuestionSettings
 from zerotune.squad.metrics import PredictedAnswers, QuestionScores, choose_threshold, official_scores, score_answers
 from zerotune.squad.question_evaluation import prepare_writing
 from zerotune.squad.questions import TASK, Question
 from zerotune.squad.result_files import write_question_results
+from zerotune.squad.settings import resolve_questions
 from zerotune.squad.span_data import SpanData
 from zerotune.squad.windows import cut_windows
 from zerotune.training.batches import evaluation_batches
@@ -28,36 +29,7 @@ from zerotune.training.batches import evaluation_batches
 UNTUNED_THRESHOLD = 0.0
 
 
-@dataclass(frozen=True)
-class SpanSettings:
-    """How questions are put before a span head, in tokens; stands in task.json."""
-
-    max_length: int
-    doc_stride: int
-    max_answer_length: int
-    n_best: int
-
-
-def span_settings(given, config, record: dict | None = None) -> SpanSettings:
-    """What flags or options say, else the model folder's task.json, else the defaults.
-
-    Args:
-        given: max_length, doc_stride, max_answer_length and n_best, each a number or None.
-        record: content of task.json.
-    Raises:
-        Refused: a window is longer than the model's positions.
-    """
-    window = most_tokens(config) or MAX_LENGTH
-    defaults = SpanSettings(min(MAX_LENGTH, window), DOC_STRIDE, MAX_ANSWER_LENGTH, NUM_BEST)
-    known = asdict(defaults) | {name: value for name, value in (record or {}).items() if name in asdict(defaults)}
-    wanted = {name: getattr(given, name) for name in known if getattr(given, name) is not None}
-    settings = SpanSettings(**known | wanted)
-    if settings.max_length > window:
-        raise Refused(f"--max-length {settings.max_length} is more than the model's {window} positions: lower it")
-    return settings
-
-
-def span_data(tokenizer, questions: list[Question], settings: SpanSettings, config) -> SpanData:
+def span_data(tokenizer, questions: list[Question], settings: QuestionSettings, config) -> SpanData:
     """Questions tokenised for a span head, from the cache where it has them."""
     features = cut_windows(
         tokenizer, questions, not is_encoder(config), settings.max_length, settings.doc_stride, default_cache_dir()
@@ -122,14 +94,9 @@ def _line(question: Question) -> str:
 def _prepare_span(options: QuestionOptions, questions: list[Question], config, device: torch.device) -> PreparedModel:
     """A model that answers with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
     record = read_record(options.model, options.revision) or {}
-    settings = span_settings(options, config, record)
-    model, tokenizer, _ = load_final_span(
-        options.model,
-        revision=options.revision,
-        precision=options.precision,
-        attention=options.attention,
-        load_4bit=options.load_4bit,
-    )
+    given = QuestionSettings(options.max_length, options.doc_stride, options.max_answer_length, options.n_best)
+    settings = resolve_questions(given, True, most_tokens(config), record)
+    model, tokenizer, _ = load_final_span(loaded_model(options))
     data = span_data(tokenizer, questions, settings, config)
     check_token_ids(options.model, config, data.token_ids)
     trained = bool(record) or is_trained_span_finder(config)
@@ -155,9 +122,9 @@ def _prepare_writing(
     options: QuestionOptions, questions: list[Question], config, device: torch.device
 ) -> PreparedModel:
     """A causal model that writes its answers: a tuned generator, or a published model after a prompt."""
-    record = read_record(options.model, options.revision) or {}
-    max_new_tokens = options.max_new_tokens or record.get("max_new_tokens", MAX_NEW_TOKENS)
-    return prepare_writing(options, max_new_tokens, questions, config, device)
+    given = QuestionSettings(options.max_length, max_new_tokens=options.max_new_tokens)
+    settings = resolve_questions(given, False, None, read_record(options.model, options.revision))
+    return prepare_writing(options, settings.max_new_tokens, questions, config, device)
 
 
 def answers_by_span(config, model: str, revision: str | None) -> bool:

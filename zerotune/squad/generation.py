@@ -141,7 +141,7 @@ class GenerationData:
         return len(units), longest, num_new_tokens * max(map(len, units))
 
     def batch(self, rows: np.ndarray, device: torch.device) -> tuple[dict, torch.Tensor, np.ndarray]:
-        """Inputs of an AnswerGenerator for some questions, and what they are to give.
+        """Inputs of an TextGenerator for some questions, and what they are to give.
 
         Returns:
             the inputs; the answers' tokens, int64 [N]; the questions in the order of their answers, [rows].

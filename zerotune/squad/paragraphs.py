@@ -1,6 +1,6 @@
-"""Batches of examples that share a part: the questions of a paragraph. Pure functions of numbers, as in batching.py.
+"""Batches of questions that share paragraphs: a paragraph's tokens are in a row once, followed by its questions' own.
 
-A row holds a group's shared tokens once and the own tokens of those of its examples that are in the batch.
+Pure functions of numbers, as in zerotune/training/batches.py. "Groups" are the questions about one paragraph.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ import numpy as np
 from zerotune.randomness import random_order
 from zerotune.training.batches import STEPS_PER_LENGTH_GROUP, cut_by_budget, micro_batches
 
-# How far a step looks for groups that fill it, in groups sorted by length: further ones would pad it more.
+# How many groups, sorted by length, are tried to fill a step exactly: later ones would add padding.
 LOOK_AHEAD = 50
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Which examples stand together, and what they take.
+    """Which examples share tokens, and how many.
 
     Attributes:
         group_of: group of each example, 0 … num_groups - 1, [num_examples].
         shared: tokens that a group's examples share, [num_groups].
-        own: tokens of each example beside them, [num_examples].
+        own: tokens of each example besides the shared ones, [num_examples].
     """
 
     group_of: np.ndarray
@@ -31,30 +31,35 @@ class Groups:
 
     @cached_property
     def members(self) -> list[np.ndarray]:
-        """The examples of each group in their order, num_groups index arrays."""
+        """Return each group's examples in their order, one index array a group."""
         order = np.argsort(self.group_of, kind="stable")
         return np.split(order, np.cumsum(np.bincount(self.group_of, minlength=len(self.shared)))[:-1])
 
     def row_length(self, examples: np.ndarray) -> int:
-        """Tokens of a row of some examples of one group."""
+        """Count the tokens of a row with some examples of one group."""
         return int(self.shared[self.group_of[examples[0]]] + self.own[examples].sum())
 
     def by_group(self, examples: np.ndarray) -> list[np.ndarray]:
-        """Some examples parted by their groups, which are in the order of their first examples."""
+        """Split some examples by group; groups are in the order of their first examples."""
         found: dict[int, list[int]] = {}
         for example in examples.tolist():
             found.setdefault(int(self.group_of[example]), []).append(example)
         return [np.array(each) for each in found.values()]
 
     def num_tokens(self, examples: np.ndarray) -> int:
-        """Tokens of a batch, shared ones once a group."""
+        """Count the tokens of a batch, a group's shared ones once."""
         return int(self.shared[np.unique(self.group_of[examples])].sum() + self.own[examples].sum())
 
-    def rows(self, examples: np.ndarray, budget: int) -> list[np.ndarray]:
-        """The rows of some examples: a group each, in as many parts as keep within the budget.
+    def num_padded_tokens(self, examples: np.ndarray) -> int:
+        """Count the tokens of a batch with padding, where each group is one row."""
+        rows = self.by_group(examples)
+        return max(map(self.row_length, rows)) * len(rows)
 
-        A single example longer than the budget gets a row of its own. Of a group's rows only one takes less than half
-        of the budget, so that no two of them stand in one batch.
+    def rows(self, examples: np.ndarray, budget: int) -> list[np.ndarray]:
+        """Split some examples into rows of one group each and at most `budget` tokens.
+
+        A single example longer than the budget gets a row of its own. At most one of a group's rows takes less than
+        half of the budget, so that no two of them are in the same batch.
         """
         found = []
         for group in self.by_group(examples):
@@ -68,25 +73,11 @@ class Groups:
             found.append(group[start:])
         return found
 
-    def num_padded_tokens(self, examples: np.ndarray) -> int:
-        """Tokens of a batch with its padding, all of a group in one row."""
-        rows = self.by_group(examples)
-        return max(map(self.row_length, rows)) * len(rows)
-
-
-def row_costs(groups: Groups, budget: int) -> np.ndarray:
-    """Tokens of the row in which each example stands in grouped_evaluation_batches, [num_examples]: a batch holds them
-    by falling cost."""
-    costs = np.zeros(len(groups.own), dtype=np.int64)
-    for row in groups.rows(np.arange(len(groups.own)), budget):
-        costs[row] = groups.row_length(row)
-    return costs
-
 
 def grouped_epoch_steps(groups: Groups, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Split one epoch into steps of `batch_size` examples, whose groups stand together and are alike in length.
+    """Split one epoch into steps of `batch_size` examples, keeping groups together and their lengths similar.
 
-    A group is split over steps where it has more examples than a step, and where nothing near it fills a step.
+    A group is split over steps if it has more examples than a step, or if no groups near it in length fill a step.
 
     Returns:
         Index arrays, one a step, which together hold every index exactly once; one of them may be smaller.
@@ -106,11 +97,11 @@ def grouped_epoch_steps(groups: Groups, batch_size: int, seed: int, epoch: int) 
 
 
 def _fill_steps(waiting: list[np.ndarray], batch_size: int, steps: list[np.ndarray]) -> list[np.ndarray]:
-    """Append whole steps made of the pieces in their order. Returns the pieces that fill no step."""
+    """Append full steps made from the pieces in their order. Returns the pieces that are left, fewer than a step."""
     total = sum(map(len, waiting))
     while total >= batch_size:
-        chosen = _that_fill([len(piece) for piece in waiting[:LOOK_AHEAD]], batch_size)
-        if chosen is None:  # the first ones, and a part of the next
+        chosen = _exact_fill([len(piece) for piece in waiting[:LOOK_AHEAD]], batch_size)
+        if chosen is None:  # take the first pieces, and a part of the next
             chosen, room = [], batch_size
             while room and len(waiting[len(chosen)]) <= room:
                 room -= len(waiting[len(chosen)])
@@ -126,9 +117,12 @@ def _fill_steps(waiting: list[np.ndarray], batch_size: int, steps: list[np.ndarr
     return waiting
 
 
-def _that_fill(sizes: list[int], batch_size: int) -> list[int] | None:
-    """Places of pieces, the first among them, that add up to a step and end as early as can be; None without such."""
-    reached = {sizes[0]: [0]}
+def _exact_fill(sizes: list[int], batch_size: int) -> list[int] | None:
+    """Return places of pieces whose sizes add up to `batch_size`: the first piece, and the earliest that complete it.
+
+    None if there are none.
+    """
+    reached = {sizes[0]: [0]}  # a sum of sizes -> the places that it is made of
     for place, size in enumerate(sizes):
         if place:
             found = {total + size: [*chosen, place] for total, chosen in reached.items() if total + size <= batch_size}
@@ -139,10 +133,13 @@ def _that_fill(sizes: list[int], batch_size: int) -> list[int] | None:
 
 
 def grouped_micro_batches(groups: Groups, step: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
-    """As batching.micro_batches, of rows that hold a group each: index arrays of examples, for each rank a list.
+    """Cut a step into micro-batches as `batches.micro_batches` does, made of rows with one group each.
 
     Args:
+        step: the step's examples.
         budget: most padded tokens in one micro-batch, exceeded only by a single long example.
+    Returns:
+        For each rank a list of index arrays of examples.
     """
     rows = groups.rows(step, budget)
     lengths = np.array([groups.row_length(row) for row in rows])
@@ -151,12 +148,25 @@ def grouped_micro_batches(groups: Groups, step: np.ndarray, budget: int, world_s
 
 
 def grouped_evaluation_batches(groups: Groups, budget: int) -> list[np.ndarray]:
-    """As batching.evaluation_batches, of rows that hold a group each: index arrays of examples, longest rows first."""
+    """Cut all examples into batches as `batches.evaluation_batches` does, made of rows with one group each.
+
+    Returns:
+        Index arrays of examples, the longest rows first.
+    """
     rows = groups.rows(np.arange(len(groups.own)), budget)
     lengths = np.array([groups.row_length(row) for row in rows])
     order = np.argsort(-lengths, kind="stable")
     return [_joined(rows, order[run], order) for run in cut_by_budget(lengths[order], budget)]
 
 
+def row_costs(groups: Groups, budget: int) -> np.ndarray:
+    """Return the tokens of each example's row in `grouped_evaluation_batches`, which go by falling cost."""
+    costs = np.zeros(len(groups.own), dtype=np.int64)
+    for row in groups.rows(np.arange(len(groups.own)), budget):
+        costs[row] = groups.row_length(row)
+    return costs
+
+
 def _joined(rows: list[np.ndarray], chosen: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Join the chosen rows; an empty array with the type of `like` if there are none."""
     return np.concatenate([rows[index] for index in chosen]) if len(chosen) else like[:0]

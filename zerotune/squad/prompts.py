@@ -1,17 +1,17 @@
-"""The wording of a question about a paragraph, as a generator is trained and evaluated on it, in four parts of tokens.
+"""The prompt of a question about a paragraph, in training and in evaluation: four parts, tokenised separately.
 
-    head       [BOS] instruction, solved examples, "Context:"        the same for all questions
-    context    " " context, line break                               the same for all questions of a paragraph
+    head       [BOS] instruction, solved questions, "Context:"        the same for all questions
+    context    " " context, line break                                the same for all questions about a paragraph
     question   "Question: " question, line break, "Answer:"
-    answer     " " answer, end (what is trained)
+    answer     " " answer, end (only this is trained)
 
-The parts are tokenised apart and joined, so that a paragraph that many questions share has the same tokens as one that
-stands before a single question. They part where tokenizers do so of themselves: before a space, and after a line break,
-which many join to the full stop before it. Each part is tokenised behind the characters that precede it, whose tokens
-are dropped: SentencePiece would put a space before the first word of a text. In a chat template the first three parts
-are the user's turn with what the template puts around it, and the end is the template's.
+So the tokens of a context do not depend on the question, and many questions can share them. The parts are split where
+tokenizers split anyway: before a space, and after a line break (which many merge with the full stop before it). Each
+part is tokenised behind the characters that precede it, whose tokens are then dropped, because SentencePiece would put
+a space before the first word of a text. In a chat template, the first three parts are the user's turn with what the
+template puts around it, and the end is the template's.
 
-Only contexts are ever cut, to a window of whole words (`best_window`).
+Only contexts are ever cut: to an excerpt of whole words that matches the question (`best_excerpt`).
 """
 
 import re
@@ -23,12 +23,12 @@ import numpy as np
 
 from zerotune.errors import Refused
 from zerotune.randomness import random_order
-from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE
+from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE, Question
 from zerotune.tasks.cutting import shot_budget, token_ids
 from zerotune.tasks.prompts import PINNED_DATE, Prompt
 from zerotune.training.generation import end_of_answer
 
-# Read as no answer too, in any case and without the full stop. No gold answer of SQuAD v2 is among them.
+# Read as "no answer", in upper or lower case and without a full stop. None of them is a gold answer of SQuAD v2.
 ABSTENTIONS = frozenset(
     {
         "",
@@ -45,34 +45,40 @@ ABSTENTIONS = frozenset(
         "i don't know",
     }
 )
-_QUESTION_MARK, _CONTEXT_MARK = "\x02", "\x03"  # stand for the texts while a template is rendered
+_QUESTION_MARK, _CONTEXT_MARK = "\x02", "\x03"  # placeholders of the texts while a template is rendered
 FEWEST_CONTEXT_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class SolvedQuestion:
-    """An example that is shown before what is asked: "" is no answer."""
+    """A solved example in the prompt (a "shot"). The answer "" means that there is none."""
 
     id: str
     context: str
     question: str
     answer: str
 
+    @classmethod
+    def of(cls, question: Question) -> "SolvedQuestion":
+        """Solve a question with the first of its gold answers."""
+        answer = question.answers[0].text if question.answers else ""
+        return cls(question.id, question.paragraph.context, question.text, answer)
+
 
 @dataclass(frozen=True)
 class QuestionPrompt:
-    """How questions are asked: in plain text or in the model's chat template, after some solved ones."""
+    """How questions are asked: in plain text or in the model's chat template, after solved ones."""
 
     chat: bool = False
     shots: tuple[SolvedQuestion, ...] = ()
 
     @property
     def wording(self) -> Prompt:
-        """The same without instruction and shots, for what needs the template alone."""
+        """Return the template alone, without instruction and shots."""
         return Prompt(TEMPLATE, (NO_ANSWER,), self.chat)
 
     def parts(self, tokenizer) -> tuple[str, str, str, str]:
-        """The fixed texts: before the context's space, before the question, after it, and before the answer."""
+        """Return the fixed texts: before the context's space, before the question, after it, and before the answer."""
         asked = self._rendered(tokenizer)
         head, _, rest = asked.partition(" " + _CONTEXT_MARK)
         before, _, after = rest.partition(_QUESTION_MARK)
@@ -95,8 +101,8 @@ class QuestionPrompt:
         return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE)
 
 
-def prompt_record(prompt: QuestionPrompt) -> dict:
-    """What task.json says of a generator's prompt."""
+def question_prompt_record(prompt: QuestionPrompt) -> dict:
+    """Return what task.json says about a generator's prompt."""
     return {
         "instruction": INSTRUCTION,
         "template": TEMPLATE,
@@ -105,43 +111,46 @@ def prompt_record(prompt: QuestionPrompt) -> dict:
     }
 
 
-def recorded_prompt(record: dict, model: str) -> QuestionPrompt:
-    """The prompt that `prompt_record` described. Raises Refused where the wording is not today's."""
+def recorded_question_prompt(record: dict, model: str) -> QuestionPrompt:
+    """Return the prompt that `question_prompt_record` described.
+
+    Raises:
+        Refused: this version words questions differently.
+    """
     prompt = QuestionPrompt(record["format"] == "chat")
-    if prompt_record(prompt) != record:
+    if question_prompt_record(prompt) != record:
         raise Refused(
-            f"{model} was tuned on another wording of its questions than this zerotune asks: evaluate it with the "
-            "version that trained it (run.json names it)"
+            f"{model} was tuned on another wording of its questions than this version of zerotune uses: evaluate it "
+            "with the version that trained it (run.json names it)"
         )
     return prompt
 
 
 def one_line(question: str) -> str:
-    """A question with single spaces: one of the train file's has hundreds in a row."""
+    """Reduce a question's white space to single spaces: one question of SQuAD v2 has hundreds in a row."""
     return " ".join(question.split())
 
 
 def read_answer(text: str) -> str:
-    """The answer that a model's words give: their first line, "" for an abstention."""
+    """Read the answer from what a model has written: its first line; "" for an abstention."""
     line = (text.strip().splitlines() or [""])[0].strip()
     return "" if line.casefold().strip("\"'*. ") in ABSTENTIONS else line
 
 
-def draw_shots(solved: list[SolvedQuestion], num_shots: int, seed: int) -> tuple[SolvedQuestion, ...]:
-    """Solved examples for a prompt, each of another paragraph, by seed: as many without an answer as with one, or one
-    fewer.
+def draw_solved_questions(questions: list[Question], num_shots: int, seed: int) -> tuple[SolvedQuestion, ...]:
+    """Draw solved questions for a prompt, each about another paragraph: half without an answer, or one fewer.
 
     Raises:
         Refused: there are too few.
     """
     chosen, seen = [], set()
     for has_answer, wanted in ((True, num_shots - num_shots // 2), (False, num_shots // 2)):
-        order = random_order(len(solved), seed, f"shots with an answer: {has_answer}")
-        candidates = (solved[index] for index in order if bool(solved[index].answer) == has_answer)
-        for shot in candidates:
-            if wanted and shot.context not in seen:
-                seen.add(shot.context)
-                chosen.append(shot)
+        order = random_order(len(questions), seed, f"shots with an answer: {has_answer}")
+        candidates = (questions[index] for index in order if bool(questions[index].answers) == has_answer)
+        for question in candidates:
+            if wanted and question.paragraph.context not in seen:
+                seen.add(question.paragraph.context)
+                chosen.append(SolvedQuestion.of(question))
                 wanted -= 1
         if wanted:
             kind = "with" if has_answer else "without"
@@ -149,30 +158,34 @@ def draw_shots(solved: list[SolvedQuestion], num_shots: int, seed: int) -> tuple
     return tuple(chosen[index] for index in random_order(num_shots, seed, "order of shots"))
 
 
-def fit_shots(tokenizer, shots: tuple[SolvedQuestion, ...], window: int) -> tuple[tuple[SolvedQuestion, ...], int]:
-    """Shots whose contexts together take at most half of the model's window: of the longest, windows that hold the
-    answer and match the question best, all of the same number of tokens.
+def fit_solved_questions(
+    tokenizer, shots: tuple[SolvedQuestion, ...], num_positions: int
+) -> tuple[tuple[SolvedQuestion, ...], int]:
+    """Cut the longest contexts, so that all contexts together take at most half of the model's positions.
+
+    What is kept of a context holds the answer and matches the question best; all cut ones have the same number of
+    tokens.
 
     Returns:
-        The shots, and how many were cut.
+        The shots, and how many of them were cut.
     Raises:
-        Refused: they would be cut to fewer than cutting.FEWEST_SHOT_TOKENS.
+        Refused: fewer than cutting.FEWEST_SHOT_TOKENS would be left of a context.
     """
     encoded = [tokenizer.backend_tokenizer.encode(shot.context, add_special_tokens=False) for shot in shots]
-    budget = shot_budget([len(each.ids) for each in encoded], window)
+    budget = shot_budget([len(each.ids) for each in encoded], num_positions)
     fitted = []
     for shot, each in zip(shots, encoded, strict=True):
         place = shot.context.find(shot.answer)
         held = (place, place + len(shot.answer)) if shot.answer else None
-        start, stop = best_window(shot.context, each.offsets, budget, shot.question, held)
+        start, stop = best_excerpt(shot.context, each.offsets, budget, shot.question, held)
         fitted.append(replace(shot, context=shot.context[start:stop]) if len(each.ids) > budget else shot)
     return tuple(fitted), sum(before != after for before, after in zip(shots, fitted, strict=True))
 
 
 def tokens_behind(tokenizer, anchor: str, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts as they are behind other characters, none of them special.
+    """Tokenise texts as they are behind other characters, the anchor, without special tokens.
 
-    A text whose first token would reach into the anchor is tokenised on its own.
+    A text whose first token would include some of the anchor is tokenised on its own.
     """
     before = token_ids(tokenizer, [anchor], False)[0]
     rows = token_ids(tokenizer, [anchor + text for text in texts], False)
@@ -184,52 +197,52 @@ def tokens_behind(tokenizer, anchor: str, texts: list[str]) -> list[list[int]]:
 
 
 class QuestionTokenizer:
-    """Turns contexts, questions and answers into the parts of a prompt.
+    """Turns contexts, questions and answers into the token ids of a prompt's parts.
 
     Args:
-        max_length: most tokens of a whole row, its answer and the end included and the solved examples left out.
-        window: the model's positions; no row is longer.
+        max_length: most tokens of a whole row with its answer and end, not counting the solved questions.
+        num_positions: the model's; no row is longer.
     """
 
-    def __init__(self, tokenizer, prompt: QuestionPrompt, max_length: int, window: int):
+    def __init__(self, tokenizer, prompt: QuestionPrompt, max_length: int, num_positions: int):
         self.tokenizer, self.prompt = tokenizer, prompt
         self._head, self._before, self._after, self._lead = prompt.parts(tokenizer)
         bare = replace(prompt, shots=()).parts(tokenizer)[0]
         num_shot_tokens = len(self.head) - len(token_ids(tokenizer, [bare], not prompt.chat)[0])
-        self.most = min(max_length + num_shot_tokens, window)
+        self.most = min(max_length + num_shot_tokens, num_positions)
 
     @cached_property
     def head(self) -> list[int]:
-        """Token ids of what all prompts begin with; a chat template writes its own BOS."""
+        """Tokenise what all prompts begin with. A chat template writes its own BOS."""
         return token_ids(self.tokenizer, [self._head], not self.prompt.chat)[0]
 
     @cached_property
     def end(self) -> list[int]:
-        """Token ids that end an answer. Raises Refused for a tokenizer without an end of text."""
+        """Return the token ids that end an answer. Raises Refused if the tokenizer has no end of text."""
         return end_of_answer(self.tokenizer, self.prompt.wording)
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of contexts, each with the line break behind it."""
+        """Tokenise contexts, each with the line break behind it."""
         return tokens_behind(self.tokenizer, self._head[-1:], [f" {text}\n" for text in texts])
 
     def questions(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of questions up to where their answers begin."""
+        """Tokenise questions, up to where their answers begin."""
         asked = [f"{self._before}{one_line(text)}{self._after}" for text in texts]
         return tokens_behind(self.tokenizer, "\n", asked)
 
     def answers(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of answers ("": none) with their end."""
+        """Tokenise answers with their end; "" means that there is none."""
         written = [self._lead + (text.strip() or NO_ANSWER) for text in texts]
         return [[*row, *self.end] for row in tokens_behind(self.tokenizer, self._after, written)]
 
     def fitted_context(
         self, context: str, question: str, num_others: int, held: tuple[int, int] | None = None
     ) -> list[int]:
-        """Token ids of the best window of a context that is too long for its row.
+        """Tokenise the best excerpt of a context that is too long for its row.
 
         Args:
-            num_others: tokens of the row that are not the context's.
-            held: characters [start, stop) that the window must hold.
+            num_others: tokens of the row besides the context.
+            held: characters [start, stop) that the excerpt must hold.
         Raises:
             Refused: there is no room for FEWEST_CONTEXT_TOKENS.
         """
@@ -238,39 +251,39 @@ class QuestionTokenizer:
             raise Refused(
                 f"rows of {self.most} tokens leave the context of the question {one_line(question)[:40]!r} "
                 f"{max(room, 0)} beside {num_others} of prompt and answer, wanted {FEWEST_CONTEXT_TOKENS} or more: "
-                "lower --max-new-tokens or --shots, or raise --max-length as far as the model's window goes"
+                "lower --max-new-tokens or --shots, or raise --max-length as far as the model's positions allow"
             )
         backend = self.tokenizer.backend_tokenizer
         offsets = backend.encode(context, add_special_tokens=False).offsets
-        for spare in range(1, room):  # a window's own tokens may be some more than it has in the whole text
-            start, stop = best_window(context, offsets, room - spare, question, held)
+        for spare in range(1, room):  # an excerpt on its own may have a few more tokens than inside the whole text
+            start, stop = best_excerpt(context, offsets, room - spare, question, held)
             (found,) = self.contexts([context[start:stop]])
             if len(found) <= room:
                 return found
         raise AssertionError("an empty context fits")
 
 
-def best_window(
+def best_excerpt(
     context: str, offsets: list[tuple[int, int]], num_tokens: int, question: str, held: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """The window of whole words that matches a question best.
+    """Find the excerpt of whole words that matches a question best.
 
-    A window's score is the sum, over the question's words in it, of one over how often the word stands in the context:
-    rare words count most, and each word 1 at the utmost. Of equally good windows the one in the middle.
+    Each occurrence of one of the question's words scores 1 / (its number of occurrences in the context): rare words
+    count most, and no word more than 1. Of equally good excerpts the middle one is taken.
 
     Args:
         offsets: characters [start, stop) of the context's tokens.
-        num_tokens: most tokens of a window.
-        held: characters that the window holds, where one so long can.
+        num_tokens: most tokens of an excerpt.
+        held: characters that the excerpt must hold, if an excerpt of this length can.
     Returns:
         Characters [start, stop) of the context.
     """
     words = [match.span() for match in re.finditer(r"\S+", context)]
     starts, stops = (np.array(side) for side in zip(*words, strict=True))
     token_starts, token_stops = (np.array(side) for side in zip(*offsets, strict=True))
-    first_token = np.searchsorted(token_stops, starts, side="right")  # the first that ends after a word's start
-    end_token = np.searchsorted(token_starts, stops, side="left")  # one behind the last that begins before its stop
-    last_word = np.searchsorted(end_token, first_token + num_tokens, side="right")  # one behind a window's last word
+    first_token = np.searchsorted(token_stops, starts, side="right")  # the first that ends after the word's start
+    end_token = np.searchsorted(token_starts, stops, side="left")  # one after the last that begins in the word
+    last_word = np.searchsorted(end_token, first_token + num_tokens, side="right")  # one after the excerpt's last
     asked = set(re.findall(r"\w+", question.casefold()))
     found = [[word for word in re.findall(r"\w+", context[a:b].casefold()) if word in asked] for a, b in words]
     counts = Counter(word for group in found for word in group)
@@ -281,7 +294,7 @@ def best_window(
         holds = (starts <= held[0]) & (stops[np.maximum(last_word - 1, 0)] >= held[1])
         scores = np.where(holds, scores, -1.0) if holds.any() else scores
     reaches_end = np.flatnonzero(last_word == len(words))
-    scores = scores[: reaches_end[0] + 1] if len(reaches_end) else scores  # later windows are parts of that one
+    scores = scores[: reaches_end[0] + 1] if len(reaches_end) else scores  # later excerpts are parts of that one
     best = np.flatnonzero(scores == scores.max())
     chosen = int(best[(len(best) - 1) // 2])
     fits = last_word[chosen] > chosen

@@ -7,22 +7,22 @@ import numpy as np
 import torch
 
 from zerotune.evaluation.generation import answer_texts, end_tokens, write_answers
-from zerotune.evaluation.options import QuestionOptions, generator_record, trained_as
+from zerotune.evaluation.options import QuestionOptions, generator_record, loaded_model, trained_as
 from zerotune.evaluation.scorers import LoadModel
 from zerotune.evaluation.scoring import PreparedModel, Scorer, score_items
 from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import can_share
-from zerotune.models.language_model import load_language_model
+from zerotune.models.generator import load_language_model
 from zerotune.models.parameters import published_table
 from zerotune.models.precision import autocast
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.run.plan import describe_memory, writing_memory
 from zerotune.run.process import say
-from zerotune.settings.squad_flags import MAX_PROMPT_LENGTH
 from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.metrics import PredictedAnswers, official_scores, score_answers
-from zerotune.squad.prompts import QuestionPrompt, fit_shots, read_answer, recorded_prompt
+from zerotune.squad.prompts import QuestionPrompt, fit_solved_questions, read_answer, recorded_question_prompt
 from zerotune.squad.questions import Question
+from zerotune.squad.settings import WRITING_DEFAULTS
 from zerotune.squad.writing import GreedyWriter, writing_summary
 from zerotune.tasks.prompts import uses_chat
 
@@ -123,16 +123,16 @@ def prepare_writing(
     tokenizer, window = load_tokenizer(options.model, options.revision), config.max_position_embeddings
     record = generator_record(options)
     if record is None:
-        shots, num_cut = fit_shots(tokenizer, options.shots, window)
+        shots, num_cut = fit_solved_questions(tokenizer, options.shots, window)
         prompt = QuestionPrompt(uses_chat(options.prompt_format, tokenizer, options.model), shots)
         described = {"setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt", "head": "prompt"}
         described |= {"method": None, "shot_ids": [shot.id for shot in shots], "num_shots_truncated": num_cut}
     else:
         options = replace(options, load_4bit=options.load_4bit or record["method"] == "qlora")
-        prompt = recorded_prompt(record["prompt"], options.model)
+        prompt = recorded_question_prompt(record["prompt"], options.model)
         described = {"setting": "tuned generator", "head": "generate"}
         described |= trained_as(record, options) | {"shot_ids": [], "num_shots_truncated": 0}
-    max_length = options.max_length or (record or {}).get("max_length", MAX_PROMPT_LENGTH)
+    max_length = options.max_length or (record or {}).get("max_length", WRITING_DEFAULTS.max_length)
     data = encode_questions(tokenizer, prompt, questions, max_length, window, max_new_tokens)
     data = replace(data, shares=can_share(config, attention_kernel(options.attention, config)))
     if data.num_truncated:
@@ -142,7 +142,7 @@ def prepare_writing(
     shapes = [data.writing_shape(batch, max_new_tokens) for batch in batches]
     num_weights = published_table(config)["total"]
     say(describe_memory(writing_memory(config, options, num_weights, len(data.head), shapes)))
-    model = load_model(options, device)
+    model = load_model(loaded_model(options), device)
     described |= {
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from zerotune.errors import Refused
 from zerotune.randomness import random_order
-from zerotune.settings.squad_flags import RULES
 from zerotune.squad import files as squad_files
 from zerotune.squad.questions import TASK, Question
 from zerotune.squad.sample import sample_articles
+from zerotune.squad.settings import RULES
 from zerotune.tasks.split_settings import Origin, Settings, settings_of, subsets
 from zerotune.tasks.splits import Example, Splits, balanced_subset, describe, normalise, stratified_split
 from zerotune.tasks.task_sources import (

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from zerotune.models.branches import PADDING, TRUNK, Places, branch_masks, mask_dtype
 from zerotune.models.device import to_device
-from zerotune.models.language_model import cap_logits
+from zerotune.models.generator import cap_logits
 from zerotune.models.precision import autocast
 from zerotune.models.shared_prefix import prefix_cache
 from zerotune.squad.generation import GenerationData

@@ -9,7 +9,7 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.device import to_device
-from zerotune.models.language_model import answer_logits
+from zerotune.models.generator import answer_logits
 from zerotune.models.shared_prefix import SharedRows, prefix_cache
 from zerotune.randomness import random_order
 from zerotune.settings.names import short_name

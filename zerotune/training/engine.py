@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel, is_encoder
-from zerotune.models.loading import load_classifier, parameter_groups
-from zerotune.models.parameters import format_table, parameter_table, published_table
+from zerotune.models.parameters import format_table, parameter_groups, parameter_table, published_table
 from zerotune.models.precision import autocast
 from zerotune.models.span_head import load_span_model
 from zerotune.models.used_rows import train_used_rows

@@ -78,7 +78,7 @@ class AnswerData(LengthBatches):
         return int(self.num_answer_tokens[items].sum())
 
     def batch(self, items: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of an `AnswerGenerator`, and the tokens [tokens] of some examples' own answers."""
+        """Build the inputs of an `TextGenerator`, and the tokens [tokens] of some examples' own answers."""
         return self._answered([self.row(item, self.labels[item]) for item in items], device)
 
     def _answered(self, rows: list[tuple[list[int], int]], device: torch.device) -> Batch:

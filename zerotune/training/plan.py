@@ -7,10 +7,8 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.attention import attention_kernel
-from zerotune.models.lora import adapter_size
-from zerotune.models.parameters import classifier_size, published_table
+from zerotune.models.parameters import model_size
 from zerotune.models.pretrained import check_token_ids
-from zerotune.models.span_head import span_size
 from zerotune.run.plan import MemoryNeed, describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
 from zerotune.settings.groups import TrainSettings
 from zerotune.training.data import TrainingData
@@ -28,25 +26,16 @@ def plan_training(settings: TrainSettings, config, train: TrainingData, num_labe
     model, optimisation = settings.model, settings.optimisation
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_token_ids(model.name, config, train.token_ids)
-    total, head = _sizes(settings.head, config, num_labels)
-    adapter = 0 if model.method == "full" else adapter_size(config, model.lora_rank)
-    trainable = total if model.method == "full" else adapter + head
+    total, trainable = model_size(config, settings.head, num_labels, model)
     scored_tokens = int(train.lengths.max()) if attention_kernel(model.attention, config) == "eager" else 0
     world = (world_size, offloaded(settings.deepspeed))
-    need = memory_need(total + adapter, trainable, config, model, optimisation, world, scored_tokens)
+    need = memory_need(total, trainable, config, model, optimisation, world, scored_tokens)
     if settings.head == "generate":
         logits = logit_bytes(config, model, optimisation.tokens_per_device, train.answer_share)
         need = replace(need, activations=need.activations + logits)
     _refuse_too_large(settings, need, total)
-    weights = f"model: {total + adapter:,} weights, {trainable:,} of them trained ({model.method}, {model.precision})"
+    weights = f"model: {total:,} weights, {trainable:,} of them trained ({model.method}, {model.precision})"
     return "\n".join([weights, *_describe_steps(settings, train, world_size), describe_memory(need)])
-
-
-def _sizes(head: str, config, num_labels: int) -> tuple[int, int]:
-    """Return the weights of a model with its head, and those of the head."""
-    if head == "generate":
-        return published_table(config)["total"], 0
-    return span_size(config) if head == "span" else classifier_size(config, num_labels)
 
 
 def _refuse_too_large(settings: TrainSettings, need: MemoryNeed, num_weights: int) -> None:

@@ -1,9 +1,7 @@
 """Training on labelled text: what is specific to its two heads, a classifier's and a generator's."""
 
-from zerotune.checks.run_checks import check_generator
 from zerotune.errors import Refused
-from zerotune.models.heads import is_encoder
-from zerotune.models.pretrained import is_trained_classifier
+from zerotune.models.pretrained import answers_by_prompt, check_generator
 from zerotune.settings.groups import TrainSettings
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
@@ -20,7 +18,7 @@ def check_head(settings: TrainSettings, config, tokenizer) -> None:
             raise Refused(
                 f"--truncation {settings.text.truncation} is for a classifier: a prompt's text is cut in the middle"
             )
-    elif prompt_format != "auto" and (is_encoder(config) or is_trained_classifier(config)):
+    elif prompt_format != "auto" and not answers_by_prompt(config):
         raise Refused(f"--prompt-format {prompt_format}: {name} is never asked by a prompt: leave it out")
     uses_chat(prompt_format, tokenizer, name)
 

@@ -14,7 +14,7 @@ from zerotune.models.branches import (
     layer_types,
     visible,
 )
-from zerotune.models.generator import AnswerGenerator
+from zerotune.models.generator import TextGenerator
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD = 64, 3
@@ -35,7 +35,7 @@ CASES = [
 
 def model_of(kind, attention="eager"):
     model = seeded_model(kind, 3, VOCABULARY, **SHAPES[kind], attn_implementation=attention)
-    return AnswerGenerator(model)
+    return TextGenerator(model)
 
 
 def inputs_of(laid):

@@ -11,9 +11,10 @@ from tiny_models import IDS, LABELS, MASK, move_weights, tiny_model
 from transformers import AutoModelForSequenceClassification
 
 from zerotune.errors import Refused
+from zerotune.models.classifier import load_classifier
 from zerotune.models.final_folder import load_final_or_base, save_final
-from zerotune.models.loading import ModelSettings, load_classifier
 from zerotune.models.pretrained import load_tokenizer
+from zerotune.settings.groups import ModelSettings
 
 pytestmark = pytest.mark.usefixtures("plain_four_bits")
 
@@ -41,7 +42,7 @@ def test_loaded_by_us_it_gives_the_same_logits(kind, method, gathered, tmp_path)
     model, tokenizer = tuned(kind, method)
     trained = {n: p.detach().clone() for n, p in model.model.named_parameters() if p.requires_grad}
     save_final(model, tokenizer, tmp_path, {"task": "sst2", "max_length": 9}, trained if gathered else None)
-    again, its_tokenizer, task = load_final_or_base(str(tmp_path), LABELS)
+    again, its_tokenizer, task = load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
     assert torch.equal(logits(again), logits(model))
     assert its_tokenizer.pad_token_id == tokenizer.pad_token_id
     base = {"base_model": tiny_model(kind), "base_revision": None}
@@ -94,19 +95,19 @@ def test_the_head_of_a_loaded_adapter_stays_float32(method, tmp_path):
     model, tokenizer = tuned("llama", method, precision="bf16")
     save_final(model, tokenizer, tmp_path, {})
     trained = model.model.get_base_model().score.weight
-    for load_4bit in (False, True):
-        again, _, _ = load_final_or_base(str(tmp_path), LABELS, precision="bf16", load_4bit=load_4bit)
+    for wanted in ("full", "qlora"):
+        again, _, _ = load_final_or_base(ModelSettings(str(tmp_path), precision="bf16", method=wanted), LABELS)
         head = again.stock_model.score.weight
         assert head.dtype == torch.float32 and torch.equal(head, trained)
         assert again.stock_model.model.norm.weight.dtype == torch.bfloat16
         assert logits(again).dtype == torch.float32
-        assert any(p.dtype == torch.uint8 for p in again.parameters()) == (load_4bit or method == "qlora")
+        assert any(p.dtype == torch.uint8 for p in again.parameters()) == ("qlora" in (wanted, method))
 
 
 def test_a_whole_model_in_four_bits_keeps_its_float32_head(tmp_path):
     model, tokenizer = tuned("bert", "full")
     save_final(model, tokenizer, tmp_path, {})
-    again, _, _ = load_final_or_base(str(tmp_path), LABELS, precision="bf16", load_4bit=True)
+    again, _, _ = load_final_or_base(ModelSettings(str(tmp_path), precision="bf16", method="qlora"), LABELS)
     own = dict(model.stock_model.named_parameters())
     for name in ("classifier.weight", "classifier.bias", "bert.pooler.dense.weight"):
         assert torch.equal(again.stock_model.get_parameter(name), own[name]), name
@@ -114,10 +115,10 @@ def test_a_whole_model_in_four_bits_keeps_its_float32_head(tmp_path):
 
 
 def test_checkpoints_without_a_head():
-    again, _, task = load_final_or_base(tiny_model("distilbert"), LABELS)
+    again, _, task = load_final_or_base(ModelSettings(tiny_model("distilbert")), LABELS)
     assert task is None and logits(again).shape == (2, 2)
     with pytest.raises(Refused, match="no classification head"):
-        load_final_or_base(tiny_model("llama"), LABELS)
+        load_final_or_base(ModelSettings(tiny_model("llama")), LABELS)
 
 
 def test_adapters_that_are_refused(tmp_path):
@@ -126,12 +127,12 @@ def test_adapters_that_are_refused(tmp_path):
     with pytest.raises(Refused, match="is an adapter"):
         load_classifier(ModelSettings(str(tmp_path), None, "full"), LABELS, tokenizer)
     with pytest.raises(Refused, match="trained for negative, positive"):
-        load_final_or_base(str(tmp_path), ("no", "yes"))
+        load_final_or_base(ModelSettings(str(tmp_path)), ("no", "yes"))
     weights = load_file(tmp_path / "adapter_model.safetensors")
     for part in ("score", "q_proj.lora_B"):
         save_file({n: v for n, v in weights.items() if part not in n}, tmp_path / "adapter_model.safetensors")
         with pytest.raises(Refused, match=f"lacks weights.*{part}"):
-            load_final_or_base(str(tmp_path), LABELS)
+            load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
     save_file(weights, tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     for change, words in (
@@ -142,10 +143,10 @@ def test_adapters_that_are_refused(tmp_path):
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(Refused, match=words):
-            load_final_or_base(str(tmp_path), LABELS)
+            load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
     with pytest.raises(Refused, match="/gone/base"):
-        load_final_or_base(str(tmp_path), LABELS)
+        load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
 
 
 def test_a_16_bit_weight_is_never_saved(tmp_path):

@@ -5,9 +5,10 @@ import torch
 from tiny_models import CAUSAL, ENCODERS, LABELS, tiny_model
 from torch.nn import functional as F
 
-from zerotune.models.heads import Float32Linear, head_module_names, last_positions
-from zerotune.models.loading import ModelSettings, load_classifier
+from zerotune.models.classifier import last_positions, load_classifier
+from zerotune.models.heads import Float32Linear, head_module_names
 from zerotune.models.pretrained import load_tokenizer
+from zerotune.settings.groups import ModelSettings
 
 ROWS = [[1, 4, 6, 7, 8], [1, 5, 9], [1, 4, 6, 7, 10, 11, 8, 12]]
 PAD = 3

@@ -13,9 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
+from zerotune.models.classifier import load_classifier
 from zerotune.models.heads import is_head_parameter
-from zerotune.models.loading import ModelSettings, load_classifier, parameter_groups
+from zerotune.models.parameters import parameter_groups
 from zerotune.models.pretrained import check_labels, load_tokenizer, read_config
+from zerotune.settings.groups import ModelSettings
 
 SHARED = Path(__file__).parents[4] / "shared"
 

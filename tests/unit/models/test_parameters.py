@@ -5,11 +5,12 @@ import torch
 from tiny_models import LABELS, tiny_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from zerotune.models.loading import ModelSettings, load_classifier
-from zerotune.models.lora import add_lora
-from zerotune.models.parameters import format_table, parameter_table, published_table
+from zerotune.models.adapters import add_lora
+from zerotune.models.classifier import load_classifier
+from zerotune.models.parameters import format_table, model_size, parameter_table, published_table
 from zerotune.models.pretrained import load_tokenizer
-from zerotune.models.span_head import span_class, span_size
+from zerotune.models.span_head import span_class
+from zerotune.settings.groups import ModelSettings
 
 # Llama-3.2-1B as published.
 LLAMA_1B = {
@@ -44,10 +45,11 @@ def test_llama_3_2_1b_has_the_published_counts():
 
 def test_llama_3_2_1b_with_a_span_head_has_the_published_count():
     config = AutoConfig.for_model("llama", **LLAMA_1B)
-    assert span_size(config) == (1_235_818_498, 4098)
+    assert model_size(config, "span", 0, ModelSettings("m")) == (1_235_818_498, 1_235_818_498)
     with torch.device("meta"):
         model = span_class(config)(config)
     settings = ModelSettings("meta-llama/Llama-3.2-1B", None, "lora", lora_rank=8)
+    assert model_size(config, "span", 0, settings) == (1_235_818_498 + 5_636_096, 5_636_096 + 4098)
     adapted = parameter_table(add_lora(model, settings, "QUESTION_ANS"))
     assert adapted["trainable"] == 5_636_096 + 4098 and adapted["total"] == 1_235_818_498 + 5_636_096
 

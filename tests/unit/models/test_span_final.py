@@ -10,9 +10,9 @@ from transformers import LlamaForQuestionAnswering
 
 from zerotune.errors import Refused
 from zerotune.models.final_folder import load_final_span, save_final
-from zerotune.models.loading import ModelSettings
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.span_head import load_span_model
+from zerotune.settings.groups import ModelSettings
 
 pytestmark = pytest.mark.usefixtures("plain_four_bits")
 
@@ -40,7 +40,7 @@ def test_loaded_by_us_it_gives_the_same_logits(kind, method, gathered, tmp_path)
     model, tokenizer = tuned(kind, method)
     trained = {n: p.detach().clone() for n, p in model.model.named_parameters() if p.requires_grad}
     save_final(model, tokenizer, tmp_path, {"task": "squad", "head": "span"}, trained if gathered else None)
-    again, its_tokenizer, task = load_final_span(str(tmp_path))
+    again, its_tokenizer, task = load_final_span(ModelSettings(str(tmp_path)))
     assert torch.equal(logits(again), logits(model))
     assert its_tokenizer.pad_token_id == tokenizer.pad_token_id
     base = {"base_model": tiny_model(kind), "base_revision": None}
@@ -87,16 +87,16 @@ def test_the_head_of_a_loaded_adapter_stays_float32(method, tmp_path):
     model, tokenizer = tuned("gemma2", method, precision="bf16")
     save_final(model, tokenizer, tmp_path, {})
     trained = model.model.get_base_model().qa_outputs.weight
-    for load_4bit in (False, True):
-        again, _, _ = load_final_span(str(tmp_path), precision="bf16", load_4bit=load_4bit)
+    for wanted in ("full", "qlora"):
+        again, _, _ = load_final_span(ModelSettings(str(tmp_path), precision="bf16", method=wanted))
         head = again.stock_model.qa_outputs.weight
         assert head.dtype == torch.float32 and torch.equal(head, trained)
         assert again.stock_model.model.norm.weight.dtype == torch.bfloat16
-        assert any(p.dtype == torch.uint8 for p in again.parameters()) == (load_4bit or method == "qlora")
+        assert any(p.dtype == torch.uint8 for p in again.parameters()) == ("qlora" in (wanted, method))
 
 
 def test_checkpoints_without_a_span_head():
-    again, _, task = load_final_span(tiny_model("distilbert"))
+    again, _, task = load_final_span(ModelSettings(tiny_model("distilbert")))
     assert task is None and logits(again).shape == (8, 2)
     with pytest.raises(Refused, match="no span head"):
-        load_final_span(tiny_model("llama"))
+        load_final_span(ModelSettings(tiny_model("llama")))

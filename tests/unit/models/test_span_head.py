@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoModelForQuestionAnswering
 
 from zerotune.errors import Refused
 from zerotune.models.heads import Float32Linear, is_head_parameter
-from zerotune.models.loading import ModelSettings, parameter_groups
-from zerotune.models.parameters import parameter_table
+from zerotune.models.parameters import model_size, parameter_groups, parameter_table
 from zerotune.models.pretrained import load_tokenizer, read_config
-from zerotune.models.span_head import load_span_model, span_size
+from zerotune.models.span_head import load_span_model
+from zerotune.settings.groups import ModelSettings
 
 ROWS = [[1, 4, 6, 7, 8], [1, 5, 9], [1, 4, 6, 7, 10, 11, 8, 12]]
 PAD = 3
@@ -99,9 +99,11 @@ def test_types_what_trains_and_the_float32_head(kind, method):
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "distilbert", "bert"])
 def test_counts(kind):
-    total, head = span_size(read_config(tiny_model(kind), None))
-    table = parameter_table(load(kind))
-    assert (total, head) == (table["total"], table["head"]) and head == 2 * 32 + 2
+    for method in ("full", "lora"):
+        settings = ModelSettings(tiny_model(kind), None, method)
+        table = parameter_table(load(kind, method))
+        assert model_size(read_config(settings.name, None), "span", 0, settings) == (table["total"], table["trainable"])
+        assert table["head"] == 2 * 32 + 2
 
 
 def test_the_drawn_head_depends_on_the_seed_only():

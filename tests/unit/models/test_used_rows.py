@@ -6,9 +6,11 @@ import torch
 from tiny_models import tiny_model
 from torch import nn
 
-from zerotune.models.loading import ModelSettings, load_classifier, parameter_groups
+from zerotune.models.classifier import load_classifier
+from zerotune.models.parameters import parameter_groups
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.used_rows import UsedRowsEmbedding, restore_whole_embedding, train_used_rows, unused_decay
+from zerotune.settings.groups import ModelSettings
 
 LABELS = ("negative", "positive")
 PEAK, DECAY = 1e-2, 0.1

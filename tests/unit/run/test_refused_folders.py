@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 from default_settings import run_settings
 
-from zerotune.checks.preflight import check_tuned_for, read_split, split_of_run
+from zerotune.checks.preflight import read_split, split_of_run
 from zerotune.errors import Refused
 from zerotune.metrics.paired import read_evaluation
+from zerotune.models.pretrained import check_tuned_for
 from zerotune.report.comparison import write_comparison
 from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run
 from zerotune.run.process import run_script

@@ -1,12 +1,11 @@
-"""A span head's evaluation: the threshold it chooses, and the settings of its windows."""
+"""A span head's evaluation: the threshold it chooses."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from zerotune.errors import Refused
-from zerotune.squad.evaluation import SpanSettings, choosing_values, span_settings
+from zerotune.squad.evaluation import choosing_values
 from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 
 
@@ -47,15 +46,3 @@ def test_the_threshold_is_the_best_for_the_metric_that_chooses():
     by_f1, by_exact = (choosing_values(data, late, name) for name in ("f1", "exact"))
     assert by_f1["eval_threshold"] == 0.75 and by_f1["eval_f1"] == pytest.approx(100 * (3 + 0.5) / 4)
     assert by_exact["eval_threshold"] == -0.75 and by_exact["eval_exact"] == 75.0
-
-
-def test_flags_win_over_the_folder_and_the_folder_over_defaults():
-    config = SimpleNamespace(max_position_embeddings=256, model_type="llama")
-    given = SimpleNamespace(max_length=None, doc_stride=0, max_answer_length=None, n_best=3)
-    assert span_settings(given, config, {"max_length": 200, "max_answer_length": 9, "head": "span"}) == SpanSettings(
-        max_length=200, doc_stride=0, max_answer_length=9, n_best=3
-    )
-    assert span_settings(given, config).max_length == 256
-    given.max_length = 257
-    with pytest.raises(Refused, match="--max-length 257 is more than the model's 256 positions"):
-        span_settings(given, config)

@@ -10,7 +10,7 @@ from squad_cases import ALL, ASKED, CONTEXTS, DATA, PLAIN, TOKENIZER, make_quest
 from tiny_models import seeded_model
 
 from zerotune.errors import Refused
-from zerotune.models.generator import AnswerGenerator
+from zerotune.models.generator import TextGenerator
 from zerotune.squad.generation import encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion
 
@@ -22,7 +22,7 @@ ALONE = replace(DATA, shares=False)
 
 
 def engine_of(kind="llama"):
-    model = AnswerGenerator(seeded_model(kind, 3, len(TOKENIZER), max_position_embeddings=512, **SHAPES[kind]))
+    model = TextGenerator(seeded_model(kind, 3, len(TOKENIZER), max_position_embeddings=512, **SHAPES[kind]))
     return SimpleNamespace(accelerator=SimpleNamespace(device=CPU), forward=model)
 
 

@@ -14,16 +14,16 @@ from zerotune.squad.prompts import (
     QuestionPrompt,
     QuestionTokenizer,
     SolvedQuestion,
-    best_window,
-    draw_shots,
-    fit_shots,
+    best_excerpt,
+    draw_solved_questions,
+    fit_solved_questions,
     one_line,
-    prompt_record,
+    question_prompt_record,
     read_answer,
-    recorded_prompt,
+    recorded_question_prompt,
     tokens_behind,
 )
-from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE
+from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE, GoldAnswer, Paragraph, Question
 from zerotune.tasks.cutting import token_ids
 
 CONTEXT = "The tower at Hook Head was built in the 13th century."
@@ -46,8 +46,8 @@ def tokenizer_with(template=None):
     return tokenizer
 
 
-def parts_of(tokenizer, prompt, max_length=2000, window=4000):
-    return QuestionTokenizer(tokenizer, prompt, max_length, window)
+def parts_of(tokenizer, prompt, max_length=2000, num_positions=4000):
+    return QuestionTokenizer(tokenizer, prompt, max_length, num_positions)
 
 
 def whole(parts, context=CONTEXT, question=QUESTION, answer=ANSWER):
@@ -159,49 +159,49 @@ def test_abstentions_are_written_as_they_are_compared():
 
 def test_the_record_gives_the_prompt_back():
     for chat in (False, True):
-        record = prompt_record(QuestionPrompt(chat, (SHOT,)))
-        assert recorded_prompt(record, "m") == QuestionPrompt(chat)
+        record = question_prompt_record(QuestionPrompt(chat, (SHOT,)))
+        assert recorded_question_prompt(record, "m") == QuestionPrompt(chat)
     with pytest.raises(Refused, match="another wording"):
-        recorded_prompt({**record, "template": "{context} {question}"}, "m")
+        recorded_question_prompt({**record, "template": "{context} {question}"}, "m")
 
 
-# --- windows ---
+# --- excerpts ---
 
 
-def window_of(context, num_tokens, question="", held=None):
+def excerpt_of(context, num_tokens, question="", held=None):
     offsets = [match.span() for match in re.finditer(r"\S", context)]  # a token a character
-    start, stop = best_window(context, offsets, num_tokens, question, held)
+    start, stop = best_excerpt(context, offsets, num_tokens, question, held)
     return context[start:stop]
 
 
-def test_the_window_holds_the_rarest_of_the_questions_words():
+def test_the_excerpt_holds_the_rarest_of_the_questions_words():
     context = "the a the bb the cc the dd the lamp the ee the"
-    assert "lamp" in window_of(context, 7, "Where is the lamp?")
-    assert window_of(context, 4, "lamp") == "lamp"
-    assert window_of(context, 5, "DD") in ("dd the", "the dd")
+    assert "lamp" in excerpt_of(context, 7, "Where is the lamp?")
+    assert excerpt_of(context, 4, "lamp") == "lamp"
+    assert excerpt_of(context, 5, "DD") in ("dd the", "the dd")
 
 
-def test_of_equal_windows_the_middle_one():
-    assert window_of("a b c d e f g h i", 3) == "d e f"
-    assert window_of("a b c d lamp f g h i", 6, "lamp") == "d lamp f", "two windows hold it with the most words"
+def test_of_equal_excerpts_the_middle_one():
+    assert excerpt_of("a b c d e f g h i", 3) == "d e f"
+    assert excerpt_of("a b c d lamp f g h i", 6, "lamp") == "d lamp f", "two excerpts hold it with the most words"
 
 
-def test_a_window_has_whole_words_and_as_many_as_fit():
+def test_an_excerpt_has_whole_words_and_as_many_as_fit():
     context = "one two three four five six seven"
     for num_tokens in range(5, 28):
-        found = window_of(context, num_tokens, "six")
+        found = excerpt_of(context, num_tokens, "six")
         assert f" {found} " in f" {context} " and len(found.replace(" ", "")) <= num_tokens
-    assert window_of(context, 27) == context
-    assert window_of("extraordinary", 5) == ""
-    assert window_of("aa lamp cc dd extraordinary", 6, "lamp") == "aa lamp", "a last word that fits no window"
+    assert excerpt_of(context, 27) == context
+    assert excerpt_of("extraordinary", 5) == ""
+    assert excerpt_of("aa lamp cc dd extraordinary", 6, "lamp") == "aa lamp", "a last word that fits no excerpt"
 
 
-def test_the_held_characters_are_in_the_window():
+def test_the_held_characters_are_in_the_excerpt():
     context = "aa bb cc dd lamp lamp ee ff gg"
     place = context.index("bb")
-    assert "bb" in window_of(context, 6, "lamp", held=(place, place + 2))
-    assert window_of(context, 8, "lamp") == "lamp lamp"
-    assert window_of(context, 4, "lamp", held=(0, 29)) in ("lamp", "lamp"), "too long to be held"
+    assert "bb" in excerpt_of(context, 6, "lamp", held=(place, place + 2))
+    assert excerpt_of(context, 8, "lamp") == "lamp lamp"
+    assert excerpt_of(context, 4, "lamp", held=(0, 29)) in ("lamp", "lamp"), "too long to be held"
 
 
 def test_a_context_is_cut_to_its_row_and_nothing_else():
@@ -219,32 +219,35 @@ def test_shots_take_no_room_from_the_row():
     tokenizer = tokenizer_with()
     bare, shown = (parts_of(tokenizer, QuestionPrompt(shots=shots), 300) for shots in ((), (SHOT,)))
     assert shown.most - bare.most == len(shown.head) - len(bare.head) > 50
-    assert parts_of(tokenizer, QuestionPrompt(shots=(SHOT,)), 300, window=310).most == 310
+    assert parts_of(tokenizer, QuestionPrompt(shots=(SHOT,)), 300, num_positions=310).most == 310
 
 
 # --- shots ---
 
 
 def test_shots_are_of_several_paragraphs_and_half_without_an_answer():
-    solved = [SolvedQuestion(f"{n}", f"context {n // 2}", "q", "" if n % 2 else "a") for n in range(40)]
+    paragraphs = [Paragraph("T", number, f"context {number}") for number in range(20)]
+    golds = (GoldAnswer("context", 0),)
+    questions = [Question(f"{n}", "q", paragraphs[n // 2], () if n % 2 else golds) for n in range(40)]
     for num_shots in range(6):
-        shots = draw_shots(solved, num_shots, seed=1)
+        shots = draw_solved_questions(questions, num_shots, seed=1)
         assert len({shot.context for shot in shots}) == len(shots) == num_shots
         assert sum(shot.answer == "" for shot in shots) == num_shots // 2
-    assert draw_shots(solved, 4, 1) == draw_shots(solved, 4, 1) != draw_shots(solved, 4, 2)
+    again, other = (draw_solved_questions(questions, 5, seed) for seed in (1, 2))
+    assert shots == again != other
     with pytest.raises(Refused, match="--shots 50 needs 5 more paragraphs with a question with an answer"):
-        draw_shots(solved, 50, 1)
+        draw_solved_questions(questions, 50, 1)
 
 
-def test_long_shots_are_cut_to_windows_with_their_answers():
+def test_long_shots_are_cut_to_excerpts_with_their_answers():
     tokenizer = load_tokenizer(tiny_model("llama"), None)
     long = " ".join(["film"] * 200 + ["bright"] + ["film"] * 50)
     shots = (SolvedQuestion("a", long, "what", "bright"), SHOT)
-    fitted, num_cut = fit_shots(tokenizer, shots, window=100)
+    fitted, num_cut = fit_solved_questions(tokenizer, shots, num_positions=100)
     assert num_cut == 1 and fitted[1] == SHOT
     assert "bright" in fitted[0].context and len(fitted[0].context.split()) == 46
-    assert fit_shots(tokenizer, shots, window=2000) == (shots, 0)
+    assert fit_solved_questions(tokenizer, shots, num_positions=2000) == (shots, 0)
     unanswered = SolvedQuestion("b", long, "what is bright", "")
-    assert "bright" in fit_shots(tokenizer, (unanswered, SHOT), window=100)[0][0].context
+    assert "bright" in fit_solved_questions(tokenizer, (unanswered, SHOT), num_positions=100)[0][0].context
     with pytest.raises(Refused, match="--shots 2 do not fit"):
-        fit_shots(tokenizer, shots, window=30)
+        fit_solved_questions(tokenizer, shots, num_positions=30)

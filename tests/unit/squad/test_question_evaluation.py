@@ -13,12 +13,11 @@ from zerotune.evaluation.generation import end_tokens, write_answers
 from zerotune.evaluation.options import EvalOptions
 from zerotune.evaluation.scoring import BackOff
 from zerotune.models.final_folder import save_final
-from zerotune.models.generator import load_generator
-from zerotune.models.language_model import load_language_model
-from zerotune.models.loading import ModelSettings
+from zerotune.models.generator import load_generator, load_language_model
 from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.settings.groups import ModelSettings
 from zerotune.squad.generation import encode_questions
-from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, prompt_record
+from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, question_prompt_record
 from zerotune.squad.question_evaluation import answers_scorer, prepare_writing
 
 CPU = torch.device("cpu")
@@ -84,7 +83,7 @@ def test_a_tuned_model_is_asked_as_it_was_trained(folder, method, tmp_path):
     record = {
         "task": "squad",
         "head": "generate",
-        "prompt": prompt_record(QuestionPrompt()),
+        "prompt": question_prompt_record(QuestionPrompt()),
         "seed": 0,
         "training_sha256": "x",
         "max_length": 400,
@@ -100,7 +99,7 @@ def test_a_tuned_model_is_asked_as_it_was_trained(folder, method, tmp_path):
 
 
 def test_a_model_that_cannot_be_told_what_branches_see_writes_prompt_by_prompt(folder, monkeypatch):
-    tokenizer, model = load_tokenizer(folder, None), load_language_model(options_for(folder), CPU)
+    tokenizer, model = load_tokenizer(folder, None), load_language_model(ModelSettings(folder), CPU)
     data = encode_questions(tokenizer, QuestionPrompt(), QUESTIONS, 400, 2048, NEW)
     rows = np.array([4, 0, 2])
     expected = answers_scorer(model, data, tokenizer, NEW, CPU)(rows)
@@ -111,7 +110,7 @@ def test_a_model_that_cannot_be_told_what_branches_see_writes_prompt_by_prompt(f
 
 
 def test_prompt_by_prompt_too_a_model_writes_in_the_runs_precision(folder, monkeypatch):
-    tokenizer, model = load_tokenizer(folder, None), load_language_model(options_for(folder), CPU)
+    tokenizer, model = load_tokenizer(folder, None), load_language_model(ModelSettings(folder), CPU)
     data = encode_questions(tokenizer, QuestionPrompt(), QUESTIONS, 400, 2048, NEW)
     monkeypatch.setattr("zerotune.squad.question_evaluation.can_share", lambda *_: False)
     seen = []

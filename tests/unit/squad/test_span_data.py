@@ -12,9 +12,9 @@ from tiny_models import WORDS, tiny_model
 from torch.nn import functional as F
 
 from zerotune.evaluation.scoring import is_finite
-from zerotune.models.loading import ModelSettings
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.span_head import load_span_model
+from zerotune.settings.groups import ModelSettings
 from zerotune.squad.questions import Paragraph, Question
 from zerotune.squad.span_data import SpanData
 from zerotune.squad.windows import cut_windows

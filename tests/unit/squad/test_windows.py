@@ -12,12 +12,13 @@ from tokenizers import processors
 
 from zerotune.errors import Refused
 from zerotune.models.pretrained import load_tokenizer
-from zerotune.settings.squad_flags import DOC_STRIDE, MAX_LENGTH
 from zerotune.squad.files import read_questions
 from zerotune.squad.questions import GoldAnswer, Paragraph, Question
+from zerotune.squad.settings import SPAN_DEFAULTS
 from zerotune.squad.windows import UNKNOWN, cut_windows, row_form, tokenise
 
 BYTES = byte_tokenizer()
+MAX_LENGTH, DOC_STRIDE = SPAN_DEFAULTS.max_length, SPAN_DEFAULTS.doc_stride
 SHARED = Path(__file__).parents[4] / "shared"
 SQUAD = SHARED / "data/squad_v2/train-v2.0.first10articles-official.json.gz"
 

@@ -12,13 +12,12 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
-from zerotune.evaluation.options import EvalOptions
-from zerotune.models.final_folder import read_record, save_final
-from zerotune.models.generator import load_generator
-from zerotune.models.language_model import load_language_model
-from zerotune.models.loading import ModelSettings
+from zerotune.models.final_folder import save_final
+from zerotune.models.generator import load_generator, load_language_model
+from zerotune.models.model_files import read_record
 from zerotune.models.parameters import parameter_table, published_table
 from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.prompts import Prompt, encode_prompts, normalise
 from zerotune.tasks.splits import Example
 from zerotune.training.generation import encode_answers, end_of_answer, prompt_record
@@ -260,9 +259,9 @@ def test_loaded_for_evaluation_it_scores_as_it_did(kind, method, tmp_path):
     with torch.no_grad():
         wanted = data.log_probabilities(data.scores(model, ALL, CPU))
     save_final(model, tokenizer, tmp_path, {"head": "generate", "prompt": prompt_record(WORDS)})
-    options = EvalOptions(str(tmp_path), None, "auto", "fp32", 64, load_4bit=method == "qlora")
+    settings = ModelSettings(str(tmp_path))
     with torch.no_grad():
-        again = data.prompts.log_likelihoods(load_language_model(options, CPU), ALL, CPU)
+        again = data.prompts.log_likelihoods(load_language_model(settings, CPU), ALL, CPU)
     np.testing.assert_allclose(normalise(again), wanted, atol=1e-5)
     assert read_record(str(tmp_path), None)["method"] == method
 
@@ -273,7 +272,7 @@ def test_an_adapter_that_lacks_weights_is_refused(tmp_path):
     file = tmp_path / "adapter_model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if "q_proj.lora_B" not in name}, file)
     with pytest.raises(Refused, match=r"lacks weights: .*q_proj\.lora_B"):
-        load_language_model(EvalOptions(str(tmp_path), None, "auto", "fp32", 64), CPU)
+        load_language_model(ModelSettings(str(tmp_path)), CPU)
 
 
 def test_full_tuning_is_a_plain_causal_checkpoint(tmp_path):

@@ -1,0 +1,126 @@
+"""LoRA on every projection of a model: where it goes, how many weights it has, and how a trained adapter is loaded."""
+
+import contextlib
+import os
+from dataclasses import replace
+
+import torch
+
+from zerotune.errors import Refused
+from zerotune.models.heads import SPAN_HEAD, head_module_names, is_encoder, is_head_parameter, logical_size
+from zerotune.models.model_files import adapter_base, find_file
+from zerotune.settings.groups import ModelSettings
+
+_SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_LORA_TARGETS = {
+    "distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"],
+    # A pattern, because a bare "dense" would also match the pooler.
+    "bert": r".*encoder\.layer\.\d+\."
+    r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)",
+}
+_LORA_TARGETS["roberta"] = _LORA_TARGETS["bert"]
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """Seed the CPU's generator, from which peft draws, inside the block, and restore its state afterwards."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def add_lora(model, settings: ModelSettings, task_type: str = "SEQ_CLS"):
+    """Return a peft model around a stock one: LoRA and a classification or span head train, the rest is frozen.
+
+    Asserts that no target module was missed and that nothing else trains.
+
+    Args:
+        task_type: peft's "SEQ_CLS", "QUESTION_ANS" or "CAUSAL_LM".
+    """
+    from peft import LoraConfig, get_peft_model
+
+    heads = {"SEQ_CLS": list(head_module_names(model.config)), "QUESTION_ANS": [SPAN_HEAD], "CAUSAL_LM": None}
+    lora = LoraConfig(
+        task_type=task_type,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=_LORA_TARGETS.get(model.config.model_type, _SEVEN_PROJECTIONS),
+        modules_to_save=heads[task_type],
+        revision=settings.revision,
+    )
+    with seeded(settings.seed):
+        adapted = get_peft_model(model, lora)
+    is_folder = os.path.isdir(settings.name)
+    lora.base_model_name_or_path = os.path.abspath(settings.name) if is_folder else settings.name
+    trainable = {name: logical_size(p) for name, p in adapted.named_parameters() if p.requires_grad}
+    found = sum(size for name, size in trainable.items() if ".lora_" in name)
+    expected = adapter_size(model.config, settings.lora_rank)
+    assert found == expected, f"LoRA has {found} weights, not {expected}: a target module was missed"
+    others = {name for name in trainable if ".lora_" not in name}
+    assert bool(others) == (task_type != "CAUSAL_LM"), sorted(others)
+    assert all(is_head_parameter(name, model.config) for name in others), sorted(others)
+    return adapted
+
+
+def adapter_size(config, rank: int) -> int:
+    """Return the number of LoRA weights: rank × (inputs + outputs) of all projections (Hu et al. 2021)."""
+    if config.model_type == "distilbert":
+        hidden, wide, layers = config.dim, config.hidden_dim, config.n_layers
+    else:
+        hidden, wide, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    if is_encoder(config):
+        shapes = [(hidden, hidden)] * 4 + [(hidden, wide), (wide, hidden)]
+    else:
+        width = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+        queries, keys = width * config.num_attention_heads, width * config.num_key_value_heads
+        shapes = [(hidden, queries), (queries, hidden)] + [(hidden, keys)] * 2 + [(hidden, wide)] * 2 + [(wide, hidden)]
+    return layers * sum(rank * (inputs + outputs) for inputs, outputs in shapes)
+
+
+def base_settings(settings: ModelSettings, record: dict | None) -> tuple[ModelSettings, bool]:
+    """Return the settings that load a model's weights for evaluation, and whether an adapter belongs on these.
+
+    An adapter's weights are those of its base, in NF4 where it was trained so; ZeRO is for training alone.
+
+    Args:
+        record: the model's task.json, None without.
+    """
+    base = adapter_base(settings.name, settings.revision)
+    name, revision = base or (settings.name, settings.revision)
+    in_4bit = settings.method == "qlora" or (record or {}).get("method") == "qlora"
+    method = "qlora" if in_4bit else "lora" if base else "full"
+    return replace(settings, name=name, revision=revision, method=method, zero_stage=None), base is not None
+
+
+def load_adapter(model, name: str, revision: str | None):
+    """Return a peft model: a base with the adapter of a folder or hub id.
+
+    Raises:
+        Refused: the adapter lacks weights, of which peft only warns and leaves them as drawn, or has some that its
+            configuration has no place for, which peft ignores.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    weights = find_file(name, "adapter_model.safetensors", revision)
+    if weights is None:
+        raise Refused(f"the adapter {name} has no adapter_model.safetensors; copy the whole folder")
+    try:
+        adapted = PeftModel.from_pretrained(model, name, revision=revision)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+        found = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused(
+            f"the adapter {name} lacks weights, or its adapter_config.json does not fit them ({found}); copy the whole "
+            "folder"
+        ) from error
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    with safe_open(weights, "pt") as file:
+        found = set(file.keys())
+    for problem, names in (("lacks weights", wanted - found), ("has weights without a place", found - wanted)):
+        if names:
+            raise Refused(f"the adapter {name} {problem}: {', '.join(sorted(names)[:4])}; copy the whole folder")
+    return adapted
