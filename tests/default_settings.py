@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from zerotune.settings.groups import FlagRecord, OptimisationSettings, RunSettings
+from zerotune.evaluation.options import TextEvaluation
+from zerotune.settings.groups import (
+    FlagRecord,
+    ModelSettings,
+    OptimisationSettings,
+    PromptSettings,
+    RunSettings,
+    TextSettings,
+)
 
 DEFAULTS = {
     "epochs": 3, "max_steps": None, "batch_size": 32, "tokens_per_device": 2048, "optimizer": "adamw",
@@ -19,3 +27,11 @@ def optimisation_settings(**changes) -> OptimisationSettings:
 def run_settings(folder: Path, flags: dict | None = None, typed: tuple[str, ...] = (), **changes) -> RunSettings:
     """Return the defaults of the run flags with some changes, for a run in a folder."""
     return RunSettings(Path(folder), FlagRecord(flags or {}, frozenset(typed)), **changes)
+
+
+def text_evaluation(
+    name: str, model: dict | None = None, text: dict | None = None, prompt: dict | None = None, **changes
+) -> TextEvaluation:
+    """Return the defaults of an eval script's flags with some changes, for a model in float32."""
+    groups = ModelSettings(name, **model or {}), TextSettings(**text or {}), PromptSettings(**prompt or {})
+    return TextEvaluation(*groups, **{"tokens_per_device": 64} | changes)

@@ -23,7 +23,7 @@ def main(args) -> None:
     from torch.nn import functional
 
     from zerotune.checks.preflight import read_model
-    from zerotune.evaluation.results import evaluate_base, evaluate_final
+    from zerotune.evaluation.text import evaluate_base, evaluate_final
     from zerotune.evaluation.validation import validate_labels
     from zerotune.models.loading import check_trainable
     from zerotune.report.label_parts import label_parts

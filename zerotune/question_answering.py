@@ -7,7 +7,6 @@ from zerotune.checks import preflight
 from zerotune.checks.squad_flags import check_evaluation_flags, check_training_flags, training_lengths
 from zerotune.evaluation import results
 from zerotune.evaluation.folder import check_earlier
-from zerotune.evaluation.options import QuestionOptions
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.branches import can_share
 from zerotune.models.loading import check_trainable
@@ -30,6 +29,7 @@ from zerotune.squad.evaluation import (
     span_data,
 )
 from zerotune.squad.generation import GenerationData, encode_questions
+from zerotune.squad.options import QuestionOptions
 from zerotune.squad.prompts import QuestionPrompt, draw_solved_questions, question_prompt_record
 from zerotune.squad.questions import TASK
 from zerotune.squad.report import print_scores, question_parts, score_line
@@ -199,7 +199,7 @@ def evaluate(args) -> None:
     if args.shots:
         source = load_shots_source(args, run_split, questions)
         options = replace(options, shots=draw_solved_questions(source, args.shots, args.seed))
-    check_earlier(args.output_dir, options, items_of(questions))
+    check_earlier(args.output_dir, options.described(), items_of(options, questions))
     accelerator = launch.start_accelerator(None)
 
     with RunFolder(args.output_dir, accelerator, args) as run:

@@ -3,20 +3,16 @@
 import json
 import shutil
 from argparse import Namespace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from default_settings import run_settings
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tiny_models import LABELS, tiny_model
 from transformers import AutoConfig
 
 from zerotune.errors import Refused
-from zerotune.evaluation import folder as evaluation_folder
-from zerotune.evaluation.options import EvalOptions, check_options
-from zerotune.evaluation.text_evaluation import evaluate_checkpoint
 from zerotune.files import read_json, read_json_lines
 from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_language_model
@@ -31,12 +27,9 @@ from zerotune.settings.groups import ModelSettings
 from zerotune.tasks import sst2
 from zerotune.tasks.files import read_file
 from zerotune.tasks.sample import review_lines
-from zerotune.tasks.splits import Example
 from zerotune.tasks.task_sources import load_test
 from zerotune.training import start
 from zerotune.training.checkpoints import MARKER
-
-OPTIONS = {"revision": None, "attention": "auto", "precision": "fp32", "tokens_per_device": 64}
 
 
 def model_copy(folder, kind="llama", **config):
@@ -217,40 +210,6 @@ def test_token_ids_without_an_embedding():
     check_token_ids("m", config, np.array([3, 9]))
     with pytest.raises(Refused, match="gives token 10 and the model has 10"):
         check_token_ids("m", config, np.array([3, 10]))
-
-
-@pytest.mark.parametrize("change", [{"max_length": 65}, {"attention": "flash_attention_2"}])
-def test_eval_flags_that_the_head_cannot_serve(change):
-    options = EvalOptions(**{"model": "m", **OPTIONS, **change})
-    config = read_config(tiny_model("bert"), None)
-    with pytest.raises(Refused, match=r"--max-length|flash_attention_2"):
-        check_options(options, config, None)
-
-
-def test_scores_that_are_not_finite(tmp_path):
-    folder = model_copy(tmp_path / "m", "bert")
-    weights = load_file(folder / "model.safetensors")
-    weights = {name: torch.full_like(tensor, float("nan")) for name, tensor in weights.items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    accelerator = SimpleNamespace(
-        num_processes=1, process_index=0, device=torch.device("cpu"), deepspeed_plugin=None, wait_for_everyone=int
-    )
-    never = SimpleNamespace(raise_when_noted=lambda accelerator: None)
-    examples = [Example("test-0", "the film was good", 1)]
-    with pytest.raises(Refused, match="not finite, first for test-0"):
-        evaluate_checkpoint(
-            tmp_path / "out", EvalOptions(model=str(folder), **OPTIONS), sst2, examples, accelerator, never
-        )
-    assert not (tmp_path / "out").exists()  # another precision may follow in the same folder
-
-
-def test_ranks_with_different_models_or_items(tmp_path, monkeypatch):
-    folder = str(model_copy(tmp_path / "m", "bert"))
-    monkeypatch.setattr(evaluation_folder, "on_all_ranks", lambda accelerator, value: [value, "another"])
-    accelerator = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"), deepspeed_plugin=None)
-    examples = [Example("test-0", "the film was good", 1)]
-    with pytest.raises(Refused, match="the ranks have different items or models"):
-        evaluate_checkpoint(tmp_path / "out", EvalOptions(model=folder, **OPTIONS), sst2, examples, accelerator, None)
 
 
 def test_a_sample_model_that_cannot_be_written(tmp_path):

@@ -1,15 +1,14 @@
-"""An evaluation into a folder, whatever the task: the same one is not done twice, and an interrupted one goes on."""
+"""An evaluation into a folder, whatever the task: the same one is done once, and an interrupted one is resumed."""
 
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from zerotune.errors import Refused
-from zerotune.evaluation.options import EvalOptions, QuestionOptions
 from zerotune.evaluation.scoring import BackOff, PartialScores, PreparedModel, is_finite, score_items
 from zerotune.files import json_sha256, read_json, write_json
 from zerotune.models.model_files import model_identity
@@ -21,11 +20,11 @@ FINGERPRINT_FILE = ".fingerprint.json"
 
 @dataclass(frozen=True)
 class Items:
-    """What is evaluated.
+    """The items that are evaluated.
 
     Attributes:
         lines: of each item its id and, after a tab, all that its score depends on.
-        more: what the scores depend on beside options and items, by name.
+        more: what the scores depend on beside items and settings, by name.
     """
 
     task: str
@@ -35,7 +34,7 @@ class Items:
 
 def evaluate_into(
     folder: Path,
-    options: EvalOptions | QuestionOptions,
+    described: dict,
     items: Items,
     prepare: Callable[[], PreparedModel],
     write: Callable[[Any], dict],
@@ -46,39 +45,41 @@ def evaluate_into(
     """Load a model and evaluate it, all ranks together.
 
     Args:
+        described: the evaluation's settings as metrics.json has them; model, revision, dtype and tokens_per_device are
+            among them.
         prepare: loads the model; not called where the folder holds the results of the same evaluation.
-        write: the model's answers -> their scores, once they are written into the folder; called on rank 0.
-        stop_signal: a StopSignal, heeded after each batch.
-        replace: results of another evaluation in the folder make room.
+        write: writes the model's answers into the folder and returns their scores; called on rank 0.
+        stop_signal: a StopSignal, looked at after each batch.
+        replace: overwrite the results of another evaluation.
     Returns:
         The content of metrics.json.
     Raises:
         Refused: the folder holds another evaluation; scores are not finite.
         Preempted: a rank was asked to stop; what is scored is kept.
     """
-    described, fingerprint = _describe(options, items)
+    described = {"task": items.task} | described
+    fingerprint = _fingerprint(described, items)
     if len(set(on_all_ranks(accelerator, json_sha256(fingerprint)))) > 1:
         raise Refused("the ranks have different items or models: put files on a disk that all nodes share")
-    differing = from_rank_0(accelerator, lambda: _differences(folder, fingerprint))
+    differing = from_rank_0(accelerator, lambda: _differing_parts(folder, fingerprint))
     if differing == []:
         return from_rank_0(accelerator, lambda: read_json(folder / "metrics.json"))
     if not replace:
         _refuse_another(folder, differing)
     with _without_zero_init(accelerator):
-        ready = prepare()
-    partial = PartialScores(folder, fingerprint | {"tokens_per_device": options.tokens_per_device})
-    score = BackOff(ready.score, ready.costs)
-    records = score_items(score, ready.batches, accelerator, partial, lambda: stop_signal.raise_when_noted(accelerator))
-    if (line := _not_finite(records, items.lines, options)) is not None:
-        if is_main_process():  # what was scored is of no use, and the cure is another precision
-            partial.delete()
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-                folder.parent.rmdir()
-        raise Refused(line)
+        prepared = prepare()
+    partial = PartialScores(folder, fingerprint | {"tokens_per_device": described["tokens_per_device"]})
+    records = score_items(
+        BackOff(prepared.score, prepared.costs),
+        prepared.batches,
+        accelerator,
+        partial,
+        on_batch=lambda: stop_signal.raise_when_noted(accelerator),
+    )
+    _refuse_not_finite(records, items.lines, described, partial)
     metrics = {}
     if is_main_process():
-        metrics = described | {"shots": len(options.shots)} | ready.description | write(ready.read(records))
+        metrics = described | prepared.description | write(prepared.read(records))
         write_json(folder / "metrics.json", metrics)
         parts = {name: json_sha256(value) for name, value in fingerprint.items()}
         write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint), "parts": parts})
@@ -86,9 +87,13 @@ def evaluate_into(
     return on_all_ranks(accelerator, metrics)[0]
 
 
-def check_earlier(folder: Path, options: EvalOptions | QuestionOptions, items: Items) -> None:
-    """Refuse a folder that holds the results of another evaluation, before anything is written into it."""
-    _refuse_another(folder, _differences(folder, _describe(options, items)[1]))
+def check_earlier(folder: Path, described: dict, items: Items) -> None:
+    """Refuse a folder that holds the results of another evaluation, before anything is written into it.
+
+    Args:
+        described: as for `evaluate_into`.
+    """
+    _refuse_another(folder, _differing_parts(folder, _fingerprint({"task": items.task} | described, items)))
 
 
 def _refuse_another(folder: Path, differing: list[str] | None) -> None:
@@ -97,21 +102,22 @@ def _refuse_another(folder: Path, differing: list[str] | None) -> None:
         raise Refused(f"{folder} holds an evaluation that differs in {listed}: choose another --output-dir")
 
 
-def _describe(options: EvalOptions | QuestionOptions, items: Items) -> tuple[dict, dict]:
-    """How the items are scored; and all that the results depend on: that, the model's files, and the items."""
-    described = {"task": items.task, **asdict(options), "dtype": options.precision}
-    del described["precision"]  # here the name of a score
-    fingerprint = {
-        "tokens_per_device": None,
-        "model_files": model_identity(options.model, options.revision),
-        "versions": [metadata.version(name) for name in ("torch", "transformers")],
-        "items": hashlib.sha256("\n".join(items.lines).encode()).hexdigest(),
-    }
-    return described, described | items.more | fingerprint
+def _fingerprint(described: dict, items: Items) -> dict:
+    """Return all that the results depend on: settings, items, the model's files and the libraries' versions."""
+    return (
+        described
+        | items.more
+        | {
+            "tokens_per_device": None,
+            "model_files": model_identity(described["model"], described["revision"]),
+            "versions": [metadata.version(name) for name in ("torch", "transformers")],
+            "items": hashlib.sha256("\n".join(items.lines).encode()).hexdigest(),
+        }
+    )
 
 
-def _differences(folder: Path, fingerprint: dict) -> list[str] | None:
-    """In what a folder's results are not those of this evaluation: [] where they are, None where there are none."""
+def _differing_parts(folder: Path, fingerprint: dict) -> list[str] | None:
+    """Return the names of what differs from the evaluation whose results a folder holds; None where it holds none."""
     if not all((folder / name).exists() for name in (FINGERPRINT_FILE, "metrics.json", "predictions.jsonl")):
         return None
     earlier = read_json(folder / FINGERPRINT_FILE)
@@ -123,9 +129,25 @@ def _differences(folder: Path, fingerprint: dict) -> list[str] | None:
     return [name for name, value in fingerprint.items() if parts.get(name) != json_sha256(value)] or ["settings"]
 
 
+def _refuse_not_finite(records: list[dict], lines: list[str], described: dict, partial: PartialScores) -> None:
+    """Refuse numbers that are not finite, naming the first item, and delete what was kept of them."""
+    line = next((line for record, line in zip(records, lines, strict=True) if not is_finite(record)), None)
+    if line is None:
+        return
+    if is_main_process():  # another precision may follow in the same folder
+        partial.delete()
+        with contextlib.suppress(OSError):
+            partial.folder.parent.rmdir()
+            partial.folder.parent.parent.rmdir()
+    raise Refused(
+        f"{described['model']} gives scores that are not finite, first for {line.partition(chr(9))[0]}: its weights "
+        f"are damaged, or --precision {described['dtype']} is too narrow; try fp32"
+    )
+
+
 @contextlib.contextmanager
 def _without_zero_init(accelerator):
-    """A context in which transformers loads a model whole, also under ZeRO-3: evaluation needs no shards."""
+    """Return a context in which transformers loads a model whole, also under ZeRO-3: evaluation needs no shards."""
     plugin = accelerator.deepspeed_plugin
     if plugin is None:
         yield
@@ -137,14 +159,3 @@ def _without_zero_init(accelerator):
         yield
     finally:
         plugin.set_deepspeed_weakref()
-
-
-def _not_finite(records: list[dict], lines: list[str], options: EvalOptions | QuestionOptions) -> str | None:
-    """Return what to say of records with numbers that are not finite, naming the first item; None where all are."""
-    broken = next((line for record, line in zip(records, lines, strict=True) if not is_finite(record)), None)
-    if broken is None:
-        return None
-    return (
-        f"{options.model} gives scores that are not finite, first for {broken.partition(chr(9))[0]}: its "
-        f"weights are damaged, or --precision {options.precision} is too narrow; try fp32"
-    )

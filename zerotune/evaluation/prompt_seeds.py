@@ -1,28 +1,70 @@
-"""What a prompt's accidents do to a score: the same items with other shots, in another order, in other words."""
+"""How much a score depends on the prompt: the same items after other shots, in another order, in other words."""
 
 import statistics
 from pathlib import Path
 
 from zerotune.errors import Refused
+from zerotune.evaluation.options import TextEvaluation
 from zerotune.files import read_json, write_json
-from zerotune.run.process import say
+from zerotune.models.pretrained import answers_by_prompt
+from zerotune.run.process import is_main_process, say
+from zerotune.settings.groups import EvalSettings
+from zerotune.tasks.prompts import draw_shots
+from zerotune.tasks.splits import Example
+from zerotune.tasks.task_sources import reporting_sha256
 
 SUMMARISED = ("accuracy", "precision", "recall", "f1")
 
 
-def check_count(args, task, by_prompt: bool) -> None:
-    """Raises Refused for --prompt-seeds that nothing would vary with."""
-    if not by_prompt:
-        raise Refused(f"{args.model} answers with a classifier head, which has no use for --prompt-seeds: leave it out")
-    if not args.shots and args.prompt_seeds > len(task.WORDINGS):
+def plan_evaluations(
+    settings: EvalSettings, task, labelled: list[Example], split_record: dict
+) -> dict[Path, TextEvaluation]:
+    """Return the evaluations of an eval script by their folders: one, or with --prompt-seeds one for each prompt.
+
+    Args:
+        labelled: examples to draw shots from; [] without --shots.
+        split_record: content of the test items' split.json.
+    Raises:
+        Refused: there are too few examples of a label.
+    """
+    folder, num_seeds, num_shots = settings.run.output_dir, settings.prompt.seeds, settings.prompt.shots
+    folders = [folder] if num_seeds is None else [folder / f"seed-{number}" for number in range(num_seeds)]
+    evaluations = {}
+    for number, place in enumerate(folders):  # number 0 is the prompt without --prompt-seeds
+        seed = settings.seed + number
+        evaluations[place] = TextEvaluation(
+            model=settings.model,
+            text=settings.text,
+            prompt=settings.prompt,
+            tokens_per_device=settings.tokens_per_device,
+            seed=seed,
+            shots=draw_shots(labelled, num_shots, len(task.LABELS), seed) if num_shots else (),
+            wording=number % len(task.WORDINGS),
+            data_sha256=reporting_sha256(split_record),
+        )
+    return evaluations
+
+
+def check_prompt_seeds(settings: EvalSettings, task, config) -> None:
+    """Refuse --prompt-seeds where nothing would vary."""
+    num_seeds = settings.prompt.seeds
+    if num_seeds is None:
+        return
+    if not answers_by_prompt(config):
         raise Refused(
-            f"--prompt-seeds {args.prompt_seeds} without --shots: only the wording can vary, and {task.TASK} has "
+            f"{settings.model.name} answers with a classifier head, which has no use for --prompt-seeds: leave it out"
+        )
+    if not settings.prompt.shots and num_seeds > len(task.WORDINGS):
+        raise Refused(
+            f"--prompt-seeds {num_seeds} without --shots: only the wording can vary, and {task.TASK} has "
             f"{len(task.WORDINGS)} of them: ask for at most so many, or give --shots"
         )
 
 
-def write_summary(folder: Path, num_seeds: int) -> None:
+def summarise_seeds(folder: Path, num_seeds: int) -> None:
     """Write summary.json of a folder's seed-0 … and print it: mean, sample standard deviation and range of scores."""
+    if not is_main_process():
+        return
     seeds = [read_json(folder / f"seed-{number}" / "metrics.json") for number in range(num_seeds)]
     names = [name for prefix in ("", "uncalibrated_") for name in (prefix + each for each in SUMMARISED)]
     summary = {name: spread([one[name] for one in seeds]) for name in names if name in seeds[0]}
@@ -42,6 +84,6 @@ def write_summary(folder: Path, num_seeds: int) -> None:
 
 
 def spread(values: list[float]) -> dict:
-    """{"mean", "sd": sample standard deviation, None for one value, "range": [lowest, highest]}."""
+    """Return {"mean", "sd": sample standard deviation, None for one value, "range": [lowest, highest]}."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "sd": deviation, "range": [min(values), max(values)]}

@@ -116,18 +116,19 @@ class ScoringMemory:
         return self.weights + self.shared_prefix + self.largest_batch
 
 
-def scoring_memory(config, options, num_weights: int, num_shared: int, batches: list[tuple[int, int]]) -> ScoringMemory:
+def scoring_memory(
+    config, model: ModelSettings, num_weights: int, num_shared: int, batches: list[tuple[int, int]]
+) -> ScoringMemory:
     """Estimate the memory of one device that scores prompts with a shared prefix, one layer after the other.
 
     Args:
-        options: precision, load_4bit.
         num_shared: tokens of the prefix.
         batches: (rows, longest row without the prefix) of each batch.
     """
-    narrow, width = _narrow_bytes(options), _head_width(config)
+    narrow, width = _narrow_bytes(model), _head_width(config)
     heads, hidden = config.num_attention_heads, config.hidden_size
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    keys_and_values = _keys_and_values_bytes(config, options)
+    keys_and_values = _keys_and_values_bytes(config, model)
     largest = 0.0
     for rows, longest in batches:
         seen = num_shared + longest
@@ -137,35 +138,35 @@ def scoring_memory(config, options, num_weights: int, num_shared: int, batches: 
         # eager attention, which capped scores need, keeps them and their softmax, which is float32
         scores = rows * heads * longest * seen * (narrow + 4) if capped else 0
         largest = max(largest, tokens + attended + scores)
-    weights = num_weights * (NF4_BYTES if options.load_4bit else narrow)
+    weights = num_weights * (NF4_BYTES if model.method == "qlora" else narrow)
     return ScoringMemory(weights, config.num_hidden_layers * num_shared * keys_and_values, largest)
 
 
 def writing_memory(
-    config, options, num_weights: int, num_shared: int, batches: list[tuple[int, int, int]]
+    config, model: ModelSettings, num_weights: int, num_shared: int, batches: list[tuple[int, int, int]]
 ) -> ScoringMemory:
     """As scoring_memory, of a device that writes answers: it keeps the keys and values of a batch's rows in all layers.
 
     Args:
         batches: (rows, longest row without the prefix, tokens that are written in a row at most) of each batch.
     """
-    one_pass = scoring_memory(config, options, num_weights, num_shared, [(rows, length) for rows, length, _ in batches])
+    one_pass = scoring_memory(config, model, num_weights, num_shared, [(rows, length) for rows, length, _ in batches])
     most_kept = max(rows * (num_shared + length + written) for rows, length, written in batches)
-    kept = config.num_hidden_layers * most_kept * _keys_and_values_bytes(config, options)
+    kept = config.num_hidden_layers * most_kept * _keys_and_values_bytes(config, model)
     return replace(one_pass, largest_batch=one_pass.largest_batch + kept)
 
 
-def _narrow_bytes(options) -> int:
-    return 4 if options.precision == "fp32" else 2
+def _narrow_bytes(model: ModelSettings) -> int:
+    return 4 if model.precision == "fp32" else 2
 
 
 def _head_width(config) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _keys_and_values_bytes(config, options) -> int:
+def _keys_and_values_bytes(config, model: ModelSettings) -> int:
     """Bytes of one token's keys and values in one layer."""
-    return 2 * config.num_key_value_heads * _head_width(config) * _narrow_bytes(options)
+    return 2 * config.num_key_value_heads * _head_width(config) * _narrow_bytes(model)
 
 
 def describe_memory(need: MemoryNeed | ScoringMemory) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zerotune.evaluation.by_head import head_scorer
 from zerotune.evaluation.folder import Items, evaluate_into
-from zerotune.evaluation.options import QuestionOptions, loaded_model, trained_as
-from zerotune.evaluation.scorers import classifier_scorer
+from zerotune.evaluation.options import training_description
 from zerotune.evaluation.scoring import PreparedModel
 from zerotune.files import default_cache_dir
 from zerotune.models.final_folder import load_final_span
@@ -17,6 +17,7 @@ from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import check_token_ids, most_tokens, read_config
 from zerotune.settings.groups import QuestionSettings
 from zerotune.squad.metrics import PredictedAnswers, QuestionScores, choose_threshold, official_scores, score_answers
+from zerotune.squad.options import QuestionOptions
 from zerotune.squad.question_evaluation import prepare_writing
 from zerotune.squad.questions import TASK, Question
 from zerotune.squad.result_files import write_question_results
@@ -78,12 +79,14 @@ def evaluate_questions(
     def load() -> PreparedModel:
         return prepare(options, questions, config, accelerator.device)
 
-    return evaluate_into(folder, options, items_of(questions), load, write, accelerator, stop_signal, replace)
+    return evaluate_into(
+        folder, options.described(), items_of(options, questions), load, write, accelerator, stop_signal, replace
+    )
 
 
-def items_of(questions: list[Question]) -> Items:
-    """What tells an evaluation from others."""
-    return Items(TASK, [_line(question) for question in questions])
+def items_of(options: QuestionOptions, questions: list[Question]) -> Items:
+    """Return the questions of an evaluation with all that their answers depend on beside its settings."""
+    return Items(TASK, [_line(question) for question in questions], {"shots": [asdict(shot) for shot in options.shots]})
 
 
 def _line(question: Question) -> str:
@@ -96,7 +99,7 @@ def _prepare_span(options: QuestionOptions, questions: list[Question], config, d
     record = read_record(options.model, options.revision) or {}
     given = QuestionSettings(options.max_length, options.doc_stride, options.max_answer_length, options.n_best)
     settings = resolve_questions(given, True, most_tokens(config), record)
-    model, tokenizer, _ = load_final_span(loaded_model(options))
+    model, tokenizer, _ = load_final_span(options.model_settings)
     data = span_data(tokenizer, questions, settings, config)
     check_token_ids(options.model, config, data.token_ids)
     trained = bool(record) or is_trained_span_finder(config)
@@ -104,12 +107,12 @@ def _prepare_span(options: QuestionOptions, questions: list[Question], config, d
     found = {
         "setting": "span head" if trained else "untrained head",
         "head": "span",
-        **trained_as(record, options),
+        **training_description(record, options.model, options.seed),
         **asdict(settings),
         "threshold": threshold,
         "num_truncated": data.num_truncated,
     }
-    scorer = classifier_scorer(model.to(device), data, device, options.precision)
+    scorer = head_scorer(model.to(device), data, device, options.precision)
     batches = evaluation_batches(data.scored_lengths, options.tokens_per_device)
 
     def read(records: list[dict]) -> PredictedAnswers:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from zerotune.evaluation.by_prompt import LoadModel
 from zerotune.evaluation.generation import answer_texts, end_tokens, write_answers
-from zerotune.evaluation.options import QuestionOptions, generator_record, loaded_model, trained_as
-from zerotune.evaluation.scorers import LoadModel
+from zerotune.evaluation.options import generator_record, training_description
 from zerotune.evaluation.scoring import PreparedModel, Scorer, score_items
 from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import can_share
@@ -20,6 +20,7 @@ from zerotune.run.plan import describe_memory, writing_memory
 from zerotune.run.process import say
 from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.metrics import PredictedAnswers, official_scores, score_answers
+from zerotune.squad.options import QuestionOptions
 from zerotune.squad.prompts import QuestionPrompt, fit_solved_questions, read_answer, recorded_question_prompt
 from zerotune.squad.questions import Question
 from zerotune.squad.settings import WRITING_DEFAULTS
@@ -121,7 +122,7 @@ def prepare_writing(
         Refused: before a weight is loaded, for shots or questions that do not fit the model's window.
     """
     tokenizer, window = load_tokenizer(options.model, options.revision), config.max_position_embeddings
-    record = generator_record(options)
+    record = generator_record(options.model_settings)
     if record is None:
         shots, num_cut = fit_solved_questions(tokenizer, options.shots, window)
         prompt = QuestionPrompt(uses_chat(options.prompt_format, tokenizer, options.model), shots)
@@ -131,7 +132,8 @@ def prepare_writing(
         options = replace(options, load_4bit=options.load_4bit or record["method"] == "qlora")
         prompt = recorded_question_prompt(record["prompt"], options.model)
         described = {"setting": "tuned generator", "head": "generate"}
-        described |= trained_as(record, options) | {"shot_ids": [], "num_shots_truncated": 0}
+        described |= training_description(record, options.model, options.seed)
+        described |= {"shot_ids": [], "num_shots_truncated": 0}
     max_length = options.max_length or (record or {}).get("max_length", WRITING_DEFAULTS.max_length)
     data = encode_questions(tokenizer, prompt, questions, max_length, window, max_new_tokens)
     data = replace(data, shares=can_share(config, attention_kernel(options.attention, config)))
@@ -141,8 +143,8 @@ def prepare_writing(
     costs = data.writing_costs(options.tokens_per_device)
     shapes = [data.writing_shape(batch, max_new_tokens) for batch in batches]
     num_weights = published_table(config)["total"]
-    say(describe_memory(writing_memory(config, options, num_weights, len(data.head), shapes)))
-    model = load_model(loaded_model(options), device)
+    say(describe_memory(writing_memory(config, options.model_settings, num_weights, len(data.head), shapes)))
+    model = load_model(options.model_settings, device)
     described |= {
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,

@@ -1,6 +1,7 @@
 """The memory estimate against figures worked out by hand."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -108,14 +109,14 @@ def test_what_is_offloaded_takes_nothing():
 
 def test_scoring_by_hand():
     """Gemma-2-2B in bf16: 4 key and value heads of 256 in 26 layers take 104 KiB a token of the shared prefix."""
-    options = SimpleNamespace(precision="bf16", load_4bit=False)
-    found = scoring_memory(GEMMA_2B, options, 2_614_341_888, 1000, [(4, 200), (1, 500)])
+    model = ModelSettings("m", precision="bf16")
+    found = scoring_memory(GEMMA_2B, model, 2_614_341_888, 1000, [(4, 200), (1, 500)])
     assert found.weights == 2 * 2_614_341_888
     assert found.shared_prefix == 1000 * 26 * 2 * 4 * 256 * 2
     own = 4 * 200 * (3 * 2304 + 8 * 256 + 2 * 9216) * 2
     scores = 4 * 8 * 200 * 1200 * (2 + 4)
     assert found.largest_batch == own + 4 * 1200 * (2 * 4 * 256 + 2 * 8 * 256) * 2 + scores
-    packed = scoring_memory(GEMMA_2B, SimpleNamespace(precision="bf16", load_4bit=True), 2_614_341_888, 0, [])
+    packed = scoring_memory(GEMMA_2B, replace(model, method="qlora"), 2_614_341_888, 0, [])
     assert packed.weights == pytest.approx(0.516 * 2_614_341_888) and packed.shared_prefix == 0
     assert describe_memory(found) == (
         "memory a device: about 5.11 GiB (weights 4.87, shared prefix 0.10, largest batch 0.14)"
@@ -123,10 +124,10 @@ def test_scoring_by_hand():
 
 
 def test_writing_keeps_keys_and_values_in_all_layers():
-    options = SimpleNamespace(precision="bf16", load_4bit=False)
+    model = ModelSettings("m", precision="bf16")
     pair = [scoring_memory, writing_memory]
     scoring, writing = (
-        of(GEMMA_2B, options, 1000, 100, [(4, 200, *more), (1, 500, *more)])
+        of(GEMMA_2B, model, 1000, 100, [(4, 200, *more), (1, 500, *more)])
         for of, more in zip(pair, ((), (60,)), strict=True)
     )
     assert writing.largest_batch - scoring.largest_batch == 26 * 4 * (100 + 200 + 60) * 2 * 4 * 256 * 2

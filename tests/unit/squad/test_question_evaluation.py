@@ -10,13 +10,13 @@ from tiny_models import CHAT_TEMPLATE, character_model
 
 from zerotune.errors import Refused
 from zerotune.evaluation.generation import end_tokens, write_answers
-from zerotune.evaluation.options import EvalOptions
 from zerotune.evaluation.scoring import BackOff
 from zerotune.models.final_folder import save_final
 from zerotune.models.generator import load_generator, load_language_model
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.groups import ModelSettings
 from zerotune.squad.generation import encode_questions
+from zerotune.squad.options import QuestionOptions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, question_prompt_record
 from zerotune.squad.question_evaluation import answers_scorer, prepare_writing
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def options_for(folder, **settings):
-    return EvalOptions(folder, None, "auto", "fp32", 400, **settings)
+    return QuestionOptions(folder, None, "auto", "fp32", 400, **settings)
 
 
 def written(folder, options):

@@ -1,0 +1,116 @@
+"""Evaluating a model on labelled text, into a folder."""
+
+from pathlib import Path
+
+from zerotune.evaluation.by_head import prepare_head
+from zerotune.evaluation.by_prompt import LoadModel, prepare_prompt
+from zerotune.evaluation.folder import Items, check_earlier, evaluate_into
+from zerotune.evaluation.options import TextEvaluation, base_model, check_flags, tuned_model
+from zerotune.evaluation.result_files import write_label_results
+from zerotune.evaluation.scoring import PreparedModel
+from zerotune.files import read_json
+from zerotune.metrics.labels import PredictedLabels
+from zerotune.models.generator import load_language_model
+from zerotune.models.pretrained import answers_by_prompt, read_config
+from zerotune.run.folder import RunFolder
+from zerotune.run.process import say
+from zerotune.settings.groups import PromptSettings, TextSettings, TrainSettings
+from zerotune.tasks.splits import Example, Splits, stratified_subset
+from zerotune.tasks.task_sources import reporting_sha256
+
+BASE_EVAL_ITEMS = 1000
+
+
+def evaluate(
+    folder: Path,
+    evaluation: TextEvaluation,
+    task,
+    examples: list[Example],
+    accelerator,
+    stop_signal,
+    replace: bool = False,
+    load_model: LoadModel = load_language_model,
+) -> dict:
+    """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does.
+
+    A classifier (a final/ folder, or a published one) answers with its head, a causal model without one after a
+    prompt, an encoder without one with an untrained head, labelled so.
+
+    Args:
+        task: a task module (zerotune.tasks.sst2): TASK, LABELS, MAX_LENGTH, WORDINGS.
+        load_model: loads a causal model; several evaluations may share one.
+    Returns:
+        The content of metrics.json.
+    """
+    config = read_config(evaluation.model.name, evaluation.model.revision)
+
+    def prepare() -> PreparedModel:
+        if answers_by_prompt(config):
+            return prepare_prompt(evaluation, task, examples, config, accelerator.device, load_model)
+        return prepare_head(evaluation, task, examples, config, accelerator.device)
+
+    def write(predicted: PredictedLabels) -> dict:
+        return write_label_results(folder, examples, predicted, task.LABELS)
+
+    described, items = evaluation.described(), text_items(evaluation, task, examples)
+    return evaluate_into(folder, described, items, prepare, write, accelerator, stop_signal, replace)
+
+
+def check_evaluation(
+    folder: Path, evaluation: TextEvaluation, task, examples: list[Example], config, tokenizer
+) -> None:
+    """Refuse what this model would ignore or cannot do, and a folder that holds the results of another evaluation."""
+    check_flags(evaluation, config, tokenizer)
+    check_earlier(folder, evaluation.described(), text_items(evaluation, task, examples))
+
+
+def text_items(evaluation: TextEvaluation, task, examples: list[Example]) -> Items:
+    """Return the items of an evaluation with all that their scores depend on beside its settings."""
+    lines = [f"{example.id}\t{example.text}\t{example.label}" for example in examples]
+    shots = [[shot.id, shot.text, shot.label] for shot in evaluation.shots]
+    return Items(task.TASK, lines, {"shots": shots, "prompt": task.WORDINGS[evaluation.wording]})
+
+
+def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits, stop_signal) -> None:
+    """Evaluate the model as it is before training into eval/base: zero-shot if it is causal."""
+    if settings.run.base_eval == "none":
+        return
+    test = splits.test
+    if settings.run.base_eval == "subset":
+        test = stratified_subset(test, BASE_EVAL_ITEMS, settings.data.split_seed, "base evaluation")
+    evaluation = TextEvaluation(
+        model=base_model(settings.model),
+        text=settings.text,
+        prompt=settings.prompt,
+        tokens_per_device=settings.optimisation.tokens_per_device,
+        seed=settings.optimisation.seed,
+        as_generator=settings.head == "generate",
+        data_sha256=reporting_sha256(splits.record),
+    )
+    folder = run.path / "eval" / "base"
+    with run.timed("base_eval_s"):
+        metrics = evaluate(folder, evaluation, task, test, run.accelerator, stop_signal, replace=True)
+    say(f"base ({metrics['setting']}): {accuracy_line(metrics)}")
+
+
+def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, task, splits: Splits, stop_signal) -> None:
+    """Evaluate the reloaded final/ on all test items into eval/final, as its task.json says."""
+    evaluation = TextEvaluation(
+        model=tuned_model(str(final), settings.model),
+        text=TextSettings(),
+        prompt=PromptSettings(),
+        tokens_per_device=settings.optimisation.tokens_per_device,
+        data_sha256=reporting_sha256(splits.record),
+    )
+    folder = run.path / "eval" / "final"
+    metrics = evaluate(folder, evaluation, task, splits.test, run.accelerator, stop_signal, replace=True)
+    say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
+
+
+def accuracy_line(metrics: dict) -> str:
+    """Return accuracy with its 95 % interval in a line; the number of predictions where the items have no labels."""
+    if "accuracy" not in metrics:
+        return f"{metrics['count']:,} predictions (the items have no labels)"
+    low, high = metrics["accuracy_ci95"]
+    unparsable = f", {metrics['num_unparsable']:,} of them unparsable" if metrics.get("num_unparsable") else ""
+    return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items{unparsable}"
