@@ -8,15 +8,51 @@
 The last line needs neither a network nor a model.
 """
 
-from zerotune.run.process import run_script
+from zerotune.run.process import run_script, say
 from zerotune.settings.flags import eval_parser
+from zerotune.settings.resolve import eval_settings
 from zerotune.tasks import imdb
 
 
-def main(args):
-    from zerotune import text_classification
+def main(args) -> None:
+    from functools import cache
 
-    text_classification.evaluate(args, imdb)
+    from zerotune.checks.preflight import read_model, split_of_run
+    from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
+    from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
+    from zerotune.models.generator import load_language_model
+    from zerotune.run.cpu import use_whole_cpu
+    from zerotune.run.folder import RunFolder, check_earlier_run
+    from zerotune.run.launch import start_accelerator
+    from zerotune.run.stopping import StopSignal
+    from zerotune.tasks.task_sources import load_test
+    from zerotune.tasks.task_splits import load_shots_source
+
+    stop_signal = StopSignal()
+    settings = eval_settings(args, imdb.TASK)
+    check_earlier_run(settings.run, says_finished=False)
+    use_whole_cpu(tiny_model=settings.data.sample)
+
+    # Read the model's configuration, the test items and the shots, and refuse what cannot work: nothing is loaded yet.
+    config, tokenizer = read_model(settings.model, imdb.TASK, imdb.LABELS)
+    check_prompt_seeds(settings, imdb, config)
+    run_split = split_of_run(settings.model.name, imdb.TASK)
+    test, record = load_test(imdb.ROWS, settings.data, run_split)
+    labelled = load_shots_source(imdb.ROWS, settings.data, run_split, test) if settings.prompt.shots else []
+    evaluations = plan_evaluations(settings, imdb, labelled, record)  # one, or one for each of --prompt-seeds
+    for folder, evaluation in evaluations.items():
+        check_evaluation(folder, evaluation, imdb, test, config, tokenizer)
+
+    accelerator = start_accelerator(None)
+    with RunFolder(settings.run, accelerator) as run:
+        run.describe(record)
+        load_model = cache(load_language_model)  # all prompts are put to the same model
+        for folder, evaluation in evaluations.items():
+            metrics = evaluate(folder, evaluation, imdb, test, accelerator, stop_signal, load_model=load_model)
+            say(f"{metrics['setting']}: {accuracy_line(metrics)}; results in {folder}")
+        if settings.prompt.seeds:
+            summarise_seeds(run.path, settings.prompt.seeds)
+        run.write_json("state.json", {"state": "finished", "reason": None})
 
 
 if __name__ == "__main__":
