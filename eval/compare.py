@@ -12,10 +12,11 @@ import argparse
 from pathlib import Path
 
 from zerotune.run.process import run_script
+from zerotune.settings.flags import new_parser
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument(
         "evaluations",
         nargs="+",

@@ -68,8 +68,8 @@ run_sample() {
   tell $? "kill" "SIGKILL to all ranks after step $step" "the run was over before it was killed: submit again"
   launch "${train[@]}" >>"$log" 2>&1
   status=$?
-  grep -q 'goes on after step' "$log" || status=1
-  tell "$status" "resume" "$(grep -h -o 'goes on after step [0-9]*' "$log" | tail -n 1), finished" "the lines below say why"
+  grep -q 'resumes after step' "$log" || status=1
+  tell "$status" "resume" "$(grep -h -o 'resumes after step [0-9]*' "$log" | tail -n 1), finished" "the lines below say why"
   launch eval/sst2.py --sample --model "$run/final" --limit-eval 200 --output-dir "$run/again" >>"$log" 2>&1
   tell $? "evaluate" "$(grep -h -o 'accuracy 0[.0-9]*' "$log" | tail -n 1)" "the lines below say why"
 }

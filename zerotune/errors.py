@@ -11,4 +11,8 @@ class Refused(ValueError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop, has saved itself, and goes on when the same command is started again."""
+    """The run was asked to stop, has saved itself, and resumes when the same command is started again."""
+
+
+class Interrupted(Preempted):
+    """The same by Ctrl-C."""

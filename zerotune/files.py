@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -67,11 +68,46 @@ def read_json_lines(path: Path) -> list[dict]:
 
 
 def disk_is_full(folder: Path, error: BaseException) -> bool:
-    """Whether an error came of a full disk or quota.
+    """Return whether an error came from a full disk, a quota or a limit on the size of files.
 
     Writers report that as OSError, RuntimeError (torch) or SafetensorError, so the disk itself is asked too.
     """
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < 2**20
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return _free_bytes(folder) < 2**20
+
+
+def full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
+    """Return what is exhausted where a folder's disk takes no more files: space, inodes, a quota, a file size limit."""
+    code = getattr(error, "errno", None)
+    if code == errno.EDQUOT:
+        return f"disk quota exceeded: {folder} may hold no more"
+    if code == errno.EFBIG:
+        return f"file too large: this process may not write larger files into {folder} (ulimit -f)"
+    disk = os.statvfs(folder)
+    if disk.f_files and not disk.f_favail:
+        return f"no free inodes: the disk of {folder} can hold no more files"
+    return f"disk full: {folder} has {_free_bytes(folder) / 2**20:.0f} MiB free"
+
+
+def _free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the mode that the umask asks for; some writers make files that only their owner can read."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """Return the umask without touching it, which other threads would see."""
+    status = Path("/proc/self/status")
+    found = re.search(r"^Umask:\s*([0-7]+)$", status.read_text(), re.MULTILINE) if status.exists() else None
+    if found:
+        return int(found[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sync_folder(folder: Path) -> None:

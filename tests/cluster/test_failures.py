@@ -87,7 +87,7 @@ def test_the_second_job_on_a_run_folder_refuses(site, cluster, undisturbed):
         second.wait("FAILED")
     finally:
         os.kill(rank, signal.SIGCONT)
-    assert "another job is at work in runs/shared" in second.log and "launched again" not in second.log
+    assert "another job is working in runs/shared" in second.log and "launched again" not in second.log
     job.wait()
     assert_undisturbed(site, "shared", job, undisturbed)
 

@@ -36,7 +36,7 @@ def test_requeue_by_an_administrator(site, cluster, undisturbed):
     job.wait_for_log("SLURM ends this job")
     saved = newest_step(site.launch_of("requeued", job))
     job.wait()
-    assert job.num_restarts == 1 and f"goes on after step {saved}" in job.log
+    assert job.num_restarts == 1 and f"resumes after step {saved}" in job.log
     assert_undisturbed(site, "requeued", job, undisturbed)
 
 

@@ -16,5 +16,5 @@ def move(workplace, name: str, flags: list, worlds: tuple[int, ...]) -> Launch:
         run = workplace.train(name, *flags, world=world, expect=75, **stop)
         assert f"after step {2 * number + 2} and saved" in run.read_json("state.json")["reason"]
     run = workplace.train(name, *flags, world=worlds[-1])
-    assert f"goes on after step {2 * len(worlds) - 2} from" in run.text()
+    assert f"resumes after step {2 * len(worlds) - 2} from" in run.text()
     return run

@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(workplace, stopped, damag
     run = workplace.train(name, *OFTEN)
     said = [line for line in run.text().splitlines() if "is passed over" in line]
     assert len(said) == 1 and "step-00000005" in said[0] and words in said[0]
-    assert "goes on after step 4" in run.text()
+    assert "resumes after step 4" in run.text()
     assert_same_bits(run, workplace.train_once("undisturbed", *OFTEN))
 
 
@@ -214,7 +214,7 @@ def test_a_damaged_best_checkpoint_is_never_made_into_final(workplace):
 def test_a_checkpoint_can_be_named(workplace, stopped):
     folder = copy_of(stopped, workplace, "named")
     run = workplace.train("named", *OFTEN, "--resume", step_folder(folder / "checkpoints", 4))
-    assert "goes on after step 4" in run.text()
+    assert "resumes after step 4" in run.text()
     assert_same_bits(run, workplace.train_once("undisturbed", *OFTEN))
 
 
@@ -274,7 +274,7 @@ def test_two_jobs_in_one_folder(workplace):
         wait_until((folder / "metrics.jsonl").exists, "the first job is at its first metrics line")
         state = (folder / "state.json").read_text()
         second = workplace.server.start("train/sst2.py", flags, workplace.folder / "shared-second").wait()
-        assert "another job is at work in" in second.refusal()
+        assert "another job is working in" in second.refusal()
         assert (folder / "state.json").read_text() == state
     finally:
         first.kill(18)  # SIGCONT

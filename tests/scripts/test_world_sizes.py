@@ -52,7 +52,7 @@ def test_final_is_made_of_a_checkpoint_by_another_number_of_processes(workplace)
     stop = killed_at("open", r"metrics\.jsonl$", 6, "SIGTERM")
     workplace.train("moved-best", *flags, *deepspeed("zero3"), world=2, expect=75, **stop)
     run = workplace.train("moved-best", *flags, *deepspeed("zero3"))
-    assert "goes on after step 5 from" in run.text() and "(saved by 2 processes, now 1)" in run.text()
+    assert "resumes after step 5 from" in run.text() and "(saved by 2 processes, now 1)" in run.text()
     assert [each.read_json("final/task.json")["best_step"] for each in (run, reference)] == [4, 4]
     assert weight_difference(run, reference) <= WEIGHTS
 

@@ -15,8 +15,8 @@ SCRIPT_FOLDERS = ("train", "eval")
 LIBRARY = sorted((REPOSITORY / "zerotune").rglob("*.py"))
 SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (REPOSITORY / folder).glob("*.py"))
 ROOMS = (  # from the lowest upwards
-    "errors", "randomness", "files", "settings", "run", "metrics", "models", "tasks", "training", "evaluation",
-    "report", "squad", "cluster",
+    "errors", "randomness", "files", "terminal", "settings", "run", "metrics", "models", "tasks", "training",
+    "evaluation", "report", "squad", "cluster",
 )  # fmt: skip
 # What a run, an evaluation or a user writes; named in documents, never shipped.
 MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh")

@@ -50,6 +50,8 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
     record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
     (folder / "task.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(stock, record), encoding="utf-8")
+    for file in folder.glob("*.safetensors"):
+        follow_umask(file)
 
 
 def _check_float32(weights: dict) -> None:

@@ -5,13 +5,20 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from zerotune.errors import Preempted, Refused
-from zerotune.files import disk_is_full, json_sha256, read_json, read_json_lines, write_json, write_json_lines
+from zerotune.files import (
+    disk_is_full,
+    full_disk_reason,
+    json_sha256,
+    read_json,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+)
 from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
 from zerotune.run.upload import upload_final
@@ -26,6 +33,7 @@ FREE_FLAGS = {
 PARTIAL_FOLDER = ".partial"
 # A file server keeps the lock of a node that has died for about a minute and a half; the requeued job waits for it.
 SECONDS_FOR_DEAD_LOCKS = 100
+LOCK_FILE = ".lock"
 # What a script would overwrite or delete, written after run.json.
 RESULTS = (
     "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
@@ -43,7 +51,9 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         Refused: `--resume never`; files of something else; or flags that change the run differ, each named with both
             values.
     """
-    folder, held = settings.output_dir, held_results(settings.output_dir)
+    folder = settings.output_dir
+    _check_place(folder)
+    held = held_results(folder)
     if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
         if held:
             raise Refused(
@@ -66,6 +76,16 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     if finished and says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")
     return finished
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse folders that are no place for a run: the root, a home folder, a folder inside another run's files."""
+    place = Path(os.path.abspath(folder))
+    if place == Path(place.anchor) or place in (Path.home(), Path.cwd()):
+        raise Refused(f"--output-dir {folder} is {place}, which a run must not fill: name a folder below it")
+    for inner in (place, *place.parents):
+        if inner.name in ("checkpoints", "final") and os.path.exists(inner.parent / "run.json"):
+            raise Refused(f"--output-dir {folder} lies in {inner} of another run: name a folder outside of it")
 
 
 def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, object]]:
@@ -128,17 +148,29 @@ class RunFolder:
         """Make the folder, take its lock, write "running". Returns why that cannot be, None when it is done."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = self._open_lock()
             self._take_lock()
+            for leftover in self.path.glob(".*.json.[0-9]*"):  # a write that a kill cut short
+                leftover.unlink(missing_ok=True)
             check_earlier_run(self.settings, says_finished=False)
             self.write_state("running", None)
         except Refused as refusal:
             return str(refusal)
         except BlockingIOError:
-            return f"another job is at work in {self.path}: wait for it, or use another --output-dir"
+            return f"another job is working in {self.path}: wait for it, or use another --output-dir"
         except OSError as error:
-            return f"--output-dir {self.path} cannot be written ({error.strerror}): mend that, or name another folder"
+            return f"--output-dir {self.path} cannot be written ({error.strerror}): name a folder that can"
         return None
+
+    def _open_lock(self):
+        """Open the lock file without following a link and without changing what it holds."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.fdopen(os.open(self.path / LOCK_FILE, flags, 0o666), "r+")
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise Refused(f"{self.path / LOCK_FILE} is a link: delete it, or use another --output-dir") from None
+            raise
 
     def _take_lock(self) -> None:
         requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
@@ -161,14 +193,22 @@ class RunFolder:
         if not is_main_process():
             return
         full = None
+        if error is not None and not self._is_ours():
+            self._lock.close()
+            if isinstance(error, OSError):
+                raise Refused(self._lost_line()) from error
+            return
         if isinstance(error, Refused):
             self._write_last_state("refused", str(error))
-        elif isinstance(error, (Preempted, KeyboardInterrupt)):
-            self._write_last_state("preempted", str(error) or "interrupted")
+        elif isinstance(error, KeyboardInterrupt):
+            error.args = (self._after_interrupt(),)
+            self._write_last_state("preempted", f"interrupted: {error}")
+        elif isinstance(error, Preempted):
+            self._write_last_state("preempted", str(error))
         elif error is not None and disk_is_full(self.path, error):
             full = Refused(
-                f"disk full: {self.path} has {shutil.disk_usage(self.path).free / 2**20:.0f} MiB free ({error}); free "
-                "some space and start the same command again, it goes on from the last checkpoint"
+                f"{full_disk_reason(self.path, error)} ({error}); free some space and start the same command again, it "
+                "resumes from the last checkpoint"
             )
             self._write_last_state("refused", str(full))
         if self.tracker is not None:
@@ -176,6 +216,30 @@ class RunFolder:
         self._lock.close()
         if full is not None:
             raise full from error
+
+    def _after_interrupt(self) -> str:
+        saved = sorted(self.path.glob("checkpoints/step-*/COMPLETE"))
+        if saved:
+            return f"the same command resumes from {saved[-1].parent}"
+        return "nothing was saved yet: the same command starts again"
+
+    def _is_ours(self) -> bool:
+        """Return whether the lock that this process holds is still the folder's."""
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / LOCK_FILE))
+        except OSError:
+            return False
+
+    def _lost_line(self) -> str:
+        return (
+            f"{self.path} or its {LOCK_FILE} was deleted or replaced while this run worked in it: another run may use "
+            "the folder now; start the same command again"
+        )
+
+    def check_ours(self) -> None:
+        """Refuse to write into a folder that was deleted or replaced under the run. On rank 0."""
+        if is_main_process() and self._lock is not None and not self._is_ours():
+            raise Refused(self._lost_line())
 
     def _write_last_state(self, state: str, reason: str) -> None:
         try:
@@ -272,6 +336,7 @@ class RunFolder:
         """One line of metrics.jsonl; `row` has a "step"."""
         if not is_main_process():
             return
+        self.check_ours()
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         if self.tracker is not None:

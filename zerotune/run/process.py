@@ -10,8 +10,9 @@ from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
-from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, Preempted, Refused
+from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, Interrupted, Preempted, Refused
 from zerotune.files import write_json
+from zerotune.terminal import make_output_tolerant
 
 RANK_0_SPEAKS = "zerotune: rank 0 speaks"  # a key of the process group's store
 SECONDS_FOR_RANK_0 = 3
@@ -116,15 +117,20 @@ def _write_state_file(path: Path, reason: str) -> str:
 
 
 def run_script(main, args) -> None:
-    """Run a script's main(args) and end the process as the contract says: 0, 2 refused, 75 preempted; else a bug."""
+    """Run a script's main(args) and end the process as the contract says.
+
+    0: done, 2: refused, 75: preempted and saved, 130: interrupted; anything else is a bug.
+    """
+    make_output_tolerant()
     try:
         main(args)
     except Refused as error:
         _end_process(EXIT_REFUSED, _refusal(args, " ".join(str(error).split())), sys.stderr)
     except Preempted as error:
-        _end_process(EXIT_PREEMPTED, str(error) if is_main_process() else None, sys.stdout)
-    except KeyboardInterrupt:
-        line = "interrupted: the same command goes on from the last checkpoint"
+        status = EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_PREEMPTED
+        _end_process(status, str(error) if is_main_process() else None, sys.stdout)
+    except KeyboardInterrupt as error:
+        line = f"interrupted{f': {error}' if str(error) else ''}"
         _end_process(EXIT_INTERRUPTED, line if is_main_process() else None, sys.stderr)
     except Exception:
         if not _in_process_group():

@@ -1,11 +1,11 @@
-"""Being asked to stop: a signal or a file is noted, and the ranks agree on when to heed it."""
+"""Being asked to stop: a signal or a file is noted, and the ranks stop together."""
 
 import os
 import signal
 import time
 from pathlib import Path
 
-from zerotune.errors import Preempted
+from zerotune.errors import Interrupted, Preempted
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import is_main_process
 
@@ -17,26 +17,40 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGUSR1 from its creation on, and on rank 0 the stop file."""
+    """Notes SIGTERM, SIGUSR1 and SIGHUP from its creation on, and on rank 0 the stop file.
+
+    Ctrl-C ends the process at once, as usual, except while `can_save`: then the first one is noted as well.
+    """
 
     def __init__(self):
+        self.can_save = False
         self._noted = None
         self._file = Path(os.environ[STOP_FILE]) if os.environ.get(STOP_FILE) and is_main_process() else None
         self._next_look = 0.0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, self._note)
+        signal.signal(signal.SIGINT, self._note_interrupt)
 
     def _note(self, number, frame) -> None:
         self._noted = signal.Signals(number).name
+
+    def _note_interrupt(self, number, frame) -> None:
+        if not self.can_save or self._noted == "SIGINT":
+            raise KeyboardInterrupt
+        self._note(number, frame)
 
     @property
     def name(self) -> str | None:
         """What asks this rank to stop, None when nothing has."""
         if self._noted is None and self._file is not None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-            if self._file.exists():
-                self._noted = self._file.read_text().strip() or self._file.name
+            self._noted = _read_stop_file(self._file)
         return self._noted
+
+    def stopped(self, line: str) -> Preempted:
+        """Return what to raise where the run has saved itself and stops; `{name}` in the line is what asked for it."""
+        kind = Interrupted if self._noted == "SIGINT" else Preempted
+        return kind(line.format(name=self._noted or "a signal on another rank"))
 
     def raise_when_noted(self, accelerator, during: str = "an evaluation") -> None:
         """Stop all ranks when one of them has been asked to; all ranks take part.
@@ -48,4 +62,15 @@ class StopSignal:
         """
         noted = [name for name in on_all_ranks(accelerator, self.name) if name]
         if noted:
-            raise Preempted(f"stopped by {noted[0]} during {during}: the same command goes on from there")
+            kind = Interrupted if noted[0] == "SIGINT" else Preempted
+            raise kind(f"stopped by {noted[0]} during {during}: the same command resumes there")
+
+
+def _read_stop_file(path: Path) -> str | None:
+    """Return the reason in a stop file, or its name; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        return path.read_text(errors="replace").strip() or path.name
+    except OSError:  # a folder, or a file that cannot be read: it is there all the same
+        return path.name

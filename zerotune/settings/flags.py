@@ -12,6 +12,7 @@ from zerotune.settings.argument_types import (
     positive_or_none,
     seed,
 )
+from zerotune.terminal import make_output_tolerant
 
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
@@ -95,6 +96,7 @@ class FlagParser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         """Return the flags, with the names of those that were typed in `typed`."""
+        make_output_tolerant()  # --help prints now
         parsed = super().parse_args(args, namespace)
         untouched = object()
         again = super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed), untouched)))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.files import disk_is_full, sync_folder, write_json
+from zerotune.files import disk_is_full, full_disk_reason, sync_folder, write_json
 from zerotune.run.launch import on_all_ranks
 
 MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
@@ -99,13 +99,12 @@ def _make_aside(root: Path, aside: Path, num_bytes: int) -> str | None:
 
 
 def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None) -> str:
-    """What to say of a disk without room for a checkpoint of `num_bytes`. An error that is of another kind goes on."""
+    """Return what to say of a disk without room for a checkpoint of `num_bytes`; raises an error of another kind."""
     if error is not None and not disk_is_full(folder, error):
         raise error
-    free = shutil.disk_usage(folder).free
     return (
-        f"disk full: a checkpoint takes about {num_bytes / 2**20:.0f} MiB and {folder} has {free / 2**20:.0f} MiB "
-        "free; free some space and start the same command again, it goes on from the last checkpoint"
+        f"{full_disk_reason(folder, error)}; a checkpoint takes about {num_bytes / 2**20:.0f} MiB; free some space and "
+        "start the same command again, it resumes from the last checkpoint"
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from zerotune.files import follow_umask
 from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel, is_encoder
@@ -197,7 +198,7 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(self.trainable, self.max_grad_norm, norm)
 
     def free(self) -> None:
-        """Let go of model and optimizer, so that their memory can be used for something else. Nothing works after it."""
+        """Let go of model and optimizer, so that their memory can be used again. Nothing works after it."""
         from accelerate.utils import release_memory
 
         self.model = self.optimizer = self.scaler = None
@@ -248,6 +249,7 @@ def save_training_state(folder: Path, module: nn.Module, stateful: dict) -> list
     from safetensors.torch import save_file
 
     save_file(_trainable_weights(module), folder / WEIGHTS_FILE)
+    follow_umask(folder / WEIGHTS_FILE)
     states = {name: part.state_dict() if part else None for name, part in stateful.items()}
     torch.save(states, folder / OPTIMIZER_FILE)
     return [folder / WEIGHTS_FILE, folder / OPTIMIZER_FILE]

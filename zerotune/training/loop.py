@@ -118,7 +118,7 @@ class TrainingLoop:
         self.optimisation, self.validate, self.stop_signal = optimisation, validate, stop_signal
         self.accelerator = engine.accelerator
         self.progress = Progress()
-        self.saver = Saver(engine, run.settings)
+        self.saver = Saver(engine, run)
         self.has_dropout = has_dropout(engine.module)
         self._epoch_steps: tuple[int, list[np.ndarray]] = (-1, [])
         self._unread: _Unread | None = None
@@ -136,6 +136,7 @@ class TrainingLoop:
         self.run.forget_metrics_after(progress.step)
         self.run.note_training_start()
         self.engine.model.train()
+        self.stop_signal.can_save = True
         if self.schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
             self._evaluate_and_save()  # a stop had interrupted this evaluation
         with self._progress_bar() as bar:
@@ -150,6 +151,7 @@ class TrainingLoop:
                 progress.train_seconds += time.perf_counter() - started
                 bar.update()
                 self._at_boundary(status)
+        self.stop_signal.can_save = False
         self.saver.close()
 
     @property
@@ -256,8 +258,9 @@ class TrainingLoop:
         self._evaluate_and_save()
         if self._stop_wanted and step < schedule.num_steps:
             self.saver.close()
-            name = self.stop_signal.name or "a signal on another rank"
-            raise Preempted(f"stopped by {name} after step {step} and saved: the same command resumes there")
+            raise self.stop_signal.stopped(
+                f"stopped by {{name}} after step {step} and saved: the same command resumes there"
+            )
 
     def _evaluate_and_save(self) -> None:
         """Validate and save where due. Raises Preempted where a stop interrupts the evaluation: the step is saved, and

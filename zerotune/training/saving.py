@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from zerotune.errors import Refused
+from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0
 from zerotune.run.process import is_main_process, say
 from zerotune.settings.groups import RunSettings
@@ -22,8 +23,9 @@ class Saver:
         Refused: a rank cannot write in --scratch-dir.
     """
 
-    def __init__(self, engine: Engine, settings: RunSettings):
-        self.engine, self.accelerator = engine, engine.accelerator
+    def __init__(self, engine: Engine, run: RunFolder):
+        settings = run.settings
+        self.run, self.engine, self.accelerator = run, engine, engine.accelerator
         self.root = settings.output_dir / "checkpoints"
         self._keep = settings.keep_checkpoints
         self._scratch = None
@@ -51,6 +53,7 @@ class Saver:
             "progress": asdict(progress),
             "num_processes": self.accelerator.num_processes,
         }
+        self.run.check_ours()
         num_bytes = self.engine.checkpoint_bytes()
         if self._scratch:
             self._scratch.start(record, self.engine.save, num_bytes)

@@ -9,7 +9,9 @@ together, at a step's boundary or when training ends: only then does a checkpoin
 import contextlib
 import errno
 import hashlib
+import os
 import shutil
+import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -39,17 +41,22 @@ class ScratchSaves:
         self._thread = ThreadPoolExecutor(1)
         self._moving: Future | None = None
         self._progress, self._num_bytes = {}, 0
-        if accelerator.is_local_main_process:  # a killed run's files, which never counted
-            shutil.rmtree(self._of_run, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        checkpoints.agree(accelerator, self._make_own(scratch))
+        first = accelerator.is_local_main_process
+        checkpoints.agree(accelerator, _attempt(scratch, self._make_run_folder) if first else None)
+        checkpoints.agree(accelerator, _attempt(scratch, self._own.mkdir))
 
-    def _make_own(self, scratch: Path) -> str | None:
-        try:
-            self._own.mkdir(parents=True)
-        except OSError as error:
-            return f"--scratch-dir {scratch} cannot be written ({error.strerror}): mend that, or leave it out"
-        return None
+    def _make_run_folder(self) -> None:
+        """Make the run's folder on this node anew; what a killed run left in it never counted.
+
+        The scratch disk may be open to other users: only a folder that belongs to this one is used.
+        """
+        self._of_run.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(self._of_run):
+            found = self._of_run.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                raise Refused(f"{self._of_run} is a link or belongs to somebody else: delete it, or use another folder")
+            shutil.rmtree(self._of_run)
+        self._of_run.mkdir(mode=0o700)
 
     @property
     def step(self) -> int | None:
@@ -104,6 +111,17 @@ class ScratchSaves:
         shutil.rmtree(self._own)
         with contextlib.suppress(OSError):  # other ranks of this node are not done
             self._of_run.rmdir()
+
+
+def _attempt(scratch: Path, make: Callable[[], None]) -> str | None:
+    """Return why a folder in --scratch-dir cannot be made; None once it is."""
+    try:
+        make()
+    except Refused as refusal:
+        return f"--scratch-dir {scratch}: {refusal}"
+    except OSError as error:
+        return f"--scratch-dir {scratch} cannot be written ({error.strerror}): make it writable, or leave it out"
+    return None
 
 
 def _move(files: list[Path], source: Path, aside: Path, num_bytes: int) -> dict[str, dict]:

@@ -1,8 +1,8 @@
 """--engine trainer: the same run by the Hugging Face Trainer, to compare the loop with.
 
-Rows, weights, optimizer groups, learning rates, examples per step, evaluation, checkpoints and logs are the loop's. Data
-loading, accumulation, autocast, clipping, DDP and the steps are the Trainer's, with the flags of a user who knows them:
-bf16, dynamic padding, batches grouped by length, fused AdamW. The forward pass is transformers' own.
+Rows, weights, optimizer groups, learning rates, examples per step, evaluation, checkpoints and logs are the loop's.
+Data loading, accumulation, autocast, clipping, DDP and the steps are the Trainer's, with the flags of a user who knows
+them: bf16, dynamic padding, batches grouped by length, fused AdamW. The forward pass is transformers' own.
 """
 
 import os

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from zerotune.files import follow_umask
+
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 BYTES_A_WEIGHT = 4 * len(KINDS)
 
@@ -55,6 +57,7 @@ def save_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: in
             for shard in shards
         }
         save_file(tensors, files[-1], metadata)
+        follow_umask(files[-1])
     return files
 
 

@@ -3,17 +3,19 @@
 import fcntl
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from default_settings import run_settings
 
-from zerotune.errors import Preempted, Refused
+from zerotune.errors import Interrupted, Preempted, Refused
 from zerotune.files import write_json
 from zerotune.run import folder
 from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run, read_state
@@ -110,7 +112,7 @@ def test_a_run_that_came_first_is_noticed_under_the_lock(tmp_path):
     [
         (Refused("bad input"), "refused", "bad input"),
         (Preempted("stopped by SIGTERM"), "preempted", "stopped by SIGTERM"),
-        (KeyboardInterrupt(), "preempted", "interrupted"),
+        (KeyboardInterrupt(), "preempted", "interrupted: nothing was saved yet: the same command starts again"),
         (RuntimeError("a bug"), "running", None),
     ],
 )
@@ -144,7 +146,7 @@ def test_the_state_is_set_even_where_no_new_file_can_be_written(tmp_path, monkey
 def test_a_folder_has_one_writer(tmp_path):
     with RunFolder(run_settings(tmp_path), ALONE) as run:
         run.write_state("running", "first")
-        with pytest.raises(Refused, match="another job is at work in"), RunFolder(run_settings(tmp_path), ALONE):
+        with pytest.raises(Refused, match="another job is working in"), RunFolder(run_settings(tmp_path), ALONE):
             pass
         assert read_state(tmp_path)["reason"] == "first"
     with RunFolder(run_settings(tmp_path), ALONE):
@@ -162,7 +164,7 @@ def test_a_requeued_job_waits_for_the_lock_of_a_dead_node(tmp_path, monkeypatch)
     monkeypatch.setattr(folder, "SECONDS_FOR_DEAD_LOCKS", 0.5)
     with (
         RunFolder(run_settings(tmp_path), ALONE),
-        pytest.raises(Refused, match="another job is at"),
+        pytest.raises(Refused, match="another job is working"),
         RunFolder(run_settings(tmp_path), ALONE),
     ):
         pass
@@ -210,6 +212,46 @@ def test_updates_add_to_a_file(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1, "b": 2}
 
 
+@pytest.mark.parametrize("what", ["folder", "lock", "other lock"])
+def test_a_folder_that_is_deleted_under_a_run_is_named(tmp_path, what):
+    place = tmp_path / "run"
+    words = "was deleted or replaced while this run worked in it"
+    with pytest.raises(Refused, match=words), RunFolder(run_settings(place), ALONE) as run:
+        run.log({"step": 1})
+        if what == "folder":
+            shutil.rmtree(place)
+        else:
+            (place / ".lock").unlink()
+        if what == "other lock":
+            (place / ".lock").touch()
+        run.log({"step": 2})
+
+
+def test_a_planted_lock_is_neither_followed_nor_emptied(tmp_path):
+    private = tmp_path / "private"
+    private.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(private)
+    with pytest.raises(Refused, match=r"\.lock is a link"), RunFolder(run_settings(tmp_path / "run"), ALONE):
+        pass
+    assert private.read_text() == "mine"
+
+
+def test_what_a_kill_left_of_a_write_is_cleared(tmp_path):
+    (tmp_path / ".state.json.4242").write_text("{")
+    with RunFolder(run_settings(tmp_path), ALONE):
+        assert not list(tmp_path.glob(".state.json.*"))
+
+
+@pytest.mark.parametrize("place", ["/", "~", ".", "a/checkpoints", "a/checkpoints/step-00000001", "a/final/x"])
+def test_folders_that_are_no_place_for_a_run(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    started(tmp_path / "a")
+    with pytest.raises(Refused, match="--output-dir"):
+        check_earlier_run(settings(Path(place).expanduser()))
+    assert check_earlier_run(settings(tmp_path / "a" / "b")) is False
+
+
 # --- how a script ends ---
 
 
@@ -234,6 +276,11 @@ def test_exit_statuses(tmp_path, capsys):
     assert capsys.readouterr().err == "refused: the rule: found 3\n"
     with pytest.raises(ZeroDivisionError):
         ending(ZeroDivisionError())
+
+
+def test_ctrl_c_after_a_save_has_a_status_of_its_own(capsys):
+    assert ending(Interrupted("stopped by SIGINT after step 3 and saved")) == 130
+    assert capsys.readouterr().out == "stopped by SIGINT after step 3 and saved\n"
 
 
 def test_a_refusal_writes_its_state_where_asked(tmp_path):

@@ -132,7 +132,7 @@ def test_an_interruption_is_one_line(capsys):
 
     with pytest.raises(SystemExit) as stopped:
         run_script(interrupted, Namespace())
-    assert stopped.value.code == 130 and capsys.readouterr().err.startswith("interrupted: ")
+    assert stopped.value.code == 130 and capsys.readouterr().err.startswith("interrupted")
 
 
 # --- comparisons ---

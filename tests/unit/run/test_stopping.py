@@ -3,33 +3,58 @@
 import os
 import signal
 
+import pytest
+
+from zerotune.errors import Interrupted, Preempted
 from zerotune.run.stopping import StopSignal
 
-
-def test_signals_are_noted():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        for number in before:
-            stop = StopSignal()
-            assert stop.name is None
-            os.kill(os.getpid(), number)
-            assert stop.name == number.name
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
-def test_the_stop_file_is_a_signal_too(tmp_path, monkeypatch):
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+@pytest.fixture(autouse=True)
+def own_handlers():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_signals_are_noted(number):
+    stop = StopSignal()
+    assert stop.name is None
+    os.kill(os.getpid(), number)
+    assert stop.name == number.name
+    assert type(stop.stopped("stopped by {name}")) is Preempted
+
+
+def test_ctrl_c_ends_at_once_where_nothing_can_be_saved():
+    StopSignal()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_first_ctrl_c_saves_and_the_second_ends_at_once():
+    stop = StopSignal()
+    stop.can_save = True
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.name == "SIGINT"
+    found = stop.stopped("stopped by {name} after step 3")
+    assert isinstance(found, Interrupted) and str(found) == "stopped by SIGINT after step 3"
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("kind", ["file", "empty", "folder"])
+def test_the_stop_file_is_a_signal_too(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("ZEROTUNE_STOP_FILE", str(tmp_path / "stop"))
     monkeypatch.setattr("zerotune.run.stopping.SECONDS_BETWEEN_LOOKS", 0)
-    try:
-        stop = StopSignal()
-        assert stop.name is None
-        (tmp_path / "stop").write_text("SIGUSR1\n")
-        assert stop.name == "SIGUSR1"
-        monkeypatch.setenv("RANK", "1")
-        assert StopSignal().name is None  # rank 0 looks for all
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    stop = StopSignal()
+    assert stop.name is None
+    if kind == "folder":
+        (tmp_path / "stop").mkdir()
+    else:
+        (tmp_path / "stop").write_text("SIGUSR1\n" if kind == "file" else "")
+    assert stop.name == ("SIGUSR1" if kind == "file" else "stop")
+    monkeypatch.setenv("RANK", "1")
+    assert StopSignal().name is None  # rank 0 looks for all

@@ -1,6 +1,7 @@
 """A checkpoint on its way counts once all of it has arrived, and never half; training does not wait for it."""
 
 import shutil
+import stat
 import threading
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from checkpoint_cases import Usage, deaths, names
 
 from zerotune.errors import Refused
+from zerotune.files import json_sha256
 from zerotune.training import checkpoints, scratch
 from zerotune.training.scratch import ScratchSaves
 
@@ -105,7 +107,7 @@ def test_a_full_scratch_disk_leaves_the_earlier_checkpoint(tmp_path):
     saves.start(progress(1), write(1), 1000)
     saves.start(progress(2), fill, 2**20)
     assert saves.has_arrived  # what there is to know of it
-    with pytest.raises(Refused, match=r"disk full: a checkpoint takes about 1 MiB and .*scratch.* has"):
+    with pytest.raises(Refused, match=r"disk full: .*scratch.* has .*; a checkpoint takes about 1 MiB"):
         saves.finish()
     assert names(tmp_path / "root") == ["step-00000001"]
 
@@ -146,5 +148,24 @@ def test_a_file_that_changes_on_its_way_never_counts(tmp_path, monkeypatch):
 
 def test_a_scratch_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "scratch").write_text("a file")
-    with pytest.raises(Refused, match=r"--scratch-dir .*scratch cannot be written \(Not a directory\)"):
+    with pytest.raises(Refused, match=r"--scratch-dir .*scratch cannot be written"):
         open_saves(tmp_path)
+
+
+@pytest.mark.parametrize("planted", ["link", "file"])
+def test_a_folder_planted_on_the_scratch_disk_is_not_used(tmp_path, planted):
+    root, scratch, elsewhere = (tmp_path / name for name in ("root", "scratch", "elsewhere"))
+    scratch.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    place = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}"
+    place.symlink_to(elsewhere) if planted == "link" else place.touch()
+    with pytest.raises(Refused, match="is a link or belongs to somebody else"):
+        ScratchSaves(scratch, root, 1, ALONE)
+    assert (elsewhere / "precious").exists()
+
+
+def test_the_scratch_folder_is_private(tmp_path):
+    saves = open_saves(tmp_path)
+    assert stat.S_IMODE(saves._of_run.stat().st_mode) == 0o700
+    saves.close()
