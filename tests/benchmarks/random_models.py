@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 
 from zerotune.models.adapters import add_lora
 from zerotune.models.attention import attention_kernel
-from zerotune.models.heads import head_module_names, is_head_parameter, make_head_float32
+from zerotune.models.heads import is_head_parameter, make_head_float32
 from zerotune.models.loading import base_dtype, keep_nf4_layout
 from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.tokens import Encoded
@@ -122,7 +122,7 @@ def random_model(config: PretrainedConfig, settings: ModelSettings, device: torc
         )
     if settings.method == "qlora":
         quantise_nf4(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
-    make_head_float32(model, head_module_names(config))
+    make_head_float32(model)
     return model if settings.method == "full" else add_lora(model, settings).to(device)
 
 

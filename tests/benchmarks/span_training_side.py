@@ -93,7 +93,7 @@ def train_with_trainer(args, data, tokenizer):
     from trainer_side import Timing, training_arguments
     from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, Trainer, default_data_collator
 
-    from zerotune.models.heads import SPAN_HEAD, make_head_float32
+    from zerotune.models.heads import make_head_float32
     from zerotune.models.span_head import SpanModel
 
     pads = args.way == "default"
@@ -115,7 +115,7 @@ def train_with_trainer(args, data, tokenizer):
     seconds = timing.ended - timing.started
     num_windows = min(trainer.state.global_step * args.batch_size, len(rows))
     num_questions = num_windows * len(data.ids) / len(rows)
-    make_head_float32(model, (SPAN_HEAD,))  # so that all ways are evaluated alike
+    make_head_float32(model)  # so that all ways are evaluated alike
     return SpanModel(model), {"questions_per_s": num_questions / seconds, "train_s": seconds}
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from zerotune.errors import Refused
-from zerotune.models.heads import SPAN_HEAD, head_module_names, is_encoder, is_head_parameter, logical_size
+from zerotune.models.heads import SPAN_HEAD, head_module_names, head_of, is_encoder, is_head_parameter, logical_size
 from zerotune.models.model_files import adapter_base, find_file
 from zerotune.settings.groups import ModelSettings
 
@@ -32,24 +32,25 @@ def seeded(seed: int):
         torch.set_rng_state(state)
 
 
-def add_lora(model, settings: ModelSettings, task_type: str = "SEQ_CLS"):
+def add_lora(model, settings: ModelSettings):
     """Return a peft model around a stock one: LoRA and a classification or span head train, the rest is frozen.
 
     Asserts that no target module was missed and that nothing else trains.
-
-    Args:
-        task_type: peft's "SEQ_CLS", "QUESTION_ANS" or "CAUSAL_LM".
     """
     from peft import LoraConfig, get_peft_model
 
-    heads = {"SEQ_CLS": list(head_module_names(model.config)), "QUESTION_ANS": [SPAN_HEAD], "CAUSAL_LM": None}
+    task_type, heads = {
+        "classify": ("SEQ_CLS", list(head_module_names(model.config))),
+        "span": ("QUESTION_ANS", [SPAN_HEAD]),
+        "generate": ("CAUSAL_LM", None),
+    }[head_of(model)]
     lora = LoraConfig(
         task_type=task_type,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=_LORA_TARGETS.get(model.config.model_type, _SEVEN_PROJECTIONS),
-        modules_to_save=heads[task_type],
+        modules_to_save=heads,
         revision=settings.revision,
     )
     with seeded(settings.seed):
@@ -61,8 +62,7 @@ def add_lora(model, settings: ModelSettings, task_type: str = "SEQ_CLS"):
     expected = adapter_size(model.config, settings.lora_rank)
     assert found == expected, f"LoRA has {found} weights, not {expected}: a target module was missed"
     others = {name for name in trainable if ".lora_" not in name}
-    assert bool(others) == (task_type != "CAUSAL_LM"), sorted(others)
-    assert all(is_head_parameter(name, model.config) for name in others), sorted(others)
+    assert bool(others) == bool(heads) and all(is_head_parameter(name, model.config) for name in others), sorted(others)
     return adapted
 
 

@@ -1,4 +1,4 @@
-"""Which attention kernel a model computes with."""
+"""The choice of an attention kernel."""
 
 import torch
 from transformers.utils import is_flash_attn_2_available
@@ -9,26 +9,31 @@ from zerotune.models.heads import is_encoder
 
 
 def attention_kernel(wanted: str, config) -> str:
-    """Gemma-2 caps its attention scores, which sdpa cannot do; for encoders on a CPU we have our own."""
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    if wanted == "auto" and is_encoder(config) and not torch.cuda.is_available():
+    """Return the name of the kernel, by which transformers knows it, that --attention means for a model.
+
+    Gemma-2 caps its attention scores, which sdpa cannot do. Encoders on a CPU have a kernel of our own.
+
+    Raises:
+        Refused: the model or this machine cannot use the kernel.
+    """
+    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    has_gpu = torch.cuda.is_available()
+    if wanted == "auto" and is_encoder(config) and not has_gpu:
         return cpu_kernels.ATTENTION
     if wanted == "auto":
-        return "eager" if capped else "sdpa"
-    if wanted == "sdpa" and capped:
+        return "eager" if is_capped else "sdpa"
+    if wanted == "sdpa" and is_capped:
         raise Refused(
             f"--attention sdpa cannot cap scores as {config.model_type} needs; use auto, eager or flash_attention_2"
         )
-    if wanted == "flash_attention_2" and not (torch.cuda.is_available() and is_flash_attn_2_available()):
-        missing = (
-            "flash-attn (pip install 'zerotune[flash]')" if torch.cuda.is_available() else "a GPU, and there is none"
-        )
+    if wanted == "flash_attention_2" and not (has_gpu and is_flash_attn_2_available()):
+        missing = "flash-attn (pip install 'zerotune[flash]')" if has_gpu else "a GPU, and there is none"
         raise Refused(f"--attention flash_attention_2 needs {missing}; use --attention auto")
     return wanted
 
 
 def check_kernel_precision(attention: str, precision: str) -> None:
-    """Raises Refused for an attention kernel that does not compute in the precision."""
+    """Refuse an attention kernel that does not compute in the precision."""
     if attention == "flash_attention_2" and precision == "fp32":
         raise Refused(
             "--attention flash_attention_2 computes in 16 bits and the precision is fp32: use --precision bf16, on a "

@@ -1,9 +1,9 @@
 """Rows in which branches share a trunk: a paragraph once, then its questions, none of which sees another.
 
-A branch's positions go on where the trunk ends. What a token sees depends on positions and branches, never on where it
-stands in the row: it sees tokens of the trunk and of its own branch whose position is not greater, in a sliding layer
-those alone that are less than the window before it. So each branch has the logits that it would have behind the trunk
-in a row of its own.
+A branch's positions continue where the trunk ends. What a token sees depends on positions and branches, never on its
+column in the row: it sees tokens of the trunk and of its own branch whose position is not greater, in a sliding layer
+only those less than the window before it. So each branch has the logits that it would have after the trunk in a row of
+its own.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,17 @@ import torch
 from zerotune.models.device import to_device
 
 TRUNK, PADDING = 0, -1  # branches are numbered from 1
-# Attention that takes a mask of any form.
-_MASKED_ATTENTION = ("sdpa", "eager")
+_MASKED_ATTENTION = ("sdpa", "eager")  # kernels that take a mask of any form
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def can_share(config, attention: str) -> bool:
-    """Whether a model's layers, with an attention implementation of transformers', can be told what a branch sees."""
+    """Return whether a model's layers can be masked by branch with an attention kernel (of `attention_kernel`)."""
     return attention in _MASKED_ATTENTION and set(layer_types(config)) <= {_FULL, _SLIDING}
 
 
 def layer_types(config) -> tuple[str, ...]:
-    """The kinds of attention that a causal model's layers have, each once."""
+    """Return the kinds of attention of a causal model's layers, each once."""
     types = getattr(config, "layer_types", None)
     if types:
         return tuple(sorted(set(types)))
@@ -41,7 +40,7 @@ class BranchRows:
         input_ids: int64 [R, T].
         positions: int64 [R, T]; 0 in padding.
         branches: int64 [R, T]: TRUNK, a number of a branch in its row, or PADDING.
-        rows, starts: row and first column of each branch, in the order in which they were given; int64 [N] each.
+        rows, starts: row and first column of each branch, in the given order; int64 [N] each.
     """
 
     input_ids: np.ndarray
@@ -52,12 +51,12 @@ class BranchRows:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every row has one branch, so that a causal model needs to be told nothing."""
+        """Whether every row has one branch, so that a causal model needs no mask."""
         return len(self.rows) == len(self.input_ids)
 
 
 def branch_rows(trunks: list[Sequence[int]], branches: list[list[Sequence[int]]], pad_id: int) -> BranchRows:
-    """Lay out a trunk and its branches in each row: token ids, [R] and [R][branches of the row]."""
+    """Lay out a trunk and its branches in each row, all given as token ids: [R] trunks and [R][branches of the row]."""
     lengths = [len(trunk) + sum(map(len, own)) for trunk, own in zip(trunks, branches, strict=True)]
     shape = (len(trunks), max(lengths))
     input_ids, positions = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -80,29 +79,28 @@ def branch_rows(trunks: list[Sequence[int]], branches: list[list[Sequence[int]]]
 
 @dataclass(frozen=True)
 class Places:
-    """Where tokens stand: positions and branches, [R, tokens] each, on a device."""
+    """Positions and branches of tokens, [R, tokens] each, on a device."""
 
     positions: torch.Tensor
     branches: torch.Tensor
 
     @classmethod
     def of(cls, rows: BranchRows, device: torch.device, offset: int = 0) -> "Places":
-        """The tokens of a batch, behind `offset` tokens that all rows begin with."""
+        """Return the places of a batch's tokens, after `offset` tokens that all rows begin with."""
         return cls(to_device(rows.positions + offset, device), to_device(rows.branches, device))
 
     def and_then(self, other: "Places") -> "Places":
-        """These tokens and others, one after the other in each row."""
+        """Return these places followed by others in each row."""
         return Places(
             torch.cat([self.positions, other.positions], dim=1), torch.cat([self.branches, other.branches], dim=1)
         )
 
 
 def visible(queries: Places, keys: Places, window: int | None) -> torch.Tensor:
-    """Which keys each query sees, bool [R, 1, queries, keys].
+    """Return which keys each query sees, bool [R, 1, queries, keys].
 
     Args:
-        window: how many positions back a query sees, its own included; None for all. transformers means the same by a
-            configuration's sliding_window.
+        window: how many positions back a query sees, its own included (a configuration's sliding_window); None for all.
     """
     distance = queries.positions[:, :, None] - keys.positions[:, None, :]
     seen = (keys.branches[:, None, :] == TRUNK) & (queries.branches[:, :, None] != PADDING)
@@ -114,8 +112,10 @@ def visible(queries: Places, keys: Places, window: int | None) -> torch.Tensor:
 
 
 def branch_masks(config, queries: Places, keys: Places, dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What transformers takes as attention_mask: [R, 1, queries, keys] that scores are increased by, 0 or minus
-    infinity; a dict by layer type for a model with two of them. Every query sees itself, also one in padding."""
+    """Return transformers' attention_mask: [R, 1, queries, keys] of 0 or minus infinity, to be added to the scores.
+
+    It is a dict by layer type for a model with two of them. Every query sees itself, even in padding.
+    """
     masks = {}
     for kind in layer_types(config):
         seen = visible(queries, keys, config.sliding_window if kind == _SLIDING else None)
@@ -124,7 +124,7 @@ def branch_masks(config, queries: Places, keys: Places, dtype: torch.dtype) -> t
 
 
 def mask_dtype(model, device: torch.device) -> torch.dtype:
-    """The type in which a model's attention scores are computed here and now."""
+    """Return the type in which a model computes attention scores, under the autocast of the caller."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return model.dtype

@@ -4,14 +4,8 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from zerotune.models.heads import TunedModel, backbone_inputs, head_module_names, is_encoder
-from zerotune.models.loading import (
-    check_settings,
-    initialise_head,
-    load_with_head,
-    make_trainable,
-    tuning_config,
-)
+from zerotune.models.heads import TunedModel, backbone_inputs, is_encoder
+from zerotune.models.loading import check_settings, load_with_head, make_trainable, tuning_config
 from zerotune.models.pretrained import check_labels, read_config
 from zerotune.settings.groups import ModelSettings
 
@@ -75,13 +69,12 @@ def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer)
     float32. Raises Refused for a model or settings that cannot be trained.
     """
     check_settings(settings)
-    model, missing = load_stock_classifier(settings, labels, tokenizer)
-    initialise_head(model, missing, settings.seed)
-    return SequenceClassifier(make_trainable(model, settings, "SEQ_CLS"), settings.drop_unpooled)
+    model, _ = load_stock_classifier(settings, labels, tokenizer)
+    return SequenceClassifier(make_trainable(model, settings), settings.drop_unpooled)
 
 
 def load_stock_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer, config=None):
-    """Load a stock model with a float32 head, and return it with the names of the head parameters that it lacked.
+    """Load a stock model with a float32 head; return it and the names of the head parameters that were missing.
 
     Args:
         config: instead of the checkpoint's own (an adapter's folder knows the labels, its base does not).
@@ -94,5 +87,4 @@ def load_stock_classifier(settings: ModelSettings, labels: tuple[str, ...], toke
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.use_cache = False
     config = tuning_config(config, settings, tokenizer)
-    model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    return load_with_head(settings, config, model_class, head_module_names(config))
+    return load_with_head(settings, config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])

@@ -1,4 +1,4 @@
-"""Attention and dropout of encoders on a CPU: torch's own results, computed for short texts in a fraction of the time.
+"""Attention and dropout of encoders on a CPU: torch's results, for short texts in a fraction of the time.
 
 Measured on 2 cores in bf16, 128 texts of 16 tokens, 12 heads, forward and backward with dropout: 9 ms against 15 ms of
 `scaled_dot_product_attention`, and 8 ms against 67 ms without dropout; 4 texts of 512 tokens: 158 against 243 ms.
@@ -22,8 +22,10 @@ _KEEP_LEVELS = 2**16
 
 
 def padded_key_mask(batch_size: int, kv_length: int, attention_mask: torch.Tensor | None, **_) -> torch.Tensor:
-    """What a score is increased by, float32 [B, 1, 1, keys]: 0, or a very low number for padding and for the keys that
-    make their number a multiple of 16. The arguments are those of transformers' mask functions."""
+    """Return the float32 mask [B, 1, 1, keys] to add to scores: 0, or a very low number for padding.
+
+    Keys are padded to a multiple of 16. The arguments are those of transformers' mask functions.
+    """
     mask = torch.full((batch_size, 1, 1, kv_length + -kv_length % _VECTOR), _MASKED)
     mask[..., :kv_length] = 0 if attention_mask is None else (~attention_mask)[:, None, None] * _MASKED
     return mask
@@ -39,7 +41,7 @@ def attention(
     scaling: float | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention [B, T, heads, dim] of query, key and value [B, heads, T, dim], seen both ways.
+    """Return scaled dot-product attention [B, T, heads, dim] of query, key and value [B, heads, T, dim], not causal.
 
     The softmax is in float32; attention_mask is `padded_key_mask`'s.
     """
@@ -59,8 +61,10 @@ def attention(
 
 
 def drop(values: torch.Tensor, probability: float) -> torch.Tensor:
-    """Dropout (Srivastava et al. 2014): zero each value with the probability, rounded to a 65,536th, and scale the rest
-    so that the mean stays. One draw of the generator decides over four values; torch spends one, and more, on each."""
+    """Zero each value with the probability, rounded to a 65,536th, and scale the rest (Srivastava et al. 2014).
+
+    One draw of the generator decides four values; torch spends at least one on each.
+    """
     num_dropped = round(probability * _KEEP_LEVELS)
     if not num_dropped:
         return values
@@ -70,7 +74,7 @@ def drop(values: torch.Tensor, probability: float) -> torch.Tensor:
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` by `drop`."""
+    """`torch.nn.Dropout`, computed by `drop`."""
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return drop(values, self.p) if self.training else values
@@ -85,10 +89,10 @@ def use_cheap_dropout(model: nn.Module) -> None:
 
 
 def join_projections(model: nn.Module) -> None:
-    """Compute queries, keys and values of an encoder in one matrix product: three small ones have three times its
-    overhead. The parameters stay as they are.
+    """Compute queries, keys and values of an encoder in one matrix product, which has a third of the overhead.
 
-    The model's three linear layers are not called any more: nothing may wrap them, as LoRA and ZeRO-3 do.
+    The parameters stay as they are. The model's three linear layers are no longer called: nothing may wrap them, as
+    LoRA and ZeRO-3 do.
     """
     if model.config.model_type == "distilbert":
         for layer in model.base_model.transformer.layer:
@@ -108,7 +112,7 @@ def _attend(
     attention_mask: torch.Tensor,
     **_,
 ) -> tuple[torch.Tensor, None]:
-    """Self-attention [B, T, C] of hidden states [B, T, C], as the module of an encoder's layer computes it."""
+    """Return self-attention [B, T, C] of hidden states [B, T, C], as the module of an encoder's layer computes it."""
     batch, length, channels = hidden_states.shape
     projections = [getattr(module, name) for name in names]
     joined = functional.linear(

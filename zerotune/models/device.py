@@ -5,6 +5,6 @@ import torch
 
 
 def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return an array as a tensor on the device; a GPU is not waited for."""
+    """Return an array as a tensor on the device, without waiting for a GPU."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

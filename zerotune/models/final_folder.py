@@ -11,8 +11,8 @@ import torch
 from zerotune.errors import Refused
 from zerotune.models.adapters import base_settings, load_adapter
 from zerotune.models.classifier import SequenceClassifier, load_stock_classifier
-from zerotune.models.heads import SPAN_HEAD, TunedModel, is_encoder
-from zerotune.models.loading import initialise_head, quiet_transformers
+from zerotune.models.heads import TunedModel, head_of, is_encoder
+from zerotune.models.loading import quiet_transformers
 from zerotune.models.model_card import model_card
 from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import load_tokenizer, read_config
@@ -115,7 +115,6 @@ def _load_final(settings: ModelSettings, load_stock) -> tuple:
     if is_adapter:
         return load_adapter(model, name, revision), tokenizer, record
     if missing and not is_encoder(config):
-        kind = "span" if hasattr(model, SPAN_HEAD) else "classification"
+        kind = "span" if head_of(model) == "span" else "classification"
         raise Refused(f"{name} has no {kind} head: give a tuned final/ folder, or a model that was published with one")
-    initialise_head(model, missing, settings.seed)
     return model, tokenizer, record

@@ -70,7 +70,7 @@ def load_generator(settings: ModelSettings, tokenizer) -> TextGenerator:
     """
     check_settings(settings)
     config = tuning_config(read_config(settings.name, settings.revision), settings, tokenizer)
-    return TextGenerator(make_trainable(load_causal_model(settings, config), settings, "CAUSAL_LM"))
+    return TextGenerator(make_trainable(load_causal_model(settings, config), settings))
 
 
 def load_language_model(settings: ModelSettings, device: torch.device):

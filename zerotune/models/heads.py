@@ -23,6 +23,13 @@ def head_module_names(config) -> tuple[str, ...]:
     return _ENCODER_HEADS.get(config.model_type, ("score",))
 
 
+def head_of(stock: nn.Module) -> str:
+    """Return the head of a stock model: "classify", "span" or "generate"."""
+    if hasattr(stock, SPAN_HEAD):
+        return "span"
+    return "classify" if stock.get_output_embeddings() is None else "generate"
+
+
 def stock_name(parameter_name: str) -> str:
     """Return a parameter's name in the stock model, without the parts that peft adds."""
     name = parameter_name.removeprefix("base_model.model.")
@@ -78,13 +85,11 @@ def float32_linear(linear: nn.Linear, cast_weights: bool = True) -> Float32Linea
     return layer.train(linear.training)
 
 
-def make_head_float32(model: nn.Module, heads: tuple[str, ...]) -> None:
-    """Replace the linear layers of a stock model's head modules in place. State-dict keys stay the stock ones."""
-    for head in heads:
-        for path, module in list(model.get_submodule(head).named_modules(prefix=head)):
-            if isinstance(module, nn.Linear):
-                parent, _, child = path.rpartition(".")
-                setattr(model.get_submodule(parent), child, float32_linear(module))
+def make_head_float32(model: nn.Module) -> None:
+    """Replace the linear layers of a stock model's new head in place. State-dict keys stay the stock ones."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and is_head_parameter(f"{path}.weight", model.config):
+            model.set_submodule(path, float32_linear(module))
 
 
 class TunedModel(nn.Module):

@@ -13,7 +13,7 @@ from zerotune.errors import Refused
 from zerotune.models import cpu_kernels
 from zerotune.models.adapters import add_lora, seeded
 from zerotune.models.attention import attention_kernel, check_kernel_precision
-from zerotune.models.heads import is_encoder, is_head_parameter, make_head_float32
+from zerotune.models.heads import SPAN_HEAD, head_module_names, is_encoder, is_head_parameter, make_head_float32
 from zerotune.models.precision import compute_dtype
 from zerotune.models.pretrained import check_window
 from zerotune.settings.groups import ModelSettings
@@ -55,32 +55,30 @@ def check_trainable(settings: ModelSettings, config, max_length: int | None) -> 
     check_settings(settings)
 
 
-def make_trainable(model, settings: ModelSettings, task_type: str):
-    """Return a stock model as it is trained: with adapters unless in full, and activation checkpointing if asked for.
-
-    Args:
-        task_type: peft's, as in `add_lora`.
-    """
-    tuned = model if settings.method == "full" else add_lora(model, settings, task_type)
+def make_trainable(model, settings: ModelSettings):
+    """Return a stock model as it is trained: with adapters unless in full, with activation checkpointing if asked."""
+    tuned = model if settings.method == "full" else add_lora(model, settings)
     if settings.activation_checkpointing:  # after peft, which would change a model that has it
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return tuned
 
 
-def load_with_head(settings: ModelSettings, config, model_class, heads: tuple[str, ...], key_mapping=None):
-    """Load a stock model with a float32 head, and return it with the names of the head parameters that it lacked.
+def load_with_head(settings: ModelSettings, config, model_class, key_mapping=None):
+    """Load a stock model with a float32 head; return it and the names of the head parameters that were missing.
+
+    What is missing is drawn by settings.seed.
 
     Args:
         config: of `tuning_config`.
-        heads: paths of the head's modules.
         key_mapping: from_pretrained's, patterns of names in the checkpoint to their names in the model.
     Raises:
         Refused: no weights can be read, or any but the head's are missing.
     """
-    with seeded(settings.seed), _head_read_in_float32(model_class, heads):
+    with seeded(settings.seed), _head_read_in_float32(model_class, config):
         model, info = read_weights(settings, config, model_class, key_mapping)
-    check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
-    make_head_float32(model, heads)
+    _check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
+    make_head_float32(model)
+    _draw_missing_head(model, info["missing_keys"], settings.seed)
     if model.config._attn_implementation == cpu_kernels.ATTENTION:
         cpu_kernels.use_cheap_dropout(model)
         if settings.method == "full" and settings.zero_stage != 3:
@@ -89,7 +87,7 @@ def load_with_head(settings: ModelSettings, config, model_class, heads: tuple[st
 
 
 def read_weights(settings: ModelSettings, config, model_class, key_mapping=None) -> tuple:
-    """Load a stock model with weights of `base_dtype` or in NF4, and return it with from_pretrained's loading info.
+    """Load a stock model with weights of `base_dtype` or in NF4; return it and from_pretrained's loading info.
 
     Raises:
         Refused: no weights can be read, or some have other shapes.
@@ -167,10 +165,10 @@ def tuning_config(config, settings: ModelSettings, tokenizer):
 
 
 @contextlib.contextmanager
-def _head_read_in_float32(model_class, heads: tuple[str, ...]):
+def _head_read_in_float32(model_class, config):
     """Read a checkpoint's head in float32 beside a 16-bit or 4-bit base, instead of rounding it on the way."""
     before = model_class._keep_in_fp32_modules_strict
-    model_class._keep_in_fp32_modules_strict = set(heads)
+    model_class._keep_in_fp32_modules_strict = {*head_module_names(config), SPAN_HEAD}
     try:
         yield
     finally:
@@ -192,7 +190,7 @@ def quiet_transformers():
             transformers_logging.enable_progress_bar()
 
 
-def check_loaded_keys(model, missing, unexpected) -> None:
+def _check_loaded_keys(model, missing, unexpected) -> None:
     """Refuse a checkpoint that leaves part of the backbone random, or that belongs to another architecture.
 
     Missing may be nothing (a trained classifier), the whole head, or the whole head except a pooler that was trained.
@@ -210,7 +208,7 @@ def check_loaded_keys(model, missing, unexpected) -> None:
         raise Refused(f"the checkpoint {problem}: {shown}; check that its config.json belongs to its weights")
 
 
-def initialise_head(model, missing, seed: int) -> None:
+def _draw_missing_head(model, missing, seed: int) -> None:
     """Draw the head parameters that the checkpoint lacked: normal with the config's standard deviation, biases 0.
 
     They are drawn on the CPU in float32: the same at any precision, device, method and world size. Under ZeRO-3 all

@@ -1,6 +1,6 @@
 """README.md of final/: what the model is, and the lines that load it without zerotune."""
 
-from zerotune.models.heads import SPAN_HEAD
+from zerotune.models.heads import head_of
 from zerotune.models.span_head import backbone_renaming, has_own_class, span_class
 
 _CARD = """# {title}
@@ -42,7 +42,7 @@ def model_card(stock, record: dict) -> str:
         stock: the transformers model, without peft's wrapper.
         record: content of task.json.
     """
-    head = "span" if hasattr(stock, SPAN_HEAD) else "classify" if stock.get_output_embeddings() is None else "generate"
+    head = head_of(stock)
     title, family, note = _HEADS[head]
     imports, line = _loading_lines(stock, record, head, f"AutoModelFor{family}")
     return _CARD.format(

@@ -119,19 +119,15 @@ def parameter_groups(
 
     Matrices decay; biases and norms (1-d) do not. A classifier's head has its own learning rate.
     """
-    groups: dict[str, dict] = {}
+    groups: dict[tuple[str, str], list] = {}
     for name, parameter in tuned.model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        part = "head" if is_head_parameter(name, tuned.config) else "backbone"
-        decays = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
-        group = groups.setdefault(
-            f"{part}, {'decay' if decays else 'no decay'}",
-            {
-                "params": [],
-                "lr": head_learning_rate if part == "head" else learning_rate,
-                "weight_decay": weight_decay if decays else 0.0,
-            },
-        )
-        group["params"].append(parameter)
-    return [{"name": name, **groups[name]} for name in sorted(groups)]
+        if parameter.requires_grad:
+            part = "head" if is_head_parameter(name, tuned.config) else "backbone"
+            decay = "decay" if len(getattr(parameter, "ds_shape", parameter.shape)) > 1 else "no decay"
+            groups.setdefault((part, decay), []).append(parameter)
+    rates = {"backbone": learning_rate, "head": head_learning_rate}
+    decays = {"decay": weight_decay, "no decay": 0.0}
+    return [
+        {"name": f"{part}, {decay}", "params": parameters, "lr": rates[part], "weight_decay": decays[decay]}
+        for (part, decay), parameters in sorted(groups.items())
+    ]

@@ -1,6 +1,6 @@
-"""What all prompts begin with is computed once: the rest of each prompt sees its keys and values.
+"""Computing once what all prompts begin with: the rest of each prompt attends to its keys and values.
 
-Every layer keeps the whole prefix, also those that see only a window of it: transformers masks them by position, and a
+Every layer keeps the whole prefix, even those that attend to a window only: transformers masks them by position, and a
 window may begin anywhere in the prefix.
 """
 
@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class _PrefixLayer(DynamicLayer):
-    """A layer's keys and values of the prefix, [1, heads, prefix, dim]: seen by every row of a batch, never changed."""
+    """A layer's keys and values of the prefix, [1, heads, prefix, dim]: shared by a batch's rows, never changed."""
 
     def __init__(self, computed: DynamicLayer):
         super().__init__()
@@ -23,7 +23,7 @@ class _PrefixLayer(DynamicLayer):
         self.keys, self.values = computed.keys, computed.values
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, ...]:
-        """Keys and values of prefix and rows, [rows, heads, prefix + row, dim], which nobody keeps."""
+        """Return keys and values of prefix and rows, [rows, heads, prefix + row, dim], without keeping them."""
         shape = (len(key_states), -1, -1, -1)
         keys = torch.cat([self.keys.expand(shape), key_states], dim=-2)
         return keys, torch.cat([self.values.expand(shape), value_states], dim=-2)
@@ -31,10 +31,10 @@ class _PrefixLayer(DynamicLayer):
 
 @dataclass
 class SharedRows(Sequence):
-    """Rows of token ids, of which what all begin with is kept once: of 25,000 prompts the shots would take gigabytes.
+    """Rows of token ids that keep their common beginning once: with shots, 25,000 prompts would take gigabytes.
 
     Attributes:
-        head: what all rows begin with, an array of 32-bit integers (lists of Python's take ten times the memory).
+        head: the beginning of all rows, an array of 32-bit integers (Python's lists take ten times the memory).
         tails: the rest of each row.
     """
 
@@ -42,7 +42,7 @@ class SharedRows(Sequence):
     tails: list[array] = field(default_factory=list)
 
     def append(self, row: Sequence[int]) -> None:
-        """Add a row; the head becomes what it has in common with the others."""
+        """Add a row, and cut the head to the part that it shares with the others."""
         row = array("i", row)
         if not self.tails:
             self.head = row
@@ -67,9 +67,9 @@ class SharedRows(Sequence):
 
 @torch.no_grad()
 def prefix_cache(model, token_ids: Sequence[int], device: torch.device) -> Cache | None:
-    """Keys and values of a causal model for prompts that begin with the tokens; None for no tokens."""
+    """Return keys and values of a causal model for prompts that begin with the tokens; None for no tokens."""
     if not token_ids:
         return None
-    cache = DynamicCache()  # without the configuration, so that no layer forgets what leaves its window
+    cache = DynamicCache()  # without the configuration, so that no layer drops tokens outside its window
     model.base_model(torch.tensor([list(token_ids)], device=device), past_key_values=cache, use_cache=True)
     return Cache(layers=[_PrefixLayer(layer) for layer in cache.layers])

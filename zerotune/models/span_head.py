@@ -11,8 +11,8 @@ import torch
 from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, MODEL_MAPPING
 from transformers.modeling_layers import GenericForQuestionAnswering
 
-from zerotune.models.heads import SPAN_HEAD, TunedModel, backbone_inputs, is_encoder
-from zerotune.models.loading import check_settings, initialise_head, load_with_head, make_trainable, tuning_config
+from zerotune.models.heads import TunedModel, backbone_inputs, is_encoder
+from zerotune.models.loading import check_settings, load_with_head, make_trainable, tuning_config
 from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import ModelSettings
 
@@ -67,13 +67,12 @@ def load_span_model(settings: ModelSettings, tokenizer) -> SpanModel:
     settings that cannot be trained.
     """
     check_settings(settings)
-    model, missing = load_stock_span_model(settings, tokenizer)
-    initialise_head(model, missing, settings.seed)
-    return SpanModel(make_trainable(model, settings, "QUESTION_ANS"))
+    model, _ = load_stock_span_model(settings, tokenizer)
+    return SpanModel(make_trainable(model, settings))
 
 
 def load_stock_span_model(settings: ModelSettings, tokenizer, config=None):
-    """Load a stock model with a float32 span head, and return it with the names of the head parameters that it lacked.
+    """Load a stock model with a float32 span head; return it and the names of the head parameters that were missing.
 
     Args:
         config: instead of the checkpoint's own.
@@ -84,4 +83,4 @@ def load_stock_span_model(settings: ModelSettings, tokenizer, config=None):
     config.num_labels = 2
     config.use_cache = False
     config = tuning_config(config, settings, tokenizer)
-    return load_with_head(settings, config, span_class(config), (SPAN_HEAD,), backbone_renaming(config))
+    return load_with_head(settings, config, span_class(config), backbone_renaming(config))

@@ -1,7 +1,7 @@
-"""An embedding that trains only the rows that the train split uses: the others get no gradient, and AdamW with zero
-moments only decays them, by a factor known in closed form.
+"""An embedding that trains only the rows that the training split uses.
 
-Of a 128,256-row table SST-2 uses about a tenth: gradients, both moments and the optimizer's passes shrink with it.
+The other rows would get no gradient, and AdamW with zero moments only decays them, by a factor known in closed form.
+SST-2 uses about a tenth of a 128,256-row table: gradients, both moments and the optimizer's passes shrink with it.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ from torch.nn import functional
 
 
 class UsedRowsEmbedding(nn.Module):
-    """Stands in for an `nn.Embedding` during full tuning.
+    """Replaces an `nn.Embedding` during full tuning.
 
     Args:
-        embedding: the table to stand in for, [num_embeddings, dim].
+        embedding: [num_embeddings, dim].
         used: ids that occur in training, padding included, [num_used], without repeats.
     """
 
@@ -25,9 +25,8 @@ class UsedRowsEmbedding(nn.Module):
         place[rows] = torch.arange(len(rows))
         table = embedding.weight.detach()
         self.padding_idx = embedding.padding_idx
-        self._padding_place = None
-        if self.padding_idx is not None and place[self.padding_idx] >= 0:
-            self._padding_place = int(place[self.padding_idx])
+        has_padding = self.padding_idx is not None and place[self.padding_idx] >= 0
+        self._padding_place = int(place[self.padding_idx]) if has_padding else None
         self.unused_decay = 1.0
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("place", place, persistent=False)
@@ -35,7 +34,7 @@ class UsedRowsEmbedding(nn.Module):
         self.weight = nn.Parameter(table[rows].clone())
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[...] ids -> [..., dim]. In training every id must be a used one."""
+        """Return the embeddings [..., dim] of ids [...]. In training every id must be a used one."""
         place = self.place[input_ids]
         if self.training:
             return functional.embedding(place, self.weight, self._padding_place)
@@ -44,14 +43,14 @@ class UsedRowsEmbedding(nn.Module):
         return torch.where((place < 0).unsqueeze(-1), unused, trained)
 
     def whole(self) -> nn.Embedding:
-        """The plain embedding that training the whole table would have given."""
+        """Return the plain embedding that training the whole table would have given."""
         table = self.table * self.unused_decay
         table[self.rows] = self.weight.detach().to(table.dtype)
         return nn.Embedding(*table.shape, padding_idx=self.padding_idx, _weight=table)
 
 
 def train_used_rows(model: nn.Module, used: np.ndarray) -> UsedRowsEmbedding | None:
-    """Put a `UsedRowsEmbedding` into a transformers model that trains its embedding; None where it does not."""
+    """Put a `UsedRowsEmbedding` into a transformers model and return it; None if its embedding does not train."""
     embedding = model.get_input_embeddings()
     if type(embedding) is not nn.Embedding or not embedding.weight.requires_grad:
         return None
@@ -61,14 +60,14 @@ def train_used_rows(model: nn.Module, used: np.ndarray) -> UsedRowsEmbedding | N
 
 
 def restore_whole_embedding(model: nn.Module) -> None:
-    """Undo `train_used_rows`, with what has been learned."""
+    """Undo `train_used_rows`, keeping the trained rows."""
     embedding = model.get_input_embeddings()
     if isinstance(embedding, UsedRowsEmbedding):
         model.set_input_embeddings(embedding.whole())
 
 
 def decay_unused_rows(model: nn.Module, rate_factors: list[float], peak_rate: float, weight_decay: float) -> None:
-    """Give the rows that are not trained what AdamW's weight decay has left of them after some steps.
+    """Scale the rows that are not trained as AdamW's weight decay would have after some steps.
 
     Args:
         rate_factors: share of the peak rate at each step that is done.
@@ -79,6 +78,8 @@ def decay_unused_rows(model: nn.Module, rate_factors: list[float], peak_rate: fl
 
 
 def unused_decay(rate_factors: list[float], peak_rate: float, weight_decay: float) -> float:
-    """What AdamW leaves of a weight without gradient: the product over steps of 1 - rate × weight decay (Loshchilov &
-    Hutter 2019, algorithm 2, with both moments zero)."""
+    """Return the factor by which AdamW shrinks a weight without gradient: the product of 1 - rate × weight decay.
+
+    Loshchilov & Hutter 2019, algorithm 2, with both moments zero.
+    """
     return float(np.prod(1 - np.array(rate_factors, dtype=np.float64) * peak_rate * weight_decay))

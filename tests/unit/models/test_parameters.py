@@ -50,7 +50,7 @@ def test_llama_3_2_1b_with_a_span_head_has_the_published_count():
         model = span_class(config)(config)
     settings = ModelSettings("meta-llama/Llama-3.2-1B", None, "lora", lora_rank=8)
     assert model_size(config, "span", 0, settings) == (1_235_818_498 + 5_636_096, 5_636_096 + 4098)
-    adapted = parameter_table(add_lora(model, settings, "QUESTION_ANS"))
+    adapted = parameter_table(add_lora(model, settings))
     assert adapted["trainable"] == 5_636_096 + 4098 and adapted["total"] == 1_235_818_498 + 5_636_096
 
 
