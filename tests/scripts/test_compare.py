@@ -13,8 +13,8 @@ from scipy.stats import binomtest
 
 from zerotune.errors import Refused
 from zerotune.files import write_json, write_json_lines
+from zerotune.metrics.evaluations import score_names
 from zerotune.metrics.labels import classification_metrics
-from zerotune.metrics.paired import score_names
 from zerotune.report.comparison import short_names, write_comparison
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "compare.py"

@@ -1,4 +1,4 @@
-"""Intervals and paired tests: pure functions of counts and of per-item scores."""
+"""Compute intervals and paired tests, by pure functions of counts and of per-item scores."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE and METEOR by their own tools: how much of its wording a text shares with its references, 0-100.
+"""Compute BLEU, ROUGE and METEOR by their own tools: how much wording a text shares with its references, 0-100.
 
 With several references, BLEU (sacrebleu, at corpus level) counts them as references of one text; ROUGE (rouge-score,
 F-measure without stemming) and METEOR (nltk, WordNet 3.0) take the best of them and are means over texts. An empty text

@@ -3,44 +3,19 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_json, write_text
-from zerotune.metrics.paired import (
-    Evaluation,
-    Paired,
-    as_proportions,
-    evaluation_settings,
-    is_in_percent,
-    paired_comparison,
-    paired_f1,
-    read_evaluation,
-    score_names,
-    seed_spreads,
-)
+from zerotune.metrics import evaluations
+from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
 from zerotune.metrics.statistics import PairedMeans, holm_adjusted
-from zerotune.report import figures
+from zerotune.report import figures, html
 from zerotune.report.curves import curves_of_runs, read_history
-from zerotune.report.html import (
-    TASK_NAMES,
-    interval_text,
-    metric_title,
-    p_value_text,
-    page,
-    paragraph,
-    percent,
-    plain,
-    points,
-    score_cell,
-    section,
-    table,
-)
-from zerotune.report.tables import timings_table
+from zerotune.report.tables import scores_block, timings_table
 
 
-def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
+def write_comparison(folders: Sequence[Path], output_dir: Path) -> Path:
     """Compare evaluation folders of one task, each with the first; write output_dir/comparison.json and report.html.
 
     Returns:
@@ -50,28 +25,16 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
             predictions or metrics, different tasks, folders without common ids, an id with different labels, and an
             output_dir that holds something else or cannot be written.
     """
-    folders = [Path(folder) for folder in evaluations]
-    if len(folders) < 2:
-        raise Refused(f"a comparison needs two evaluation folders or more, got {len(folders)}: name the others too")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise Refused("each evaluation folder is compared once, one is named twice: name it once")
-    read = [read_evaluation(folder) for folder in folders]
-    tasks = sorted({str(one.metrics.get("task")) for one in read})
-    if len(tasks) > 1:
-        found = " and ".join(tasks)
-        raise Refused(f"a comparison is of one task, the folders hold {found}: compare each task by itself")
-    headline = "exact" if is_in_percent(read[0].metrics) else "accuracy"
-    for one in read:
-        if headline not in score_names(one.metrics) or not isinstance(one.metrics[headline], int | float):
-            found = f"{one.folder}/metrics.json does not"
-            raise Refused(f"an evaluation of {tasks[0]} has {headline} with its interval, {found}: evaluate again")
+    folders = [Path(folder) for folder in folders]
+    read, headline = _read_comparable(folders)
+    task = str(read[0].metrics.get("task"))
     _check_output_dir(output_dir)
-    pairs = [paired_comparison(read[0], other) for other in read[1:]]
-    f1_pairs = [paired_f1(read[0], other) for other in read[1:]]
+    pairs = [evaluations.paired_accuracy(read[0], other) for other in read[1:]]
+    f1_pairs = [evaluations.paired_f1(read[0], other) for other in read[1:]]
     adjusted = holm_adjusted([pair.p_value for pair in pairs])
-    spreads = seed_spreads(read)
+    spreads = evaluations.seed_spreads(read)
     record = {
-        "task": tasks[0],
+        "task": task,
         "evaluations": [{"folder": str(one.folder), "metrics": one.metrics} for one in read],
         "paired": [
             {"first": str(folders[0]), "second": str(folder), **asdict(pair), "p_value_holm": holm}
@@ -81,10 +44,13 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
         "seeds": spreads,
     }
     names = short_names(folders)
-    title = f"{TASK_NAMES.get(tasks[0], tasks[0])}: {len(read)} evaluations compared"
+    columns = [
+        (name, evaluations.as_proportions(one.metrics), figures.TUNED) for name, one in zip(names, read, strict=True)
+    ]
+    title = f"{html.TASK_NAMES.get(task, task)}: {len(read)} evaluations compared"
     sections = [
-        f'<p class="overline">zerotune · comparison</p>\n<h1>{escape(title)}</h1>',
-        _compared_scores(names, read, headline),
+        html.heading(title, "comparison"),
+        html.section("Scores", scores_block(columns, "items", headline, "by evaluation")),
         _paired_tests(names, headline, pairs, adjusted, f1_pairs),
         _training_section(folders),
         _seed_section(read, spreads),
@@ -94,10 +60,29 @@ def write_comparison(evaluations: list[Path], output_dir: Path) -> Path:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "comparison.json", record)
-        write_text(report, page(title, sections))
+        write_text(report, html.page(title, sections))
     except OSError as error:
         raise Refused(f"--output-dir {output_dir} cannot be written ({error.strerror}): name another folder") from None
     return report
+
+
+def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
+    """Return the evaluations, and the score that a paired test compares: the share of right items."""
+    if len(folders) < 2:
+        raise Refused(f"a comparison needs two evaluation folders or more, got {len(folders)}: name the others too")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise Refused("each evaluation folder is compared once, one is named twice: name it once")
+    read = [evaluations.read_evaluation(folder) for folder in folders]
+    tasks = sorted({str(one.metrics.get("task")) for one in read})
+    if len(tasks) > 1:
+        found = " and ".join(tasks)
+        raise Refused(f"a comparison is of one task, the folders hold {found}: compare each task by itself")
+    headline = "exact" if evaluations.is_in_percent(read[0].metrics) else "accuracy"
+    for one in read:
+        if headline not in evaluations.score_names(one.metrics) or not isinstance(one.metrics[headline], int | float):
+            found = f"{one.folder}/metrics.json does not"
+            raise Refused(f"an evaluation of {tasks[0]} has {headline} with its interval, {found}: evaluate again")
+    return read, headline
 
 
 def _check_output_dir(folder: Path) -> None:
@@ -120,48 +105,26 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(one) for one in parts]
 
 
-def _compared_scores(names: list[str], read: list[Evaluation], headline: str) -> str:
-    shown = [as_proportions(one.metrics) for one in read]
-    columns = list(dict.fromkeys(score for metrics in shown for score in score_names(metrics)))
-    rows = [
-        [name, f"{len(one.predictions):,}", *(score_cell(metrics, score) for score in columns)]
-        for name, one, metrics in zip(names, read, shown, strict=True)
-    ]
-    dots = [
-        (name, 100 * metrics[headline], [100 * bound for bound in metrics[f"{headline}_ci95"]], figures.TUNED)
-        for name, metrics in zip(names, shown, strict=True)
-    ]
-    label = f"{headline}, % (95 % Wilson interval)"
-    figure = figures.intervals(f"{metric_title(headline).capitalize()} by evaluation", label, dots)
-    note = "95 % intervals: Wilson for proportions, bootstrap over items for F1, macro means, BLEU, ROUGE and METEOR."
-    return section(
-        "Scores",
-        f'<div class="wide">{figure}</div>',
-        table(["evaluation", "items", *(metric_title(score) for score in columns)], rows),
-        paragraph(note, "note"),
-    )
-
-
 def _paired_tests(
-    names: list[str], score: str, pairs: list[Paired], adjusted: list[float], f1_pairs: list[PairedMeans | None]
+    names: list[str], score: str, pairs: list[PairedAccuracy], adjusted: list[float], f1_pairs: list[PairedMeans | None]
 ) -> str:
     first, *others = names
     headers = [f"against {first}", "common items", score, f"{first} there", "difference"]
     headers += ["only this right", f"only {first} right", "McNemar"] + (["Holm-adjusted"] if len(pairs) > 1 else [])
     rows = []
     for name, pair, holm in zip(others, pairs, adjusted, strict=True):
-        row = [name, f"{pair.num_common:,}", percent(pair.accuracy_second), percent(pair.accuracy_first)]
-        row += [(points(pair.difference), interval_text(pair.difference_ci95, signed=True))]
-        row += [f"{pair.only_second:,}", f"{pair.only_first:,}", p_value_text(pair.p_value)]
-        rows.append(row + ([p_value_text(holm)] if len(pairs) > 1 else []))
+        row = [name, f"{pair.num_common:,}", html.percent(pair.accuracy_second), html.percent(pair.accuracy_first)]
+        row += [html.change(pair)]
+        row += [f"{pair.only_second:,}", f"{pair.only_first:,}", html.p_value_text(pair.p_value)]
+        rows.append(row + ([html.p_value_text(holm)] if len(pairs) > 1 else []))
     note = "Exact two-sided McNemar test on the items that both evaluations scored; Newcombe's paired 95 % intervals."
     if len(pairs) > 1:
         note += f" Holm's correction for {len(pairs)} tests."
-    parts = [table(headers, rows), paragraph(note, "note")]
+    parts = [html.table(headers, rows), html.paragraph(note, "note")]
     f1_rows = [
         (
-            *(name, percent(f1.second), percent(f1.first)),
-            *((points(f1.difference), interval_text(f1.difference_ci95, signed=True)), p_value_text(f1.p_value)),
+            *(name, html.percent(f1.second), html.percent(f1.first)),
+            *(html.change(f1), html.p_value_text(f1.p_value)),
         )
         for name, f1 in zip(others, f1_pairs, strict=True)
         if f1 is not None
@@ -169,8 +132,8 @@ def _paired_tests(
     if f1_rows:
         headers = [f"against {first}", "F1", f"{first} there", "difference", "randomisation test"]
         note = "F1 on the same questions: bootstrap interval, two-sided test by random signs of the differences."
-        parts += [table(headers, f1_rows), paragraph(note, "note")]
-    return section("Paired tests", *parts)
+        parts += [html.table(headers, f1_rows), html.paragraph(note, "note")]
+    return html.section("Paired tests", *parts)
 
 
 def _training_section(folders: Sequence[Path]) -> str:
@@ -181,27 +144,25 @@ def _training_section(folders: Sequence[Path]) -> str:
         return ""
     names, histories = short_names(runs), [read_history(run) for run in runs]
     timings = timings_table(names, [read_json(run / "run.json") for run in runs], histories)
-    return section("Training", timings, curves_of_runs(names, histories))
+    return html.section("Training", timings, curves_of_runs(names, histories))
 
 
 def _seed_section(read: list[Evaluation], spreads: list[dict]) -> str:
     if not spreads:
-        return section("Across seeds", paragraph(f"No mean over seeds: {_why_no_spread(read)}."))
+        return html.section("Across seeds", html.paragraph(f"No mean over seeds: {_why_no_spread(read)}."))
     parts = []
     for spread in spreads:
-        rows = [
-            [
-                metric_title(name),
-                f"{100 * spread[name]['mean']:.2f} ± {100 * spread[name]['sd']:.2f} %",
-                f"{100 * spread[name]['low']:.2f} – {100 * spread[name]['high']:.2f} %",
-                *(f"{100 * value:.2f}" for value in spread[name]["values"]),
-            ]
-            for name in spread["metrics"]
-        ]
+        rows = []
+        for name in spread["metrics"]:
+            mean, deviation, low, high = (100 * spread[name][part] for part in ("mean", "sd", "low", "high"))
+            values = [f"{100 * value:.2f}" for value in spread[name]["values"]]
+            found = (f"{mean:.2f} ± {deviation:.2f} %", f"{low:.2f} – {high:.2f} %")
+            rows.append([html.metric_title(name), *found, *values])
         seeds = [f"seed {seed}" for seed in spread["seeds"]]
-        model = " · ".join(plain(spread["settings"][key]) for key in ("model", "method") if key in spread["settings"])
-        parts += [paragraph(model), table(["", "mean ± standard deviation", "range", *seeds], rows)]
-    return section("Across seeds", *parts, paragraph("Standard deviation over seeds with n − 1.", "note"))
+        model = [html.plain(spread["settings"][key]) for key in ("model", "method") if key in spread["settings"]]
+        table = html.table(["", "mean ± standard deviation", "range", *seeds], rows)
+        parts += [html.paragraph(" · ".join(model)), table]
+    return html.section("Across seeds", *parts, html.paragraph("Standard deviation over seeds with n − 1.", "note"))
 
 
 def _why_no_spread(read: list[Evaluation]) -> str:
@@ -209,16 +170,18 @@ def _why_no_spread(read: list[Evaluation]) -> str:
         return "a model that zerotune has not tuned has no training seed"
     if len({frozenset(one.predictions) for one in read}) > 1:
         return "the evaluations are of different items"
-    settings = [evaluation_settings(one.metrics) for one in read]
+    settings = [evaluations.evaluation_settings(one.metrics) for one in read]
     names = sorted({name for one in settings for name in one})
     differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
     return f"the evaluations differ in {', '.join(differing)}" if differing else "the seeds do not differ"
 
 
 def _settings_section(names: list[str], read: list[Evaluation]) -> str:
+    settings = [evaluations.evaluation_settings(one.metrics) for one in read]
     settings = [
-        {"folder": str(one.folder), **evaluation_settings(one.metrics), "seed": one.metrics.get("seed")} for one in read
+        {"folder": str(one.folder), **own, "seed": one.metrics.get("seed")}
+        for one, own in zip(read, settings, strict=True)
     ]
     keys = list(dict.fromkeys(key for one in settings for key in one))
-    rows = [[key.replace("_", " "), *(plain(one.get(key)) for one in settings)] for key in keys]
-    return section("Settings", table(["", *names], rows, num_text_columns=len(names) + 1))
+    rows = [[key.replace("_", " "), *(html.plain(one.get(key)) for one in settings)] for key in keys]
+    return html.section("Settings", html.table(["", *names], rows, num_text_columns=len(names) + 1))

@@ -6,9 +6,8 @@ from html import escape
 from pathlib import Path
 
 from zerotune.files import read_json_lines
-from zerotune.report import figures
+from zerotune.report import figures, html
 from zerotune.report.figures import Series
-from zerotune.report.html import paragraph
 
 # key of a line, title, label of the y axis; evaluations are drawn as points
 _FIGURES = (
@@ -70,7 +69,7 @@ def curves_of_runs(names: Sequence[str], histories: Sequence[History]) -> str:
         for key, title, y_label in _FIGURES
     ]
     left_out = ", ".join(names[len(runs) :])
-    return _drawn(drawn) + (paragraph(f"Without curves: {left_out}.", "note") if left_out else "")
+    return _drawn(drawn) + (html.paragraph(f"Without curves: {left_out}.", "note") if left_out else "")
 
 
 def _drawn(drawn: list[tuple[str, str, list[Series]]]) -> str:
@@ -83,5 +82,5 @@ def _drawn(drawn: list[tuple[str, str, list[Series]]]) -> str:
     scores = {title for key, title, _ in _FIGURES if key in _SCORES}
     # a task has some of the scores, and does not miss the others
     missing = [title.lower() for title, _, lines in drawn if not lines and not (title in scores and scores & some)]
-    note = paragraph(f"Not in metrics.jsonl: {', '.join(missing)}.", "note") if missing else ""
+    note = html.paragraph(f"Not in metrics.jsonl: {', '.join(missing)}.", "note") if missing else ""
     return f'<div class="figures">{"".join(made)}</div>{note}'

@@ -2,72 +2,32 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
+from zerotune.metrics.evaluations import PairedAccuracy
+from zerotune.metrics.statistics import PairedMeans
 from zerotune.metrics.text_overlap import OVERLAP_TITLES
 
 TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
 NO_BREAK, MINUS = "\u00a0", "\u2212"
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf8; --card: #ffffff; --ink: #1d2026; --soft: #5b6270; --line: #dcdad5;
-  --tuned: #17679b; --base: #b0541a; --third: #3f7a34; --fourth: #7c4a9c; --wash: 23 103 155; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14161a; --card: #1c1f25; --ink: #e8e6e1; --soft: #a2a9b6;
-  --line: #363b45; --tuned: #6cb6e6; --base: #e59a62; --third: #8fc983; --fourth: #c49ce0; --wash: 108 182 230; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 28px 20px 64px; }
-h1 { font-size: clamp(1.45rem, 4.5vw, 2.1rem); line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; }
-h2 { font-size: 1.2rem; margin: 44px 0 10px; padding-top: 14px; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 0 0 8px; }
-p { margin: 8px 0; max-width: 76ch; }
-.overline, .note, .small { color: var(--soft); }
-.overline { font-size: 0.82rem; letter-spacing: 0.06em; text-transform: uppercase; margin: 0 0 6px; }
-.note, .small { font-size: 0.88rem; }
-.cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(220px, 100%), 1fr));
-  margin: 20px 0; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; min-width: 0; }
-.card .value { font-size: 1.9rem; font-weight: 650; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.card.tuned .value { color: var(--tuned); } .card.base .value { color: var(--base); }
-.figures { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); }
-.figures svg, .wide svg { display: block; width: 100%; height: auto; }
-.wide svg { max-width: 600px; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
-  margin: 12px 0; }
-table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }
-th, td { padding: 7px 12px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-tr:last-child > * { border-bottom: 0; }
-th { font-weight: 600; } thead th { color: var(--soft); vertical-align: bottom; }
-thead th.number { white-space: normal; }
-tbody th { font-weight: 500; }
-.number { text-align: right; white-space: nowrap; }
-th small, td small { display: block; color: var(--soft); }
-td.long { min-width: 16ch; overflow-wrap: anywhere; }
-.confusion { max-width: 440px; } .confusion table { table-layout: fixed; }
-.confusion td { text-align: center; font-size: 1.05rem; }
-.confusion small { font-size: 0.8rem; }
-ol.errors { list-style: none; margin: 12px 0; padding: 0; display: grid; gap: 10px;
-  grid-template-columns: minmax(0, 1fr); }
-ol.errors li { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px; }
-ol.errors p { margin: 4px 0 0; max-width: none; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px;
-  font-size: 0.86rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: 12px 0; }
-summary { cursor: pointer; color: var(--tuned); margin: 8px 0; }
-@media (max-width: 560px) { main { padding: 20px 14px 48px; } th, td { padding: 6px 8px; }
-  table { font-size: 0.88rem; } }
-""".strip()
-
 
 def page(title: str, body: Iterable[str]) -> str:
     """Return a whole document; `body` is HTML."""
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def heading(title: str, overline: str) -> str:
+    """Return the top of a page: its title, under a small line that names zerotune."""
+    small = " · ".join(part for part in ("zerotune", overline) if part)
+    return f'<p class="overline">{escape(small)}</p>\n<h1>{escape(title)}</h1>'
 
 
 def section(title: str, *parts: str) -> str:
@@ -156,8 +116,10 @@ def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str
     return f"[{100 * interval[0]:{sign}.1f},{NO_BREAK}{100 * interval[1]:{sign}.1f}]".replace("-", MINUS)
 
 
-def points(difference: float) -> str:
-    return f"{100 * difference:+.1f}{NO_BREAK}points".replace("-", MINUS)
+def change(test: PairedAccuracy | PairedMeans) -> tuple[str, str]:
+    """Return the difference that a paired test found, in points, and its interval."""
+    difference = f"{100 * test.difference:+.1f}{NO_BREAK}points".replace("-", MINUS)
+    return difference, interval_text(test.difference_ci95, signed=True)
 
 
 def p_value_text(p_value: float) -> str:

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from zerotune.metrics.evaluations import Evaluation
 from zerotune.metrics.labels import classification_metrics
-from zerotune.metrics.paired import Evaluation
-from zerotune.report.html import confusion_table, error_list, paragraph, section, shortened
+from zerotune.report import html
 from zerotune.report.run_report import ReportParts, RunFiles
 
 NUM_ERRORS, MOST_CHARACTERS = 12, 700
@@ -24,7 +24,7 @@ def label_parts(label_names: Sequence[str], texts: Mapping[str, str] | None = No
         )
 
     def sections(files: RunFiles) -> list[str]:
-        return [_confusion_section(files, label_names), _errors_section(files.tuned, label_names, texts or {})]
+        return [_confusion_section(files, label_names), _most_confident_errors(files.tuned, label_names, texts or {})]
 
     columns = ("accuracy", "f1" if len(label_names) == 2 else "f1_macro")
     return ReportParts("items", ("accuracy",), columns, rescore, sections)
@@ -32,29 +32,29 @@ def label_parts(label_names: Sequence[str], texts: Mapping[str, str] | None = No
 
 def _confusion_section(files: RunFiles, label_names: Sequence[str]) -> str:
     tables = [
-        confusion_table(f"{name}, {len(one.predictions):,} items", one.metrics["confusion"], label_names)
+        html.confusion_table(f"{name}, {one.metrics['count']:,} items", one.metrics["confusion"], label_names)
         for name, one in (("Base", files.base), ("Tuned", files.tuned))
         if isinstance(one, Evaluation) and one.metrics.get("confusion")
     ]
     if not tables:
-        return section("Confusion", paragraph("No evaluation in this run holds a confusion matrix."))
-    note = paragraph("Items, and their share of the items with that label.", "note")
-    return section("Confusion", f'<div class="figures">{"".join(tables)}</div>', note)
+        return html.section("Confusion", html.paragraph("No evaluation in this run holds a confusion matrix."))
+    note = html.paragraph("Items, and their share of the items with that label.", "note")
+    return html.section("Confusion", f'<div class="figures">{"".join(tables)}</div>', note)
 
 
-def _errors_section(tuned: Evaluation | str, label_names: Sequence[str], texts: Mapping[str, str]) -> str:
+def _most_confident_errors(tuned: Evaluation | str, label_names: Sequence[str], texts: Mapping[str, str]) -> str:
     title = "Most confident errors of the tuned model"
     if isinstance(tuned, str):
-        return section(title, paragraph(tuned))
+        return html.section(title, html.paragraph(tuned))
     wrong = [line for line in tuned.predictions.values() if line["prediction"] != line["label"] and line.get("scores")]
     if not wrong:
-        return section(title, paragraph("None: every scored item is right, or no scores were kept."))
+        return html.section(title, html.paragraph("None: every scored item is right, or no scores were kept."))
     wrong.sort(key=lambda line: (-line["scores"][line["prediction"]], line["id"]))
     errors = []
     for line in wrong[:NUM_ERRORS]:
         predicted, label = label_names[line["prediction"]], label_names[line["label"]]
         probability = math.exp(line["scores"][line["prediction"]])
         facts = f"{predicted} with probability {probability:.4f}, labelled {label} · {line['id']}"
-        errors.append((facts, shortened(texts.get(line["id"], "(the text is not available)"), MOST_CHARACTERS)))
+        errors.append((facts, html.shortened(texts.get(line["id"], "(the text is not available)"), MOST_CHARACTERS)))
     count = f"{len(wrong):,} items are wrong; these {len(errors)} have the highest probability:"
-    return section(title, paragraph(count), error_list(errors))
+    return html.section(title, html.paragraph(count), html.error_list(errors))

@@ -2,49 +2,26 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_text
-from zerotune.metrics.paired import (
-    Evaluation,
-    Paired,
-    as_proportions,
-    common_ids,
-    is_in_percent,
-    paired_comparison,
-    paired_f1,
-    read_evaluation,
-    score_names,
-)
+from zerotune.metrics import evaluations
+from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
 from zerotune.metrics.statistics import PairedMeans
-from zerotune.report import figures
+from zerotune.report import figures, html
 from zerotune.report.curves import History, curves_of_run, read_history
-from zerotune.report.html import (
-    TASK_NAMES,
-    card,
-    interval_text,
-    metric_title,
-    p_value_text,
-    page,
-    paragraph,
-    percent,
-    points,
-    score_cell,
-    section,
-    table,
-)
-from zerotune.report.tables import data_section, parameters_section, run_section
+from zerotune.report.tables import data_section, parameters_section, run_section, scores_block
 from zerotune.run.process import is_main_process, say
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds; a sentence that gives the reason stands for an evaluation or a test that is missing.
+    """What a run folder holds. An evaluation or a test that is missing is a sentence with the reason.
 
-    `base` is the evaluation before training and `tuned` the one after it; `paired` compares them, and so does `f1`
-    where items have an F1 of their own.
+    Attributes:
+        base, tuned: the evaluations before and after training.
+        accuracy, f1: both on the items that both scored; f1 is None where items have no F1 of their own.
     """
 
     path: Path
@@ -54,7 +31,7 @@ class RunFiles:
     history: History
     base: Evaluation | str
     tuned: Evaluation | str
-    paired: Paired | str
+    accuracy: PairedAccuracy | str
     f1: PairedMeans | None
 
 
@@ -66,8 +43,8 @@ class ReportParts:
         items: what is scored, in the plural: "items", "questions".
         headline: scores on the cards of the tuned model; the first is on the base model's card and in the figure too.
         columns: scores in the table that a run prints, the first one with its interval.
-        rescore: lines of predictions.jsonl -> the part of metrics.json that they give.
-        sections: what the run folder holds -> the task's own sections, as HTML.
+        rescore: lines of predictions.jsonl -> their scores, as in metrics.json.
+        sections: run folder -> the task's own sections, as HTML.
         remark: metrics.json of the tuned model -> a sentence that completes its scores.
         footnote: metrics.json of the tuned model -> how its scores are counted.
         more_rows: further entries of metrics.json: name -> (title, its value as text).
@@ -90,20 +67,19 @@ def write_report(run_dir: Path, parts: ReportParts) -> Path:
     """
     files = read_run_files(Path(run_dir))
     is_logged = files.history.steps or files.history.evaluations
+    curves = curves_of_run(files.history) if is_logged else html.paragraph("metrics.jsonl holds no logged step.")
     sections = [
-        *_heading(files),
+        _heading(files),
         f'<div class="cards">{"".join(_cards(files, parts))}</div>',
-        _scores_section(files, parts),
-        section(
-            "Training", curves_of_run(files.history) if is_logged else paragraph("metrics.jsonl holds no logged step.")
-        ),
+        html.section("Before and after", *_before_and_after(files, parts)),
+        html.section("Training", curves),
         *parts.sections(files),
         data_section(files.split),
         parameters_section(files.parameters),
         run_section(files.run),
     ]
     report = files.path / "report.html"
-    write_text(report, page(f"{files.path.resolve().name} – zerotune", sections))
+    write_text(report, html.page(f"{files.path.resolve().name} – zerotune", sections))
     return report
 
 
@@ -112,26 +88,26 @@ def print_run_table(run_dir: Path, parts: ReportParts) -> None:
     if not is_main_process():
         return
     files, (first, *others) = read_run_files(Path(run_dir)), parts.columns
-    rows = [("base", files.base), ("tuned", files.tuned)]
-    rows = [(name, evaluation) for name, evaluation in rows if isinstance(evaluation, Evaluation)]
-    scale, digits = (100, 2) if any(is_in_percent(evaluation.metrics) for _, evaluation in rows) else (1, 4)
+    rows = {"base": files.base, "tuned": files.tuned}
+    rows = {name: evaluation for name, evaluation in rows.items() if isinstance(evaluation, Evaluation)}
+    scale, digits = (100, 2) if any(evaluations.is_in_percent(one.metrics) for one in rows.values()) else (1, 4)
 
     def interval(bounds, sign: str = "") -> str:
         return "[" + ", ".join(f"{bound:{sign}.{digits}f}" for bound in bounds) + "]"
 
     say(f"{'':<28}{first:>10}{'95 % interval':>20}{''.join(f'{name:>12}' for name in others)}{parts.items:>11}")
-    for name, evaluation in rows:
+    for name, evaluation in rows.items():
         metrics = evaluation.metrics
         called = name if name == "tuned" else f"base, {_setting(evaluation, 'before training')}"
         scores = [f"{metrics[other]:.{digits}f}" if other in metrics else "–" for other in others]
         low_high, more = interval(metrics[f"{first}_ci95"]), "".join(f"{score:>12}" for score in scores)
-        say(f"{called:<28}{metrics[first]:>10.{digits}f}{low_high:>20}{more}{len(evaluation.predictions):>11,}")
-    if isinstance(files.paired, Paired):
-        paired, f1 = files.paired, files.f1
-        low_high = interval([scale * bound for bound in paired.difference_ci95], "+")
-        change = f"{first} {scale * paired.difference:+.{digits}f} {low_high}, McNemar p = {paired.p_value:.2g}"
+        say(f"{called:<28}{metrics[first]:>10.{digits}f}{low_high:>20}{more}{metrics['count']:>11,}")
+    if isinstance(files.accuracy, PairedAccuracy):
+        test, f1 = files.accuracy, files.f1
+        low_high = interval([scale * bound for bound in test.difference_ci95], "+")
+        change = f"{first} {scale * test.difference:+.{digits}f} {low_high}, McNemar p = {test.p_value:.2g}"
         more = f"; f1 {scale * f1.difference:+.{digits}f}, p = {f1.p_value:.2g}" if f1 else ""
-        say(f"on the {paired.num_common:,} common {parts.items}: {change}{more}")
+        say(f"on the {test.num_common:,} common {parts.items}: {change}{more}")
     if isinstance(files.tuned, Evaluation) and (remark := parts.remark(files.tuned.metrics)):
         say(remark)
 
@@ -144,15 +120,13 @@ def read_run_files(run_dir: Path) -> RunFiles:
     )
     base = _read_scores(run_dir, "base", "This run has no base evaluation.")
     tuned = _read_scores(run_dir, "final", "This run has no final evaluation yet.")
-    f1 = None
-    if isinstance(base, str) or isinstance(tuned, str):
-        paired = base if isinstance(base, str) else tuned
-    else:
+    accuracy, f1 = base if isinstance(base, str) else tuned, None
+    if isinstance(base, Evaluation) and isinstance(tuned, Evaluation):
         try:
-            paired, f1 = paired_comparison(base, tuned), paired_f1(base, tuned)
+            accuracy, f1 = evaluations.paired_accuracy(base, tuned), evaluations.paired_f1(base, tuned)
         except Refused as refusal:
-            paired = f"No paired test: {refusal}."
-    return RunFiles(run_dir, run, parameters, split, read_history(run_dir), base, tuned, paired, f1)
+            accuracy = f"No paired test: {refusal}."
+    return RunFiles(run_dir, run, parameters, split, read_history(run_dir), base, tuned, accuracy, f1)
 
 
 def _read_scores(run_dir: Path, name: str, absent: str) -> Evaluation | str:
@@ -160,7 +134,7 @@ def _read_scores(run_dir: Path, name: str, absent: str) -> Evaluation | str:
     if not folder.is_dir():
         return absent
     try:
-        return read_evaluation(folder)
+        return evaluations.read_evaluation(folder)
     except Refused as refusal:
         return f"No scores in eval/{name}: {refusal}."
 
@@ -170,104 +144,86 @@ def _setting(evaluation: Evaluation, default: str) -> str:
     return str(evaluation.metrics.get("setting", default))
 
 
-def _heading(files: RunFiles) -> list[str]:
+def _heading(files: RunFiles) -> str:
     """Return the top of the page: task, model, method and folder."""
-    flags, name = files.run.get("flags") or {}, files.path.resolve().name
+    flags, folder = files.run.get("flags") or {}, files.path.resolve().name
     tuned = files.tuned.metrics if isinstance(files.tuned, Evaluation) else {}
     model, method = (flags.get(key) or tuned.get(key) for key in ("model", "method"))
     model = Path(model).name if model and Path(model).is_absolute() else model
     task = files.split.get("task") or tuned.get("task")
     title = ", ".join(str(part) for part in (model, f"{method} fine-tuning" if method else None) if part)
-    overline = " · ".join(str(one) for one in ("zerotune", TASK_NAMES.get(task, task)) if one)
-    return [
-        f'<p class="overline">{escape(overline)}</p>',
-        f"<h1>{escape(title or name)}</h1>",
-        paragraph(name, "note") if title else "",
-    ]
+    overline = html.TASK_NAMES.get(task, task) or ""
+    return html.heading(title or folder, overline) + (html.paragraph(folder, "note") if title else "")
 
 
 def _cards(files: RunFiles, parts: ReportParts) -> list[str]:
     wanted = [("tuned", files.tuned, name) for name in parts.headline] + [("base", files.base, parts.headline[0])]
     cards = []
     for kind, evaluation, name in wanted:
-        label = f"{kind.capitalize()} {metric_title(name)}"
+        label = f"{kind.capitalize()} {html.metric_title(name)}"
         if isinstance(evaluation, str):
-            cards.append(card(label, "–", evaluation, kind))
+            cards.append(html.card(label, "–", evaluation, kind))
         elif name not in evaluation.metrics:
-            cards.append(card(label, "–", "not in metrics.json", kind))
+            cards.append(html.card(label, "–", "not in metrics.json", kind))
         else:
-            metrics = as_proportions(evaluation.metrics)
-            note = f"{interval_text(metrics.get(f'{name}_ci95'))}, {len(evaluation.predictions):,} {parts.items}"
-            cards.append(card(f"{label}, {_setting(evaluation, kind)}", percent(metrics[name]), note, kind))
-    if isinstance(files.paired, Paired):
-        test = files.f1 or files.paired
-        found = f"{interval_text(test.difference_ci95, signed=True)}, {p_value_text(test.p_value)}"
-        items = f"on the {files.paired.num_common:,} {parts.items} that both scored"
-        cards.append(card("Difference", points(test.difference), f"{found}, {items}"))
+            metrics = evaluations.as_proportions(evaluation.metrics)
+            note = f"{html.interval_text(metrics.get(f'{name}_ci95'))}, {metrics['count']:,} {parts.items}"
+            cards.append(html.card(f"{label}, {_setting(evaluation, kind)}", html.percent(metrics[name]), note, kind))
+    if isinstance(files.accuracy, PairedAccuracy):
+        test = files.f1 or files.accuracy
+        change, interval = html.change(test)
+        items = f"on the {files.accuracy.num_common:,} {parts.items} that both scored"
+        cards.append(html.card("Difference", change, f"{interval}, {html.p_value_text(test.p_value)}, {items}"))
     return cards
 
 
-def _scores_section(files: RunFiles, parts: ReportParts) -> str:
-    if isinstance(files.base, str) and isinstance(files.tuned, str):
-        return section("Before and after", paragraph(files.base), paragraph(files.tuned))
-    columns: list[tuple[str, dict, int, str]] = []
-    if isinstance(files.base, Evaluation):
-        title = f"base: {_setting(files.base, 'before training')}"
-        columns.append((title, files.base.metrics, len(files.base.predictions), figures.BASE))
-    if isinstance(files.tuned, Evaluation):
-        count = len(files.tuned.predictions)
-        if isinstance(files.paired, Paired) and files.paired.num_common < count:
-            lines = [files.tuned.predictions[one] for one in common_ids(files.tuned, files.base)]
-            rescored = {"task": files.tuned.metrics.get("task")} | parts.rescore(lines)
-            columns.append((f"tuned, the same {parts.items}", rescored, len(lines), figures.TUNED))
-        title = f"tuned: {_setting(files.tuned, 'after training')}"
-        columns.append((title, files.tuned.metrics, count, figures.TUNED))
-    columns = [(title, as_proportions(metrics), *rest) for title, metrics, *rest in columns]
-    every = [metrics for _, metrics, *_ in columns]
-    rows = [[parts.items, *(f"{count:,}" for *_, count, _ in columns)]]
-    for name in dict.fromkeys(name for metrics in every for name in score_names(metrics)):
-        rows.append([metric_title(name), *(score_cell(metrics, name) for metrics in every)])
-    for name, (title, shown) in parts.more_rows.items():
-        values = [metrics.get(name) for metrics in every]
-        if any(value is not None for value in values):
-            rows.append([title, *("–" if value is None else shown(value) for value in values)])
-    score = parts.headline[0]
-    dots = [
-        (title, 100 * metrics[score], [100 * bound for bound in metrics[f"{score}_ci95"]], colour)
-        for title, metrics, _, colour in columns
-        if metrics.get(f"{score}_ci95")
+def _before_and_after(files: RunFiles, parts: ReportParts) -> list[str]:
+    """Return the paired tests in words, the scores, and the task's sentences about the tuned model."""
+    columns = _score_columns(files, parts)
+    if not columns:
+        return [html.paragraph(files.base), html.paragraph(files.tuned)]
+    tuned = files.tuned.metrics if isinstance(files.tuned, Evaluation) else None
+    remark, footnote = (parts.remark(tuned), parts.footnote(tuned)) if tuned else ("", "")
+    return [
+        html.paragraph(_paired_sentences(files, parts.items)),
+        html.paragraph(remark) if remark else "",
+        scores_block(columns, parts.items, parts.headline[0], "before and after", parts.more_rows),
+        html.paragraph(footnote, "note") if footnote else "",
     ]
-    name, remark, footnote = metric_title(score), "", ""
-    figure = figures.intervals(f"{name.capitalize()} before and after", f"{name}, % (95 % interval)", dots)
+
+
+def _score_columns(files: RunFiles, parts: ReportParts) -> list[tuple[str, dict, str]]:
+    """Return name, metrics.json with scores in 0-1, and colour of both evaluations.
+
+    A tuned model with scores of more items than the base evaluation has is shown on that one's items too."""
+    columns = []
+    if isinstance(files.base, Evaluation):
+        columns.append((f"base: {_setting(files.base, 'before training')}", files.base.metrics, figures.BASE))
     if isinstance(files.tuned, Evaluation):
-        remark, footnote = parts.remark(files.tuned.metrics), parts.footnote(files.tuned.metrics)
-    intervals = f"95 % intervals: Wilson for proportions, bootstrap over {parts.items} for the other scores. {footnote}"
-    return section(
-        "Before and after",
-        paragraph(_paired_sentences(files, parts.items)),
-        paragraph(remark) if remark else "",
-        f'<div class="wide">{figure}</div>' if dots else "",
-        table(["", *(title for title, *_ in columns)], rows),
-        paragraph(intervals, "note"),
-    )
+        tuned = files.tuned.metrics
+        if isinstance(files.accuracy, PairedAccuracy) and files.accuracy.num_common < tuned["count"]:
+            lines = [files.tuned.predictions[one] for one in evaluations.common_ids(files.tuned, files.base)]
+            rescored = {"task": tuned.get("task"), "count": len(lines)} | parts.rescore(lines)
+            columns.append((f"tuned, the same {parts.items}", rescored, figures.TUNED))
+        columns.append((f"tuned: {_setting(files.tuned, 'after training')}", tuned, figures.TUNED))
+    return [(name, evaluations.as_proportions(metrics), colour) for name, metrics, colour in columns]
 
 
 def _paired_sentences(files: RunFiles, items: str) -> str:
-    paired, f1 = files.paired, files.f1
-    if isinstance(paired, str):
-        return paired
-    score = "exact" if f1 else "accuracy"
+    accuracy, f1 = files.accuracy, files.f1
+    if isinstance(accuracy, str):
+        return accuracy
+
+    score, change = "exact" if f1 else "accuracy", " ".join(html.change(accuracy))
     sentences = (
-        f"On the {paired.num_common:,} {items} that both scored, {score} went from {percent(paired.accuracy_first)} to "
-        f"{percent(paired.accuracy_second)}: {points(paired.difference)} "
-        f"{interval_text(paired.difference_ci95, signed=True)} (Newcombe's paired 95 % interval). The tuned model "
-        f"alone is right on {paired.only_second:,} of them, the base alone on {paired.only_first:,}; exact McNemar "
-        f"test, {p_value_text(paired.p_value)}."
+        f"On the {accuracy.num_common:,} {items} that both scored, {score} went from "
+        f"{html.percent(accuracy.accuracy_first)} to {html.percent(accuracy.accuracy_second)}: {change} (Newcombe's "
+        f"paired 95 % interval). The tuned model alone is right on {accuracy.only_second:,} of them, the base alone on "
+        f"{accuracy.only_first:,}; exact McNemar test, {html.p_value_text(accuracy.p_value)}."
     )
     if f1:
         sentences += (
-            f" F1 went from {percent(f1.first)} to {percent(f1.second)}: {points(f1.difference)} "
-            f"{interval_text(f1.difference_ci95, signed=True)} (bootstrap; randomisation test, "
-            f"{p_value_text(f1.p_value)})."
+            f" F1 went from {html.percent(f1.first)} to {html.percent(f1.second)}: {' '.join(html.change(f1))} "
+            f"(bootstrap; randomisation test, {html.p_value_text(f1.p_value)})."
         )
     return sentences

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from zerotune.files import read_json
-from zerotune.metrics.paired import Evaluation, score_names
+from zerotune.metrics.evaluations import Evaluation, score_names
 from zerotune.metrics.text_overlap import OVERLAP_TITLES
-from zerotune.report.html import error_list, interval_text, paragraph, percent, section, shortened, table
+from zerotune.report import html
 from zerotune.report.run_report import ReportParts, RunFiles
 from zerotune.run.process import say
 from zerotune.squad.metrics import QuestionScores, squad_metrics
@@ -34,7 +34,7 @@ def question_parts(questions: Mapping[str, Question]) -> ReportParts:
         return squad_metrics(QuestionScores(exact, f1, np.array([bool(line["label"]) for line in lines])))
 
     def sections(files: RunFiles) -> list[str]:
-        return [_breakdown_section(files), _errors_section(files.tuned, questions)]
+        return [_breakdown_section(files), _worst_errors(files.tuned, questions)]
 
     return ReportParts(
         items="questions",
@@ -45,9 +45,9 @@ def question_parts(questions: Mapping[str, Question]) -> ReportParts:
         remark=_abstentions,
         footnote=_overlap_note,
         more_rows={
-            "abstention_share": ("left unanswered", percent),
+            "abstention_share": ("left unanswered", html.percent),
             "mean_answer_words": ("mean words of an answer", "{:.1f}".format),
-            "eos_rate": ("answers that the model ended", percent),
+            "eos_rate": ("answers that the model ended", html.percent),
         },
     )
 
@@ -56,10 +56,10 @@ def score_line(metrics: dict) -> str:
     """Return exact and F1 with their 95 % intervals in a line; without gold answers, the number of predictions."""
     if "exact" not in metrics:
         return f"{metrics['count']:,} predictions (the questions have no gold answers)"
-    shown = [
+    exact, f1 = (
         "{} {:.2f} [{:.2f}, {:.2f}]".format(name, metrics[name], *metrics[f"{name}_ci95"]) for name in ("exact", "f1")
-    ]
-    return f"{', '.join(shown)} on {metrics['count']:,} questions"
+    )
+    return f"{exact}, {f1} on {metrics['count']:,} questions"
 
 
 def print_scores(metrics: dict) -> None:
@@ -107,22 +107,23 @@ def _breakdown_section(files: RunFiles) -> str:
     for title, groups in read_json(path).items():
         rows = []
         for name, found in groups.items():
-            exact = percent(found["exact"] / 100), interval_text([bound / 100 for bound in found["exact_ci95"]])
-            others = [percent(found[one] / 100) if one in found else "–" for one in ("f1", "HasAns_f1", "NoAns_f1")]
-            rows.append([name, f"{found['total']:,}", exact, *others])
+            scores = [found.get(score) for score in ("exact", "f1", "HasAns_f1", "NoAns_f1")]
+            exact, *others = ("–" if score is None else html.percent(score / 100) for score in scores)
+            interval = html.interval_text([bound / 100 for bound in found["exact_ci95"]])
+            rows.append([name, f"{found['total']:,}", (exact, interval), *others])
         headers = [title.replace("_", " "), "questions", "exact", "F1", "HasAns F1", "NoAns F1"]
-        parts.append(table(headers, rows))
+        parts.append(html.table(headers, rows))
     note = "The tuned model; a question counts under the first question word in it. Wilson intervals."
-    return section("By question word and context length", *parts, paragraph(note, "note"))
+    return html.section("By question word and context length", *parts, html.paragraph(note, "note"))
 
 
-def _errors_section(tuned: Evaluation | str, questions: Mapping[str, Question]) -> str:
+def _worst_errors(tuned: Evaluation | str, questions: Mapping[str, Question]) -> str:
     title = "Worst errors of the tuned model"
     if isinstance(tuned, str):
-        return section(title, paragraph(tuned))
+        return html.section(title, html.paragraph(tuned))
     wrong = [line for line in tuned.predictions.values() if line["f1"] == 0]
     if not wrong:
-        return section(title, paragraph("None: every answer shares a word with a gold answer."))
+        return html.section(title, html.paragraph("None: every answer shares a word with a gold answer."))
     threshold = tuned.metrics.get("threshold")
     if threshold is None:
         order = "answers before abstentions"
@@ -138,6 +139,6 @@ def _errors_section(tuned: Evaluation | str, questions: Mapping[str, Question]) 
         if question is None:
             errors.append((facts, "(the question is not available)"))
         else:
-            errors.append((facts, question.text, shortened(question.paragraph.context, MOST_CHARACTERS)))
+            errors.append((facts, question.text, html.shortened(question.paragraph.context, MOST_CHARACTERS)))
     count = f"{len(wrong):,} answers share nothing with a gold answer; {len(errors)} of them, {order}:"
-    return section(title, paragraph(count), error_list(errors))
+    return html.section(title, html.paragraph(count), html.error_list(errors))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
+from zerotune.metrics.evaluations import score_names
 from zerotune.metrics.labels import (
     UNPARSABLE,
     PredictedLabels,
@@ -18,7 +19,6 @@ from zerotune.metrics.labels import (
     confusion_scores,
     label_metrics,
 )
-from zerotune.metrics.paired import score_names
 from zerotune.metrics.statistics import wilson_interval
 
 TWO = ("negative", "positive")

@@ -9,7 +9,7 @@ from default_settings import run_settings
 
 from zerotune.checks.preflight import read_split, split_of_run
 from zerotune.errors import Refused
-from zerotune.metrics.paired import read_evaluation
+from zerotune.metrics.evaluations import read_evaluation
 from zerotune.models.pretrained import check_tuned_for
 from zerotune.report.comparison import write_comparison
 from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run

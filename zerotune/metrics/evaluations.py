@@ -42,7 +42,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedAccuracy:
     """Two evaluations on the items that both scored; differences are second minus first, in 0-1.
 
     Accuracy is the share of right items; of questions, the share of exact answers."""
@@ -80,7 +80,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     predictions = {line["id"]: line for line in labelled}
     if len(predictions) != len(labelled):
         raise Refused(f"an id counts once, {folder} has {len(labelled) - len(predictions)} twice: evaluate again")
-    if metrics.get("count", len(labelled)) != len(labelled):
+    if metrics.setdefault("count", len(labelled)) != len(labelled):
         found = f"metrics.json counts {metrics['count']} items, predictions.jsonl has {len(labelled):,}"
         raise Refused(f"the two files of an evaluation must match, in {folder} {found}: evaluate again")
     return Evaluation(folder, metrics, predictions)
@@ -107,14 +107,14 @@ def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
     return common
 
 
-def paired_comparison(first: Evaluation, second: Evaluation) -> Paired:
+def paired_accuracy(first: Evaluation, second: Evaluation) -> PairedAccuracy:
     """Test whether two models are right equally often. Raises Refused as `common_ids` does."""
     common = common_ids(first, second)
     right_first, right_second = (
         np.array([_is_right(side.predictions[one]) for one in common]) for side in (first, second)
     )
     _, only_first, only_second, _ = paired_counts(right_first, right_second)
-    return Paired(
+    return PairedAccuracy(
         num_common=len(common),
         accuracy_first=float(right_first.mean()),
         accuracy_second=float(right_second.mean()),
