@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from random_models import SMALL_LLAMA
 from transformers import AutoConfig, AutoModelForCausalLM
-from zerotune.evaluation.by_prompt import prompt_scorer
 
+from zerotune.evaluation.by_prompt import prompt_scorer
 from zerotune.models.generator import load_language_model
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.tiny import tiny_causal_model

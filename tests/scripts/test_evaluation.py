@@ -183,7 +183,9 @@ def test_what_was_scored_is_not_scored_again(workplace, characters):
     lines = partial.read_text().splitlines(keepends=True)
     row = json.loads(lines[1])
     mark = np.log([[0.25, 0.75]]).astype(np.float32).tolist()
-    partial.write_text(lines[0] + json.dumps({**row, "records": [{"log_probabilities": mark[0]}]}) + "\n" + "".join(lines[2:]))
+    partial.write_text(
+        lines[0] + json.dumps({**row, "records": [{"log_probabilities": mark[0]}]}) + "\n" + "".join(lines[2:])
+    )
     done = workplace.evaluate("eval-marked", *flags)
     assert mark[0] in results(done.folder)[0].values()
 

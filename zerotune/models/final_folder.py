@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from zerotune.errors import Refused
+from zerotune.files import follow_umask
 from zerotune.models.adapters import base_settings, load_adapter
 from zerotune.models.classifier import SequenceClassifier, load_stock_classifier
 from zerotune.models.heads import TunedModel, head_of, is_encoder
