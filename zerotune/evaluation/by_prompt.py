@@ -1,7 +1,7 @@
 """Causal models that answer with label words after a prompt: by the words' likelihood, or by writing one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -33,28 +33,36 @@ from zerotune.training.batches import evaluation_batches
 from zerotune.training.generation import answer_window, recorded_prompt
 
 LoadModel = Callable[[ModelSettings, torch.device], torch.nn.Module]
-ReadLabels = Callable[[list[dict]], PredictedLabels]
 
 
 def prepare_prompt(
     evaluation: TextEvaluation, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
 ) -> PreparedModel:
-    """Load a causal model to answer with label words, as published or tuned.
+    """Load a causal model that answers with label words, as published or tuned.
 
     Raises:
         Refused: before a weight is loaded, for shots that do not fit the model's window.
     """
-    loaded = evaluation.model
+    loaded, record = evaluation.model, generator_record(evaluation.model)
     tokenizer, window = load_tokenizer(loaded.name, loaded.revision), config.max_position_embeddings
-    record = generator_record(loaded)
     if record is None:
-        asking = _published_asking(evaluation, task, tokenizer, window)
+        prompt, description = _published_prompt(evaluation, task, tokenizer, window)
     else:
+        prompt, description = _tuned_prompt(evaluation, task, record)
         if record["method"] == "qlora":
             loaded = replace(loaded, method="qlora")
-        asking = _tuned_asking(evaluation, task, tokenizer, window, record)
-    data = asking.encode(tokenizer, [example.text for example in examples])
-    _say_what_is_cut(asking.description, data.num_truncated, len(examples))
+    max_text_tokens = description["max_length"]
+    if record is not None or evaluation.as_generator:  # text, prompt and answer together
+        max_text_tokens = window = answer_window(tokenizer, prompt, max_text_tokens, window)
+    data = encode_prompts(tokenizer, prompt, [example.text for example in examples], max_text_tokens, window)
+    description |= {
+        "prompt_format": "chat" if prompt.chat else "plain",
+        "prompt": prompt.template,
+        "label_words": list(prompt.label_words),
+        "num_shared_tokens": data.num_shared,
+        "num_truncated": data.num_truncated,
+    }
+    _say_what_is_cut(description, len(examples))
     writes = evaluation.prompt.answer_by == "generation"
     costs = data.context_lengths if writes else data.lengths
     batches = evaluation_batches(costs, evaluation.tokens_per_device)
@@ -66,20 +74,63 @@ def prepare_prompt(
     say(describe_memory(scoring_memory(config, loaded, published_table(config)["total"], num_shared, shapes)))
     model = load_model(loaded, device)
     if writes:
-        score, read = _by_writing(model, data, tokenizer, asking.prompt, device)
+        score, read = _writing_scorer(model, data, tokenizer, prompt, device), partial(_read_written, tokenizer, prompt)
     else:
         score, read = prompt_scorer(model, data, device), likeliest
-        if evaluation.prompt.calibrate == "contextual":
-            free = asking.encode(tokenizer, list(CONTENT_FREE_TEXTS))
-            read = partial(_likeliest_calibrated, content_free=_log_likelihoods(model, free, device))
-    description = asking.description | {
-        "prompt_format": "chat" if asking.prompt.chat else "plain",
-        "prompt": asking.prompt.template,
-        "label_words": list(asking.prompt.label_words),
-        "num_shared_tokens": data.num_shared,
-        "num_truncated": data.num_truncated,
-    }
+    if evaluation.prompt.calibrate == "contextual":
+        free = encode_prompts(tokenizer, prompt, list(CONTENT_FREE_TEXTS), max_text_tokens, window)
+        read = partial(_likeliest_calibrated, _log_likelihoods(model, free, device))
     return PreparedModel(score, costs, batches, description, read)
+
+
+def _published_prompt(evaluation: TextEvaluation, task, tokenizer, window: int) -> tuple[Prompt, dict]:
+    """Return the prompt for a published model, and what metrics.json says of it."""
+    template, label_words = task.WORDINGS[evaluation.wording]
+    shots, num_shots_cut = fit_shots(tokenizer, evaluation.shots, window)
+    description = {
+        "setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt",
+        "head": "prompt",
+        "method": None,
+        "max_length": evaluation.text.max_length or task.MAX_LENGTH,
+        "shot_ids": [shot.id for shot in shots],
+        "num_shots_truncated": num_shots_cut,
+    }
+    chat = uses_chat(evaluation.prompt.format, tokenizer, evaluation.model.name)
+    return Prompt(template, label_words, chat, tuple((shot.text, shot.label) for shot in shots)), description
+
+
+def _tuned_prompt(evaluation: TextEvaluation, task, record: dict) -> tuple[Prompt, dict]:
+    """Return the prompt that a generator was tuned on, and what metrics.json says of it.
+
+    Args:
+        record: content of task.json.
+    """
+    name = evaluation.model.name
+    if record["labels"] != list(task.LABELS):
+        raise Refused(
+            f"the model's labels must be the task's, {', '.join(task.LABELS)}: {name} was tuned for "
+            f"{', '.join(record['labels'])}"
+        )
+    description = {
+        "setting": "tuned generator",
+        "head": "generate",
+        **training_description(record, name, evaluation.seed),
+        "max_length": evaluation.text.max_length or record["max_length"],
+        "shot_ids": [],
+        "num_shots_truncated": 0,
+    }
+    return recorded_prompt(record["prompt"]), description
+
+
+def _say_what_is_cut(description: dict, num_items: int) -> None:
+    num_shots, num_shots_cut = len(description["shot_ids"]), description["num_shots_truncated"]
+    if num_shots_cut:
+        say(f"prompt: {num_shots_cut} of {num_shots} shots cut in the middle, to half of the window")
+    if description["num_truncated"]:
+        say(f"prompt: {description['num_truncated']:,} of {num_items:,} texts cut in the middle to fit")
+
+
+# --- by likelihood ---
 
 
 def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
@@ -93,13 +144,6 @@ def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
     return score
 
 
-def _likeliest_calibrated(records: list[dict], content_free: np.ndarray) -> PredictedLabels:
-    """Return the likeliest label of each item, by log-probabilities calibrated with those of `_log_likelihoods`."""
-    plain = log_probabilities(records)
-    scores = calibrate(plain, content_free)
-    return PredictedLabels(scores.argmax(axis=1).tolist(), {"scores": scores.tolist()}, plain.argmax(axis=1).tolist())
-
-
 @torch.no_grad()
 def _log_likelihoods(model, data: PromptData, device: torch.device) -> np.ndarray:
     """Return the label words' log-likelihoods after a few prompts, one by one: [prompts, labels]."""
@@ -107,8 +151,22 @@ def _log_likelihoods(model, data: PromptData, device: torch.device) -> np.ndarra
     return np.concatenate([data.log_likelihoods(model, np.array([number]), device) for number in numbers])
 
 
-def _by_writing(model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device) -> tuple[Scorer, ReadLabels]:
-    """Return the scorer of a model that writes its answers, and the function that reads labels in them."""
+def _likeliest_calibrated(content_free: np.ndarray, records: list[dict]) -> PredictedLabels:
+    """Return the likeliest label of each item once calibrated.
+
+    Args:
+        content_free: log-likelihoods after the content-free prompts, [prompts, labels].
+    """
+    plain = log_probabilities(records)
+    scores = calibrate(plain, content_free)
+    return PredictedLabels(scores.argmax(axis=1).tolist(), {"scores": scores.tolist()}, plain.argmax(axis=1).tolist())
+
+
+# --- by writing ---
+
+
+def _writing_scorer(model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device) -> Scorer:
+    """Return a scorer that gives the "tokens" that a causal model writes."""
     ends = end_tokens(model, tokenizer, prompt)
     longest = 1 if data.single_token else max(map(len, data.targets))
 
@@ -117,79 +175,11 @@ def _by_writing(model, data: PromptData, tokenizer, prompt: Prompt, device: torc
         written = write_answers(model, prompts, data.pad_id, ends, longest + EXTRA_TOKENS, device)
         return [{"tokens": tokens} for tokens in written]
 
-    def read(records: list[dict]) -> PredictedLabels:
-        texts = answer_texts(tokenizer, records)
-        labels = [parse_answer(text, prompt.label_words) for text in texts]
-        return PredictedLabels(labels, {"answer": texts}, written=True)
-
-    return score, read
+    return score
 
 
-@dataclass(frozen=True)
-class _Asking:
-    """How items are put to a model.
-
-    Attributes:
-        max_text_tokens: most tokens of a text.
-        most_tokens: most tokens of a prompt with its answer.
-        description: what metrics.json says of it.
-    """
-
-    prompt: Prompt
-    max_text_tokens: int
-    most_tokens: int
-    description: dict
-
-    def encode(self, tokenizer, texts: list[str]) -> PromptData:
-        """Return the prompts of some texts."""
-        return encode_prompts(tokenizer, self.prompt, texts, self.max_text_tokens, self.most_tokens)
-
-
-def _published_asking(evaluation: TextEvaluation, task, tokenizer, window: int) -> _Asking:
-    chat = uses_chat(evaluation.prompt.format, tokenizer, evaluation.model.name)
-    template, label_words = task.WORDINGS[evaluation.wording]
-    shots, num_shots_cut = fit_shots(tokenizer, evaluation.shots, window)
-    max_length = evaluation.text.max_length or task.MAX_LENGTH
-    description = {
-        "setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt",
-        "head": "prompt",
-        "method": None,
-        "max_length": max_length,
-        "shot_ids": [shot.id for shot in shots],
-        "num_shots_truncated": num_shots_cut,
-    }
-    prompt = Prompt(template, label_words, chat, tuple((shot.text, shot.label) for shot in shots))
-    if evaluation.as_generator:
-        most = answer_window(tokenizer, prompt, max_length, window)
-        return _Asking(prompt, most, most, description)
-    return _Asking(prompt, max_length, window, description)
-
-
-def _tuned_asking(evaluation: TextEvaluation, task, tokenizer, window: int, record: dict) -> _Asking:
-    """Return how a tuned generator is asked: as it was trained, in its own words and cut to the same rows."""
-    name = evaluation.model.name
-    if record["labels"] != list(task.LABELS):
-        raise Refused(
-            f"the model's labels must be the task's, {', '.join(task.LABELS)}: {name} was tuned for "
-            f"{', '.join(record['labels'])}"
-        )
-    max_length = evaluation.text.max_length or record["max_length"]
-    description = {
-        "setting": "tuned generator",
-        "head": "generate",
-        **training_description(record, name, evaluation.seed),
-        "max_length": max_length,
-        "shot_ids": [],
-        "num_shots_truncated": 0,
-    }
-    prompt = recorded_prompt(record["prompt"])
-    most = answer_window(tokenizer, prompt, max_length, window)
-    return _Asking(prompt, most, most, description)
-
-
-def _say_what_is_cut(description: dict, num_truncated: int, num_items: int) -> None:
-    num_shots, num_shots_cut = len(description["shot_ids"]), description["num_shots_truncated"]
-    if num_shots_cut:
-        say(f"prompt: {num_shots_cut} of {num_shots} shots cut in the middle, to half of the window")
-    if num_truncated:
-        say(f"prompt: {num_truncated:,} of {num_items:,} texts cut in the middle to fit")
+def _read_written(tokenizer, prompt: Prompt, records: list[dict]) -> PredictedLabels:
+    """Return the label that each written answer names."""
+    texts = answer_texts(tokenizer, records)
+    labels = [parse_answer(text, prompt.label_words) for text in texts]
+    return PredictedLabels(labels, {"answer": texts}, written=True)

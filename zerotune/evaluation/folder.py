@@ -57,7 +57,6 @@ def evaluate_into(
         Refused: the folder holds another evaluation; scores are not finite.
         Preempted: a rank was asked to stop; what is scored is kept.
     """
-    described = {"task": items.task} | described
     fingerprint = _fingerprint(described, items)
     if len(set(on_all_ranks(accelerator, json_sha256(fingerprint)))) > 1:
         raise Refused("the ranks have different items or models: put files on a disk that all nodes share")
@@ -79,7 +78,7 @@ def evaluate_into(
     _refuse_not_finite(records, items.lines, described, partial)
     metrics = {}
     if is_main_process():
-        metrics = described | prepared.description | write(prepared.read(records))
+        metrics = {"task": items.task} | described | prepared.description | write(prepared.read(records))
         write_json(folder / "metrics.json", metrics)
         parts = {name: json_sha256(value) for name, value in fingerprint.items()}
         write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint), "parts": parts})
@@ -93,7 +92,7 @@ def check_earlier(folder: Path, described: dict, items: Items) -> None:
     Args:
         described: as for `evaluate_into`.
     """
-    _refuse_another(folder, _differing_parts(folder, _fingerprint({"task": items.task} | described, items)))
+    _refuse_another(folder, _differing_parts(folder, _fingerprint(described, items)))
 
 
 def _refuse_another(folder: Path, differing: list[str] | None) -> None:
@@ -104,16 +103,13 @@ def _refuse_another(folder: Path, differing: list[str] | None) -> None:
 
 def _fingerprint(described: dict, items: Items) -> dict:
     """Return all that the results depend on: settings, items, the model's files and the libraries' versions."""
-    return (
-        described
-        | items.more
-        | {
-            "tokens_per_device": None,
-            "model_files": model_identity(described["model"], described["revision"]),
-            "versions": [metadata.version(name) for name in ("torch", "transformers")],
-            "items": hashlib.sha256("\n".join(items.lines).encode()).hexdigest(),
-        }
-    )
+    inputs = {
+        "tokens_per_device": None,
+        "model_files": model_identity(described["model"], described["revision"]),
+        "versions": [metadata.version(name) for name in ("torch", "transformers")],
+        "items": hashlib.sha256("\n".join(items.lines).encode()).hexdigest(),
+    }
+    return {"task": items.task} | described | items.more | inputs
 
 
 def _differing_parts(folder: Path, fingerprint: dict) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Answers that a causal model writes, greedily, and the label that is read in them."""
+"""Greedy writing by a causal model, and the label that is read in what it writes."""
 
 import re
 from itertools import takewhile
@@ -12,12 +12,12 @@ from zerotune.models.loading import quiet_transformers
 from zerotune.tasks.prompts import Prompt
 from zerotune.training.generation import template_end
 
-# What a model may write beside the longest label word: a line break before it, a full stop and its end after it.
+# Tokens beside the longest label word: a line break before it, a full stop and the end after it.
 EXTRA_TOKENS = 4
 
 
 def end_tokens(model, tokenizer, prompt: Prompt) -> list[int]:
-    """Token ids that end what a model writes: the tokenizer's eos, those of the model's folder, the chat turn's end."""
+    """Return the token ids that end an answer: the tokenizer's eos, the model folder's, the end of a chat turn."""
     own = model.generation_config.eos_token_id
     ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *(template_end(tokenizer, prompt)[-1:])]
     return sorted({token for token in ends if token is not None})
@@ -28,18 +28,18 @@ def write_answers(
 ) -> list[list[int]]:
     """Write an answer after each prompt, the likeliest token at each place.
 
-    Nothing else of the model's own generation settings counts (sampling, penalties).
+    The model's own generation settings (sampling, penalties) do not count.
 
     Args:
         rows: token ids of each prompt, [num_rows] lists.
-        ends: what `end_tokens` gave.
+        ends: as `end_tokens` returns them.
     Returns:
         Token ids of each answer without the end, at most max_new_tokens.
     """
     longest = max(map(len, rows))
     input_ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     mask = np.zeros_like(input_ids)
-    for index, row in enumerate(rows):  # padded on the left: all go on from the same column
+    for index, row in enumerate(rows):  # padded on the left: all continue from the same column
         input_ids[index, longest - len(row) :] = row
         mask[index, longest - len(row) :] = 1
     greedy = GenerationConfig(
@@ -60,7 +60,7 @@ def answer_texts(tokenizer, records: list[dict]) -> list[str]:
 
 
 def parse_answer(text: str, label_words: tuple[str, ...]) -> int | None:
-    """The label whose word an answer begins with, as a whole word, without regard to case; None for no such word."""
+    """Return the label whose word an answer begins with, as a whole word in any case; None for no such word."""
     answer = text.strip().casefold()
     for label, word in enumerate(label_words):
         if re.match(rf"{re.escape(word.casefold())}(?!\w)", answer):
