@@ -17,7 +17,7 @@ from zerotune.tasks import sst2
 def main(args) -> None:
     from functools import cache
 
-    from zerotune.checks.preflight import read_model, split_of_run
+    from zerotune.checks.preflight import read_model
     from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.generator import load_language_model
@@ -25,8 +25,7 @@ def main(args) -> None:
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
     from zerotune.run.stopping import StopSignal
-    from zerotune.tasks.task_sources import load_test
-    from zerotune.tasks.task_splits import load_shots_source
+    from zerotune.tasks.sources import split_of_run
 
     stop_signal = StopSignal()
     settings = eval_settings(args, sst2.TASK)
@@ -37,8 +36,8 @@ def main(args) -> None:
     config, tokenizer = read_model(settings.model, sst2.TASK, sst2.LABELS)
     check_prompt_seeds(settings, sst2, config)
     run_split = split_of_run(settings.model.name, sst2.TASK)
-    test, record = load_test(sst2.ROWS, settings.data, run_split)
-    labelled = load_shots_source(sst2.ROWS, settings.data, run_split, test) if settings.prompt.shots else []
+    test, record = sst2.load_test(settings.data, run_split)
+    labelled = sst2.load_shots(settings.data, run_split, test) if settings.prompt.shots else []
     evaluations = plan_evaluations(settings, sst2, labelled, record)  # one, or one for each of --prompt-seeds
     for folder, evaluation in evaluations.items():
         check_evaluation(folder, evaluation, sst2, test, config, tokenizer)

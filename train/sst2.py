@@ -48,7 +48,7 @@ def main(args) -> None:
     # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
     check_run_flags(settings.run)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
-    splits = sst2.ROWS.load(settings.data)
+    splits = sst2.load(settings.data)
     config, tokenizer = read_model(settings.model, sst2.TASK, sst2.LABELS)
     check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)

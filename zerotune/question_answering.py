@@ -20,6 +20,7 @@ from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_co
 from zerotune.settings.groups import QuestionSettings
 from zerotune.settings.names import default_eval_folder, model_or_default
 from zerotune.settings.precision import resolve_precision
+from zerotune.settings.resolve import data_settings
 from zerotune.squad import question_evaluation
 from zerotune.squad.evaluation import (
     answers_by_span,
@@ -34,10 +35,10 @@ from zerotune.squad.prompts import QuestionPrompt, draw_solved_questions, questi
 from zerotune.squad.questions import TASK
 from zerotune.squad.report import print_scores, question_parts, score_line
 from zerotune.squad.span_data import SpanData
-from zerotune.squad.splits import SOURCES, first_paragraphs, load_shots_source, load_splits
+from zerotune.squad.splits import first_paragraphs, load, load_shots, load_test
 from zerotune.tasks.prompts import uses_chat
+from zerotune.tasks.sources import reporting_sha256, split_of_run
 from zerotune.tasks.splits import Splits
-from zerotune.tasks.task_sources import load_test, reporting_sha256
 from zerotune.training import stages
 from zerotune.training.loop import Loop
 from zerotune.training.schedule import schedule_for
@@ -59,7 +60,7 @@ def train(args) -> None:
 
     # data and configuration: all that can be refused is refused here, before a weight is loaded or a file written
     cpu.use_whole_cpu(tiny_model=args.sample)
-    splits = load_splits(args)
+    splits = load(data_settings(args))
     config, tokenizer = preflight.read_model_folder(args, TASK)
     check_training_flags(args, config, tokenizer)
     lengths = training_lengths(args, config)
@@ -91,10 +92,10 @@ def train(args) -> None:
             stop_signal.raise_when_noted(accelerator)
 
         if args.head == "span":
-            choose = stages.choosing_evaluation(engine, data["choose"], schedule, args, choosing_values, heed)
+            choose = stages.choosing_evaluation(engine, data["validation"], schedule, args, choosing_values, heed)
         else:
             choose = question_evaluation.choosing_evaluation(
-                engine, data["choose"], splits.choose, tokenizer, args, lengths["max_new_tokens"], heed
+                engine, data["validation"], splits.validation, tokenizer, args, lengths["max_new_tokens"], heed
             )
         loop = Loop(engine, data["train"], schedule, run, args, choose, stop_signal)
         stages.resume(loop, args)
@@ -119,14 +120,14 @@ def _tokenise(
     """The train and choosing splits as tokens for the run's head."""
     if args.head == "span":
         settings = QuestionSettings(**lengths)
-        data = {name: span_data(tokenizer, getattr(splits, name), settings, config) for name in ("train", "choose")}
+        data = {name: span_data(tokenizer, getattr(splits, name), settings, config) for name in ("train", "validation")}
         if data["train"].features.num_lost:
             say(f"train: {data['train'].features.num_lost:,} answers stand whole in no window and do not teach")
         return data
     prompt = QuestionPrompt(uses_chat(args.prompt_format, tokenizer, args.model))
     window, shares = config.max_position_embeddings, can_share(config, attention_kernel(args.attention, config))
     encoded = {}
-    for name, num_new_tokens in (("train", 0), ("choose", lengths["max_new_tokens"])):
+    for name, num_new_tokens in (("train", 0), ("validation", lengths["max_new_tokens"])):
         questions = getattr(splits, name)
         part = encode_questions(tokenizer, prompt, questions, lengths["max_length"], window, num_new_tokens)
         encoded[name] = replace(part, shares=shares)
@@ -191,13 +192,13 @@ def evaluate(args) -> None:
     cpu.use_whole_cpu(tiny_model=args.sample)
     config, tokenizer = preflight.read_model_folder(args, TASK)
     check_evaluation_flags(args, config, tokenizer, read_record(args.model, args.revision))
-    run_split = preflight.split_of_run(args.model, TASK)
-    questions, record = load_test(SOURCES, args, run_split)
+    run_split = split_of_run(args.model, TASK)
+    questions, record = load_test(data_settings(args), run_split)
     tokens_per_device = cpu.tokens_per_device(args.tokens_per_device, on_gpu=16384)
     options = _options(args, resolve_precision(args.precision, None), tokens_per_device, args.load_4bit, record)
     check_kernel_precision(options.attention, options.precision)
     if args.shots:
-        source = load_shots_source(args, run_split, questions)
+        source = load_shots(data_settings(args), run_split, questions)
         options = replace(options, shots=draw_solved_questions(source, args.shots, args.seed))
     check_earlier(args.output_dir, options.described(), items_of(options, questions))
     accelerator = launch.start_accelerator(None)

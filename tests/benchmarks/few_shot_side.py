@@ -30,8 +30,9 @@ from zerotune.tasks import imdb, sst2
 from zerotune.tasks.cutting import cut_texts, fit_shots
 from zerotune.tasks.prompts import Prompt, draw_shots, encode_prompts
 from zerotune.tasks.sample import review_lines
-from zerotune.tasks.split_settings import Origin, read_origin
+from zerotune.tasks.sources import Origin
 from zerotune.tasks.splits import balanced_subset, without_texts_of
+from zerotune.tasks.texts import read
 from zerotune.training.batches import evaluation_batches
 
 TASKS = {"imdb": imdb, "sst2": sst2}
@@ -66,8 +67,8 @@ def prepare(args) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(args.model)
     tokenizer.save_pretrained(args.model)
     task = TASKS[args.task]
-    source = {"path": args.file} if args.file else {"sample": (task.ROWS.sample, SAMPLE_ROWS, 1)}
-    examples, _ = read_origin(Origin("test", **source), task.ROWS.columns, "give labelled rows")
+    source = {"path": args.file} if args.file else {"sample": (task.CORPUS.sample, SAMPLE_ROWS, 1)}
+    examples, _ = read(task.CORPUS, Origin("test", **source), "give labelled rows")
     items = balanced_subset(examples, args.items, 0, "--items")
     items = [items[index] for index in random_order(len(items), 0, "order of items")]
     shots = draw_shots(without_texts_of(examples, items), args.shots, len(task.LABELS), 0)

@@ -189,19 +189,17 @@ def train_with_trainer(args) -> None:
     from zerotune.files import default_cache_dir
     from zerotune.models.pretrained import load_tokenizer
     from zerotune.settings.flags import train_parser
+    from zerotune.settings.resolve import data_settings
     from zerotune.tasks import sst2
-    from zerotune.tasks.task_splits import load_splits
     from zerotune.tasks.tokens import encode_texts
 
     torch.set_num_threads(args.threads)
-    splits = load_splits(
-        sst2.ROWS,
-        train_parser("", sst2).parse_args(_flags(args, args.seed, Path("unused"))),
-    )
+    flags = train_parser("", sst2).parse_args(_flags(args, args.seed, Path("unused")))
+    splits = sst2.load(data_settings(flags))
     tokenizer = load_tokenizer(args.model, None)
     pads = args.way == "default"
     rows = {}
-    for name in ("train", "choose", "test"):
+    for name in ("train", "validation", "test"):
         examples = getattr(splits, name)
         encoded = encode_texts(tokenizer, [example.text for example in examples], MAX_LENGTH, default_cache_dir())
         rows[name] = _as_features(encoded, [example.label for example in examples], tokenizer, pads)
@@ -223,7 +221,9 @@ def train_with_trainer(args) -> None:
     figures = {"examples_per_s": num_examples / seconds, "train_s": seconds, "accuracy": None}
     figures["validation_accuracy"] = None
     if args.max_steps is None:
-        figures["accuracy"], figures["validation_accuracy"] = (_accuracy(trainer, rows[n]) for n in ("choose", "test"))
+        figures["accuracy"], figures["validation_accuracy"] = (
+            _accuracy(trainer, rows[n]) for n in ("validation", "test")
+        )
     args.result.write_text(json.dumps(figures))
 
 

@@ -43,7 +43,7 @@ def evaluate(workplace, name, *flags, world=1, expect=0):
 def test_a_run_says_its_split_and_its_truncation(run):
     splits = run.read_json("split.json")
     assert splits["task"] == "imdb" and splits["rule"] == "70-10-20"
-    assert [splits["splits"][name]["count"] for name in ("train", "choose", "test")] == [84, 12, 24]
+    assert [splits["splits"][name]["count"] for name in ("train", "validation", "test")] == [84, 12, 24]
     task = run.read_json("final/task.json")
     assert (task["task"], task["max_length"], task["truncation"]) == ("imdb", 60, "head-and-tail")
     assert run.read_json("eval/final/metrics.json")["num_truncated"] > 12

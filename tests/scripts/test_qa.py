@@ -74,8 +74,8 @@ def test_a_run_leaves_what_was_promised(qa):
         assert [span["score"] for span in found["n_best"]] == sorted(
             (s["score"] for s in found["n_best"]), reverse=True
         )
-    choose, test = (run.read_json("split.json")["splits"][name] for name in ("choose", "test"))
-    assert choose["count"] > 0 and test["count"] == 60
+    validation, test = (run.read_json("split.json")["splits"][name] for name in ("validation", "test"))
+    assert validation["count"] > 0 and test["count"] == 60
     report = (run.folder / "report.html").read_text()
     for said in ("By question word", "HasAns F1", "an oracle and no result", "BLEU", "Worst errors"):
         assert said in report, said

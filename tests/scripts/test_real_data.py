@@ -9,9 +9,8 @@ from brute_force import BruteForce
 from comparing import OFTEN, WEIGHTS, assert_same_bits, assert_same_curve, killed_at, weight_difference
 from launching import REPOSITORY
 
-from zerotune.settings.flags import eval_parser
+from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sst2
-from zerotune.tasks.task_sources import load_test
 
 SHARED = REPOSITORY.parent / "shared"
 MODEL = SHARED / "models" / "stories260K"
@@ -79,7 +78,7 @@ def test_label_words_of_several_tokens_score_as_the_slow_way_says(workplace):
     slow = BruteForce(MODEL)
     assert len(slow.tokenizer(" positive", add_special_tokens=False)["input_ids"]) > 1
     done = workplace.evaluate("real-prompt", "--model", MODEL, "--test-file", VALIDATION, "--limit-eval", 24)
-    examples, _ = load_test(sst2.ROWS, eval_parser("", sst2).parse_args(["--test-file", str(VALIDATION)]), None)
+    examples, _ = sst2.load_test(DataSettings(test_file=str(VALIDATION)), None)
     texts = {example.id: example.text for example in examples}
     lines = done.read_lines("predictions.jsonl")
     wanted = [slow.scores(texts[line["id"]]) for line in lines]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -23,11 +22,10 @@ from zerotune.models.tiny import tiny_causal_model
 from zerotune.run.upload import check_upload
 from zerotune.settings.deepspeed import zero_stage
 from zerotune.settings.flags import train_parser
-from zerotune.settings.groups import ModelSettings
+from zerotune.settings.groups import DataSettings, ModelSettings
 from zerotune.tasks import sst2
 from zerotune.tasks.files import read_file
 from zerotune.tasks.sample import review_lines
-from zerotune.tasks.task_sources import load_test
 from zerotune.training import start
 from zerotune.training.checkpoints import MARKER
 
@@ -75,7 +73,7 @@ def test_a_damaged_line_is_named_and_a_torn_last_one_left_out(tmp_path):
 @pytest.mark.parametrize("dataset", [":test", "glue:", ":"])
 def test_half_a_hub_split(dataset):
     with pytest.raises(Refused, match="--dataset"):
-        load_test(sst2.ROWS, Namespace(dataset=dataset, sample=False, split_seed=0), None)
+        sst2.load_test(DataSettings(dataset=dataset), None)
 
 
 # --- flags ---

@@ -192,7 +192,7 @@ def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
 
 
 def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
-    """Hub id and revision of each data set whose rows are read, as zerotune/tasks/task_sources.py decides it."""
+    """Hub id and revision of each data set whose rows are read, as zerotune/tasks/sources.py decides it."""
     data = wanted.data
     ours = prefetch.dataset_of(wanted.task, data.dataset)
     if wanted.trains:

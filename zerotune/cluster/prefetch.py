@@ -83,7 +83,7 @@ def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
     from zerotune.squad import splits as squad_splits
     from zerotune.tasks import imdb, sst2
 
-    own = {"sst2": sst2.ROWS.dataset, "imdb": imdb.ROWS.dataset, "squad": squad_splits.SOURCES.dataset}
+    own = {"sst2": sst2.DATASET, "imdb": imdb.DATASET, "squad": squad_splits.DATASET}
     name = (flag or own[task]).partition(":")[0]
     return (None, None) if os.path.isdir(name) else (name, None)
 
@@ -216,7 +216,7 @@ def _point_at(snapshot: Path, revision: str) -> None:
 def _fetch_dataset(item: Item, revision: str | None) -> tuple[str | None, list[Path]]:
     import datasets
 
-    from zerotune.tasks.files import cached_commit
+    from zerotune.tasks.hub import cached_commit
 
     with _hub_errors(item):
         parts = datasets.load_dataset(item.name, revision=revision)

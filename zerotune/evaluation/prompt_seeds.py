@@ -10,8 +10,8 @@ from zerotune.models.pretrained import answers_by_prompt
 from zerotune.run.process import is_main_process, say
 from zerotune.settings.groups import EvalSettings
 from zerotune.tasks.prompts import draw_shots
+from zerotune.tasks.sources import reporting_sha256
 from zerotune.tasks.splits import Example
-from zerotune.tasks.task_sources import reporting_sha256
 
 SUMMARISED = ("accuracy", "precision", "recall", "f1")
 

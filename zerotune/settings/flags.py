@@ -27,7 +27,7 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
         "classify: a new head on the last token; generate: a causal model writes the label word after a prompt",
     )
     add_prompt_format(group)
-    add_data_flags(parser, task.ROWS.rules)
+    add_data_flags(parser, task.SPLITS)
     group = add_training_data_flags(parser)
     group.add_argument(
         "--max-length",
@@ -62,7 +62,7 @@ def eval_parser(description: str, task) -> argparse.ArgumentParser:
     """The parser of an eval script: the flags that every task has, with the defaults of a task module."""
     parser = new_parser(description)
     add_model_flags(parser)
-    add_data_flags(parser, task.ROWS.rules, trains=False)
+    add_data_flags(parser, task.SPLITS, trains=False)
     group = add_evaluation_flags(parser, "which shots are drawn")
     group.add_argument(
         "--max-length",

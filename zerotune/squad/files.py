@@ -7,9 +7,9 @@ from pathlib import Path
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
 from zerotune.squad.questions import GoldAnswer, Paragraph, Question
-from zerotune.tasks.files import decode_text, read_bytes, read_hub
-from zerotune.tasks.split_settings import Origin
-from zerotune.tasks.splits import check_unicode, clean_text
+from zerotune.tasks.files import check_unicode, clean_text, decode_text, read_bytes
+from zerotune.tasks.hub import read_hub
+from zerotune.tasks.sources import Origin
 
 FORM = '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}'
 
@@ -82,7 +82,7 @@ def _hub_answers(answers, where: str) -> list[dict]:
     texts = _field(answers, "text", list, where, '"answers": {"text": [], "answer_start": []}')
     starts = _field(answers, "answer_start", list, where, '"answers": {"text": [], "answer_start": []}')
     if len(texts) != len(starts):
-        raise Refused(f"{where}: {len(texts)} answer texts but {len(starts)} answer_start; mend the row")
+        raise Refused(f"{where}: {len(texts)} answer texts but {len(starts)} answer_start; correct the row")
     return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
 
 
@@ -130,9 +130,9 @@ def _question(qa, paragraph: Paragraph, where: str) -> Question:
         return Question(identifier, text, paragraph, None)
     answers = tuple(_answer(each, paragraph, where) for each in _field(qa, "answers", list, where, FORM))
     if impossible and answers:
-        raise Refused(f"{where}: is_impossible is true, but it has {len(answers)} answers; mend one of the two")
+        raise Refused(f"{where}: is_impossible is true, but it has {len(answers)} answers; correct one of the two")
     if impossible is False and not answers:
-        raise Refused(f"{where}: is_impossible is false, but it has no answers; mend one of the two")
+        raise Refused(f"{where}: is_impossible is false, but it has no answers; correct one of the two")
     return Question(identifier, text, paragraph, answers)
 
 
@@ -148,7 +148,7 @@ def _answer(value, paragraph: Paragraph, where: str) -> GoldAnswer:
     if found != text:
         raise Refused(
             f"{where}: answer_start {start} disagrees with the text: the context has {found[:40]!r} there, the answer "
-            f"is {text[:40]!r}; mend the offset (characters from 0, not bytes)"
+            f"is {text[:40]!r}; correct the offset (characters from 0, not bytes)"
         )
     return GoldAnswer(text, start)
 

@@ -7,12 +7,14 @@ from zerotune.errors import Refused
 from zerotune.files import read_json, write_json
 from zerotune.run.folder import check_earlier_run, recorded_flags
 from zerotune.run.process import describe_process, say
+from zerotune.settings.resolve import data_settings
 from zerotune.squad.files import read_predictions, require_predictions
 from zerotune.squad.metrics import PredictedAnswers
+from zerotune.squad.questions import TASK
 from zerotune.squad.report import print_scores
 from zerotune.squad.result_files import write_question_results
-from zerotune.squad.splits import SOURCES
-from zerotune.tasks.task_sources import load_test, reporting_sha256
+from zerotune.squad.splits import load_test
+from zerotune.tasks.sources import reporting_sha256
 
 OF_A_MODEL = (
     "model", "revision", "load_4bit", "shots", "n_best", "max_length", "max_answer_length", "max_new_tokens",
@@ -31,7 +33,7 @@ def score_predictions(args) -> None:
     args.output_dir = args.output_dir or Path("runs") / f"score-{args.score.name.partition('.')[0]}"
     check_earlier_run(args.output_dir, args, says_finished=False)
     sha256 = hashlib.sha256(args.score.read_bytes()).hexdigest()
-    questions, record = load_test(SOURCES, args, None)
+    questions, record = load_test(data_settings(args), None)
     identity = {"predictions_sha256": sha256, "data_sha256": reporting_sha256(record)}
     earlier = args.output_dir / "metrics.json"
     if earlier.exists() and not identity.items() <= read_json(earlier).items():
@@ -50,7 +52,7 @@ def score_predictions(args) -> None:
     predicted = PredictedAnswers([predictions[each.id] for each in questions])
     found = write_question_results(args.output_dir, questions, predicted, args.seed)
     described = {
-        "task": SOURCES.task,
+        "task": TASK,
         "setting": "prediction file",
         "model": args.score.name,
         "seed": None,

@@ -1,7 +1,7 @@
-"""Reading rows: local csv, tsv, jsonl and parquet files, and data sets of the Hugging Face hub.
+"""Read rows of local csv, tsv, jsonl and parquet files.
 
-Every reader gives a `Source`: plain rows in the order of the file, where each row came from, and a content hash. What
-cannot be read is refused with the file and, where there is one, the line.
+Every reader returns a `Source`: plain rows in the order of the file, where each one came from, and a content hash. A
+refusal names the file and, where there is one, the line.
 """
 
 import csv
@@ -9,9 +9,9 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import zlib
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from zerotune.errors import Refused
@@ -21,9 +21,12 @@ FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one file or hub split. `lines[i]` is the 1-based line where row i starts; None where there are no lines.
+    """The rows of one file, hub split or sample.
 
-    `record` is what split.json keeps: path, dataset or sample; revision; sha256; rows."""
+    Attributes:
+        lines: the line, from 1, at which each row starts; None where there are no lines.
+        record: what split.json keeps: path, dataset or sample; revision; sha256; rows.
+    """
 
     name: str
     rows: list[dict]
@@ -31,16 +34,17 @@ class Source:
     record: dict
 
     def where(self, row: int) -> str:
+        """Return the place of a row for messages."""
         return f"{self.name} line {self.lines[row]}" if self.lines is not None else f"{self.name} row {row}"
 
     @property
     def columns(self) -> list[str]:
-        """Columns in order of first appearance; jsonl rows may differ in theirs."""
-        return list(dict.fromkeys(column for row in self.rows for column in row))
+        """Return the columns in order of first appearance; jsonl rows may differ in theirs."""
+        return list(dict.fromkeys(chain.from_iterable(self.rows)))
 
 
 def file_kind(path: Path) -> str:
-    """One of FILE_KINDS, from the name alone. Raises Refused for any other extension."""
+    """Return one of FILE_KINDS by the name alone. Raises Refused for any other extension."""
     parts = path.name.lower().split(".")
     compressed = len(parts) > 1 and parts[-1] == "gz"
     kind = parts[-2] if compressed and len(parts) > 2 else parts[-1] if len(parts) > 1 else ""
@@ -50,7 +54,7 @@ def file_kind(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file as it lies on disk. Raises Refused where it is missing, a folder, unreadable or empty."""
+    """Return the content of a file. Raises Refused where it is missing, a folder, unreadable or empty."""
     try:
         data = path.read_bytes()
     except IsADirectoryError:
@@ -65,7 +69,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def require_file_sha256(path: Path, wanted: str) -> None:
-    """Raises Refused where the file, as it lies on disk, is missing or has another sha256."""
+    """Raise Refused where the file is missing or has another sha256."""
     found = hashlib.sha256(read_bytes(path)).hexdigest()
     if found != wanted:
         raise Refused(
@@ -75,7 +79,7 @@ def require_file_sha256(path: Path, wanted: str) -> None:
 
 
 def rows_sha256(rows: list[dict]) -> str:
-    """Content hash of rows that have no file, for rebuilding a split: sha256 over one json line per row."""
+    """Return a hash of rows that have no file: sha256 over one json line per row."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
@@ -83,9 +87,9 @@ def rows_sha256(rows: list[dict]) -> str:
 
 
 def read_file(path: Path) -> Source:
-    """Rows of a csv (quoted fields may hold newlines), tsv (GLUE's form: no quoting), jsonl or parquet file.
+    """Read a csv (quoted fields may hold newlines), tsv (GLUE's form: no quoting), jsonl or parquet file.
 
-    Raises Refused for everything that cannot be read as such a file, naming the file and the line."""
+    Raises Refused, naming the file and the line, for one that cannot be read."""
     kind = file_kind(path)
     data = read_bytes(path)
     record = {"path": str(path.absolute()), "sha256": hashlib.sha256(data).hexdigest()}
@@ -103,7 +107,7 @@ def read_file(path: Path) -> Source:
 
 
 def decode_text(data: bytes, path: Path) -> str:
-    """A file's bytes as UTF-8 text, unpacked where its name ends in .gz. Raises Refused for what is no such text."""
+    """Decode a file's UTF-8 text, unpacked where its name ends in .gz. Raises Refused for bytes that are no text."""
     if path.name.lower().endswith(".gz"):
         try:
             data = gzip.decompress(data)
@@ -143,7 +147,7 @@ def _row(header: list[str], fields: list[str], path: Path, line: int) -> dict:
     if len(fields) != len(header):
         raise Refused(
             f"{path} line {line}: {len(fields)} fields, but the header has {len(header)} ({_shown(header)}); "
-            "mend the line"
+            "correct the line"
         )
     return dict(zip(header, fields, strict=True))
 
@@ -174,7 +178,7 @@ def _parse_csv(text: str, path: Path) -> tuple[list[dict], list[int]]:
                 starts.append(start)
             start = reader.line_num + 1
     except csv.Error as error:
-        raise Refused(f"{path}: the row that starts on line {start} is not csv ({error}); mend its quotes") from None
+        raise Refused(f"{path}: the row that starts on line {start} is not csv ({error}); correct its quotes") from None
     return rows, starts
 
 
@@ -198,85 +202,47 @@ def _parse_parquet(data: bytes, path: Path) -> list[dict]:
     try:
         return pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also dates that Python cannot hold
-        raise Refused(f"{path}: not a readable parquet file ({_first_line(error)}); write it again") from None
+        raise Refused(f"{path}: not a readable parquet file ({first_line(error)}); write it again") from None
 
 
-def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
-    """Rows of one split of a hub data set; ClassLabel columns become their names, and None where unlabelled (-1).
-
-    Needs the network only where the data set is not in the local cache. Raises Refused for a gated, missing or
-    unreachable id and for a split that it does not have."""
-    import datasets
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
-
-    transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, whichever huggingface_hub uses
-    give_file = "or give local files: --test-file is scored, --train-file trains and gives shots"
-    at = f" at revision {revision}" if revision else ""
-    try:
-        table = datasets.load_dataset(dataset, split=split, revision=revision)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        if isinstance(error.__cause__, GatedRepoError) or "gated" in str(error):
-            raise Refused(
-                f"{dataset} is gated: accept its terms at https://huggingface.co/datasets/{dataset}, then log in with "
-                f"`hf auth login` (or set HF_TOKEN), {give_file}"
-            ) from None
-        raise Refused(
-            f"{dataset}: no such data set on the hub{at}; check the id, log in with `hf auth login` if it is private, "
-            f"{give_file}"
-        ) from None
-    except ConnectionError:
-        raise Refused(
-            f"{dataset}{at} is not in the local cache and the hub cannot be reached; load it once on a machine with "
-            f"network and the same HF_HOME, {give_file}"
-        ) from None
-    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError, transport_error) as error:
-        raise Refused(f"{dataset}, split {split!r}{at}: cannot be loaded ({_first_line(error)}); {give_file}") from None
-    rows = _hub_rows(table)
-    if not rows:
-        raise Refused(f"{dataset}, split {split!r}{at}: holds no rows; {give_file}")
-    record = {
-        "dataset": dataset,
-        "split": split,
-        "revision": revision or cached_commit(table),
-        "fingerprint": table._fingerprint,
-        "sha256": rows_sha256(rows),
-        "rows": len(rows),
-    }
-    return Source(f"{dataset}[{split}]", rows, None, record)
-
-
-def _hub_rows(table) -> list[dict]:
-    from datasets import ClassLabel
-
-    columns = table.to_dict()
-    for name, feature in table.features.items():
-        if isinstance(feature, ClassLabel) and feature.names:
-            columns[name] = [None if value in (None, -1) else feature.names[value] for value in columns[name]]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def cached_commit(table) -> str | None:
-    """The hub commit a data set was built from: the folder of its cache files is named after it."""
-    for entry in table.cache_files:
-        name = Path(entry["filename"]).parent.name
-        if re.fullmatch(r"[0-9a-f]{40}", name):
-            return name
-    return None
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _shown(names: list[str]) -> str:
-    """Column names for a message: a file without a header shows whole sentences here."""
+    """Return column names for a message, shortened: those of a file without a header are whole sentences."""
     return ", ".join(repr(name if len(name) <= 40 else name[:37] + "...") for name in names[:8])
 
 
 def find_column(source: Source, accepted: tuple[str, ...], wanted: str) -> str:
-    """The first of the `accepted` columns that the source has; else Refused, with `wanted` for what a task needs."""
+    """Return the first of the `accepted` columns that the source has. Raises Refused, saying what is `wanted`, where it
+    has none."""
     columns = source.columns
     for name in accepted:
         if name in columns:
             return name
     raise Refused(f"{source.name}: wrong columns: found {_shown(columns)}; wanted {wanted}")
+
+
+def clean_text(value, where: str) -> str:
+    """Return a text without surrounding white space. Raises Refused unless it is a non-empty, valid Unicode string."""
+    if not isinstance(value, str):
+        raise Refused(f"{where}: the text is {type(value).__name__}, wanted a string")
+    text = value.strip()
+    if not text:
+        raise Refused(f"{where}: empty text; remove the row or fill it in")
+    if "\0" in text:
+        raise Refused(f"{where}: the text holds a NUL character; wanted plain text")
+    check_unicode(text, where)
+    return text
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raise Refused for a string that cannot be written to a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused(
+            f"{where}: the text holds half of a surrogate pair, which is not Unicode; correct the row"
+        ) from None

@@ -1,23 +1,25 @@
-"""SST-2: is a sentence from a film review positive or negative? Its rows, its splits and the words of its prompt.
+"""SST-2: is a sentence from a film review positive or negative? Its rows, its splits and the wordings of its prompt.
 
-A row of ours, in the data set's form (lower case, tokens apart, `sentence<TAB>label`):
+A made-up row in the data set's form (lower case, tokens apart, `sentence<TAB>label`):
 
     a small , stubborn film that earns its quiet ending .	1
 
 Label 1 is positive, 0 negative. The published score is accuracy on the 872 validation sentences; the hub's test rows
-have no labels (-1). Nine in ten train rows are phrases of other train rows, so the choosing slice is drawn from whole
-sentences and takes its phrases out of train (zerotune/tasks/phrases.py). Socher et al. 2013; Wang et al. 2018 (GLUE).
+have no labels (-1). Nine in ten train rows are phrases of other train rows, so the rows that validate are drawn from
+whole sentences, and their phrases leave train. Socher et al. 2013; Wang et al. 2018 (GLUE).
 """
 
+from zerotune.settings.groups import DataSettings
+from zerotune.tasks import texts
 from zerotune.tasks.sample import sample_rows
-from zerotune.tasks.split_settings import Columns
-from zerotune.tasks.splits import Example, draw_choosing_slice
-from zerotune.tasks.task_splits import TaskRows
+from zerotune.tasks.splits import Example, Splits, draw_validation_sentences
 
-TASK = "sst2"
+TASK, TITLE = "sst2", "SST-2"
+DATASET = "stanfordnlp/sst2"
+SPLITS = ("official", "80-20")
 LABELS = ("negative", "positive")
 MAX_LENGTH = 256
-# The first is what is meant where nothing is said; the others show what wording does to a score.
+# The first is the default; the others show how much a score depends on the wording.
 WORDINGS = (
     ("Review: {text}\nSentiment:", ("negative", "positive")),
     ("{text}\nIs this negative or positive?\nAnswer:", ("negative", "positive")),
@@ -27,24 +29,34 @@ WORDINGS = (
 )
 
 
-def _draw_choosing(
-    train: list[Example], seed: int, balanced_size: int | None
-) -> tuple[list[Example], list[Example], str]:
-    rest, choose, num_whole = draw_choosing_slice(train, seed, balanced_size)
-    return rest, choose, f"{len(choose)} rows choose, drawn from the {num_whole} whole sentences of train"
+def load(settings: DataSettings) -> Splits:
+    """Return the rows that train, validate and test. Raises Refused for bad input or flags."""
+    return texts.load(CORPUS, settings)
 
 
-ROWS = TaskRows(
+def load_test(settings: DataSettings, run_split: dict | None) -> tuple[list[Example], dict]:
+    """Return the examples that an eval script scores, and the content of its split.json, as `sources.load_test`."""
+    return texts.load_test(CORPUS, settings, run_split)
+
+
+def load_shots(settings: DataSettings, run_split: dict | None, test: list[Example]) -> list[Example]:
+    """Return labelled rows for the prompt, none with a text of `test`, as `sources.rows_for_shots`."""
+    return texts.load_shots(CORPUS, settings, run_split, test)
+
+
+CORPUS = texts.TextCorpus(
     task=TASK,
-    title="SST-2",
-    columns=Columns(text=("sentence", "text"), label=("label",), labels=LABELS),
-    rules=("official", "80-20"),
-    lone_file_rule="80-20",
-    dataset="stanfordnlp/sst2",
-    reporting="validation",
+    title=TITLE,
+    splits=SPLITS,
+    lone_file_split="80-20",
+    split_warnings={"80-20": "phrases overlap: not comparable with official figures"},
+    dataset=DATASET,
+    test_split="validation",
     sample=sample_rows,
     sample_train=(8000, 1),
     sample_test=(1000, 2),
-    draw_choosing=_draw_choosing,
-    drawn_notes={"80-20": "phrases overlap: not comparable with official figures"},
+    labels=LABELS,
+    text_columns=("sentence", "text"),
+    label_columns=("label",),
+    draw_validation=draw_validation_sentences,
 )

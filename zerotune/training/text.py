@@ -33,7 +33,7 @@ def tokenise(
     Raises:
         Refused: as encode_texts and encode_answers do.
     """
-    parts = {"train": splits.train, "validation": splits.choose}
+    parts = {"train": splits.train, "validation": splits.validation}
     max_length = settings.text.max_length
     if settings.head == "classify":
         return {

@@ -151,7 +151,7 @@ def test_items_of_a_command_line(tmp_path):
     assert items("train/sst2.py", *flags) == [model, Item("dataset", "stanfordnlp/sst2")]
     assert items("train/imdb.py", *flags, "--train-file", "a.csv") == [model]
     assert items("eval/sst2.py", *flags, "--dataset", "me/mine:test") == [model, Item("dataset", "me/mine")]
-    assert items("train/qa.py", *flags)[1:] == [Item("dataset", squad_splits.SOURCES.dataset), Item("wordnet")]
+    assert items("train/qa.py", *flags)[1:] == [Item("dataset", squad_splits.DATASET), Item("wordnet")]
     final = tmp_path / "run" / "final"
     final.mkdir(parents=True)
     (final / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))

@@ -83,15 +83,15 @@ PARAMETERS = {
 }
 SPLIT = {
     "task": "sst2",
-    "rule": "official: the published validation set reports, whole sentences of train choose",
+    "rule": "official: the published validation set reports, whole sentences of train validate",
     "split_seed": 0,
     "splits": {
         "train": {"count": 60_112, "labels": {"negative": 26_610, "positive": 33_502}, "ids_sha256": "ab" * 32},
-        "choose": {"count": 872, "labels": {"negative": 428, "positive": 444}, "ids_sha256": "cd" * 32},
+        "validation": {"count": 872, "labels": {"negative": 428, "positive": 444}, "ids_sha256": "cd" * 32},
         "test": {"count": 872, "labels": {"negative": 428, "positive": 444}, "ids_sha256": "ef" * 32},
     },
     "sources": {"train": {"dataset": "stanfordnlp/sst2", "rows": 67_349, "sha256": "12" * 32}},
-    "notes": ["8,995 rows occur more than once", "31 train rows that stand in test left train"],
+    "notes": ["8,995 rows occur more than once", "removed 31 train rows that are also in test"],
     "settings": {"train_size": None},
     "removed_rows": {"in_test": 31, "in_choose": 6_334},
 }
@@ -235,7 +235,7 @@ def test_curves_have_labelled_axes(run):
 def test_data_parameters_and_run_facts(run):
     folder, texts = run
     page = read(write_report(folder, label_parts(LABELS, texts)))
-    for text in ("60,112", "6334", "31 train rows that stand in test left train", "66,955,010", "592,130"):
+    for text in ("60,112", "6334", "removed 31 train rows that are also in test", "66,955,010", "592,130"):
         assert text in page.text
     assert "as published this run" in page.text and "groups · adapter – 147,456" in page.text
     for text in ("NVIDIA H100 80GB HBM3", "12.346 s", "6.00 GiB", "468.6 per second", RUN["command"], "2.13.0"):

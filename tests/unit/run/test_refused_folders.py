@@ -2,23 +2,24 @@
 
 import json
 from argparse import Namespace
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 from default_settings import run_settings
 
-from zerotune.checks.preflight import read_split, split_of_run
 from zerotune.errors import Refused
 from zerotune.metrics.evaluations import read_evaluation
 from zerotune.models.pretrained import check_tuned_for
 from zerotune.report.comparison import write_comparison
 from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run
 from zerotune.run.process import run_script
-from zerotune.tasks.split_settings import SETTING_NAMES
+from zerotune.settings.groups import DataSettings
+from zerotune.tasks.sources import read_split, split_of_run
 
 FLAGS = {"seed": 0}
 ALONE = SimpleNamespace(num_processes=1)
-SPLIT = {"task": "sst2", "splits": {}, "sources": {}, "settings": dict.fromkeys(sorted(SETTING_NAMES))}
+SPLIT = {"task": "sst2", "splits": {}, "sources": {}, "settings": asdict(DataSettings())}
 
 
 # --- run folders ---

@@ -1,19 +1,19 @@
 """SQuAD's splits: articles stay whole, nothing of test is trained on, and split.json rebuilds the items."""
 
 import json
-from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from zerotune.errors import Refused
+from zerotune.settings.groups import DataSettings
 from zerotune.squad.files import parse_questions
 from zerotune.squad.sample import sample_articles
-from zerotune.squad.splits import SOURCES, draw_articles, first_paragraphs, load_splits
-from zerotune.tasks.task_sources import load_test
+from zerotune.squad.splits import draw_articles, first_paragraphs, load, load_test
 
 
-def flags(**given):
-    return Namespace(**{"split_seed": 0, **given})
+def flags(**given) -> DataSettings:
+    return DataSettings(**{name: str(value) if isinstance(value, Path) else value for name, value in given.items()})
 
 
 @pytest.fixture
@@ -37,40 +37,40 @@ def kinds(questions):
     return {bool(question.answers) for question in questions}
 
 
-def test_a_slice_of_train_chooses_by_article(files):
-    splits = load_splits(flags(train_file=files["train_file"], test_file=files["test_file"]))
-    assert len(splits.test) == 100 and len(splits.train) + len(splits.choose) == 900
-    assert not articles(splits.train) & articles(splits.choose)
-    assert 0.05 * 900 <= len(splits.choose) < 0.08 * 900
-    assert kinds(splits.choose) == {True, False}
-    assert splits.record["splits"]["choose"]["articles"] == len(articles(splits.choose))
-    assert any("articles of train choose" in note for note in splits.record["notes"])
-    other = load_splits(flags(train_file=files["train_file"], test_file=files["test_file"], split_seed=1))
-    assert ids(other.choose) != ids(splits.choose) and ids(other.test) == ids(splits.test)
+def test_a_slice_of_train_validates_by_article(files):
+    splits = load(flags(train_file=files["train_file"], test_file=files["test_file"]))
+    assert len(splits.test) == 100 and len(splits.train) + len(splits.validation) == 900
+    assert not articles(splits.train) & articles(splits.validation)
+    assert 0.05 * 900 <= len(splits.validation) < 0.08 * 900
+    assert kinds(splits.validation) == {True, False}
+    assert splits.record["splits"]["validation"]["articles"] == len(articles(splits.validation))
+    assert any("articles of train validate" in note for note in splits.record["notes"])
+    other = load(flags(train_file=files["train_file"], test_file=files["test_file"], split_seed=1))
+    assert ids(other.validation) != ids(splits.validation) and ids(other.test) == ids(splits.test)
 
 
-def test_given_files_choose_and_report(files):
-    splits = load_splits(flags(**files))
-    assert (len(splits.train), len(splits.choose), len(splits.test)) == (900, 120, 100)
-    alone = load_splits(flags(train_file=files["train_file"], validation_file=files["validation_file"]))
+def test_given_files_validate_and_report(files):
+    splits = load(flags(**files))
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (900, 120, 100)
+    alone = load(flags(train_file=files["train_file"], validation_file=files["validation_file"]))
     assert len(alone.test) == 120 and any("it reports" in note for note in alone.record["notes"])
 
 
 def test_80_20_keeps_articles_whole(files):
-    splits = load_splits(flags(train_file=files["train_file"]))
+    splits = load(flags(train_file=files["train_file"]))
     assert splits.record["rule"] == "80-20"
     assert 0.2 * 900 <= len(splits.test) < 0.22 * 900
-    sides = [articles(part) for part in (splits.train, splits.choose, splits.test)]
+    sides = [articles(part) for part in (splits.train, splits.validation, splits.test)]
     assert len(set.union(*sides)) == sum(map(len, sides))
     assert not any("not comparable" in note for note in splits.record["notes"])
 
 
 def test_a_random_split_says_that_it_is_not_comparable(files):
-    splits = load_splits(flags(train_file=files["train_file"], split="random"))
+    splits = load(flags(train_file=files["train_file"], split="random"))
     assert len(splits.test) == 180
     assert articles(splits.train) & articles(splits.test)
-    assert not articles(splits.train) & articles(splits.choose)
-    assert any("a paragraph stands on both sides: not comparable" in note for note in splits.record["notes"])
+    assert not articles(splits.train) & articles(splits.validation)
+    assert any("paragraphs are on both sides: not comparable" in note for note in splits.record["notes"])
 
 
 def test_paragraphs_of_test_leave_train(tmp_path, files):
@@ -83,35 +83,35 @@ def test_paragraphs_of_test_leave_train(tmp_path, files):
     value["data"].append(copied)
     num_copied = sum(len(paragraph["qas"]) for paragraph in copied["paragraphs"])
     files["train_file"].write_text(json.dumps(value))
-    splits = load_splits(flags(**files))
+    splits = load(flags(**files))
     assert len(splits.train) == 900 and splits.record["removed_rows"]["train_rows_in_test"] == num_copied
-    assert f"{num_copied} train questions about paragraphs that stand in test left train" in splits.record["notes"]
+    assert f"removed {num_copied} train questions about paragraphs that are also in test" in splits.record["notes"]
 
 
 @pytest.mark.parametrize("split", ["official", "80-20", "random"])
 def test_the_items_of_a_run_are_rebuilt(files, split):
     given = {"test_file": files["test_file"]} if split == "official" else {}
-    splits = load_splits(flags(train_file=files["train_file"], split=split, **given))
+    splits = load(flags(train_file=files["train_file"], split=split, **given))
     record = json.loads(json.dumps(splits.record))
-    test, of_test = load_test(SOURCES, flags(), record)
+    test, of_test = load_test(flags(), record)
     assert ids(test) == ids(splits.test)
     assert of_test["splits"]["test"] == record["splits"]["test"]
-    fewer, _ = load_test(SOURCES, flags(limit_eval=10), record)
+    fewer, _ = load_test(flags(limit_eval=10), record)
     assert len(fewer) == 10 and set(ids(fewer)) < set(ids(test))
     source = files["test_file" if split == "official" else "train_file"]
     source.write_text(source.read_text() + " ")
     with pytest.raises(Refused, match="has changed since the run was split"):
-        load_test(SOURCES, flags(), record)
+        load_test(flags(), record)
 
 
 def test_sizes_are_balanced_and_limits_keep_paragraphs(files):
-    splits = load_splits(flags(**files, train_size=100, test_size=20))
+    splits = load(flags(**files, train_size=100, test_size=20))
     for part, size in ((splits.train, 100), (splits.test, 20)):
         assert len(part) == size and sum(bool(question.answers) for question in part) == size // 2
     with pytest.raises(Refused, match=r"--train-size 800: a balanced subset needs 400"):
-        load_splits(flags(**files, train_size=800))
-    limited = load_splits(flags(**files, limit_train=100, limit_eval=30))
-    assert [len(part) for part in (limited.train, limited.choose, limited.test)] == [100, 30, 30]
+        load(flags(**files, train_size=800))
+    limited = load(flags(**files, limit_train=100, limit_eval=30))
+    assert [len(part) for part in (limited.train, limited.validation, limited.test)] == [100, 30, 30]
 
 
 def test_limits_take_whole_paragraphs():
@@ -132,7 +132,7 @@ def test_the_first_article_drawn_has_questions_of_both_kinds():
             paragraph["qas"] = [qa for qa in paragraph["qas"] if qa["answers"]]
     questions = parse_questions(value, "sample")
     for seed in range(10):
-        rest, drawn = draw_articles(questions, 0.01, seed, "choosing")
+        rest, drawn = draw_articles(questions, 0.01, seed, "validation")
         assert kinds(drawn) == kinds(rest) == {True, False}
         assert sorted(ids(rest) + ids(drawn)) == sorted(ids(questions))
 
@@ -142,17 +142,17 @@ def test_what_cannot_be_split_is_refused(tmp_path, files):
     lone = tmp_path / "one.json"
     lone.write_text(json.dumps(one))
     with pytest.raises(Refused, match=r"the test split is drawn by article, .* are of 1; give more articles"):
-        load_splits(flags(train_file=lone))
+        load(flags(train_file=lone))
     copy = tmp_path / "copy.json"  # the same paragraphs under other ids
     copy.write_text(lone.read_text().replace('"sample-1-', '"copy-'))
     with pytest.raises(Refused, match="the train split: no questions are left"):
-        load_splits(flags(train_file=lone, test_file=copy, validation_file=files["validation_file"]))
+        load(flags(train_file=lone, test_file=copy, validation_file=files["validation_file"]))
     with pytest.raises(Refused, match=r"the id 'sample-1-0-0-0' occurs in .*train\.json and in .*train\.json"):
-        load_splits(flags(train_file=files["train_file"], test_file=files["train_file"]))
+        load(flags(train_file=files["train_file"], test_file=files["train_file"]))
     with pytest.raises(Refused, match="SQuAD v2 has no split '70-10-20'; choose official or random or 80-20"):
-        load_splits(flags(train_file=files["train_file"], split="70-10-20"))
+        load(flags(train_file=files["train_file"], split="70-10-20"))
     with pytest.raises(Refused, match="--split random draws its test rows from train"):
-        load_splits(flags(train_file=files["train_file"], test_file=files["test_file"], split="random"))
+        load(flags(train_file=files["train_file"], test_file=files["test_file"], split="random"))
 
 
 def test_unanswered_questions_can_be_predicted_but_not_reported(tmp_path, files):
@@ -163,7 +163,7 @@ def test_unanswered_questions_can_be_predicted_but_not_reported(tmp_path, files)
     blind = tmp_path / "blind.json"
     blind.write_text(json.dumps(value))
     with pytest.raises(Refused, match=r"its questions have no answers; .*predict these with eval/qa\.py"):
-        load_splits(flags(train_file=files["train_file"], test_file=blind))
-    test, record = load_test(SOURCES, flags(test_file=blind), None)
+        load(flags(train_file=files["train_file"], test_file=blind))
+    test, record = load_test(flags(test_file=blind), None)
     assert {question.answers for question in test} == {None}
     assert record["splits"]["test"]["labels"] == {"unlabelled": 100}

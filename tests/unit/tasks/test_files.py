@@ -10,8 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from zerotune.errors import Refused
-from zerotune.tasks.files import find_column, read_file, read_hub, require_file_sha256
-from zerotune.tasks.task_sources import reporting_sha256
+from zerotune.tasks.files import find_column, read_file, require_file_sha256
 
 ROWS = [
     {"sentence": 'a "quoted start and no end', "label": "1"},
@@ -68,14 +67,6 @@ def test_a_parquet_date_that_python_cannot_hold_is_refused(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"sentence": ["a"], "when": column}), tmp_path / "far.parquet")
     with pytest.raises(Refused, match="not a readable parquet file"):
         read_file(tmp_path / "far.parquet")
-
-
-def test_items_that_are_drawn_from_a_pool_are_told_by_all_of_it():
-    def pooled(**hashes):
-        return reporting_sha256({"sources": {name: {"sha256": value} for name, value in hashes.items()}})
-
-    assert pooled(train="a", test="b") == "b" and pooled(train="a") == "a"
-    assert pooled(train="a", more="b") != pooled(train="a", more="c")
 
 
 def test_windows_line_ends_and_byte_order_mark(tmp_path):
@@ -157,55 +148,3 @@ def test_changed_file_is_named(tmp_path):
     path.write_text(tsv() + "more\t1\n")
     with pytest.raises(Refused, match=r"rows\.tsv has changed"):
         require_file_sha256(path, wanted)
-
-
-# --- the hub, without a network ---
-
-
-def hub_that(monkeypatch, outcome):
-    """Replace load_dataset by `outcome`: an exception to raise, or a data set to return."""
-    import datasets
-
-    def load_dataset(name, split, revision):
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-
-
-def test_hub_class_labels_become_names(monkeypatch):
-    from datasets import ClassLabel, Dataset, Features, Value
-
-    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["positive", "negative"])})
-    table = Dataset.from_dict({"sentence": ["warm ", "dull", "new"], "label": [0, 1, -1]}, features=features)
-    hub_that(monkeypatch, table)
-    source = read_hub("someone/reviews", "train", "v1")
-    assert [row["label"] for row in source.rows] == ["positive", "negative", None]
-    assert source.record["revision"] == "v1"
-    assert source.record["rows"] == 3
-    assert source.where(1) == "someone/reviews[train] row 1"
-    assert read_hub("someone/reviews", "train").record["sha256"] == source.record["sha256"]
-
-
-def test_hub_refusals_say_what_to_do(monkeypatch):
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError
-
-    broken_transport = HfHubHTTPError.__bases__[0]("no route to host")
-    cases = {
-        "hf auth login": DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub. Visit the page …"),
-        "https://huggingface.co/datasets/a/b": DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
-        "no such data set on the hub at revision v1": DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
-        "not in the local cache": ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"),
-        "the hub cannot be reached": ConnectionError("Couldn't reach 'a/b' on the Hub (ConnectTimeout)"),
-        "cannot be loaded (no route to host)": broken_transport,
-        "Should be one of": ValueError("Unknown split \"test\". Should be one of ['train'].\nmore"),
-    }
-    for message, error in cases.items():
-        hub_that(monkeypatch, error)
-        with pytest.raises(Refused) as refusal:
-            read_hub("a/b", "test", "v1")
-        assert message in str(refusal.value)
-        assert "--train-file" in str(refusal.value)
-        assert "\n" not in str(refusal.value)

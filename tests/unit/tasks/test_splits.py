@@ -10,25 +10,24 @@ from hypothesis import strategies as st
 
 from zerotune.errors import Refused
 from zerotune.tasks.files import Source
+from zerotune.tasks.labels import parse_label, require_labels
 from zerotune.tasks.phrases import PhraseIndex
 from zerotune.tasks.splits import (
     Example,
     balanced_subset,
-    choosing_size,
     count_repeats,
     describe,
-    draw_choosing_slice,
+    draw_validation_sentences,
     ids_sha256,
-    make_examples,
-    normalise,
-    parse_label,
-    require_labels,
+    normalise_text,
+    sentence_slice_size,
     stratified_split,
     stratified_subset,
     whole_sentences,
     without_phrases_of,
     without_texts_of,
 )
+from zerotune.tasks.texts import make_examples
 
 LABELS = ("negative", "positive")
 
@@ -176,30 +175,31 @@ def test_phrase_index_agrees_with_the_plain_definition(texts):
 
 def test_whole_sentences_count_repeats_once_and_leave_conflicts_out():
     rows = examples(["A warm film", "warm film", "a warm film", "so dull", "so dull"], [1, 1, 1, 0, 1])
-    assert ids(whole_sentences(rows)) == ["train-0"]
-    assert ids(without_phrases_of(rows, rows[:1])) == ["train-3", "train-4"]
+    index = PhraseIndex(row.normalised for row in rows)
+    assert ids(whole_sentences(rows, index)) == ["train-0"]
+    assert ids(without_phrases_of(rows, rows[:1], index)) == ["train-3", "train-4"]
 
 
-def test_choosing_slice_takes_its_phrases_along():
+def test_a_slice_of_whole_sentences_takes_its_phrases_along():
     generator = random.Random(0)
     words = [f"word{number}" for number in range(300)]
     sentences = [" ".join(generator.choices(words, k=8)) for _ in range(100)]
     phrases = [" ".join(sentence.split()[2:5]) for sentence in sentences]
     rows = examples(sentences + phrases, [number % 2 for number in range(100)] * 2)
-    train, chosen, num_whole = draw_choosing_slice(rows, 0)
-    assert num_whole == 100
-    assert len(chosen) == choosing_size(200, 100) == 20
+    train, chosen, note = draw_validation_sentences(rows, 0)
+    assert note == "20 rows validate, drawn from the 100 whole sentences of train"
+    assert len(chosen) == sentence_slice_size(200, 100) == 20
     assert len(train) == 160
     assert not any(f" {row.text} " in f" {sentence.text} " for row in train for sentence in chosen)
-    _, balanced, _ = draw_choosing_slice(rows, 0, balanced_size=6)
+    _, balanced, _ = draw_validation_sentences(rows, 0, balanced_size=6)
     assert Counter(row.label for row in balanced) == {0: 3, 1: 3}
 
 
 @pytest.mark.parametrize(
     ("num_rows", "num_whole", "size"), [(67349, 6885, 872), (2000, 2000, 200), (10, 10, 2), (500, 40, 10)]
 )
-def test_choosing_size(num_rows, num_whole, size):
-    assert choosing_size(num_rows, num_whole) == size
+def test_sentence_slice_size(num_rows, num_whole, size):
+    assert sentence_slice_size(num_rows, num_whole) == size
 
 
 def test_describe_counts_unlabelled_rows_apart():
@@ -207,5 +207,5 @@ def test_describe_counts_unlabelled_rows_apart():
     assert describe(examples(["a"], [None]), LABELS)["labels"] == {"unlabelled": 1}
 
 
-def test_normalise():
-    assert normalise(" Warm\t\u00a0FILM\n") == "warm film"
+def test_normalise_text():
+    assert normalise_text(" Warm\t\u00a0FILM\n") == "warm film"

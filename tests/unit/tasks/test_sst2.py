@@ -3,25 +3,22 @@
 import json
 import random
 import time
-from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from zerotune.errors import Refused
-from zerotune.tasks import split_settings, sst2
+from zerotune.settings.groups import DataSettings
+from zerotune.tasks import sst2, texts
 from zerotune.tasks.files import Source, rows_sha256
-from zerotune.tasks.splits import normalise
-from zerotune.tasks.task_sources import load_test
-from zerotune.tasks.task_splits import load_shots_source, load_splits
+from zerotune.tasks.splits import normalise_text
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "sst2"
 
 
-def flags(**given) -> Namespace:
-    names = split_settings.Settings.__dataclass_fields__
-    return Namespace(**{**dict.fromkeys(names), "sample": False, "split_seed": 0, **given})
+def flags(**given) -> DataSettings:
+    return DataSettings(**{name: str(value) if isinstance(value, Path) else value for name, value in given.items()})
 
 
 def review_rows(num_sentences: int, seed: int, word: str = "w") -> list[tuple[str, int]]:
@@ -53,80 +50,78 @@ def ids(examples):
 
 
 def counts(splits):
-    return len(splits.train), len(splits.choose), len(splits.test)
+    return len(splits.train), len(splits.validation), len(splits.test)
 
 
-def test_validation_chooses_and_test_reports(files):
-    splits = load_splits(sst2.ROWS, flags(**files))
+def test_validation_file_validates_and_test_file_reports(files):
+    splits = sst2.load(flags(**files))
     assert counts(splits) == (600, 60, 90)
-    assert {splits.train[0].id, splits.choose[0].id, splits.test[0].id} == {"train-0", "validation-0", "test-0"}
+    assert {splits.train[0].id, splits.validation[0].id, splits.test[0].id} == {"train-0", "validation-0", "test-0"}
     assert splits.record["rule"] == "official"
     assert splits.record["notes"] == []
     json.dumps(splits.record)
 
 
 @pytest.mark.parametrize("alone", ["validation_file", "test_file"])
-def test_alone_it_reports_and_whole_sentences_choose(files, alone):
-    splits = load_splits(sst2.ROWS, flags(train_file=files["train_file"], **{alone: files[alone]}))
+def test_alone_it_reports_and_whole_sentences_validate(files, alone):
+    splits = sst2.load(flags(train_file=files["train_file"], **{alone: files[alone]}))
     # 10 % of 600 rows is 60, but 25 % of the 200 whole sentences is 50; each takes its two phrases along
     assert counts(splits) == (450, 50, {"validation_file": 60, "test_file": 90}[alone])
-    assert all(int(example.id.split("-")[1]) % 3 == 0 for example in splits.choose)
-    assert splits.record["removed_rows"]["train_rows_in_choose"] == 100
+    assert all(int(example.id.split("-")[1]) % 3 == 0 for example in splits.validation)
+    assert splits.record["removed_rows"]["train_rows_in_validation"] == 100
     flag = alone.replace("_", "-")
-    assert f"only --{flag} is given: it reports, and a slice of train chooses" in splits.record["notes"]
-    assert "50 rows choose, drawn from the 200 whole sentences of train" in splits.record["notes"]
+    assert f"only --{flag} is given: it reports, and a slice of train validates" in splits.record["notes"]
+    assert "50 rows validate, drawn from the 200 whole sentences of train" in splits.record["notes"]
 
 
 def test_lone_train_file_is_an_80_20_split_marked_as_overlapping(files):
-    splits = load_splits(sst2.ROWS, flags(train_file=files["train_file"]))
+    splits = sst2.load(flags(train_file=files["train_file"]))
     assert len(splits.test) == 120
     assert Counter(example.label for example in splits.test) == {0: 60, 1: 60}
     assert splits.record["rule"] == "80-20"
-    assert any(sst2.ROWS.drawn_notes["80-20"] in note for note in splits.record["notes"])
-    parts = [ids(part) for part in (splits.train, splits.choose, splits.test)]
+    assert any(sst2.CORPUS.split_warnings["80-20"] in note for note in splits.record["notes"])
+    parts = [ids(part) for part in (splits.train, splits.validation, splits.test)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
     for example in splits.train:
-        assert not any(f" {example.text} " in f" {sentence.text} " for sentence in splits.choose)
+        assert not any(f" {example.text} " in f" {sentence.text} " for sentence in splits.validation)
 
 
-def test_train_rows_that_stand_in_test_leave_train(tmp_path, files):
+def test_rows_of_test_leave_train(tmp_path, files):
     train = [*review_rows(50, 0), ("The  SAME words", 1), ("only here", 0)]
     write_tsv(files["train_file"], train)
     write_tsv(files["test_file"], [("the same words", 1), ("other words", 0)])
     write_tsv(files["validation_file"], [("the same words", 1), ("only here", 0)])
-    splits = load_splits(sst2.ROWS, flags(**files))
+    splits = sst2.load(flags(**files))
     assert splits.record["removed_rows"] == {
         "train_rows_in_test": 1,
-        "choose_rows_in_test": 1,
-        "train_rows_in_choose": 1,
+        "validation_rows_in_test": 1,
+        "train_rows_in_validation": 1,
     }
     assert counts(splits) == (150, 1, 2)
-    assert "1 train rows that stand in test left train" in splits.record["notes"]
+    assert "removed 1 train rows that are also in test" in splits.record["notes"]
 
 
 def test_duplicates_and_conflicts_are_counted(files):
     rows = review_rows(20, 0)
     write_tsv(files["train_file"], [*rows, rows[0], (rows[1][0], 1 - rows[1][1])])
-    record = load_splits(sst2.ROWS, flags(**files)).record
+    record = sst2.load(flags(**files)).record
     assert (record["sources"]["train"]["duplicates"], record["sources"]["train"]["conflicting_texts"]) == (1, 1)
-    assert "train source: 1 duplicate rows, 1 texts with both labels" in record["notes"]
+    assert "train source: 1 duplicate rows, 1 texts with several labels" in record["notes"]
 
 
 def test_limits_and_sizes_come_after_the_split(files):
-    whole = load_splits(sst2.ROWS, flags(train_file=files["train_file"], test_file=files["test_file"]))
-    some = load_splits(
-        sst2.ROWS,
+    whole = sst2.load(flags(train_file=files["train_file"], test_file=files["test_file"]))
+    some = sst2.load(
         flags(
             train_file=files["train_file"], test_file=files["test_file"], limit_train=50, limit_eval=20, test_size=30
         ),
     )
     assert counts(some) == (50, 20, 20)
     assert ids(some.train) < ids(whole.train)
-    assert ids(some.choose) < ids(whole.choose)
+    assert ids(some.validation) < ids(whole.validation)
     numbers = [int(example.id.split("-")[1]) for example in some.train]
     assert numbers == sorted(numbers)
-    sized = load_splits(
-        sst2.ROWS,
+    sized = sst2.load(
         flags(train_file=files["train_file"], test_file=files["test_file"], train_size=100, validation_size=30),
     )
     assert counts(sized) == (100, 30, 90)
@@ -134,18 +129,18 @@ def test_limits_and_sizes_come_after_the_split(files):
 
 
 def test_sample_takes_the_same_path():
-    splits = load_splits(sst2.ROWS, flags(sample=True))
-    train_texts = {normalise(example.text) for example in splits.train}
-    assert len(splits.test) == sst2.ROWS.sample_test[0]
-    assert not train_texts & {normalise(example.text) for example in [*splits.test, *splits.choose]}
-    again = load_splits(sst2.ROWS, flags(sample=True))
+    splits = sst2.load(flags(sample=True))
+    train_texts = {normalise_text(example.text) for example in splits.train}
+    assert len(splits.test) == sst2.CORPUS.sample_test[0]
+    assert not train_texts & {normalise_text(example.text) for example in [*splits.test, *splits.validation]}
+    again = sst2.load(flags(sample=True))
     assert again == splits
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"split": "official", "validation_file": None, "test_file": None}, "--split official wants rows that report"),
+        ({"split": "official", "validation_file": None, "test_file": None}, "--split official needs rows to report on"),
         ({"split": "80-20"}, "--split 80-20 draws its test rows from train"),
         ({"split": "70-10-20"}, "SST-2 has no split '70-10-20'"),
         ({"sample": True}, "--sample makes its own rows"),
@@ -157,25 +152,25 @@ def test_sample_takes_the_same_path():
 )
 def test_flags_that_contradict_each_other_are_refused(files, given, message):
     with pytest.raises(Refused, match=message):
-        load_splits(sst2.ROWS, flags(**{**files, **given}))
+        sst2.load(flags(**{**files, **given}))
 
 
 def test_one_class_and_unlabelled_files_are_refused(files):
     write_tsv(files["train_file"], [("a", 1), ("b", 1)])
     with pytest.raises(Refused, match=r"train\.tsv: none of 2 rows is negative"):
-        load_splits(sst2.ROWS, flags(**files))
+        sst2.load(flags(**files))
     write_tsv(files["train_file"], review_rows(20, 0))
     write_tsv(files["test_file"], [("a", -1), ("b", -1)])
     with pytest.raises(Refused, match=r"test\.tsv: the rows have no labels; .* eval/sst2\.py --test-file"):
-        load_splits(sst2.ROWS, flags(**files))
+        sst2.load(flags(**files))
     files["test_file"].write_text("sentence\na\n")
     with pytest.raises(Refused, match=r"wrong columns: found 'sentence'; wanted 'sentence' \(or 'text'\) and 'label'"):
-        load_splits(sst2.ROWS, flags(**files))
+        sst2.load(flags(**files))
 
 
 def test_train_file_inside_the_test_file_is_refused(files):
-    with pytest.raises(Refused, match="train, less 600 rows that stand in test: no rows"):
-        load_splits(sst2.ROWS, flags(train_file=files["train_file"], test_file=files["train_file"]))
+    with pytest.raises(Refused, match="train, less 600 rows that are also in test: no rows"):
+        sst2.load(flags(train_file=files["train_file"], test_file=files["train_file"]))
 
 
 # --- eval ---
@@ -188,48 +183,48 @@ def saved(record: dict) -> dict:
 
 @pytest.mark.parametrize("given", [("train_file", "test_file"), ("train_file",)])
 def test_a_run_gives_its_own_test_items_back(files, given):
-    splits = load_splits(sst2.ROWS, flags(**{name: files[name] for name in given}, limit_eval=25, limit_train=100))
-    test, record = load_test(sst2.ROWS, flags(), saved(splits.record))
+    splits = sst2.load(flags(**{name: files[name] for name in given}, limit_eval=25, limit_train=100))
+    test, record = sst2.load_test(flags(), saved(splits.record))
     assert test == splits.test
     assert record["splits"] == {"test": splits.record["splits"]["test"]}
-    fewer, record = load_test(sst2.ROWS, flags(limit_eval=10), saved(splits.record))
+    fewer, record = sst2.load_test(flags(limit_eval=10), saved(splits.record))
     assert ids(fewer) < ids(test)
     assert record["splits"]["test"]["count"] == 10
-    shots = load_shots_source(sst2.ROWS, flags(), saved(splits.record), test)
+    shots = sst2.load_shots(flags(), saved(splits.record), test)
     assert shots == splits.train
 
 
 @pytest.mark.parametrize("given", [("train_file", "test_file"), ("train_file",)])
 def test_a_changed_file_of_a_run_is_named(files, given):
-    record = saved(load_splits(sst2.ROWS, flags(**{name: files[name] for name in given})).record)
+    record = saved(sst2.load(flags(**{name: files[name] for name in given})).record)
     changed = files[given[-1]]
     changed.write_text(changed.read_text() + "one more row\t1\n")
     with pytest.raises(Refused, match=rf"{changed.name} has changed since the run was split"):
-        load_test(sst2.ROWS, flags(), record)
+        sst2.load_test(flags(), record)
     changed.unlink()
     with pytest.raises(Refused, match=rf"{changed.name}: no such file"):
-        load_test(sst2.ROWS, flags(), record)
+        sst2.load_test(flags(), record)
 
 
 def test_train_may_be_gone_where_test_is_a_file_of_its_own(files):
-    splits = load_splits(sst2.ROWS, flags(**files))
+    splits = sst2.load(flags(**files))
     files["train_file"].unlink()
-    assert load_test(sst2.ROWS, flags(), saved(splits.record))[0] == splits.test
+    assert sst2.load_test(flags(), saved(splits.record))[0] == splits.test
 
 
 def test_flags_win_over_the_run_and_labels_may_be_missing(files):
-    record = saved(load_splits(sst2.ROWS, flags(**files)).record)
+    record = saved(sst2.load(flags(**files)).record)
     files["test_file"].write_text("index\tsentence\n0\ta warm film\n1\ta dull one\n")
-    test, used = load_test(sst2.ROWS, flags(test_file=files["test_file"], train_file=files["train_file"]), record)
+    test, used = sst2.load_test(flags(test_file=files["test_file"], train_file=files["train_file"]), record)
     assert [(example.id, example.label) for example in test] == [("test-0", None), ("test-1", None)]
     assert used["splits"]["test"]["labels"] == {"unlabelled": 2}
-    assert len(load_test(sst2.ROWS, flags(sample=True), record)[0]) == sst2.ROWS.sample_test[0]
+    assert len(sst2.load_test(flags(sample=True), record)[0]) == sst2.CORPUS.sample_test[0]
 
 
 def test_shots_never_hold_a_test_text(files):
-    test, _ = load_test(sst2.ROWS, flags(test_file=files["test_file"]), None)
+    test, _ = sst2.load_test(flags(test_file=files["test_file"]), None)
     write_tsv(files["train_file"], [(test[0].text.upper(), 1), ("a warm film", 1), ("a dull film", 0)])
-    shots = load_shots_source(sst2.ROWS, flags(train_file=files["train_file"]), None, test)
+    shots = sst2.load_shots(flags(train_file=files["train_file"]), None, test)
     assert [example.id for example in shots] == ["train-1", "train-2"]
 
 
@@ -243,31 +238,31 @@ def test_hub_rows_and_their_unlabelled_test_split(monkeypatch):
         record = {"dataset": dataset, "revision": revision or "c0ffee", "sha256": rows_sha256(rows), "rows": len(rows)}
         return Source(f"{dataset}[{split}]", rows, None, record)
 
-    monkeypatch.setattr(split_settings, "read_hub", read_hub)
-    splits = load_splits(sst2.ROWS, flags())
-    assert asked == [(sst2.ROWS.dataset, "train", None), (sst2.ROWS.dataset, "validation", None)]
+    monkeypatch.setattr(texts, "read_hub", read_hub)
+    splits = sst2.load(flags())
+    assert asked == [(sst2.DATASET, "train", None), (sst2.DATASET, "validation", None)]
     assert ids(splits.test) == {f"validation-{row}" for row in range(15)}
-    test, _ = load_test(sst2.ROWS, flags(), saved(splits.record))
+    test, _ = sst2.load_test(flags(), saved(splits.record))
     assert test == splits.test
-    assert asked[-1] == (sst2.ROWS.dataset, "validation", "c0ffee")
-    unlabelled, _ = load_test(sst2.ROWS, flags(dataset="stanfordnlp/sst2:test"), None)
+    assert asked[-1] == (sst2.DATASET, "validation", "c0ffee")
+    unlabelled, _ = sst2.load_test(flags(dataset="stanfordnlp/sst2:test"), None)
     assert [(example.id, example.label) for example in unlabelled] == [("test-0", None)]
     names["validation"] = names["validation"][::-1]
     with pytest.raises(Refused, match="stanfordnlp/sst2: its rows are not those the run was split from"):
-        load_test(sst2.ROWS, flags(), saved(splits.record))
+        sst2.load_test(flags(), saved(splits.record))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real SST-2 files are not beside the repository")
 def test_real_sst2():
     start = time.perf_counter()
-    splits = load_splits(
-        sst2.ROWS, flags(train_file=REAL / "train.tsv.gz", validation_file=REAL / "validation.tsv.gz", limit_train=6400)
+    splits = sst2.load(
+        flags(train_file=REAL / "train.tsv.gz", validation_file=REAL / "validation.tsv.gz", limit_train=6400)
     )
     seconds = time.perf_counter() - start
     assert counts(splits) == (6400, 872, 872)
     assert splits.record["sources"]["train"]["rows"] == 67349
     assert splits.record["sources"]["train"]["conflicting_texts"] == 5
     assert splits.record["removed_rows"]["train_rows_in_test"] == 0
-    assert "872 rows choose, drawn from the 6885 whole sentences of train" in splits.record["notes"]
+    assert "872 rows validate, drawn from the 6885 whole sentences of train" in splits.record["notes"]
     # 1.2 s on one quiet core; the bound leaves room for a busy machine and still fails a quadratic search (minutes)
     assert seconds < 15

@@ -1,0 +1,70 @@
+"""Read the rows of a data set of the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.tasks.files import Source, first_line, rows_sha256
+
+
+def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
+    """Read one split of a hub data set; a ClassLabel becomes its name, and None where the row is unlabelled (-1).
+
+    Needs the network only where the data set is not in the local cache. Raises Refused for a gated, missing or
+    unreachable id and for a split that it does not have."""
+    import datasets
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, whichever huggingface_hub uses
+    give_file = "or give local files: --test-file is scored, --train-file trains and gives shots"
+    at = f" at revision {revision}" if revision else ""
+    try:
+        table = datasets.load_dataset(dataset, split=split, revision=revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        if isinstance(error.__cause__, GatedRepoError) or "gated" in str(error):
+            raise Refused(
+                f"{dataset} is gated: accept its terms at https://huggingface.co/datasets/{dataset}, then log in with "
+                f"`hf auth login` (or set HF_TOKEN), {give_file}"
+            ) from None
+        raise Refused(
+            f"{dataset}: no such data set on the hub{at}; check the id, log in with `hf auth login` if it is private, "
+            f"{give_file}"
+        ) from None
+    except ConnectionError:
+        raise Refused(
+            f"{dataset}{at} is not in the local cache and the hub cannot be reached; load it once on a machine with "
+            f"network and the same HF_HOME, {give_file}"
+        ) from None
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError, transport_error) as error:
+        raise Refused(f"{dataset}, split {split!r}{at}: cannot be loaded ({first_line(error)}); {give_file}") from None
+    rows = _hub_rows(table)
+    if not rows:
+        raise Refused(f"{dataset}, split {split!r}{at}: holds no rows; {give_file}")
+    record = {
+        "dataset": dataset,
+        "split": split,
+        "revision": revision or cached_commit(table),
+        "fingerprint": table._fingerprint,
+        "sha256": rows_sha256(rows),
+        "rows": len(rows),
+    }
+    return Source(f"{dataset}[{split}]", rows, None, record)
+
+
+def _hub_rows(table) -> list[dict]:
+    from datasets import ClassLabel
+
+    columns = table.to_dict()
+    for name, feature in table.features.items():
+        if isinstance(feature, ClassLabel) and feature.names:
+            columns[name] = [None if value in (None, -1) else feature.names[value] for value in columns[name]]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def cached_commit(table) -> str | None:
+    """Return the hub commit of a data set, after which the folder of its cache files is named."""
+    for entry in table.cache_files:
+        name = Path(entry["filename"]).parent.name
+        if re.fullmatch(r"[0-9a-f]{40}", name):
+            return name
+    return None

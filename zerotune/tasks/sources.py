@@ -1,0 +1,315 @@
+"""Which source does what: the rows that train, validate and test, by the data flags, and a run's test items again.
+
+The rows themselves are read, cut down and described by the functions that a task passes in: labelled texts
+(zerotune/tasks/texts.py) and SQuAD's questions go through the same rules.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.files import json_sha256, read_json
+from zerotune.settings.groups import DataSettings
+from zerotune.tasks.files import require_file_sha256
+from zerotune.tasks.splits import Splits
+
+# Shares of the rows that test and that validate; None: a slice of train validates.
+DRAWN_SHARES = {"80-20": (0.2, None), "70-10-20": (0.2, 0.1), "random": (0.2, None)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """A task's published data and its sample.
+
+    Attributes:
+        task, title: "sst2", "SST-2".
+        splits: the split rules that it has: "official" and some of DRAWN_SHARES.
+        lone_file_split: the rule where --train-file is the only file.
+        split_warnings: what to say of a rule whenever it is used.
+        dataset, test_split: hub id, and the hub split that reports.
+        sample: (number of rows, seed) -> generated rows; sample_train, sample_test: its arguments.
+    """
+
+    task: str
+    title: str
+    splits: tuple[str, ...]
+    lone_file_split: str
+    split_warnings: Mapping[str, str] = field(default_factory=dict)
+    dataset: str
+    test_split: str
+    sample: Callable[[int, int], list | dict]
+    sample_train: tuple[int, int]
+    sample_test: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where rows come from: a file, a hub split (dataset, split, revision) or a sample (generator, rows, seed).
+    `prefix` starts the rows' ids."""
+
+    prefix: str
+    path: str | None = None
+    hub: tuple[str, str, str | None] | None = None
+    sample: tuple[Callable[[int, int], list | dict], int, int] | None = None
+
+
+# --- which source does what ---
+
+
+def split_rule(corpus: Corpus, settings: DataSettings) -> str:
+    """Return --split, or the rule that the files call for. Raises Refused for one that the task does not have."""
+    is_lone_file = settings.train_file and not (settings.validation_file or settings.test_file)
+    rule = settings.split or (corpus.lone_file_split if is_lone_file else "official")
+    if rule not in corpus.splits:
+        raise Refused(f"{corpus.title} has no split {rule!r}; choose {' or '.join(corpus.splits)}")
+    return rule
+
+
+def origins(corpus: Corpus, settings: DataSettings) -> dict[str, Origin]:
+    """Return the sources by their use: "train" always; "test" and "validation" unless they are drawn from train; "more"
+    for rows that join train before the draw. Raises Refused for flags that contradict each other."""
+    validation_file, test_file = settings.validation_file, settings.test_file
+    train, rule = train_origin(corpus, settings), split_rule(corpus, settings)
+    if rule in ("80-20", "random"):
+        if validation_file or test_file:
+            given = validation_file or test_file
+            raise Refused(f"--split {rule} draws its test rows from train, but {given} is given too; leave one out")
+        return {"train": train}
+    published = _published_test(corpus, settings)
+    if rule == "70-10-20":
+        if validation_file:
+            raise Refused(f"--split 70-10-20 draws its validation rows, but {validation_file} is given; leave one out")
+        return {"train": train, "more": published} if published else {"train": train}
+    if validation_file and test_file:
+        return {"train": train, "validation": Origin("validation", path=validation_file), "test": published}
+    test = Origin("validation", path=validation_file) if validation_file else published
+    if test is None:
+        raise Refused(
+            "--split official needs rows to report on; give --test-file beside --train-file, or --split "
+            f"{corpus.lone_file_split}"
+        )
+    return {"train": train, "test": test}
+
+
+def train_origin(corpus: Corpus, settings: DataSettings) -> Origin:
+    """Return the train rows of --sample, --train-file, --dataset or the task's own data set."""
+    if settings.sample:
+        if settings.dataset or settings.train_file or settings.validation_file or settings.test_file:
+            raise Refused("--sample makes its own rows; leave out --sample, or --dataset and the --*-file flags")
+        return Origin("train", sample=(corpus.sample, *corpus.sample_train))
+    if settings.train_file:
+        if settings.dataset:
+            raise Refused(f"--train-file and --dataset {settings.dataset} both name the train rows; give one of them")
+        return Origin("train", path=settings.train_file)
+    return Origin("train", hub=_hub_split(corpus, settings, "train"))
+
+
+def _published_test(corpus: Corpus, settings: DataSettings) -> Origin | None:
+    """Return --test-file, or the test rows of the sample or data set; None where --train-file replaces those."""
+    if settings.test_file:
+        return Origin("test", path=settings.test_file)
+    if settings.sample:
+        return Origin("test", sample=(corpus.sample, *corpus.sample_test))
+    if settings.train_file:
+        return None
+    return Origin(corpus.test_split, hub=_hub_split(corpus, settings, corpus.test_split))
+
+
+def _hub_split(corpus: Corpus, settings: DataSettings, split: str) -> tuple[str, str, str | None]:
+    dataset = settings.dataset or corpus.dataset
+    if ":" in dataset:
+        raise Refused(f"--dataset {dataset}: one split can be evaluated, but not trained on; give the id alone")
+    return dataset, split, settings.dataset_revision
+
+
+# --- split.json ---
+
+
+def split_record(corpus: Corpus, settings: DataSettings, sources: dict, parts: dict, notes: list[str]) -> dict:
+    """Return the content of split.json, from the record of each source and the description of each part."""
+    return {
+        "task": corpus.task,
+        "rule": split_rule(corpus, settings),
+        "split_seed": settings.split_seed,
+        "splits": parts,
+        "sources": sources,
+        "notes": [*_source_notes(corpus, settings, sources), *notes],
+        "settings": asdict(settings),
+    }
+
+
+def _source_notes(corpus: Corpus, settings: DataSettings, sources: dict) -> list[str]:
+    """Note a split that is drawn, a validation or test file without the other, and repeated rows."""
+    notes, rule = [], split_rule(corpus, settings)
+    if rule in DRAWN_SHARES:
+        num_rows = sum(source["rows"] for source in sources.values())
+        warning = f": {corpus.split_warnings[rule]}" if rule in corpus.split_warnings else ""
+        notes.append(f"{rule} split of {num_rows} rows{warning}")
+    elif "train" in sources and bool(settings.validation_file) != bool(settings.test_file):
+        flag = "--validation-file" if settings.validation_file else "--test-file"
+        notes.append(f"only {flag} is given: it reports, and a slice of train validates")
+    for name, source in sources.items():
+        counts = source.get("duplicates", 0), source.get("conflicting_texts", 0)
+        if any(counts):
+            notes.append(f"{name} source: {counts[0]} duplicate rows, {counts[1]} texts with several labels")
+    return notes
+
+
+def reporting_sha256(record: dict) -> str:
+    """Return a hash of the source of the test items, or of all sources where they are drawn from several."""
+    hashes = {name: source["sha256"] for name, source in record["sources"].items()}
+    if "test" in hashes:
+        return hashes["test"]
+    return hashes["train"] if len(hashes) == 1 else json_sha256(hashes)
+
+
+def split_of_run(model: str, task: str) -> dict | None:
+    """Return split.json of the run whose final/ this model is; None where it is of another task or of no run."""
+    path = Path(model).resolve().parent / "split.json"
+    if not (os.path.exists(Path(model) / "task.json") and path.exists()):
+        return None
+    record = read_split(path)
+    return record if record.get("task") == task else None
+
+
+def read_split(path: Path) -> dict:
+    """Return the content of a run's split.json. Raises Refused where it is damaged."""
+    record = read_json(path)
+    missing = [name for name in ("splits", "sources", "settings") if not isinstance(record.get(name), dict)]
+    missing = missing or sorted({each.name for each in fields(DataSettings)} ^ record["settings"].keys())
+    if missing:
+        raise Refused(
+            f"{path} is damaged or of another version of zerotune ({', '.join(missing)}): restore it, or give "
+            "--test-file"
+        )
+    return record
+
+
+# --- test items and train rows for an evaluation ---
+
+
+def load_test(
+    corpus: Corpus,
+    settings: DataSettings,
+    run_split: dict | None,
+    *,
+    load: Callable[[DataSettings], Splits],
+    read: Callable[[Origin], tuple[list, dict]],
+    subset: Callable[[DataSettings, str, list], list],
+    describe: Callable[[list], dict],
+) -> tuple[list, dict]:
+    """Return the items that an eval script scores, and the content of its split.json, whose only part is "test".
+
+    --sample, --dataset, --validation-file, --test-file or --split name them; else they are the test items of the run
+    that wrote `run_split`; else the data set's. `--dataset ID:SPLIT` names a hub split, such as the unlabelled
+    stanfordnlp/sst2:test. All items have labels or none has.
+
+    Args:
+        run_split: content of the run's split.json.
+        load: all parts, where the test items are drawn from train.
+        read: rows and record of a source, with or without labels.
+        subset: (settings, part's name, its rows) -> the rows that size and limit leave.
+        describe: split.json's description of a part.
+    Raises:
+        Refused: bad input, or a source of the run has changed.
+    """
+    is_drawn = settings.split in DRAWN_SHARES
+    of_run = run_split is not None and not _names_items(settings)
+    if of_run:
+        names = run_split["sources"]
+        require_unchanged_files(run_split, ["test"] if "test" in names else names)
+        wanted = _settings_of_run(run_split)
+    elif settings.validation_file and settings.test_file and not is_drawn:
+        raise Refused("--validation-file and --test-file both name the items that are scored: leave one of them out")
+    else:  # --train-file is where shots come from, unless the items are drawn from it
+        wanted = settings if is_drawn else replace(settings, train_file=None)
+
+    origin = _test_origin(corpus, wanted)
+    if origin is None:
+        splits, source = load(wanted), None
+        rows, record = splits.test, splits.record | {"splits": {"test": splits.record["splits"]["test"]}}
+    else:
+        rows, source = read(origin)
+        rows = subset(wanted, "test", rows)
+        record = split_record(corpus, wanted, {"test": source}, {"test": describe(rows)}, [])
+
+    if of_run:
+        require_same_items(run_split, record)
+        if settings.test_size is not None or settings.limit_eval is not None:
+            smaller = replace(wanted, test_size=settings.test_size, limit_eval=settings.limit_eval)
+            rows = subset(smaller, "test", rows)
+            record = record | {"splits": {"test": describe(rows)}}
+    elif run_split is not None and source and source["sha256"] == run_split["sources"]["train"]["sha256"]:
+        note = "the model was tuned on rows of this very file or split: this is no score on unseen items"
+        record = record | {"notes": [*record["notes"], note]}
+    return rows, record
+
+
+def rows_for_shots(
+    corpus: Corpus,
+    settings: DataSettings,
+    run_split: dict | None,
+    *,
+    load: Callable[[DataSettings], Splits],
+    read: Callable[[Origin], tuple[list, dict]],
+) -> list:
+    """Return the rows that shots are drawn from: --train-file, else the run's train rows, else the data set's.
+
+    `load` and `read` as for `load_test`; `read` refuses rows without labels. Raises Refused as it does."""
+    if settings.split in DRAWN_SHARES:
+        return load(replace(settings, limit_train=None, limit_eval=None)).train
+    names_train = settings.sample or settings.dataset or settings.split or settings.train_file
+    if run_split is not None and not names_train:
+        require_unchanged_files(run_split, run_split["sources"])
+        splits = load(_settings_of_run(run_split))
+        require_same_items(run_split, splits.record)
+        return splits.train
+    dataset = (settings.dataset or "").partition(":")[0] or None
+    return read(train_origin(corpus, replace(settings, dataset=dataset)))[0]
+
+
+def _names_items(settings: DataSettings) -> bool:
+    return settings.sample or any((settings.dataset, settings.validation_file, settings.test_file, settings.split))
+
+
+def _test_origin(corpus: Corpus, settings: DataSettings) -> Origin | None:
+    """Return where the test items come from; None where they are drawn from train."""
+    dataset, colon, split = (settings.dataset or "").partition(":")
+    if not colon:
+        return origins(corpus, settings).get("test")
+    if settings.validation_file or settings.test_file:
+        raise Refused(f"--dataset {settings.dataset} names the items, and a file is given too: leave one of them out")
+    if not (dataset and split):
+        raise Refused(f"--dataset {settings.dataset} must be a hub id, or ID:SPLIT; {corpus.dataset}:test is one")
+    return Origin(split, hub=(dataset, split, None))
+
+
+def _settings_of_run(run_split: dict) -> DataSettings:
+    """Return the run's settings, with hub data pinned to the commit that the run read."""
+    revision = run_split["sources"]["train"].get("revision")
+    return replace(DataSettings(**run_split["settings"]), dataset_revision=revision)
+
+
+def require_unchanged_files(run_split: dict, names: Iterable[str]) -> None:
+    """Raise Refused, naming the file, where one of these sources of a run is a file that is missing or has changed."""
+    for name in names:
+        source = run_split["sources"].get(name, {})
+        if "path" in source:
+            require_file_sha256(Path(source["path"]), source["sha256"])
+
+
+def require_same_items(run_split: dict, record: dict) -> None:
+    """Raise Refused where the rebuilt parts that `record` describes are not the run's."""
+    for name, source in record["sources"].items():
+        if source["sha256"] != run_split["sources"][name]["sha256"]:
+            origin = source.get("path") or source.get("dataset") or source["sample"]
+            raise Refused(f"{origin}: its rows are not those the run was split from; name the items by --test-file")
+    for name, part in record["splits"].items():
+        wanted = run_split["splits"][name]["ids_sha256"]
+        if part["ids_sha256"] != wanted:
+            raise Refused(
+                f"the {name} items rebuilt from split.json are not the run's (hash of ids {part['ids_sha256'][:12]}, "
+                f"wanted {wanted[:12]}): the split rule has changed; name the items by --test-file"
+            )
