@@ -25,7 +25,7 @@ import numpy as np
 from zerotune.errors import Refused
 from zerotune.squad.questions import Paragraph, Question
 from zerotune.tasks.cutting import whole_texts
-from zerotune.tasks.token_cache import content_key, load_arrays, save_arrays
+from zerotune.tasks.token_cache import cached_arrays, content_key
 
 QUESTION_SHARE = 1 / 3
 UNKNOWN = -100  # the label of a window whose question has no known answers
@@ -150,12 +150,7 @@ def tokenise(tokenizer, questions: list[str], contexts: list[str], cache_dir: Pa
         [CACHE_FORMAT, tokenizers.__version__, len(questions)], chain([backend.to_str()], questions, contexts)
     )
     path = Path(cache_dir) / "tokens" / f"{key}.bin"
-    arrays = load_arrays(path)
-    if arrays is not None:
-        return Tokens(**arrays)
-    tokens = _tokenise(backend, questions, contexts)
-    save_arrays(path, vars(tokens))
-    return tokens
+    return Tokens(**cached_arrays(path, lambda: vars(_tokenise(backend, questions, contexts))))
 
 
 def _tokenise(backend, questions: list[str], contexts: list[str]) -> Tokens:

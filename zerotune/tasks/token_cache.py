@@ -1,14 +1,17 @@
-"""Arrays in a cache: one file each, named after what they were computed from, whole or not there.
+"""Arrays in a cache: one file per entry, named after what it was computed from, complete or absent.
 
-Any number of processes and nodes may write the same file at once: each writes its own aside and renames it, and
-whichever comes last replaces an equal one.
+Any number of processes and nodes may want the same entry at once. One computes it, and the others wait for its lock and
+read. Where the file system has no locks each computes for itself: all write aside and rename, and the last one replaces
+an equal file.
 """
 
+import fcntl
 import hashlib
 import io
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def content_key(settings: list, texts: Iterable[str]) -> str:
-    """Hash of settings (numbers, strings, None) and texts; none can be mistaken for a part of its neighbour."""
+    """Return a hash of settings (numbers, strings, None) and texts, from which other texts cannot be cut."""
     digest = hashlib.sha256(repr(settings).encode())
     for text in texts:
         data = text.encode()
@@ -27,8 +30,46 @@ def content_key(settings: list, texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def cached_arrays(path: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the entry at `path`; where there is none, `compute` and write it.
+
+    Raises:
+        Refused: the cache cannot be written.
+    """
+    arrays = load_arrays(path)
+    if arrays is None:
+        with _lock_beside(path):
+            arrays = load_arrays(path)  # another process may have written it while this one waited
+            if arrays is None:
+                arrays = compute()
+                save_arrays(path, arrays)
+    return arrays
+
+
+@contextmanager
+def _lock_beside(path: Path) -> Iterator[None]:
+    """Hold the lock of an entry, or none where that is impossible. The system releases the lock of a process that dies.
+
+    A process that waits for a lock file which is removed meanwhile gets the lock of a file that no new process opens:
+    it still finds the entry, or computes it a second time."""
+    lock_path = path.with_suffix(".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock_path.open("w")
+    except OSError:
+        yield  # whoever saves the entry reports the error
+        return
+    with lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock_path.unlink(missing_ok=True)
+
+
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """One file: the sha256 of the rest, then an uncompressed npz. Raises Refused where it cannot be written."""
+    """Write one file: the sha256 of the rest, then an uncompressed npz. Raises Refused where it cannot be written."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     data = buffer.getbuffer()
@@ -49,7 +90,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """What `save_arrays` wrote; None where the file is missing, unreadable or torn, and is to be written again."""
+    """Return what `save_arrays` wrote; None where the file is missing, unreadable or torn."""
     try:
         data = path.read_bytes()
     except OSError:

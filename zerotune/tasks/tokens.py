@@ -1,4 +1,4 @@
-"""Texts to token ids: once, by the fast tokenizer in batches, kept in a cache that is named after its content."""
+"""Texts to token ids: by the fast tokenizer in batches, kept in a cache whose entries are named after their content."""
 
 from dataclasses import dataclass
 from itertools import chain
@@ -8,11 +8,11 @@ import numpy as np
 
 from zerotune.errors import Refused
 from zerotune.tasks.cutting import whole_texts
-from zerotune.tasks.token_cache import content_key, load_arrays, save_arrays
+from zerotune.tasks.token_cache import cached_arrays, content_key
 
 CACHE_FORMAT = "zerotune tokens 1"
 TEXTS_PER_CALL = 2048
-# What is kept of a long text: its head, or a quarter from its head and the rest from its tail, which is best on IMDB
+# How a long text is cut: its head is kept, or a quarter from its head and the rest from its tail, which is best on IMDB
 # (Sun et al. 2019, arXiv:1905.05583, section 5.3.1: 128 and 382 of 510 tokens).
 TRUNCATIONS = ("head", "head-and-tail")
 HEAD_SHARE = 0.25
@@ -20,10 +20,14 @@ HEAD_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of texts, one after the other. Text i has `ids[offsets[i]:offsets[i + 1]]`.
+    """Token ids of texts, one after the other. Text i has `ids[offsets[i]:offsets[i + 1]]`. The arrays are read-only.
 
-    ids: int32 [tokens]; offsets: int64 [texts + 1]; type_ids: uint8 [tokens], None where the model has no token types;
-    num_truncated: texts that were longer than the maximum length. The arrays are read-only."""
+    Attributes:
+        ids: int32 [tokens].
+        offsets: int64 [texts + 1].
+        num_truncated: texts that were longer than the maximum length.
+        type_ids: uint8 [tokens], None where the model has no token types.
+    """
 
     ids: np.ndarray
     offsets: np.ndarray
@@ -32,37 +36,40 @@ class Encoded:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, special tokens included: int64 [texts]."""
+        """Return the tokens of each text, special tokens included: int64 [texts]."""
         return np.diff(self.offsets)
 
     def row(self, text: int) -> np.ndarray:
-        """Token ids of one text: int32 [its length], a view."""
+        """Return the token ids of one text: int32 [its length], a view."""
         return self.ids[self.offsets[text] : self.offsets[text + 1]]
 
 
 def encode_texts(
     tokenizer, texts: list[str], max_length: int, cache_dir: Path | None, truncation: str = "head"
 ) -> Encoded:
-    """The texts with the tokenizer's own special tokens, each cut to `max_length` tokens as TRUNCATIONS says.
+    """Tokenise texts, with the tokenizer's own special tokens, each cut to `max_length` tokens as TRUNCATIONS says.
 
-    Kept in `cache_dir` by content; None: no cache. Raises Refused for a `max_length` without room for text, for a
-    second BOS in front of a text, and for a cache that cannot be written."""
+    Args:
+        cache_dir: where tokens are kept, named after their content; None: no cache.
+    Raises:
+        Refused: `max_length` has no room for text, a text begins with a second BOS, or the cache cannot be written.
+    """
     num_special = tokenizer.num_special_tokens_to_add(pair=False)
     if max_length <= num_special:
         raise Refused(f"--max-length {max_length} has no room beside {num_special} special tokens; raise it")
     if cache_dir is None:
-        return _encode(tokenizer, texts, max_length, truncation)
-    path = Path(cache_dir) / "tokens" / f"{_cache_key(tokenizer, texts, max_length, truncation)}.bin"
-    encoded = _load(path)
-    if encoded is None:
-        encoded = _encode(tokenizer, texts, max_length, truncation)
-        _save(encoded, path)
-    assert len(encoded.offsets) == len(texts) + 1, path
-    return encoded
+        arrays = _encode(tokenizer, texts, max_length, truncation)
+    else:
+        path = Path(cache_dir) / "tokens" / f"{_cache_key(tokenizer, texts, max_length, truncation)}.bin"
+        arrays = cached_arrays(path, lambda: _encode(tokenizer, texts, max_length, truncation))
+        assert len(arrays["offsets"]) == len(texts) + 1, path
+    for array in arrays.values():
+        array.flags.writeable = False
+    return Encoded(arrays["ids"], arrays["offsets"], int(arrays["num_truncated"]), arrays.get("type_ids"))
 
 
 def _cache_key(tokenizer, texts: list[str], max_length: int, truncation: str) -> str:
-    """Hash of everything that decides the ids."""
+    """Return a hash of everything that decides the ids."""
     import tokenizers
 
     backend = whole_texts(tokenizer)
@@ -71,12 +78,12 @@ def _cache_key(tokenizer, texts: list[str], max_length: int, truncation: str) ->
 
 
 def _settings(tokenizer) -> tuple[str, bool, bool]:
-    """What a tokenizer holds apart from its backend: which side is cut, special tokens are split, it has type ids."""
+    """Return a tokenizer's settings outside its backend: the side that is cut, special tokens are split, type ids."""
     has_types = "token_type_ids" in tokenizer.model_input_names
     return tokenizer.truncation_side, tokenizer.split_special_tokens, has_types
 
 
-def _encode(tokenizer, texts: list[str], max_length: int, truncation: str) -> Encoded:
+def _encode(tokenizer, texts: list[str], max_length: int, truncation: str) -> dict[str, np.ndarray]:
     backend, (side, split_special, has_types) = tokenizer.backend_tokenizer, _settings(tokenizer)
     keeps_tail = truncation == "head-and-tail"
     first = tokenizer(texts[:8], truncation=True, max_length=max_length)["input_ids"] if texts else []
@@ -98,18 +105,19 @@ def _encode(tokenizer, texts: list[str], max_length: int, truncation: str) -> En
             types.append(_joined([row.type_ids for row in rows], gaps, np.uint8))
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    type_ids = np.concatenate([np.zeros(0, np.uint8), *types]) if has_types else None
-    encoded = Encoded(np.concatenate([np.zeros(0, np.int32), *ids]), offsets, num_truncated, type_ids)
-    agree = [
-        encoded.row(text).tolist() == row for text, row in enumerate(first) if len(row) < max_length or not keeps_tail
-    ]
-    assert all(agree), "backend and tokenizer disagree"
-    _require_one_bos(tokenizer, encoded.ids, offsets)
-    return _read_only(encoded)
+    arrays = {"ids": np.concatenate([np.zeros(0, np.int32), *ids]), "offsets": offsets}
+    arrays["num_truncated"] = np.array(num_truncated)
+    if has_types:
+        arrays["type_ids"] = np.concatenate([np.zeros(0, np.uint8), *types])
+    for row, start, end in zip(first, offsets, offsets[1:], strict=False):
+        agrees = arrays["ids"][start:end].tolist() == row
+        assert agrees or (keeps_tail and len(row) == max_length), "backend and tokenizer disagree"
+    _require_one_bos(tokenizer, arrays["ids"], offsets)
+    return arrays
 
 
 def _gap(row, max_length: int) -> slice | None:
-    """The tokens between head and tail of a row that was not truncated and is too long; special tokens stay."""
+    """Return the tokens to drop between head and tail of a row that was not truncated; None of one that fits."""
     excess = len(row) - max_length
     if excess <= 0:
         return None
@@ -119,13 +127,13 @@ def _gap(row, max_length: int) -> slice | None:
 
 
 def _joined(rows: list[list[int]], gaps: list[slice | None], dtype) -> np.ndarray:
-    """All rows without their gaps, one after the other."""
+    """Return all rows without their gaps, one after the other."""
     kept = (row if gap is None else row[: gap.start] + row[gap.stop :] for row, gap in zip(rows, gaps, strict=True))
     return np.fromiter(chain.from_iterable(kept), dtype)
 
 
 def _require_one_bos(tokenizer, ids: np.ndarray, offsets: np.ndarray) -> None:
-    """Where the tokenizer adds a BOS, every text starts with one and only one."""
+    """Raise Refused where a text begins with the BOS that the tokenizer adds."""
     bos = tokenizer.bos_token_id
     if bos is None or tokenizer("")["input_ids"][:1] != [bos]:
         return
@@ -140,25 +148,3 @@ def _require_one_bos(tokenizer, ids: np.ndarray, offsets: np.ndarray) -> None:
             f"text {text} itself begins with {tokenizer.bos_token}, which the tokenizer of {tokenizer.name_or_path} "
             "adds: a text has exactly one; take it out of the text"
         )
-
-
-def _read_only(encoded: Encoded) -> Encoded:
-    for array in (encoded.ids, encoded.offsets, encoded.type_ids):
-        if array is not None:
-            array.flags.writeable = False
-    return encoded
-
-
-def _save(encoded: Encoded, path: Path) -> None:
-    arrays = {"ids": encoded.ids, "offsets": encoded.offsets, "num_truncated": np.int64(encoded.num_truncated)}
-    if encoded.type_ids is not None:
-        arrays["type_ids"] = encoded.type_ids
-    save_arrays(path, arrays)
-
-
-def _load(path: Path) -> Encoded | None:
-    arrays = load_arrays(path)
-    if arrays is None:
-        return None
-    num_truncated = int(arrays["num_truncated"])
-    return _read_only(Encoded(arrays["ids"], arrays["offsets"], num_truncated, arrays.get("type_ids")))
