@@ -3,12 +3,19 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from zerotune.errors import Refused
+from zerotune.records import RESTORE, check_record
+
+# No record of ours is nested deeper, or has a longer integer.
+MAX_DEPTH = 50
+MAX_DIGITS = 300
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,15 +42,54 @@ def json_sha256(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises Refused, naming the file, where it holds something else or cannot be read."""
+def parse_json(text: str):
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, holds NaN, an infinite number or half of a surrogate pair, or is nested too deeply.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refused(f"{path} is damaged ({error}): restore it, or give the run another folder") from None
-    if not isinstance(value, dict):
-        raise Refused(f"{path} is damaged (no JSON object): restore it, or give the run another folder")
+        value = json.loads(text, parse_constant=_refuse_number, parse_float=_finite, parse_int=_moderate)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep") from None
+    if text.count("{") + text.count("[") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def _refuse_number(text: str):
+    raise ValueError(f"{text[:40]} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_number(text)
+
+
+def _moderate(text: str) -> int:
+    return int(text) if len(text) <= MAX_DIGITS else _refuse_number(text)
+
+
+def _is_deeper(value, levels: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(child, levels - 1) for child in children)
+
+
+def read_json(path: Path, form=dict[str, Any], way_out: str = RESTORE) -> dict:
+    """Return the record in a JSON file, checked as `check_record` does.
+
+    Raises:
+        Refused: the file holds something else, or cannot be read; the line names it.
+    """
+    try:
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} is damaged ({error}): {way_out}") from None
+    return check_record(value, form, path, way_out)
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> None:
@@ -51,19 +97,28 @@ def write_json_lines(path: Path, rows: list[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_json_lines(path: Path) -> list[dict]:
-    """The whole lines of a JSON-lines file that is appended to; a torn last line is left out. [] without a file.
+def read_json_lines(path: Path, form=dict[str, Any], way_out: str = "restore the file or remove the line") -> list[dict]:
+    """Return the whole lines of a JSON-lines file that is appended to, without a torn last line; [] without a file.
 
-    Raises Refused, naming file and line, for a line that is no JSON."""
+    Raises:
+        Refused: a line is no JSON or has another form; the line names file and line.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}): {way_out}") from None
     rows = []
     for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        where = f"{path} line {number}"
         try:
-            rows += [json.loads(line)] if line else []
+            value = parse_json(line.decode())
         except ValueError as error:
-            raise Refused(f"{path} line {number} is damaged ({error}): restore the file or take the line out") from None
+            raise Refused(f"{where} is damaged ({error}): {way_out}") from None
+        rows.append(check_record(value, form, where, way_out))
     return rows
 
 

@@ -15,7 +15,7 @@ SCRIPT_FOLDERS = ("train", "eval")
 LIBRARY = sorted((REPOSITORY / "zerotune").rglob("*.py"))
 SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (REPOSITORY / folder).glob("*.py"))
 ROOMS = (  # from the lowest upwards
-    "errors", "randomness", "files", "terminal", "settings", "run", "metrics", "models", "tasks", "training",
+    "errors", "randomness", "records", "files", "terminal", "settings", "run", "metrics", "models", "tasks", "training",
     "evaluation", "report", "squad", "cluster",
 )  # fmt: skip
 # What a run, an evaluation or a user writes; named in documents, never shipped.

@@ -8,6 +8,9 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import (
@@ -40,6 +43,23 @@ RESULTS = (
     "metrics.json", "submission.tsv", "summary.json", "seed-0", "predictions.json", "breakdown.json", "config.json",
     "task.json",
 )  # fmt: skip
+
+
+class State(TypedDict):
+    """state.json."""
+
+    state: Literal["running", "preempted", "refused", "finished"]
+    reason: NotRequired[str | None]
+
+
+class RunRecord(TypedDict):
+    """run.json, as far as it is read back."""
+
+    flags: dict[str, Any]
+    typed_flags: NotRequired[list[str]]
+    identity: NotRequired[dict[str, Any]]
+    world: NotRequired[dict[str, Any]]
+    timings: NotRequired[dict[str, float | None]]
 
 
 def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool:
@@ -96,10 +116,8 @@ def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, obje
     Raises:
         Refused: run.json is damaged.
     """
-    earlier = read_json(path)
-    theirs, typed = earlier.get("flags"), earlier.get("typed_flags", [])
-    if not isinstance(theirs, dict):
-        raise Refused(f"{path} is damaged (no flags): restore it, or use another --output-dir")
+    earlier = read_run_record(path)
+    theirs, typed = earlier["flags"], earlier.get("typed_flags", [])
     changed = {
         name: (theirs.get(name), value)
         for name, value in flags.values.items()
@@ -114,10 +132,15 @@ def held_results(folder: Path) -> list[str]:
     return [name for name in (*RESULTS, PARTIAL_FOLDER) if os.path.lexists(folder / name)]
 
 
-def read_state(folder: Path) -> dict:
-    """state.json, or {} when there is none."""
+def read_state(folder: Path) -> State | dict:
+    """Return state.json, or {} when there is none. Raises Refused where it is damaged."""
     path = folder / "state.json"
-    return read_json(path) if os.path.exists(path) else {}
+    return read_json(path, State) if os.path.exists(path) else {}
+
+
+def read_run_record(path: Path) -> RunRecord:
+    """Return a run.json. Raises Refused where it is damaged."""
+    return read_json(path, RunRecord)
 
 
 class RunFolder:

@@ -1,0 +1,62 @@
+"""Check records that are read back from files: run.json, progress.json, predictions.jsonl and the like.
+
+A form is a TypedDict (of typing_extensions) beside the code that writes the record, or any type that pydantic checks:
+
+    class State(TypedDict):
+        state: Literal["running", "preempted", "refused", "finished"]
+        reason: NotRequired[str | None]
+
+    state = check_record(json.loads(text), State, path)
+"""
+
+from functools import cache
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from zerotune.errors import Refused
+
+Count = Annotated[int, Ge(0), Le(2**63 - 1)]
+RESTORE = "restore it, or give the run another folder"
+
+
+def check_record(value, form, where, way_out: str = RESTORE):
+    """Return a value that was read from a file, once it has its form.
+
+    Args:
+        form: which keys and types are wanted. Types are taken strictly (true is no number, "1" no integer); keys that a
+            TypedDict does not name may be there.
+        where: the file, with the line where it has lines.
+        way_out: what the user can do.
+    Raises:
+        Refused: the value has another form; the line names file, key, value found and wanted.
+    """
+    problem = record_problem(value, form)
+    if problem:
+        raise Refused(f"{where} is damaged ({problem}): {way_out}")
+    return value
+
+
+def record_problem(value, form) -> str | None:
+    """Return the first key that is not as the form wants it, with the value found; None where all are."""
+    from pydantic import ValidationError
+
+    try:
+        _checker(form).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            return f"{key} is missing"
+        found = repr(first["input"])
+        found = found if len(found) <= 60 else f"{found[:57]}..."
+        wanted = first["msg"].removeprefix("Input should be ")
+        return f"{key or 'it'} is {found}, wanted {wanted}"
+    return None
+
+
+@cache
+def _checker(form):
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(form)
