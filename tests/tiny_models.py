@@ -4,6 +4,8 @@ Their texts are ten words; `character_model` reads anything, a byte at a time.
 """
 
 import functools
+import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -23,6 +25,9 @@ ENCODERS = ("distilbert", "bert", "roberta")
 LABELS = ("negative", "positive")
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
 WORDS = ["a", "the", "film", "was", "good", "bad", "not", "very", "dull", "bright"]
+PAD = 3
+# Rows of tokens of several lengths.
+ROWS = [[1, 4, 6, 7, 8], [1, 5, 9], [1, 4, 6, 7, 10, 11, 8, 12]]
 # Two rows for a model to read, and which of their tokens count.
 IDS = torch.tensor([[1, 4, 6, 7, 8], [1, 5, 9, 3, 3]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
@@ -74,6 +79,24 @@ def tiny_model(kind: str) -> str:
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     word_tokenizer(**names).save_pretrained(folder)
     return folder
+
+
+def model_copy(folder: Path, kind: str = "llama", **config) -> Path:
+    """Copy a tiny checkpoint to a folder that does not exist yet, with some values of its config.json changed."""
+    shutil.copytree(tiny_model(kind), folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return folder
+
+
+def padded(rows: list[list[int]], side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask [B, T] of rows, padded on one side."""
+    width = max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), PAD), torch.zeros(len(rows), width, dtype=torch.long)
+    for number, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[number, place], mask[number, place] = torch.tensor(row), 1
+    return ids, mask
 
 
 # In the manner of Llama 3.2: today's date, unless the caller pins one.
@@ -128,6 +151,23 @@ def seeded_model(kind: str, seed: int, vocab_size: int, **sizes):
                 drawn = generator.normal(0, config.initializer_range, tuple(parameter.shape))
                 parameter.copy_(torch.from_numpy(drawn))
     return model
+
+
+def tuned_model(folder: str, method: str, head: str = "classify", **settings) -> tuple:
+    """Return a model in eval mode whose trainable weights have moved, and its tokenizer."""
+    from zerotune.models.classifier import load_classifier
+    from zerotune.models.generator import load_generator
+    from zerotune.models.pretrained import load_tokenizer
+    from zerotune.models.span_head import load_span_model
+    from zerotune.settings.groups import ModelSettings
+
+    tokenizer, settings = load_tokenizer(folder, None), ModelSettings(folder, None, method, **settings)
+    if head == "classify":
+        model = load_classifier(settings, LABELS, tokenizer)
+    else:
+        model = {"span": load_span_model, "generate": load_generator}[head](settings, tokenizer)
+    move_weights(model)
+    return model.eval(), tokenizer
 
 
 def move_weights(model: torch.nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""final/ gives the same logits again: through zerotune, and by the one line of its README without it."""
+"""final/ gives the same logits again: through zerotune, and by the lines of its README without it."""
 
 import json
 import re
@@ -6,75 +6,141 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny_models import IDS, LABELS, MASK, move_weights, tiny_model
-from transformers import AutoModelForSequenceClassification
+from safetensors.torch import load_file
+from tiny_models import IDS, LABELS, MASK, tiny_model, tuned_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForQuestionAnswering
 
 from zerotune.errors import Refused
 from zerotune.models.classifier import load_classifier
-from zerotune.models.final_folder import load_final_or_base, save_final
+from zerotune.models.final_folder import load_final_or_base, load_final_span, save_final
+from zerotune.models.generator import load_language_model
 from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.span_head import load_span_model
 from zerotune.settings.groups import ModelSettings
 
 pytestmark = pytest.mark.usefixtures("plain_four_bits")
 
-KINDS = ["llama", "gemma2", "mistral", "qwen2", "distilbert", "bert"]
+METHODS = ["full", "lora", "qlora"]
+KINDS = {
+    "classify": ["llama", "gemma2", "mistral", "qwen2", "distilbert", "bert"],
+    "span": ["llama", "gemma2", "gemma3_text", "mistral", "qwen2", "distilbert", "bert", "roberta"],
+    "generate": ["llama", "gemma2", "mistral"],
+}
+CASES = [(head, kind) for head, kinds in KINDS.items() for kind in kinds]
+PROMPT = {"prompt": {"label_words": ["bad", "good"]}}
 
 
-def tuned(kind, method, **settings):
-    """A classifier whose trainable weights have moved, and its tokenizer."""
-    folder = tiny_model(kind)
-    tokenizer = load_tokenizer(folder, None)
-    model = load_classifier(ModelSettings(folder, None, method, **settings), LABELS, tokenizer)
-    move_weights(model)
-    return model.eval(), tokenizer
-
-
-def logits(model):
+def logits(model, head="classify"):
+    """The logits of the tokens that count."""
     with torch.no_grad():
-        return model(IDS, MASK)
+        if head == "generate":
+            return model(IDS, *torch.nonzero(MASK, as_tuple=True))
+        found = model(IDS, MASK)
+        return found[MASK == 1] if head == "span" else found
+
+
+def reloaded(folder, head="classify", **settings):
+    settings = ModelSettings(str(folder), **settings)
+    return load_final_span(settings) if head == "span" else load_final_or_base(settings, LABELS)
 
 
 @pytest.mark.parametrize("gathered", [False, True])
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_loaded_by_us_it_gives_the_same_logits(kind, method, gathered, tmp_path):
-    model, tokenizer = tuned(kind, method)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("head", "kind"), [case for case in CASES if case[0] != "generate"])
+def test_loaded_by_us_it_gives_the_same_logits(head, kind, method, gathered, tmp_path):
+    model, tokenizer = tuned_model(tiny_model(kind), method, head)
     trained = {n: p.detach().clone() for n, p in model.model.named_parameters() if p.requires_grad}
     save_final(model, tokenizer, tmp_path, {"task": "sst2", "max_length": 9}, trained if gathered else None)
-    again, its_tokenizer, task = load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
-    assert torch.equal(logits(again), logits(model))
+    again, its_tokenizer, task = reloaded(tmp_path, head)
+    assert torch.equal(logits(again, head), logits(model, head))
     assert its_tokenizer.pad_token_id == tokenizer.pad_token_id
     base = {"base_model": tiny_model(kind), "base_revision": None}
     assert task == {"task": "sst2", "max_length": 9, "method": method, "dtype": "float32", **base}
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_line_of_its_readme_gives_the_same_logits(kind, method, tmp_path, monkeypatch):
-    """Stock pooling is by pad id: the rows here do not end in it."""
-    model, tokenizer = tuned(kind, method)
-    save_final(model, tokenizer, tmp_path, {"task": "sst2"})
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS["generate"])
+def test_a_generator_loaded_for_evaluation_gives_the_same_logits(kind, method, tmp_path):
+    """An adapter that was trained in 4 bits is evaluated so unasked."""
+    model, tokenizer = tuned_model(tiny_model(kind), method, "generate")
+    save_final(model, tokenizer, tmp_path, PROMPT)
+    again = load_language_model(ModelSettings(str(tmp_path)), torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS).logits[MASK == 1], logits(model, "generate"), atol=2e-6, rtol=0)
+    assert any(p.dtype == torch.uint8 for p in again.parameters()) == (method == "qlora")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("head", "kind"), CASES)
+def test_the_lines_of_its_readme_give_the_same_logits(head, kind, method, tmp_path, monkeypatch):
+    """Stock pooling is by pad id: the rows here do not end with it."""
+    model, tokenizer = tuned_model(tiny_model(kind), method, head)
+    save_final(model, tokenizer, tmp_path, {"task": "sst2", **PROMPT})
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.startswith("model = ")]) == 1
+    own_class = head == "span" and kind.startswith("gemma")
+    assert ("class SpanModel" in code) == own_class, "transformers has a class for the others"
     names = {}
     monkeypatch.chdir(tmp_path)
     exec(code, names)
     with torch.no_grad():
-        plain = names["model"].eval()(input_ids=IDS, attention_mask=MASK).logits
-    torch.testing.assert_close(plain, logits(model), atol=2e-6, rtol=0)
+        output = names["model"].eval()(input_ids=IDS, attention_mask=MASK)
+    if head == "span":
+        plain = torch.stack([output.start_logits, output.end_logits], dim=-1)[MASK == 1]
+    else:
+        plain = output.logits if head == "classify" else output.logits[MASK == 1]
+    torch.testing.assert_close(plain, logits(model, head), atol=5e-6 if head == "span" else 2e-6, rtol=0)
     config = names["model"].config
-    assert (config.id2label, config.pad_token_id) == (dict(enumerate(LABELS)), 3)
-    assert names["tokenizer"].pad_token_id == 3
+    assert names["tokenizer"].pad_token_id == 3 and (head == "generate" or config.pad_token_id == 3)
+    assert head != "classify" or config.id2label == dict(enumerate(LABELS))
 
 
-def test_full_tuning_is_a_plain_float32_checkpoint(tmp_path):
-    model, tokenizer = tuned("llama", "full")
-    save_final(model, tokenizer, tmp_path, {})
+# --- full tuning ---
+
+
+def test_a_classifier_is_a_plain_float32_checkpoint(tmp_path):
+    save_final(*tuned_model(tiny_model("llama"), "full"), tmp_path, {})
     weights = load_file(tmp_path / "model.safetensors")
     assert "score.weight" in weights and {value.dtype for value in weights.values()} == {torch.float32}
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert plain.dtype == torch.float32, "the config says float32, the default dtype follows it"
+
+
+def test_a_span_model_is_a_plain_checkpoint_of_its_class(tmp_path):
+    save_final(*tuned_model(tiny_model("llama"), "full", "span"), tmp_path, {})
+    weights = load_file(tmp_path / "model.safetensors")
+    assert {name.partition(".")[0] for name in weights} == {"transformer", "qa_outputs"}
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+    _, info = LlamaForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_a_generator_is_a_plain_causal_checkpoint(kind, tmp_path):
+    model, tokenizer = tuned_model(tiny_model(kind), "full", "generate")
+    gathered = {name: tensor.detach().clone() for name, tensor in model.model.state_dict().items()}
+    save_final(model, tokenizer, tmp_path, PROMPT, gathered)
+    plain, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert plain.dtype == torch.float32 and plain.config.use_cache
+    for name, parameter in model.stock_model.named_parameters():
+        assert torch.equal(plain.get_parameter(name), parameter), name
+
+
+def test_tuning_continues_from_a_final_folder(tmp_path):
+    model, tokenizer = tuned_model(tiny_model("qwen2"), "full", "span")
+    save_final(model, tokenizer, tmp_path, {})
+    again = load_span_model(ModelSettings(str(tmp_path), None, "lora"), tokenizer).eval()
+    torch.testing.assert_close(logits(again, "span"), logits(model, "span"), atol=5e-6, rtol=0)
+
+
+def test_a_16_bit_weight_is_never_saved(tmp_path):
+    model, tokenizer = tuned_model(tiny_model("llama"), "full")
+    with pytest.raises(AssertionError, match=r"final/ is float32.*score\.weight"):
+        save_final(model, tokenizer, tmp_path, {}, {"score.weight": torch.zeros(2, 32, dtype=torch.bfloat16)})
+
+
+# --- adapters ---
 
 
 def test_an_adapter_holds_no_relative_base_path(tmp_path, monkeypatch):
@@ -91,65 +157,37 @@ def test_an_adapter_holds_no_relative_base_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_the_head_of_a_loaded_adapter_stays_float32(method, tmp_path):
-    model, tokenizer = tuned("llama", method, precision="bf16")
+@pytest.mark.parametrize(("head", "kind"), [("classify", "llama"), ("span", "gemma2")])
+def test_the_head_of_a_loaded_adapter_stays_float32(head, kind, method, tmp_path):
+    model, tokenizer = tuned_model(tiny_model(kind), method, head, precision="bf16")
     save_final(model, tokenizer, tmp_path, {})
-    trained = model.model.get_base_model().score.weight
+    name = "qa_outputs" if head == "span" else "score"
+    trained = getattr(model.stock_model, name).weight
     for wanted in ("full", "qlora"):
-        again, _, _ = load_final_or_base(ModelSettings(str(tmp_path), precision="bf16", method=wanted), LABELS)
-        head = again.stock_model.score.weight
-        assert head.dtype == torch.float32 and torch.equal(head, trained)
+        again, _, _ = reloaded(tmp_path, head, precision="bf16", method=wanted)
+        weight = getattr(again.stock_model, name).weight
+        assert weight.dtype == torch.float32 and torch.equal(weight, trained)
         assert again.stock_model.model.norm.weight.dtype == torch.bfloat16
-        assert logits(again).dtype == torch.float32
+        assert logits(again, head).dtype == torch.float32
         assert any(p.dtype == torch.uint8 for p in again.parameters()) == ("qlora" in (wanted, method))
 
 
+# --- other models ---
+
+
 def test_a_whole_model_in_four_bits_keeps_its_float32_head(tmp_path):
-    model, tokenizer = tuned("bert", "full")
+    model, tokenizer = tuned_model(tiny_model("bert"), "full")
     save_final(model, tokenizer, tmp_path, {})
-    again, _, _ = load_final_or_base(ModelSettings(str(tmp_path), precision="bf16", method="qlora"), LABELS)
+    again, _, _ = reloaded(tmp_path, precision="bf16", method="qlora")
     own = dict(model.stock_model.named_parameters())
     for name in ("classifier.weight", "classifier.bias", "bert.pooler.dense.weight"):
         assert torch.equal(again.stock_model.get_parameter(name), own[name]), name
     assert sum(p.dtype == torch.uint8 for p in again.parameters()) == 12
 
 
-def test_checkpoints_without_a_head():
-    again, _, task = load_final_or_base(ModelSettings(tiny_model("distilbert")), LABELS)
-    assert task is None and logits(again).shape == (2, 2)
-    with pytest.raises(Refused, match="no classification head"):
-        load_final_or_base(ModelSettings(tiny_model("llama")), LABELS)
-
-
-def test_adapters_that_are_refused(tmp_path):
-    model, tokenizer = tuned("llama", "lora")
-    save_final(model, tokenizer, tmp_path, {})
-    with pytest.raises(Refused, match="is an adapter"):
-        load_classifier(ModelSettings(str(tmp_path), None, "full"), LABELS, tokenizer)
-    with pytest.raises(Refused, match="trained for negative, positive"):
-        load_final_or_base(ModelSettings(str(tmp_path)), ("no", "yes"))
-    weights = load_file(tmp_path / "adapter_model.safetensors")
-    for part in ("score", "q_proj.lora_B"):
-        save_file({n: v for n, v in weights.items() if part not in n}, tmp_path / "adapter_model.safetensors")
-        with pytest.raises(Refused, match=f"lacks weights.*{part}"):
-            load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
-    save_file(weights, tmp_path / "adapter_model.safetensors")
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    for change, words in (
-        ({"target_modules": ["q_proj"]}, "has weights without a place: .*down_proj"),
-        ({"r": 16}, "adapter_config.json does not fit"),
-        ({"lora_alpha": "x"}, "adapter_config.json does not fit"),
-        ({"target_modules": ["foo"]}, "adapter_config.json does not fit"),
-    ):
-        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(Refused, match=words):
-            load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
-    with pytest.raises(Refused, match="/gone/base"):
-        load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
-
-
-def test_a_16_bit_weight_is_never_saved(tmp_path):
-    model, tokenizer = tuned("llama", "full")
-    with pytest.raises(AssertionError, match=r"final/ is float32.*score\.weight"):
-        save_final(model, tokenizer, tmp_path, {}, {"score.weight": torch.zeros(2, 32, dtype=torch.bfloat16)})
+@pytest.mark.parametrize(("head", "shape"), [("classify", (2, 2)), ("span", (8, 2))])
+def test_checkpoints_without_a_head(head, shape):
+    again, _, task = reloaded(tiny_model("distilbert"), head)
+    assert task is None and logits(again, head).shape == shape
+    with pytest.raises(Refused, match=f"no {'classification' if head == 'classify' else 'span'} head"):
+        reloaded(tiny_model("llama"), head)

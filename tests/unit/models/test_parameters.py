@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from tiny_models import LABELS, tiny_model
+from tiny_models import tiny_model, tuned_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from zerotune.models.adapters import add_lora
-from zerotune.models.classifier import load_classifier
-from zerotune.models.parameters import format_table, model_size, parameter_table, published_table
-from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.parameters import format_table, model_size, parameter_groups, parameter_table, published_table
+from zerotune.models.pretrained import read_config
 from zerotune.models.span_head import span_class
 from zerotune.settings.groups import ModelSettings
 
@@ -71,8 +70,7 @@ def test_four_bits_count_as_what_they_stand_for(kind):
     folder = tiny_model(kind)
     tables = {}
     for method in ("full", "lora", "qlora"):
-        model = load_classifier(ModelSettings(folder, None, method), LABELS, load_tokenizer(folder, None))
-        tables[method] = parameter_table(model)
+        tables[method] = parameter_table(tuned_model(folder, method)[0])
     assert tables["qlora"] == tables["lora"]
     assert tables["lora"]["total"] == tables["full"]["total"] + tables["lora"]["groups"]["adapter"]
     assert tables["full"]["trainable"] == tables["full"]["total"] == sum(tables["full"]["groups"].values())
@@ -84,3 +82,33 @@ def test_a_published_classifier_counts_with_its_head():
     bert = AutoConfig.for_model("bert", architectures=["BertForSequenceClassification"])
     for config in (llama, bert):
         assert published_table(config) == parameter_table(on_meta(config))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_parameter_groups_cover_what_trains_once(kind):
+    for method, names in (
+        ("full", {"backbone, decay", "backbone, no decay", "head, decay"}),
+        ("lora", {"backbone, decay", "head, decay"}),
+    ):
+        model, _ = tuned_model(tiny_model(kind), method)
+        groups = parameter_groups(model, 1e-4, 1e-3, 0.1)
+        expected = names | ({"head, no decay"} if kind == "bert" else set())
+        assert {group["name"] for group in groups} == expected
+        grouped = [id(p) for group in groups for p in group["params"]]
+        assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+        for group in groups:
+            assert group["lr"] == (1e-3 if group["name"].startswith("head") else 1e-4)
+            assert group["weight_decay"] == (0.0 if group["name"].endswith("no decay") else 0.1)
+            assert {p.ndim for p in group["params"]} == ({1} if group["name"].endswith("no decay") else {2})
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("head", ["classify", "span", "generate"])
+def test_the_size_is_known_before_a_weight_is_read(head, method):
+    for kind in ("llama", "gemma2") if head == "generate" else ("llama", "gemma2", "distilbert", "bert"):
+        folder = tiny_model(kind)
+        table = parameter_table(tuned_model(folder, method, head)[0])
+        config = read_config(folder, None)
+        found = model_size(config, head, 2, ModelSettings(folder, None, method))
+        assert found == (table["total"], table["trainable"]), kind
+        assert config.to_dict() == read_config(folder, None).to_dict(), "the config stays as it was"

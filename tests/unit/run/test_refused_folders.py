@@ -10,7 +10,6 @@ from default_settings import run_settings
 
 from zerotune.errors import Refused
 from zerotune.metrics.evaluations import read_evaluation
-from zerotune.models.pretrained import check_tuned_for
 from zerotune.report.comparison import write_comparison
 from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run
 from zerotune.run.process import run_script
@@ -86,19 +85,6 @@ def test_the_run_of_a_final_named_by_a_dot(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "final")
     assert split_of_run(".", "sst2") == SPLIT
     assert split_of_run(".", "imdb") is None
-
-
-@pytest.mark.parametrize(
-    ("task", "head", "wanted", "script"),
-    [("sst2", "classify", "squad", "eval/sst2.py"), ("squad", "generate", "sst2", "eval/qa.py")],
-)
-def test_a_model_that_was_tuned_for_something_else_is_refused(tmp_path, task, head, wanted, script):
-    (tmp_path / "task.json").write_text(json.dumps({"task": task, "head": head, "base_model": "org/a"}))
-    with pytest.raises(Refused, match=f"was tuned for {task}, and this is {wanted}: evaluate it with {script}"):
-        check_tuned_for(str(tmp_path), None, wanted)
-    check_tuned_for(str(tmp_path), None, task)
-    (tmp_path / "task.json").write_text('{"task": "text-generation"}')  # of another tool
-    check_tuned_for(str(tmp_path), None, wanted)
 
 
 def test_a_run_that_was_refused_before_it_had_anything_may_begin_otherwise(tmp_path):

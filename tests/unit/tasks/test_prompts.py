@@ -29,6 +29,13 @@ WORDS = ("negative", "positive")
 CPU = torch.device("cpu")
 
 
+def shared_rows(rows):
+    found = SharedRows()
+    for row in rows:
+        found.append(row)
+    return found
+
+
 @pytest.fixture(scope="module")
 def characters(tmp_path_factory):
     """Tokenizer and model of single bytes."""
@@ -304,20 +311,3 @@ def test_the_tokens_that_answers_follow_are_never_shared(characters):
         whole = data.log_likelihoods(model, np.array([0]), CPU)
         shared = data.log_likelihoods(model, np.array([0]), CPU, data.prefix(model, CPU))
     np.testing.assert_allclose(shared, whole, atol=2e-6)
-
-
-def shared_rows(rows):
-    found = SharedRows()
-    for row in rows:
-        found.append(row)
-    return found
-
-
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=8))
-def test_rows_that_begin_alike_are_kept_once_and_read_whole(rows):
-    found = shared_rows(rows)
-    assert [list(row) for row in found] == rows and found.lengths.tolist() == list(map(len, rows))
-    first, last = min(rows), max(rows)  # in lexical order these differ soonest
-    common = next((place for place, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1), len(first))
-    assert list(found.head) == first[:common]
-    assert sum(map(len, found.tails)) == sum(map(len, rows)) - common * len(rows)

@@ -1,0 +1,84 @@
+"""A generator: what trains, its types and counts, its tied LM head, and the logits of a frozen one."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import model_copy, tiny_model, tuned_model
+from torch.nn import functional
+
+from zerotune.errors import Refused
+from zerotune.models.final_folder import save_final
+from zerotune.models.generator import answer_logits, load_generator, load_language_model
+from zerotune.models.heads import Float32Linear
+from zerotune.models.parameters import parameter_table, published_table
+from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.settings.groups import ModelSettings
+
+CPU = torch.device("cpu")
+KINDS = ["llama", "gemma2", "mistral"]
+METHODS = ["full", "lora", "qlora"]
+pytestmark = pytest.mark.usefixtures("plain_four_bits")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_types_counts_and_what_trains(kind, method):
+    folder = tiny_model(kind)
+    model = load_generator(ModelSettings(folder, None, method, precision="bf16"), load_tokenizer(folder, None))
+    narrow = torch.float32 if method == "full" else torch.bfloat16
+    for name, parameter in model.model.named_parameters():
+        adapter = ".lora_" in name
+        assert parameter.requires_grad == (method == "full" or adapter), name
+        assert parameter.dtype in ((torch.float32,) if adapter else (narrow, torch.uint8)), name
+    packed = sum(parameter.dtype == torch.uint8 for parameter in model.parameters())
+    assert packed == (14 if method == "qlora" else 0), "seven projections of two layers, and nothing else"
+    before, after = published_table(read_config(folder, None)), parameter_table(model)
+    assert after["total"] == before["total"] + after["groups"]["adapter"] and after["head"] == before["head"]
+    assert after["trainable"] == (after["total"] if method == "full" else after["groups"]["adapter"])
+    logits = model(torch.tensor([[1, 5, 7]]), torch.tensor([0]), torch.tensor([2]))
+    assert logits.dtype == torch.float32 and logits.shape == (1, 64)
+
+
+def test_a_tied_lm_head_stays_tied_and_its_rows_all_train():
+    model, _ = tuned_model(tiny_model("gemma2"), "full", "generate")
+    stock = model.stock_model
+    assert stock.config.tie_word_embeddings
+    assert stock.get_input_embeddings().weight is stock.get_output_embeddings().weight
+
+
+def test_a_random_lm_head_is_refused(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Refused, match="lacks weights of a causal model"):
+        load_generator(ModelSettings(str(folder), None, "full"), load_tokenizer(str(folder), None))
+
+
+def test_an_adapter_that_lacks_weights_is_refused(tmp_path):
+    save_final(*tuned_model(tiny_model("llama"), "lora", "generate"), tmp_path, {"prompt": {}})
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if "q_proj.lora_B" not in name}, file)
+    with pytest.raises(Refused, match=r"lacks weights: .*q_proj\.lora_B"):
+        load_language_model(ModelSettings(str(tmp_path)), CPU)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_logits_of_a_16_bit_lm_head_are_float32_also_inside_autocast(method):
+    model, _ = tuned_model(tiny_model("llama"), method, "generate", precision="bf16")
+    head = model.stock_model.get_output_embeddings()
+    assert isinstance(head, Float32Linear) and head.weight.dtype == torch.bfloat16
+    hidden = torch.randn(3, head.in_features).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = head(hidden)
+    assert torch.equal(logits, functional.linear(hidden.float(), head.weight.float()))
+
+
+def test_logits_of_some_tokens_are_those_of_all_tokens():
+    for kind in ("llama", "gemma2"):
+        model, _ = tuned_model(tiny_model(kind), "full", "generate")
+        hidden = torch.randn(3, 32)
+        some = answer_logits(model.stock_model, hidden, [7, 2])
+        torch.testing.assert_close(some, answer_logits(model.stock_model, hidden)[:, [7, 2]])
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        assert cap is None or float(answer_logits(model.stock_model, 1e4 * hidden).detach().abs().max()) <= cap

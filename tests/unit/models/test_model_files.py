@@ -1,0 +1,70 @@
+"""Files of a model: what is missing or damaged, and what identifies them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import model_copy
+
+from zerotune.errors import Refused
+from zerotune.models.model_files import BLOCK, adapter_base, check_weight_files, model_identity, read_record
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"version https://git-lfs.github.com/spec/v1\n", None])
+def test_damaged_weights_are_found_by_their_header(tmp_path, content):
+    folder = model_copy(tmp_path / "m")
+    path = folder / "model.safetensors"
+    check_weight_files(str(folder))
+    path.write_bytes(path.read_bytes()[:-8] if content is None else content)
+    with pytest.raises(Refused, match=r"model.safetensors is damaged"):
+        check_weight_files(str(folder))
+
+
+def test_missing_weights_are_named(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(Refused, match=r"lacks two.safetensors"):
+        check_weight_files(str(folder))
+
+
+def test_an_adapter_whose_base_is_gone(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    for base, words in ((None, "has base_model_name_or_path None: wanted"), (str(tmp_path / "gone"), "is not there")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        with pytest.raises(Refused, match=words):
+            check_weight_files(str(tmp_path))
+
+
+def test_a_folder_is_identified_by_its_files_and_an_adapters_base(tmp_path):
+    model_copy(tmp_path / "base")
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "weights").write_bytes(bytes(20 * BLOCK))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "base")})
+    )
+    names = ("base", "large", "adapter")
+
+    def identities():
+        return {name: model_identity(str(tmp_path / name), None) for name in names}
+
+    first = identities()
+    assert identities() == first and len(set(first.values())) == 3
+    with (tmp_path / "large" / "weights").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    (tmp_path / "base" / ".hidden").touch()
+    assert {name for name in names if identities()[name] != first[name]} == {"large"}
+    (tmp_path / "base" / "config.json").write_text("{}")
+    assert {name for name in names if identities()[name] != first[name]} == set(names)
+
+
+def test_only_a_record_of_ours_is_read(tmp_path):
+    assert read_record(str(tmp_path), None) is None and adapter_base(tmp_path) is None
+    (tmp_path / "task.json").write_text('{"task": "text-generation"}')
+    assert read_record(str(tmp_path), None) is None
+    (tmp_path / "task.json").write_text('{"task": "sst2", "base_model": "org/a"}')
+    assert read_record(str(tmp_path), None)["task"] == "sst2"

@@ -1,0 +1,218 @@
+"""A model's config and tokenizer: what they must be like, and what is refused before a weight is read."""
+
+import json
+
+import numpy as np
+import pytest
+from huggingface_hub import errors as hub_errors
+from tiny_models import CAUSAL, ENCODERS, LABELS, SPECIAL, model_copy, tiny_model, word_tokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from zerotune.errors import Refused
+from zerotune.models.pretrained import (
+    answers_by_prompt,
+    check_generator,
+    check_labels,
+    check_token_ids,
+    check_tuned_for,
+    check_window,
+    load_tokenizer,
+    read_config,
+    read_model,
+)
+from zerotune.settings.groups import ModelSettings
+
+# --- config ---
+
+
+def test_models_that_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refused, match=r"has no config\.json"):
+        read_config(str(tmp_path / "empty"), None)
+    with pytest.raises(Refused, match=r"auto_map.*never runs"):
+        read_config(str(model_copy(tmp_path / "llama", "llama", auto_map={"AutoConfig": "code.Config"})), None)
+    with pytest.raises(Refused, match=r"must be one of llama.* is gpt2"):
+        read_config(str(model_copy(tmp_path / "mistral", "mistral", model_type="gpt2")), None)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_text('{"model_type": ')
+    with pytest.raises(Refused, match="cannot be read"):
+        read_config(str(tmp_path / "torn"), None)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (
+            hub_errors.GatedRepoError,
+            r"a/b is gated: accept its terms at https://huggingface.co/a/b, then `hf auth login`",
+        ),
+        (hub_errors.RepositoryNotFoundError, "neither a folder nor a model on the hub"),
+        (hub_errors.HFValidationError, "neither a folder nor a model on the hub"),
+        (hub_errors.RevisionNotFoundError, "--revision must be"),
+        (hub_errors.LocalEntryNotFoundError, "the hub cannot be reached"),
+        (hub_errors.OfflineModeIsEnabled, "the hub cannot be reached"),
+    ],
+)
+def test_a_hub_id_that_cannot_be_read_is_one_line_with_the_way_out(cause, message, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("a message of\nseveral lines") from cause.__new__(cause)  # without a response
+
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", fail)
+    with pytest.raises(Refused, match=message) as caught:
+        read_config("a/b", None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": "x"}, {"num_attention_heads": 7}])
+def test_configs_at_odds_with_themselves(tmp_path, change):
+    with pytest.raises(Refused, match="cannot be used"):
+        read_config(str(model_copy(tmp_path / "m", **change)), None)
+
+
+def test_a_config_that_is_no_object(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(Refused, match="not an object"):
+        read_config(str(folder), None)
+
+
+def classifier_config(labels):
+    names = dict(enumerate(labels))
+    return AutoConfig.for_model("bert", id2label=names, architectures=["BertForSequenceClassification"])
+
+
+def test_labels_of_a_trained_classifier():
+    for same in (("NEGATIVE", "POSITIVE"), ("LABEL_0", "LABEL_1"), LABELS):
+        check_labels(classifier_config(same), LABELS)
+    for other in (("positive", "negative"), ("a", "b", "c"), ("LABEL_0", "LABEL_1", "LABEL_2")):
+        with pytest.raises(Refused, match=f"negative, positive: it was trained for {', '.join(other)}"):
+            check_labels(classifier_config(other), LABELS)
+    check_labels(AutoConfig.for_model("llama"), ("one", "two", "three"))
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "wanted", "script"),
+    [("sst2", "classify", "squad", "eval/sst2.py"), ("squad", "generate", "sst2", "eval/qa.py")],
+)
+def test_a_model_that_was_tuned_for_something_else_is_refused(tmp_path, task, head, wanted, script):
+    (tmp_path / "task.json").write_text(json.dumps({"task": task, "head": head, "base_model": "org/a"}))
+    with pytest.raises(Refused, match=f"was tuned for {task}, and this is {wanted}: evaluate it with {script}"):
+        check_tuned_for(str(tmp_path), None, wanted)
+    check_tuned_for(str(tmp_path), None, task)
+    (tmp_path / "task.json").write_text('{"task": "text-generation"}')  # of another tool
+    check_tuned_for(str(tmp_path), None, wanted)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bert", 64), ("roberta", 60), ("llama", 64)])
+def test_texts_longer_than_the_positions(kind, most):
+    config = read_config(tiny_model(kind), None)
+    check_window("m", config, most)
+    with pytest.raises(Refused, match=f"more than the {most} positions"):
+        check_window("m", config, most + 1)
+
+
+def test_token_ids_without_an_embedding():
+    config = AutoConfig.for_model("llama", vocab_size=10)
+    check_token_ids("m", config, np.array([3, 9]))
+    with pytest.raises(Refused, match="gives token 10 and the model has 10"):
+        check_token_ids("m", config, np.array([3, 10]))
+
+
+# --- tokenizer ---
+
+
+def save_tokenizer(folder, special=tuple(SPECIAL), **tokens):
+    word_tokenizer(special, **tokens).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("special", "tokens", "pad"),
+    [
+        (SPECIAL, {"pad_token": "</s>"}, "</s>"),
+        (SPECIAL, {}, "<pad>"),
+        (
+            ["<unk>", "<s>", "<|reserved_special_token_0|>", "<|finetune_right_pad_id|>"],
+            {},
+            "<|finetune_right_pad_id|>",
+        ),
+        (["<unk>", "<s>", "<|reserved_special_token_0|>"], {}, "<|reserved_special_token_0|>"),
+        (["<unk>", "<s>"], {"unk_token": "<unk>"}, "<unk>"),
+    ],
+)
+def test_pad_token(special, tokens, pad, tmp_path):
+    folder = save_tokenizer(tmp_path, tuple(special), bos_token="<s>", **tokens)
+    size = len(AutoTokenizer.from_pretrained(folder))
+    tokenizer = load_tokenizer(folder, None)
+    assert (tokenizer.pad_token, tokenizer.padding_side, len(tokenizer)) == (pad, "right", size)
+    assert tokenizer.pad_token_id == special.index(pad)
+
+
+def test_tokenizers_that_are_refused(tmp_path):
+    with pytest.raises(Refused, match="no pad, reserved or unknown token"):
+        load_tokenizer(save_tokenizer(tmp_path / "nothing", ("<x>", "<s>"), bos_token="<s>"), None)
+    with pytest.raises(Refused, match="no tokenizer could be read"):
+        (tmp_path / "empty").mkdir()
+        load_tokenizer(str(tmp_path / "empty"), None)
+    twice = model_copy(tmp_path / "qwen2", "qwen2")
+    own = json.loads((twice / "tokenizer.json").read_text())
+    single = own["post_processor"]["single"]
+    own["post_processor"]["single"] = [single[0], *single]
+    (twice / "tokenizer.json").write_text(json.dumps(own))
+    with pytest.raises(Refused, match="one BOS"):
+        load_tokenizer(str(twice), None)
+
+
+@pytest.mark.parametrize("content", ["{}", "nonsense"])
+def test_a_tokenizer_that_is_none(tmp_path, content):
+    folder = model_copy(tmp_path / "m")
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(Refused, match="no tokenizer could be read"):
+        load_tokenizer(str(folder), None)
+
+
+@pytest.mark.parametrize("kind", CAUSAL + ENCODERS)
+def test_one_bos(kind):
+    ids = load_tokenizer(tiny_model(kind), None)("the film was good").input_ids
+    assert ids[0] == 1 and ids.count(1) == 1
+
+
+# --- both ---
+
+
+def test_a_model_that_can_be_used_is_read_with_its_tokenizer():
+    config, tokenizer = read_model(ModelSettings(tiny_model("llama")), "sst2", LABELS)
+    assert config.model_type == "llama" and tokenizer.pad_token_id == 3
+
+
+def test_a_folder_has_no_revision():
+    with pytest.raises(Refused, match=r"--revision v1 chooses a version of a hub model and .* is a folder"):
+        read_model(ModelSettings(tiny_model("llama"), "v1"), "sst2")
+
+
+def test_what_read_model_refuses_before_a_weight_is_read(tmp_path):
+    folder = model_copy(tmp_path / "m", architectures=["LlamaForSequenceClassification"], id2label={"0": "a", "1": "b"})
+    settings = ModelSettings(str(folder))
+    read_model(settings, "squad")
+    with pytest.raises(Refused, match="the model's labels must be the task's"):
+        read_model(settings, "sst2", LABELS)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(Refused, match="no weights could be read"):
+        read_model(settings, "squad")
+    (folder / "task.json").write_text('{"task": "squad", "base_model": "org/a"}')
+    with pytest.raises(Refused, match="was tuned for squad, and this is sst2"):
+        read_model(settings, "sst2", LABELS)
+
+
+def test_only_a_causal_model_can_be_tuned_to_write():
+    llama, bert = (read_config(tiny_model(kind), None) for kind in ("llama", "bert"))
+    check_generator("m", llama, None, "classify")
+    assert answers_by_prompt(llama) and not answers_by_prompt(bert)
+    with pytest.raises(Refused, match="needs a causal model, and m is an encoder: use --head span"):
+        check_generator("m", bert, None, "span")
+    with pytest.raises(Refused, match="--head-learning-rate is of --head classify"):
+        check_generator("m", llama, 0.1, "classify")
+    llama.architectures = ["LlamaForSequenceClassification"]
+    assert not answers_by_prompt(llama)
+    with pytest.raises(Refused, match="published as a classifier"):
+        check_generator("m", llama, None, "classify")
