@@ -9,19 +9,66 @@
 The last line scores a prediction file in the official form, {question id: answer}, without a model.
 """
 
-from zerotune.run.process import run_script
+from pathlib import Path
+
+from zerotune.run.process import run_script, say
+from zerotune.settings.groups import RunSettings
+from zerotune.settings.names import is_sample_model
+from zerotune.settings.resolve import data_settings, eval_settings, record_flags
+from zerotune.squad.questions import TASK
 from zerotune.squad.settings import qa_eval_parser
 
 
-def main(args):
+def main(args) -> None:
     if args.score is not None:
         from zerotune.squad.score_file import score_predictions
 
-        score_predictions(args)
+        folder = args.output_dir or Path("runs") / f"score-{args.score.name.partition('.')[0]}"
+        run_settings = RunSettings(folder, record_flags(args, {"output_dir": folder}))
+        score_predictions(args.score, data_settings(args), run_settings, args.seed)
         return
-    from zerotune import question_answering
 
-    question_answering.evaluate(args)
+    from zerotune.checks.preflight import read_model
+    from zerotune.run.cpu import use_whole_cpu
+    from zerotune.run.folder import RunFolder, check_earlier_run
+    from zerotune.run.launch import start_accelerator
+    from zerotune.run.stopping import StopSignal
+    from zerotune.squad.evaluation import QuestionEvaluation, check_evaluation, evaluate
+    from zerotune.squad.prompts import draw_solved_questions
+    from zerotune.squad.report import print_scores
+    from zerotune.squad.splits import load_shots, load_test
+    from zerotune.tasks.sources import reporting_sha256, split_of_run
+
+    stop_signal = StopSignal()
+    settings = eval_settings(args, TASK)
+    check_earlier_run(settings.run, says_finished=False)
+    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+
+    # Read the model's configuration, the questions and the shots, and refuse what cannot work: nothing is loaded yet.
+    config, tokenizer = read_model(settings.model, TASK)
+    run_split = split_of_run(settings.model.name, TASK)
+    questions, record = load_test(settings.data, run_split)
+    shots, num_shots = (), settings.prompt.shots
+    if num_shots:
+        shots = draw_solved_questions(load_shots(settings.data, run_split, questions), num_shots, settings.seed)
+    evaluation = QuestionEvaluation(
+        model=settings.model,
+        questions=settings.questions,
+        prompt=settings.prompt,
+        tokens_per_device=settings.tokens_per_device,
+        seed=settings.seed,
+        shots=shots,
+        data_sha256=reporting_sha256(record),
+    )
+    check_evaluation(settings.run.output_dir, evaluation, questions, config, tokenizer)
+
+    accelerator = start_accelerator(None)
+    with RunFolder(settings.run, accelerator) as run:
+        run.describe(record)
+        metrics = evaluate(run.path, evaluation, questions, accelerator, stop_signal)
+        print_scores(metrics)
+        say(f"results in {run.path}")
+        run.write_json("state.json", {"state": "finished", "reason": None})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fine-tune a model to answer SQuAD v2's questions, or to say that a paragraph does not, and report it officially.
+"""Fine-tune a model to answer questions about a paragraph, or to abstain (SQuAD v2), and compare it with itself before.
 
     accelerate launch train/qa.py --sample
     accelerate launch train/qa.py --model distilbert/distilbert-base-uncased
@@ -6,17 +6,93 @@
     accelerate launch train/qa.py --model meta-llama/Llama-3.2-1B-Instruct --method lora --head generate
     accelerate launch train/qa.py --train-file train-v2.0.json --test-file dev-v2.0.json --eval-every 500
 
-The same command starts a run, goes on with it, or says that it is finished.
+The same command starts a run, resumes it, or says that it is finished.
 """
 
-from zerotune.run.process import run_script
+from zerotune.run.process import run_script, say
+from zerotune.settings.names import is_sample_model
+from zerotune.settings.resolve import train_settings
+from zerotune.squad.questions import TASK
 from zerotune.squad.settings import qa_train_parser
 
+# Training the tiny model of --sample, by head; a flag that is given wins.
+SAMPLE = {"span": {"epochs": 8, "learning_rate": 3e-3}, "generate": {"epochs": 16, "learning_rate": 3e-3}}
 
-def main(args):
-    from zerotune import question_answering
 
-    question_answering.train(args)
+def main(args) -> None:
+    from torch.nn import functional
+
+    from zerotune.checks.preflight import read_model
+    from zerotune.models.loading import check_trainable
+    from zerotune.report.run_report import print_run_table, write_report
+    from zerotune.run.cpu import use_whole_cpu
+    from zerotune.run.folder import RunFolder, check_earlier_run
+    from zerotune.run.launch import start_accelerator
+    from zerotune.run.stopping import StopSignal
+    from zerotune.squad.evaluation import evaluate_base, evaluate_final
+    from zerotune.squad.report import question_parts
+    from zerotune.squad.spans import window_losses
+    from zerotune.squad.splits import load
+    from zerotune.squad.training import check_head, task_record, tokenise, validate_spans, validate_written
+    from zerotune.training.engine import load_engine
+    from zerotune.training.final import logged_evaluation, save_best
+    from zerotune.training.loop import TrainingLoop
+    from zerotune.training.plan import plan_training
+    from zerotune.training.schedule import plan_schedule
+    from zerotune.training.start import check_run_flags, start_run
+
+    stop_signal = StopSignal()
+    settings = train_settings(args, TASK, SAMPLE[args.head])
+    if check_earlier_run(settings.run):
+        return
+
+    # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
+    check_run_flags(settings.run)
+    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+    splits = load(settings.data)
+    config, tokenizer = read_model(settings.model, TASK)
+    lengths = check_head(settings, config, tokenizer)
+    check_trainable(settings.model, config, lengths.max_length)
+    data = tokenise(settings, lengths, splits, config, tokenizer)
+    plan = plan_training(settings, config, data["train"], num_labels=0)
+    if settings.run.plan:
+        say(plan)
+        return
+
+    accelerator = start_accelerator(settings.deepspeed)
+    with RunFolder(settings.run, accelerator) as run:
+        stop_signal.raise_when_noted(accelerator, "preparation")
+        start_run(run, settings, splits, data)
+        evaluate_base(run, settings, splits, stop_signal)
+
+        engine = load_engine(run, settings, config, tokenizer, (), data["train"])
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+
+        def validate() -> dict[str, float]:
+            validation, optimisation = data["validation"], settings.optimisation
+            if settings.head == "span":
+                return validate_spans(engine, validation, optimisation, stop_signal)
+            most = lengths.max_new_tokens
+            return validate_written(engine, validation, splits.validation, tokenizer, most, optimisation, stop_signal)
+
+        loop = TrainingLoop(run, engine, data["train"], schedule, settings.optimisation, validate, stop_signal)
+        for step in loop:  # resumes; between two steps it logs, validates, saves and stops
+            for batch in step:  # this rank's micro-batches
+                logits = engine.forward(**batch.inputs)
+                if settings.head == "span":  # start and end of every token, [windows, tokens, 2]
+                    loss = window_losses(logits, batch.inputs["attention_mask"], batch.targets).sum()
+                else:  # of the answers' tokens, [targets, vocabulary]
+                    loss = functional.cross_entropy(logits, batch.targets, reduction="sum")
+                engine.backward(loss * batch.weight, batch.is_last)
+            engine.update(step.rate_factor)
+
+        best = logged_evaluation(run, loop.progress.best_step)
+        final = save_best(loop, settings, tokenizer, task_record(settings, lengths, data["train"], best))
+        engine.free()
+        evaluate_final(run, settings, final, splits, stop_signal)
+        parts = question_parts({question.id: question for question in splits.test})
+        print_run_table(run.path, parts)
+        run.finish(loop.progress, lambda: write_report(run.path, parts))
 
 
 if __name__ == "__main__":

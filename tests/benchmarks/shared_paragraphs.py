@@ -23,6 +23,7 @@ import torch
 from benchmarking import conditions, markdown_table, write_record
 from random_models import SMALL_LLAMA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from zerotune.models.generator import TextGenerator
@@ -128,12 +129,13 @@ def training_sides(by_side: dict[str, GenerationData], args) -> dict[str, Simple
         steps = data.epoch_steps(args.batch_size, seed=0, epoch=0)
         micro = [data.micro_batches(step, args.tokens_per_device, 1)[0] for step in steps]
 
-        def run(data=data, engine=engine, steps=steps, micro=micro) -> None:
+        def run(data=data, engine=engine, accelerator=accelerator, steps=steps, micro=micro) -> None:
             for step, batches in zip(steps, micro, strict=True):
-                for number, batch in enumerate(batches):
-                    loss = data.loss_sum(engine, batch) / data.num_targets(step)
-                    engine.backward(loss, number == len(batches) - 1)
-                engine.step(1.0)
+                for number, rows in enumerate(batches):
+                    batch = data.batch(rows, accelerator.device)
+                    loss = functional.cross_entropy(engine.forward(**batch.inputs), batch.targets, reduction="sum")
+                    engine.backward(loss / data.num_targets(step), number == len(batches) - 1)
+                engine.update(1.0)
 
         ways[name] = way_of(data, run, [batch for batches in micro for batch in batches], data.groups)
     return ways
@@ -147,13 +149,12 @@ def evaluation_sides(by_side: dict[str, GenerationData], args) -> dict[str, Simp
 
         def run(data=data, batches=batches, name=name) -> None:
             write = GreedyWriter(model, data, [], args.max_new_tokens, torch.device("cpu"), args.precision)
-            found = np.empty((len(data.ids), args.max_new_tokens))
-            for batch in batches:
-                found[batch] = write(batch)
-            answers[name] = found
+            answers[name] = {row: found for batch in batches for row, found in zip(batch, write(batch), strict=True)}
 
         ways[name] = way_of(data, run, batches, data.prompt_groups)
-    ways[SHARED].same_answers = lambda: float((answers[SHARED] == answers[ALONE]).all(axis=1).mean())
+    ways[SHARED].same_answers = lambda: float(
+        np.mean([answers[ALONE][row] == it for row, it in answers[SHARED].items()])
+    )
     return ways
 
 

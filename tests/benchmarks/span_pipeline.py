@@ -176,7 +176,7 @@ def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
 
 def dev_windows(questions, tokenizer):
     """A SpanData, and logits [windows, 384, 2]: noise, higher about one place of the context, and at the label."""
-    from zerotune.squad.span_data import SpanData
+    from zerotune.squad.spans import SpanData
     from zerotune.squad.windows import cut_windows
 
     found = cut_windows(tokenizer, questions, False, MAX_LENGTH, DOC_STRIDE, None)
@@ -195,19 +195,16 @@ def dev_windows(questions, tokenizer):
 def select(data, logits) -> tuple[float, dict]:
     """Ours: from logits to texts with scores, in batches of 256 questions."""
     started = time.perf_counter()
-    parts = []
+    records = []
     for rows in np.split(np.arange(len(data.ids)), range(256, len(data.ids), 256)):
-        windows = data.windows(rows)
-        longest = data.features.lengths[windows].max()
-        null, best, chars = data.spans(logits[windows[0] : windows[-1] + 1, :longest], rows)
-        spans = np.concatenate([best[..., None], chars], axis=2).reshape(len(rows), -1)
-        parts.append(np.column_stack([null, np.zeros_like(null), spans]))
-    scores = np.concatenate(parts)
-    answers = data.answers(scores)
+        windows = data.windows_of(rows)
+        longest = data.windows.lengths[windows].max()
+        records += data.span_records(logits[windows[0] : windows[-1] + 1, :longest], rows)
+    n_best = data.n_best(records)
     seconds = time.perf_counter() - started
     return seconds, {
-        name: {"text": spans[0].text, "score": spans[0].score, "null": float(null)}
-        for name, spans, null in zip(data.ids, answers, scores[:, 0], strict=True)
+        name: {"text": spans[0]["text"], "score": spans[0]["score"], "null": record["null"]}
+        for name, spans, record in zip(data.ids, n_best, records, strict=True)
     }
 
 

@@ -22,7 +22,7 @@ def train(args) -> None:
     from zerotune.models.pretrained import load_tokenizer
     from zerotune.randomness import random_order
     from zerotune.squad.files import read_questions
-    from zerotune.squad.span_data import SpanData
+    from zerotune.squad.spans import SpanData
     from zerotune.squad.windows import cut_windows
 
     torch.set_num_threads(args.threads)
@@ -34,8 +34,8 @@ def train(args) -> None:
     ):
         questions, _ = read_questions(Path(path))
         chosen = [questions[place] for place in np.sort(random_order(len(questions), 0, name)[:count])]
-        features = cut_windows(tokenizer, chosen, False, MAX_LENGTH, DOC_STRIDE, None)
-        data[name] = SpanData(chosen, features, tokenizer.pad_token_id, NUM_BEST, MAX_ANSWER_LENGTH)
+        windows = cut_windows(tokenizer, chosen, False, MAX_LENGTH, DOC_STRIDE, None)
+        data[name] = SpanData(chosen, windows, tokenizer.pad_token_id, NUM_BEST, MAX_ANSWER_LENGTH)
     torch.manual_seed(args.seed)
     model, figures = (train_ours if args.way == "ours" else train_with_trainer)(args, data["train"], tokenizer)
     scores = dict.fromkeys(("exact", "f1", "HasAns_f1", "NoAns_f1"))
@@ -46,45 +46,63 @@ def train(args) -> None:
 
 
 def train_ours(args, data, tokenizer):
-    """zerotune's loop, bf16 where the processor has it, as train/qa.py builds it."""
-    import numpy as np
-    from zerotune.training.stages import optimizer_for
-
-    from zerotune.models.span_head import load_span_model
-    from zerotune.models.used_rows import train_used_rows
-    from zerotune.run.cpu import CPU_TOKENS
+    """zerotune's loop, bf16 where the processor has it, as train/qa.py shows it."""
+    from zerotune.models.pretrained import read_config
     from zerotune.run.folder import RunFolder
     from zerotune.run.launch import start_accelerator
-    from zerotune.settings.groups import ModelSettings
+    from zerotune.settings.groups import (
+        DataSettings,
+        FlagRecord,
+        ModelSettings,
+        OptimisationSettings,
+        RunSettings,
+        TrainSettings,
+    )
     from zerotune.settings.precision import default_precision
-    from zerotune.training.batches import num_steps_per_epoch
-    from zerotune.training.engine import Engine
-    from zerotune.training.loop import Loop
+    from zerotune.settings.resolve import CPU_TOKENS
+    from zerotune.squad.spans import window_losses
+    from zerotune.training.engine import load_engine
+    from zerotune.training.loop import TrainingLoop
     from zerotune.training.schedule import plan_schedule
 
-    flags = {"learning_rate": args.learning_rate, "head_learning_rate": args.learning_rate, "optimizer": "adamw"}
-    flags |= {"weight_decay": WEIGHT_DECAY, "batch_size": args.batch_size, "tokens_per_device": CPU_TOKENS, "epochs": 1}
-    flags |= {"warmup_ratio": WARMUP_RATIO, "max_steps": args.max_steps, "seed": args.seed, "patience": None}
-    flags |= {
-        "eval_every": None,
-        "checkpoint_every": 10**6,
-        "log_every": 10,
-        "keep_checkpoints": 1,
-        "scratch_dir": None,
-    }
-    own = SimpleNamespace(**flags)
     accelerator = start_accelerator(None)
-    settings = ModelSettings(args.model, None, "full", precision=default_precision(), seed=args.seed)
-    model = load_span_model(settings, tokenizer)
-    train_used_rows(model.stock_model, np.union1d(data.token_ids, [data.pad_id]))
-    engine = Engine(accelerator, model, optimizer_for(model, own, accelerator.device), settings.precision, 1.0)
-    schedule = plan_schedule(own, num_steps_per_epoch(len(data.ids), args.batch_size))
-    with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder) / "run", accelerator) as run:
-        no_values = {"eval_loss": 0.0, "choose_by": 0.0}
-        stop_signal = SimpleNamespace(name=None)
-        progress = Loop(engine, data, schedule, run, own, lambda step: dict(no_values), stop_signal).train()
-    seconds = progress.train_seconds
-    return model, {"questions_per_s": progress.num_examples / seconds, "train_s": seconds}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainSettings(
+            task="squad",
+            head="span",
+            model=ModelSettings(args.model, precision=default_precision(), seed=args.seed),
+            data=DataSettings(),
+            optimisation=OptimisationSettings(
+                epochs=1,
+                max_steps=args.max_steps,
+                batch_size=args.batch_size,
+                tokens_per_device=CPU_TOKENS,
+                optimizer="adamw",
+                learning_rate=args.learning_rate,
+                head_learning_rate=args.learning_rate,
+                warmup_ratio=WARMUP_RATIO,
+                weight_decay=WEIGHT_DECAY,
+                max_grad_norm=1.0,
+                patience=None,
+                choose_by="loss",
+                eval_every=None,
+                seed=args.seed,
+            ),
+            run=RunSettings(Path(folder) / "run", FlagRecord({}), checkpoint_every=10**6, keep_checkpoints=1),
+        )
+        with RunFolder(settings.run, accelerator) as run:
+            engine = load_engine(run, settings, read_config(args.model, None), tokenizer, (), data)
+            schedule = plan_schedule(settings.optimisation, settings.run, len(data.ids))
+            stop_signal = SimpleNamespace(name=None)
+            loop = TrainingLoop(run, engine, data, schedule, settings.optimisation, lambda: {"loss": 0.0}, stop_signal)
+            for step in loop:
+                for batch in step:
+                    logits = engine.forward(**batch.inputs)
+                    losses = window_losses(logits, batch.inputs["attention_mask"], batch.targets)
+                    engine.backward(losses.sum() * batch.weight, batch.is_last)
+                engine.update(step.rate_factor)
+    seconds = loop.progress.train_seconds
+    return engine.module, {"questions_per_s": loop.progress.num_examples / seconds, "train_s": seconds}
 
 
 def train_with_trainer(args, data, tokenizer):
@@ -124,8 +142,8 @@ def _as_rows(data, tokenizer, pads: bool) -> list[dict]:
     import numpy as np
 
     rows = []
-    for window, labels in enumerate(data.features.labels):
-        inputs = data.features.inputs(np.array([window]), data.pad_id)
+    for window, labels in enumerate(data.windows.labels):
+        inputs = data.windows.inputs(np.array([window]), data.pad_id)
         row = {name: values[0].tolist() for name, values in inputs.items()}
         row = dict(tokenizer.pad(row, padding="max_length", max_length=MAX_LENGTH)) if pads else row
         rows.append(row | {"start_positions": int(labels[0]), "end_positions": int(labels[1])})
@@ -147,8 +165,8 @@ def official_scores_of(model, data) -> dict:
         for rows in evaluation_batches(data.scored_lengths, 4096):
             found |= dict(zip(rows.tolist(), data.scores(model, rows, torch.device("cpu")), strict=True))
     records = [found[row] for row in range(len(data.ids))]
-    answers = zip(data.ids, data.answers(records), data.null_odds(records), strict=True)
-    texts = {name: spans[0].text if spans and odds <= 0 else "" for name, spans, odds in answers}
+    answers = zip(data.ids, data.best_texts(records), data.null_odds(records), strict=True)
+    texts = {name: "" if odds > 0 else text for name, text, odds in answers}
     return official_scores(score_answers(data.questions, texts))
 
 

@@ -100,7 +100,7 @@ def test_no_file_of_a_user_and_no_earlier_score_is_overwritten(tmp_path, files):
     own = tmp_path / "out" / "predictions.json"
     own.write_text(json.dumps(predictions | {"mine": "kept"}))
     result = score(tmp_path, "--score", own, "--test-file", "dev.json")
-    assert result.returncode == 2 and "holds predictions.json and no run.json" in result.stderr
+    assert result.returncode == 2 and "holds predictions.json but no run.json" in result.stderr
     assert "mine" in json.loads(own.read_text())
     given = ["--score", "predictions.json", "--test-file", "dev.json", "--output-dir", tmp_path / "scores"]
     assert score(tmp_path, *given).returncode == 0

@@ -1,150 +1,310 @@
-"""Evaluating a model on SQuAD's questions: a span head while it is trained, any model from a folder."""
+"""Evaluating a model on SQuAD v2, into a folder: by the spans that it finds, or by the answers that it writes."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from zerotune.errors import Refused
 from zerotune.evaluation.by_head import head_scorer
-from zerotune.evaluation.folder import Items, evaluate_into
-from zerotune.evaluation.options import training_description
+from zerotune.evaluation.by_prompt import LoadModel
+from zerotune.evaluation.folder import Items, check_earlier, evaluate_into
+from zerotune.evaluation.options import base_model, generator_record, training_description, tuned_model
 from zerotune.evaluation.scoring import PreparedModel
-from zerotune.files import default_cache_dir
+from zerotune.models.attention import attention_kernel, check_kernel_precision
+from zerotune.models.branches import can_share
 from zerotune.models.final_folder import load_final_span
+from zerotune.models.generator import load_language_model
 from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import read_record
-from zerotune.models.pretrained import check_token_ids, most_tokens, read_config
-from zerotune.settings.groups import QuestionSettings
-from zerotune.squad.metrics import PredictedAnswers, QuestionScores, choose_threshold, official_scores, score_answers
-from zerotune.squad.options import QuestionOptions
-from zerotune.squad.question_evaluation import prepare_writing
+from zerotune.models.parameters import published_table
+from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens, read_config
+from zerotune.run.folder import RunFolder
+from zerotune.run.plan import describe_memory, writing_memory
+from zerotune.run.process import say
+from zerotune.settings.groups import ModelSettings, PromptSettings, QuestionSettings, TrainSettings
+from zerotune.squad.generation import encode_questions
+from zerotune.squad.metrics import PredictedAnswers
+from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, fit_solved_questions, recorded_question_prompt
 from zerotune.squad.questions import TASK, Question
+from zerotune.squad.report import score_line
 from zerotune.squad.result_files import write_question_results
-from zerotune.squad.settings import resolve_questions
-from zerotune.squad.span_data import SpanData
-from zerotune.squad.windows import cut_windows
+from zerotune.squad.settings import refuse_other_heads_flags, resolve_questions
+from zerotune.squad.spans import SpanData, span_data
+from zerotune.squad.splits import first_paragraphs
+from zerotune.squad.writing import read_answers, writing_scorer, writing_summary
+from zerotune.tasks.prompts import uses_chat
+from zerotune.tasks.sources import reporting_sha256
+from zerotune.tasks.splits import Splits
 from zerotune.training.batches import evaluation_batches
 
-# Of a head without a chosen threshold: no answer where "no answer" scores above the best span, as without tuning.
+# Without a threshold from a validation split: there is no answer if the null score is above the best span's.
 UNTUNED_THRESHOLD = 0.0
+BASE_EVAL_QUESTIONS = 1000
 
 
-def span_data(tokenizer, questions: list[Question], settings: QuestionSettings, config) -> SpanData:
-    """Questions tokenised for a span head, from the cache where it has them."""
-    features = cut_windows(
-        tokenizer, questions, not is_encoder(config), settings.max_length, settings.doc_stride, default_cache_dir()
-    )
-    return SpanData(questions, features, tokenizer.pad_token_id, settings.n_best, settings.max_answer_length)
+@dataclass(frozen=True)
+class QuestionEvaluation:
+    """How a model is evaluated on SQuAD v2.
 
-
-def best_texts(data: SpanData, records: list[dict]) -> list[str]:
-    """The best span of each question, whatever the odds of there being none; "" where it has no context."""
-    return [answers[0].text if answers else "" for answers in data.answers(records)]
-
-
-def choosing_values(data: SpanData, records: list[dict], choose_by: str) -> dict[str, float]:
-    """eval_loss, eval_exact and eval_f1 (0-100) of the choosing split at the threshold that choose_threshold takes for
-    --choose-by (for f1 where that is loss), eval_threshold, and "choose_by", where greater is better.
-
-    Args:
-        records: of all questions, as `data.scores` gives them.
+    Attributes:
+        questions: lengths; None: what the model folder says, else the defaults.
+        tokens_per_device: most padded tokens in one forward pass on one device.
+        seed: of the shots, and of the intervals' bootstraps.
+        shots: solved questions in the prompt.
+        data_sha256: of the questions' source; ids alone do not identify it.
     """
-    odds, texts = data.null_odds(records).astype(np.float64), best_texts(data, records)
-    scores = score_answers(data.questions, dict(zip(data.ids, texts, strict=True)))
-    by = scores.exact if choose_by == "exact" else scores.f1
-    _, threshold = choose_threshold(by, scores.has_answer, np.array([bool(text) for text in texts]), odds)
-    abstains = odds > threshold
-    at_threshold = QuestionScores(
-        *(np.where(abstains, ~scores.has_answer, each).astype(np.float64) for each in (scores.exact, scores.f1)),
-        scores.has_answer,
-    )
-    official = official_scores(at_threshold)
-    values = {"loss": data.mean_loss(records), "exact": official["exact"], "f1": official["f1"], "threshold": threshold}
-    better = -values["loss"] if choose_by == "loss" else values[choose_by]
-    return {f"eval_{name}": value for name, value in values.items()} | {"choose_by": better}
+
+    model: ModelSettings
+    questions: QuestionSettings
+    prompt: PromptSettings
+    tokens_per_device: int
+    seed: int = 0
+    shots: tuple[SolvedQuestion, ...] = ()
+    data_sha256: str | None = None
+
+    def described(self) -> dict:
+        """Return the settings as metrics.json has them."""
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "attention": self.model.attention,
+            "tokens_per_device": self.tokens_per_device,
+            "load_4bit": self.model.method == "qlora",
+            **asdict(self.questions),
+            "prompt_format": self.prompt.format,
+            "shots": len(self.shots),
+            "seed": self.seed,
+            "data_sha256": self.data_sha256,
+            "dtype": self.model.precision,
+        }
 
 
-def evaluate_questions(
-    folder: Path, options: QuestionOptions, questions: list[Question], accelerator, stop_signal, replace: bool = False
+def evaluate(
+    folder: Path,
+    evaluation: QuestionEvaluation,
+    questions: list[Question],
+    accelerator,
+    stop_signal,
+    replace: bool = False,
 ) -> dict:
-    """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does: by its span head, or by
-    what it writes. Raises Refused too where a flag is about another kind of model."""
-    config = read_config(options.model, options.revision)
-    prepare = _prepare_span if answers_by_span(config, options.model, options.revision) else _prepare_writing
+    """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does.
 
-    def write(answers: PredictedAnswers) -> dict:
-        return write_question_results(folder, questions, answers, options.seed)
+    A model with a span head finds spans, and so does an encoder, whose head may be untrained; a causal model writes.
 
-    def load() -> PreparedModel:
-        return prepare(options, questions, config, accelerator.device)
+    Returns:
+        The content of metrics.json.
+    """
+    config = read_config(evaluation.model.name, evaluation.model.revision)
+    prepare = prepare_spans if finds_spans(config, evaluation.model) else prepare_writing
+
+    def write(predicted: PredictedAnswers) -> dict:
+        return write_question_results(folder, questions, predicted, evaluation.seed)
 
     return evaluate_into(
-        folder, options.described(), items_of(options, questions), load, write, accelerator, stop_signal, replace
+        folder,
+        evaluation.described(),
+        question_items(evaluation, questions),
+        lambda: prepare(evaluation, questions, config, accelerator.device),
+        write,
+        accelerator,
+        stop_signal,
+        replace,
     )
 
 
-def items_of(options: QuestionOptions, questions: list[Question]) -> Items:
-    """Return the questions of an evaluation with all that their answers depend on beside its settings."""
-    return Items(TASK, [_line(question) for question in questions], {"shots": [asdict(shot) for shot in options.shots]})
+def check_evaluation(
+    folder: Path, evaluation: QuestionEvaluation, questions: list[Question], config, tokenizer
+) -> None:
+    """Refuse what this model would ignore or cannot do, and a folder that holds the results of another evaluation."""
+    model, prompt = evaluation.model, evaluation.prompt
+    attention_kernel(model.attention, config)
+    check_kernel_precision(model.attention, model.precision)
+    if finds_spans(config, model):
+        refuse_other_heads_flags(evaluation.questions, prompt, True, f"{model.name}, which answers with a span head,")
+        record = read_record(model.name, model.revision)
+        resolve_questions(evaluation.questions, True, most_tokens(config), record)
+    else:
+        refuse_other_heads_flags(evaluation.questions, prompt, False, f"{model.name}, which writes its answers,")
+        record = generator_record(model)
+        own_format = record and record["prompt"]["format"]
+        if record is None:
+            uses_chat(prompt.format, tokenizer, model.name)
+        elif prompt.shots or prompt.format not in ("auto", own_format):
+            raise Refused(
+                f"{model.name} was tuned on a prompt of its own, without shots and in the {own_format} format: leave "
+                "--shots and --prompt-format out"
+            )
+    check_earlier(folder, evaluation.described(), question_items(evaluation, questions))
 
 
-def _line(question: Question) -> str:
-    golds = None if question.answers is None else [answer.text for answer in question.answers]
-    return f"{question.id}\t{question.text}\t{question.paragraph.context}\t{golds}"
+def question_items(evaluation: QuestionEvaluation, questions: list[Question]) -> Items:
+    """Return the questions of an evaluation with all that their answers depend on besides its settings."""
+    lines = []
+    for question in questions:
+        golds = None if question.answers is None else [answer.text for answer in question.answers]
+        lines.append(f"{question.id}\t{question.text}\t{question.paragraph.context}\t{golds}")
+    return Items(TASK, lines, {"shots": [asdict(shot) for shot in evaluation.shots]})
 
 
-def _prepare_span(options: QuestionOptions, questions: list[Question], config, device: torch.device) -> PreparedModel:
-    """A model that answers with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
-    record = read_record(options.model, options.revision) or {}
-    given = QuestionSettings(options.max_length, options.doc_stride, options.max_answer_length, options.n_best)
-    settings = resolve_questions(given, True, most_tokens(config), record)
-    model, tokenizer, _ = load_final_span(options.model_settings)
-    data = span_data(tokenizer, questions, settings, config)
-    check_token_ids(options.model, config, data.token_ids)
-    trained = bool(record) or is_trained_span_finder(config)
-    threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
-    found = {
-        "setting": "span head" if trained else "untrained head",
-        "head": "span",
-        **training_description(record, options.model, options.seed),
-        **asdict(settings),
-        "threshold": threshold,
-        "num_truncated": data.num_truncated,
-    }
-    scorer = head_scorer(model.to(device), data, device, options.precision)
-    batches = evaluation_batches(data.scored_lengths, options.tokens_per_device)
-
-    def read(records: list[dict]) -> PredictedAnswers:
-        return span_answers(data, records, threshold)
-
-    return PreparedModel(scorer, data.scored_lengths, batches, found, read)
+# --- models that find spans ---
 
 
-def _prepare_writing(
-    options: QuestionOptions, questions: list[Question], config, device: torch.device
-) -> PreparedModel:
-    """A causal model that writes its answers: a tuned generator, or a published model after a prompt."""
-    given = QuestionSettings(options.max_length, max_new_tokens=options.max_new_tokens)
-    settings = resolve_questions(given, False, None, read_record(options.model, options.revision))
-    return prepare_writing(options, settings.max_new_tokens, questions, config, device)
+def finds_spans(config, model: ModelSettings) -> bool:
+    """Return whether a model answers with a span head; otherwise it writes its answers."""
+    record = read_record(model.name, model.revision)
+    return record["head"] == "span" if record else is_encoder(config) or is_published_with_span_head(config)
 
 
-def answers_by_span(config, model: str, revision: str | None) -> bool:
-    """Whether a model finds its answers with a span head; else it writes them."""
-    record = read_record(model, revision)
-    return record["head"] == "span" if record else is_encoder(config) or is_trained_span_finder(config)
-
-
-def is_trained_span_finder(config) -> bool:
-    """Whether the checkpoint was published with a span head."""
+def is_published_with_span_head(config) -> bool:
+    """Return whether a checkpoint was published with a span head."""
     return any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
 
 
-def span_answers(data: SpanData, records: list[dict], threshold: float) -> PredictedAnswers:
-    """The best span of each question, "" where the odds of no answer are above the threshold; all kept spans beside."""
-    odds, spans = data.null_odds(records).astype(np.float64), data.answers(records)
-    best = [each[0].text if each else "" for each in spans]
-    texts = ["" if abstains else text for abstains, text in zip(odds > threshold, best, strict=True)]
-    details = {"null_odds": odds.tolist(), "n_best": [[span._asdict() for span in each] for each in spans]}
-    return PredictedAnswers(texts, best, odds, details)
+def prepare_spans(
+    evaluation: QuestionEvaluation, questions: list[Question], config, device: torch.device
+) -> PreparedModel:
+    """Load a model with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
+    loaded = evaluation.model
+    record = read_record(loaded.name, loaded.revision) or {}
+    lengths = resolve_questions(evaluation.questions, True, most_tokens(config), record)
+    model, tokenizer, _ = load_final_span(loaded)
+    data = span_data(tokenizer, questions, lengths, config)
+    check_token_ids(loaded.name, config, data.token_ids)
+    is_trained = bool(record) or is_published_with_span_head(config)
+    threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
+    description = {
+        "setting": "span head" if is_trained else "untrained head",
+        "head": "span",
+        **training_description(record, loaded.name, evaluation.seed),
+        **asdict(lengths),
+        "threshold": threshold,
+        "num_truncated": data.num_truncated,
+    }
+    return PreparedModel(
+        score=head_scorer(model.to(device), data, device, loaded.precision),
+        costs=data.scored_lengths,
+        batches=evaluation_batches(data.scored_lengths, evaluation.tokens_per_device),
+        description=description,
+        read=span_reader(data, threshold),
+    )
+
+
+def span_reader(data: SpanData, threshold: float) -> Callable[[list[dict]], PredictedAnswers]:
+    """Return a function that reads the answers in all questions' records.
+
+    The answer is the best span, or "" if the null odds are above the threshold; predictions.jsonl keeps the n best.
+    """
+
+    def read(records: list[dict]) -> PredictedAnswers:
+        odds, best = data.null_odds(records), data.best_texts(records)
+        texts = ["" if abstains else text for abstains, text in zip(odds > threshold, best, strict=True)]
+        return PredictedAnswers(texts, best, odds, {"null_odds": odds.tolist(), "n_best": data.n_best(records)})
+
+    return read
+
+
+# --- models that write ---
+
+
+def prepare_writing(
+    evaluation: QuestionEvaluation,
+    questions: list[Question],
+    config,
+    device: torch.device,
+    load_model: LoadModel = load_language_model,
+) -> PreparedModel:
+    """Load a causal model that writes its answers, as published or tuned; a tuned one is asked as it was trained.
+
+    Raises:
+        Refused: before a weight is loaded, for shots or questions that do not fit the model's positions.
+    """
+    loaded, record = evaluation.model, generator_record(evaluation.model)
+    lengths = resolve_questions(evaluation.questions, False, None, record)
+    tokenizer, num_positions = load_tokenizer(loaded.name, loaded.revision), config.max_position_embeddings
+    if record is None:
+        shots, num_cut = fit_solved_questions(tokenizer, evaluation.shots, num_positions)
+        prompt = QuestionPrompt(uses_chat(evaluation.prompt.format, tokenizer, loaded.name), shots)
+        description = {"setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt", "head": "prompt"}
+        description |= {"method": None, "shot_ids": [shot.id for shot in shots], "num_shots_truncated": num_cut}
+    else:
+        if record["method"] == "qlora":
+            loaded = replace(loaded, method="qlora")
+        prompt = recorded_question_prompt(record["prompt"], loaded.name)
+        description = {"setting": "tuned generator", "head": "generate"}
+        description |= training_description(record, loaded.name, evaluation.seed)
+        description |= {"shot_ids": [], "num_shots_truncated": 0}
+    num_new_tokens = lengths.max_new_tokens
+    data = encode_questions(tokenizer, prompt, questions, lengths.max_length, num_positions, num_new_tokens)
+    data = replace(data, shares=can_share(config, attention_kernel(loaded.attention, config)))
+    if data.num_truncated:
+        say(f"{data.num_truncated:,} of {len(questions):,} contexts are cut to what matches their question best")
+    batches = data.writing_batches(evaluation.tokens_per_device)
+    sizes = [data.writing_shape(batch, num_new_tokens) for batch in batches]
+    num_weights = published_table(config)["total"]
+    say(describe_memory(writing_memory(config, loaded, num_weights, len(data.head), sizes)))
+    description |= {
+        "max_length": lengths.max_length,
+        "max_new_tokens": num_new_tokens,
+        "prompt_format": "chat" if prompt.chat else "plain",
+        "num_shared_tokens": len(data.head),
+        "num_truncated": data.num_truncated,
+        "shares_paragraphs": data.shares,
+    }
+    model = load_model(loaded, device)
+
+    def read(records: list[dict]) -> PredictedAnswers:
+        texts = read_answers(tokenizer, records)
+        return PredictedAnswers(texts, measured=writing_summary(records, texts, num_new_tokens))
+
+    return PreparedModel(
+        score=writing_scorer(model, data, tokenizer, num_new_tokens, device),
+        costs=data.writing_costs(evaluation.tokens_per_device),
+        batches=batches,
+        description=description,
+        read=read,
+    )
+
+
+# --- before and after training ---
+
+
+def evaluate_base(run: RunFolder, settings: TrainSettings, splits: Splits, stop_signal) -> None:
+    """Evaluate the model as it is before training into eval/base.
+
+    A causal model writes its answers after a prompt, even if a span head will be trained; an encoder's span head is
+    untrained.
+    """
+    if settings.run.base_eval == "none":
+        return
+    questions, model, lengths = splits.test, base_model(settings.model), settings.questions
+    if settings.run.base_eval == "subset":
+        questions = first_paragraphs(questions, BASE_EVAL_QUESTIONS, settings.data.split_seed, "base evaluation")
+    if settings.head == "span" and not finds_spans(read_config(model.name, model.revision), model):
+        lengths = replace(lengths, max_length=None)  # --max-length is about windows then
+    evaluation = QuestionEvaluation(
+        model=model,
+        questions=lengths,
+        prompt=settings.prompt,
+        tokens_per_device=settings.optimisation.tokens_per_device,
+        seed=settings.optimisation.seed,
+        data_sha256=reporting_sha256(splits.record),
+    )
+    folder = run.path / "eval" / "base"
+    with run.timed("base_eval_s"):
+        metrics = evaluate(folder, evaluation, questions, run.accelerator, stop_signal, replace=True)
+    say(f"base ({metrics['setting']}): {score_line(metrics)}")
+
+
+def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, splits: Splits, stop_signal) -> None:
+    """Evaluate the reloaded final/ on all test questions into eval/final, as its task.json says."""
+    evaluation = QuestionEvaluation(
+        model=tuned_model(str(final), settings.model),
+        questions=QuestionSettings(),
+        prompt=PromptSettings(),
+        tokens_per_device=settings.optimisation.tokens_per_device,
+        data_sha256=reporting_sha256(splits.record),
+    )
+    folder = run.path / "eval" / "final"
+    evaluate(folder, evaluation, splits.test, run.accelerator, stop_signal, replace=True)

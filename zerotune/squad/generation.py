@@ -1,7 +1,7 @@
-"""Questions with the answers that a generator learns to write: a paragraph's tokens are computed once for all of them.
+"""Questions with the answers that a generator learns to write; questions of a paragraph share its tokens in a row.
 
-The loss counts an answer's tokens and its end. Examples are questions: a batch of 32 are 32 questions, of as few
-paragraphs as can be.
+The loss counts an answer's tokens and its end. An example is a question: a batch of 32 is 32 questions, about as few
+paragraphs as possible.
 """
 
 import math
@@ -24,27 +24,28 @@ from zerotune.squad.paragraphs import (
     row_costs,
 )
 from zerotune.squad.prompts import QuestionPrompt, QuestionTokenizer
-from zerotune.squad.questions import Question
+from zerotune.squad.questions import Question, distinct_paragraphs
 from zerotune.tasks.prompts import PREFIX_TOKENS_PER_TOKEN
+from zerotune.training.data import Batch
 
-# Tokenised together: a tokenizer's own record of a text takes some hundred bytes a token until it is dropped.
+# Texts tokenised together: a tokenizer's own objects take some hundred bytes a token until they are dropped.
 TEXTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class GenerationData:
-    """Questions ready for a generator.
+    """Questions tokenised for a generator. "Rows" in arguments are indices of questions.
 
     Attributes:
         ids: stable id of each question, [num_questions].
-        prompt: the wording.
+        prompt: how they are asked.
         head: token ids that all prompts begin with.
-        contexts: token ids of each context, behind the head; [num_contexts].
+        contexts: token ids of each context, which follow the head; [num_contexts].
         context_of: the context of each question, [num_questions].
-        questions: token ids of each question, behind its context.
-        answers: token ids of each answer with its end, behind its question; empty where it is not known.
+        questions: token ids of each question, which follow its context.
+        answers: token ids of each answer with its end, which follow its question; empty where it is not known.
         num_truncated: questions whose context was cut to fit.
-        shares: whether questions of a context share its tokens in a row, which changes no number.
+        shares: whether questions share their context's tokens in a row, which changes no number.
     """
 
     ids: list[str]
@@ -60,7 +61,7 @@ class GenerationData:
 
     @cached_property
     def num_answer_tokens(self) -> np.ndarray:
-        """Tokens of each question's answer with its end, [num_questions]."""
+        """Return the tokens of each question's answer with its end, [num_questions]."""
         return np.array([len(answer) for answer in self.answers])
 
     def _groups(self, own: np.ndarray, num_head: int) -> Groups:
@@ -71,83 +72,83 @@ class GenerationData:
 
     @cached_property
     def groups(self) -> Groups:
-        """Rows of training: the model reads all of an answer but the last token."""
+        """Return what a training row is made of: the model reads all of an answer but its last token."""
         own = np.array([len(question) for question in self.questions]) + np.maximum(self.num_answer_tokens - 1, 0)
         return self._groups(own, len(self.head))
 
     @cached_property
     def prompt_groups(self) -> Groups:
-        """Rows of an evaluation that writes answers, without the head, whose keys and values are computed once; but
-        these take memory in each row."""
+        """Return what a row is made of when answers are written.
+
+        The head is computed only once, but its keys and values take memory in each row: it counts as a part of itself.
+        """
         own = np.array([len(question) for question in self.questions])
         return self._groups(own, len(self.head) // PREFIX_TOKENS_PER_TOKEN)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens that the model reads of each question in a row of its own, [num_questions]."""
+        """Return the tokens that the model reads of each question in a row of its own, [num_questions]."""
         return self.groups.shared[self.groups.group_of] + self.groups.own
 
     @property
     def answer_share(self) -> float:
-        """The largest part of a row's tokens at which logits are computed."""
+        """Return the largest share of a row's tokens at which logits are computed."""
         groups = self.groups
         num_answer = np.bincount(groups.group_of, self.num_answer_tokens)
         return float((num_answer / (groups.shared + np.bincount(groups.group_of, groups.own))).max())
 
     @property
     def token_ids(self) -> np.ndarray:
-        """The token ids of all parts, int64 [tokens]."""
+        """Return the token ids of all parts, int64 [tokens]."""
         parts = chain([self.head], self.contexts, self.questions, self.answers)
         return np.fromiter(chain.from_iterable(parts), np.int64)
 
     def num_targets(self, rows: np.ndarray) -> int:
-        """What the sum of some questions' losses is divided by: the tokens of their answers."""
+        """Count the tokens of some questions' answers, by which the sum of their losses is divided."""
         return int(self.num_answer_tokens[rows].sum())
 
     def num_tokens(self, rows: np.ndarray) -> int:
-        """Tokens that the model reads of some questions in one batch, a context once."""
+        """Count the tokens that the model reads of some questions in one batch, a context's once."""
         return self.groups.num_tokens(rows)
 
     def num_padded_tokens(self, rows: np.ndarray) -> int:
-        """The same with the padding."""
+        """Count the same tokens with padding."""
         return self.groups.num_padded_tokens(rows)
 
     def epoch_steps(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """Steps of `batch_size` questions, as grouped_epoch_steps."""
+        """Split one epoch into steps of `batch_size` questions (`grouped_epoch_steps`)."""
         return grouped_epoch_steps(self.groups, batch_size, seed, epoch)
 
     def micro_batches(self, step: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
-        """As grouped_micro_batches."""
+        """Cut a step into micro-batches for every rank (`grouped_micro_batches`)."""
         return grouped_micro_batches(self.groups, step, budget, world_size)
 
     def loss_batches(self, budget: int) -> list[np.ndarray]:
-        """Batches for `scores`, the same at any world size."""
+        """Cut all questions into batches for `scores`, the same at any world size."""
         return grouped_evaluation_batches(self.groups, budget)
 
     def writing_batches(self, budget: int) -> list[np.ndarray]:
-        """Batches for question_writing.write_answers, the same at any world size."""
+        """Cut all questions into batches whose answers are written, the same at any world size."""
         return grouped_evaluation_batches(self.prompt_groups, budget)
 
     def writing_costs(self, budget: int) -> np.ndarray:
-        """What a question costs in tokens in those batches, which hold them by falling cost, [num_questions]."""
+        """Return what a question costs in tokens in those batches, which hold them by falling cost, [num_questions]."""
         return row_costs(self.prompt_groups, budget)
 
     def writing_shape(self, rows: np.ndarray, num_new_tokens: int) -> tuple[int, int, int]:
-        """Of a batch whose answers are written: its rows, its longest row without the head, and the tokens that may be
-        written in a row."""
+        """Return the size of a batch whose answers are written: its rows, the tokens of its longest row without the
+        head, and the most tokens that are written in a row."""
         units = self.prompt_groups.by_group(rows)
         num_head = len(self.head) // PREFIX_TOKENS_PER_TOKEN
         longest = max(map(self.prompt_groups.row_length, units)) - num_head
         return len(units), longest, num_new_tokens * max(map(len, units))
 
-    def batch(self, rows: np.ndarray, device: torch.device) -> tuple[dict, torch.Tensor, np.ndarray]:
-        """Inputs of an TextGenerator for some questions, and what they are to give.
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        """Build the inputs of an `TextGenerator`, and the tokens [N] of some questions' answers, row by row.
 
-        Returns:
-            the inputs; the answers' tokens, int64 [N]; the questions in the order of their answers, [rows].
+        The answers are in the order of `by_context`.
         """
-        units = self.groups.by_group(rows)
-        order = np.concatenate(units)
+        units, order = self.groups.by_group(rows), self.by_context(rows)
         trunks = [self.head + self.contexts[self.context_of[unit[0]]] for unit in units]
         laid = branch_rows(
             trunks, [[self.questions[row] + self.answers[row][:-1] for row in unit] for unit in units], self.pad_id
@@ -163,17 +164,16 @@ class GenerationData:
         if not laid.is_plain:
             inputs |= {"positions": laid.positions, "branches": laid.branches}
         answers = np.fromiter(chain.from_iterable(self.answers[row] for row in order), np.int64)
-        return {name: to_device(values, device) for name, values in inputs.items()}, to_device(answers, device), order
+        return Batch({name: to_device(values, device) for name, values in inputs.items()}, to_device(answers, device))
 
-    def loss_sum(self, engine, rows: np.ndarray) -> torch.Tensor:
-        """Cross entropy of the answers' tokens of some questions, added up: a float32 scalar."""
-        inputs, answers, _ = self.batch(rows, engine.accelerator.device)
-        return functional.cross_entropy(engine.forward(**inputs), answers, reduction="sum")
+    def by_context(self, rows: np.ndarray) -> np.ndarray:
+        """Return some questions in the order in which a batch holds them."""
+        return np.concatenate(self.groups.by_group(rows))
 
     def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
-        """Return a record for each question: the loss of its answer, summed over the tokens."""
-        inputs, answers, order = self.batch(rows, device)
-        losses = functional.cross_entropy(forward(**inputs), answers, reduction="none").cpu().numpy()
+        """Return a record for each question: the "loss" of its answer, summed over the tokens."""
+        batch, order = self.batch(rows, device), self.by_context(rows)
+        losses = functional.cross_entropy(forward(**batch.inputs), batch.targets, reduction="none").cpu().numpy()
         counts = self.num_answer_tokens[order]
         sums = np.add.reduceat(losses, np.cumsum(counts) - counts)
         by_question = dict(zip(order.tolist(), sums.tolist(), strict=True))
@@ -184,11 +184,11 @@ class GenerationData:
         return math.fsum(record["loss"] for record in records) / int(self.num_answer_tokens.sum())
 
     def prompt_tokens(self, row: int) -> list[int]:
-        """Token ids of a question's whole prompt."""
+        """Return the token ids of a question's whole prompt."""
         return [*self.head, *self.contexts[self.context_of[row]], *self.questions[row]]
 
     def prompt_rows(self, rows: np.ndarray) -> tuple[BranchRows, np.ndarray]:
-        """The prompts of some questions behind the head, and the questions in the order of their branches."""
+        """Lay out the prompts of some questions without the head; return the questions in their branches' order too."""
         units = self.prompt_groups.by_group(rows)
         trunks = [self.contexts[self.context_of[unit[0]]] for unit in units]
         laid = branch_rows(trunks, [[self.questions[row] for row in unit] for unit in units], self.pad_id)
@@ -200,24 +200,23 @@ def encode_questions(
     prompt: QuestionPrompt,
     questions: list[Question],
     max_length: int,
-    window: int,
+    num_positions: int,
     num_new_tokens: int = 0,
 ) -> GenerationData:
-    """Questions tokenised for a generator; of a context is cut what exceeds the row's length.
+    """Tokenise questions for a generator. A context that does not fit its row is cut, for its question alone.
 
-    A question's answer is the first of its gold answers. A context that is cut for a question is not shared.
+    A question's answer is the first of its gold answers.
 
     Args:
-        max_length: most tokens of a whole row, its answer and the end included.
-        window: the model's positions; no row is longer.
-        num_new_tokens: for questions that a model is to answer, the tokens that it may write: they have room, and
-            nobody looks at the answer to choose the part of a context. 0 for questions to be trained on.
+        max_length: most tokens of a whole row with its answer and end, not counting the solved questions.
+        num_positions: the model's; no row is longer.
+        num_new_tokens: most tokens of an answer that the model is to write: they are given room, and the answer does
+            not decide which part of a context is kept. 0 for questions that the model is trained on.
     Raises:
         Refused: a row has no room for any context, or the tokenizer has no end of text.
     """
-    parts = QuestionTokenizer(tokenizer, prompt, max_length, window)
-    paragraphs = list(dict.fromkeys(question.paragraph for question in questions))
-    numbers = {paragraph: number for number, paragraph in enumerate(paragraphs)}
+    parts = QuestionTokenizer(tokenizer, prompt, max_length, num_positions)
+    paragraphs, paragraph_of = distinct_paragraphs(questions)
     contexts = _in_pieces(parts.contexts, [paragraph.context for paragraph in paragraphs])
     asked = _in_pieces(parts.questions, [question.text for question in questions])
     golds = [question.answers[0].text if question.answers else "" for question in questions]
@@ -226,7 +225,7 @@ def encode_questions(
     answers = [answer if is_known else array("i") for answer, is_known in zip(answers, known, strict=True)]
     head, context_of, num_truncated = array("i", parts.head), [], 0
     for place, question in enumerate(questions):
-        number = numbers[question.paragraph]
+        number = paragraph_of[place]
         others = len(head) + len(asked[place]) + max(len(answers[place]), num_new_tokens)
         if others + len(contexts[number]) > parts.most:
             held = None if num_new_tokens else _place_of_answer(question)
@@ -251,6 +250,6 @@ def _place_of_answer(question: Question) -> tuple[int, int] | None:
 
 
 def _in_pieces(tokenise, texts: list[str]) -> list[array]:
-    """`tokenise` of the texts, some at a time, as arrays: lists of Python's would take ten times their memory."""
+    """Tokenise texts, some at a time, into arrays: Python lists would take ten times their memory."""
     pieces = (tokenise(texts[start : start + TEXTS_AT_ONCE]) for start in range(0, len(texts), TEXTS_AT_ONCE))
     return [array("i", row) for piece in pieces for row in piece]

@@ -49,3 +49,10 @@ class Question:
     text: str
     paragraph: Paragraph
     answers: tuple[GoldAnswer, ...] | None
+
+
+def distinct_paragraphs(questions: list[Question]) -> tuple[list[Paragraph], list[int]]:
+    """Return the questions' paragraphs, in the order of their first questions, and each question's place among them."""
+    places: dict[Paragraph, int] = {}
+    paragraph_of = [places.setdefault(question.paragraph, len(places)) for question in questions]
+    return list(places), paragraph_of

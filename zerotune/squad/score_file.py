@@ -1,13 +1,13 @@
-"""eval/qa.py --score: an official-format prediction file is scored without a model, and without importing torch."""
+"""eval/qa.py --score: score a prediction file in the official format, without a model and without importing torch."""
 
 import hashlib
 from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_json
-from zerotune.run.folder import check_earlier_run, recorded_flags
+from zerotune.run.folder import check_earlier_run
 from zerotune.run.process import describe_process, say
-from zerotune.settings.resolve import data_settings
+from zerotune.settings.groups import DataSettings, RunSettings
 from zerotune.squad.files import read_predictions, require_predictions
 from zerotune.squad.metrics import PredictedAnswers
 from zerotune.squad.questions import TASK
@@ -16,49 +16,49 @@ from zerotune.squad.result_files import write_question_results
 from zerotune.squad.splits import load_test
 from zerotune.tasks.sources import reporting_sha256
 
-OF_A_MODEL = (
+MODEL_FLAGS = (
     "model", "revision", "load_4bit", "shots", "n_best", "max_length", "max_answer_length", "max_new_tokens",
     "doc_stride", "tokens_per_device",
 )  # fmt: skip
 
 
-def score_predictions(args) -> None:
-    """Score --score's file on the questions that the data flags name, and write an evaluation into --output-dir.
+def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: int) -> None:
+    """Score a prediction file on the questions that the data flags name, and write an evaluation into run.output_dir.
 
-    Raises Refused for malformed files and for questions without a prediction or without gold answers."""
-    given = [f"--{name.replace('_', '-')}" for name in OF_A_MODEL if getattr(args, name)]
+    Args:
+        seed: of the intervals' bootstraps.
+    Raises:
+        Refused: a file is malformed, a question has no prediction or no gold answers, a flag is about a model, or the
+            folder holds something else.
+    """
+    given = [f"--{name.replace('_', '-')}" for name in MODEL_FLAGS if run.flags.values.get(name)]
     if given:
-        raise Refused(f"--score scores {args.score} without a model and has no use for {', '.join(given)}: drop them")
-    predictions = read_predictions(args.score)
-    args.output_dir = args.output_dir or Path("runs") / f"score-{args.score.name.partition('.')[0]}"
-    check_earlier_run(args.output_dir, args, says_finished=False)
-    sha256 = hashlib.sha256(args.score.read_bytes()).hexdigest()
-    questions, record = load_test(data_settings(args), None)
+        raise Refused(f"--score scores {path} without a model and has no use for {', '.join(given)}: drop them")
+    predictions = read_predictions(path)
+    check_earlier_run(run, says_finished=False)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    questions, record = load_test(data, None)
     identity = {"predictions_sha256": sha256, "data_sha256": reporting_sha256(record)}
-    earlier = args.output_dir / "metrics.json"
+    folder = run.output_dir
+    earlier = folder / "metrics.json"
     if earlier.exists() and not identity.items() <= read_json(earlier).items():
-        raise Refused(f"{args.output_dir} holds the scores of other predictions or data: choose another --output-dir")
+        raise Refused(f"{folder} holds the scores of other predictions or data: choose another --output-dir")
     if questions[0].answers is None:
         raise Refused("--score needs gold answers, and the questions have none: name a file that has them")
-    num_unknown = require_predictions(predictions, questions, str(args.score))
+    num_unknown = require_predictions(predictions, questions, str(path))
     if num_unknown:
         say(f"{num_unknown:,} predictions are of no question here and do not count")
     try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"--output-dir {args.output_dir} cannot be written ({error.strerror}): name another") from None
-    write_json(args.output_dir / "split.json", record)
-    write_json(args.output_dir / "run.json", {**describe_process(), "flags": recorded_flags(args)})
+        raise Refused(f"--output-dir {folder} cannot be written ({error.strerror}): name another") from None
+    write_json(folder / "split.json", record)
+    flags = {"flags": dict(run.flags.values), "typed_flags": sorted(run.flags.typed)}
+    write_json(folder / "run.json", {**describe_process(), "task": TASK, **flags})
     predicted = PredictedAnswers([predictions[each.id] for each in questions])
-    found = write_question_results(args.output_dir, questions, predicted, args.seed)
-    described = {
-        "task": TASK,
-        "setting": "prediction file",
-        "model": args.score.name,
-        "seed": None,
-        **identity,
-    }
-    write_json(args.output_dir / "metrics.json", described | found)
-    write_json(args.output_dir / "state.json", {"state": "finished", "reason": None})
+    found = write_question_results(folder, questions, predicted, seed)
+    described = {"task": TASK, "setting": "prediction file", "model": path.name, "seed": None, **identity}
+    write_json(folder / "metrics.json", described | found)
+    write_json(folder / "state.json", {"state": "finished", "reason": None})
     print_scores(found)
-    say(f"results in {args.output_dir}")
+    say(f"results in {folder}")

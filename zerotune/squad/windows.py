@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from zerotune.errors import Refused
-from zerotune.squad.questions import Paragraph, Question
+from zerotune.squad.questions import Question, distinct_paragraphs
 from zerotune.tasks.cutting import whole_texts
 from zerotune.tasks.token_cache import cached_arrays, content_key
 
@@ -120,17 +120,6 @@ class Tokens:
     context_offsets: np.ndarray
     char_starts: np.ndarray
     char_ends: np.ndarray
-
-
-def distinct_paragraphs(questions: list[Question]) -> tuple[list[Paragraph], np.ndarray]:
-    """Return the questions' paragraphs, in the order of their first questions, and each question's place among them."""
-    places: dict[int, int] = {}
-    paragraphs: list[Paragraph] = []
-    for question in questions:
-        if id(question.paragraph) not in places:
-            places[id(question.paragraph)] = len(paragraphs)
-            paragraphs.append(question.paragraph)
-    return paragraphs, np.array([places[id(question.paragraph)] for question in questions], dtype=np.int64)
 
 
 def tokenise(tokenizer, questions: list[str], contexts: list[str], cache_dir: Path | None) -> Tokens:
@@ -324,7 +313,8 @@ def cut_windows(
             f"{most_of_question} tokens of the question and {form.num_special} special ones, the stride must be below "
             f"{room}; lower it, or raise --max-length"
         )
-    paragraphs, paragraph_of = distinct_paragraphs(questions)
+    paragraphs, places = distinct_paragraphs(questions)
+    paragraph_of = np.array(places, dtype=np.int64)
     ends_line = "\n" if is_causal else ""
     texts = [question.text.strip() + ends_line for question in questions]
     tokens = tokenise(tokenizer, texts, [paragraph.context for paragraph in paragraphs], cache_dir)

@@ -10,12 +10,15 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from zerotune.models.branches import PADDING, TRUNK, Places, branch_masks, mask_dtype
+from zerotune.evaluation.generation import answer_texts, end_tokens, write_answers
+from zerotune.evaluation.scoring import Scorer
+from zerotune.models.branches import PADDING, TRUNK, Places, branch_masks, can_share, mask_dtype
 from zerotune.models.device import to_device
 from zerotune.models.generator import cap_logits
 from zerotune.models.precision import autocast
 from zerotune.models.shared_prefix import prefix_cache
 from zerotune.squad.generation import GenerationData
+from zerotune.squad.prompts import read_answer
 
 # After an answer's last token: no token id.
 _NO_TOKEN = -1
@@ -151,6 +154,40 @@ def _numbers_in_rows(rows: np.ndarray) -> np.ndarray:
     """Of row numbers in rising order: how many equal ones stand before each."""
     first = np.searchsorted(rows, rows)
     return np.arange(len(rows)) - first
+
+
+def writing_scorer(
+    model,
+    data: GenerationData,
+    tokenizer,
+    max_new_tokens: int,
+    device: torch.device,
+    precision: str = "fp32",
+    in_step: bool = False,
+) -> Scorer:
+    """Return a scorer whose records hold the "tokens" of a written answer to each question.
+
+    A model whose questions cannot share a row (`can_share`) writes prompt by prompt.
+
+    Args:
+        precision, in_step: as for `GreedyWriter`.
+    """
+    ends = end_tokens(model, tokenizer, data.prompt.wording)
+    if can_share(model.config, model.config._attn_implementation):
+        return GreedyWriter(model, data, ends, max_new_tokens, device, precision, in_step)
+
+    def score(rows: np.ndarray) -> list[dict]:
+        prompts = [data.prompt_tokens(row) for row in rows]
+        with autocast(device.type, precision):
+            written = write_answers(model, prompts, data.pad_id, ends, max_new_tokens, device)
+        return [{"tokens": tokens} for tokens in written]
+
+    return score
+
+
+def read_answers(tokenizer, records: list[dict]) -> list[str]:
+    """Read the answer in each record's "tokens", "" for none."""
+    return [read_answer(text) for text in answer_texts(tokenizer, records)]
 
 
 def writing_summary(records: list[dict], answers: list[str], max_new_tokens: int) -> dict[str, float]:

@@ -1,48 +1,120 @@
-"""A span head's evaluation: the threshold it chooses."""
-
-from types import SimpleNamespace
+"""Answers to questions from a model folder: as published, with shots, in 4 bits, and as it was tuned."""
 
 import numpy as np
 import pytest
+import torch
+from squad_cases import make_questions
+from tiny_models import CHAT_TEMPLATE, character_model
 
-from zerotune.squad.evaluation import choosing_values
-from zerotune.squad.questions import GoldAnswer, Paragraph, Question
+from zerotune.errors import Refused
+from zerotune.evaluation.generation import end_tokens, write_answers
+from zerotune.evaluation.scoring import BackOff
+from zerotune.models.final_folder import save_final
+from zerotune.models.generator import load_generator, load_language_model
+from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.settings.groups import ModelSettings, PromptSettings, QuestionSettings
+from zerotune.squad.evaluation import QuestionEvaluation, prepare_writing
+from zerotune.squad.generation import encode_questions
+from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, question_prompt_record
+from zerotune.squad.writing import writing_scorer
 
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("plain_four_bits")
 
-def make_questions(*golds):
-    paragraph = Paragraph("A", 0, "Hook Head tower")
-    return [
-        Question(f"q{number}", "Who?", paragraph, tuple(GoldAnswer(gold, 0) for gold in each))
-        for number, each in enumerate(golds)
-    ]
-
-
-class FakeData:
-    """Best spans and odds given; the loss is 2."""
-
-    def __init__(self, asked, texts):
-        self.questions, self.ids, self._texts = asked, [each.id for each in asked], texts
-
-    def null_odds(self, records):
-        return np.array(records)
-
-    def answers(self, records):
-        return [[SimpleNamespace(text=text)] if text else [] for text in self._texts]
-
-    def mean_loss(self, records):
-        return 2.0
+NEW, QUESTIONS = 8, make_questions()
+SHOTS = (
+    SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),
+    SolvedQuestion("t", "The sea is wide.", "Who swims?", ""),
+)
 
 
-def test_the_threshold_is_the_best_for_the_metric_that_chooses():
-    # q1's span is half right: F1 answers it, exact would rather not risk q2's empty one beside it
-    asked = make_questions(["Hook"], ["tower tower Hook"], [], [])
-    data, records = FakeData(asked, ["Hook", "tower", "Head", ""]), [-2.0, 0.5, 0.0, 3.0]
-    by_f1 = choosing_values(data, records, "f1")
-    assert by_f1 == {
-        "eval_loss": 2.0, "eval_exact": 75.0, "eval_f1": 75.0, "eval_threshold": -1.0, "choose_by": 75.0
-    }  # fmt: skip
-    assert choosing_values(data, records, "loss")["choose_by"] == -2.0
-    late = [-2.0, 0.5, 1.0, 3.0]
-    by_f1, by_exact = (choosing_values(data, late, name) for name in ("f1", "exact"))
-    assert by_f1["eval_threshold"] == 0.75 and by_f1["eval_f1"] == pytest.approx(100 * (3 + 0.5) / 4)
-    assert by_exact["eval_threshold"] == -0.75 and by_exact["eval_exact"] == 75.0
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("letters")
+    character_model(path, CHAT_TEMPLATE)
+    return str(path)
+
+
+def evaluation_of(folder, method="full", prompt_format="auto", shots=(), max_length=None):
+    model, questions = ModelSettings(folder, method=method), QuestionSettings(max_length, max_new_tokens=NEW)
+    return QuestionEvaluation(model, questions, PromptSettings(len(shots), format=prompt_format), 400, shots=shots)
+
+
+def written(folder, evaluation):
+    """What is written, and what transformers' own generation gives prompt by prompt."""
+    models = []
+
+    def load(*args):
+        models.append(load_language_model(*args))
+        return models[0]
+
+    ready = prepare_writing(evaluation, QUESTIONS, read_config(folder, None), CPU, load)
+    assert sorted(np.concatenate(ready.batches).tolist()) == list(range(len(QUESTIONS))) and len(ready.batches) > 1
+    by_item = {}
+    for batch in ready.batches:
+        by_item |= dict(zip(batch.tolist(), ready.score(batch), strict=True))
+    tokenizer = load_tokenizer(folder, None)
+    prompt = QuestionPrompt(ready.description["prompt_format"] == "chat", evaluation.shots)
+    data = encode_questions(tokenizer, prompt, QUESTIONS, 1024, 2048, NEW)
+    rows = [data.prompt_tokens(row) for row in range(len(QUESTIONS))]
+    ends = end_tokens(models[0], tokenizer, prompt.wording)
+    expected = [write_answers(models[0], [row], data.pad_id, ends, NEW, CPU)[0] for row in rows]
+    return ready, [by_item[number] for number in range(len(QUESTIONS))], [{"tokens": tokens} for tokens in expected]
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "qlora"}, {"prompt_format": "chat"}, {"shots": SHOTS}])
+def test_answers_are_those_of_transformers_generation(folder, settings):
+    ready, found, expected = written(folder, evaluation_of(folder, **settings))
+    assert found == expected
+    assert ready.description["setting"] == ("2-shot prompt" if "shots" in settings else "zero-shot prompt")
+    assert ready.description["shares_paragraphs"] and ready.description["max_length"] == 1024
+    assert len(ready.read(found).texts) == len(QUESTIONS)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_tuned_model_is_asked_as_it_was_trained(folder, method, tmp_path):
+    tokenizer = load_tokenizer(folder, None)
+    model = load_generator(ModelSettings(folder, None, method), tokenizer)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1
+    record = {
+        "task": "squad",
+        "head": "generate",
+        "prompt": question_prompt_record(QuestionPrompt()),
+        "seed": 0,
+        "training_sha256": "x",
+        "max_length": 400,
+    }
+    save_final(model.eval(), tokenizer, tmp_path, record)
+    ready = prepare_writing(evaluation_of(str(tmp_path)), QUESTIONS, read_config(folder, None), CPU)
+    assert (ready.description["setting"], ready.description["method"]) == ("tuned generator", method)
+    assert ready.description["max_length"] == 400
+    data = encode_questions(tokenizer, QuestionPrompt(), QUESTIONS, 400, 2048, NEW)
+    expected = writing_scorer(model.stock_model, data, tokenizer, NEW, CPU)
+    for batch in ready.batches:
+        assert ready.score(batch) == expected(batch)
+
+
+def test_an_evaluation_that_runs_out_of_memory_goes_on_in_parts(folder):
+    ready = prepare_writing(evaluation_of(folder), QUESTIONS, read_config(folder, None), CPU)
+    batch = max(ready.batches, key=len)
+
+    def score(rows):
+        if len(rows) > 1:
+            raise MemoryError
+        return ready.score(rows)
+
+    assert BackOff(score, ready.costs)(batch) == ready.score(batch)
+
+
+def test_what_does_not_fit_is_refused_before_a_weight_is_loaded(folder):
+    def load(*_):
+        raise AssertionError("a weight was loaded")
+
+    config = read_config(folder, None)
+    with pytest.raises(Refused, match="use fewer --shots"):
+        prepare_writing(evaluation_of(folder, shots=SHOTS * 100), QUESTIONS, config, CPU, load)
+    with pytest.raises(Refused, match="raise --max-length"):
+        prepare_writing(evaluation_of(folder, max_length=100), QUESTIONS, config, CPU, load)

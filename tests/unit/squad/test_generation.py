@@ -1,13 +1,13 @@
 """Questions that share paragraphs: loss and gradients of one question a row, and the batches that the loop asks for."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from squad_cases import ALL, ASKED, CONTEXTS, DATA, PLAIN, TOKENIZER, make_questions
 from tiny_models import seeded_model
+from torch.nn import functional
 
 from zerotune.errors import Refused
 from zerotune.models.generator import TextGenerator
@@ -21,19 +21,23 @@ SHAPES = {"llama": {}, "mistral": {"sliding_window": 40}, "gemma2": {"sliding_wi
 ALONE = replace(DATA, shares=False)
 
 
-def engine_of(kind="llama"):
-    model = TextGenerator(seeded_model(kind, 3, len(TOKENIZER), max_position_embeddings=512, **SHAPES[kind]))
-    return SimpleNamespace(accelerator=SimpleNamespace(device=CPU), forward=model)
+def model_of(kind="llama"):
+    return TextGenerator(seeded_model(kind, 3, len(TOKENIZER), max_position_embeddings=512, **SHAPES[kind]))
 
 
-def loss_and_gradients(data, micro_batches, engine):
-    engine.forward.zero_grad()
+def loss_sum(data, model, rows):
+    batch = data.batch(rows, CPU)
+    return functional.cross_entropy(model(**batch.inputs), batch.targets, reduction="sum")
+
+
+def loss_and_gradients(data, micro_batches, model):
+    model.zero_grad()
     total = 0.0
     for rows in micro_batches:
-        loss = data.loss_sum(engine, rows) / data.num_targets(np.concatenate(micro_batches))
+        loss = loss_sum(data, model, rows) / data.num_targets(np.concatenate(micro_batches))
         loss.backward()
         total += float(loss.detach())
-    return total, {name: parameter.grad.clone() for name, parameter in engine.forward.named_parameters()}
+    return total, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 # --- tokens ---
@@ -72,10 +76,10 @@ def test_counts():
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_loss_and_gradients_are_those_of_one_question_a_row(kind):
-    engine = engine_of(kind)
-    alone, expected = loss_and_gradients(ALONE, [ALL], engine)
+    model = model_of(kind)
+    alone, expected = loss_and_gradients(ALONE, [ALL], model)
     for cut in ([ALL], [ALL[[4, 2]], ALL[[0, 1, 3]], ALL[[5]]]):
-        shared, found = loss_and_gradients(DATA, cut, engine)
+        shared, found = loss_and_gradients(DATA, cut, model)
         # float32 sums in another order
         assert shared == pytest.approx(alone, rel=1e-5)
         for name, gradient in found.items():
@@ -83,26 +87,26 @@ def test_loss_and_gradients_are_those_of_one_question_a_row(kind):
 
 
 def test_the_loss_is_that_of_transformers_with_the_prompt_masked():
-    engine = engine_of()
+    model = model_of()
     total = 0.0
     for number in ALL:
         row, count = row_of(DATA, number), len(DATA.answers[number])
         labels = torch.tensor([[-100] * (len(row) - count) + row[-count:]])
-        stock = engine.forward.stock_model
+        stock = model.stock_model
         total += float(stock(torch.tensor([row]), labels=labels, use_cache=False).loss.detach()) * count
-    assert float(DATA.loss_sum(engine, ALL).detach()) == pytest.approx(total, rel=1e-5)
+    assert float(loss_sum(DATA, model, ALL).detach()) == pytest.approx(total, rel=1e-5)
 
 
 def test_scores_are_in_the_order_asked_for_and_give_the_mean_loss():
-    engine = engine_of()
+    model = model_of()
     with torch.no_grad():
-        scores = DATA.scores(engine.forward, ALL, CPU)
-        mixed = DATA.scores(engine.forward, ALL[[5, 0, 4]], CPU)
-        one = [DATA.scores(engine.forward, ALL[[number]], CPU)[0] for number in ALL]
+        scores = DATA.scores(model, ALL, CPU)
+        mixed = DATA.scores(model, ALL[[5, 0, 4]], CPU)
+        one = [DATA.scores(model, ALL[[number]], CPU)[0] for number in ALL]
     losses, of_mixed, of_one = ([record["loss"] for record in records] for records in (scores, mixed, one))
     np.testing.assert_allclose(losses, of_one, rtol=1e-5)
     np.testing.assert_allclose(of_mixed, [losses[number] for number in (5, 0, 4)], rtol=1e-5)
-    assert DATA.mean_loss(scores) == pytest.approx(loss_and_gradients(DATA, [ALL], engine)[0], rel=1e-5)
+    assert DATA.mean_loss(scores) == pytest.approx(loss_and_gradients(DATA, [ALL], model)[0], rel=1e-5)
 
 
 # --- cuts ---

@@ -9,10 +9,11 @@ from tiny_models import seeded_model
 
 from zerotune.squad.generation import encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion
-from zerotune.squad.writing import GreedyWriter, writing_summary
+from zerotune.squad.writing import GreedyWriter, writing_scorer, writing_summary
 
 CPU = torch.device("cpu")
 NEW = 7
+ALONE = replace(DATA, shares=False)
 # windows shorter than all contexts
 SHAPES = {"llama": {}, "mistral": {"sliding_window": 9}, "gemma2": {"sliding_window": 9}}
 SHOWN = QuestionPrompt(shots=(SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),))
@@ -75,6 +76,24 @@ def test_a_paragraph_is_read_once_and_written_answers_stop():
     early, in_step = (GreedyWriter(model, DATA, ends, NEW, CPU, in_step=each) for each in (False, True))
     assert len(count_passes(model, lambda: early(rows))) <= 2
     assert len(count_passes(model, lambda: in_step(rows))) == NEW
+
+
+def test_a_model_whose_questions_cannot_share_a_row_writes_prompt_by_prompt(monkeypatch):
+    model, rows = model_of("llama"), ALL[[4, 0, 2]]
+    expected = writing_scorer(model, DATA, TOKENIZER, NEW, CPU)(rows)
+    monkeypatch.setattr("zerotune.squad.writing.can_share", lambda *_: False)
+    alone = writing_scorer(model, ALONE, TOKENIZER, NEW, CPU)
+    assert not isinstance(alone, GreedyWriter) and alone(rows) == expected
+
+
+def test_prompt_by_prompt_too_a_model_writes_in_the_runs_precision(monkeypatch):
+    model, seen = model_of("llama"), []
+    monkeypatch.setattr("zerotune.squad.writing.can_share", lambda *_: False)
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    for precision in ("bf16", "fp32"):
+        writing_scorer(model, ALONE, TOKENIZER, NEW, CPU, precision)(ALL[:1])
+        assert set(seen) == {precision == "bf16"}
+        seen.clear()
 
 
 def test_the_summary_by_hand():

@@ -1,0 +1,161 @@
+"""Training on SQuAD v2: what is specific to its two heads, which find spans or write answers."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from zerotune.evaluation.scoring import score_items
+from zerotune.models.attention import attention_kernel
+from zerotune.models.branches import can_share
+from zerotune.models.pretrained import check_generator, most_tokens
+from zerotune.run.process import say
+from zerotune.run.stopping import StopSignal
+from zerotune.settings.groups import OptimisationSettings, QuestionSettings, TrainSettings
+from zerotune.squad.generation import GenerationData, encode_questions
+from zerotune.squad.metrics import QuestionScores, choose_threshold, official_scores, score_answers
+from zerotune.squad.prompts import QuestionPrompt, question_prompt_record
+from zerotune.squad.questions import TASK, Question
+from zerotune.squad.settings import refuse_other_heads_flags, resolve_questions
+from zerotune.squad.spans import SpanData, span_data
+from zerotune.squad.writing import read_answers, writing_scorer, writing_summary
+from zerotune.tasks.prompts import uses_chat
+from zerotune.tasks.splits import Splits
+from zerotune.training.batches import evaluation_batches
+from zerotune.training.engine import Engine
+
+
+def check_head(settings: TrainSettings, config, tokenizer) -> QuestionSettings:
+    """Refuse a head that the model cannot have, and flags that are about the other one.
+
+    Returns:
+        The lengths of windows, or of prompts and answers, with the defaults filled in.
+    """
+    is_span_head, name = settings.head == "span", settings.model.name
+    refuse_other_heads_flags(settings.questions, settings.prompt, is_span_head, f"--head {settings.head}")
+    if not is_span_head:
+        check_generator(name, config, settings.optimisation.head_learning_rate, "span")
+        uses_chat(settings.prompt.format, tokenizer, name)
+    return resolve_questions(settings.questions, is_span_head, most_tokens(config))
+
+
+def tokenise(
+    settings: TrainSettings, lengths: QuestionSettings, splits: Splits, config, tokenizer
+) -> dict[str, SpanData] | dict[str, GenerationData]:
+    """Tokenise the training and validation splits for the run's head; windows come from the cache if they can.
+
+    Args:
+        lengths: as `check_head` returns them.
+    Raises:
+        Refused: as `span_data` and `encode_questions`.
+    """
+    parts = {"train": splits.train, "validation": splits.validation}
+    if settings.head == "span":
+        spans = {name: span_data(tokenizer, questions, lengths, config) for name, questions in parts.items()}
+        if spans["train"].windows.num_lost:
+            say(f"train: {spans['train'].windows.num_lost:,} answers are whole in no window and train nothing")
+        return spans
+    prompt = QuestionPrompt(uses_chat(settings.prompt.format, tokenizer, settings.model.name))
+    num_positions = config.max_position_embeddings
+    shares = can_share(config, attention_kernel(settings.model.attention, config))
+    num_new_tokens = {"train": 0, "validation": lengths.max_new_tokens}
+    return {
+        name: replace(
+            encode_questions(tokenizer, prompt, part, lengths.max_length, num_positions, num_new_tokens[name]),
+            shares=shares,
+        )
+        for name, part in parts.items()
+    }
+
+
+def validate_spans(
+    engine: Engine, data: SpanData, optimisation: OptimisationSettings, stop_signal: StopSignal
+) -> dict[str, float]:
+    """Return loss, exact and f1 (0-100) of the validation split, and the threshold at which they are reached.
+
+    The threshold of the null odds is the best one for --choose-by; for f1 if that is loss. All ranks take part.
+
+    Raises:
+        Preempted: a rank was asked to stop.
+    """
+    accelerator = engine.accelerator
+    records = score_items(
+        lambda rows: data.scores(engine.forward, rows, accelerator.device),
+        evaluation_batches(data.scored_lengths, optimisation.tokens_per_device),
+        accelerator,
+        on_batch=lambda: stop_signal.raise_when_noted(accelerator),
+    )
+    return span_values(data, records, optimisation.choose_by)
+
+
+def span_values(data: SpanData, records: list[dict], choose_by: str) -> dict[str, float]:
+    """Return loss, exact, f1 and threshold of all questions' records, as `validate_spans` does."""
+    odds, texts = data.null_odds(records), data.best_texts(records)
+    scores = score_answers(data.questions, dict(zip(data.ids, texts, strict=True)))
+    values = scores.exact if choose_by == "exact" else scores.f1
+    _, threshold = choose_threshold(values, scores.has_answer, np.array([bool(text) for text in texts]), odds)
+    exact, f1 = (
+        np.where(odds > threshold, ~scores.has_answer, each).astype(np.float64) for each in (scores.exact, scores.f1)
+    )
+    official = official_scores(QuestionScores(exact, f1, scores.has_answer))
+    return {
+        "loss": data.mean_loss(records),
+        "exact": official["exact"],
+        "f1": official["f1"],
+        "threshold": threshold,
+    }
+
+
+def validate_written(
+    engine: Engine,
+    data: GenerationData,
+    questions: list[Question],
+    tokenizer,
+    max_new_tokens: int,
+    optimisation: OptimisationSettings,
+    stop_signal: StopSignal,
+) -> dict[str, float]:
+    """Return the loss of the validation split's answers, the official scores of those that the model writes, and what
+    `writing_summary` says about them. All ranks take part.
+
+    Args:
+        data: the questions, tokenised with room for `max_new_tokens`.
+    Raises:
+        Preempted: a rank was asked to stop.
+    """
+    accelerator = engine.accelerator
+    device = accelerator.device
+
+    def check_signal() -> None:
+        stop_signal.raise_when_noted(accelerator)
+
+    losses = score_items(
+        lambda rows: data.scores(engine.forward, rows, device),
+        data.loss_batches(optimisation.tokens_per_device),
+        accelerator,
+        on_batch=check_signal,
+    )
+    score = writing_scorer(
+        engine.module.stock_model, data, tokenizer, max_new_tokens, device, engine.precision, in_step=engine.deepspeed
+    )
+    batches = data.writing_batches(optimisation.tokens_per_device)
+    written = score_items(score, batches, accelerator, on_batch=check_signal)
+    answers = read_answers(tokenizer, written)
+    scores = official_scores(score_answers(questions, dict(zip(data.ids, answers, strict=True))))
+    scores = {name: float(score) for name, score in scores.items() if not name.endswith("total")}
+    return {"loss": data.mean_loss(losses)} | scores | writing_summary(written, answers, max_new_tokens)
+
+
+def task_record(
+    settings: TrainSettings, lengths: QuestionSettings, train: SpanData | GenerationData, best: dict
+) -> dict:
+    """Return what task.json says of the task.
+
+    Args:
+        best: the line of metrics.jsonl about the evaluation of the best checkpoint.
+    """
+    record = {"task": TASK, "head": settings.head, "labels": None}
+    if settings.head == "span":
+        record |= {"prompt": None, "thresholds": {"null_odds": best.get("eval_threshold")}}
+    else:
+        record |= {"prompt": question_prompt_record(train.prompt), "thresholds": None}
+    return record | {name: length for name, length in asdict(lengths).items() if length is not None}
