@@ -1,16 +1,15 @@
-"""Models of real shapes with random weights, made on the device, and rows as long as SST-2's: nothing is downloaded."""
+"""Models of real shapes with random weights, made on the device, and rows as long as a task's: nothing is downloaded."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
-from zerotune.models.adapters import add_lora
 from zerotune.models.attention import attention_kernel
-from zerotune.models.heads import is_head_parameter, make_head_float32
-from zerotune.models.loading import base_dtype, keep_nf4_layout
+from zerotune.models.heads import float32_linear, is_head_parameter, make_head_float32
+from zerotune.models.loading import base_dtype, keep_nf4_layout, make_trainable
 from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.tokens import Encoded
 from zerotune.training.classification import LabelledData
@@ -62,6 +61,16 @@ DISTILBERT = {
     "n_layers": 6,
     "n_heads": 12,
 }
+ROBERTA_LARGE = {
+    "model_type": "roberta",
+    "vocab_size": 50265,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+}
 
 # For measuring on a CPU. The weights are drawn wide enough for prompts to be answered differently.
 SMALL_LLAMA = {
@@ -81,7 +90,16 @@ TOY_CAUSAL = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
-TOY_ENCODER = {"vocab_size": 512, "dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4}
+TOY_ENCODERS = {
+    "distilbert": {"vocab_size": 512, "dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4},
+    "roberta": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +112,7 @@ class Shape:
 
     def config(self, toy: bool) -> PretrainedConfig:
         """The config for two classes; the toy has the same architecture and a few thousand weights."""
-        small = (TOY_ENCODER if self.sizes["model_type"] == "distilbert" else TOY_CAUSAL) if toy else {}
+        small = TOY_ENCODERS.get(self.sizes["model_type"], TOY_CAUSAL) if toy else {}
         sizes = self.sizes | small
         return AutoConfig.for_model(**sizes, num_labels=len(LABELS), pad_token_id=0, use_cache=False)
 
@@ -103,27 +121,42 @@ SHAPES = (
     Shape("Llama-3.2-1B", "full", LLAMA_1B),
     Shape("Llama-3.2-1B", "lora", LLAMA_1B),
     Shape("Gemma-2-2B", "lora", GEMMA_2B),
+    Shape("Mistral-7B", "lora", MISTRAL_7B),
     Shape("Mistral-7B", "qlora", MISTRAL_7B),
+    Shape("RoBERTa-large", "full", ROBERTA_LARGE),
     Shape("DistilBERT", "full", DISTILBERT),
 )
 
 
-def settings_for(shape: Shape, precision: str) -> ModelSettings:
-    """What the train script would load the model with."""
-    return ModelSettings(name=shape.name, revision=None, method=shape.method, precision=precision)
+def settings_for(shape: Shape, precision: str, **changed) -> ModelSettings:
+    """The settings that the train script would load the model with; `changed` are further fields of them."""
+    return ModelSettings(name=shape.name, revision=None, method=shape.method, precision=precision, **changed)
 
 
 def random_model(config: PretrainedConfig, settings: ModelSettings, device: torch.device) -> nn.Module:
     """A stock or peft model as zerotune.models.classifier.load_classifier would leave it, but with random weights."""
+    model = _random_stock(AutoModelForSequenceClassification, config, settings, device)
+    make_head_float32(model)
+    return make_trainable(model, settings, "SEQ_CLS").to(device)
+
+
+def random_language_model(
+    config: PretrainedConfig, settings: ModelSettings, device: torch.device, tuned: bool = True
+) -> nn.Module:
+    """A stock or peft model as zerotune.models.generator.load_generator would leave it, but with random weights; not
+    `tuned`, as zerotune.models.generator.load_language_model would."""
+    model = _random_stock(AutoModelForCausalLM, config, settings, device)
+    model.set_output_embeddings(float32_linear(model.get_output_embeddings(), cast_weights=False))
+    return make_trainable(model, settings, "CAUSAL_LM").to(device) if tuned else model
+
+
+def _random_stock(model_class, config: PretrainedConfig, settings: ModelSettings, device: torch.device) -> nn.Module:
     kernel = attention_kernel(settings.attention, config)
     with torch.device(device):
-        model = AutoModelForSequenceClassification.from_config(
-            config, dtype=base_dtype(settings), attn_implementation=kernel
-        )
+        model = model_class.from_config(config, dtype=base_dtype(settings), attn_implementation=kernel)
     if settings.method == "qlora":
         quantise_nf4(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
-    make_head_float32(model)
-    return model if settings.method == "full" else add_lora(model, settings).to(device)
+    return model
 
 
 def quantise_nf4(model: nn.Module, compute_dtype: torch.dtype) -> None:
@@ -157,23 +190,49 @@ def quantise_nf4(model: nn.Module, compute_dtype: torch.dtype) -> None:
 
 # Tokens of a row of SST-2's train split (67,349 rows, BERT's word pieces, special tokens included): the 0.5th, 1.5th …
 # 99.5th percentile. Mean 13.3, longest 66. Measured 2026-11.
-LENGTH_PERCENTILES = (
+SST2_PERCENTILES = (
     [3] * 3 + [4] * 8 + [5] * 9 + [6] * 8 + [7] * 7 + [8] * 6 + [9] * 6 + [10] * 4 + [11] * 5 + [12] * 4 + [13] * 3
     + [14] * 3 + [15] * 3 + [16] * 3 + [17] * 2 + [18] * 3 + [19] * 2 + [20] * 2
     + [21, 22, 22, 23, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 34, 36, 39, 42, 48]
 )  # fmt: skip
-# distinct ids in the same rows
-NUM_USED_IDS = 11_572
+# Longer tasks by a log-normal law: median, standard deviation of the logarithm, and the length that rows are cut to.
+# Means: question and context of SQuAD 168, IMDB 289.
+LENGTH_LAWS = {"squad": (155, 0.42, 384), "imdb": (265, 0.61, 512)}
+TASK_LENGTHS = ("sst2", *LENGTH_LAWS)
+# Distinct ids that training reads: counted in SST-2's rows; three times as many assumed of the longer tasks.
+NUM_USED_IDS = {"sst2": 11_572, "squad": 34_716, "imdb": 34_716}
 
 
-def random_rows(num_rows: int, vocabulary: int, seed: int) -> LabelledData:
-    """Rows of SST-2's lengths. Like its words, ids follow Zipf's law and leave most of a large vocabulary unused."""
+def random_lengths(task: str, num_rows: int, generator: np.random.Generator) -> np.ndarray:
+    """Tokens of random rows of a task, int64 [num_rows]."""
+    if task == "sst2":
+        return generator.choice(SST2_PERCENTILES, num_rows)
+    median, deviation, longest = LENGTH_LAWS[task]
+    return generator.lognormal(np.log(median), deviation, num_rows).astype(np.int64).clip(3, longest)
+
+
+def longest_row(task: str) -> int:
+    """The most tokens that a random row of a task has."""
+    return max(SST2_PERCENTILES) if task == "sst2" else LENGTH_LAWS[task][2]
+
+
+def used_ids(task: str, vocabulary: int) -> np.ndarray:
+    """The ids that random rows of a task are made of, and the padding's."""
+    return np.arange(min(NUM_USED_IDS[task] + 1, vocabulary))
+
+
+def random_ids(num_ids: int, task: str, vocabulary: int, generator: np.random.Generator) -> np.ndarray:
+    """Token ids, int32 [num_ids]. Like words, they follow Zipf's law and leave most of a large vocabulary unused."""
+    frequencies = 1 / used_ids(task, vocabulary)[1:]
+    return 1 + generator.choice(len(frequencies), num_ids, p=frequencies / frequencies.sum()).astype(np.int32)
+
+
+def random_rows(num_rows: int, vocabulary: int, seed: int, task: str = "sst2") -> LabelledData:
+    """Labelled rows as long as a task's."""
     generator = np.random.default_rng(seed)
-    lengths = generator.choice(LENGTH_PERCENTILES, num_rows)
-    num_used = min(NUM_USED_IDS, vocabulary - 1)
-    frequencies = 1 / np.arange(1, num_used + 1)
-    ids = 1 + generator.choice(num_used, int(lengths.sum()), p=frequencies / frequencies.sum())
+    lengths = random_lengths(task, num_rows, generator)
+    ids = random_ids(int(lengths.sum()), task, vocabulary, generator)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     labels = generator.integers(len(LABELS), size=num_rows)
-    encoded = Encoded(ids.astype(np.int32), offsets, num_truncated=0, type_ids=None)
+    encoded = Encoded(ids, offsets, num_truncated=0, type_ids=None)
     return LabelledData([str(row) for row in range(num_rows)], encoded, labels, pad_id=0)

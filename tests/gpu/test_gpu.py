@@ -1,6 +1,7 @@
 """What can only be seen on a GPU. Run by measure.sh; ZEROTUNE_GPU_TESTS_ON_CPU=1 runs on a CPU what works there too."""
 
 import gc
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,18 +9,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from default_settings import optimisation_settings, run_settings
 from tiny_models import CAUSAL, LABELS, tiny_model
 from torch import nn
+from torch.nn import functional
 
 from zerotune.models.classifier import load_classifier
 from zerotune.models.parameters import parameter_groups
 from zerotune.models.pretrained import load_tokenizer
+from zerotune.run.folder import RunFolder
 from zerotune.run.launch import start_accelerator
 from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.tokens import Encoded
 from zerotune.training.classification import LabelledData
 from zerotune.training.engine import Engine, build_optimizer
-from zerotune.training.loop import Loop
+from zerotune.training.loop import TrainingLoop
 from zerotune.training.schedule import Schedule
 
 HAS_CUDA = torch.cuda.is_available()
@@ -68,28 +72,28 @@ def engine_of(classifier, precision: str, max_grad_norm: float = 1.0, fused: boo
 
 def train(engine: Engine, folder: Path, num_steps: int = NUM_STEPS) -> list[float]:
     """The loop's own steps, with a line logged at each. Returns the losses."""
-    data, losses = rows(), []
-    steps_per_epoch = len(data.labels) // BATCH_SIZE
+    data = rows()
     schedule = Schedule(
         num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=len(data.labels) // BATCH_SIZE,
         warmup_steps=4,
         eval_every=num_steps + 1,
         checkpoint_every=num_steps + 1,
         log_every=1,
     )
-    run = SimpleNamespace(path=folder, log=lambda row: losses.append(row["loss"]) if "loss" in row else None)
-    args = SimpleNamespace(
-        batch_size=BATCH_SIZE,
-        tokens_per_device=64,
-        learning_rate=RATE,
-        seed=0,
-        patience=None,
-        keep_checkpoints=1,
-        scratch_dir=None,
-    )
-    evaluate = lambda *_: {"choose_by": 0.0, "eval_loss": 0.0}  # noqa: E731
-    Loop(engine, data, schedule, run, args, evaluate, SimpleNamespace(name=None)).train()
+    folder.mkdir()
+    run = RunFolder(run_settings(folder), engine.accelerator)
+    optimisation = optimisation_settings(batch_size=BATCH_SIZE, tokens_per_device=64, learning_rate=RATE)
+    validate = lambda: {"loss": 0.0, "accuracy": 0.0}  # noqa: E731
+    loop = TrainingLoop(run, engine, data, schedule, optimisation, validate, SimpleNamespace(name=None))
+    for step in loop:
+        for batch in step:
+            logits = engine.forward(**batch.inputs)
+            loss = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+            engine.backward(loss * batch.weight, batch.is_last)
+        engine.update(step.rate_factor)
+    logged = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    losses = [row["loss"] for row in logged if "loss" in row]
     assert len(losses) == num_steps
     return losses
 
@@ -126,7 +130,7 @@ def test_nf4_qlora_trains_evaluates_and_trains_again(kind, tmp_path):
     assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.1
     classifier.eval()
     with torch.no_grad():
-        before = engine.forward(**data.batch(np.arange(8), DEVICE))
+        before = engine.forward(**data.inputs(np.arange(8), DEVICE))
     assert before.dtype == torch.float32 and before.isfinite().all()
     again = train(engine, tmp_path / "again", num_steps=4)
     assert np.mean(again) < np.mean(losses[:8]), "an evaluation in between changed the quantised layers"
@@ -139,13 +143,13 @@ def test_padding_changes_no_logit_in_bf16(kind):
     classifier = classifier_of(kind, precision="bf16").eval()
     data = rows(64)
     short, long = int(data.lengths.argmin()), int(data.lengths.argmax())
-    pair = data.batch(np.array([short, long]), DEVICE)
+    pair = data.inputs(np.array([short, long]), DEVICE)
     left = {name: values.clone() for name, values in pair.items()}
     length, width = int(data.lengths[short]), pair["input_ids"].shape[1]
     for values in left.values():
         values[0] = values[0].roll(width - length)
     with torch.no_grad(), torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        alone = classifier(**data.batch(np.array([short]), DEVICE))[0]
+        alone = classifier(**data.inputs(np.array([short]), DEVICE))[0]
         right_padded, left_padded = classifier(**pair)[0], classifier(**left)[0]
     assert alone.dtype == torch.float32
     assert (alone - right_padded).abs().max() < 0.05 * alone.abs().max() + 0.02
@@ -161,7 +165,7 @@ def test_flash_attention_gives_the_logits_of_sdpa(kind):
     for attention in ("sdpa", "flash_attention_2"):
         classifier = classifier_of(kind, precision="bf16", attention=attention).eval()
         with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
-            logits.append(classifier(**data.batch(np.arange(16), DEVICE)))
+            logits.append(classifier(**data.inputs(np.arange(16), DEVICE)))
     assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[0].abs().max() + 0.02
 
 

@@ -1,0 +1,144 @@
+"""How benchmarks drive zerotune: its engine around a random model, its steps, plan, checkpoints, scoring and writing.
+
+A change of the library's interfaces is followed here alone.
+"""
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+from default_settings import optimisation_settings
+from torch import nn
+from torch.nn import functional
+
+from zerotune.models.attention import attention_kernel
+from zerotune.models.classifier import SequenceClassifier
+from zerotune.models.generator import TextGenerator
+from zerotune.models.parameters import parameter_groups, parameter_table
+from zerotune.models.shared_prefix import SharedRows
+from zerotune.models.used_rows import train_used_rows
+from zerotune.run.launch import start_accelerator
+from zerotune.run.plan import memory_need
+from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config
+from zerotune.settings.groups import ModelSettings
+from zerotune.squad.generation import GenerationData
+from zerotune.squad.writing import GreedyWriter
+from zerotune.tasks.prompts import PromptData
+from zerotune.training import checkpoints
+from zerotune.training.engine import Engine, build_optimizer
+
+PEAK_RATE, HEAD_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 5e-5, 0.01, 1.0
+
+
+def build_engine(
+    model: nn.Module, settings: ModelSettings, used_ids: np.ndarray | None, deepspeed: Path | None = None
+) -> Engine:
+    """The engine that train/sst2.py builds around a stock or peft model (random_models.random_model).
+
+    Args:
+        used_ids: the token ids that training reads, for a classifier; None makes a generator, which trains all of them.
+        deepspeed: a file of ds_configs/.
+    """
+    accelerator = fresh_accelerator(deepspeed, settings.precision)
+    tuned = TextGenerator(model) if used_ids is None else SequenceClassifier(model)
+    if used_ids is not None:
+        train_used_rows(tuned.stock_model, used_ids)
+    groups = parameter_groups(tuned, PEAK_RATE, HEAD_RATE, WEIGHT_DECAY)
+    optimizer = build_optimizer("adamw", groups, accelerator.device.type)
+    engine = Engine(accelerator, tuned, optimizer, settings.precision, MAX_GRAD_NORM)
+    engine.model.train()
+    return engine
+
+
+def fresh_accelerator(deepspeed: Path | None = None, precision: str = "bf16"):
+    """The library's Accelerator, whatever the Trainer or an earlier engine has left in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    filled = None
+    if deepspeed is not None:
+        filled = fill_deepspeed_config(read_deepspeed_config(deepspeed), 32, MAX_GRAD_NORM, precision)
+    return start_accelerator(filled)
+
+
+def classifier_inputs(data, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
+    """Arguments of a SequenceClassifier for some examples, padded."""
+    return data.inputs(rows, device)
+
+
+def optimizer_step(engine: Engine, data, rows: np.ndarray, tokens_per_device: int) -> torch.Tensor:
+    """One step on some examples, as a train script's loop takes it. Returns its mean loss, a float32 scalar on the
+    device."""
+    num_targets = data.num_targets(rows)
+    (micros,) = data.micro_batches(rows, tokens_per_device, 1)
+    for number, micro in enumerate(micros):
+        batch = data.batch(micro, engine.accelerator.device)
+        logits = engine.forward(**batch.inputs)
+        loss = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        engine.backward(loss / num_targets, is_last=number == len(micros) - 1)
+    engine.update(1.0)
+    loss, _ = engine.take_loss_and_norm()
+    return loss
+
+
+def weight_counts(model: nn.Module) -> dict:
+    """{"total", "trainable", "groups": {"attention", "mlp", "adapter" …}} of a stock, peft or tuned model."""
+    return parameter_table(model)
+
+
+def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_device: int, longest: int) -> float:
+    """What the plan says that a device needs.
+
+    Args:
+        counts: of `weight_counts`.
+        longest: tokens of the longest row, whose scores eager attention keeps.
+    """
+    optimisation = optimisation_settings(tokens_per_device=tokens_per_device)
+    scored = longest if attention_kernel(settings.attention, config) == "eager" else 0
+    world = (1, frozenset())
+    return memory_need(counts["total"], counts["trainable"], config, settings, optimisation, world, scored).total
+
+
+def save_checkpoint(engine: Engine, root: Path) -> Path:
+    """A checkpoint as the loop writes it: on the disk, hashed and marked as complete."""
+    progress = {"step": 1, "progress": {}, "num_processes": 1}
+    return checkpoints.save(root, progress, engine.save, engine.checkpoint_bytes(), engine.accelerator)
+
+
+def load_checkpoint(engine: Engine, folder: Path) -> None:
+    """What --resume does: hash the checkpoint and load it."""
+    assert checkpoints.defect(folder) is None
+    engine.load(folder)
+
+
+def prompt_data(head: Sequence[int], tails: list[Sequence[int]], answers: list[int]) -> PromptData:
+    """Prompts that begin with the same tokens, to be answered with one of some single tokens."""
+    rows = SharedRows()
+    for tail in tails:
+        rows.append([*head, *tail])
+    return PromptData(rows, [answers] * len(tails), len(answers), True, 0, num_shared=len(head), num_truncated=0)
+
+
+@torch.no_grad()
+def score_prompts(model: nn.Module, data: PromptData, batches: list[np.ndarray], device: torch.device) -> np.ndarray:
+    """Log-likelihoods of the answers up to a constant of the prompt, float32 [prompts, answers]."""
+    prefix = data.prefix(model, device)
+    scores = np.empty((len(data.rows), data.num_labels), dtype=np.float32)
+    for items in batches:
+        scores[items] = data.log_likelihoods(model, items, device, prefix)
+    return scores
+
+
+def question_data(contexts: list, context_of: np.ndarray, questions: list, answers: list) -> GenerationData:
+    """Questions about contexts with their answers: arrays of token ids."""
+    ids = [str(number) for number in range(len(questions))]
+    return GenerationData(ids, None, array("i"), contexts, context_of, questions, answers, pad_id=0, num_truncated=0)
+
+
+def write_answers(
+    model: nn.Module, data: GenerationData, max_new_tokens: int, tokens_per_device: int, device: torch.device
+) -> int:
+    """Write an answer to every question, none of which ends early. Returns how many tokens were written."""
+    writer = GreedyWriter(model, data, [], max_new_tokens, device)
+    return sum(len(record["tokens"]) for batch in data.writing_batches(tokens_per_device) for record in writer(batch))

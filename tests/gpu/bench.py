@@ -1,0 +1,228 @@
+"""What the measurements share: the device, the sizes, an engine that neighbours use again, clocks and counters."""
+
+import gc
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from library_step import build_engine, planned_bytes, weight_counts
+from random_models import (
+    Shape,
+    longest_row,
+    random_language_model,
+    random_lengths,
+    random_model,
+    random_rows,
+    settings_for,
+    used_ids,
+)
+
+PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet of H100 and H200 SXM
+ASSUMED_UTILISATION = 0.3  # for choosing how many steps fill the time
+MAX_STEPS, MIN_STEPS, MAX_ROWS = 60, 3, 10_000
+
+
+class Skipped(Exception):
+    """What a measurement needs is not there; the message says what."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an engine is built from. generates: it has the LM head instead of a classifier's."""
+
+    shape: Shape
+    task: str
+    attention: str = "auto"
+    checkpointing: bool = False
+    generates: bool = False
+    deepspeed: Path | None = None
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine with what is known of its model.
+
+    Attributes:
+        counts: library_step.weight_counts.
+        flops: useful floating-point operations for a real token.
+    """
+
+    engine: object
+    settings: object
+    config: object
+    counts: dict
+    flops: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What some steps took: seconds, how many they were, the last one's loss."""
+
+    seconds: float
+    num_steps: int
+    loss: float
+
+
+class Bench:
+    """One process on one device. Without CUDA sizes are a toy's, which shows that it works and measures nothing."""
+
+    def __init__(self):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.toy = self.device.type == "cpu"
+        self.limit_s = 0.1 if self.toy else 2.5  # of stepping in one measurement
+        self._key, self._built = None, None
+
+    def tokens(self, real: int) -> int:
+        """A number of tokens: of the toy a part, but no less than the longest row."""
+        return max(512, real // 32) if self.toy else real
+
+    def count(self, real: int, toy: int) -> int:
+        """A size that has no common scale."""
+        return toy if self.toy else real
+
+    def fits(self, setup: Setup, tokens: int) -> bool:
+        """Whether the plan says that micro-batches of so many tokens fit the device."""
+        if self.toy:
+            return True
+        config = setup.shape.config(self.toy)
+        settings = settings_for(setup.shape, "bf16", attention=setup.attention)
+        with torch.device("meta"):
+            counts = weight_counts(random_model(config, replace(settings, method="full"), torch.device("meta")))
+        if setup.shape.method != "full":
+            counts["trainable"] = 0  # adapters are small
+        needed = planned_bytes(counts, config, settings, tokens, longest_row(setup.task))
+        return needed < 0.92 * torch.cuda.mem_get_info()[1]
+
+    def built(self, setup: Setup) -> Built:
+        """The engine of a setup; kept until another one is asked for."""
+        key = setup if setup.shape.method == "full" else replace(setup, task="any")
+        if key != self._key:
+            self.release()
+            self._built = self._build(setup)
+            self._key = key
+        return self._built
+
+    def _build(self, setup: Setup) -> Built:
+        torch.manual_seed(0)
+        config = setup.shape.config(self.toy)
+        settings = settings_for(
+            setup.shape,
+            "bf16",
+            attention=setup.attention,
+            activation_checkpointing=setup.checkpointing,
+            zero_stage=None if setup.deepspeed is None else 2,
+        )
+        make = random_language_model if setup.generates else random_model
+        model = make(config, settings, self.device)
+        counts = weight_counts(model)
+        ids = None if setup.generates else used_ids(setup.task, config.vocab_size)
+        engine = build_engine(model, settings, ids, setup.deepspeed)
+        if setup.compiled:
+            self.compile_layers(engine.module, dynamic=True)
+        return Built(engine, settings, config, counts, useful_flops(counts))
+
+    def compile_layers(self, tuned, dynamic: bool) -> None:
+        """torch.compile each layer in place; they share one compilation. A toy's are traced alone."""
+        for layer in layers_of(tuned):
+            layer.compile(dynamic=dynamic, backend="aot_eager" if self.toy else "inductor")
+
+    def release(self) -> None:
+        """Let go of the engine and its memory."""
+        self._key = self._built = None
+        torch._dynamo.reset()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def rows(self, setup: Setup, flops: int, tokens: int, batch_size: int | None) -> tuple[object, list[np.ndarray]]:
+        """Labelled rows, and the steps of one epoch over them: of about `tokens` tokens, as many as fill the time."""
+        mean = random_lengths(setup.task, 10_000, np.random.default_rng(0)).mean()
+        batch_size = min(batch_size or MAX_ROWS, max(1, round(tokens / mean)))
+        per_step = flops * mean * batch_size
+        num_steps = 4 if self.toy else int(self.limit_s * ASSUMED_UTILISATION * PEAK_FLOPS / per_step)
+        num_steps = min(MAX_STEPS, max(MIN_STEPS, num_steps))
+        data = random_rows(num_steps * batch_size, setup.shape.config(self.toy).vocab_size, 0, setup.task)
+        return data, data.epoch_steps(batch_size, 0, 0)
+
+    def wait(self) -> None:
+        """Until the device has done all that is queued."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def time_steps(self, take: Callable[[object], torch.Tensor], steps: list, warm_up: list) -> Timed:
+        """Time `take(step)` -> loss of some steps, after others; ends early at twice the time limit."""
+        for step in warm_up:
+            take(step)
+        self.wait()
+        started, previous = time.perf_counter(), None
+        for number, step in enumerate(steps, 1):
+            loss = take(step)
+            if self.device.type == "cuda":  # the training loop, too, reads a loss one step late
+                if previous is not None:
+                    previous.synchronize()
+                previous = torch.cuda.Event()
+                previous.record()
+            if time.perf_counter() - started > 2 * self.limit_s:
+                break
+        self.wait()
+        return Timed(time.perf_counter() - started, number, float(loss))
+
+    def reset_peak(self) -> None:
+        """Count the most memory from here."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_bytes(self) -> int | None:
+        """The most memory in tensors since `reset_peak`; None on a CPU."""
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+    def count_waits(self, run: Callable[[], object]) -> int | None:
+        """How often the host waits for the GPU meanwhile, as PyTorch's debug mode counts it; None on a CPU."""
+        if self.device.type != "cuda":
+            run()
+            return None
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+def useful_flops(counts: dict) -> int:
+    """For a real token: 6 for each trained matrix weight (2 forward, 2 for the gradient of the input, 2 for that of the
+    weight; Kaplan et al. 2020, section 2.1), 4 for each frozen one. Embeddings, head, padding, attention scores and
+    recomputation do not count; what a faster way leaves out still does.
+    """
+    groups = counts["groups"]
+    backbone = groups["attention"] + groups["mlp"]
+    return 4 * backbone + 6 * groups["adapter"] if groups["adapter"] else 6 * backbone
+
+
+def layers_of(tuned) -> torch.nn.ModuleList:
+    """The decoder's or encoder's layers of a tuned model."""
+    backbone = tuned.stock_model.base_model
+    return backbone.layers if hasattr(backbone, "layers") else backbone.encoder.layer
+
+
+@contextmanager
+def attention_of(tuned, name: str) -> Iterator[None]:
+    """Another attention implementation of transformers' inside the block."""
+    configs = {id(m.config): m.config for m in tuned.modules() if hasattr(m, "config")}.values()
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for config, old in zip(configs, before, strict=True):
+            config._attn_implementation = old

@@ -1,0 +1,163 @@
+"""A trial: the examples of a micro-batch in one row of fixed length, without padding and without a mask.
+
+transformers hands `cu_seq_lens_q` and `max_length_q` to the attention function below, which runs
+torch.nn.attention.varlen on a GPU and a block-diagonal reference on a CPU. A dummy example without weight fills the row,
+and empty segments fill `cu_seq_lens_q`, so that all shapes are the same at every step and the layers compile once.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from bench import Bench, Setup, attention_of
+from library_step import classifier_inputs
+from random_models import Shape, longest_row
+from torch.nn import functional
+from training import figures
+from transformers import AttentionInterface
+
+ATTENTION = "packed_trial"
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row of examples, on a device. All sizes but `num_examples` are the same for all rows.
+
+    Attributes:
+        input_ids, positions: int64 [1, size]; positions restart at 0 with every example.
+        cu: where examples begin, int32 [most examples + 2]; the last ones are empty.
+        pooled: of each example the token that is pooled, int64 [most examples]; any for missing ones.
+        labels: int64 [most examples]; -100 for missing ones.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    cu: torch.Tensor
+    pooled: torch.Tensor
+    labels: torch.Tensor
+    num_examples: int
+    num_tokens: int
+
+
+def pack(data, rows: np.ndarray, size: int, most: int, device: torch.device) -> PackedRow:
+    """Lay out examples in one row of `size` tokens; the rest is a dummy example."""
+    lengths = data.lengths[rows]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    input_ids, positions = np.full(size, 1), np.arange(size) - starts[-1]
+    for row, start, length in zip(rows, starts[:-1], lengths, strict=True):
+        input_ids[start : start + length] = data.encoded.row(row)
+        positions[start : start + length] = np.arange(length)
+    cu = np.full(most + 2, size, dtype=np.int32)
+    cu[: len(starts)] = starts
+    pooled, labels = np.zeros(most, dtype=np.int64), np.full(most, -100)
+    pooled[: len(rows)] = starts[1:] - 1
+    labels[: len(rows)] = data.labels[rows]
+    arrays = (input_ids[None], positions[None], cu, pooled, labels)
+    tensors = [torch.from_numpy(array).to(device) for array in arrays]
+    return PackedRow(*tensors, num_examples=len(rows), num_tokens=int(starts[-1]))
+
+
+def fill_rows(data, order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut examples into runs of at most `size` tokens."""
+    runs, start, total = [], 0, 0
+    for index, length in enumerate(data.lengths[order]):
+        if total + length > size:
+            runs.append(order[start:index])
+            start, total = index, 0
+        total += length
+    return [*runs, order[start:]]
+
+
+def packed_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **told):
+    """Causal attention within examples: [1, heads, tokens, dim] each -> [1, tokens, heads, dim]."""
+    assert attention_mask is None and not dropout and told.get("softcap") is None
+    cu, longest = told["cu_seq_lens_q"], told["max_length_q"]
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    if query.device.type == "cpu":
+        return _reference(q, k, v, cu, scaling)[None].to(query.dtype), None
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (states.to(torch.bfloat16).contiguous() for states in (q, k, v))  # RoPE leaves float32
+    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0))[None], None
+
+
+def _reference(q, k, v, cu, scaling) -> torch.Tensor:
+    """The same for [tokens, heads, dim], by a mask."""
+    k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
+    place = torch.arange(len(q))
+    example = torch.bucketize(place, cu[1:], right=True)
+    seen = (example[:, None] == example) & (place[:, None] >= place)
+    q, k, v = (states.transpose(0, 1) for states in (q, k, v))
+    k, v = k.to(q.dtype), v.to(q.dtype)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling).transpose(0, 1)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+
+
+def packed_logits(tuned, row: PackedRow, longest: int) -> torch.Tensor:
+    """Logits [most examples, labels] of a causal SequenceClassifier that has `packed_attention`."""
+    stock, told = tuned.stock_model, {"cu_seq_lens_q": row.cu, "cu_seq_lens_k": row.cu}
+    told |= {"max_length_q": longest, "max_length_k": longest}
+    hidden = stock.base_model(input_ids=row.input_ids, position_ids=row.positions, use_cache=False, **told)
+    return stock.score(hidden.last_hidden_state[0, row.pooled])
+
+
+def train_packed(bench: Bench, shape: Shape, task: str, tokens: int, compiled: bool = False) -> dict:
+    """Optimizer steps of one packed row each, through zerotune's engine, and how far its logits are from those of the
+    padded path: as shares of the norm of float32 logits."""
+    setup = Setup(shape, task)
+    size, longest = bench.tokens(tokens), 1 << (longest_row(task) - 1).bit_length()
+    if compiled:
+        bench.release()  # the compiled layers are this measurement's own
+    built = bench.built(setup)
+    engine, tuned = built.engine, built.engine.module
+    data, steps = bench.rows(setup, built.flops, size, None)
+    runs = fill_rows(data, np.concatenate(steps), size)
+    runs = runs[:-1] or runs
+    most = max(map(len, runs))
+    rows = [pack(data, run, size, most, bench.device) for run in runs]
+
+    def take(row: PackedRow) -> torch.Tensor:
+        with torch.autocast(bench.device.type, dtype=torch.bfloat16):
+            logits = packed_logits(tuned, row, longest)
+        loss = functional.cross_entropy(logits.float(), row.labels, reduction="sum") / row.num_examples
+        engine.backward(loss, is_last=True)
+        engine.update(1.0)
+        return engine.take_loss_and_norm()[0]
+
+    found = {} if compiled or shape.method != "full" else _errors(bench, built, data, runs[0], rows[0], longest)
+    with attention_of(tuned, ATTENTION):
+        if compiled:
+            bench.compile_layers(tuned, dynamic=False)
+        bench.reset_peak()
+        timed = bench.time_steps(take, rows, rows[:3])
+        peak = bench.peak_bytes()
+        waits = bench.count_waits(lambda: [take(row) for row in rows[:2]])
+    if compiled:
+        found["compiled_graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        bench.release()
+    return figures(timed, [row.num_tokens for row in rows], most, built.flops) | found | {
+        "attention": "varlen" if bench.device.type == "cuda" else "reference",
+        "checkpointing": False,
+        "micro_batches": 1,
+        "padding": size * len(rows) / sum(row.num_tokens for row in rows),
+        "peak_bytes": peak,
+        "waits_per_step": None if waits is None else waits / 2,
+    }
+
+
+@torch.no_grad()
+def _errors(bench: Bench, built, data, run: np.ndarray, row: PackedRow, longest: int) -> dict:
+    """Relative errors of bf16 logits, packed and padded, against padded float32."""
+    tuned, few = built.engine.module, run[:32]
+    tuned.eval()
+    inputs = classifier_inputs(data, few, bench.device)
+    exact = tuned(**inputs)
+    with torch.autocast(bench.device.type, dtype=torch.bfloat16):
+        padded = tuned(**inputs)
+        with attention_of(tuned, ATTENTION):
+            packed = packed_logits(tuned, row, longest)[: len(few)]
+    tuned.train()
+    error = lambda logits: float((logits.float() - exact.float()).norm() / exact.float().norm())  # noqa: E731
+    return {"packed_logit_error": error(packed), "padded_logit_error": error(padded)}

@@ -1,0 +1,187 @@
+"""Training steps, timed: zerotune's own, and transformers.Trainer's on the same examples."""
+
+import tempfile
+import time
+
+import numpy as np
+import torch
+from bench import PEAK_FLOPS, Bench, Setup, Skipped, Timed, useful_flops
+from library_step import PEAK_RATE, WEIGHT_DECAY, fresh_accelerator, optimizer_step, planned_bytes, weight_counts
+from random_models import Shape, longest_row, random_model, settings_for
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import is_flash_attn_2_available
+
+WAIT_STEPS = 2  # in which waits are counted
+
+
+def train(
+    bench: Bench,
+    shape: Shape,
+    task: str,
+    tokens: int,
+    attention: str = "auto",
+    checkpointing: bool | None = None,
+    batch_size: int | None = None,
+    deepspeed=None,
+    compiled: bool = False,
+    peft_casts: bool = True,
+) -> dict:
+    """zerotune's steps, through its data, micro-batches and engine.
+
+    Args:
+        tokens: most padded tokens of a micro-batch; a step has about as many.
+        checkpointing: None recomputes activations where the plan says that the device is too small without.
+        batch_size: examples of a step, where it is not to follow from `tokens`.
+        peft_casts: False switches off peft's cast of a layer's inputs to the adapter's float32.
+    """
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise Skipped("flash-attn is not installed")
+    tokens = bench.tokens(tokens)
+    setup = Setup(shape, task, attention, bool(checkpointing), deepspeed=deepspeed, compiled=compiled)
+    if checkpointing is None:
+        setup = Setup(shape, task, attention, not bench.fits(setup, tokens), deepspeed=deepspeed, compiled=compiled)
+    built = bench.built(setup)
+    for module in built.engine.module.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = peft_casts
+    data, steps = bench.rows(setup, built.flops, tokens, batch_size)
+    micros = [micro for step in steps for micro in data.micro_batches(step, tokens, 1)[0]]
+    largest = max(steps, key=data.num_padded_tokens)
+
+    def take(step) -> torch.Tensor:
+        return optimizer_step(built.engine, data, step, tokens)
+
+    bench.reset_peak()
+    timed = bench.time_steps(take, steps, [largest, *steps[:2]])
+    peak = bench.peak_bytes()
+    waits = bench.count_waits(lambda: [take(step) for step in steps[:WAIT_STEPS]])
+    micro_tokens = max(data.num_padded_tokens(micro) for micro in micros)
+    planned = planned_bytes(built.counts, built.config, built.settings, micro_tokens, longest_row(task))
+    return figures(timed, [data.num_tokens(step) for step in steps], len(steps[0]), built.flops) | {
+        "attention": attention,
+        "checkpointing": setup.checkpointing,
+        "micro_batches": len(micros) / len(steps),
+        "padding": sum(map(data.num_padded_tokens, micros)) / data.num_tokens(np.arange(len(data.ids))),
+        "peak_bytes": peak,
+        "planned_bytes": planned,
+        "waits_per_step": None if waits is None else waits / WAIT_STEPS,
+    }
+
+
+def figures(timed: Timed, step_tokens: list[int], batch_size: int, flops: int) -> dict:
+    """The speed of some steps: real tokens a second, and utilisation by useful operations for a real token."""
+    num_tokens = sum(step_tokens[: timed.num_steps])
+    return {
+        "batch_size": batch_size,
+        "num_steps": timed.num_steps,
+        "tokens_per_step": num_tokens / timed.num_steps,
+        "step_s": timed.seconds / timed.num_steps,
+        "tokens_per_s": num_tokens / timed.seconds,
+        "utilisation": num_tokens * flops / timed.seconds / PEAK_FLOPS,
+        "loss": timed.loss,
+    }
+
+
+def train_with_trainer(bench: Bench, shape: Shape, task: str, tokens: int) -> dict:
+    """transformers.Trainer at its best flags on the same examples, as many to a step.
+
+    Batches are as large as memory plainly allows: of at most twice `tokens` padded tokens, accumulated to a step.
+    """
+    tokens = bench.tokens(tokens)
+    bench.release()
+    fresh_accelerator()
+    torch.manual_seed(0)
+    settings = settings_for(shape, "bf16", activation_checkpointing=not bench.fits(Setup(shape, task), 2 * tokens))
+    model = random_model(shape.config(bench.toy), settings, bench.device)
+    flops = useful_flops(weight_counts(model))
+    data, steps = bench.rows(Setup(shape, task), flops, tokens, None)
+    batch_size = len(steps[0])
+    accumulation = -(-batch_size * longest_row(task) // (2 * tokens))
+    clock = _Clock(bench, num_steps=len(steps))
+
+    class Counting(Trainer):
+        def compute_loss(self, model, inputs, *rest, **kwargs):
+            clock.count(inputs["attention_mask"])
+            return super().compute_loss(model, inputs, *rest, **kwargs)
+
+    bench.reset_peak()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            bf16=True,
+            optim="adamw_torch_fused",
+            train_sampling_strategy="group_by_length",
+            dataloader_num_workers=bench.count(2, 0),
+            per_device_train_batch_size=-(-batch_size // accumulation),
+            gradient_accumulation_steps=accumulation,
+            gradient_checkpointing=settings.activation_checkpointing,
+            max_steps=clock.num_warm_up + len(steps),
+            learning_rate=PEAK_RATE,
+            weight_decay=WEIGHT_DECAY,
+            save_strategy="no",
+            logging_strategy="no",
+            logging_nan_inf_filter=False,
+            use_cpu=bench.device.type == "cpu",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        rows = [{"input_ids": data.encoded.row(row), "labels": label} for row, label in enumerate(data.labels.tolist())]
+        # the Trainer sorts a quarter of its rows at a time: four times the rows, so that it sorts all of them
+        trainer = Counting(model=model, args=arguments, train_dataset=rows * 4, data_collator=_pad, callbacks=[clock])
+        loss = trainer.train().training_loss
+    peak = bench.peak_bytes()
+    del trainer, model
+    bench.release()
+    real, padded = int(clock.real), clock.padded
+    return {
+        "batch_size": batch_size,
+        "num_steps": clock.num_timed,
+        "tokens_per_step": real / clock.num_timed,
+        "step_s": clock.seconds / clock.num_timed,
+        "tokens_per_s": real / clock.seconds,
+        "utilisation": real * flops / clock.seconds / PEAK_FLOPS,
+        "loss": loss,
+        "attention": "auto",
+        "checkpointing": settings.activation_checkpointing,
+        "micro_batches": accumulation,
+        "padding": padded / real,
+        "peak_bytes": peak,
+    }
+
+
+class _Clock(TrainerCallback):
+    """Times the Trainer's steps after some to warm up, and ends early at twice the time limit."""
+
+    num_warm_up = 3
+
+    def __init__(self, bench: Bench, num_steps: int):
+        self.bench, self.num_steps = bench, num_steps
+        self.real, self.padded, self.num_timed, self.seconds, self._started = 0, 0, 0, 0.0, None
+
+    def count(self, mask: torch.Tensor) -> None:
+        if self._started is not None:
+            self.real = self.real + mask.sum()  # on the device: nobody waits
+            self.padded += mask.numel()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.num_warm_up:
+            self.bench.wait()
+            self._started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.num_timed = state.global_step - self.num_warm_up
+        late = self._started is not None and time.perf_counter() - self._started > 2 * self.bench.limit_s
+        if self.num_timed == self.num_steps or (late and self.num_timed > 0):
+            self.bench.wait()
+            self.seconds = time.perf_counter() - self._started
+            control.should_training_stop = True
+
+
+def _pad(features: list[dict]) -> dict:
+    """What DataCollatorWithPadding does, without a tokenizer."""
+    rows = [torch.as_tensor(feature["input_ids"], dtype=torch.int64) for feature in features]
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = pad_sequence(rows, batch_first=True)
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([each["labels"] for each in features])}
