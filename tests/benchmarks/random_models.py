@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, made on the device, and rows as long as a task's: nothing is downloaded."""
+"""Models of real shapes with random weights, made on the device, and rows as long as a task's, without a download."""
 
 from dataclasses import dataclass
 
@@ -198,7 +198,6 @@ SST2_PERCENTILES = (
 # Longer tasks by a log-normal law: median, standard deviation of the logarithm, and the length that rows are cut to.
 # Means: question and context of SQuAD 168, IMDB 289.
 LENGTH_LAWS = {"squad": (155, 0.42, 384), "imdb": (265, 0.61, 512)}
-TASK_LENGTHS = ("sst2", *LENGTH_LAWS)
 # Distinct ids that training reads: counted in SST-2's rows; three times as many assumed of the longer tasks.
 NUM_USED_IDS = {"sst2": 11_572, "squad": 34_716, "imdb": 34_716}
 

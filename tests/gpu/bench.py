@@ -24,6 +24,7 @@ from random_models import (
 
 PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet of H100 and H200 SXM
 ASSUMED_UTILISATION = 0.3  # for choosing how many steps fill the time
+USABLE_MEMORY = 0.92  # of the device's, by the plan's estimate
 MAX_STEPS, MIN_STEPS, MAX_ROWS = 60, 3, 10_000
 
 
@@ -33,12 +34,19 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """What an engine is built from. generates: it has the LM head instead of a classifier's."""
+    """What an engine is built from.
+
+    Attributes:
+        task: whose rows it trains on, which decides the rows of an embedding that are used.
+        checkpointing: whether activations are recomputed; None: if the device is too small otherwise (`Bench.settle`).
+        generates: it has the LM head instead of a classifier's.
+        deepspeed: a file of ds_configs/.
+    """
 
     shape: Shape
     task: str
     attention: str = "auto"
-    checkpointing: bool = False
+    checkpointing: bool | None = False
     generates: bool = False
     deepspeed: Path | None = None
     compiled: bool = False
@@ -76,7 +84,7 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.toy = self.device.type == "cpu"
         self.limit_s = 0.1 if self.toy else 2.5  # of stepping in one measurement
-        self._key, self._built = None, None
+        self._key, self._built, self._compiled = None, None, False
 
     def tokens(self, real: int) -> int:
         """A number of tokens: of the toy a part, but no less than the longest row."""
@@ -86,18 +94,18 @@ class Bench:
         """A size that has no common scale."""
         return toy if self.toy else real
 
-    def fits(self, setup: Setup, tokens: int) -> bool:
-        """Whether the plan says that micro-batches of so many tokens fit the device."""
-        if self.toy:
-            return True
+    def settle(self, setup: Setup, tokens: int) -> Setup:
+        """The setup with activation checkpointing where the plan says that micro-batches of so many tokens need it."""
+        if setup.checkpointing is not None:
+            return setup
         config = setup.shape.config(self.toy)
         settings = settings_for(setup.shape, "bf16", attention=setup.attention)
-        with torch.device("meta"):
-            counts = weight_counts(random_model(config, replace(settings, method="full"), torch.device("meta")))
+        counts = weight_counts(random_model(config, replace(settings, method="full"), torch.device("meta")))
         if setup.shape.method != "full":
             counts["trainable"] = 0  # adapters are small
         needed = planned_bytes(counts, config, settings, tokens, longest_row(setup.task))
-        return needed < 0.92 * torch.cuda.mem_get_info()[1]
+        usable = float("inf") if self.toy else USABLE_MEMORY * torch.cuda.mem_get_info()[1]
+        return replace(setup, checkpointing=needed > usable)
 
     def built(self, setup: Setup) -> Built:
         """The engine of a setup; kept until another one is asked for."""
@@ -129,13 +137,16 @@ class Bench:
 
     def compile_layers(self, tuned, dynamic: bool) -> None:
         """torch.compile each layer in place; they share one compilation. A toy's are traced alone."""
+        self._compiled = True
         for layer in layers_of(tuned):
             layer.compile(dynamic=dynamic, backend="aot_eager" if self.toy else "inductor")
 
     def release(self) -> None:
         """Let go of the engine and its memory."""
         self._key = self._built = None
-        torch._dynamo.reset()
+        if self._compiled:
+            torch.compiler.reset()
+            self._compiled = False
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -160,9 +171,10 @@ class Bench:
         for step in warm_up:
             take(step)
         self.wait()
-        started, previous = time.perf_counter(), None
-        for number, step in enumerate(steps, 1):
+        started, previous, num_steps = time.perf_counter(), None, 0
+        for step in steps:
             loss = take(step)
+            num_steps += 1
             if self.device.type == "cuda":  # the training loop, too, reads a loss one step late
                 if previous is not None:
                     previous.synchronize()
@@ -171,7 +183,7 @@ class Bench:
             if time.perf_counter() - started > 2 * self.limit_s:
                 break
         self.wait()
-        return Timed(time.perf_counter() - started, number, float(loss))
+        return Timed(time.perf_counter() - started, num_steps, float(loss))
 
     def reset_peak(self) -> None:
         """Count the most memory from here."""

@@ -52,9 +52,9 @@ def _fastest(bench: Bench, run) -> float:
     return min(times[3:])
 
 
-def profile_steps(bench: Bench, shape: Shape, task: str, tokens: int) -> dict:
+def profile_steps(bench: Bench, setup: Setup, tokens: int) -> dict:
     """The kernels that take the most time in a step, how many there are, and how often the host waits."""
-    tokens, setup = bench.tokens(tokens), Setup(shape, task)
+    tokens = bench.tokens(tokens)
     built = bench.built(setup)
     data, steps = bench.rows(setup, built.flops, tokens, None)
     steps = sorted(steps, key=data.num_tokens)
@@ -74,7 +74,9 @@ def profile_steps(bench: Bench, shape: Shape, task: str, tokens: int) -> dict:
             optimizer_step(built.engine, data, step, tokens)
         bench.wait()
     events = profiled.key_averages()
-    kernels = [event for event in events if event.device_type == DeviceType.CUDA] if on_gpu else list(events)
+    kernels = list(events)
+    if on_gpu:  # annotations span the kernels of a range
+        kernels = [one for one in events if one.device_type == DeviceType.CUDA and not one.is_user_annotation]
     micros = lambda event: event.self_device_time_total if on_gpu else event.self_cpu_time_total  # noqa: E731
     kernels.sort(key=micros, reverse=True)
     busy_s = sum(map(micros, kernels)) / 1e6 / len(middle)

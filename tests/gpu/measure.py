@@ -6,7 +6,6 @@ row with its error; a worker that hangs or dies is replaced, and the rest resume
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -164,9 +163,9 @@ def work(args) -> int:
     wanted = [one for one in getattr(measurements, args.part)() if one.name not in has_row]
     if args.only:
         wanted = [one for one in wanted if any(text in one.name for text in args.only)]
-    bench = Bench()
-    for number, measurement in enumerate(wanted):
-        if number and (measurement.own_process or wanted[number - 1].own_process):
+    bench, is_used, was_alone = Bench(), False, False
+    for measurement in wanted:
+        if is_used and (measurement.own_process or was_alone):
             return MORE_TO_DO
         write_now(args.output, measurement)
         started = time.time()
@@ -181,6 +180,8 @@ def work(args) -> int:
             message = str(error).strip().splitlines() or [""]
             row = {"error": f"{type(error).__name__}: {message[0]}"[:300]}
         append_row(args.output, {"name": measurement.name, "taken_s": round(time.time() - started, 2)} | row)
+        if "skipped" not in row:
+            is_used, was_alone = True, measurement.own_process
         if "error" in row:
             bench.release()
             if bench.device.type == "cuda":

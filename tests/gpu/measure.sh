@@ -21,11 +21,15 @@ extra=$(mktemp -d)
 trap 'rm -rf "$extra"' EXIT
 if [[ -n ${WHEELS:-} ]]; then
     "$python" -m pip install --quiet --no-deps --no-index --no-compile --target "$extra" "$WHEELS"/*.whl
+    for package in "$extra"/{bitsandbytes,deepspeed,flash_attn}; do
+        # the libraries take what is installed for usable, and would fail everywhere
+        { [[ ! -d $package ]] || PYTHONPATH=$extra "$python" -c "import ${package##*/}" || rm -rf "$package"; } &
+    done
+    wait
 fi
 export PYTHONPATH="$extra:$PWD:$PWD/tests:$PWD/tests/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0} # the Trainer would spread over all that it sees
-export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF-expandable_segments:True}
 
 if ! nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null; then
     echo "no GPU: toy sizes, and the GPU tests that a CPU can run"

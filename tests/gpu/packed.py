@@ -1,17 +1,17 @@
 """A trial: the examples of a micro-batch in one row of fixed length, without padding and without a mask.
 
 transformers hands `cu_seq_lens_q` and `max_length_q` to the attention function below, which runs
-torch.nn.attention.varlen on a GPU and a block-diagonal reference on a CPU. A dummy example without weight fills the row,
-and empty segments fill `cu_seq_lens_q`, so that all shapes are the same at every step and the layers compile once.
+torch.nn.attention.varlen on a GPU and a block-diagonal reference on a CPU. A dummy example without weight fills the
+row, and empty segments fill `cu_seq_lens_q`, so that all shapes are the same at every step and the layers compile once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from bench import Bench, Setup, attention_of
 from library_step import classifier_inputs
-from random_models import Shape, longest_row
+from random_models import longest_row
 from torch.nn import functional
 from training import figures
 from transformers import AttentionInterface
@@ -103,13 +103,11 @@ def packed_logits(tuned, row: PackedRow, longest: int) -> torch.Tensor:
     return stock.score(hidden.last_hidden_state[0, row.pooled])
 
 
-def train_packed(bench: Bench, shape: Shape, task: str, tokens: int, compiled: bool = False) -> dict:
+def train_packed(bench: Bench, setup: Setup, tokens: int) -> dict:
     """Optimizer steps of one packed row each, through zerotune's engine, and how far its logits are from those of the
     padded path: as shares of the norm of float32 logits."""
-    setup = Setup(shape, task)
-    size, longest = bench.tokens(tokens), 1 << (longest_row(task) - 1).bit_length()
-    if compiled:
-        bench.release()  # the compiled layers are this measurement's own
+    compiled, setup = setup.compiled, replace(setup, compiled=False)
+    size, longest = bench.tokens(tokens), 1 << (longest_row(setup.task) - 1).bit_length()
     built = bench.built(setup)
     engine, tuned = built.engine, built.engine.module
     data, steps = bench.rows(setup, built.flops, size, None)
@@ -126,7 +124,7 @@ def train_packed(bench: Bench, shape: Shape, task: str, tokens: int, compiled: b
         engine.update(1.0)
         return engine.take_loss_and_norm()[0]
 
-    found = {} if compiled or shape.method != "full" else _errors(bench, built, data, runs[0], rows[0], longest)
+    found = {} if compiled or setup.shape.method != "full" else _errors(bench, built, data, runs[0], rows[0], longest)
     with attention_of(tuned, ATTENTION):
         if compiled:
             bench.compile_layers(tuned, dynamic=False)
@@ -137,14 +135,18 @@ def train_packed(bench: Bench, shape: Shape, task: str, tokens: int, compiled: b
     if compiled:
         found["compiled_graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         bench.release()
-    return figures(timed, [row.num_tokens for row in rows], most, built.flops) | found | {
-        "attention": "varlen" if bench.device.type == "cuda" else "reference",
-        "checkpointing": False,
-        "micro_batches": 1,
-        "padding": size * len(rows) / sum(row.num_tokens for row in rows),
-        "peak_bytes": peak,
-        "waits_per_step": None if waits is None else waits / 2,
-    }
+    return (
+        figures(timed, [row.num_tokens for row in rows], most, built.flops)
+        | found
+        | {
+            "attention": "varlen" if bench.device.type == "cuda" else "reference",
+            "checkpointing": False,
+            "micro_batches": 1,
+            "padding": size * len(rows) / sum(row.num_tokens for row in rows),
+            "peak_bytes": peak,
+            "waits_per_step": None if waits is None else waits / 2,
+        }
+    )
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def train(engine: Engine, folder: Path, num_steps: int = NUM_STEPS) -> list[floa
         checkpoint_every=num_steps + 1,
         log_every=1,
     )
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     run = RunFolder(run_settings(folder), engine.accelerator)
     optimisation = optimisation_settings(batch_size=BATCH_SIZE, tokens_per_device=64, learning_rate=RATE)
     validate = lambda: {"loss": 0.0, "accuracy": 0.0}  # noqa: E731

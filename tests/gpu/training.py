@@ -5,42 +5,25 @@ import time
 
 import numpy as np
 import torch
-from bench import PEAK_FLOPS, Bench, Setup, Skipped, Timed, useful_flops
+from bench import PEAK_FLOPS, Bench, Setup, Timed, useful_flops
 from library_step import PEAK_RATE, WEIGHT_DECAY, fresh_accelerator, optimizer_step, planned_bytes, weight_counts
-from random_models import Shape, longest_row, random_model, settings_for
+from random_models import longest_row, random_model, settings_for
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import is_flash_attn_2_available
 
 WAIT_STEPS = 2  # in which waits are counted
 
 
-def train(
-    bench: Bench,
-    shape: Shape,
-    task: str,
-    tokens: int,
-    attention: str = "auto",
-    checkpointing: bool | None = None,
-    batch_size: int | None = None,
-    deepspeed=None,
-    compiled: bool = False,
-    peft_casts: bool = True,
-) -> dict:
+def train(bench: Bench, setup: Setup, tokens: int, batch_size: int | None = None, peft_casts: bool = True) -> dict:
     """zerotune's steps, through its data, micro-batches and engine.
 
     Args:
         tokens: most padded tokens of a micro-batch; a step has about as many.
-        checkpointing: None recomputes activations where the plan says that the device is too small without.
         batch_size: examples of a step, where it is not to follow from `tokens`.
         peft_casts: False switches off peft's cast of a layer's inputs to the adapter's float32.
     """
-    if attention == "flash_attention_2" and not is_flash_attn_2_available():
-        raise Skipped("flash-attn is not installed")
     tokens = bench.tokens(tokens)
-    setup = Setup(shape, task, attention, bool(checkpointing), deepspeed=deepspeed, compiled=compiled)
-    if checkpointing is None:
-        setup = Setup(shape, task, attention, not bench.fits(setup, tokens), deepspeed=deepspeed, compiled=compiled)
+    setup = bench.settle(setup, tokens)
     built = bench.built(setup)
     for module in built.engine.module.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
@@ -57,9 +40,9 @@ def train(
     peak = bench.peak_bytes()
     waits = bench.count_waits(lambda: [take(step) for step in steps[:WAIT_STEPS]])
     micro_tokens = max(data.num_padded_tokens(micro) for micro in micros)
-    planned = planned_bytes(built.counts, built.config, built.settings, micro_tokens, longest_row(task))
+    planned = planned_bytes(built.counts, built.config, built.settings, micro_tokens, longest_row(setup.task))
     return figures(timed, [data.num_tokens(step) for step in steps], len(steps[0]), built.flops) | {
-        "attention": attention,
+        "attention": setup.attention,
         "checkpointing": setup.checkpointing,
         "micro_batches": len(micros) / len(steps),
         "padding": sum(map(data.num_padded_tokens, micros)) / data.num_tokens(np.arange(len(data.ids))),
@@ -83,7 +66,7 @@ def figures(timed: Timed, step_tokens: list[int], batch_size: int, flops: int) -
     }
 
 
-def train_with_trainer(bench: Bench, shape: Shape, task: str, tokens: int) -> dict:
+def train_with_trainer(bench: Bench, setup: Setup, tokens: int) -> dict:
     """transformers.Trainer at its best flags on the same examples, as many to a step.
 
     Batches are as large as memory plainly allows: of at most twice `tokens` padded tokens, accumulated to a step.
@@ -92,12 +75,13 @@ def train_with_trainer(bench: Bench, shape: Shape, task: str, tokens: int) -> di
     bench.release()
     fresh_accelerator()
     torch.manual_seed(0)
-    settings = settings_for(shape, "bf16", activation_checkpointing=not bench.fits(Setup(shape, task), 2 * tokens))
-    model = random_model(shape.config(bench.toy), settings, bench.device)
+    setup = bench.settle(setup, 2 * tokens)
+    settings = settings_for(setup.shape, "bf16", activation_checkpointing=setup.checkpointing)
+    model = random_model(setup.shape.config(bench.toy), settings, bench.device)
     flops = useful_flops(weight_counts(model))
-    data, steps = bench.rows(Setup(shape, task), flops, tokens, None)
+    data, steps = bench.rows(setup, flops, tokens, None)
     batch_size = len(steps[0])
-    accumulation = -(-batch_size * longest_row(task) // (2 * tokens))
+    accumulation = -(-batch_size * longest_row(setup.task) // (2 * tokens))
     clock = _Clock(bench, num_steps=len(steps))
 
     class Counting(Trainer):
@@ -115,7 +99,6 @@ def train_with_trainer(bench: Bench, shape: Shape, task: str, tokens: int) -> di
             dataloader_num_workers=bench.count(2, 0),
             per_device_train_batch_size=-(-batch_size // accumulation),
             gradient_accumulation_steps=accumulation,
-            gradient_checkpointing=settings.activation_checkpointing,
             max_steps=clock.num_warm_up + len(steps),
             learning_rate=PEAK_RATE,
             weight_decay=WEIGHT_DECAY,
@@ -142,8 +125,8 @@ def train_with_trainer(bench: Bench, shape: Shape, task: str, tokens: int) -> di
         "tokens_per_s": real / clock.seconds,
         "utilisation": real * flops / clock.seconds / PEAK_FLOPS,
         "loss": loss,
-        "attention": "auto",
-        "checkpointing": settings.activation_checkpointing,
+        "attention": setup.attention,
+        "checkpointing": setup.checkpointing,
         "micro_batches": accumulation,
         "padding": padded / real,
         "peak_bytes": peak,
