@@ -137,7 +137,7 @@ def random_model(config: PretrainedConfig, settings: ModelSettings, device: torc
     """A stock or peft model as zerotune.models.classifier.load_classifier would leave it, but with random weights."""
     model = _random_stock(AutoModelForSequenceClassification, config, settings, device)
     make_head_float32(model)
-    return make_trainable(model, settings, "SEQ_CLS").to(device)
+    return make_trainable(model, settings).to(device)
 
 
 def random_language_model(
@@ -147,7 +147,7 @@ def random_language_model(
     `tuned`, as zerotune.models.generator.load_language_model would."""
     model = _random_stock(AutoModelForCausalLM, config, settings, device)
     model.set_output_embeddings(float32_linear(model.get_output_embeddings(), cast_weights=False))
-    return make_trainable(model, settings, "CAUSAL_LM").to(device) if tuned else model
+    return make_trainable(model, settings).to(device) if tuned else model
 
 
 def _random_stock(model_class, config: PretrainedConfig, settings: ModelSettings, device: torch.device) -> nn.Module:
