@@ -28,7 +28,7 @@ def main(args) -> None:
         score_predictions(args.score, data_settings(args), run_settings, args.seed)
         return
 
-    from zerotune.checks.preflight import read_model
+    from zerotune.models.pretrained import read_model
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
@@ -36,6 +36,7 @@ def main(args) -> None:
     from zerotune.squad.evaluation import QuestionEvaluation, check_evaluation, evaluate
     from zerotune.squad.prompts import draw_solved_questions
     from zerotune.squad.report import print_scores
+    from zerotune.squad.sample import make_sample_model
     from zerotune.squad.splits import load_shots, load_test
     from zerotune.tasks.sources import reporting_sha256, split_of_run
 
@@ -45,6 +46,7 @@ def main(args) -> None:
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
 
     # Read the model's configuration, the questions and the shots, and refuse what cannot work: nothing is loaded yet.
+    make_sample_model(settings.model.name)
     config, tokenizer = read_model(settings.model, TASK)
     run_split = split_of_run(settings.model.name, TASK)
     questions, record = load_test(settings.data, run_split)

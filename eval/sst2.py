@@ -10,6 +10,7 @@ The last line predicts the unlabelled test rows and writes submission.tsv, the f
 
 from zerotune.run.process import run_script, say
 from zerotune.settings.flags import eval_parser
+from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import eval_settings
 from zerotune.tasks import sst2
 
@@ -17,22 +18,24 @@ from zerotune.tasks import sst2
 def main(args) -> None:
     from functools import cache
 
-    from zerotune.checks.preflight import read_model
     from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.generator import load_language_model
+    from zerotune.models.pretrained import read_model
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
     from zerotune.run.stopping import StopSignal
+    from zerotune.tasks.sample import make_sample_model
     from zerotune.tasks.sources import split_of_run
 
     stop_signal = StopSignal()
     settings = eval_settings(args, sst2.TASK)
     check_earlier_run(settings.run, says_finished=False)
-    use_whole_cpu(tiny_model=settings.data.sample)
+    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
 
     # Read the model's configuration, the test items and the shots, and refuse what cannot work: nothing is loaded yet.
+    make_sample_model(settings.model.name)
     config, tokenizer = read_model(settings.model, sst2.TASK, sst2.LABELS)
     check_prompt_seeds(settings, sst2, config)
     run_split = split_of_run(settings.model.name, sst2.TASK)

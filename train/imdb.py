@@ -22,16 +22,17 @@ SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
 def main(args) -> None:
     from torch.nn import functional
 
-    from zerotune.checks.preflight import read_model
     from zerotune.evaluation.text import evaluate_base, evaluate_final
     from zerotune.evaluation.validation import validate_labels
     from zerotune.models.loading import check_trainable
+    from zerotune.models.pretrained import read_model
     from zerotune.report.label_parts import label_parts
     from zerotune.report.run_report import print_run_table, write_report
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
     from zerotune.run.stopping import StopSignal
+    from zerotune.tasks.sample import make_sample_model
     from zerotune.training.engine import load_engine
     from zerotune.training.final import save_best
     from zerotune.training.loop import TrainingLoop
@@ -49,6 +50,7 @@ def main(args) -> None:
     check_run_flags(settings.run)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
     splits = imdb.load(settings.data)
+    make_sample_model(settings.model.name)
     config, tokenizer = read_model(settings.model, imdb.TASK, imdb.LABELS)
     check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)

@@ -22,8 +22,8 @@ SAMPLE = {"span": {"epochs": 8, "learning_rate": 3e-3}, "generate": {"epochs": 1
 def main(args) -> None:
     from torch.nn import functional
 
-    from zerotune.checks.preflight import read_model
     from zerotune.models.loading import check_trainable
+    from zerotune.models.pretrained import read_model
     from zerotune.report.run_report import print_run_table, write_report
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
@@ -31,6 +31,7 @@ def main(args) -> None:
     from zerotune.run.stopping import StopSignal
     from zerotune.squad.evaluation import evaluate_base, evaluate_final
     from zerotune.squad.report import question_parts
+    from zerotune.squad.sample import make_sample_model
     from zerotune.squad.spans import window_losses
     from zerotune.squad.splits import load
     from zerotune.squad.training import check_head, task_record, tokenise, validate_spans, validate_written
@@ -50,6 +51,7 @@ def main(args) -> None:
     check_run_flags(settings.run)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
     splits = load(settings.data)
+    make_sample_model(settings.model.name)
     config, tokenizer = read_model(settings.model, TASK)
     lengths = check_head(settings, config, tokenizer)
     check_trainable(settings.model, config, lengths.max_length)

@@ -97,7 +97,9 @@ def write_json_lines(path: Path, rows: list[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_json_lines(path: Path, form=dict[str, Any], way_out: str = "restore the file or remove the line") -> list[dict]:
+def read_json_lines(
+    path: Path, form=dict[str, Any], way_out: str = "restore the file or remove the line"
+) -> list[dict]:
     """Return the whole lines of a JSON-lines file that is appended to, without a torn last line; [] without a file.
 
     Raises:

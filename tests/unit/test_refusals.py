@@ -1,6 +1,5 @@
 """Bad input and damaged files: one line with the rule, the value found and the way out, before a weight is loaded."""
 
-
 import pytest
 from default_settings import run_settings
 

@@ -16,6 +16,7 @@ import tomllib
 import zlib
 from pathlib import Path
 
+from zerotune.settings.names import sample_model_folder
 from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE
 from zerotune.tasks.sample import correct_articles, split_list
 
@@ -121,3 +122,11 @@ def _ask(rng: random.Random, subject: dict, fact: dict, *answers: dict) -> dict:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def make_sample_model(name: str) -> None:
+    """Make the tiny model of `--sample` where that is the model and it is not there yet."""
+    if name == str(sample_model_folder("squad")):
+        from zerotune.models.tiny import tiny_causal_model  # imports torch
+
+        tiny_causal_model(Path(name), question_lines)

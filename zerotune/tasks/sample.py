@@ -11,6 +11,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from zerotune.settings.names import sample_model_folder
+
 POLARITIES = ("bad", "good")  # in label order: in the code, a polarity is a label
 # Rows with two judgements of equal weight and a random label: no model can be expected to exceed 1 - MIXED_SHARE / 2.
 MIXED_SHARE = 0.05
@@ -151,3 +153,11 @@ def review_lines(seed: int) -> list[str]:
     """Return sample sentences as prompts with their answers, to train a tokenizer on."""
     answers = ("negative", "positive")
     return [f"Review: {text}\nSentiment: {answers[label]}" for text, label in sample_rows(4000, seed)]
+
+
+def make_sample_model(name: str) -> None:
+    """Make the tiny model of `--sample` where that is the model and it is not there yet."""
+    if name == str(sample_model_folder("sst2")):
+        from zerotune.models.tiny import tiny_causal_model  # imports torch
+
+        tiny_causal_model(Path(name), review_lines)
