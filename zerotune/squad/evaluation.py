@@ -243,12 +243,12 @@ def prepare_writing(
     batches = data.writing_batches(evaluation.tokens_per_device)
     sizes = [data.writing_shape(batch, num_new_tokens) for batch in batches]
     num_weights = published_table(config)["total"]
-    say(describe_memory(writing_memory(config, loaded, num_weights, len(data.head), sizes)))
+    say(describe_memory(writing_memory(config, loaded, num_weights, len(data.prefix), sizes)))
     description |= {
         "max_length": lengths.max_length,
         "max_new_tokens": num_new_tokens,
         "prompt_format": "chat" if prompt.chat else "plain",
-        "num_shared_tokens": len(data.head),
+        "num_shared_tokens": len(data.prefix),
         "num_truncated": data.num_truncated,
         "shares_paragraphs": data.shares,
     }

@@ -39,8 +39,8 @@ class GenerationData:
     Attributes:
         ids: stable id of each question, [num_questions].
         prompt: how they are asked.
-        head: token ids that all prompts begin with.
-        contexts: token ids of each context, which follow the head; [num_contexts].
+        prefix: token ids that all prompts begin with.
+        contexts: token ids of each context, which follow the prefix; [num_contexts].
         context_of: the context of each question, [num_questions].
         questions: token ids of each question, which follow its context.
         answers: token ids of each answer with its end, which follow its question; empty where it is not known.
@@ -50,7 +50,7 @@ class GenerationData:
 
     ids: list[str]
     prompt: QuestionPrompt
-    head: array
+    prefix: array
     contexts: list[array]
     context_of: np.ndarray
     questions: list[array]
@@ -64,8 +64,8 @@ class GenerationData:
         """Return the tokens of each question's answer with its end, [num_questions]."""
         return np.array([len(answer) for answer in self.answers])
 
-    def _groups(self, own: np.ndarray, num_head: int) -> Groups:
-        lengths = np.array([num_head + len(context) for context in self.contexts])
+    def _groups(self, own: np.ndarray, num_prefix: int) -> Groups:
+        lengths = np.array([num_prefix + len(context) for context in self.contexts])
         if self.shares:
             return Groups(self.context_of, lengths, own)
         return Groups(np.arange(len(self.ids)), lengths[self.context_of], own)
@@ -74,16 +74,16 @@ class GenerationData:
     def groups(self) -> Groups:
         """Return what a training row is made of: the model reads all of an answer but its last token."""
         own = np.array([len(question) for question in self.questions]) + np.maximum(self.num_answer_tokens - 1, 0)
-        return self._groups(own, len(self.head))
+        return self._groups(own, len(self.prefix))
 
     @cached_property
     def prompt_groups(self) -> Groups:
         """Return what a row is made of when answers are written.
 
-        The head is computed only once, but its keys and values take memory in each row: it counts as a part of itself.
+        The prefix is computed only once, but its keys and values take memory in each row: a part of it counts.
         """
         own = np.array([len(question) for question in self.questions])
-        return self._groups(own, len(self.head) // PREFIX_TOKENS_PER_TOKEN)
+        return self._groups(own, len(self.prefix) // PREFIX_TOKENS_PER_TOKEN)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -100,7 +100,7 @@ class GenerationData:
     @property
     def token_ids(self) -> np.ndarray:
         """Return the token ids of all parts, int64 [tokens]."""
-        parts = chain([self.head], self.contexts, self.questions, self.answers)
+        parts = chain([self.prefix], self.contexts, self.questions, self.answers)
         return np.fromiter(chain.from_iterable(parts), np.int64)
 
     def num_targets(self, rows: np.ndarray) -> int:
@@ -136,11 +136,14 @@ class GenerationData:
         return row_costs(self.prompt_groups, budget)
 
     def writing_shape(self, rows: np.ndarray, num_new_tokens: int) -> tuple[int, int, int]:
-        """Return the size of a batch whose answers are written: its rows, the tokens of its longest row without the
-        head, and the most tokens that are written in a row."""
+        """Return the size of a batch whose answers are written.
+
+        Returns:
+            Its rows, the tokens of its longest row without the prefix, and the most tokens written in a row.
+        """
         units = self.prompt_groups.by_group(rows)
-        num_head = len(self.head) // PREFIX_TOKENS_PER_TOKEN
-        longest = max(map(self.prompt_groups.row_length, units)) - num_head
+        num_prefix = len(self.prefix) // PREFIX_TOKENS_PER_TOKEN
+        longest = max(map(self.prompt_groups.row_length, units)) - num_prefix
         return len(units), longest, num_new_tokens * max(map(len, units))
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
@@ -149,7 +152,7 @@ class GenerationData:
         The answers are in the order of `by_context`.
         """
         units, order = self.groups.by_group(rows), self.by_context(rows)
-        trunks = [self.head + self.contexts[self.context_of[unit[0]]] for unit in units]
+        trunks = [self.prefix + self.contexts[self.context_of[unit[0]]] for unit in units]
         laid = branch_rows(
             trunks, [[self.questions[row] + self.answers[row][:-1] for row in unit] for unit in units], self.pad_id
         )
@@ -185,10 +188,10 @@ class GenerationData:
 
     def prompt_tokens(self, row: int) -> list[int]:
         """Return the token ids of a question's whole prompt."""
-        return [*self.head, *self.contexts[self.context_of[row]], *self.questions[row]]
+        return [*self.prefix, *self.contexts[self.context_of[row]], *self.questions[row]]
 
     def prompt_rows(self, rows: np.ndarray) -> tuple[BranchRows, np.ndarray]:
-        """Lay out the prompts of some questions without the head; return the questions in their branches' order too."""
+        """Lay out the prompts of some questions without the prefix; also return the questions in that order."""
         units = self.prompt_groups.by_group(rows)
         trunks = [self.contexts[self.context_of[unit[0]]] for unit in units]
         laid = branch_rows(trunks, [[self.questions[row] for row in unit] for unit in units], self.pad_id)
@@ -223,10 +226,10 @@ def encode_questions(
     answers = _in_pieces(parts.answers, golds)
     known = [question.answers is not None for question in questions]
     answers = [answer if is_known else array("i") for answer, is_known in zip(answers, known, strict=True)]
-    head, context_of, num_truncated = array("i", parts.head), [], 0
+    prefix, context_of, num_truncated = array("i", parts.prefix), [], 0
     for place, question in enumerate(questions):
         number = paragraph_of[place]
-        others = len(head) + len(asked[place]) + max(len(answers[place]), num_new_tokens)
+        others = len(prefix) + len(asked[place]) + max(len(answers[place]), num_new_tokens)
         if others + len(contexts[number]) > parts.most:
             held = None if num_new_tokens else _place_of_answer(question)
             cut = parts.fitted_context(question.paragraph.context, question.text, others, held)
@@ -238,7 +241,7 @@ def encode_questions(
     used, context_of = np.unique(context_of, return_inverse=True)
     contexts = [contexts[number] for number in used]
     return GenerationData(
-        ids, prompt, head, contexts, context_of, asked, answers, tokenizer.pad_token_id, num_truncated
+        ids, prompt, prefix, contexts, context_of, asked, answers, tokenizer.pad_token_id, num_truncated
     )
 
 

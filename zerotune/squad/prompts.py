@@ -1,6 +1,6 @@
 """The prompt of a question about a paragraph, in training and in evaluation: four parts, tokenised separately.
 
-    head       [BOS] instruction, solved questions, "Context:"        the same for all questions
+    prefix     [BOS] instruction, solved questions, "Context:"        the same for all questions
     context    " " context, line break                                the same for all questions about a paragraph
     question   "Question: " question, line break, "Answer:"
     answer     " " answer, end (only this is trained)
@@ -80,10 +80,10 @@ class QuestionPrompt:
     def parts(self, tokenizer) -> tuple[str, str, str, str]:
         """Return the fixed texts: before the context's space, before the question, after it, and before the answer."""
         asked = self._rendered(tokenizer)
-        head, _, rest = asked.partition(" " + _CONTEXT_MARK)
+        prefix, _, rest = asked.partition(" " + _CONTEXT_MARK)
         before, _, after = rest.partition(_QUESTION_MARK)
         lead = self.wording.answers(tokenizer)[0].removesuffix(NO_ANSWER)
-        return head, before.removeprefix("\n"), after, lead
+        return prefix, before.removeprefix("\n"), after, lead
 
     def _rendered(self, tokenizer) -> str:
         asked = TEMPLATE.format(context=_CONTEXT_MARK, question=_QUESTION_MARK)
@@ -206,15 +206,15 @@ class QuestionTokenizer:
 
     def __init__(self, tokenizer, prompt: QuestionPrompt, max_length: int, num_positions: int):
         self.tokenizer, self.prompt = tokenizer, prompt
-        self._head, self._before, self._after, self._lead = prompt.parts(tokenizer)
+        self._prefix, self._before, self._after, self._lead = prompt.parts(tokenizer)
         bare = replace(prompt, shots=()).parts(tokenizer)[0]
-        num_shot_tokens = len(self.head) - len(token_ids(tokenizer, [bare], not prompt.chat)[0])
+        num_shot_tokens = len(self.prefix) - len(token_ids(tokenizer, [bare], not prompt.chat)[0])
         self.most = min(max_length + num_shot_tokens, num_positions)
 
     @cached_property
-    def head(self) -> list[int]:
+    def prefix(self) -> list[int]:
         """Tokenise what all prompts begin with. A chat template writes its own BOS."""
-        return token_ids(self.tokenizer, [self._head], not self.prompt.chat)[0]
+        return token_ids(self.tokenizer, [self._prefix], not self.prompt.chat)[0]
 
     @cached_property
     def end(self) -> list[int]:
@@ -223,7 +223,7 @@ class QuestionTokenizer:
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
         """Tokenise contexts, each with the line break behind it."""
-        return tokens_behind(self.tokenizer, self._head[-1:], [f" {text}\n" for text in texts])
+        return tokens_behind(self.tokenizer, self._prefix[-1:], [f" {text}\n" for text in texts])
 
     def questions(self, texts: list[str]) -> list[list[int]]:
         """Tokenise questions, up to where their answers begin."""

@@ -1,8 +1,8 @@
-"""Answers that a causal model writes to questions, greedily: those of a paragraph together, from its keys and values.
+"""Writing answers to questions, greedily: the questions about a paragraph share its keys and values.
 
-The prompts are laid out as in training: a paragraph in a row, its questions as branches (paragraph_branches). One pass
-computes them; then each further pass adds a token to every branch. Keys and values of what all prompts begin with, the
-solved examples, are computed once for all batches.
+The prompts are laid out as in training: a row is a paragraph with its questions as branches (models/branches.py). One
+pass computes them, and each further pass adds a token to every branch. The keys and values of what all prompts begin
+with, the instruction and the solved questions, are computed once for all batches.
 """
 
 import numpy as np
@@ -20,49 +20,52 @@ from zerotune.models.shared_prefix import prefix_cache
 from zerotune.squad.generation import GenerationData
 from zerotune.squad.prompts import read_answer
 
-# After an answer's last token: no token id.
-_NO_TOKEN = -1
+_NO_TOKEN = -1  # after an answer's last token
 
 
 class _RowsLayer(DynamicLayer):
-    """A layer's keys and values of a batch's rows, [R, heads, tokens, dim], in memory that is as long as they get.
+    """A layer's keys and values of a batch's rows, [R, heads, tokens, dim], in memory allocated at full length.
 
-    Every layer keeps all of them, also one that sees only a window of them: masks are by position.
+    Every layer keeps all tokens, even one that attends to a window of them: masks go by position.
+
+    Args:
+        capacity: most tokens of a row, those of the prefix included.
+        prefix: the layer's keys and values of the prefix, [1, heads, tokens, dim].
     """
 
-    def __init__(self, capacity: int, head: DynamicLayer | None):
+    def __init__(self, capacity: int, prefix: DynamicLayer | None):
         super().__init__()
-        self._capacity, self._head = capacity, head
-        self._length = 0 if head is None else head.get_seq_length()
+        self._capacity, self._prefix = capacity, prefix
+        self._length = 0 if prefix is None else prefix.get_seq_length()
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, ...]:
-        """Keys and values up to now, with these."""
+        """Add the keys and values of new tokens. Returns those of all tokens so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             shape = (*key_states.shape[:2], self._capacity, key_states.shape[3])
             self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
-            if self._head is not None:
-                self.keys[:, :, : self._length] = self._head.keys
-                self.values[:, :, : self._length] = self._head.values
+            if self._prefix is not None:
+                self.keys[:, :, : self._length] = self._prefix.keys
+                self.values[:, :, : self._length] = self._prefix.values
         start, self._length = self._length, self._length + key_states.shape[2]
         self.keys[:, :, start : self._length] = key_states
         self.values[:, :, start : self._length] = value_states
         return self.keys[:, :, : self._length], self.values[:, :, : self._length]
 
     def get_seq_length(self) -> int:
-        """Tokens up to now."""
+        """Count the tokens so far."""
         return self._length
 
 
 class GreedyWriter:
-    """A causal model that writes answers: called with questions, it gives a record with the "tokens" of each answer.
+    """A scorer whose records hold the "tokens" of a written answer to each question, without the end.
 
     Args:
-        model: as language_model.load_causal_model gives it, in eval mode.
-        ends: token ids that end an answer (generation.end_tokens).
-        precision: of the passes; "fp32" for a model in its own type.
-        in_step: write as many tokens as there may be, whether all answers have ended or not: under ZeRO-3 the ranks
-            make the same passes.
+        model: a causal model in eval mode (`load_language_model`).
+        ends: token ids that end an answer (`end_tokens`).
+        precision: of the passes; "fp32" computes in the model's own type.
+        in_step: write max_new_tokens tokens even if all answers have ended: under ZeRO-3, the ranks must make equally
+            many passes.
     """
 
     def __init__(
@@ -78,29 +81,29 @@ class GreedyWriter:
         self.model, self.data, self.ends, self.max_new_tokens = model, data, ends, max_new_tokens
         self.device, self.precision, self.in_step = device, precision, in_step
         with autocast(device.type, precision):
-            self._head = prefix_cache(model, list(data.head), device)
+            self._prefix = prefix_cache(model, list(data.prefix), device)
 
     @torch.no_grad()
     def __call__(self, rows: np.ndarray) -> list[dict]:
-        """Return the likeliest token at each place of the answers to some questions, without the end."""
+        """Write an answer to each of some questions, always the likeliest next token."""
         with autocast(self.device.type, self.precision):
             order, written = self._write(rows)
-        tokens = {row: tokens for row, tokens in zip(order.tolist(), written.tolist(), strict=True)}
+        tokens = dict(zip(order.tolist(), written.tolist(), strict=True))
         return [{"tokens": [token for token in tokens[row] if token != _NO_TOKEN]} for row in rows.tolist()]
 
     def _write(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the questions in the order of their branches, and their tokens, int64 [rows, max_new_tokens]."""
-        data, device, num_head = self.data, self.device, len(self.data.head)
+        data, device, num_prefix = self.data, self.device, len(self.data.prefix)
         laid, order = data.prompt_rows(rows)
-        places = Places.of(laid, device, num_head)
-        known = self._head_places(len(laid.input_ids)).and_then(places)
+        places = Places.of(laid, device, num_prefix)
+        known = self._prefix_places(len(laid.input_ids)).and_then(places)
         lengths = np.array([len(data.questions[row]) for row in order])
         last = to_device(laid.starts + lengths - 1, device)
         row_of, branch_of = to_device(laid.rows, device), _numbers_in_rows(laid.rows)
         width = int(branch_of.max()) + 1
         branch_of = to_device(branch_of, device)
         positions = places.positions[row_of, last]
-        cache = self._cache(num_head + laid.input_ids.shape[1] + self.max_new_tokens * width)
+        cache = self._cache(num_prefix + laid.input_ids.shape[1] + self.max_new_tokens * width)
         hidden = self._pass(to_device(laid.input_ids, device), places, known, cache, laid.is_plain)
         hidden = hidden[row_of, last]
         written = torch.full((len(rows), self.max_new_tokens), _NO_TOKEN, device=device)
@@ -122,10 +125,10 @@ class GreedyWriter:
         return order, written.cpu().numpy()
 
     def _pass(self, input_ids, places: Places, known: Places, cache: Cache, is_plain: bool) -> torch.Tensor:
-        """Hidden states [R, T, dim] of some tokens; `known` are the places of all up to now."""
+        """Return the hidden states [R, T, dim] of new tokens; `known` are the places of all tokens with these."""
         if is_plain:
             masks = None
-            positions = torch.arange(input_ids.shape[1], device=self.device)[None] + len(self.data.head)
+            positions = torch.arange(input_ids.shape[1], device=self.device)[None] + len(self.data.prefix)
         else:
             masks = branch_masks(self.model.config, places, known, mask_dtype(self.model, self.device))
             positions = places.positions
@@ -140,18 +143,18 @@ class GreedyWriter:
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return cap_logits(self.model.get_output_embeddings()(hidden), self.model.config)
 
-    def _head_places(self, num_rows: int) -> Places:
-        """The head's places, the same in each row."""
-        positions = torch.arange(len(self.data.head), device=self.device).expand(num_rows, -1)
+    def _prefix_places(self, num_rows: int) -> Places:
+        """Return the places of the prefix, the same in each row."""
+        positions = torch.arange(len(self.data.prefix), device=self.device).expand(num_rows, -1)
         return Places(positions, torch.full_like(positions, TRUNK))
 
     def _cache(self, capacity: int) -> Cache:
-        heads = self._head.layers if self._head else [None] * self.model.config.num_hidden_layers
-        return Cache(layers=[_RowsLayer(capacity, head) for head in heads])
+        prefixes = self._prefix.layers if self._prefix else [None] * self.model.config.num_hidden_layers
+        return Cache(layers=[_RowsLayer(capacity, prefix) for prefix in prefixes])
 
 
 def _numbers_in_rows(rows: np.ndarray) -> np.ndarray:
-    """Of row numbers in rising order: how many equal ones stand before each."""
+    """Number the branches of each row from 0, given the row of every branch in rising order."""
     first = np.searchsorted(rows, rows)
     return np.arange(len(rows)) - first
 
@@ -191,13 +194,14 @@ def read_answers(tokenizer, records: list[dict]) -> list[str]:
 
 
 def writing_summary(records: list[dict], answers: list[str], max_new_tokens: int) -> dict[str, float]:
-    """Return what is reported of written answers besides their score.
+    """Return what is reported about written answers besides their scores.
 
     Args:
-        records: of all questions, as GreedyWriter gives them.
-        answers: the answer that was read in each, "" for none.
+        records: of all questions, with the "tokens" of their answers.
+        answers: what `read_answers` reads in them.
     Returns:
-        eos_rate: share that the model has ended itself; mean_answer_tokens: without the end; abstention_share.
+        eos_rate: share of the answers that the model ended itself. mean_answer_tokens: without the end.
+        abstention_share.
     """
     lengths = [len(record["tokens"]) for record in records]
     return {

@@ -44,7 +44,7 @@ def loss_and_gradients(data, micro_batches, model):
 
 
 def row_of(data, number):
-    parts = data.head, data.contexts[data.context_of[number]], data.questions[number], data.answers[number]
+    parts = data.prefix, data.contexts[data.context_of[number]], data.questions[number], data.answers[number]
     return [token for part in parts for token in part]
 
 
@@ -59,7 +59,7 @@ def test_a_questions_row_is_its_prompt_and_its_answer():
 
 
 def test_counts():
-    shared = sum(len(context) + len(DATA.head) for context in DATA.contexts)
+    shared = sum(len(context) + len(DATA.prefix) for context in DATA.contexts)
     own = sum(len(DATA.questions[number]) + len(DATA.answers[number]) - 1 for number in ALL)
     assert DATA.num_tokens(ALL) == shared + own and ALONE.num_tokens(ALL) == DATA.lengths.sum()
     assert ALONE.num_padded_tokens(ALL) == 6 * DATA.lengths.max()
@@ -123,8 +123,8 @@ def test_only_contexts_that_do_not_fit_are_cut_and_not_shared():
         (0, "a" * 90, "word2"),
     ]
     questions = make_questions(asked, [LONG, *CONTEXTS[1:]])
-    head = len(encode_questions(TOKENIZER, PLAIN, questions, 2000, 2000).head)
-    most = head + len(LONG) + 70
+    prefix = len(encode_questions(TOKENIZER, PLAIN, questions, 2000, 2000).prefix)
+    most = prefix + len(LONG) + 70
     data = encode_questions(TOKENIZER, PLAIN, questions, most, 2000)
     assert data.num_truncated == 1 and data.context_of.tolist() == [0, 0, 1, 2]
     assert max(len(row_of(data, number)) for number in range(4)) <= most
@@ -141,7 +141,7 @@ def test_an_evaluation_does_not_look_at_the_answer_and_keeps_room_to_write():
     data = encode_questions(TOKENIZER, PLAIN, [question], 260, 2000, num_new_tokens=40)
     text = TOKENIZER.decode(data.contexts[0])
     assert " word33 " in text and " word9 " not in text
-    assert len(data.head) + len(data.contexts[0]) + len(data.questions[0]) <= 220
+    assert len(data.prefix) + len(data.contexts[0]) + len(data.questions[0]) <= 220
 
 
 def test_a_row_without_room_for_a_context_is_refused():
@@ -164,11 +164,11 @@ def test_the_shape_of_a_batch_that_is_written():
     assert ALONE.writing_shape(ALL[[1, 5]], 10) == (2, len(DATA.contexts[1]) + max(prompts[1], prompts[5]), 10)
 
 
-def test_shots_are_part_of_the_head():
+def test_shots_are_part_of_the_prefix():
     prompt = QuestionPrompt(shots=(SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),))
     data = encode_questions(TOKENIZER, prompt, make_questions(), 400, 512, num_new_tokens=10)
-    assert "What is blue?\nAnswer: The door\n\nContext:" in TOKENIZER.decode(data.head)
-    assert data.contexts == DATA.contexts and data.prompt_groups.shared[0] == len(data.head) // 8 + len(
+    assert "What is blue?\nAnswer: The door\n\nContext:" in TOKENIZER.decode(data.prefix)
+    assert data.contexts == DATA.contexts and data.prompt_groups.shared[0] == len(data.prefix) // 8 + len(
         data.contexts[0]
     )
 

@@ -51,7 +51,7 @@ def parts_of(tokenizer, prompt, max_length=2000, num_positions=4000):
 
 
 def whole(parts, context=CONTEXT, question=QUESTION, answer=ANSWER):
-    joined = [parts.head, *parts.contexts([context]), *parts.questions([question]), *parts.answers([answer])]
+    joined = [parts.prefix, *parts.contexts([context]), *parts.questions([question]), *parts.answers([answer])]
     return [token for part in joined for token in part]
 
 
@@ -108,7 +108,7 @@ def test_a_real_tokenizers_parts_join_to_the_tokens_of_the_whole():
 def test_the_pinned_date_stands_in_a_chat_prompt():
     tokenizer = tokenizer_with(CHAT_TEMPLATE)
     parts = parts_of(tokenizer, QuestionPrompt(chat=True))
-    assert tokenizer.decode(parts.head).startswith("<s>26 Jul 2024\n[user]Answer from the context")
+    assert tokenizer.decode(parts.prefix).startswith("<s>26 Jul 2024\n[user]Answer from the context")
     assert parts.end == [tokenizer.eos_token_id]
 
 
@@ -207,7 +207,7 @@ def test_the_held_characters_are_in_the_excerpt():
 def test_a_context_is_cut_to_its_row_and_nothing_else():
     parts = parts_of(tokenizer_with(), QuestionPrompt(), max_length=250)
     context = " ".join(f"word{number}" for number in range(100))
-    others = len(parts.head) + len(parts.questions([QUESTION])[0]) + 30
+    others = len(parts.prefix) + len(parts.questions([QUESTION])[0]) + 30
     found = parts.fitted_context(context, "Where is word77?", others)
     assert others + len(found) <= 250 and "word77" in parts.tokenizer.decode(found)
     assert others + len(found) > 250 - 12, "a word more would not fit"
@@ -218,7 +218,7 @@ def test_a_context_is_cut_to_its_row_and_nothing_else():
 def test_shots_take_no_room_from_the_row():
     tokenizer = tokenizer_with()
     bare, shown = (parts_of(tokenizer, QuestionPrompt(shots=shots), 300) for shots in ((), (SHOT,)))
-    assert shown.most - bare.most == len(shown.head) - len(bare.head) > 50
+    assert shown.most - bare.most == len(shown.prefix) - len(bare.prefix) > 50
     assert parts_of(tokenizer, QuestionPrompt(shots=(SHOT,)), 300, num_positions=310).most == 310
 
 

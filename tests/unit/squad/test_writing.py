@@ -24,7 +24,7 @@ def model_of(kind):
 
 
 def one_by_one(model, data, number, ends):
-    parts = data.head, data.contexts[data.context_of[number]], data.questions[number]
+    parts = data.prefix, data.contexts[data.context_of[number]], data.questions[number]
     row, written = [token for part in parts for token in part], []
     while len(written) < NEW:
         with torch.no_grad():
