@@ -6,7 +6,7 @@
     python eval/qa.py --model runs/squad-distilbert-base-uncased-full/final --test-file questions.json
     python eval/qa.py --score predictions.json --test-file dev-v2.0.json
 
-The last line scores a prediction file in the official form, {question id: answer}, without a model.
+The last line scores a prediction file in the official format, {question id: answer}, without a model.
 """
 
 from pathlib import Path

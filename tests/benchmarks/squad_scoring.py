@@ -84,5 +84,5 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--test-file", type=Path, required=True, help="json in SQuAD's form with answers; also .gz")
+    parser.add_argument("--test-file", type=Path, required=True, help="json in SQuAD's format with answers; also .gz")
     main(parser.parse_args())

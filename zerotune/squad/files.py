@@ -1,4 +1,4 @@
-"""SQuAD's json files, the hub's rows of them, and prediction files: read, checked, and refused in one line each."""
+"""Read SQuAD's json files and the hub's rows of them, and refuse malformed ones in a line."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ from zerotune.tasks.files import check_unicode, clean_text, decode_text, read_by
 from zerotune.tasks.hub import read_hub
 from zerotune.tasks.sources import Origin
 
-FORM = '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}'
+FORMAT = '{"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}]}'
 
 
 def read_origin(origin: Origin) -> tuple[list[Question], dict]:
-    """(questions, what split.json keeps of their source) of a file, a hub split or the sample generator."""
+    """Read the questions of a file, a hub split or the sample generator; also return split.json's record of it."""
     if origin.path:
         questions, record = read_questions(Path(origin.path))
     elif origin.hub:
@@ -29,40 +29,49 @@ def read_origin(origin: Origin) -> tuple[list[Question], dict]:
 
 
 def read_questions(path: Path) -> tuple[list[Question], dict]:
-    """(questions in the order of the file, its record: path, sha256, rows) of a file in SQuAD's format, also .gz.
+    """Read a file in SQuAD's format, also .gz; also return its record: path, sha256 and rows.
 
-    Plausible answers are left out. `answers` is None in all questions or in none. Raises Refused for what is not such
-    a file: broken gzip or JSON, missing fields, empty texts, ids that occur twice, answers that the context does not
-    hold where they say, answers to a question that has none."""
+    Questions are in the order of the file. Plausible answers are left out. `answers` is None in all questions or none.
+
+    Raises:
+        Refused: broken gzip or JSON, missing fields, empty texts, ids that occur twice, an answer that is not in the
+            context at its answer_start, or answers to a question that is marked as impossible.
+    """
     data = read_bytes(path)
     text = decode_text(data, path)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not JSON ({error}); wanted SQuAD's form {FORM}") from None
+        raise Refused(f"{path}: not JSON ({error}); wanted SQuAD's format {FORMAT}") from None
     questions = parse_questions(value, str(path))
     record = {"path": str(path.absolute()), "sha256": hashlib.sha256(data).hexdigest(), "rows": len(questions)}
     return questions, record
 
 
 def parse_questions(value, name: str) -> list[Question]:
-    """The questions of SQuAD's form, from a source called `name`. Raises Refused as `read_questions` does."""
+    """Return the questions of a value in SQuAD's format, from a source called `name`.
+
+    Raises:
+        Refused: as `read_questions`.
+    """
     questions, num_paragraphs = [], 0
-    articles = _field(value, "data", list, name, FORM)
+    articles = _field(value, "data", list, name, FORMAT)
     for number, article in enumerate(articles):
         where = f"{name}: article {number}"
-        for place, block in enumerate(_field(article, "paragraphs", list, where, FORM)):
+        for place, block in enumerate(_field(article, "paragraphs", list, where, FORMAT)):
             title = article.get("title", f"article {number}")
             paragraph = _paragraph(title, num_paragraphs, block, f"{where}, paragraph {place}")
             num_paragraphs += 1
-            for qa in _field(block, "qas", list, f"{where}, paragraph {place}", FORM):
+            for qa in _field(block, "qas", list, f"{where}, paragraph {place}", FORMAT):
                 questions.append(_question(qa, paragraph, f"{where}, paragraph {place}"))
     return _checked(questions, name)
 
 
 def _read_hub(dataset: str, split: str, revision: str | None) -> tuple[list[Question], dict]:
-    """Rows {id, title, context, question, answers: {text: [], answer_start: []}}; those of one paragraph follow each
-    other."""
+    """Read rows {id, title, context, question, answers: {text: [], answer_start: []}} of a hub split.
+
+    Successive rows with the same title and context are about one paragraph.
+    """
     source = read_hub(dataset, split, revision)
     questions, paragraph = [], None
     for number, row in enumerate(source.rows):
@@ -87,9 +96,9 @@ def _hub_answers(answers, where: str) -> list[dict]:
 
 
 def _checked(questions: list[Question], name: str) -> list[Question]:
-    """What holds of a whole source: there are questions, an id is one question's, all have answers or none has."""
+    """Return the questions of a whole source. Refuses none at all, an id twice, and answers for only some of them."""
     if not questions:
-        raise Refused(f"{name} holds no questions; wanted SQuAD's form {FORM}")
+        raise Refused(f"{name} holds no questions; wanted SQuAD's format {FORMAT}")
     seen = set()
     for question in questions:
         if question.id in seen:
@@ -104,31 +113,31 @@ def _checked(questions: list[Question], name: str) -> list[Question]:
     return questions
 
 
-def _field(value, name: str, kind: type, where: str, form: str):
-    """value[name], which must be there and of that kind."""
+def _field(value, name: str, kind: type, where: str, expected: str):
+    """Return value[name], which must be of that kind."""
     if not isinstance(value, dict) or not isinstance(value.get(name), kind):
         found = type(value.get(name)).__name__ if isinstance(value, dict) and name in value else "missing"
-        raise Refused(f"{where}: not SQuAD's form: {name!r} is {found}, wanted {form}")
+        raise Refused(f"{where}: not SQuAD's format: {name!r} is {found}, wanted {expected}")
     return value[name]
 
 
 def _paragraph(title, number: int, block: dict, where: str) -> Paragraph:
-    context = _field(block, "context", str, where, FORM)
+    context = _field(block, "context", str, where, FORMAT)
     clean_text(context, f"{where}, context")
     return Paragraph(clean_text(title, f"{where}, title"), number, context)
 
 
 def _question(qa, paragraph: Paragraph, where: str) -> Question:
-    identifier = _field(qa, "id", str, where, FORM)
+    identifier = _field(qa, "id", str, where, FORMAT)
     where = f"{where}, question {identifier!r}"
     check_unicode(identifier, where)
-    text = clean_text(_field(qa, "question", str, where, FORM), where)
+    text = clean_text(_field(qa, "question", str, where, FORMAT), where)
     impossible = qa.get("is_impossible")
     if impossible is not None and not isinstance(impossible, bool):
         raise Refused(f"{where}: is_impossible is {impossible!r}, wanted true or false")
     if qa.get("answers") is None:
         return Question(identifier, text, paragraph, None)
-    answers = tuple(_answer(each, paragraph, where) for each in _field(qa, "answers", list, where, FORM))
+    answers = tuple(_answer(each, paragraph, where) for each in _field(qa, "answers", list, where, FORMAT))
     if impossible and answers:
         raise Refused(f"{where}: is_impossible is true, but it has {len(answers)} answers; correct one of the two")
     if impossible is False and not answers:
@@ -151,38 +160,3 @@ def _answer(value, paragraph: Paragraph, where: str) -> GoldAnswer:
             f"is {text[:40]!r}; correct the offset (characters from 0, not bytes)"
         )
     return GoldAnswer(text, start)
-
-
-# --- predictions ---
-
-
-def read_predictions(path: Path) -> dict[str, str]:
-    """A prediction file in the official form, {question id: answer}, "" for no answer. Raises Refused for another."""
-    form = 'wanted one JSON object {"question id": "answer"}'
-    try:
-        value = json.loads(decode_text(read_bytes(path), path), object_pairs_hook=lambda pairs: pairs)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not JSON ({error}); {form}") from None
-    if not isinstance(value, list) or not value or not all(isinstance(pair, tuple) for pair in value):
-        raise Refused(f"{path}: {'no predictions' if value == [] else 'not a prediction file'}; {form}")
-    predictions: dict[str, str] = {}
-    for identifier, text in value:
-        if not isinstance(text, str):
-            raise Refused(f'{path}: the prediction of {identifier!r} is no string; {form}, and "" for no answer')
-        check_unicode(identifier, f"{path}, id {identifier!r}")
-        check_unicode(text, f"{path}, the prediction of {identifier!r}")
-        if identifier in predictions:
-            raise Refused(f"{path}: the id {identifier!r} occurs twice; give one prediction per question")
-        predictions[identifier] = text
-    return predictions
-
-
-def require_predictions(predictions: dict[str, str], questions: list[Question], name: str) -> int:
-    """How many predictions are of no question (the official scorer skips those). Raises Refused for missing ones."""
-    missing = [question.id for question in questions if question.id not in predictions]
-    if missing:
-        raise Refused(
-            f"{name}: no prediction for {len(missing):,} of {len(questions):,} questions, {missing[0]!r} first; give "
-            'each one ("" for no answer)'
-        )
-    return len(predictions) - len(questions)

@@ -53,7 +53,7 @@ class PredictedAnswers:
     measured: dict[str, float] = field(default_factory=dict)
 
     def by_id(self, questions: Sequence[Question]) -> dict[str, str]:
-        """Return the answers in the official form, {question id: answer}."""
+        """Return the answers in the official format, {question id: answer}."""
         return {question.id: text for question, text in zip(questions, self.texts, strict=True)}
 
 

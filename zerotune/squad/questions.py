@@ -1,6 +1,6 @@
-"""SQuAD v2: a question about a paragraph of an encyclopedia; the answer is a span of the paragraph, or there is none.
+"""SQuAD v2: questions about paragraphs of an encyclopedia; the answer is a span of the paragraph, or there is none.
 
-A question of ours, in the data set's form:
+An example of our own, in the data set's format:
 
     {"version": "v2.0", "data": [{"title": "Lighthouses", "paragraphs": [{
         "context": "The tower at Hook Head was built in the 13th century.", "qas": [
@@ -14,18 +14,20 @@ Rajpurkar et al. 2018, arXiv:1806.03822.
 from dataclasses import dataclass
 
 TASK = "squad"
-# What a model that writes its answers is asked.
+# How a model that writes its answers is asked.
 INSTRUCTION = 'Answer from the context in a few of its words, or with "unanswerable".\n\n'
 TEMPLATE = "Context: {context}\nQuestion: {question}\nAnswer:"
-# What is trained, and shown in solved examples, where the paragraph holds no answer.
+# The written answer to a question that the paragraph does not answer.
 NO_ANSWER = "unanswerable"
 
 
 @dataclass(frozen=True, eq=False)
 class Paragraph:
-    """What questions are asked about. Each paragraph of a file is one object, shared by its questions.
+    """A paragraph that questions are about. Each paragraph of a file is one object, shared by its questions.
 
-    article: title of the article that it stands in; number: its place in the file, from 0.
+    Attributes:
+        article: title of its article.
+        number: its place in the file, from 0.
     """
 
     article: str
@@ -35,7 +37,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class GoldAnswer:
-    """A span of the paragraph: its text, and the character at which it starts in the context."""
+    """A span of the context: its text, and its first character's place."""
 
     text: str
     start: int
@@ -43,7 +45,7 @@ class GoldAnswer:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with all its gold answers: none where the paragraph does not answer it, None where nobody says."""
+    """A question with all its gold answers: () if the paragraph does not answer it, None if they are not known."""
 
     id: str
     text: str

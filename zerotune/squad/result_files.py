@@ -9,7 +9,7 @@ from zerotune.squad.questions import Question
 
 
 def write_question_results(folder: Path, questions: list[Question], predicted: PredictedAnswers, seed: int = 0) -> dict:
-    """Write predictions.jsonl, predictions.json (the official form) and, with gold answers, breakdown.json.
+    """Write predictions.jsonl, predictions.json (the official format) and, with gold answers, breakdown.json.
 
     Returns:
         The part of metrics.json that was measured, as `question_metrics`.

@@ -1,4 +1,4 @@
-"""Short encyclopedia articles with questions for `--sample`, in SQuAD's form; a third of the questions has no answer.
+"""Short encyclopedia articles with questions for `--sample`, in SQuAD's format; a third of the questions has no answer.
 
     The Grenstead Lake lies between two ranges of hills. The lake is 88 miles long. It ends at Halden.
 
@@ -115,7 +115,7 @@ def _ask_unanswerable(rng: random.Random, subject: dict, untold: list[dict], oth
 
 
 def _ask(rng: random.Random, subject: dict, fact: dict, *answers: dict) -> dict:
-    """Return a question about the fact in SQuAD's form, without an id."""
+    """Return a question about the fact in SQuAD's format, without an id."""
     question = rng.choice(fact["questions"]).format(s=subject["name"])
     return {"question": question, "answers": list(answers), "is_impossible": not answers}
 

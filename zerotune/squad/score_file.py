@@ -1,6 +1,7 @@
 """eval/qa.py --score: score a prediction file in the official format, without a model and without importing torch."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from zerotune.errors import Refused
@@ -8,12 +9,12 @@ from zerotune.files import read_json, write_json
 from zerotune.run.folder import check_earlier_run
 from zerotune.run.process import describe_process, say
 from zerotune.settings.groups import DataSettings, RunSettings
-from zerotune.squad.files import read_predictions, require_predictions
 from zerotune.squad.metrics import PredictedAnswers
-from zerotune.squad.questions import TASK
+from zerotune.squad.questions import TASK, Question
 from zerotune.squad.report import print_scores
 from zerotune.squad.result_files import write_question_results
 from zerotune.squad.splits import load_test
+from zerotune.tasks.files import check_unicode, decode_text, read_bytes
 from zerotune.tasks.sources import reporting_sha256
 
 MODEL_FLAGS = (
@@ -62,3 +63,43 @@ def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: in
     write_json(folder / "state.json", {"state": "finished", "reason": None})
     print_scores(found)
     say(f"results in {folder}")
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """Read a prediction file in the official format, {question id: answer}, with "" for no answer.
+
+    Raises:
+        Refused: the file is something else.
+    """
+    expected = 'wanted one JSON object {"question id": "answer"}'
+    try:
+        value = json.loads(decode_text(read_bytes(path), path), object_pairs_hook=lambda pairs: pairs)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path}: not JSON ({error}); {expected}") from None
+    if not isinstance(value, list) or not value or not all(isinstance(pair, tuple) for pair in value):
+        raise Refused(f"{path}: {'no predictions' if value == [] else 'not a prediction file'}; {expected}")
+    predictions: dict[str, str] = {}
+    for identifier, text in value:
+        if not isinstance(text, str):
+            raise Refused(f'{path}: the prediction of {identifier!r} is no string; {expected}, and "" for no answer')
+        check_unicode(identifier, f"{path}, id {identifier!r}")
+        check_unicode(text, f"{path}, the prediction of {identifier!r}")
+        if identifier in predictions:
+            raise Refused(f"{path}: the id {identifier!r} occurs twice; give one prediction per question")
+        predictions[identifier] = text
+    return predictions
+
+
+def require_predictions(predictions: dict[str, str], questions: list[Question], name: str) -> int:
+    """Return how many predictions are about no question here, which the official scorer skips.
+
+    Raises:
+        Refused: a question has no prediction.
+    """
+    missing = [question.id for question in questions if question.id not in predictions]
+    if missing:
+        raise Refused(
+            f"{name}: no prediction for {len(missing):,} of {len(questions):,} questions, {missing[0]!r} first; give "
+            'each one ("" for no answer)'
+        )
+    return len(predictions) - len(questions)

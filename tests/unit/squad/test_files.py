@@ -9,7 +9,7 @@ import pytest
 
 from zerotune.errors import Refused
 from zerotune.squad import files as squad_files
-from zerotune.squad.files import read_predictions, read_questions, require_predictions
+from zerotune.squad.files import read_questions
 from zerotune.squad.questions import GoldAnswer
 from zerotune.tasks.files import Source
 
@@ -91,7 +91,7 @@ def changed(change):
         ([1], "'data' is missing, wanted"),
         ({"data": []}, "holds no questions"),
         ({"data": {}}, "'data' is dict"),
-        ({"data": [3]}, "article 0: not SQuAD's form: 'paragraphs' is missing"),
+        ({"data": [3]}, "article 0: not SQuAD's format: 'paragraphs' is missing"),
         (changed(lambda v: v["data"][1].pop("paragraphs")), "article 1: .*'paragraphs' is missing"),
         (changed(lambda v: v["data"][0]["paragraphs"][0].pop("context")), "paragraph 0: .*'context' is missing"),
         (changed(lambda v: v["data"][1]["paragraphs"][0].update(context=" ")), "context: empty text"),
@@ -151,33 +151,6 @@ def test_hub_rows_with_unequal_answers_are_refused(monkeypatch):
     monkeypatch.setattr(squad_files, "read_hub", lambda *_: Source("hub[train]", rows, None, {}))
     with pytest.raises(Refused, match="row 0: 2 answer texts but 1 answer_start"):
         squad_files.read_origin(squad_files.Origin("train", hub=("any", "train", None)))
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (b"nothing", "not JSON"),
-        ([], "no predictions|not a prediction file"),
-        ({}, "no predictions"),
-        (["q1"], "not a prediction file"),
-        ({"q1": None}, "the prediction of 'q1' is no string"),
-        ({"q1": {"text": "monks"}}, "the prediction of 'q1' is no string"),
-        (b'{"q1": "a", "q1": "b"}', "the id 'q1' occurs twice"),
-        (b'{"q1": "\\ud800"}', "half of a surrogate pair"),
-        (b'{"\\ud800": "a"}', "half of a surrogate pair"),
-    ],
-)
-def test_malformed_prediction_files_are_refused(tmp_path, value, message):
-    with pytest.raises(Refused, match=message):
-        read_predictions(written(tmp_path, value, "predictions.json"))
-
-
-def test_predictions_are_wanted_for_every_question(tmp_path):
-    questions, _ = read_questions(written(tmp_path, good()))
-    predictions = read_predictions(written(tmp_path, {"q1": "monks", "q3": "", "old": "x"}, "predictions.json"))
-    with pytest.raises(Refused, match=r"predictions\.json: no prediction for 1 of 3 questions, 'q2' first"):
-        require_predictions(predictions, questions, "predictions.json")
-    assert require_predictions(predictions | {"q2": ""}, questions, "predictions.json") == 1
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/squad_v2 beside the checkout")

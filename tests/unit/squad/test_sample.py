@@ -1,4 +1,4 @@
-"""The sample articles: SQuAD's form, deterministic, disjoint by article, and not to be answered by kind alone."""
+"""The sample articles: SQuAD's format, deterministic, disjoint by article, and not to be answered by kind alone."""
 
 import re
 from collections import Counter
