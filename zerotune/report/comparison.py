@@ -109,8 +109,8 @@ def _paired_tests(
     names: list[str], score: str, pairs: list[PairedAccuracy], adjusted: list[float], f1_pairs: list[PairedMeans | None]
 ) -> str:
     first, *others = names
-    headers = [f"against {first}", "common items", score, f"{first} there", "difference"]
-    headers += ["only this right", f"only {first} right", "McNemar"] + (["Holm-adjusted"] if len(pairs) > 1 else [])
+    headers = [f"against {first}", "common items", score, f"{score} of {first}", "difference", "only this one right"]
+    headers += [f"only {first} right", "McNemar"] + (["Holm-adjusted"] if len(pairs) > 1 else [])
     rows = []
     for name, pair, holm in zip(others, pairs, adjusted, strict=True):
         row = [name, f"{pair.num_common:,}", html.percent(pair.accuracy_second), html.percent(pair.accuracy_first)]
@@ -130,7 +130,7 @@ def _paired_tests(
         if f1 is not None
     ]
     if f1_rows:
-        headers = [f"against {first}", "F1", f"{first} there", "difference", "randomisation test"]
+        headers = [f"against {first}", "F1", f"F1 of {first}", "difference", "randomisation test"]
         note = "F1 on the same questions: bootstrap interval, two-sided test by random signs of the differences."
         parts += [html.table(headers, f1_rows), html.paragraph(note, "note")]
     return html.section("Paired tests", *parts)

@@ -213,7 +213,6 @@ def _paired_sentences(files: RunFiles, items: str) -> str:
     accuracy, f1 = files.accuracy, files.f1
     if isinstance(accuracy, str):
         return accuracy
-
     score, change = "exact" if f1 else "accuracy", " ".join(html.change(accuracy))
     sentences = (
         f"On the {accuracy.num_common:,} {items} that both scored, {score} went from "

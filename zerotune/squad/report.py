@@ -84,7 +84,7 @@ def _overlap_note(metrics: dict) -> str:
 
 
 def _abstentions(metrics: dict) -> str:
-    """Say how many questions are left unanswered, at which threshold, and how others would score."""
+    """Say how many questions are left unanswered, at which threshold, and what other choices would score."""
     said = f"{metrics['num_abstained']:,} of {metrics['total']:,} questions are left unanswered"
     if metrics.get("threshold") is not None:
         chosen = ", chosen on the validation split" if metrics.get("training_sha256") else ""
@@ -93,8 +93,8 @@ def _abstentions(metrics: dict) -> str:
     said += f"; no answer to any question would score {share:.2f} in exact and F1."
     if "best_f1" in metrics:
         said += (
-            " A threshold chosen by these gold answers, an oracle and no result, would reach exact "
-            f"{metrics['best_exact']:.2f}, F1 {metrics['best_f1']:.2f}."
+            " The best threshold for these very questions, an oracle and not a result, would reach exact "
+            f"{metrics['best_exact']:.2f} and F1 {metrics['best_f1']:.2f}."
         )
     return said
 
@@ -129,7 +129,7 @@ def _worst_errors(tuned: Evaluation | str, questions: Mapping[str, Question]) ->
         order = "answers before abstentions"
         wrong.sort(key=lambda line: (not line["prediction"], line["id"]))
     else:
-        order = "those farthest from the threshold, where the model is surest"
+        order = "those farthest from the threshold, where the model is most confident"
         wrong.sort(key=lambda line: (-abs(line["null_odds"] - threshold), line["id"]))
     errors = []
     for line in wrong[:NUM_ERRORS]:
@@ -140,5 +140,5 @@ def _worst_errors(tuned: Evaluation | str, questions: Mapping[str, Question]) ->
             errors.append((facts, "(the question is not available)"))
         else:
             errors.append((facts, question.text, html.shortened(question.paragraph.context, MOST_CHARACTERS)))
-    count = f"{len(wrong):,} answers share nothing with a gold answer; {len(errors)} of them, {order}:"
+    count = f"{len(wrong):,} answers share no word with a gold answer. {len(errors)} of them, {order}:"
     return html.section(title, html.paragraph(count), html.error_list(errors))

@@ -101,3 +101,4 @@ def test_paired_means_by_hand():
     low, high = found.difference_ci95
     assert 0 <= low < 0.375 < high <= 0.5
     assert paired_means(first, first).p_value == 1.0
+    assert paired_means(np.zeros(50), np.ones(50)).p_value == 1 / 10_001  # only the observed signs are as extreme

@@ -19,6 +19,9 @@ def overlap(golds=GOLDS, predicted=PREDICTED, **options):
 def test_bleu_is_sacrebleus():
     streams = [[GOLDS[0][0], GOLDS[1][0], GOLDS[2][0]], [GOLDS[0][1], None, GOLDS[2][1]]]
     assert overlap()["bleu"] == pytest.approx(BLEU().corpus_score(PREDICTED, streams).score, abs=1e-9)
+    again = [[*stream, stream[0]] for stream in streams]
+    wanted = BLEU().corpus_score([*PREDICTED, PREDICTED[0]], again).score
+    assert overlap([*GOLDS, GOLDS[0]], [*PREDICTED, PREDICTED[0]])["bleu"] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_rouge_by_hand():

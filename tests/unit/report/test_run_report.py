@@ -315,6 +315,12 @@ def test_the_run_table_shows_both_evaluations_and_their_difference(run, capsys):
     assert len(lines) == 4
 
 
+def test_a_base_evaluation_of_all_items_adds_no_column(tmp_path):
+    fabricate_run(tmp_path / "run", num_base=40, num_items=40)
+    text = read(write_report(tmp_path / "run", label_parts(LABELS))).text
+    assert "On the 40 items that both scored" in text and "tuned, the same items" not in text
+
+
 def test_the_run_table_of_a_run_without_a_base_evaluation(tmp_path, capsys):
     fabricate_run(tmp_path / "run", num_base=20, num_items=40)
     (tmp_path / "run/eval/base").rename(tmp_path / "moved")

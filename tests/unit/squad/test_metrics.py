@@ -227,6 +227,12 @@ def test_the_share_of_unanswerable_questions_moves_no_threshold():
     assert len(found) == 1
 
 
+def test_the_chosen_threshold_is_halfway_to_the_next_question():
+    both = np.array([True, True])
+    assert choose_threshold(np.array([1.0, 0.0]), np.array([True, False]), both, np.array([0.0, 3.0])) == (100.0, 1.5)
+    assert choose_threshold(np.array([0.0, 0.0]), np.array([True, False]), both, np.array([2.0, 3.0])) == (50.0, 1.0)
+
+
 def test_the_oracle_walks_ties_one_by_one():
     """As the official search does: question by question in the order of the null scores, whatever is equal."""
     values, has_answer = np.array([1.0, 0.0]), np.array([True, False])

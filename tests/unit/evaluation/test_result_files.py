@@ -1,0 +1,34 @@
+"""The files that an evaluation on labelled texts writes."""
+
+import json
+
+from zerotune.evaluation.result_files import write_label_results
+from zerotune.metrics.labels import PredictedLabels
+from zerotune.tasks.splits import Example
+
+NAMES = ("negative", "positive")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_labelled_items(tmp_path):
+    examples = [Example("test-0", "good", 1), Example("test-1", "bad", 0)]
+    predicted = PredictedLabels([1, None], {"answer": ["yes", "who knows"]}, written=True)
+    metrics = write_label_results(tmp_path, examples, predicted, NAMES)
+    assert lines(tmp_path) == [
+        {"id": "test-0", "label": 1, "prediction": 1, "answer": "yes"},
+        {"id": "test-1", "label": 0, "prediction": None, "answer": "who knows"},
+    ]
+    assert (metrics["accuracy"], metrics["num_unparsable"], metrics["confusion"]) == (0.5, 1, [[0, 0, 1], [0, 1, 0]])
+    assert not (tmp_path / "submission.tsv").exists()
+
+
+def test_unlabelled_items_give_a_submission(tmp_path, capsys):
+    examples = [Example("test-3", "good", None), Example("test-7", "bad", None)]
+    assert write_label_results(tmp_path, examples, PredictedLabels([1, 0], {}), NAMES) == {"count": 2}
+    assert (tmp_path / "submission.tsv").read_text() == "index\tprediction\n3\t1\n7\t0\n"
+    (tmp_path / "submission.tsv").unlink()
+    write_label_results(tmp_path, examples, PredictedLabels([1, None], {}, written=True), NAMES)
+    assert not (tmp_path / "submission.tsv").exists() and "submission.tsv is not written" in capsys.readouterr().out
