@@ -85,7 +85,7 @@ note_stop() {
   printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"
 }
 
-# end_stuck SRUN: ends a srun that would not end in time, so that the job goes on from the last checkpoint. srun waits for
+# end_stuck SRUN: ends a srun that would not end in time, so that the job resumes from the last checkpoint. srun waits for
 # ever for a node that came back without the job (a quick reboot, slurmstepd out of memory) before SLURM had missed it; and
 # ranks that do not stop when asked (one hangs, a save takes too long) would meet the time limit, which ends a job for good.
 end_stuck() {
@@ -136,7 +136,7 @@ attempts_left() {
   local seen='' count=0
   read -r seen count <"$job_files.attempts"
   if [ "$seen" = "$1" ]; then count=$((count + 1)); else count=0; fi
-  echo "$1 $count" >"$job_files.attempts" || stop_with 1 "runs/slurm cannot be written: mend that and submit again"
+  echo "$1 $count" >"$job_files.attempts" || stop_with 1 "runs/slurm cannot be written: make it writable and submit again"
   [ "$count" -lt "$ZEROTUNE_ATTEMPTS" ]
 }
 
@@ -224,7 +224,7 @@ run_to_end() {
   done
 }
 
-end_as_slurm_does() { stop_with 75 "SLURM ends this job (requeue or scancel); the same command goes on"; }
+end_as_slurm_does() { stop_with 75 "SLURM ends this job (requeue or scancel); the same command resumes it"; }
 
 # go_on_or_end PROGRESS STATUS: after a launch that ended early; returns where the same job is to launch again.
 go_on_or_end() {
@@ -249,8 +249,8 @@ go_on_or_end() {
     scontrol requeue "$job_name" && stop_with 75 "requeued ($stop_reason)"
     is_ending && end_as_slurm_does
     ! grep -q 'Requeue=0' "$job_files.answer" ||
-      stop_with 75 "this site forbids to requeue: submit the same command again, it goes on"
+      stop_with 75 "this site forbids requeueing: submit the same command again, it resumes"
     sleep 10  # a busy controller
   done
-  stop_with 75 "SLURM does not take the requeue ($tries tries): submit the same command again, it goes on"
+  stop_with 75 "SLURM does not accept the requeue ($tries tries): submit the same command again, it resumes"
 }

@@ -37,7 +37,7 @@ rm -rf "$run" "$job_files.checked"  # of an earlier start of this job
 : >"$log"
 requeue=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'Requeue=[01]')
 [ "$requeue" = Requeue=1 ]
-tell $? "requeue" "${requeue:-SLURM does not say}" "jobs do not go on by themselves here: submit the same line again"
+tell $? "requeue" "${requeue:-SLURM does not say}" "jobs do not resume by themselves here: submit the same line again"
 ZEROTUNE_COLLECTIVE_TIMEOUT=120  # whether ranks find each other is what is asked
 if ! launch --module zerotune.cluster.smoke "$job_files.checked" 2>>"$log"; then
   if [ -e "$job_files.checked" ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fine-tune on SST-2: train/sst2.py on the nodes that SLURM gives. The same line starts, goes on, or says that it is finished.
+# Fine-tune on SST-2: train/sst2.py on the nodes that SLURM gives. The same line starts, resumes, or says that it is finished.
 #
 #     sbatch slurm/sst2.sh --sample
 #     sbatch --nodes 4 --gpus-per-node 8 slurm/sst2.sh --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json

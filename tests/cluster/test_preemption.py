@@ -67,7 +67,7 @@ def test_a_signal_to_the_ranks_alone_on_a_site_that_forbids_to_requeue(site, clu
     site.wait_for_step("ranks", 6)
     cluster.call("scancel", "--signal=TERM", str(job.number))
     job.wait("FAILED")
-    assert "this site forbids to requeue: submit the same command again" in job.log
+    assert "this site forbids requeueing: submit the same command again" in job.log
     assert "launched again" not in job.log
     again = site.train("ranks", nodes=1).wait()
     assert "(was preempted, stopped by SIGTERM after step" in again.log

@@ -19,6 +19,6 @@ def test_a_site_without_requeue_gpus_that_nobody_sees_and_no_scratch_fail_with_a
     job.wait("FAILED")
     failed = [line for line in job.log.splitlines() if line.startswith("FAIL")]
     assert [line.split(":")[0] for line in failed] == ["FAIL  requeue", "FAIL  devices", "FAIL  scratch"]
-    assert "Requeue=0; jobs do not go on by themselves here: submit the same line again" in failed[0]
+    assert "Requeue=0; jobs do not resume by themselves here: submit the same line again" in failed[0]
     assert "SLURM gave GPUs on node1 and torch" in failed[1] and "slurm/hook.sh" in failed[1]
     assert "name a writable folder by ZEROTUNE_SCRATCH in slurm/site.env" in failed[2]

@@ -290,7 +290,7 @@ def test_resume_is_said_of_a_jobs_first_start(tmp_path, flags, written, goes_on)
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [(1, "requeued (SIGUSR1)"), (0, "this site forbids to requeue: submit the same command again, it goes on")],
+    [(1, "requeued (SIGUSR1)"), (0, "this site forbids requeueing: submit the same command again, it resumes")],
 )
 def test_a_busy_controller_is_asked_again_to_requeue(tmp_path, flag, said):
     (tmp_path / "scontrol").write_text(
