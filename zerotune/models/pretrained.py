@@ -68,35 +68,39 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         raise Refused(f"the config of --model {name} cannot be used: {' '.join(str(error).split())}") from error
 
 
+# Why transformers could not read a config, and what to do about it; the first that applies.
+_CAUSES = (
+    (
+        (hub_errors.GatedRepoError,),  # before RepositoryNotFoundError, of which it is one
+        "{name} is gated: accept its terms at https://huggingface.co/{name}, then `hf auth login` (or set HF_TOKEN) "
+        "with an account that has access",
+    ),
+    (
+        (hub_errors.HFValidationError, hub_errors.RepositoryNotFoundError),
+        "--model {name} is neither a folder nor a model on the hub; check the spelling, or `hf auth login` if it is "
+        "private",
+    ),
+    (
+        (hub_errors.RevisionNotFoundError,),
+        "--revision must be a branch, tag or commit of {name}; see https://huggingface.co/{name}/commits",
+    ),
+    (
+        (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, ConnectionError),
+        "--model {name} is not a folder here and not in the cache, and the hub cannot be reached; fetch it once on a "
+        "machine with network and the same HF_HOME, or give a folder",
+    ),
+)
+
+
 def _unreadable(name: str, error: Exception) -> Refused:
     """Return what to do about a config that transformers could not read, from the chain of its causes."""
-    causes, cause = [], error
+    chain, cause = [], error
     while cause is not None:
-        causes.append(cause)
+        chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-
-    def caused_by(*types) -> bool:
-        return any(isinstance(cause, types) for cause in causes)
-
-    if caused_by(hub_errors.GatedRepoError):  # before RepositoryNotFoundError, of which it is one
-        return Refused(
-            f"{name} is gated: accept its terms at https://huggingface.co/{name}, then `hf auth login` "
-            "(or set HF_TOKEN) with an account that has access"
-        )
-    if caused_by(hub_errors.HFValidationError, hub_errors.RepositoryNotFoundError):
-        return Refused(
-            f"--model {name} is neither a folder nor a model on the hub; check the spelling, "
-            "or `hf auth login` if it is private"
-        )
-    if caused_by(hub_errors.RevisionNotFoundError):
-        return Refused(
-            f"--revision must be a branch, tag or commit of {name}; see https://huggingface.co/{name}/commits"
-        )
-    if caused_by(hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, ConnectionError):
-        return Refused(
-            f"--model {name} is not a folder here and not in the cache, and the hub cannot be reached; "
-            "fetch it once on a machine with network and the same HF_HOME, or give a folder"
-        )
+    for types, message in _CAUSES:
+        if any(isinstance(cause, types) for cause in chain):
+            return Refused(message.format(name=name))
     return Refused(f"the config of --model {name} cannot be read: {str(error).splitlines()[0]}")
 
 
