@@ -5,9 +5,11 @@ import shutil
 import signal
 import sys
 from collections import namedtuple
+from dataclasses import asdict
 from types import SimpleNamespace
 
 from zerotune.training import checkpoints
+from zerotune.training.progress import Progress
 
 ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
 
@@ -30,9 +32,14 @@ def write(step):
     return write_state
 
 
-def save(root, step, num_bytes=1000, best_step=None):
-    progress = {"step": step, "progress": {"best_step": best_step}}
-    return checkpoints.save(root, progress, write(step), num_bytes, ALONE)
+def record_of(step, best_step=None, run_id="ours"):
+    """A CheckpointRecord."""
+    progress = asdict(Progress(step=step, best_step=best_step))
+    return {"run_id": run_id, "step": step, "progress": progress, "num_processes": 1}
+
+
+def save(root, step, num_bytes=1000, best_step=None, run_id="ours"):
+    return checkpoints.save(root, record_of(step, best_step, run_id), write(step), num_bytes, ALONE)
 
 
 def names(root):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from zerotune.errors import Refused
-from zerotune.records import RESTORE, check_record
+from zerotune.records import RESTORE, record_problem
 
+RESTORE_LINE = "restore the file or remove the line"
 # No record of ours is nested deeper, or has a longer integer.
 MAX_DEPTH = 50
 MAX_DIGITS = 300
@@ -79,17 +80,29 @@ def _is_deeper(value, levels: int) -> bool:
     return levels == 0 or any(_is_deeper(child, levels - 1) for child in children)
 
 
+def parse_record(text: str, form):
+    """Return the record in a JSON text. Raises ValueError: it is no such JSON, or has another form."""
+    value = parse_json(text)
+    problem = record_problem(value, form)
+    if problem:
+        raise ValueError(problem)
+    return value
+
+
 def read_json(path: Path, form=dict[str, Any], way_out: str = RESTORE) -> dict:
-    """Return the record in a JSON file, checked as `check_record` does.
+    """Return the record in a JSON file.
+
+    Args:
+        form: of the record, as `check_record` takes it.
+        way_out: what the user can do about a damaged file.
 
     Raises:
         Refused: the file holds something else, or cannot be read; the line names it.
     """
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        return parse_record(path.read_text(encoding="utf-8"), form)
     except (OSError, ValueError) as error:
         raise Refused(f"{path} is damaged ({error}): {way_out}") from None
-    return check_record(value, form, path, way_out)
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> None:
@@ -97,10 +110,10 @@ def write_json_lines(path: Path, rows: list[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
-def read_json_lines(
-    path: Path, form=dict[str, Any], way_out: str = "restore the file or remove the line"
-) -> list[dict]:
+def read_json_lines(path: Path, form=dict[str, Any], way_out: str = RESTORE_LINE) -> list[dict]:
     """Return the whole lines of a JSON-lines file that is appended to, without a torn last line; [] without a file.
+
+    Args: as for `read_json`.
 
     Raises:
         Refused: a line is no JSON or has another form; the line names file and line.
@@ -115,12 +128,10 @@ def read_json_lines(
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
-        where = f"{path} line {number}"
         try:
-            value = parse_json(line.decode())
+            rows.append(parse_record(line.decode(), form))
         except ValueError as error:
-            raise Refused(f"{where} is damaged ({error}): {way_out}") from None
-        rows.append(check_record(value, form, where, way_out))
+            raise Refused(f"{path} line {number} is damaged ({error}): {way_out}") from None
     return rows
 
 

@@ -12,7 +12,7 @@ from launching import Launch
 from tiny_models import tiny_model
 from waiting import wait_until
 
-from zerotune.training.checkpoints import defect, step_folder
+from zerotune.training.checkpoints import defect, newest_whole, step_folder
 
 LORA = ["--method", "lora"]
 
@@ -224,6 +224,20 @@ def test_a_named_checkpoint_that_is_not_whole_is_refused(workplace, stopped):
     remove_the_marker(damaged)
     run = workplace.train("named-damaged", *OFTEN, "--resume", damaged, expect=2)
     assert f"--resume {damaged}: no COMPLETE marker" in run.refusal()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_run_is_named_and_passed_over(workplace, stopped):
+    """Its training differs in the seed alone, so that nothing else would tell."""
+    other = workplace.train("other-seed", *OFTEN, "--seed", 1)
+    folder, theirs = copy_of(stopped, workplace, "with-another-run"), newest_whole(other.folder / "checkpoints")[0]
+    copied = shutil.copytree(theirs, folder / "checkpoints" / theirs.name)
+    run = workplace.train("with-another-run", *OFTEN, "--resume", copied, expect=2)
+    assert f"--resume {copied}: it belongs to another run" in run.refusal()
+    run = workplace.train("with-another-run", *OFTEN)
+    assert f"checkpoint {copied} is passed over: it belongs to another run" in run.text()
+    assert "resumes after step 5" in run.text()
+    assert_same_bits(run, workplace.train_once("undisturbed", *OFTEN))
 
 
 # --- another run in the same folder ---

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -56,6 +57,7 @@ class RunRecord(TypedDict):
     """run.json, as far as it is read back."""
 
     flags: dict[str, Any]
+    run_id: NotRequired[str]
     typed_flags: NotRequired[list[str]]
     identity: NotRequired[dict[str, Any]]
     world: NotRequired[dict[str, Any]]
@@ -88,6 +90,9 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     if changed and (held or read_state(folder).get("state") != "refused"):
         listed = ", ".join(f"--{name.replace('_', '-')} was {was}, is {now}" for name, (was, now) in changed.items())
         raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
+    for name in ("checkpoints", "final", "eval"):
+        if os.path.exists(folder / name) and not os.path.isdir(folder / name):
+            raise Refused(f"{folder / name} is a file, where a run has a folder: delete it, or use another --output-dir")
     finished = read_state(folder).get("state") == "finished"
     if finished and (folder / "checkpoints").exists() and not (folder / "final" / "task.json").exists():
         if says_finished:
@@ -157,6 +162,7 @@ class RunFolder:
         self.settings, self.path = settings, settings.output_dir
         self.metrics_path = self.path / "metrics.jsonl"
         self.accelerator = accelerator
+        self.run_id = uuid.uuid4().hex  # an earlier start's where there is one; rank 0 writes it into every checkpoint
         self.timings: dict[str, float] = {}
         self.tracker = None
         self._lock = None
@@ -176,6 +182,7 @@ class RunFolder:
             for leftover in self.path.glob(".*.json.[0-9]*"):  # a write that a kill cut short
                 leftover.unlink(missing_ok=True)
             check_earlier_run(self.settings, says_finished=False)
+            self.run_id = self._earlier_id() or self.run_id
             self.write_state("running", None)
         except Refused as refusal:
             return str(refusal)
@@ -184,6 +191,13 @@ class RunFolder:
         except OSError as error:
             return f"--output-dir {self.path} cannot be written ({error.strerror}): name a folder that can"
         return None
+
+    def _earlier_id(self) -> str | None:
+        path = self.path / "run.json"
+        run_id = read_run_record(path).get("run_id") if path.exists() else None
+        if run_id is None and (self.path / "checkpoints").exists():
+            raise Refused(f"{path} is damaged (run_id is missing): restore it, or use another --output-dir")
+        return run_id
 
     def _open_lock(self):
         """Open the lock file without following a link and without changing what it holds."""
@@ -286,7 +300,7 @@ class RunFolder:
         self.write_json("split.json", split_record)
         flags = self.settings.flags
         described = {"task": split_record["task"], "flags": dict(flags.values), "typed_flags": sorted(flags.typed)}
-        self.update_json("run.json", **describe_process(), **described, world=world, **more)
+        self.update_json("run.json", run_id=self.run_id, **describe_process(), **described, world=world, **more)
 
     @contextlib.contextmanager
     def timed(self, name: str):

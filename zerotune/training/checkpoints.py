@@ -4,21 +4,42 @@ checkpoints/step-00000120/   …state files…  progress.json  manifest.json  CO
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import disk_is_full, full_disk_reason, sync_folder, write_json
+from zerotune.files import disk_is_full, full_disk_reason, parse_record, sync_folder, write_json
+from zerotune.records import Count
 from zerotune.run.launch import on_all_ranks
+from zerotune.training.progress import ProgressRecord
 
 MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
 # A step that is saved again, such as one whose evaluation had been stopped, until the new files count.
 REPLACED = ".replaced-"
 # A save must leave this much for logs and reports.
 SPARE_BYTES = 64 * 2**20
+
+
+class CheckpointRecord(TypedDict):
+    """progress.json: where the run was, which run it was (run_id of run.json), and how many processes saved it."""
+
+    run_id: str
+    step: Count
+    progress: ProgressRecord
+    num_processes: Annotated[int, Ge(1)]
+
+
+class FileRecord(TypedDict):
+    """What manifest.json says of each file."""
+
+    bytes: Count
+    sha256: str
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -31,7 +52,7 @@ def save(root: Path, progress: dict, write: Callable[[Path], list[Path]], num_by
 
     Args:
         root: the run's checkpoints/ folder.
-        progress: goes into progress.json; `progress["step"]` names the folder.
+        progress: a CheckpointRecord; its step names the folder.
         write: writes this rank's state files into a folder and returns them.
         num_bytes: about how many bytes all ranks write; checked against the free disk before anything is written.
     Raises:
@@ -125,7 +146,9 @@ def _rename(aside: Path, target: Path) -> None:
     sync_folder(aside)
     replaced = target.with_name(f"{REPLACED}{target.name}")
     shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
         target.rename(replaced)
     aside.rename(target)
     sync_folder(target.parent)
@@ -147,8 +170,8 @@ def put_back_replaced(root: Path) -> None:
 
 def unmark_later(folder: Path) -> None:
     """Let the checkpoints of later steps than this one count no more."""
-    for later in folder.resolve().parent.glob("step-*"):
-        if later.name > folder.resolve().name:
+    for later in _step_folders(folder.resolve().parent):
+        if later.name > folder.resolve().name and not later.is_symlink():
             (later / MARKER).unlink(missing_ok=True)
 
 
@@ -159,12 +182,16 @@ def agree(accelerator, problem: str | None) -> None:
         raise Refused(lines[0])
 
 
-def defect(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None for a whole one. Reads and hashes every file."""
+def defect(folder: Path, run_id: str | None = None) -> str | None:
+    """Return what is wrong with a checkpoint, None for a whole one. Reads and hashes every file.
+
+    Args:
+        run_id: of the run that it must belong to; None: of any.
+    """
     if not (folder / MARKER).exists():
         return f"no {MARKER} marker"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_record((folder / MANIFEST).read_text(encoding="utf-8"), dict[str, FileRecord])
         if PROGRESS not in manifest:
             return f"unreadable: {MANIFEST} does not name {PROGRESS}"
         for name, expected in manifest.items():
@@ -173,31 +200,47 @@ def defect(folder: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
             if _sync_and_hash(path) != expected["sha256"]:
                 return f"{name} has changed since it was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = read_progress(folder)
+    except (OSError, ValueError) as error:
         return f"unreadable: {error}"
+    if run_id is not None and record["run_id"] != run_id:
+        return "it belongs to another run"
+    return _contradiction(record, folder)
+
+
+def _contradiction(record: CheckpointRecord, folder: Path) -> str | None:
+    """Return in what a progress.json contradicts itself or its folder's name."""
+    step, progress = record["step"], record["progress"]
+    if step_folder(folder.parent, step).name != folder.name or progress["step"] != step:
+        return f"{PROGRESS} is of step {step}, its progress of step {progress['step']}"
+    for name in ("best_step", "evaluated_step"):
+        if (progress[name] or 0) > step:
+            return f"{PROGRESS} has {name} {progress[name]} at step {step}"
     return None
 
 
-def read_progress(folder: Path) -> dict:
-    """The progress.json of a checkpoint."""
-    return json.loads((folder / PROGRESS).read_text())
+def read_progress(folder: Path) -> CheckpointRecord:
+    """Return the progress.json of a checkpoint. Raises OSError or ValueError where it is damaged."""
+    return parse_record((folder / PROGRESS).read_text(encoding="utf-8"), CheckpointRecord)
 
 
 def best_of(folder: Path) -> Path | None:
-    """The checkpoint of the best evaluation that a checkpoint knows of; None before the first evaluation."""
-    if not (folder / PROGRESS).exists():
-        return None
-    best_step = read_progress(folder).get("progress", {}).get("best_step")
+    """Return the checkpoint of the best evaluation that a whole checkpoint knows of; None before the first one."""
+    best_step = read_progress(folder)["progress"]["best_step"]
     return None if best_step is None else step_folder(folder.parent, best_step)
 
 
-def newest_whole(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a line for each newer one that is passed over."""
+def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, list[str]]:
+    """Return the newest whole checkpoint, and a line for each newer one that is passed over.
+
+    Args:
+        run_id: of the run that it must belong to; None: of any.
+    """
     passed_over = []
-    for folder in sorted(root.glob("step-*"), reverse=True):
-        problem = defect(folder)
+    for folder in reversed(_step_folders(root)):
+        problem = defect(folder, run_id)
         best = best_of(folder) if problem is None else None
-        if best is not None and best != folder and (best_problem := defect(best)):
+        if best is not None and best != folder and (best_problem := defect(best, run_id)):
             problem = f"its best checkpoint {best.name} is damaged ({best_problem})"
         if problem is None:
             return folder, passed_over
@@ -208,16 +251,39 @@ def newest_whole(root: Path) -> tuple[Path | None, list[str]]:
 def prune(root: Path, keep: int, step: int) -> None:
     """Delete all but the newest `keep` checkpoints and the best that each of them knows of, after a save at `step`.
 
-    Folders without a marker and those of later steps, which the run did not go on from, do not count and are deleted.
+    Checkpoints without a marker, of another run, and of later steps, from which the run did not resume, do not count
+    and are deleted.
     """
-    folders, last = sorted(root.glob("step-*")), step_folder(root, step)
-    counted = [folder for folder in folders if folder <= last and (folder / MARKER).exists()]
-    # should the newest be torn, an older one goes on with the best that it knew
+    last = step_folder(root, step)
+    run_id = read_progress(last)["run_id"]
+    counted = [folder for folder in _step_folders(root) if folder <= last and _counts(folder, run_id)]
+    # should the newest be torn, an older one resumes with the best that it knew
     protected = {*counted[-keep:]} | {best_of(folder) for folder in counted[-keep:]}
-    for folder in folders:
+    for folder in _step_folders(root):
         if folder not in protected:
-            # without its marker it counts no more, should the deletion be cut short
-            (folder / MARKER).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            _delete(folder)
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover)
+
+
+def _counts(folder: Path, run_id: str) -> bool:
+    """Return whether a checkpoint has its marker and belongs to the run, without reading its weights."""
+    try:
+        return (folder / MARKER).exists() and read_progress(folder)["run_id"] == run_id
+    except (OSError, ValueError):
+        return False
+
+
+def _step_folders(root: Path) -> list[Path]:
+    """Return the folders of checkpoints, whole or not, by step."""
+    return sorted(folder for folder in root.glob("step-[0-9]*") if folder.is_dir())
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint; of a link to one, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    # without its marker it counts no more, should the deletion be cut short
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder)

@@ -132,7 +132,7 @@ class TrainingLoop:
             Preempted: a rank was asked to stop; a checkpoint has been saved.
             Refused: no checkpoint can be resumed as asked, a loss is not finite, or the disk is full.
         """
-        self.progress = progress = resume(self.engine, self.run.settings, self.optimisation.optimizer)
+        self.progress = progress = resume(self.engine, self.run, self.optimisation.optimizer)
         self.run.forget_metrics_after(progress.step)
         self.run.note_training_start()
         self.engine.model.train()
@@ -236,7 +236,7 @@ class TrainingLoop:
     def _not_finite(self, found: str, rows: np.ndarray) -> str:
         ids = [self.data.ids[row] for row in rows]
         self.saver.close()
-        good, _ = checkpoints.newest_whole(self.saver.root)
+        good, _ = checkpoints.newest_whole(self.saver.root, self.run.run_id)
         return (
             f"{found}; batch ids {', '.join(ids)}; last good checkpoint: {good or 'none'}; "
             "start again in another --output-dir with a lower --learning-rate, or with --precision bf16 or fp32"

@@ -1,6 +1,12 @@
 """Where a run is: saved with every checkpoint, enough to resume."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+from typing_extensions import TypedDict
+
+from zerotune.records import Count
 
 
 @dataclass
@@ -16,17 +22,17 @@ class Progress:
         evaluated_step: the last step whose evaluation is done.
     """
 
-    step: int = 0
-    best_step: int | None = None
+    step: Count = 0
+    best_step: Count | None = None
     best_value: float | None = None
-    evaluations_without_gain: int = 0
+    evaluations_without_gain: Count = 0
     stopped_early: bool = False
-    train_seconds: float = 0.0
-    num_examples: int = 0
-    num_tokens: int = 0
+    train_seconds: Annotated[float, Ge(0)] = 0.0
+    num_examples: Count = 0
+    num_tokens: Count = 0
     loss_sum: float = 0.0
-    num_targets: int = 0
-    evaluated_step: int = 0
+    num_targets: Count = 0
+    evaluated_step: Count = 0
 
     def count_step(self, num_examples: int, num_tokens: int) -> None:
         """Count a step that is done."""
@@ -59,3 +65,6 @@ class Progress:
             self.evaluations_without_gain += 1
             self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
         return improved
+
+
+ProgressRecord = TypedDict("ProgressRecord", Progress.__annotations__, closed=True)

@@ -7,7 +7,6 @@ from zerotune.errors import Refused
 from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0
 from zerotune.run.process import is_main_process, say
-from zerotune.settings.groups import RunSettings
 from zerotune.training import checkpoints
 from zerotune.training.engine import Engine
 from zerotune.training.progress import Progress
@@ -49,6 +48,7 @@ class Saver:
             Refused: the disk is full. Earlier checkpoints are as they were.
         """
         record = {
+            "run_id": self.run.run_id,
             "step": progress.step,
             "progress": asdict(progress),
             "num_processes": self.accelerator.num_processes,
@@ -72,7 +72,7 @@ class Saver:
             self._scratch.close()
 
 
-def resume(engine: Engine, settings: RunSettings, optimizer: str) -> Progress:
+def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     """Load the checkpoint that --resume means; rank 0 chooses for all ranks.
 
     Args:
@@ -84,8 +84,8 @@ def resume(engine: Engine, settings: RunSettings, optimizer: str) -> Progress:
             under DeepSpeed was saved by another number of processes.
     """
     accelerator = engine.accelerator
-    root = settings.output_dir / "checkpoints"
-    folder, lines, problem = from_rank_0(accelerator, lambda: _choose_checkpoint(root, settings.resume))
+    root, wanted = run.path / "checkpoints", run.settings.resume
+    folder, lines, problem = from_rank_0(accelerator, lambda: _choose_checkpoint(root, wanted, run.run_id))
     for line in lines:
         say(line)
     if folder is not None:
@@ -94,7 +94,7 @@ def resume(engine: Engine, settings: RunSettings, optimizer: str) -> Progress:
         raise Refused(problem)
     if folder is None:
         return Progress()
-    if settings.resume != "auto" and is_main_process():
+    if wanted != "auto" and is_main_process():
         # the run resumes before these: killed now, it must come back to `folder`
         checkpoints.unmark_later(folder)
     accelerator.wait_for_everyone()
@@ -107,17 +107,17 @@ def resume(engine: Engine, settings: RunSettings, optimizer: str) -> Progress:
     return progress
 
 
-def _choose_checkpoint(root: Path, wanted: str) -> tuple[Path | None, list[str], str | None]:
+def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | None, list[str], str | None]:
     """Return the checkpoint to resume from, lines to print, and what forbids it."""
     checkpoints.put_back_replaced(root)
     if wanted in ("auto", "never"):
-        return *checkpoints.newest_whole(root), None
+        return *checkpoints.newest_whole(root, run_id), None
     folder = Path(wanted)
     if folder.resolve().parent != root.resolve():
         return None, [], f"--resume {folder} is no checkpoint of this run: name one in {root}, or use --resume auto"
-    problem = checkpoints.defect(folder)
+    problem = checkpoints.defect(folder, run_id)
     if problem:
-        return None, [], f"--resume {folder}: {problem}: name a whole checkpoint, or use --resume auto"
+        return None, [], f"--resume {folder}: {problem}: name a whole checkpoint of this run, or use --resume auto"
     return folder, [], None
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoint_cases import ALONE, Usage, deaths, names, save
+from checkpoint_cases import ALONE, Usage, deaths, names, record_of, save
 
 from zerotune.errors import Refused
 from zerotune.training import checkpoints
@@ -20,7 +20,7 @@ def save_and_prune(root, step, keep=1):
 def test_a_saved_checkpoint_is_whole_and_readable(tmp_path):
     folder = save(tmp_path, 120)
     assert folder.name == "step-00000120" and checkpoints.defect(folder) is None
-    assert checkpoints.read_progress(folder) == {"step": 120, "progress": {"best_step": None}}
+    assert checkpoints.read_progress(folder) == record_of(120)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest.keys() == {"weights.bin", "part/moments.bin", "progress.json"}
     assert manifest["weights.bin"]["bytes"] == 500 and len(manifest["weights.bin"]["sha256"]) == 64
@@ -51,6 +51,72 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, damage, words):
     assert found == older
     (line,) = passed_over
     assert str(newer) in line and re.search(words, line)
+
+
+def rewrite_progress(folder, **changes):
+    """Edit progress.json, and its hash in the manifest too."""
+    record = json.loads((folder / "progress.json").read_text())
+    parts = {name: changes.pop(name) for name in list(changes) if name in record}
+    record = record | parts | {"progress": record["progress"] | changes}
+    (folder / "progress.json").write_text(json.dumps(record))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= checkpoints.hash_files(folder, [folder / "progress.json"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"step": 11}, "progress.json is of step 11, its progress of step 10"),
+        ({"step": "10"}, "unreadable: step is '10', wanted a valid integer"),
+        ({"num_processes": 0}, "unreadable: num_processes is 0, wanted greater than or equal to 1"),
+        ({"run_id": None}, "unreadable: run_id is None, wanted a valid string"),
+        ({"best_step": 12}, "progress.json has best_step 12 at step 10"),
+        ({"evaluated_step": 12}, "progress.json has evaluated_step 12 at step 10"),
+        ({"train_seconds": -1.0}, "unreadable: progress.train_seconds is -1.0, wanted greater than or equal to 0"),
+        ({"stopped_early": "no"}, "unreadable: progress.stopped_early is 'no', wanted a valid boolean"),
+        ({"of_another_version": 1}, "unreadable: progress.of_another_version is 1, wanted"),
+    ],
+)
+def test_an_edited_progress_is_named_and_passed_over(tmp_path, changes, words):
+    older, newer = save(tmp_path, 9), save(tmp_path, 10)
+    rewrite_progress(newer, **changes)
+    found, (line,) = checkpoints.newest_whole(tmp_path)
+    assert found == older and f"{newer} is passed over: {words}" in line
+
+
+@pytest.mark.parametrize("put", [shutil.copytree, lambda source, target: target.symlink_to(source)])
+def test_a_checkpoint_of_another_run_is_named_and_passed_over(tmp_path, put):
+    """As are those whose best one is of another run. Where it is deleted later, a link's target stays."""
+    ours, root = save(tmp_path / "a", 9), tmp_path / "a"
+    theirs = save(tmp_path / "b", 10, run_id="theirs")
+    put(theirs, root / theirs.name)
+    found, lines = checkpoints.newest_whole(root, "ours")
+    assert (found, lines) == (ours, [f"checkpoint {root / theirs.name} is passed over: it belongs to another run"])
+    best_of_theirs = save(root, 12, best_step=10)
+    assert "its best checkpoint step-00000010 is damaged (it belongs to another run)" in (
+        checkpoints.newest_whole(root, "ours")[1][0]
+    )
+    shutil.rmtree(best_of_theirs)
+    save_and_prune(root, 11, keep=2)
+    assert names(root) == ["step-00000009", "step-00000011"] and checkpoints.defect(theirs) is None
+
+
+def test_a_checkpoint_of_another_run_is_replaced_by_our_own(tmp_path):
+    theirs, root = save(tmp_path / "b", 10, run_id="theirs"), tmp_path / "a"
+    root.mkdir()
+    (root / theirs.name).symlink_to(theirs)
+    save_and_prune(root, 10)
+    assert names(root) == [theirs.name] and checkpoints.defect(root / theirs.name, "ours") is None
+    assert checkpoints.defect(theirs, "theirs") is None
+
+
+def test_files_among_the_checkpoints_are_left_alone(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "step-00000002").touch()
+    assert checkpoints.newest_whole(tmp_path)[0].name == "step-00000001"
+    save_and_prune(tmp_path, 3)
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
 
 
 def test_a_passed_over_checkpoint_is_replaced_by_the_next_save_of_its_step(tmp_path):
@@ -175,7 +241,7 @@ def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path,
 
     folder = save(tmp_path, 1)
     with pytest.raises(Refused, match=r"disk full|disk quota exceeded"):
-        checkpoints.save(tmp_path, {"step": 2}, fill, 1000, ALONE)
+        checkpoints.save(tmp_path, record_of(2), fill, 1000, ALONE)
     assert names(tmp_path) == ["step-00000001"] and checkpoints.newest_whole(tmp_path) == (folder, [])
 
 
@@ -184,7 +250,7 @@ def test_another_error_of_a_writer_is_not_taken_for_a_full_disk(tmp_path):
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        checkpoints.save(tmp_path, {"step": 2}, fail, 1000, ALONE)
+        checkpoints.save(tmp_path, record_of(2), fail, 1000, ALONE)
 
 
 def test_step_folders_sort_by_step():

@@ -96,6 +96,7 @@ def make_loop(folder, values=None, num_steps=12, dropout=0.0, stop=None, scratch
 
     folder.mkdir(exist_ok=True)
     run = RunFolder(run_settings(folder, scratch_dir=scratch_dir, resume=resume), Accelerator())
+    run.run_id = "of these tests"  # as run.json would tell it to every start
     loop = TrainingLoop(run, engine, Data(), schedule, optimisation_settings(**given | flags), validate, stop)
     return loop
 

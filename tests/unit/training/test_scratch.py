@@ -6,7 +6,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from checkpoint_cases import Usage, deaths, names
+from checkpoint_cases import Usage, deaths, names, record_of
 
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
@@ -28,10 +28,6 @@ def write(step):
     return write_state
 
 
-def progress(step, best_step=None):
-    return {"step": step, "progress": {"best_step": best_step}}
-
-
 def open_saves(tmp_path, keep=1):
     return ScratchSaves(tmp_path / "scratch", tmp_path / "root", keep, ALONE)
 
@@ -48,7 +44,7 @@ def held(monkeypatch):
 def test_training_goes_on_while_a_checkpoint_is_on_its_way(tmp_path, held):
     saves = open_saves(tmp_path)
     assert saves.step is None and not saves.has_arrived
-    saves.start(progress(1), write(1), 1000)
+    saves.start(record_of(1), write(1), 1000)
     assert saves.step == 1 and not saves.has_arrived
     assert checkpoints.newest_whole(tmp_path / "root") == (None, [])
     held.set()
@@ -68,7 +64,7 @@ def test_training_goes_on_while_a_checkpoint_is_on_its_way(tmp_path, held):
 def test_the_next_checkpoint_waits_for_the_one_before(tmp_path):
     saves = open_saves(tmp_path, keep=2)
     for step in (1, 2, 3):
-        saves.start(progress(step), write(step), 1000)
+        saves.start(record_of(step), write(step), 1000)
         assert checkpoints.newest_whole(tmp_path / "root")[0] == (
             None if step == 1 else checkpoints.step_folder(tmp_path / "root", step - 1)
         )
@@ -78,7 +74,7 @@ def test_the_next_checkpoint_waits_for_the_one_before(tmp_path):
 
 def save_and_leave(root):
     saves = ScratchSaves(root.with_name(f"scratch-{root.name}"), root, 1, ALONE)
-    saves.start(progress(2), write(2), 1000)
+    saves.start(record_of(2), write(2), 1000)
     saves.close()
 
 
@@ -104,8 +100,8 @@ def fill(folder):
 
 def test_a_full_scratch_disk_leaves_the_earlier_checkpoint(tmp_path):
     saves = open_saves(tmp_path)
-    saves.start(progress(1), write(1), 1000)
-    saves.start(progress(2), fill, 2**20)
+    saves.start(record_of(1), write(1), 1000)
+    saves.start(record_of(2), fill, 2**20)
     assert saves.has_arrived  # what there is to know of it
     with pytest.raises(Refused, match=r"disk full: .*scratch.* has .*; a checkpoint takes about 1 MiB"):
         saves.finish()
@@ -114,10 +110,10 @@ def test_a_full_scratch_disk_leaves_the_earlier_checkpoint(tmp_path):
 
 def test_a_run_folder_that_fills_meanwhile_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     saves = open_saves(tmp_path)
-    saves.start(progress(1), write(1), 1000)
+    saves.start(record_of(1), write(1), 1000)
     saves.finish()
     monkeypatch.setattr(scratch, "_copy", lambda file, copy: fill(copy.parent))
-    saves.start(progress(2), write(2), 1000)
+    saves.start(record_of(2), write(2), 1000)
     with pytest.raises(Refused, match=r"disk full: .*root has"):
         saves.finish()
     assert names(tmp_path / "root") == ["step-00000001"]
@@ -127,7 +123,7 @@ def test_a_run_folder_without_room_is_refused_before_anything_is_written(tmp_pat
     saves = open_saves(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 2**40 - 2**27, 2**27))
     with pytest.raises(Refused, match="disk full"):
-        saves.start(progress(1), lambda folder: pytest.fail("written"), 2**27)
+        saves.start(record_of(1), lambda folder: pytest.fail("written"), 2**27)
 
 
 def test_a_file_that_changes_on_its_way_never_counts(tmp_path, monkeypatch):
@@ -140,7 +136,7 @@ def test_a_file_that_changes_on_its_way_never_counts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scratch, "_copy", spoil)
     saves = open_saves(tmp_path)
-    saves.start(progress(1), write(1), 1000)
+    saves.start(record_of(1), write(1), 1000)
     with pytest.raises(OSError, match="changed on its way"):
         saves.finish()
     assert checkpoints.newest_whole(tmp_path / "root")[0] is None
