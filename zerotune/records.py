@@ -44,15 +44,30 @@ def record_problem(value, form) -> str | None:
     try:
         _checker(form).validate_python(value, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "missing":
-            return f"{key} is missing"
-        found = repr(first["input"])
-        found = found if len(found) <= 60 else f"{found[:57]}..."
-        wanted = first["msg"].removeprefix("Input should be ")
-        return f"{key or 'it'} is {found}, wanted {wanted}"
+        return _first_problem(value, error.errors(include_url=False))
     return None
+
+
+def _first_problem(value, errors: list[dict]) -> str:
+    first = errors[0]
+    key = _key(value, first["loc"])
+    if first["type"] == "missing":
+        return f"{'.'.join(map(str, first['loc']))} is missing"
+    # where one of several types is wanted, pydantic has an error for each
+    wanted = [each["msg"].removeprefix("Input should be ") for each in errors if _key(value, each["loc"]) == key]
+    found = repr(first["input"])
+    found = found if len(found) <= 60 else f"{found[:57]}..."
+    return f"{key or 'it'} is {found}, wanted {' or '.join(wanted)}"
+
+
+def _key(value, location: tuple) -> str:
+    """Return the path of keys that leads to a value, without pydantic's names of types among them."""
+    keys = []
+    for part in location:
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            keys.append(str(part))
+            value = value[part]
+    return ".".join(keys)
 
 
 @cache

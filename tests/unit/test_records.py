@@ -20,6 +20,7 @@ class Record(TypedDict):
     state: Literal["running", "finished"]
     best: NotRequired[float | None]
     parts: NotRequired[list[Part]]
+    label: NotRequired[int | list[str] | None]
 
 
 WHOLE = {"step": 3, "state": "running", "best": 1, "parts": [{"name": "a"}], "of_a_later_version": [None]}
@@ -40,6 +41,8 @@ def test_a_whole_record_is_returned_as_it_is():
         ({"best": True}, r"\(best is True, wanted a valid number\)"),
         ({"parts": {"name": "a"}}, r"\(parts is {'name': 'a'}, wanted a valid list\)"),
         ({"parts": [{"name": "a"}, {"name": 7}]}, r"\(parts.1.name is 7, wanted a valid string\)"),
+        ({"label": "a"}, r"\(label is 'a', wanted a valid integer or a valid list\)"),
+        ({"label": [7]}, r"\(label is \[7\], wanted a valid integer\)"),
         ({"parts": [{}]}, r"\(parts.0.name is missing\)"),
     ],
 )

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from zerotune.cluster.jobs import TASKS, read_flags
 from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
-from zerotune.files import read_json
+from zerotune.metrics.evaluations import read_metrics
 from zerotune.models.model_files import cached_snapshot, model_identity
 from zerotune.run.folder import read_state
 from zerotune.settings.names import short_name
@@ -151,7 +151,11 @@ def compare(lines: list[Line]) -> None:
         except Refused as error:
             said.append(f"{task}: not compared: {error}")
     for line in done:
-        metrics = read_json(line.folder / "metrics.json")
+        try:
+            metrics = read_metrics(line.folder / "metrics.json")
+        except Refused as error:
+            said.append(f"{line.folder.name}: {error}")
+            continue
         score = next((f"{name} {metrics[name]:.4f}" for name in ("accuracy", "f1") if name in metrics), "no labels")
         said.append(f"{line.folder.name}: {score} on {metrics['count']:,} items")
     print("\n".join(said), flush=True)

@@ -8,14 +8,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from zerotune.errors import Refused
 from zerotune.evaluation.scoring import BackOff, PartialScores, PreparedModel, is_finite, score_items
 from zerotune.files import json_sha256, read_json, write_json
+from zerotune.metrics.evaluations import EVALUATE_AGAIN, read_metrics
 from zerotune.models.model_files import model_identity
 from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import is_main_process
 
 FINGERPRINT_FILE = ".fingerprint.json"
+
+
+class Fingerprint(TypedDict):
+    """.fingerprint.json: hashes of all that the results depend on, and of each part by its name."""
+
+    sha256: str
+    parts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ def evaluate_into(
         raise Refused("the ranks have different items or models: put files on a disk that all nodes share")
     differing = from_rank_0(accelerator, lambda: _differing_parts(folder, fingerprint))
     if differing == []:
-        return from_rank_0(accelerator, lambda: read_json(folder / "metrics.json"))
+        return from_rank_0(accelerator, lambda: read_metrics(folder / "metrics.json"))
     if not replace:
         _refuse_another(folder, differing)
     with _without_zero_init(accelerator):
@@ -116,12 +126,10 @@ def _differing_parts(folder: Path, fingerprint: dict) -> list[str] | None:
     """Return the names of what differs from the evaluation whose results a folder holds; None where it holds none."""
     if not all((folder / name).exists() for name in (FINGERPRINT_FILE, "metrics.json", "predictions.jsonl")):
         return None
-    earlier = read_json(folder / FINGERPRINT_FILE)
-    if earlier.get("sha256") == json_sha256(fingerprint):
+    earlier = read_json(folder / FINGERPRINT_FILE, Fingerprint, EVALUATE_AGAIN)
+    if earlier["sha256"] == json_sha256(fingerprint):
         return []
-    parts = earlier.get("parts")
-    if not isinstance(parts, dict):
-        return ["its model, items or settings"]
+    parts = earlier["parts"]
     return [name for name, value in fingerprint.items() if parts.get(name) != json_sha256(value)] or ["settings"]
 
 

@@ -3,10 +3,14 @@
 import statistics
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from zerotune.errors import Refused
 from zerotune.evaluation.options import TextEvaluation
-from zerotune.files import read_json, write_json
+from zerotune.files import write_json
+from zerotune.metrics.evaluations import EVALUATE_AGAIN, read_metrics
 from zerotune.models.pretrained import answers_by_prompt
+from zerotune.records import check_record
 from zerotune.run.process import is_main_process, say
 from zerotune.settings.groups import EvalSettings
 from zerotune.tasks.prompts import draw_shots
@@ -14,6 +18,15 @@ from zerotune.tasks.sources import reporting_sha256
 from zerotune.tasks.splits import Example
 
 SUMMARISED = ("accuracy", "precision", "recall", "f1")
+
+
+class PromptMetrics(TypedDict):
+    """What summary.json takes from the metrics.json of each prompt, beside its scores."""
+
+    seed: int
+    prompt: str
+    label_words: list[str]
+    shot_ids: list[str]
 
 
 def plan_evaluations(
@@ -65,9 +78,9 @@ def summarise_seeds(folder: Path, num_seeds: int) -> None:
     """Write summary.json of a folder's seed-0 … and print it: mean, sample standard deviation and range of scores."""
     if not is_main_process():
         return
-    seeds = [read_json(folder / f"seed-{number}" / "metrics.json") for number in range(num_seeds)]
+    seeds = [_read_prompt_metrics(folder / f"seed-{number}" / "metrics.json") for number in range(num_seeds)]
     names = [name for prefix in ("", "uncalibrated_") for name in (prefix + each for each in SUMMARISED)]
-    summary = {name: spread([one[name] for one in seeds]) for name in names if name in seeds[0]}
+    summary = {name: spread([one[name] for one in seeds]) for name in names if all(name in one for one in seeds)}
     described = [
         {"seed": one["seed"], "prompt": one["prompt"], "label_words": one["label_words"], "shot_ids": one["shot_ids"]}
         | {name: one[name] for name in summary}
@@ -81,6 +94,10 @@ def summarise_seeds(folder: Path, num_seeds: int) -> None:
         numbers = (values["mean"], values["sd"], *values["range"])
         shown = "".join(f"{'–' if value is None else format(value, '.4f'):>9}" for value in numbers)
         say(f"{name.replace('_', ' '):<24}{shown}")
+
+
+def _read_prompt_metrics(path: Path) -> dict:
+    return check_record(read_metrics(path), PromptMetrics, path, EVALUATE_AGAIN)
 
 
 def spread(values: list[float]) -> dict:

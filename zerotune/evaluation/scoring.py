@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
 from zerotune.files import json_sha256, read_json_lines, write_json_lines
+from zerotune.records import Count, record_problem
 from zerotune.run.cpu import give_back_memory
 from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.launch import from_rank_0, on_all_ranks
@@ -58,22 +60,32 @@ class PartialScores:
         """Return the records by batch number, as far as earlier tries came."""
         done = {}
         for path in sorted(self.folder.glob("rank-*.jsonl")):
-            rows = _undamaged(path)
-            if rows and rows[0] == {"key": self.key}:
-                done |= {row["batch"]: row["records"] for row in rows[1:]}
+            done |= {row["batch"]: row["records"] for row in self._rows(path)}
         return done
+
+    def _rows(self, path: Path) -> list["_Scored"]:
+        """Return the undamaged lines of this evaluation in a file; all others can be computed again."""
+        try:
+            first, *rows = read_json_lines(path) or [{}]
+        except Refused:
+            return []
+        if first != {"key": self.key}:
+            return []
+        return [row for row in rows if record_problem(row, _Scored) is None and row["sha256"] == _sha256(row)]
 
     def open(self, rank: int) -> None:
         """Open this rank's file, and keep the whole lines in it that are of this evaluation."""
+        if self.folder.is_file():
+            self.folder.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank-{rank}.jsonl"
-        rows = _undamaged(path)
-        write_json_lines(path, rows if rows[:1] == [{"key": self.key}] else [{"key": self.key}])
+        write_json_lines(path, [{"key": self.key}, *self._rows(path)])
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, batch: int, records: list[dict]) -> None:
         """Keep one batch's records. JSON holds their float32 numbers exactly."""
-        self._file.write(json.dumps({"batch": batch, "records": records}) + "\n")
+        row = {"batch": batch, "records": records}
+        self._file.write(json.dumps(row | {"sha256": _sha256(row)}) + "\n")
         self._file.flush()
 
     def delete(self) -> None:
@@ -81,11 +93,16 @@ class PartialScores:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _undamaged(path: Path) -> list[dict]:
-    try:
-        return read_json_lines(path)
-    except Refused:  # the records can be computed again
-        return []
+class _Scored(TypedDict):
+    """A line of a rank's file: a batch and the records of its items, with a hash of both."""
+
+    batch: Count
+    records: list[dict[str, Any]]
+    sha256: str
+
+
+def _sha256(row: dict) -> str:
+    return json_sha256([row["batch"], row["records"]])
 
 
 class BackOff:

@@ -9,11 +9,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, NotRequired
 
 import numpy as np
+from annotated_types import Ge, Le, Len
+from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import read_json_lines
+from zerotune.files import read_json, read_json_lines
+from zerotune.metrics.labels import UNCALIBRATED_SCORES
 from zerotune.metrics.statistics import (
     PairedMeans,
     mcnemar_p_value,
@@ -21,15 +25,58 @@ from zerotune.metrics.statistics import (
     paired_difference_interval,
     paired_means,
 )
+from zerotune.records import Count, check_record
 
 # Tasks whose metrics.json has its scores on 0-100, as their official tools print them.
 TASKS_IN_PERCENT = ("squad",)
+# The share of right items: of labelled texts, and of questions.
+HEADLINES = ("accuracy", "exact")
 # Entries of metrics.json that were measured, beside the scores; the others are settings.
 _MEASURED = (
     "confusion", "loss", "seed", "unparsable_share", "tokens_per_device", "threshold", "abstention_share", "eos_rate",
 )  # fmt: skip
 _MEASURED_PREFIXES = ("count", "num_", "best_", "mean_answer", "uncalibrated_")
 _MEASURED_ENDS = ("_ci95", "_s", "total")
+_UNCALIBRATED = tuple(f"uncalibrated_{name}" for name in UNCALIBRATED_SCORES)
+# A sum of floats may be a little more than 100.
+Score = Annotated[float, Ge(0), Le(100.001)]
+Share = Annotated[float, Ge(0), Le(1)]
+ScoreInterval = Annotated[list[Score], Len(2, 2)]
+EVALUATE_AGAIN = "delete the file and evaluate again"
+
+
+class MetricsRecord(TypedDict):
+    """metrics.json, without its scores and most settings."""
+
+    count: Count
+    setting: str
+    task: NotRequired[str]
+    seed: NotRequired[int | None]
+    training_sha256: NotRequired[str | None]
+    data_sha256: NotRequired[str | None]
+    confusion: NotRequired[list[list[Count]]]
+    num_unparsable: NotRequired[Count]
+    num_abstained: NotRequired[Count]
+    total: NotRequired[Count]
+    NoAns_total: NotRequired[Count]
+    threshold: NotRequired[float | None]
+    best_exact: NotRequired[Score]
+    best_f1: NotRequired[Score]
+    abstention_share: NotRequired[float]
+    mean_answer_words: NotRequired[float | None]
+    eos_rate: NotRequired[float | None]
+
+
+class Prediction(TypedDict):
+    """A line of predictions.jsonl: a label and a number, or gold answers and a text; no label where there is none."""
+
+    id: str
+    label: int | list[str] | None
+    prediction: int | str | None
+    scores: NotRequired[list[float]]
+    exact: NotRequired[Share]
+    f1: NotRequired[Share]
+    null_odds: NotRequired[float | None]
 
 
 @dataclass(frozen=True)
@@ -57,30 +104,39 @@ class PairedAccuracy:
     p_value: float
 
 
-def read_evaluation(folder: Path) -> Evaluation:
+def read_metrics(path: Path) -> dict:
+    """Return a metrics.json. Raises Refused where it is damaged."""
+    metrics = read_json(path, MetricsRecord, EVALUATE_AGAIN)
+    intervals = {name: value for name, value in metrics.items() if name.endswith("_ci95")}
+    named = [name.removesuffix("_ci95") for name in intervals] + [*HEADLINES, *_UNCALIBRATED]
+    scores = {name: metrics[name] for name in named if name in metrics}
+    check_record(scores, dict[str, Score], path, EVALUATE_AGAIN)
+    check_record(intervals, dict[str, ScoreInterval | None], path, EVALUATE_AGAIN)
+    of_headline = {f"{name}_ci95": metrics.get(f"{name}_ci95") for name in HEADLINES if name in metrics}
+    check_record(of_headline, dict[str, ScoreInterval], path, EVALUATE_AGAIN)
+    return metrics
+
+
+def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
     """Read an evaluation folder.
 
+    Args:
+        form: of the lines of predictions.jsonl.
     Raises:
-        Refused: it lacks labelled predictions or metrics, or its two files do not match.
+        Refused: it lacks labelled predictions or metrics, one of its two files is damaged, or they do not match.
     """
     for name in ("predictions.jsonl", "metrics.json"):
         if not (folder / name).is_file():
             raise Refused(f"an evaluation folder holds {name}, {folder} does not: name one that an eval script wrote")
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        lines = read_json_lines(folder / "predictions.jsonl")
-    except ValueError as error:
-        raise Refused(f"{folder} holds broken JSON ({error}): evaluate again") from error
-    is_whole = all(isinstance(line, dict) and {"id", "label", "prediction"} <= line.keys() for line in lines)
-    if not isinstance(metrics, dict) or not is_whole:
-        raise Refused(f"{folder} holds a metrics.json or predictions.jsonl of another kind: evaluate again")
+    metrics = read_metrics(folder / "metrics.json")
+    lines = read_json_lines(folder / "predictions.jsonl", form, EVALUATE_AGAIN)
     labelled = [line for line in lines if line["label"] is not None]
     if not labelled:
         raise Refused(f"a score needs labelled predictions, {folder} has none: evaluate on a labelled file")
     predictions = {line["id"]: line for line in labelled}
     if len(predictions) != len(labelled):
         raise Refused(f"an id counts once, {folder} has {len(labelled) - len(predictions)} twice: evaluate again")
-    if metrics.setdefault("count", len(labelled)) != len(labelled):
+    if metrics["count"] != len(labelled):
         found = f"metrics.json counts {metrics['count']} items, predictions.jsonl has {len(labelled):,}"
         raise Refused(f"the two files of an evaluation must match, in {folder} {found}: evaluate again")
     return Evaluation(folder, metrics, predictions)
@@ -133,7 +189,7 @@ def _is_right(line: dict) -> bool:
 def paired_f1(first: Evaluation, second: Evaluation) -> PairedMeans | None:
     """Compare the F1 (0-1) of single items, None where items have none. Raises Refused as `common_ids` does."""
     common = common_ids(first, second)
-    if any("f1" not in side.predictions[common[0]] for side in (first, second)):
+    if not all("f1" in side.predictions[one] for side in (first, second) for one in common):
         return None
     return paired_means(*([side.predictions[one]["f1"] for one in common] for side in (first, second)))
 
@@ -153,7 +209,8 @@ def as_proportions(metrics: dict) -> dict:
     if not is_in_percent(metrics):
         return metrics
     scores = {name: metrics[name] / 100 for name in score_names(metrics)}
-    return metrics | scores | {f"{name}_ci95": [bound / 100 for bound in metrics[f"{name}_ci95"]] for name in scores}
+    intervals = {f"{name}_ci95": metrics[f"{name}_ci95"] for name in scores}
+    return metrics | scores | {name: each and [bound / 100 for bound in each] for name, each in intervals.items()}
 
 
 def evaluation_settings(metrics: dict) -> dict:

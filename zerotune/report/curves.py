@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from zerotune.files import read_json_lines
 from zerotune.report import figures, html
 from zerotune.report.figures import Series
+from zerotune.run.folder import read_metrics_lines
 
 # key of a line, title, label of the y axis; evaluations are drawn as points
 _FIGURES = (
@@ -40,7 +40,7 @@ class History:
 
 def read_history(run_dir: Path) -> History:
     """Read run_dir/metrics.jsonl, without which there are no lines. Raises Refused for a damaged line."""
-    lines = read_json_lines(run_dir / "metrics.jsonl")
+    lines = read_metrics_lines(run_dir / "metrics.jsonl")
     # A resumed run may log a step twice; the later line is the one that led to the weights.
     steps = {line["step"]: line for line in lines if "loss" in line}
     evaluations = {line["step"]: line for line in lines if any(key.startswith("eval_") for key in line)}

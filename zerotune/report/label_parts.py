@@ -2,6 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated, NotRequired
+
+from annotated_types import Ge, Len, Lt
+from typing_extensions import TypedDict
 
 from zerotune.metrics.evaluations import Evaluation
 from zerotune.metrics.labels import classification_metrics
@@ -26,15 +30,24 @@ def label_parts(label_names: Sequence[str], texts: Mapping[str, str] | None = No
     def sections(files: RunFiles) -> list[str]:
         return [_confusion_section(files, label_names), _most_confident_errors(files.tuned, label_names, texts or {})]
 
-    columns = ("accuracy", "f1" if len(label_names) == 2 else "f1_macro")
-    return ReportParts("items", ("accuracy",), columns, rescore, sections)
+    label = Annotated[int, Ge(0), Lt(len(label_names))]
+    scores = Annotated[list[float], Len(len(label_names), len(label_names))]
+    form = {"id": str, "label": label | None, "prediction": label | None, "scores": NotRequired[scores]}
+    return ReportParts(
+        items="items",
+        headline=("accuracy",),
+        columns=("accuracy", "f1" if len(label_names) == 2 else "f1_macro"),
+        prediction=TypedDict("LabelPrediction", form),
+        rescore=rescore,
+        sections=sections,
+    )
 
 
 def _confusion_section(files: RunFiles, label_names: Sequence[str]) -> str:
     tables = [
         html.confusion_table(f"{name}, {one.metrics['count']:,} items", one.metrics["confusion"], label_names)
         for name, one in (("Base", files.base), ("Tuned", files.tuned))
-        if isinstance(one, Evaluation) and one.metrics.get("confusion")
+        if isinstance(one, Evaluation) and len(one.metrics.get("confusion", ())) == len(label_names)
     ]
     if not tables:
         return html.section("Confusion", html.paragraph("No evaluation in this run holds a confusion matrix."))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_text
@@ -12,7 +13,9 @@ from zerotune.metrics.statistics import PairedMeans
 from zerotune.report import figures, html
 from zerotune.report.curves import History, curves_of_run, read_history
 from zerotune.report.tables import data_section, parameters_section, run_section, scores_block
+from zerotune.run.folder import RunRecord
 from zerotune.run.process import is_main_process, say
+from zerotune.tasks.sources import SplitRecord
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class ReportParts:
         items: what is scored, in the plural: "items", "questions".
         headline: scores on the cards of the tuned model; the first is on the base model's card and in the figure too.
         columns: scores in the table that a run prints, the first one with its interval.
+        prediction: the form of a line of predictions.jsonl.
         rescore: lines of predictions.jsonl -> their scores, as in metrics.json.
         sections: run folder -> the task's own sections, as HTML.
         remark: metrics.json of the tuned model -> a sentence that completes its scores.
@@ -53,6 +57,7 @@ class ReportParts:
     items: str
     headline: tuple[str, ...]
     columns: tuple[str, ...]
+    prediction: type
     rescore: Callable[[list[dict]], dict]
     sections: Callable[[RunFiles], list[str]]
     remark: Callable[[dict], str] = lambda metrics: ""
@@ -65,7 +70,7 @@ def write_report(run_dir: Path, parts: ReportParts) -> Path:
 
     Where a file is missing, a sentence says so.
     """
-    files = read_run_files(Path(run_dir))
+    files = read_run_files(Path(run_dir), parts.prediction)
     is_logged = files.history.steps or files.history.evaluations
     curves = curves_of_run(files.history) if is_logged else html.paragraph("metrics.jsonl holds no logged step.")
     sections = [
@@ -87,7 +92,7 @@ def print_run_table(run_dir: Path, parts: ReportParts) -> None:
     """Print a run's scores before and after training, and their difference on the items that both scored."""
     if not is_main_process():
         return
-    files, (first, *others) = read_run_files(Path(run_dir)), parts.columns
+    files, (first, *others) = read_run_files(Path(run_dir), parts.prediction), parts.columns
     rows = {"base": files.base, "tuned": files.tuned}
     rows = {name: evaluation for name, evaluation in rows.items() if isinstance(evaluation, Evaluation)}
     scale, digits = (100, 2) if any(evaluations.is_in_percent(one.metrics) for one in rows.values()) else (1, 4)
@@ -112,14 +117,20 @@ def print_run_table(run_dir: Path, parts: ReportParts) -> None:
         say(remark)
 
 
-def read_run_files(run_dir: Path) -> RunFiles:
-    """Read what a run folder holds, as far as it is there. Raises Refused for a damaged file."""
+def read_run_files(run_dir: Path, prediction: type) -> RunFiles:
+    """Read what a run folder holds, as far as it is there.
+
+    Args:
+        prediction: the form of a line of predictions.jsonl.
+    Raises:
+        Refused: a file is damaged.
+    """
     run, parameters, split = (
-        read_json(path) if (path := run_dir / name).is_file() else {}
-        for name in ("run.json", "parameters.json", "split.json")
+        read_json(path, form) if (path := run_dir / name).is_file() else {}
+        for name, form in (("run.json", RunRecord), ("parameters.json", dict[str, Any]), ("split.json", SplitRecord))
     )
-    base = _read_scores(run_dir, "base", "This run has no base evaluation.")
-    tuned = _read_scores(run_dir, "final", "This run has no final evaluation yet.")
+    base = _read_scores(run_dir, "base", prediction, "This run has no base evaluation.")
+    tuned = _read_scores(run_dir, "final", prediction, "This run has no final evaluation yet.")
     accuracy, f1 = base if isinstance(base, str) else tuned, None
     if isinstance(base, Evaluation) and isinstance(tuned, Evaluation):
         try:
@@ -129,12 +140,12 @@ def read_run_files(run_dir: Path) -> RunFiles:
     return RunFiles(run_dir, run, parameters, split, read_history(run_dir), base, tuned, accuracy, f1)
 
 
-def _read_scores(run_dir: Path, name: str, absent: str) -> Evaluation | str:
+def _read_scores(run_dir: Path, name: str, prediction: type, absent: str) -> Evaluation | str:
     folder = run_dir / "eval" / name
     if not folder.is_dir():
         return absent
     try:
-        return evaluations.read_evaluation(folder)
+        return evaluations.read_evaluation(folder, prediction)
     except Refused as refusal:
         return f"No scores in eval/{name}: {refusal}."
 

@@ -23,6 +23,7 @@ from zerotune.files import (
     write_json,
     write_json_lines,
 )
+from zerotune.records import Count
 from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
 from zerotune.run.upload import upload_final
@@ -64,6 +65,12 @@ class RunRecord(TypedDict):
     timings: NotRequired[dict[str, float | None]]
 
 
+class MetricsLine(TypedDict, extra_items=float | None):
+    """A line of metrics.jsonl: a logged step, or an evaluation."""
+
+    step: Count
+
+
 def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool:
     """Look at what the run folder already holds, before anything is loaded.
 
@@ -92,7 +99,7 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
     for name in ("checkpoints", "final", "eval"):
         if os.path.exists(folder / name) and not os.path.isdir(folder / name):
-            raise Refused(f"{folder / name} is a file, where a run has a folder: delete it, or use another --output-dir")
+            raise Refused(f"{folder / name} is a file, not a folder: delete it, or use another --output-dir")
     finished = read_state(folder).get("state") == "finished"
     if finished and (folder / "checkpoints").exists() and not (folder / "final" / "task.json").exists():
         if says_finished:
@@ -146,6 +153,11 @@ def read_state(folder: Path) -> State | dict:
 def read_run_record(path: Path) -> RunRecord:
     """Return a run.json. Raises Refused where it is damaged."""
     return read_json(path, RunRecord)
+
+
+def read_metrics_lines(path: Path) -> list[MetricsLine]:
+    """Return the lines of a metrics.jsonl. Raises Refused where one is damaged."""
+    return read_json_lines(path, MetricsLine)
 
 
 class RunFolder:
@@ -383,6 +395,5 @@ class RunFolder:
     def forget_metrics_after(self, step: int) -> None:
         """Drop what a stopped run logged after its last checkpoint: those steps are done again."""
         if is_main_process() and self.metrics_path.exists():
-            write_json_lines(
-                self.metrics_path, [row for row in read_json_lines(self.metrics_path) if row["step"] <= step]
-            )
+            lines = [line for line in read_metrics_lines(self.metrics_path) if line["step"] <= step]
+            write_json_lines(self.metrics_path, lines)

@@ -1,12 +1,23 @@
 """Show scores on SQuAD v2: the page and the table of a run, and the table of a single evaluation."""
 
 from collections.abc import Mapping
+from typing import NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from zerotune.files import read_json
-from zerotune.metrics.evaluations import Evaluation, score_names
+from zerotune.metrics.evaluations import (
+    EVALUATE_AGAIN,
+    Evaluation,
+    Prediction,
+    Score,
+    ScoreInterval,
+    Share,
+    score_names,
+)
 from zerotune.metrics.text_overlap import OVERLAP_TITLES
+from zerotune.records import Count
 from zerotune.report import html
 from zerotune.report.run_report import ReportParts, RunFiles
 from zerotune.run.process import say
@@ -20,6 +31,26 @@ HOW_OVERLAP_COUNTS = (
     "and BLEU rests on runs of four words, of which short answers have few."
 )
 NO_WORDNET = "METEOR is left out: it needs WordNet (Debian's package wordnet-base, or nltk.download('wordnet'))."
+
+
+class QuestionPrediction(Prediction):
+    """A line of predictions.jsonl: distinct gold answers, the answer, and its scores where there are gold answers."""
+
+    label: list[str] | None
+    prediction: str
+    exact: Share
+    f1: Share
+
+
+class GroupScores(TypedDict):
+    """What breakdown.json says of a group of questions."""
+
+    total: Count
+    exact: Score
+    f1: Score
+    exact_ci95: ScoreInterval
+    HasAns_f1: NotRequired[Score]
+    NoAns_f1: NotRequired[Score]
 
 
 def question_parts(questions: Mapping[str, Question]) -> ReportParts:
@@ -40,6 +71,7 @@ def question_parts(questions: Mapping[str, Question]) -> ReportParts:
         items="questions",
         headline=("f1", "exact"),
         columns=("exact", "f1", "HasAns_f1", "NoAns_f1"),
+        prediction=QuestionPrediction,
         rescore=rescore,
         sections=sections,
         remark=_abstentions,
@@ -104,7 +136,7 @@ def _breakdown_section(files: RunFiles) -> str:
     if not path.exists():
         return ""
     parts = []
-    for title, groups in read_json(path).items():
+    for title, groups in read_json(path, dict[str, dict[str, GroupScores]], EVALUATE_AGAIN).items():
         rows = []
         for name, found in groups.items():
             scores = [found.get(score) for score in ("exact", "f1", "HasAns_f1", "NoAns_f1")]

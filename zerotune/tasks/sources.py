@@ -6,17 +6,68 @@ The rows themselves are read, cut down and described by the functions that a tas
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, NotRequired, Required
+
+from annotated_types import Ge
+from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
 from zerotune.files import json_sha256, read_json
+from zerotune.records import Count
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks.files import require_file_sha256
 from zerotune.tasks.splits import Splits
 
 # Shares of the rows that test and that validate; None: a slice of train validates.
 DRAWN_SHARES = {"80-20": (0.2, None), "70-10-20": (0.2, 0.1), "random": (0.2, None)}
+
+
+class SourceRecord(TypedDict):
+    """What split.json says of a source of rows: a file, a hub data set or a sample."""
+
+    sha256: str
+    rows: NotRequired[Count]
+    path: NotRequired[str]
+    dataset: NotRequired[str]
+    sample: NotRequired[str]
+    revision: NotRequired[str | None]
+
+
+class PartRecord(TypedDict):
+    """What split.json says of a part."""
+
+    count: Count
+    labels: NotRequired[dict[str, Count] | None]
+    ids_sha256: str
+
+
+class SplitRecord(TypedDict, total=False):
+    """split.json of a run or of an evaluation, as far as every one has it."""
+
+    task: str
+    rule: str
+    splits: dict[str, PartRecord]
+    sources: dict[str, SourceRecord]
+    notes: list[str]
+    removed_rows: dict[str, Count]
+
+
+class _TrainSource(TypedDict, extra_items=SourceRecord):
+    train: SourceRecord
+
+
+_SIZES = ("train_size", "validation_size", "test_size", "limit_train", "limit_eval")
+_SETTINGS = DataSettings.__annotations__ | dict.fromkeys(_SIZES, Annotated[int, Ge(1)] | None)
+
+
+class RunSplit(SplitRecord):
+    """split.json of a run: all that rebuilds its parts."""
+
+    splits: Required[dict[str, PartRecord]]
+    sources: Required[_TrainSource]
+    settings: Required[TypedDict("SettingsRecord", _SETTINGS, closed=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,16 +226,8 @@ def split_of_run(model: str, task: str) -> dict | None:
 
 
 def read_split(path: Path) -> dict:
-    """Return the content of a run's split.json. Raises Refused where it is damaged."""
-    record = read_json(path)
-    missing = [name for name in ("splits", "sources", "settings") if not isinstance(record.get(name), dict)]
-    missing = missing or sorted({each.name for each in fields(DataSettings)} ^ record["settings"].keys())
-    if missing:
-        raise Refused(
-            f"{path} is damaged or of another version of zerotune ({', '.join(missing)}): restore it, or give "
-            "--test-file"
-        )
-    return record
+    """Return the content of a run's split.json, from which its parts can be rebuilt. Raises Refused: it is damaged."""
+    return read_json(path, RunSplit, "restore it, or give --test-file")
 
 
 # --- test items and train rows for an evaluation ---
@@ -303,11 +346,11 @@ def require_unchanged_files(run_split: dict, names: Iterable[str]) -> None:
 def require_same_items(run_split: dict, record: dict) -> None:
     """Raise Refused where the rebuilt parts that `record` describes are not the run's."""
     for name, source in record["sources"].items():
-        if source["sha256"] != run_split["sources"][name]["sha256"]:
+        if source["sha256"] != run_split["sources"].get(name, {}).get("sha256"):
             origin = source.get("path") or source.get("dataset") or source["sample"]
             raise Refused(f"{origin}: its rows are not those the run was split from; name the items by --test-file")
     for name, part in record["splits"].items():
-        wanted = run_split["splits"][name]["ids_sha256"]
+        wanted = run_split["splits"].get(name, {}).get("ids_sha256", "none")
         if part["ids_sha256"] != wanted:
             raise Refused(
                 f"the {name} items rebuilt from split.json are not the run's (hash of ids {part['ids_sha256'][:12]}, "

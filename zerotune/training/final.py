@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.files import json_sha256, read_json_lines
+from zerotune.files import json_sha256
 from zerotune.models.final_folder import save_final
 from zerotune.models.used_rows import restore_whole_embedding
-from zerotune.run.folder import FREE_FLAGS, RunFolder
+from zerotune.run.folder import FREE_FLAGS, RunFolder, read_metrics_lines
 from zerotune.run.launch import from_rank_0
 from zerotune.run.process import is_main_process
 from zerotune.settings.groups import TrainSettings
@@ -71,7 +71,7 @@ def logged_evaluation(run: RunFolder, step: int) -> dict:
     """
     if not is_main_process():
         return {}
-    rows = read_json_lines(run.metrics_path)
+    rows = read_metrics_lines(run.metrics_path)
     found = [row for row in rows if row["step"] == step and "eval_loss" in row]
     if not found:
         raise Refused(f"{run.metrics_path} holds no evaluation of step {step}, the best one: restore the file")

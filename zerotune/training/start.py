@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from zerotune.errors import Refused
-from zerotune.files import json_sha256, read_json
+from zerotune.files import json_sha256
 from zerotune.models.model_files import model_identity
-from zerotune.run.folder import RunFolder, held_results
+from zerotune.run.folder import RunFolder, held_results, read_run_record
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import say
 from zerotune.run.upload import check_upload
@@ -54,7 +54,7 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
     if len({json_sha256(each) for each in on_all_ranks(accelerator, identity)}) > 1:
         raise Refused("the ranks have different data or models: put files on a disk that all nodes share")
     path = run.path / "run.json"
-    earlier = (read_json(path).get("identity") if held_results(run.path) else None) or identity
+    earlier = (read_run_record(path).get("identity") if held_results(run.path) else None) or identity
     changed = [name for name, value in identity.items() if json_sha256(earlier.get(name)) != json_sha256(value)]
     if changed:
         raise Refused(

@@ -78,8 +78,9 @@ def finish(line, right=3):
     line.folder.mkdir(parents=True)
     rows = [{"id": str(n), "label": n % 2, "prediction": n % 2 if n < right else 1 - n % 2} for n in range(6)]
     (line.folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scores = dict.fromkeys(("accuracy", "f1"), right / 6)
-    (line.folder / "metrics.json").write_text(json.dumps({"task": line.task, "count": 6, **scores}))
+    scores = {"accuracy": right / 6, "accuracy_ci95": [0.0, 1.0], "f1": right / 6, "f1_ci95": [0.0, 1.0]}
+    metrics = {"task": line.task, "setting": "prompt", "count": 6, **scores}
+    (line.folder / "metrics.json").write_text(json.dumps(metrics))
     (line.folder / "state.json").write_text('{"state": "finished", "reason": null}')
 
 

@@ -55,14 +55,14 @@ class Evaluation:
 
     def write(self, answers):
         write_json_lines(self.folder / "predictions.jsonl", [{"prediction": answer} for answer in answers])
-        return {"sum": sum(answers)}
+        return {"count": len(answers), "sum": sum(answers)}
 
 
 def test_metrics_say_task_settings_model_and_scores_in_this_order(tmp_path):
     metrics = Evaluation(tmp_path / "out").run()
     assert list(metrics.items()) == [
         ("task", "sst2"), ("model", "m"), ("revision", None), ("tokens_per_device", 64), ("shots", 0), ("seed", 8),
-        ("dtype", "fp32"), ("setting", "test"), ("sum", 4.5),
+        ("dtype", "fp32"), ("setting", "test"), ("count", 3), ("sum", 4.5),
     ]  # fmt: skip
     assert read_json(tmp_path / "out" / "metrics.json") == metrics
     assert not (tmp_path / "out" / ".partial").exists()
@@ -102,6 +102,23 @@ def test_another_evaluation_is_refused_by_name_or_replaces(tmp_path, change, ite
     if len(items.lines) == 3:
         assert evaluation.run(settings(**change), items, replace=True)["sum"] == 6.0
         check_earlier(tmp_path, settings(**change), items)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("metrics.json", "{", "metrics.json is damaged .Expecting"),
+        ("metrics.json", '{"setting": "test"}', r"metrics.json is damaged \(count is missing\): delete the file and"),
+        (".fingerprint.json", '{"sha256": 7}', r".fingerprint.json is damaged \(sha256 is 7, wanted a valid string\)"),
+    ],
+)
+def test_damaged_results_are_refused_and_made_again_once_deleted(tmp_path, name, content, words):
+    first = Evaluation(tmp_path).run()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Refused, match=words):
+        Evaluation(tmp_path).run()
+    (tmp_path / name).unlink()
+    assert Evaluation(tmp_path).run() == first
 
 
 def test_an_interrupted_evaluation_resumes(tmp_path):

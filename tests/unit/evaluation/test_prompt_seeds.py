@@ -63,7 +63,8 @@ def test_the_summary_by_hand(tmp_path, capsys):
     for number, (accuracy, plain) in enumerate([(0.5, 0.25), (0.75, 0.5), (1.0, 0.75)]):
         (tmp_path / f"seed-{number}").mkdir()
         metrics = {
-            "seed": number, "prompt": f"p{number}", "label_words": ["no", "yes"], "shot_ids": [], "model": "m",
+            "seed": number, "prompt": f"p{number}", "label_words": ["no", "yes"], "shot_ids": [], "count": 9,
+            "setting": "few-shot prompt",
             "accuracy": accuracy, "accuracy_ci95": [0.0, 1.0], "uncalibrated_accuracy": plain,
         }  # fmt: skip
         write_json(tmp_path / f"seed-{number}" / "metrics.json", metrics)
@@ -79,6 +80,14 @@ def test_the_summary_by_hand(tmp_path, capsys):
     assert header.split() == ["mean", "sd", "lowest", "highest", "over", "3", "prompts"]
     assert first.split() == ["accuracy", "0.7500", "0.2500", "0.5000", "1.0000"]
     assert second.split()[:2] == ["uncalibrated", "accuracy"]
+
+
+def test_metrics_of_another_form_have_no_summary(tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    metrics = {"seed": 0, "prompt": 7, "label_words": ["no", "yes"], "shot_ids": [], "count": 9, "setting": "prompt"}
+    write_json(tmp_path / "seed-0" / "metrics.json", metrics)
+    with pytest.raises(Refused, match=r"seed-0/metrics.json is damaged \(prompt is 7, wanted a valid string\)"):
+        summarise_seeds(tmp_path, 1)
 
 
 def test_one_value_has_no_deviation():

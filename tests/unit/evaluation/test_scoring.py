@@ -116,6 +116,43 @@ def test_a_torn_last_line_is_scored_again(tmp_path):
     assert calls == [[3], [1, 5], [2]]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"batch": 1}',
+        '{"batch": 1, "records": 7, "sha256": ""}',
+        '{"batch": 1, "records": [{"numbers": ["x"]}], "sha256": "5a"}',
+        '{"batch": "1", "records": [], "sha256": "5a"}',
+        '{"batch": 1, "records": [{"numbers": [NaN]}]}',
+        "[]",
+        "junk",
+    ],
+)
+def test_lines_of_another_shape_are_scored_again(tmp_path, line):
+    kept = PartialScores(tmp_path, KEY)
+    kept.open(0)
+    kept.add(0, score(BATCHES[0]))
+    with (tmp_path / ".partial" / "rank-0.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert score_items(score, BATCHES, alone(), PartialScores(tmp_path, KEY)) == ALL
+    assert PartialScores(tmp_path, KEY).read().keys() == {0, 1, 2, 3}
+
+
+def test_a_kept_score_that_was_changed_is_scored_again(tmp_path):
+    kept = PartialScores(tmp_path, KEY)
+    kept.open(0)
+    kept.add(0, score(BATCHES[0]))
+    path = tmp_path / ".partial" / "rank-0.jsonl"
+    path.write_text(path.read_text().replace("-1.0", "-2.0"))
+    assert PartialScores(tmp_path, KEY).read() == {}
+    assert score_items(score, BATCHES, alone(), PartialScores(tmp_path, KEY)) == ALL
+
+
+def test_a_file_in_the_place_of_the_folder_is_replaced(tmp_path):
+    (tmp_path / ".partial").touch()
+    assert score_items(score, BATCHES, alone(), PartialScores(tmp_path, KEY)) == ALL
+
+
 def test_scores_of_another_evaluation_are_not_used(tmp_path):
     other = PartialScores(tmp_path, {**KEY, "items": "c"})
     other.open(0)

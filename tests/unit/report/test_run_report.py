@@ -42,7 +42,7 @@ def write_evaluation(folder, lines, **settings):
     folder.mkdir(parents=True)
     write_json_lines(folder / "predictions.jsonl", lines)
     metrics = classification_metrics([line["label"] for line in lines], [line["prediction"] for line in lines], LABELS)
-    write_json(folder / "metrics.json", {**metrics, "task": "sst2", "seed": 0, **settings})
+    write_json(folder / "metrics.json", {**metrics, "task": "sst2", "setting": "prompt", "seed": 0, **settings})
 
 
 def write_curves(path, num_steps=2_000):
@@ -282,10 +282,8 @@ def test_base_on_other_items_gives_no_paired_test(tmp_path):
     fabricate_run(folder, num_base=20, num_items=40)
     lines = [{**line, "id": f"other-{line['id']}"} for line in predictions(map(str, range(9)), [0, 1, 1] * 3, 0.5, 0)]
     write_json_lines(folder / "eval/base/predictions.jsonl", lines)
-    write_json(
-        folder / "eval/base/metrics.json",
-        classification_metrics([line["label"] for line in lines], [line["prediction"] for line in lines], LABELS),
-    )
+    metrics = classification_metrics(*([line[name] for line in lines] for name in ("label", "prediction")), LABELS)
+    write_json(folder / "eval/base/metrics.json", metrics | {"setting": "prompt"})
     text = read(write_report(folder, label_parts(LABELS))).text
     assert "No paired test:" in text and "share no id" in text and "McNemar" not in text
 
@@ -338,7 +336,8 @@ def test_three_labels(tmp_path):
     folder = tmp_path / "eval" / "final"
     folder.mkdir(parents=True)
     write_json_lines(folder / "predictions.jsonl", lines)
-    write_json(folder / "metrics.json", {**classification_metrics(labels, found, names), "task": "tickets"})
+    described = {"task": "tickets", "setting": "classifier head"}
+    write_json(folder / "metrics.json", {**classification_metrics(labels, found, names), **described})
     page = read(write_report(tmp_path, label_parts(names)))
     assert "accuracy on login" in page.text and "predicted other" in page.text
     assert "login with probability 0.4066, labelled other" in page.text

@@ -11,14 +11,14 @@ from default_settings import run_settings
 from zerotune.errors import Refused
 from zerotune.metrics.evaluations import read_evaluation
 from zerotune.report.comparison import write_comparison
-from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run
+from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run, read_metrics_lines
 from zerotune.run.process import run_script
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks.sources import read_split, split_of_run
 
 FLAGS = {"seed": 0}
 ALONE = SimpleNamespace(num_processes=1)
-SPLIT = {"task": "sst2", "splits": {}, "sources": {}, "settings": asdict(DataSettings())}
+SPLIT = {"task": "sst2", "splits": {}, "sources": {"train": {"sha256": "5a"}}, "settings": asdict(DataSettings())}
 
 
 # --- run folders ---
@@ -31,15 +31,16 @@ def finished_run(folder):
     return folder
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"flags": null}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"flags": null}', '{"flags": {}, "typed_flags": "seed"}'])
 def test_a_damaged_run_json(tmp_path, content):
     (finished_run(tmp_path) / "run.json").write_text(content)
     with pytest.raises(Refused, match=r"run.json is damaged"):
         check_earlier_run(run_settings(tmp_path, FLAGS))
 
 
-def test_a_damaged_state_json(tmp_path):
-    (finished_run(tmp_path) / "state.json").write_text("{")
+@pytest.mark.parametrize("content", ["{", "{}", '{"state": "lost"}', '{"state": "finished", "reason": 7}'])
+def test_a_damaged_state_json(tmp_path, content):
+    (finished_run(tmp_path) / "state.json").write_text(content)
     with pytest.raises(Refused, match=r"state.json is damaged"):
         check_earlier_run(run_settings(tmp_path, FLAGS))
 
@@ -51,6 +52,34 @@ def test_a_lost_final_is_made_again_from_the_checkpoints(tmp_path):
     (tmp_path / "final").mkdir()
     (tmp_path / "final" / "task.json").touch()
     assert check_earlier_run(run_settings(tmp_path, FLAGS)) is True
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "final", "eval"])
+def test_a_file_where_a_run_has_a_folder(tmp_path, name):
+    (finished_run(tmp_path) / name).touch()
+    with pytest.raises(Refused, match=f"/{name} is a file, not a folder: delete it"):
+        check_earlier_run(run_settings(tmp_path, FLAGS))
+
+
+def test_a_run_json_without_the_id_that_its_checkpoints_carry(tmp_path):
+    finished_run(tmp_path)
+    with RunFolder(run_settings(tmp_path, FLAGS), ALONE):
+        pass  # no checkpoint was saved
+    (tmp_path / "checkpoints").mkdir()
+    with (
+        pytest.raises(Refused, match=r"run.json is damaged \(run_id is missing\)"),
+        RunFolder(run_settings(tmp_path, FLAGS), ALONE),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "line", ['{"loss": 1.0}', '{"step": -1}', '{"step": 2, "loss": "x"}', '{"step": 2, "loss": NaN}']
+)
+def test_a_damaged_line_of_metrics_jsonl(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "grad_norm": null}\n' + line + "\n")
+    with pytest.raises(Refused, match=r"metrics.jsonl line 2 is damaged"):
+        read_metrics_lines(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -68,14 +97,22 @@ def test_a_run_folder_that_cannot_be_made(tmp_path, name):
         pass
 
 
-def test_a_damaged_split_json(tmp_path):
-    for content, words in (
-        ({"splits": {}}, "damaged or of another version of zerotune .sources, settings."),
-        ({**SPLIT, "settings": {**SPLIT["settings"], "fold": 3}}, r"another version of zerotune \(fold\)"),
-    ):
-        (tmp_path / "split.json").write_text(json.dumps(content))
-        with pytest.raises(Refused, match=words):
-            read_split(tmp_path / "split.json")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sources": {}}, "sources.train is missing"),
+        ({"sources": {"train": {"sha256": 7}}}, "sources.train.sha256 is 7, wanted a valid string"),
+        ({"splits": {"test": {"count": 3}}}, "splits.test.ids_sha256 is missing"),
+        ({"settings": {**SPLIT["settings"], "fold": 3}}, "settings.fold is 3, wanted"),
+        ({"settings": {**SPLIT["settings"], "test_size": -1}}, "settings.test_size is -1, wanted greater than"),
+        ({"settings": {**SPLIT["settings"], "sample": "no"}}, "settings.sample is 'no', wanted a valid boolean"),
+        ({"settings": {"sample": True}}, "settings.dataset is missing"),
+    ],
+)
+def test_a_damaged_split_json(tmp_path, change, words):
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT | change))
+    with pytest.raises(Refused, match=rf"split.json is damaged \({words}.*: restore it, or give --test-file"):
+        read_split(tmp_path / "split.json")
 
 
 def test_the_run_of_a_final_named_by_a_dot(tmp_path, monkeypatch):
@@ -125,10 +162,13 @@ def test_an_interruption_is_one_line(capsys):
 # --- comparisons ---
 
 
+METRICS = '{{"task": "sst2", "setting": "classifier head", "count": {}}}'
+
+
 def evaluation(folder, **changes):
     """An evaluation folder; a change replaces a file's content."""
     folder.mkdir()
-    files = {"metrics": '{"task": "sst2", "count": 1}', "predictions": '{"id": "a", "label": 1, "prediction": 1}\n'}
+    files = {"metrics": METRICS.format("1"), "predictions": '{"id": "a", "label": 1, "prediction": 1}\n'}
     files |= changes
     (folder / "metrics.json").write_text(files["metrics"])
     (folder / "predictions.jsonl").write_text(files["predictions"])
@@ -136,18 +176,35 @@ def evaluation(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"predictions": "[1]\n"}, {"predictions": '{"id": "a"}\n'}, {"predictions": "junk\n"}, {"metrics": "[]"},
-     {"metrics": '{"count": null}'}],
-)  # fmt: skip
-def test_evaluations_of_another_form(tmp_path, change):
+    ("change", "words"),
+    [
+        ({"predictions": "[1]\n"}, r"predictions.jsonl line 1 is damaged \(it is \[1\], wanted a valid dictionary\)"),
+        ({"predictions": '{"id": "a"}\n'}, r"line 1 is damaged \(label is missing\)"),
+        ({"predictions": "junk\n"}, "line 1 is damaged .Expecting value"),
+        ({"predictions": '{"id": ["a"], "label": 1, "prediction": 1}\n'}, r"\(id is \['a'\], wanted a valid string\)"),
+        ({"predictions": '{"id": "a", "label": 1.5, "prediction": 1}\n'}, r"\(label is 1.5, wanted a valid integer or"),
+        ({"predictions": '{"id": "a", "label": 1, "prediction": {}}\n'}, r"\(prediction is {}, wanted a valid integer"),
+        ({"predictions": '{"id": "a", "label": 1, "prediction": 1, "scores": [NaN]}\n'}, "NaN is no number of JSON"),
+        ({"metrics": "[]"}, r"metrics.json is damaged \(it is \[\], wanted a valid dictionary\)"),
+        ({"metrics": METRICS.format("null")}, r"\(count is None, wanted a valid integer\)"),
+        ({"metrics": METRICS.format('1, "accuracy": "x"')}, r"\(accuracy is 'x', wanted a valid number\)"),
+        ({"metrics": METRICS.format('1, "accuracy": 1e400, "accuracy_ci95": [0, 1]')}, "1e400 is no number of JSON"),
+        (
+            {"metrics": METRICS.format('1, "accuracy": -0.5, "accuracy_ci95": [0, 1]')},
+            "accuracy is -0.5, wanted gr",
+        ),
+        ({"metrics": METRICS.format('1, "f1": 0.5, "f1_ci95": [0]')}, r"\(f1_ci95 is \[0\], wanted"),
+        ({"metrics": METRICS.format('1, "f1": 0.5, "f1_ci95": 7')}, r"\(f1_ci95 is 7, wanted a valid list\)"),
+        ({"metrics": METRICS.format('1, "seed": [1]')}, r"\(seed is \[1\], wanted a valid integer\)"),
+    ],
+)
+def test_evaluations_of_another_form(tmp_path, change, words):
     read_evaluation(evaluation(tmp_path / "good"))
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match=words):
         read_evaluation(evaluation(tmp_path / "bad", **change))
 
 
-def test_a_score_that_is_no_number(tmp_path):
-    folders = [evaluation(tmp_path / name, metrics='{"task": "sst2", "accuracy": "x"}') for name in "ab"]
-    with pytest.raises(Refused, match="has accuracy"):
-        write_comparison(folders, tmp_path / "out")
+def test_nothing_is_written_of_a_comparison_without_scores(tmp_path):
+    with pytest.raises(Refused, match="has accuracy with its interval"):
+        write_comparison([evaluation(tmp_path / name) for name in "ab"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -94,8 +94,9 @@ def test_a_checkpoint_of_another_run_is_named_and_passed_over(tmp_path, put):
     found, lines = checkpoints.newest_whole(root, "ours")
     assert (found, lines) == (ours, [f"checkpoint {root / theirs.name} is passed over: it belongs to another run"])
     best_of_theirs = save(root, 12, best_step=10)
-    assert "its best checkpoint step-00000010 is damaged (it belongs to another run)" in (
-        checkpoints.newest_whole(root, "ours")[1][0]
+    assert (
+        "its best checkpoint step-00000010 is damaged (it belongs to another run)"
+        in (checkpoints.newest_whole(root, "ours")[1][0])
     )
     shutil.rmtree(best_of_theirs)
     save_and_prune(root, 11, keep=2)
