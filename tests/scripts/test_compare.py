@@ -217,7 +217,7 @@ def broken(folder):
 
 
 def without_scores(folder):
-    write_json(folder / "metrics.json", {"task": "sst2", "seed": 0})
+    write_json(folder / "metrics.json", {"task": "sst2", "setting": "prompt", "count": 40})
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def without_scores(folder):
         (unlabelled, "a score needs labelled predictions"),
         (torn, "metrics.json counts 40 items, predictions.jsonl has 37"),
         (twice, "an id counts once"),
-        (broken, "broken JSON"),
+        (broken, r"metrics\.json is damaged"),
         (without_scores, "an evaluation of sst2 has accuracy"),
     ],
 )

@@ -15,7 +15,7 @@ break between question and context, and SentencePiece marks the context's first 
 name of a special token inside a text is ordinary text.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 from zerotune.errors import Refused
 from zerotune.squad.questions import Question, distinct_paragraphs
 from zerotune.tasks.cutting import whole_texts
-from zerotune.tasks.token_cache import cached_arrays, content_key
+from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key
 
 QUESTION_SHARE = 1 / 3
 UNKNOWN = -100  # the label of a window whose question has no known answers
@@ -139,7 +139,16 @@ def tokenise(tokenizer, questions: list[str], contexts: list[str], cache_dir: Pa
         [CACHE_FORMAT, tokenizers.__version__, len(questions)], chain([backend.to_str()], questions, contexts)
     )
     path = Path(cache_dir) / "tokens" / f"{key}.bin"
-    return Tokens(**cached_arrays(path, lambda: vars(_tokenise(backend, questions, contexts))))
+
+    def fits(arrays: dict[str, np.ndarray]) -> bool:
+        return (
+            arrays.keys() == {each.name for each in fields(Tokens)}
+            and are_rows(arrays["question_ids"], arrays["question_offsets"], len(questions))
+            and are_rows(arrays["context_ids"], arrays["context_offsets"], len(contexts))
+            and arrays["char_starts"].shape == arrays["char_ends"].shape == arrays["context_ids"].shape
+        )
+
+    return Tokens(**cached_arrays(path, lambda: vars(_tokenise(backend, questions, contexts)), fits))
 
 
 def _tokenise(backend, questions: list[str], contexts: list[str]) -> Tokens:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,20 +31,42 @@ def content_key(settings: list, texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def cached_arrays(path: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the entry at `path`; where there is none, `compute` and write it.
+def cached_arrays(
+    path: Path, compute: Callable[[], dict[str, np.ndarray]], fits: Callable[[dict[str, np.ndarray]], bool]
+) -> dict[str, np.ndarray]:
+    """Return the entry at `path`; where there is none that fits, `compute` and write it.
 
+    Args:
+        fits: whether arrays have the names, types and shapes of this entry.
     Raises:
         Refused: the cache cannot be written.
     """
-    arrays = load_arrays(path)
+
+    def read() -> dict[str, np.ndarray] | None:
+        arrays = load_arrays(path)
+        return arrays if arrays is not None and fits(arrays) else None
+
+    arrays = read()
     if arrays is None:
         with _lock_beside(path):
-            arrays = load_arrays(path)  # another process may have written it while this one waited
+            arrays = read()  # another process may have written it while this one waited
             if arrays is None:
                 arrays = compute()
                 save_arrays(path, arrays)
     return arrays
+
+
+def are_rows(values: np.ndarray, offsets: np.ndarray, num_rows: int) -> bool:
+    """Return whether values, [tokens], are cut into so many rows by their offsets, [rows + 1]."""
+    return (
+        values.ndim == 1
+        and values.dtype.kind in "iu"
+        and offsets.shape == (num_rows + 1,)
+        and offsets.dtype == np.int64
+        and offsets[0] == 0
+        and offsets[-1] == len(values)
+        and bool((np.diff(offsets) >= 0).all())
+    )
 
 
 @contextmanager
@@ -90,7 +113,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Return what `save_arrays` wrote; None where the file is missing, unreadable or torn."""
+    """Return what `save_arrays` wrote; None where the file is missing, unreadable, torn or of another kind."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -98,5 +121,8 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
     body = memoryview(data)[DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != data[:DIGEST_BYTES]:
         return None
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile):  # TypeError: a bare array
+        return None

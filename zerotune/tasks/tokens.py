@@ -8,7 +8,7 @@ import numpy as np
 
 from zerotune.errors import Refused
 from zerotune.tasks.cutting import whole_texts
-from zerotune.tasks.token_cache import cached_arrays, content_key
+from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key
 
 CACHE_FORMAT = "zerotune tokens 1"
 TEXTS_PER_CALL = 2048
@@ -61,8 +61,17 @@ def encode_texts(
         arrays = _encode(tokenizer, texts, max_length, truncation)
     else:
         path = Path(cache_dir) / "tokens" / f"{_cache_key(tokenizer, texts, max_length, truncation)}.bin"
-        arrays = cached_arrays(path, lambda: _encode(tokenizer, texts, max_length, truncation))
-        assert len(arrays["offsets"]) == len(texts) + 1, path
+        names = {"ids", "offsets", "num_truncated"} | ({"type_ids"} if _settings(tokenizer)[2] else set())
+
+        def fits(arrays: dict[str, np.ndarray]) -> bool:
+            return (
+                arrays.keys() == names
+                and are_rows(arrays["ids"], arrays["offsets"], len(texts))
+                and arrays.get("type_ids", arrays["ids"]).shape == arrays["ids"].shape
+                and arrays["num_truncated"].shape == ()
+            )
+
+        arrays = cached_arrays(path, lambda: _encode(tokenizer, texts, max_length, truncation), fits)
     for array in arrays.values():
         array.flags.writeable = False
     return Encoded(arrays["ids"], arrays["offsets"], int(arrays["num_truncated"]), arrays.get("type_ids"))

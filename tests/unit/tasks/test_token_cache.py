@@ -2,6 +2,8 @@
 
 import errno
 import fcntl
+import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ import pytest
 from waiting import wait_until
 
 from zerotune.errors import Refused
-from zerotune.tasks.token_cache import cached_arrays, content_key, load_arrays, save_arrays
+from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key, load_arrays, save_arrays
 
 # Writes a line to `log` when it computes, and then takes `seconds`.
 WORKER = """
@@ -30,8 +32,12 @@ def compute():
     return {"ids": np.arange(5)}
 
 ready.touch()
-print(cached_arrays(path, compute)["ids"].tolist())
+print(cached_arrays(path, compute, lambda arrays: True)["ids"].tolist())
 """
+
+
+def has_ids(arrays):
+    return arrays.keys() == {"ids"}
 
 
 def start(folder, name, seconds):
@@ -71,8 +77,8 @@ def test_without_locks_each_process_computes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     path = tmp_path / "tokens" / "entry.bin"
-    assert cached_arrays(path, lambda: {"ids": np.arange(3)})["ids"].tolist() == [0, 1, 2]
-    assert cached_arrays(path, lambda: pytest.fail("computed again"))["ids"].tolist() == [0, 1, 2]
+    assert cached_arrays(path, lambda: {"ids": np.arange(3)}, has_ids)["ids"].tolist() == [0, 1, 2]
+    assert cached_arrays(path, lambda: pytest.fail("computed again"), has_ids)["ids"].tolist() == [0, 1, 2]
 
 
 def test_an_error_while_computing_leaves_no_entry_and_no_lock(tmp_path):
@@ -82,9 +88,9 @@ def test_an_error_while_computing_leaves_no_entry_and_no_lock(tmp_path):
     path = tmp_path / "tokens" / "entry.bin"
     for _ in range(2):
         with pytest.raises(Refused, match="two beginnings"):
-            cached_arrays(path, refuse)
+            cached_arrays(path, refuse, has_ids)
     assert list(path.parent.iterdir()) == []
-    assert cached_arrays(path, lambda: {"ids": np.arange(3)})["ids"].tolist() == [0, 1, 2]
+    assert cached_arrays(path, lambda: {"ids": np.arange(3)}, has_ids)["ids"].tolist() == [0, 1, 2]
 
 
 def test_saved_arrays_come_back(tmp_path):
@@ -94,6 +100,37 @@ def test_saved_arrays_come_back(tmp_path):
     assert loaded.keys() == arrays.keys() and loaded["ids"].dtype == np.int32
     assert all(np.array_equal(loaded[name], arrays[name]) for name in arrays)
     assert load_arrays(tmp_path / "b.bin") is None
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("body", [b"", b"no arrays", b"PK\3\4 half of a zip", npy(np.arange(3))])
+def test_an_entry_of_another_kind_is_made_again(tmp_path, body):
+    path = tmp_path / "entry.bin"
+    path.write_bytes(hashlib.sha256(body).digest() + body)
+    assert cached_arrays(path, lambda: {"ids": np.arange(3)}, has_ids)["ids"].tolist() == [0, 1, 2]
+
+
+def test_an_entry_of_another_shape_is_made_again(tmp_path):
+    path = tmp_path / "entry.bin"
+    save_arrays(path, {"tokens": np.arange(9)})
+    for _ in range(2):
+        assert cached_arrays(path, lambda: {"ids": np.arange(3)}, has_ids)["ids"].tolist() == [0, 1, 2]
+    assert load_arrays(path).keys() == {"ids"}
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [[0, 2], [0, 2, 4], [1, 2, 3], [0, 4, 3], [0.0, 2.0, 3.0], [[0, 2, 3]]],
+    ids=["too few", "too far", "from 1", "falling", "floats", "nested"],
+)
+def test_offsets_that_cut_nothing_into_two_rows(offsets):
+    assert are_rows(np.arange(3), np.array([0, 2, 3]), 2)
+    assert not are_rows(np.arange(3), np.array(offsets), 2)
 
 
 def test_a_key_tells_texts_apart_however_they_are_cut():
