@@ -52,17 +52,10 @@ def normalise_text(text: str) -> str:
 def count_repeats(examples: list[Example]) -> dict:
     """Return {"duplicates": rows that repeat text and label of an earlier one, "conflicting_texts": texts with several
     labels}."""
-    labels_of = _labels_by_text(examples)
-    num_distinct = sum(len(found) for found in labels_of.values())
-    conflicts = sum(len(found) > 1 for found in labels_of.values())
-    return {"duplicates": len(examples) - num_distinct, "conflicting_texts": conflicts}
-
-
-def _labels_by_text(examples: list[Example]) -> dict[str, set]:
-    labels_of: dict[str, set] = {}
-    for example in examples:
-        labels_of.setdefault(example.normalised, set()).add(example.label)
-    return labels_of
+    distinct = {(example.normalised, example.label) for example in examples}
+    num_labels = Counter(text for text, _ in distinct)
+    conflicts = sum(number > 1 for number in num_labels.values())
+    return {"duplicates": len(examples) - len(distinct), "conflicting_texts": conflicts}
 
 
 def without_texts_of(examples: list[Example], others: Iterable[Example]) -> list[Example]:
@@ -200,11 +193,12 @@ def draw_validation_sentences(
 def whole_sentences(examples: list[Example], index: PhraseIndex) -> list[Example]:
     """Return the examples whose normalised text is contained, word for word, in no other of the `index` of all; of
     equal rows with one label the first, and none of equal rows with several labels."""
-    whole, labels_of = index.outermost(), _labels_by_text(examples)
-    first: dict[str, Example] = {}
+    whole = index.outermost()
+    equal: dict[str, list[Example]] = {}
     for example in examples:
-        first.setdefault(example.normalised, example)
-    return [example for text, example in first.items() if text in whole and len(labels_of[text]) == 1]
+        if example.normalised in whole:
+            equal.setdefault(example.normalised, []).append(example)
+    return [rows[0] for rows in equal.values() if len({row.label for row in rows}) == 1]
 
 
 def without_phrases_of(examples: list[Example], sentences: list[Example], index: PhraseIndex) -> list[Example]:
