@@ -25,7 +25,7 @@ from zerotune.tasks.prompts import (
     PromptData,
     calibrate,
     encode_prompts,
-    normalise,
+    log_softmax,
     uses_chat,
 )
 from zerotune.tasks.splits import Example
@@ -138,7 +138,7 @@ def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
     prefix = data.prefix(model, device)
 
     def score(items: np.ndarray) -> list[dict]:
-        found = normalise(data.log_likelihoods(model, items, device, prefix)).tolist()
+        found = log_softmax(data.log_likelihoods(model, items, device, prefix)).tolist()
         return [{"log_probabilities": values} for values in found]
 
     return score

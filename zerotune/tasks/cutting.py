@@ -1,23 +1,23 @@
-"""Texts that must fit: cut in the middle, for the beginning and the end of a review say most of it."""
+"""Cut texts to a number of tokens, in the middle: the beginning and the end of a review say most of it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from zerotune.errors import Refused
 
-# Stands where the middle of a text was cut out.
+# Replaces the middle that was cut out.
 CUT_MARK = " ... "
 FEWEST_SHOT_TOKENS = 16
 
 
 def token_ids(tokenizer, texts: list[str], special: bool) -> list[list[int]]:
-    """Token ids of whole texts, with or without the tokenizer's special tokens."""
+    """Return the token ids of whole texts, with or without the tokenizer's special tokens."""
     backend = whole_texts(tokenizer)
     return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=special)]
 
 
 def whole_texts(tokenizer):
-    """The tokenizer's backend without the truncation and padding that earlier calls have left in it."""
+    """Return the tokenizer's backend without the truncation and padding that earlier calls left in it."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -25,9 +25,9 @@ def whole_texts(tokenizer):
 
 
 def cut_texts(tokenizer, texts: list[str], most_tokens: Sequence[int]) -> list[str]:
-    """Texts with their middle replaced by CUT_MARK where they have more tokens than they may, one number for each."""
+    """Replace the middle of each text by CUT_MARK if it has more tokens than its own number in `most_tokens`."""
     cut, backend = list(texts), whole_texts(tokenizer)
-    # a token is a byte at least, and some tokenizers put one in front
+    # a token is at least a byte, and some tokenizers put one in front
     suspects = [index for index, text in enumerate(texts) if len(text.encode()) >= most_tokens[index]]
     if not suspects:
         return cut
@@ -44,7 +44,7 @@ def _without_middle(text: str, offsets: list[tuple[int, int]], most_tokens: int,
     if num_kept < 2:  # no room for two ends
         return _head(text, offsets, most_tokens)
     num_last = num_kept // 2
-    # several tokens may be bytes of one character, which stays whole or goes
+    # several tokens may be bytes of one character, which is kept or dropped as a whole
     start = max(offsets[-num_last][0], offsets[-num_last - 1][1])
     return _head(text, offsets, num_kept - num_last) + CUT_MARK + text[start:].lstrip()
 
@@ -54,14 +54,12 @@ def _head(text: str, offsets: list[tuple[int, int]], num_tokens: int) -> str:
 
 
 def fit_shots(tokenizer, shots: Sequence, window: int) -> tuple[list, int]:
-    """Shots whose texts together take at most half of the model's window: the longest are cut in the middle, all to
-    the same number of tokens.
+    """Return (shots, how many were cut): their texts take at most half of the model's window together, the longest ones
+    cut to the same number of tokens.
 
     Args:
-        shots: zerotune.tasks.splits.Example each.
+        shots: each a zerotune.tasks.splits.Example.
         window: the model's positions, in tokens.
-    Returns:
-        The shots, and how many were cut.
     Raises:
         Refused: they would be cut to fewer than FEWEST_SHOT_TOKENS.
     """
@@ -73,7 +71,7 @@ def fit_shots(tokenizer, shots: Sequence, window: int) -> tuple[list, int]:
 
 
 def shot_budget(lengths: list[int], window: int) -> int:
-    """Most tokens of each shot, so that all shots together take at most half of the model's window.
+    """Return the most tokens of a shot with which all shots together take at most half of the model's window.
 
     Args:
         lengths: tokens of each shot.

@@ -1,4 +1,4 @@
-"""Classification by a causal model without a head: the likelihood of the label words after a prompt."""
+"""Classify by a causal model without a head: prompts, and the likelihood of the label words after them."""
 
 import re
 from array import array
@@ -15,20 +15,20 @@ from zerotune.randomness import random_order
 from zerotune.settings.names import short_name
 from zerotune.tasks.cutting import cut_texts, token_ids
 
-# Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
+# Llama-3's template prints today's date unless it is given one, and scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"
 CHAT_NAMES = re.compile(r"(^|[-_./])(it|chat|instruct)($|[-_./])", re.IGNORECASE)
 # Zhao et al. 2021 (arXiv:2102.09690), section 5: three content-free inputs.
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
-# Tokenised together: a tokenizer's own record of a prompt takes some hundred bytes a token until it is dropped.
+# Texts tokenised together: a tokenizer's own record of a prompt takes about a hundred bytes per token.
 TEXTS_AT_ONCE = 64
-# A token of a shared prefix costs a row no computation, but its keys and values: so much of a token of its own.
+# A row reads the shared prefix's keys and values but does not compute them: so many cost as one token of its own.
 PREFIX_TOKENS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Wording of a task: `template` with `{text}`, and a word for each label in label order."""
+    """A task's wording: a template with `{text}`, a word for each label in label order, and solved examples."""
 
     template: str
     label_words: tuple[str, ...]
@@ -36,7 +36,7 @@ class Prompt:
     shots: tuple[tuple[str, int], ...] = ()
 
     def render(self, tokenizer, text: str) -> str:
-        """Everything that stands before the answer."""
+        """Return everything before the answer."""
         if not self.chat:
             solved = [f"{self.template.format(text=shot)} {self.label_words[label]}\n\n" for shot, label in self.shots]
             return "".join(solved) + self.template.format(text=text)
@@ -48,13 +48,13 @@ class Prompt:
         return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE)
 
     def answers(self, tokenizer) -> list[str]:
-        """The label words as they follow the prompt: after a space in plain text, else as the chat template has it."""
+        """Return the label words as they follow the prompt: after a space, or as the chat template writes them."""
         if not self.chat:
             return [f" {word}" for word in self.label_words]
         return [self._answer_turn(tokenizer, word) for word in self.label_words]
 
     def _answer_turn(self, tokenizer, word: str) -> str:
-        """What a template puts after the prompt, up to the word: Mistral's a space, Qwen3's an empty thought."""
+        """Return the word with what the template puts before it: Mistral's a space, Qwen3's an empty thought."""
         turns = [{"role": "user", "content": self.template}, {"role": "assistant", "content": word}]
         asked = tokenizer.apply_chat_template(
             turns[:1], add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE
@@ -66,7 +66,7 @@ class Prompt:
 
 
 def uses_chat(wanted: str, tokenizer, name: str) -> bool:
-    """`--prompt-format`: "auto" means the chat template for models whose name says it, chat or instruct.
+    """Return whether prompts use the chat template, by --prompt-format: "auto" means for models that are named so.
 
     Raises:
         Refused: chat was asked for and the tokenizer has no template.
@@ -81,12 +81,12 @@ def uses_chat(wanted: str, tokenizer, name: str) -> bool:
 class PromptData:
     """Prompts with their possible answers, tokenised.
 
-    One row an item when every answer is a single token (`num_answer_tokens` 1), else one row an item and label.
+    An item has one row when every answer is a single token, else one row per label.
 
     Attributes:
-        rows: token ids of each row, without the answer's last token; [num_items × rows_per_item].
-        targets: answer token ids of each row: [labels] in the single-token form, else the row's own answer.
-        num_shared: tokens that all rows begin with: shots, and the question up to the text.
+        rows: token ids of each row, without the answer's last token, [num_items × rows_per_item].
+        targets: answer tokens of each row: a token for each label when they are single, else those of the row's answer.
+        num_shared: tokens that all rows begin with: shots, and the prompt up to the text.
         num_truncated: items whose text was cut to fit.
     """
 
@@ -100,50 +100,50 @@ class PromptData:
 
     @property
     def rows_per_item(self) -> int:
-        """1, or the number of labels."""
+        """Return 1, or the number of labels."""
         return 1 if self.single_token else self.num_labels
 
     @property
     def lengths(self) -> np.ndarray:
-        """What an item costs in tokens, [num_items]: its longest row without the shared tokens, and a part of those, by
-        its number of rows."""
+        """Return what each item costs in tokens, [num_items]: for each of its rows as much as for the longest one's own
+        tokens and a part of the shared ones."""
         counts = self.rows.lengths.reshape(-1, self.rows_per_item)
         own = counts.max(axis=1) - self.num_shared + self.num_shared // PREFIX_TOKENS_PER_TOKEN
         return own * self.rows_per_item
 
     def context(self, item: int) -> list[int]:
-        """Token ids of an item's prompt, without an answer."""
+        """Return the token ids of an item's prompt without an answer."""
         row = self.rows[item * self.rows_per_item]
         return row[: len(row) - self._num_answer(item)].tolist()
 
     def _num_answer(self, item: int) -> int:
-        """Tokens of an answer in an item's first row."""
+        """Return how many tokens of its answer an item's first row has."""
         return 0 if self.single_token else len(self.targets[item * self.rows_per_item]) - 1
 
     @property
     def context_lengths(self) -> np.ndarray:
-        """Tokens of each item's prompt, with those that all share, [num_items]."""
+        """Return the tokens of each item's prompt, shared ones included, [num_items]."""
         lengths = self.rows.lengths[:: self.rows_per_item]
         return lengths - np.array([self._num_answer(item) for item in range(len(lengths))])
 
     def longest_own(self, items: np.ndarray) -> int:
-        """Tokens of the longest row of some items, without those that all rows share."""
+        """Return the tokens of the longest row of some items, without the shared ones."""
         size, rows = self.rows_per_item, self.rows
         longest = max(len(rows.tails[item * size + label]) for item in items for label in range(size))
         return len(rows.head) + longest - self.num_shared
 
     def prefix(self, model, device: torch.device):
-        """The keys and values of the shared tokens, for `log_likelihoods`; None where nothing is shared."""
+        """Return the keys and values of the shared tokens, for `log_likelihoods`; None where nothing is shared."""
         return prefix_cache(model, self.rows[0][: self.num_shared], device)
 
     def log_likelihoods(self, model, items: np.ndarray, device: torch.device, prefix=None) -> np.ndarray:
-        """Log-probability of each answer up to a constant of the item, float32 [items, num_labels].
+        """Return the log-probability of each answer, up to a constant of the item: float32 [items, num_labels].
 
-        Rows are padded on the right, where a causal model looks from no token of theirs: they need no mask, and
-        positions count from the prefix. Logits are computed where answers are.
+        Rows are padded on the right, where no token of a causal model looks: they need no mask, and positions count
+        from the prefix. Logits are computed for answers only.
 
         Args:
-            prefix: what `prefix` returned; None computes every row from its first token.
+            prefix: from `prefix`; None computes every row from its first token.
         """
         numbers = [item * self.rows_per_item + offset for item in items for offset in range(self.rows_per_item)]
         skipped = 0 if prefix is None else self.num_shared
@@ -162,7 +162,7 @@ class PromptData:
         kept = (lengths[:, None] - np.arange(num_kept, 0, -1)).clip(min=0)
         hidden = hidden[torch.arange(len(rows), device=device)[:, None], to_device(kept, device)]
         if self.single_token:
-            # of one next token only the label words are compared: what they share, normalising takes away
+            # logits of the label words will do: their log softmax over the labels is the same
             return answer_logits(model, hidden[:, -1], self.targets[0]).cpu().numpy()
         log_probabilities, sums = answer_logits(model, hidden).log_softmax(-1), []
         for row, target in zip(log_probabilities, targets, strict=True):
@@ -172,15 +172,15 @@ class PromptData:
 
 
 def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int) -> PromptData:
-    """Tokenise prompts and answers, cutting texts in the middle (never the shots or the question) so that all fits.
+    """Tokenise prompts and answers. Long texts, never shots or the template, lose their middle until all fits.
 
-    An answer's tokens are those that the whole string has beyond the prompt's own, as in lm-evaluation-harness.
+    An answer's tokens are those that the whole string has beyond the prompt's, as in lm-evaluation-harness.
 
     Args:
-        max_text_tokens: most tokens of one item's text.
-        window: most tokens of prompt and answer together (the model's position embeddings).
+        max_text_tokens: most tokens of an item's text.
+        window: most tokens of prompt and answer together: the model's positions.
     Raises:
-        Refused: prompt and shots alone are longer than the window.
+        Refused: the prompt does not fit the window even without a text.
     """
     contexts, answers, num_truncated = SharedRows(), [], 0
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -198,7 +198,7 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
         for context, options in zip(contexts, answers, strict=True):
             for answer in options:
                 rows.append(context + array("i", answer[:-1]))
-    # the tokens after which an answer's tokens are read are each row's own
+    # a row computes the tokens whose logits score its answer: they cannot be shared
     most_shared = int((rows.lengths - (1 if single else np.array([len(target) for target in targets]))).min())
     return PromptData(
         rows=rows,
@@ -212,7 +212,9 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
 
 
 def _fitted(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int):
-    """Texts cut so that their prompts fit, the prompts' token ids, and those with each answer [texts][labels]."""
+    """Return texts cut so that their prompts fit, the prompts' token ids, and those with each answer, [texts][labels].
+
+    Cutting repeats: the pieces that are kept may become more tokens than they were."""
     rooms = np.full(len(texts), max_text_tokens)
     cut = cut_texts(tokenizer, texts, rooms)
     contexts, wholes = _tokenise(tokenizer, prompt, cut)
@@ -243,10 +245,10 @@ def _tokenise(tokenizer, prompt: Prompt, texts: list[str]) -> tuple[list[list[in
 
 
 def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tuple:
-    """Labelled examples for a prompt: as equal in number per label as can be, in random order, by seed.
+    """Draw examples for a prompt by seed, as many of each label as possible, in random order.
 
     Args:
-        examples: of zerotune.tasks.splits.Example, all labelled.
+        examples: each a zerotune.tasks.splits.Example with a label.
     Raises:
         Refused: a label has too few examples.
     """
@@ -261,19 +263,19 @@ def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tu
 
 
 def calibrate(log_likelihoods: np.ndarray, content_free: np.ndarray) -> np.ndarray:
-    """Contextual calibration (Zhao et al. 2021, equation 2 with W = diag(p_cf)^-1, b = 0).
+    """Return log-probabilities after contextual calibration, [items, labels].
+
+    Zhao et al. 2021, equation 2 with W = diag(p_cf)^-1, b = 0.
 
     Args:
         log_likelihoods: [items, labels].
         content_free: log-likelihoods of the content-free prompts, [inputs, labels].
-    Returns:
-        Natural log-probabilities, [items, labels].
     """
-    probabilities = np.exp(normalise(content_free)).mean(axis=0)
-    return normalise(normalise(log_likelihoods) - np.log(probabilities))
+    probabilities = np.exp(log_softmax(content_free)).mean(axis=0)
+    return log_softmax(log_softmax(log_likelihoods) - np.log(probabilities))
 
 
-def normalise(scores: np.ndarray) -> np.ndarray:
-    """Log-probabilities over the labels alone: log softmax of [items, labels]."""
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Return natural log-probabilities over the labels, [items, labels]."""
     shifted = scores - scores.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -14,7 +14,7 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.device import to_device
-from zerotune.tasks.prompts import PINNED_DATE, Prompt, PromptData, encode_prompts, normalise
+from zerotune.tasks.prompts import PINNED_DATE, Prompt, PromptData, encode_prompts, log_softmax
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import LengthBatches
 from zerotune.training.data import Batch
@@ -132,7 +132,7 @@ class AnswerData(LengthBatches):
 
     def log_probabilities(self, records: list[dict]) -> np.ndarray:
         """Return the labels' natural log-probabilities, float32 [num_examples, labels], given all examples' records."""
-        return normalise(np.array([record["log_likelihoods"] for record in records], dtype=np.float32))
+        return log_softmax(np.array([record["log_likelihoods"] for record in records], dtype=np.float32))
 
     def mean_loss(self, records: list[dict]) -> float:
         """Return the mean loss of an answer's token, given all examples' records."""

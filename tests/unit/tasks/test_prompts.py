@@ -19,7 +19,7 @@ from zerotune.tasks.prompts import (
     calibrate,
     draw_shots,
     encode_prompts,
-    normalise,
+    log_softmax,
     uses_chat,
 )
 from zerotune.tasks.splits import Example
@@ -169,7 +169,7 @@ def test_calibration_does_not_see_what_both_labels_share():
 def test_normalise_is_a_log_softmax_that_does_not_overflow():
     scores = np.array([[0.0, 0.0], [-1000.0, -1001.0], [800.0, 0.0]])
     expected = torch.tensor(scores).log_softmax(-1).numpy()
-    np.testing.assert_allclose(normalise(scores), expected)
+    np.testing.assert_allclose(log_softmax(scores), expected)
 
 
 # --- what fits ---
@@ -246,7 +246,7 @@ def test_both_forms_of_scoring_agree(words):
     with torch.no_grad():
         once, twice = (form.log_likelihoods(model, items, CPU) for form in (data, several))
     # with one row an item the label words are compared with each other alone
-    np.testing.assert_allclose(normalise(once), normalise(twice), atol=1e-6)
+    np.testing.assert_allclose(log_softmax(once), log_softmax(twice), atol=1e-6)
     assert once.shape == (3, 2) and np.ptp(once) > 0.01
 
 

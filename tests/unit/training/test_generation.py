@@ -12,7 +12,7 @@ from zerotune.models.generator import load_generator, load_language_model
 from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.settings.groups import ModelSettings
-from zerotune.tasks.prompts import Prompt, encode_prompts, normalise
+from zerotune.tasks.prompts import Prompt, encode_prompts, log_softmax
 from zerotune.tasks.splits import Example
 from zerotune.training.generation import encode_answers, end_of_answer, prompt_record
 
@@ -173,7 +173,7 @@ def test_the_validation_scores_are_those_of_the_prompt_evaluation(kind, letters)
     with torch.no_grad():
         scores = [record for items in (ALL[:2], ALL[2:]) for record in data.scores(model, items, CPU)]
         wanted = data.prompts.log_likelihoods(model.stock_model, ALL, CPU)
-    np.testing.assert_allclose(data.log_probabilities(scores), normalise(wanted), atol=1e-5)
+    np.testing.assert_allclose(data.log_probabilities(scores), log_softmax(wanted), atol=1e-5)
     assert data.mean_loss(scores) == pytest.approx(loss_and_gradients(model, data, [ALL])[0], rel=1e-5)
 
 
@@ -204,5 +204,5 @@ def test_loaded_for_evaluation_it_scores_as_it_did(kind, method, tmp_path):
     settings = ModelSettings(str(tmp_path))
     with torch.no_grad():
         again = data.prompts.log_likelihoods(load_language_model(settings, CPU), ALL, CPU)
-    np.testing.assert_allclose(normalise(again), wanted, atol=1e-5)
+    np.testing.assert_allclose(log_softmax(again), wanted, atol=1e-5)
     assert read_record(str(tmp_path), None)["method"] == method
