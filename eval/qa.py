@@ -38,7 +38,7 @@ def main(args) -> None:
     from zerotune.squad.report import print_scores
     from zerotune.squad.sample import make_sample_model
     from zerotune.squad.splits import load_shots, load_test
-    from zerotune.tasks.sources import reporting_sha256, split_of_run
+    from zerotune.tasks.split_file import reporting_sha256, split_of_run
 
     stop_signal = StopSignal()
     settings = eval_settings(args, TASK)

@@ -27,7 +27,7 @@ def main(args) -> None:
     from zerotune.run.launch import start_accelerator
     from zerotune.run.stopping import StopSignal
     from zerotune.tasks.sample import make_sample_model
-    from zerotune.tasks.sources import split_of_run
+    from zerotune.tasks.split_file import split_of_run
 
     stop_signal = StopSignal()
     settings = eval_settings(args, sst2.TASK)

@@ -24,8 +24,9 @@ from zerotune.models.generator import load_language_model
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.tiny import tiny_causal_model
 from zerotune.randomness import random_order
-from zerotune.run.cpu import tokens_per_device, use_whole_cpu
+from zerotune.run.cpu import use_whole_cpu
 from zerotune.settings.groups import ModelSettings
+from zerotune.settings.resolve import tokens_per_device
 from zerotune.tasks import imdb, sst2
 from zerotune.tasks.cutting import cut_texts, fit_shots
 from zerotune.tasks.prompts import Prompt, draw_shots, encode_prompts

@@ -14,7 +14,7 @@ from zerotune.records import check_record
 from zerotune.run.process import is_main_process, say
 from zerotune.settings.groups import EvalSettings
 from zerotune.tasks.prompts import draw_shots
-from zerotune.tasks.sources import reporting_sha256
+from zerotune.tasks.split_file import reporting_sha256
 from zerotune.tasks.splits import Example
 
 SUMMARISED = ("accuracy", "precision", "recall", "f1")

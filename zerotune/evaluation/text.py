@@ -15,7 +15,7 @@ from zerotune.models.pretrained import answers_by_prompt, read_config
 from zerotune.run.folder import RunFolder
 from zerotune.run.process import say
 from zerotune.settings.groups import PromptSettings, TextSettings, TrainSettings
-from zerotune.tasks.sources import reporting_sha256
+from zerotune.tasks.split_file import reporting_sha256
 from zerotune.tasks.splits import Example, Splits, stratified_subset
 
 BASE_EVAL_ITEMS = 1000

@@ -15,7 +15,7 @@ from zerotune.report.curves import History, curves_of_run, read_history
 from zerotune.report.tables import data_section, parameters_section, run_section, scores_block
 from zerotune.run.folder import RunRecord
 from zerotune.run.process import is_main_process, say
-from zerotune.tasks.sources import SplitRecord
+from zerotune.tasks.split_file import SplitRecord
 
 
 @dataclass(frozen=True)

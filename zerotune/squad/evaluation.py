@@ -35,7 +35,7 @@ from zerotune.squad.spans import SpanData, span_data
 from zerotune.squad.splits import first_paragraphs
 from zerotune.squad.writing import read_answers, writing_scorer, writing_summary
 from zerotune.tasks.prompts import uses_chat
-from zerotune.tasks.sources import reporting_sha256
+from zerotune.tasks.split_file import reporting_sha256
 from zerotune.tasks.splits import Splits
 from zerotune.training.batches import evaluation_batches
 

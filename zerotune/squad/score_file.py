@@ -15,7 +15,7 @@ from zerotune.squad.report import print_scores
 from zerotune.squad.result_files import write_question_results
 from zerotune.squad.splits import load_test
 from zerotune.tasks.files import check_unicode, decode_text, read_bytes
-from zerotune.tasks.sources import reporting_sha256
+from zerotune.tasks.split_file import reporting_sha256
 
 MODEL_FLAGS = (
     "model", "revision", "load_4bit", "shots", "n_best", "max_length", "max_answer_length", "max_new_tokens",

@@ -14,7 +14,7 @@ from zerotune.report.comparison import write_comparison
 from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run, read_metrics_lines
 from zerotune.run.process import run_script
 from zerotune.settings.groups import DataSettings
-from zerotune.tasks.sources import read_split, split_of_run
+from zerotune.tasks.split_file import read_split, split_of_run
 
 FLAGS = {"seed": 0}
 ALONE = SimpleNamespace(num_processes=1)

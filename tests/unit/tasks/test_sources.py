@@ -1,11 +1,155 @@
-"""Sources: what tells the items of one source from another's."""
+"""Which source does what, and a run's test items again, with rows that are plain pairs of id and label."""
 
-from zerotune.tasks.sources import reporting_sha256
+import json
+from collections import namedtuple
+from functools import partial
+
+import pytest
+
+from zerotune.errors import Refused
+from zerotune.settings.groups import DataSettings
+from zerotune.tasks import sources
+from zerotune.tasks.sources import Corpus, Origin, load_test, origins, rows_for_shots, split_record
+from zerotune.tasks.splits import Splits, ids_sha256, subset
+
+Row = namedtuple("Row", "id label")
+CORPUS = Corpus(
+    task="toy",
+    title="Toy",
+    splits=("official", "80-20", "70-10-20"),
+    lone_file_split="80-20",
+    dataset="org/toy",
+    test_split="heldout",
+    sample=lambda num_rows, seed: [],
+    sample_train=(10, 1),
+    sample_test=(4, 2),
+)
+HUB_TRAIN = Origin("train", hub=("org/toy", "train", None))
+HUB_TEST = Origin("heldout", hub=("org/toy", "heldout", None))
+SAMPLE_TRAIN, SAMPLE_TEST = Origin("train", sample=(CORPUS.sample, 10, 1)), Origin("test", sample=(CORPUS.sample, 4, 2))
+OTHER_TRAIN, OTHER_TEST = Origin("train", hub=("a/b", "train", "c0")), Origin("heldout", hub=("a/b", "heldout", "c0"))
+TRAIN, VALIDATION, TEST = (Origin(name, path=f"/{name}") for name in ("train", "validation", "test"))
+FILES = {"train_file": "/train", "validation_file": "/validation", "test_file": "/test"}
 
 
-def test_items_that_are_drawn_from_a_pool_are_told_by_all_of_it():
-    def pooled(**hashes):
-        return reporting_sha256({"sources": {name: {"sha256": value} for name, value in hashes.items()}})
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, {"train": HUB_TRAIN, "test": HUB_TEST}),
+        ({"split": "70-10-20"}, {"train": HUB_TRAIN, "more": HUB_TEST}),
+        ({"split": "80-20"}, {"train": HUB_TRAIN}),
+        ({"test_file": "/test"}, {"train": HUB_TRAIN, "test": TEST}),
+        (FILES, {"train": TRAIN, "validation": VALIDATION, "test": TEST}),
+        ({**FILES, "test_file": None}, {"train": TRAIN, "test": VALIDATION}),
+        ({**FILES, "validation_file": None}, {"train": TRAIN, "test": TEST}),
+        ({**FILES, "validation_file": None, "split": "70-10-20"}, {"train": TRAIN, "more": TEST}),
+        ({"train_file": "/train"}, {"train": TRAIN}),
+        ({"train_file": "/train", "split": "70-10-20"}, {"train": TRAIN}),
+        ({"sample": True}, {"train": SAMPLE_TRAIN, "test": SAMPLE_TEST}),
+        ({"dataset": "a/b", "dataset_revision": "c0"}, {"train": OTHER_TRAIN, "test": OTHER_TEST}),
+    ],
+)
+def test_which_source_does_what(given, wanted):
+    assert origins(CORPUS, DataSettings(**given)) == wanted
 
-    assert pooled(train="a", test="b") == "b" and pooled(train="a") == "a"
-    assert pooled(train="a", more="b") != pooled(train="a", more="c")
+
+def read(origin):
+    """Sixteen rows of any origin, half of each label."""
+    where = origin.path or "/".join(origin.hub[:2])
+    rows = [Row(f"{origin.prefix}-{number}", number % 2) for number in range(16)]
+    record = {"sha256": f"hash of {where}", "rows": 16} | ({"dataset": origin.hub[0]} if origin.hub else {})
+    return rows, record
+
+
+def describe(rows):
+    return {"count": len(rows), "ids_sha256": ids_sha256(rows)}
+
+
+def load(settings):
+    """80-20: every third row of train tests. Else what `origins` says."""
+    rows, records = {}, {}
+    for name, origin in origins(CORPUS, settings).items():
+        rows[name], records[name] = read(origin)
+    train = rows["train"]
+    test = rows["test"] if "test" in rows else train[::3]
+    parts = {
+        "train": [row for row in train if row not in test],
+        "validation": [],
+        "test": subset(settings, "test", test),
+    }
+    described = {name: describe(rows) for name, rows in parts.items()}
+    record = split_record(CORPUS, settings, records, described, ["a note"])
+    return Splits(**parts, record=json.loads(json.dumps(record)))
+
+
+load_items = partial(load_test, CORPUS, load=load, read=read, subset=subset, describe=describe)
+
+
+@pytest.mark.parametrize("given", [{}, {"split": "80-20"}, {"limit_eval": 6}, {"dataset": "a/b"}])
+def test_a_run_gives_its_test_items_back(given):
+    splits = load(DataSettings(**given))
+    rows, record = load_items(DataSettings(), splits.record)
+    assert rows == splits.test and record["splits"] == {"test": splits.record["splits"]["test"]}
+    fewer, record = load_items(DataSettings(test_size=2), splits.record)
+    assert len(fewer) == 2 and set(fewer) < set(rows) and record["splits"] == {"test": describe(fewer)}
+    assert rows_for_shots(CORPUS, DataSettings(), splits.record, load=load, read=read) == splits.train
+
+
+def test_flags_name_other_items_than_the_runs():
+    run_split = load(DataSettings()).record
+    assert load_items(DataSettings(test_file="/test"), run_split)[1]["sources"]["test"]["sha256"] == "hash of /test"
+    rows, record = load_items(DataSettings(dataset="org/toy:extra"), run_split)
+    assert rows[0].id == "extra-0" and record["sources"]["test"]["sha256"] == "hash of org/toy/extra"
+    _, record = load_items(DataSettings(dataset="org/toy:train"), run_split)
+    assert any("no score on unseen items" in note for note in record["notes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["sources"]["test"].update(sha256="other"), "org/toy: its rows are not those"),
+        (lambda record: record["splits"]["test"].update(ids_sha256="other"), "the test items rebuilt from split.json"),
+    ],
+)
+def test_a_source_or_rule_that_changed_is_refused(change, message):
+    record = load(DataSettings()).record
+    change(record)
+    with pytest.raises(Refused, match=message):
+        load_items(DataSettings(), record)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"validation_file": "/a", "test_file": "/b"}, "both name the items"),
+        ({"dataset": "a/b:c", "test_file": "/b"}, "names the items, and a file is given too"),
+        ({"dataset": "a/b:"}, "must be a hub id, or ID:SPLIT"),
+    ],
+)
+def test_items_that_are_named_twice_or_badly(given, message):
+    with pytest.raises(Refused, match=message):
+        load_items(DataSettings(**given), None)
+
+
+def test_shots_come_from_the_train_file_or_the_named_data():
+    def prefixes(run_split=None, **given):
+        rows = rows_for_shots(CORPUS, DataSettings(**given), run_split, load=load, read=lambda origin: ([origin], None))
+        return rows[0]
+
+    run_split = load(DataSettings()).record
+    assert prefixes(run_split, train_file="/train") == TRAIN
+    assert prefixes(run_split, dataset="a/b:test") == Origin("train", hub=("a/b", "train", None))
+    assert prefixes() == HUB_TRAIN
+    assert len(rows_for_shots(CORPUS, DataSettings(split="80-20"), None, load=load, read=read)) == 10
+
+
+def test_notes_of_drawn_splits_lone_files_and_repeats():
+    def notes(given, **record):
+        settings = DataSettings(**given)
+        return sources.split_record(CORPUS, settings, {"train": {"rows": 8} | record}, {}, ["last"])["notes"]
+
+    assert notes({"split": "80-20"}) == ["80-20 split of 8 rows", "last"]
+    lone = "only --test-file is given: it reports, and a slice of train validates"
+    assert notes({"test_file": "/test"}) == [lone, "last"]
+    repeats = notes({}, duplicates=3, conflicting_texts=1)
+    assert repeats == ["train source: 3 duplicate rows, 1 texts with several labels", "last"]

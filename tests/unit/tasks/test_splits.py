@@ -1,6 +1,5 @@
-"""The split functions: golden draws, stratification, and phrases inside sentences."""
+"""The split functions: golden draws, stratification, repeats, and slices of whole sentences."""
 
-import math
 import random
 from collections import Counter
 
@@ -9,8 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zerotune.errors import Refused
-from zerotune.tasks.files import Source
-from zerotune.tasks.labels import parse_label, require_labels
 from zerotune.tasks.phrases import PhraseIndex
 from zerotune.tasks.splits import (
     Example,
@@ -27,7 +24,6 @@ from zerotune.tasks.splits import (
     without_phrases_of,
     without_texts_of,
 )
-from zerotune.tasks.texts import make_examples
 
 LABELS = ("negative", "positive")
 
@@ -39,69 +35,6 @@ def examples(texts, labels=None):
 
 def ids(rows):
     return [row.id for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("value", "label"),
-    [
-        *[(0, 0), (1, 1), ("0", 0), (" 1 ", 1), ("Positive", 1), ("neg", 0)],
-        *[(None, None), ("", None), (-1, None), ("-1", None)],
-    ],
-)
-def test_labels(value, label):
-    assert parse_label(value, LABELS, "here") == label
-
-
-@pytest.mark.parametrize("value", [2, "2", -2, "good", 1.0, True, math.nan, [1]])
-def test_unknown_labels_are_refused_with_place_and_value(value):
-    with pytest.raises(Refused, match=r"rows\.tsv line 7: unknown label .*wanted 0 \(negative\) or 1 \(positive\)"):
-        parse_label(value, LABELS, "rows.tsv line 7")
-
-
-def source_of(*rows):
-    return Source("rows.tsv", list(rows), list(range(2, len(rows) + 2)), {})
-
-
-def test_examples_are_stripped_and_numbered_from_zero():
-    rows = source_of({"text": " warm ", "label": "1"}, {"text": "dull", "label": "0"})
-    assert make_examples(rows, "train", "text", "label", LABELS) == [
-        Example("train-0", "warm", 1),
-        Example("train-1", "dull", 0),
-    ]
-    assert [row.label for row in make_examples(rows, "test", "text", None, LABELS)] == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (" \t", "line 3: empty text"),
-        (None, "line 3: the text is NoneType"),
-        (5, "line 3: the text is int"),
-        ("a\0b", "line 3: the text holds a NUL"),
-        ("a\ud800", "line 3: the text holds half of a surrogate pair"),
-    ],
-)
-def test_bad_texts_are_refused_with_their_line(text, message):
-    rows = source_of({"text": "warm", "label": 1}, {"text": text, "label": 0})
-    with pytest.raises(Refused, match=message):
-        make_examples(rows, "train", "text", "label", LABELS)
-
-
-def test_partly_labelled_source_is_refused():
-    rows = source_of({"text": "a", "label": 1}, {"text": "b", "label": -1}, {"text": "c"})
-    with pytest.raises(Refused, match="line 3: no label, as in 2 of 3 rows"):
-        make_examples(rows, "train", "text", "label", LABELS)
-
-
-def test_one_class_only_and_no_labels_are_refused():
-    one_class = examples(["a", "b"], [1, 1])
-    with pytest.raises(Refused, match="train: none of 2 rows is negative; do this"):
-        require_labels(one_class, "train", LABELS, "do this")
-    require_labels(one_class, "choose", LABELS, "do this", every=False)
-    with pytest.raises(Refused, match="no labels"):
-        require_labels(examples(["a"], [None]), "train", LABELS, "do this")
-    with pytest.raises(Refused, match="no rows"):
-        require_labels([], "train", LABELS, "do this")
 
 
 def test_repeats_and_removal_by_normalised_text():
@@ -152,25 +85,6 @@ def test_balanced_subset_refuses_a_rare_label():
     assert Counter(row.label for row in balanced_subset(rows, 4, 0, "--test-size")) == {0: 2, 1: 2}
     with pytest.raises(Refused, match=r"--test-size 6: .* needs 3 rows of each label, but the rarest has 2; .* most 4"):
         balanced_subset(rows, 6, 0, "--test-size")
-
-
-def test_phrases_match_whole_words_only():
-    index = PhraseIndex(["art", "a warm", "a warm film", "film", "warm film about art"])
-    assert set(index.inside("a warm film about artists")) == {"a warm", "a warm film", "film"}
-    assert index.outermost() == {"a warm film", "warm film about art"}
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.lists(st.sampled_from(["a", "b", "ab", "a-", "é"]), min_size=1, max_size=6).map(" ".join), min_size=1)
-)
-def test_phrase_index_agrees_with_the_plain_definition(texts):
-    distinct = set(texts)
-    index = PhraseIndex(texts)
-    for text in distinct:
-        assert set(index.inside(text)) == {other for other in distinct if f" {other} " in f" {text} "}
-    inner = {a for a in distinct for b in distinct if a != b and f" {a} " in f" {b} "}
-    assert index.outermost() == distinct - inner
 
 
 def test_whole_sentences_count_repeats_once_and_leave_conflicts_out():

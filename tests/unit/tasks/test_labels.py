@@ -1,0 +1,43 @@
+"""Labels: the ways to write one, and rows that lack one."""
+
+import math
+
+import pytest
+
+from zerotune.errors import Refused
+from zerotune.tasks.labels import parse_label, require_labels
+from zerotune.tasks.splits import Example
+
+LABELS = ("negative", "positive")
+
+
+def examples(labels):
+    return [Example(f"train-{row}", "text", label) for row, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        *[(0, 0), (1, 1), ("0", 0), (" 1 ", 1), ("Positive", 1), ("neg", 0)],
+        *[(None, None), ("", None), (-1, None), ("-1", None)],
+    ],
+)
+def test_labels(value, label):
+    assert parse_label(value, LABELS, "here") == label
+
+
+@pytest.mark.parametrize("value", [2, "2", -2, "good", 1.0, True, math.nan, [1]])
+def test_unknown_labels_are_refused_with_place_and_value(value):
+    with pytest.raises(Refused, match=r"rows\.tsv line 7: unknown label .*wanted 0 \(negative\) or 1 \(positive\)"):
+        parse_label(value, LABELS, "rows.tsv line 7")
+
+
+def test_one_class_only_and_no_labels_are_refused():
+    one_class = examples([1, 1])
+    with pytest.raises(Refused, match="train: none of 2 rows is negative; do this"):
+        require_labels(one_class, "train", LABELS, "do this")
+    require_labels(one_class, "validation", LABELS, "do this", every=False)
+    with pytest.raises(Refused, match="no labels"):
+        require_labels(examples([None]), "train", LABELS, "do this")
+    with pytest.raises(Refused, match="no rows"):
+        require_labels([], "train", LABELS, "do this")

@@ -1,0 +1,25 @@
+"""Phrases inside sentences: whole words, and the plain definition."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zerotune.tasks.phrases import PhraseIndex
+
+
+def test_phrases_match_whole_words_only():
+    index = PhraseIndex(["art", "a warm", "a warm film", "film", "warm film about art"])
+    assert set(index.inside("a warm film about artists")) == {"a warm", "a warm film", "film"}
+    assert index.outermost() == {"a warm film", "warm film about art"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "ab", "a-", "é"]), min_size=1, max_size=6).map(" ".join), min_size=1)
+)
+def test_phrase_index_agrees_with_the_plain_definition(texts):
+    distinct = set(texts)
+    index = PhraseIndex(texts)
+    for text in distinct:
+        assert set(index.inside(text)) == {other for other in distinct if f" {other} " in f" {text} "}
+    inner = {a for a in distinct for b in distinct if a != b and f" {a} " in f" {b} "}
+    assert index.outermost() == distinct - inner
