@@ -6,6 +6,8 @@ row with its error; a worker that hangs or dies is replaced, and the rest resume
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ MORE_TO_DO = 3  # exit code of a worker that wants another process for the rest
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder (default: %(default)s)")
-    parser.add_argument("--seconds-total", type=float, default=520, help="for everything (default: %(default)s)")
+    parser.add_argument("--seconds-total", type=float, default=500, help="for everything (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="measurements whose names contain one of these")
     parser.add_argument("--no-tests", action="store_true", help="leave the GPU tests out")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
@@ -75,21 +77,25 @@ class Run:
         command = [sys.executable, *sys.argv, "--part", part, "--deadline", str(self.deadline)]
         (self.folder / "now.json").unlink(missing_ok=True)
         with (self.folder / "worker.log").open("a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         begun, now, num_rows = time.time(), None, len(read_rows(self.folder))
-        while process.poll() is None:
-            time.sleep(0.2)
-            if (newest := read_now(self.folder)) != now:
-                begun, now = time.time(), newest
-            limit_s = now["limit_s"] if now else START_LIMIT_S
-            if time.time() > min(begun + limit_s, self.deadline):
-                process.kill()
-                return process.wait()
-            if len(rows := read_rows(self.folder)) > num_rows:
-                for row in rows[num_rows:]:
-                    print(tables.line(row), flush=True)
-                num_rows = len(rows)
-                self.render()
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                if (newest := read_now(self.folder)) != now:
+                    begun, now = time.time(), newest
+                limit_s = now["limit_s"] if now else START_LIMIT_S
+                if time.time() > min(begun + limit_s, self.deadline):
+                    break
+                if len(rows := read_rows(self.folder)) > num_rows:
+                    for row in rows[num_rows:]:
+                        print(tables.line(row), flush=True)
+                    num_rows = len(rows)
+                    self.render()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # compilers and data loaders with it
+                process.wait()
         return process.returncode
 
     def _last_line(self) -> str:
