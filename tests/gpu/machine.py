@@ -74,9 +74,7 @@ def profile_steps(bench: Bench, setup: Setup, tokens: int) -> dict:
             optimizer_step(built.engine, data, step, tokens)
         bench.wait()
     events = profiled.key_averages()
-    kernels = list(events)
-    if on_gpu:  # annotations span the kernels of a range
-        kernels = [one for one in events if one.device_type == DeviceType.CUDA and not one.is_user_annotation]
+    kernels = [one for one in events if not _is_range(one) and (one.device_type == DeviceType.CUDA or not on_gpu)]
     micros = lambda event: event.self_device_time_total if on_gpu else event.self_cpu_time_total  # noqa: E731
     kernels.sort(key=micros, reverse=True)
     busy_s = sum(map(micros, kernels)) / 1e6 / len(middle)
@@ -93,6 +91,11 @@ def profile_steps(bench: Bench, setup: Setup, tokens: int) -> dict:
             for event in kernels[:SHOWN_KERNELS]
         ],
     }
+
+
+def _is_range(event) -> bool:
+    """Whether it is an annotation, which spans other events."""
+    return bool(event.is_user_annotation) or event.key.startswith(("Optimizer.step#", "ProfilerStep"))
 
 
 def save_and_load(bench: Bench, shape: Shape, num_layers: int) -> dict:
