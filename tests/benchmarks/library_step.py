@@ -5,6 +5,7 @@ A change of the library's interfaces is followed here alone.
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from zerotune.squad.writing import GreedyWriter
 from zerotune.tasks.prompts import PromptData
 from zerotune.training import checkpoints
 from zerotune.training.engine import Engine, build_optimizer
+from zerotune.training.progress import Progress
 
 PEAK_RATE, HEAD_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 5e-5, 0.01, 1.0
 
@@ -102,13 +104,14 @@ def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_devi
 
 def save_checkpoint(engine: Engine, root: Path) -> Path:
     """A checkpoint as the loop writes it: on the disk, hashed and marked as complete."""
-    progress = {"step": 1, "progress": {}, "num_processes": 1}
-    return checkpoints.save(root, progress, engine.save, engine.checkpoint_bytes(), engine.accelerator)
+    record = {"run_id": "benchmark", "step": 1, "progress": asdict(Progress(step=1)), "num_processes": 1}
+    return checkpoints.save(root, record, engine.save, engine.checkpoint_bytes(), engine.accelerator)
 
 
 def load_checkpoint(engine: Engine, folder: Path) -> None:
     """What --resume does: hash the checkpoint and load it."""
-    assert checkpoints.defect(folder) is None
+    problem = checkpoints.defect(folder)
+    assert problem is None, problem
     engine.load(folder)
 
 
