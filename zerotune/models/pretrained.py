@@ -174,7 +174,7 @@ def check_token_ids(name: str, config: PretrainedConfig, ids: np.ndarray) -> Non
 
 
 def load_tokenizer(name: str, revision: str | None):
-    """Return the fast tokenizer, padding on the right with a token that it already has, and putting one BOS at most.
+    """Return the fast tokenizer, padding and cutting on the right, with a pad that it has and one BOS at most.
 
     Pad is the tokenizer's own, else a reserved token, else unk: nothing is added, no embedding resized. Raises Refused.
     """
@@ -190,7 +190,7 @@ def load_tokenizer(name: str, revision: str | None):
         raise Refused(f"the tokenizer must be a fast one (tokenizer.json): {name} has only {type(tokenizer).__name__}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _spare_token(tokenizer, name)
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     _ensure_one_bos(tokenizer, name)
     return tokenizer
 
@@ -204,12 +204,18 @@ def _spare_token(tokenizer, name: str) -> str:
     raise Refused(f"the tokenizer of {name} has no pad, reserved or unknown token; set pad_token in its folder")
 
 
+def leading_ids(tokenizer) -> list[int]:
+    """Return the special tokens that a tokenizer puts before a text: a causal model's BOS, if it has one."""
+    encoding = tokenizer("a").encodings[0]
+    return encoding.ids[: encoding.sequence_ids.index(0)]
+
+
 def _ensure_one_bos(tokenizer, name: str) -> None:
     bos = tokenizer.bos_token_id
     if bos is None or bos == tokenizer.cls_token_id:
         return
-    if tokenizer("a").input_ids.count(bos) == 0:
+    if bos not in leading_ids(tokenizer):
         tokenizer.add_bos_token = True
-    count = tokenizer("a").input_ids.count(bos)
+    count = leading_ids(tokenizer).count(bos)
     if count != 1:
         raise Refused(f"a text must begin with one BOS: {name}'s tokenizer puts {count}; correct its post-processor")

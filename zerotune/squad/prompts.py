@@ -24,8 +24,9 @@ import numpy as np
 from zerotune.errors import Refused
 from zerotune.randomness import random_order
 from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE, Question
+from zerotune.tasks.chat import answer_opening, assistant, render_chat, user
 from zerotune.tasks.cutting import shot_budget, token_ids
-from zerotune.tasks.prompts import PINNED_DATE, Prompt
+from zerotune.tasks.prompts import Prompt
 from zerotune.training.generation import end_of_answer
 
 # Read as "no answer", in upper or lower case and without a full stop. None of them is a gold answer of SQuAD v2.
@@ -78,12 +79,12 @@ class QuestionPrompt:
         return Prompt(TEMPLATE, (NO_ANSWER,), self.chat)
 
     def parts(self, tokenizer) -> tuple[str, str, str, str]:
-        """Return the fixed texts: before the context's space, before the question, after it, and before the answer."""
+        """Return the fixed texts: before the context's space, before the question, after it, and the answer's space."""
         asked = self._rendered(tokenizer)
         prefix, _, rest = asked.partition(" " + _CONTEXT_MARK)
         before, _, after = rest.partition(_QUESTION_MARK)
-        lead = self.wording.answers(tokenizer)[0].removesuffix(NO_ANSWER)
-        return prefix, before.removeprefix("\n"), after, lead
+        space = self.wording.answers(tokenizer)[0].removesuffix(NO_ANSWER)
+        return prefix, before.removeprefix("\n"), after, space
 
     def _rendered(self, tokenizer) -> str:
         asked = TEMPLATE.format(context=_CONTEXT_MARK, question=_QUESTION_MARK)
@@ -93,12 +94,10 @@ class QuestionPrompt:
         ]
         if not self.chat:
             return INSTRUCTION + "".join(f"{text} {answer}\n\n" for text, answer in solved) + asked
-        turns = []
-        for text, answer in solved:
-            turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-        turns.append({"role": "user", "content": asked})
-        turns[0] = {"role": "user", "content": INSTRUCTION + turns[0]["content"]}
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE)
+        turns = [turn for text, answer in solved for turn in (user(text), assistant(answer))]
+        turns.append(user(asked))
+        turns[0] = user(INSTRUCTION + turns[0]["content"])
+        return render_chat(tokenizer, turns, asks=True) + answer_opening(tokenizer)[0]
 
 
 def question_prompt_record(prompt: QuestionPrompt) -> dict:
@@ -206,7 +205,7 @@ class QuestionTokenizer:
 
     def __init__(self, tokenizer, prompt: QuestionPrompt, max_length: int, num_positions: int):
         self.tokenizer, self.prompt = tokenizer, prompt
-        self._prefix, self._before, self._after, self._lead = prompt.parts(tokenizer)
+        self._prefix, self._before, self._after, self._space = prompt.parts(tokenizer)
         bare = replace(prompt, shots=()).parts(tokenizer)[0]
         num_shot_tokens = len(self.prefix) - len(token_ids(tokenizer, [bare], not prompt.chat)[0])
         self.most = min(max_length + num_shot_tokens, num_positions)
@@ -232,7 +231,7 @@ class QuestionTokenizer:
 
     def answers(self, texts: list[str]) -> list[list[int]]:
         """Tokenise answers with their end; "" means that there is none."""
-        written = [self._lead + (text.strip() or NO_ANSWER) for text in texts]
+        written = [self._space + (text.strip() or NO_ANSWER) for text in texts]
         return [[*row, *self.end] for row in tokens_behind(self.tokenizer, self._after, written)]
 
     def fitted_context(

@@ -4,16 +4,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from zerotune.errors import Refused
+from zerotune.models.pretrained import leading_ids
 
 # Replaces the middle that was cut out.
 CUT_MARK = " ... "
 FEWEST_SHOT_TOKENS = 16
 
 
-def token_ids(tokenizer, texts: list[str], special: bool) -> list[list[int]]:
-    """Return the token ids of whole texts, with or without the tokenizer's special tokens."""
+def token_ids(tokenizer, texts: list[str], begins: bool) -> list[list[int]]:
+    """Return the token ids of whole texts, behind the tokenizer's BOS if they begin a row.
+
+    Nothing follows a text, even if the tokenizer itself would add EOS: more of the row may.
+    """
+    first = leading_ids(tokenizer) if begins else []
     backend = whole_texts(tokenizer)
-    return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=special)]
+    return [first + row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def whole_texts(tokenizer):

@@ -13,10 +13,9 @@ from zerotune.models.generator import answer_logits
 from zerotune.models.shared_prefix import SharedRows, prefix_cache
 from zerotune.randomness import random_order
 from zerotune.settings.names import short_name
+from zerotune.tasks.chat import answer_opening, assistant, render_chat, user
 from zerotune.tasks.cutting import cut_texts, token_ids
 
-# Llama-3's template prints today's date unless it is given one, and scores must not depend on the day.
-PINNED_DATE = "26 Jul 2024"
 CHAT_NAMES = re.compile(r"(^|[-_./])(it|chat|instruct)($|[-_./])", re.IGNORECASE)
 # Zhao et al. 2021 (arXiv:2102.09690), section 5: three content-free inputs.
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
@@ -36,45 +35,50 @@ class Prompt:
     shots: tuple[tuple[str, int], ...] = ()
 
     def render(self, tokenizer, text: str) -> str:
-        """Return everything before the answer."""
+        """Return everything before the answer, as `render_all` does for several texts."""
+        return self.render_all(tokenizer, [text])[0]
+
+    def render_all(self, tokenizer, texts: list[str]) -> list[str]:
+        """Return everything before the answer, for each text.
+
+        Raises:
+            Refused: the tokenizer's chat template cannot be used.
+        """
         if not self.chat:
-            solved = [f"{self.template.format(text=shot)} {self.label_words[label]}\n\n" for shot, label in self.shots]
-            return "".join(solved) + self.template.format(text=text)
-        turns = []
-        for shot, label in self.shots:
-            turns.append({"role": "user", "content": self.template.format(text=shot)})
-            turns.append({"role": "assistant", "content": self.label_words[label]})
-        turns.append({"role": "user", "content": self.template.format(text=text)})
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE)
+            solved = "".join(f"{self._asked(shot)} {self.label_words[label]}\n\n" for shot, label in self.shots)
+            return [solved + self._asked(text) for text in texts]
+        opening, _ = answer_opening(tokenizer)
+        solved = [
+            turn for shot, label in self.shots for turn in (user(self._asked(shot)), assistant(self.label_words[label]))
+        ]
+        return [render_chat(tokenizer, [*solved, user(self._asked(text))], asks=True) + opening for text in texts]
+
+    def _asked(self, text: str) -> str:
+        return self.template.replace("{text}", text)
 
     def answers(self, tokenizer) -> list[str]:
-        """Return the label words as they follow the prompt: after a space, or as the chat template writes them."""
-        if not self.chat:
-            return [f" {word}" for word in self.label_words]
-        return [self._answer_turn(tokenizer, word) for word in self.label_words]
+        """Return the label words as they follow the prompt: after a space in plain text, else as the template has it.
 
-    def _answer_turn(self, tokenizer, word: str) -> str:
-        """Return the word with what the template puts before it: Mistral's a space, Qwen3's an empty thought."""
-        turns = [{"role": "user", "content": self.template}, {"role": "assistant", "content": word}]
-        asked = tokenizer.apply_chat_template(
-            turns[:1], add_generation_prompt=True, tokenize=False, date_string=PINNED_DATE
-        )
-        answered = tokenizer.apply_chat_template(turns, tokenize=False, date_string=PINNED_DATE)
-        if not answered.startswith(asked) or word not in answered[len(asked) :]:
-            return word
-        return answered[len(asked) : answered.rindex(word) + len(word)]
+        Raises:
+            Refused: as `render_all`.
+        """
+        space = answer_opening(tokenizer)[1] if self.chat else " "
+        return [space + word for word in self.label_words]
 
 
 def uses_chat(wanted: str, tokenizer, name: str) -> bool:
     """Return whether prompts use the chat template, by --prompt-format: "auto" means for models that are named so.
 
     Raises:
-        Refused: chat was asked for and the tokenizer has no template.
+        Refused: chat was asked for and the tokenizer has no template, or the template cannot be used.
     """
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if wanted == "chat" and not has_template:
         raise Refused(f"--prompt-format chat: the tokenizer of {name} has no chat template: use --prompt-format plain")
-    return has_template and (wanted == "chat" or (wanted == "auto" and bool(CHAT_NAMES.search(short_name(name)))))
+    chat = has_template and (wanted == "chat" or (wanted == "auto" and bool(CHAT_NAMES.search(short_name(name)))))
+    if chat:
+        answer_opening(tokenizer)  # checks the template
+    return chat
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,8 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
         max_text_tokens: most tokens of an item's text.
         window: most tokens of prompt and answer together: the model's positions.
     Raises:
-        Refused: the prompt does not fit the window even without a text.
+        Refused: the prompt does not fit the window even without a text, the tokenizer cannot tell prompt and label
+            words apart, or its chat template cannot be used.
     """
     contexts, answers, num_truncated = SharedRows(), [], 0
     for start in range(0, len(texts), TEXTS_AT_ONCE):
@@ -189,7 +194,7 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
         num_truncated += sum(before != after for before, after in zip(some, cut, strict=True))
         for context, options in zip(some_contexts, wholes, strict=True):
             contexts.append(context)
-            answers.append([whole[len(context) :] for whole in options])
+            answers.append(_answers_behind(tokenizer, prompt, context, options))
     single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
     if single:
         rows, targets = contexts, [[token for (token,) in options] for options in answers]
@@ -209,6 +214,30 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
         num_shared=min(len(rows.head), most_shared),
         num_truncated=num_truncated,
     )
+
+
+def _answers_behind(tokenizer, prompt: Prompt, context: list[int], wholes: list[list[int]]) -> list[list[int]]:
+    """Return the tokens that each answer adds to a prompt's.
+
+    Raises:
+        Refused: an answer changes the prompt's own tokens, or adds none, or the same as another answer.
+    """
+    found = [whole[len(context) :] for whole in wholes]
+    for place, (word, whole) in enumerate(zip(prompt.label_words, wholes, strict=True)):
+        if whole[: len(context)] != context:
+            problem = f"merges the label word {word!r} with the end of the prompt"
+        elif not found[place]:
+            problem = f"has no token for the label word {word!r}"
+        elif found[place] in found[:place]:
+            other = prompt.label_words[found.index(found[place])]
+            problem = f"gives the label words {other!r} and {word!r} the same tokens"
+        else:
+            continue
+        raise Refused(
+            f"the tokenizer of {tokenizer.name_or_path} {problem}, so that their scores mean nothing: use the other "
+            "--prompt-format, or another model"
+        )
+    return found
 
 
 def _fitted(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int):
@@ -234,7 +263,7 @@ def _fitted(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, w
 
 
 def _tokenise(tokenizer, prompt: Prompt, texts: list[str]) -> tuple[list[list[int]], list[list[list[int]]]]:
-    rendered = [prompt.render(tokenizer, text) for text in texts]
+    rendered = prompt.render_all(tokenizer, texts)
     # a chat template writes its own BOS; a plain prompt gets the tokenizer's
     contexts = token_ids(tokenizer, rendered, not prompt.chat)
     answers = prompt.answers(tokenizer)

@@ -14,7 +14,8 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.device import to_device
-from zerotune.tasks.prompts import PINNED_DATE, Prompt, PromptData, encode_prompts, log_softmax
+from zerotune.tasks.chat import assistant, render_chat, user
+from zerotune.tasks.prompts import Prompt, PromptData, encode_prompts, log_softmax
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import LengthBatches
 from zerotune.training.data import Batch
@@ -203,8 +204,7 @@ def template_end(tokenizer, prompt: Prompt) -> list[int]:
     if not prompt.chat:
         return []
     word = prompt.label_words[0]
-    turns = [{"role": "user", "content": prompt.template}, {"role": "assistant", "content": word}]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False, date_string=PINNED_DATE)
+    whole = render_chat(tokenizer, [user(prompt.template), assistant(word)], asks=False)
     after = tokenizer(whole.rpartition(word)[2], add_special_tokens=False)["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     place = next((place for place, token in enumerate(after) if token in special), None)

@@ -121,6 +121,12 @@ def test_token_ids_without_an_embedding():
 # --- tokenizer ---
 
 
+def test_texts_are_padded_and_cut_on_the_right_whatever_the_tokenizer_says(tmp_path):
+    word_tokenizer(pad_token="<pad>", padding_side="left", truncation_side="left").save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path), None)
+    assert (tokenizer.padding_side, tokenizer.truncation_side) == ("right", "right")
+
+
 def save_tokenizer(folder, special=tuple(SPECIAL), **tokens):
     word_tokenizer(special, **tokens).save_pretrained(folder)
     return str(folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import CHAT_TEMPLATE, byte_tokenizer, tiny_model
+from tokenizers import processors
 
 from zerotune.errors import Refused
 from zerotune.models.pretrained import load_tokenizer
@@ -36,6 +37,10 @@ UNANSWERED = SolvedQuestion("t", "The door is blue.", "Who painted the door?", "
 TURNS = (
     "<s>{% for turn in messages %}[{{ turn.role }}]\n\n{{ turn.content | trim }}<pad>\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
+)
+# In the manner of Qwen3: answers begin with an empty thought, which the generation prompt lacks.
+THINKING = TURNS.replace(
+    "{{ turn.content", "{{ '<think>\\n\\n</think>\\n\\n' if turn.role == 'assistant' }}{{ turn.content"
 )
 
 
@@ -73,6 +78,11 @@ SOLVED = PLAIN.format(SHOT.context, SHOT.question), PLAIN.format(UNANSWERED.cont
             QuestionPrompt(chat=True),
             TURNS,
             f"<s>[user]\n\n{INSTRUCTION}{ASKED}<pad>\n[assistant]\n\nin the 13th century<pad>",
+        ),
+        (
+            QuestionPrompt(chat=True),
+            THINKING,
+            f"<s>[user]\n\n{INSTRUCTION}{ASKED}<pad>\n[assistant]\n\n<think>\n\n</think>\n\nin the 13th century<pad>",
         ),
         (
             QuestionPrompt(chat=True, shots=(SHOT,)),
@@ -251,3 +261,21 @@ def test_long_shots_are_cut_to_excerpts_with_their_answers():
     assert "bright" in fit_solved_questions(tokenizer, (unanswered, SHOT), num_positions=100)[0][0].context
     with pytest.raises(Refused, match="--shots 2 do not fit"):
         fit_solved_questions(tokenizer, shots, num_positions=30)
+
+
+def test_a_question_is_asked_behind_the_thought_that_a_template_opens_answers_with():
+    parts = parts_of(tokenizer_with(THINKING), QuestionPrompt(chat=True))
+    (asked,), (answer,) = parts.questions([QUESTION]), parts.answers(["red"])
+    decode = parts.tokenizer.decode
+    assert (
+        decode(asked).endswith("Answer:<pad>\n[assistant]\n\n<think>\n\n</think>\n\n") and decode(answer) == "red<pad>"
+    )
+
+
+def test_a_tokenizer_that_adds_eos_adds_none_behind_the_prefix():
+    tokenizer = tokenizer_with()
+    wanted = parts_of(tokenizer, QuestionPrompt()).prefix
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    )
+    assert parts_of(tokenizer, QuestionPrompt()).prefix == wanted and wanted[-1] != tokenizer.eos_token_id

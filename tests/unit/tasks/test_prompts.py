@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zerotune.errors import Refused
@@ -75,19 +76,58 @@ def test_a_chat_prompt_with_shots_has_turns_and_a_pinned_date(characters):
     assert prompt.answers(characters[0]) == ["negative", "positive"]
 
 
-@pytest.mark.parametrize("before", [" ", "<think></think>"])  # Mistral's and Qwen3's forms
-def test_an_answer_is_what_the_template_makes_of_it(characters, before):
-    """What stands in the finished conversation between the prompt and the end of the word."""
+@pytest.mark.parametrize(
+    ("opening", "asked_with", "space"),
+    [(" ", "", " "), ("<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n", ""), ("\nSay: ", "\nSay:", " ")],
+)  # Mistral's, Qwen3's, and one that opens with both
+def test_a_prompt_ends_where_the_templates_answers_begin(characters, opening, asked_with, space):
+    """So that the label word is trained, scored, written and read, and no more."""
     tokenizer = copy.deepcopy(characters[0])
     tokenizer.chat_template = (
-        "<s>{% for turn in messages %}{% if turn.role == 'user' %}[INST] {{ turn.content }}[/INST]{% else %}"
-        + before
-        + "{{ turn.content }}</s>{% endif %}{% endfor %}"
+        "<s>{% for turn in messages %}{% if turn.role == 'user' %}[INST] {{ turn.content }}[/INST]{% else %}{{ '"
+        + opening.replace("\n", "\\n")
+        + "' }}{{ turn.content }}</s>{% endif %}{% endfor %}"
     )
     prompt = Prompt(TEMPLATE, WORDS, chat=True)
-    assert prompt.answers(tokenizer) == [before + "negative", before + "positive"]
+    asked = "<s>[INST] Review: fine\nSentiment:[/INST]" + asked_with
+    assert prompt.render(tokenizer, "fine") == asked
+    assert prompt.answers(tokenizer) == [space + "negative", space + "positive"]
     data = encode_prompts(tokenizer, prompt, ["fine"], 50, 2048)
-    assert tokenizer.decode(data.targets[0]) == before + "negative"
+    assert tokenizer.decode(data.context(0)) == asked
+    assert [decode(tokenizer, target) for target in data.targets] == prompt.answers(tokenizer)
+
+
+def test_a_text_is_put_in_and_the_template_is_never_formatted():
+    prompt = Prompt("{0.__class__} {text:>90000000000} {text}", WORDS, shots=(("dull", 0),))
+    assert prompt.render(None, "{x}") == (
+        "{0.__class__} {text:>90000000000} dull negative\n\n{0.__class__} {text:>90000000000} {x}"
+    )
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_tokenizer_that_adds_eos_adds_none_to_prompts(characters, chat):
+    tokenizer = copy.deepcopy(characters[0])
+    prompt = Prompt(TEMPLATE, WORDS, chat)
+    wanted = encode_prompts(tokenizer, prompt, ["fine .", "dull"], 50, 2048)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    )
+    assert tokenizer("fine .")["input_ids"][-1] == tokenizer.eos_token_id
+    data = encode_prompts(tokenizer, prompt, ["fine .", "dull"], 50, 2048)
+    assert [list(row) for row in data.rows] == [list(row) for row in wanted.rows] and data.targets == wanted.targets
+
+
+def test_label_words_that_the_tokenizer_cannot_tell_apart_are_refused(words):
+    with pytest.raises(Refused, match="gives the label words 'negative' and 'positive' the same tokens"):
+        encode_prompts(words[0], Prompt(TEMPLATE, WORDS), ["film"], 50, 64)
+
+
+def test_a_label_word_that_changes_the_prompts_tokens_is_refused(words):
+    """In a template that ends in a letter, its last word and the label word are one."""
+    tokenizer = copy.deepcopy(words[0])
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
+    with pytest.raises(Refused, match="merges the label word 'good' with the end of the prompt"):
+        encode_prompts(tokenizer, Prompt("{text} was", ("good", "bad"), chat=True), ["film"], 50, 64)
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -113,7 +153,8 @@ def test_exactly_one_bos(characters, chat):
     ],
 )
 def test_who_gets_a_chat_prompt(wanted, name, has_template, chat):
-    tokenizer = SimpleNamespace(chat_template="{{ messages }}" if has_template else None)
+    tokenizer = SimpleNamespace(chat_template=CHAT_TEMPLATE if has_template else None)
+    tokenizer.apply_chat_template = lambda turns, **_: "".join(turn["content"] for turn in turns)
     assert uses_chat(wanted, tokenizer, name) is chat
 
 
