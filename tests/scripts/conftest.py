@@ -6,10 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from launching import Launch, WarmServer
-
-# Padded tokens of a micro-batch: steps of 16 rows are cut into 2 to 5.
-FEW_TOKENS = 96
+from launching import FEW_TOKENS, Launch, WarmServer
 
 
 @dataclass

@@ -12,6 +12,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS_TO_HANG = 300
+# Padded tokens of a micro-batch: steps of 16 rows are cut into 2 to 5.
+FEW_TOKENS = 96
 # ranks that all refuse or are all preempted end within moments of each other
 SECONDS_TO_FOLLOW = 5
 

@@ -281,13 +281,12 @@ def test_main_takes_parsed_arguments(tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
 
 
-def test_help_is_quick_and_opens_with_the_launch_line():
+def test_help_is_quick_and_shows_the_launch_line():
     start = time.perf_counter()
     result = compare("--help")
     # Measured 0.1 s; 2 s is the contract, and torch alone takes longer.
     assert time.perf_counter() - start < 2
     assert result.returncode == 0 and "python eval/compare.py runs/a/eval/final" in result.stdout
-    assert SCRIPT.read_text().startswith('"""python eval/compare.py ')
 
 
 def test_names_are_the_part_that_differs():

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 from brute_force import WORDS, BruteForce
-from conftest import FEW_TOKENS
+from launching import FEW_TOKENS
 from test_curves import REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 from waiting import wait_until

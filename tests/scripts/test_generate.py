@@ -17,7 +17,7 @@ from comparing import (
     weight_difference,
     weights_of,
 )
-from conftest import FEW_TOKENS
+from launching import FEW_TOKENS
 from test_curves import BF16_CURVE, REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import FEW_TOKENS
+from launching import FEW_TOKENS
 
 from zerotune.files import read_json_lines
 from zerotune.squad.files import read_questions

@@ -1,1 +1,1 @@
-"""Checkpoints scored on items, each id once, and the files that say what came of it."""
+"""Evaluating models: each item scored once, by a head or a prompt, and the results written into a folder."""
