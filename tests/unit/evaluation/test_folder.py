@@ -129,7 +129,19 @@ def test_an_interrupted_evaluation_resumes(tmp_path):
     with pytest.raises(Preempted):
         interrupted.run(stop_signal=SimpleNamespace(raise_when_noted=stop))
     assert interrupted.scored == [2] and not (tmp_path / "metrics.json").exists()
-    assert resumed.run()["sum"] == 4.5 and resumed.scored == [0, 1]
+    resumed.run()
+    assert resumed.scored == [0, 1] and read_json(tmp_path / "metrics.json")["sum"] == 4.5
+
+
+def test_another_budget_makes_other_batches_and_starts_again(tmp_path):
+    def stop(accelerator):
+        raise Preempted("asked to stop")
+
+    with pytest.raises(Preempted):
+        Evaluation(tmp_path).run(stop_signal=SimpleNamespace(raise_when_noted=stop))
+    again = Evaluation(tmp_path)
+    again.run(settings(tokens_per_device=8))
+    assert again.scored == [2, 0, 1]
 
 
 def test_numbers_that_are_not_finite_are_refused_and_forgotten(tmp_path):

@@ -11,12 +11,16 @@ import torch
 from default_settings import optimisation_settings, run_settings, text_evaluation
 from tiny_models import character_model, tiny_model
 
+from zerotune.errors import Refused
 from zerotune.evaluation.text import accuracy_line, evaluate, evaluate_base
 from zerotune.files import read_json, read_json_lines
-from zerotune.models.generator import load_language_model
+from zerotune.models.final_folder import save_final
+from zerotune.models.generator import load_generator, load_language_model
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.settings.groups import DataSettings, ModelSettings, TrainSettings
+from zerotune.tasks.prompts import Prompt
 from zerotune.tasks.splits import Example, Splits
+from zerotune.training.generation import encode_answers, prompt_record
 
 TASK = SimpleNamespace(
     TASK="mood",
@@ -106,6 +110,36 @@ def test_a_causal_model_may_write_its_answer(tmp_path):
         first = (line["answer"].split() or [""])[0]
         assert line["prediction"] == labels.get(first) and "scores" not in line
     assert metrics["num_unparsable"] == sum(line["prediction"] is None for line in lines)
+
+
+def test_a_prompt_cut_as_a_generators_leaves_room_for_the_answers_end(tmp_path):
+    """Its rows are those of training: text, prompt and answer together have max_length tokens."""
+    name = tiny_model("llama")
+    tokenizer = load_tokenizer(name, None)
+    as_prompt, as_generator = (
+        run(tmp_path / str(each), text_evaluation(name, text={"max_length": 9}, as_generator=each))[0]
+        for each in (False, True)
+    )
+    trained = encode_answers(tokenizer, Prompt(*TASK.WORDINGS[0]), EXAMPLES, 9, 64)
+    assert as_generator["num_truncated"] == trained.num_truncated > as_prompt["num_truncated"] == 0
+
+
+def test_a_tuned_generator_is_asked_as_it_was_trained(tmp_path):
+    name, prompt = tiny_model("llama"), Prompt(*TASK.WORDINGS[1])
+    tokenizer = load_tokenizer(name, None)
+    model = load_generator(ModelSettings(name), tokenizer).eval()
+    record = {"task": "mood", "head": "generate", "labels": list(TASK.LABELS), "max_length": 11, "seed": 6}
+    save_final(model, tokenizer, tmp_path, record | {"prompt": prompt_record(prompt), "training_sha256": "x"})
+    metrics, lines = run(tmp_path / "out", text_evaluation(str(tmp_path)))
+    data = encode_answers(tokenizer, prompt, EXAMPLES, 11, 64)
+    with torch.no_grad():
+        wanted = data.log_probabilities(data.scores(model, np.arange(len(EXAMPLES)), CPU))
+    np.testing.assert_allclose(scores(lines), wanted, atol=1e-5)
+    assert (metrics["setting"], metrics["head"], metrics["method"]) == ("tuned generator", "generate", "full")
+    assert (metrics["seed"], metrics["max_length"], metrics["num_truncated"]) == (6, 11, data.num_truncated)
+    other = SimpleNamespace(**vars(TASK) | {"LABELS": ("no", "yes")})
+    with pytest.raises(Refused, match=r"the model's labels must be the task's, no, yes: .* was tuned for negative"):
+        evaluate(tmp_path / "other", text_evaluation(str(tmp_path)), other, EXAMPLES, ALONE, NEVER)
 
 
 def test_unlabelled_items_give_predictions_and_no_metrics(tmp_path):
