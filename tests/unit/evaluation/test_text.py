@@ -71,6 +71,13 @@ def test_an_encoder_answers_with_an_untrained_head_drawn_from_the_seed(tmp_path)
     assert np.abs(scores(run(tmp_path / "c", replace(evaluation, model=other))[1]) - scores(lines)).max() > 0.01
 
 
+@pytest.mark.parametrize(("most_of_task", "max_length"), [(40, 40), (100, 64)])
+def test_texts_are_cut_to_the_tasks_length_where_the_positions_reach(tmp_path, most_of_task, max_length):
+    task = SimpleNamespace(**vars(TASK) | {"MAX_LENGTH": most_of_task})
+    metrics = evaluate(tmp_path, text_evaluation(tiny_model("bert")), task, EXAMPLES, ALONE, NEVER)
+    assert metrics["max_length"] == max_length
+
+
 def scores(lines):
     return np.array([line["scores"] for line in lines])
 
