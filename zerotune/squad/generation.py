@@ -147,7 +147,7 @@ class GenerationData:
         return len(units), longest, num_new_tokens * max(map(len, units))
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of an `TextGenerator`, and the tokens [N] of some questions' answers, row by row.
+        """Build the inputs of a `TextGenerator`, and the tokens [N] of some questions' answers, row by row.
 
         The answers are in the order of `by_context`.
         """
