@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from squad_cases import make_questions
-from tiny_models import CHAT_TEMPLATE, character_model
+from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 
 from zerotune.errors import Refused
 from zerotune.evaluation.generation import end_tokens, write_answers
@@ -13,9 +13,11 @@ from zerotune.models.final_folder import save_final
 from zerotune.models.generator import load_generator, load_language_model
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.groups import ModelSettings, PromptSettings, QuestionSettings
-from zerotune.squad.evaluation import QuestionEvaluation, prepare_writing
+from zerotune.squad.evaluation import QuestionEvaluation, check_evaluation, prepare_writing, span_reader
 from zerotune.squad.generation import encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, question_prompt_record
+from zerotune.squad.questions import Paragraph, Question
+from zerotune.squad.spans import SpanData
 from zerotune.squad.writing import writing_scorer
 
 CPU = torch.device("cpu")
@@ -118,3 +120,54 @@ def test_what_does_not_fit_is_refused_before_a_weight_is_loaded(folder):
         prepare_writing(evaluation_of(folder, shots=SHOTS * 100), QUESTIONS, config, CPU, load)
     with pytest.raises(Refused, match="raise --max-length"):
         prepare_writing(evaluation_of(folder, max_length=100), QUESTIONS, config, CPU, load)
+
+
+# --- settings, flags, and the answers of a span head ---
+
+
+def test_the_settings_as_metrics_json_has_them():
+    evaluation = evaluation_of("m", "qlora", "plain", SHOTS, max_length=300)
+    assert evaluation.described() == {
+        "model": "m", "revision": None, "attention": "auto", "dtype": "fp32", "load_4bit": True, "seed": 0,
+        "tokens_per_device": 400, "max_length": 300, "doc_stride": None, "max_answer_length": None, "n_best": None,
+        "max_new_tokens": NEW, "prompt_format": "plain", "shots": 2, "data_sha256": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "questions", "prompt", "said"),
+    [
+        ("llama", {"n_best": 3}, {}, "llama, which writes its answers, has no use for --n-best: leave it out"),
+        ("bert", {}, {"shots": 2}, "bert, which answers with a span head, has no use for --shots: leave it out"),
+        ("bert", {"max_length": 999}, {}, "--max-length 999 is more than the model's"),
+        ("llama", {}, {"format": "chat"}, "has no chat template"),
+    ],
+)
+def test_flags_that_a_model_cannot_use_are_refused(tmp_path, kind, questions, prompt, said):
+    folder = tiny_model(kind)
+    model = ModelSettings(folder)
+    evaluation = QuestionEvaluation(model, QuestionSettings(**questions), PromptSettings(**prompt), 400)
+    with pytest.raises(Refused, match=said):
+        check_evaluation(tmp_path, evaluation, QUESTIONS, read_config(folder, None), load_tokenizer(folder, None))
+
+
+def test_a_tuned_generator_has_its_own_prompt(folder, tmp_path):
+    tokenizer = load_tokenizer(folder, None)
+    record = {"task": "squad", "head": "generate", "prompt": question_prompt_record(QuestionPrompt())}
+    save_final(load_generator(ModelSettings(folder), tokenizer), tokenizer, tmp_path, record)
+    config = read_config(folder, None)
+    for given in ({"shots": SHOTS}, {"prompt_format": "chat"}):
+        with pytest.raises(Refused, match="a prompt of its own, without shots and in the plain format"):
+            check_evaluation(tmp_path, evaluation_of(str(tmp_path), **given), QUESTIONS, config, tokenizer)
+
+
+def test_a_span_head_abstains_above_its_threshold():
+    paragraph = Paragraph("T", 0, "Hook Head tower")
+    asked = [Question(f"q{number}", "Who?", paragraph, ()) for number in range(4)]
+    spans = [[2.0, 0, 4], [1.0, 5, 9]]
+    records = [{"null": null, "spans": spans[:count]} for null, count in ((2.5, 2), (2.6, 1), (9.0, 2), (1.0, 0))]
+    predicted = span_reader(SpanData(asked, None, 0, 20, 30), threshold=0.55)(records)
+    assert predicted.texts == ["Hook", "", "", ""] and predicted.before_threshold == ["Hook", "Hook", "Hook", ""]
+    assert predicted.details["null_odds"][:3] == pytest.approx([0.5, 0.6, 7.0]) and predicted.null_odds[3] > 1e29
+    assert predicted.details["n_best"][1] == [{"text": "Hook", "start": 0, "score": 2.0}]
+    assert [len(each) for each in predicted.details["n_best"]] == [2, 1, 2, 0]
