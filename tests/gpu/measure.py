@@ -148,6 +148,7 @@ def write_now(folder: Path, measurement) -> None:
 
 
 def main(args) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # after its worker
     run = Run(args)
     run.measure("before_tests")
     code = 0 if args.no_tests else run.test()
