@@ -177,3 +177,16 @@ def move_weights(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=draws)
+
+
+def task_record(head: str = "classify", **changes) -> dict:
+    """Return what a run says of its task in task.json."""
+    prompt = {"template": "Review: {text}", "label_words": ["negative", "positive"], "format": "plain"}
+    return {
+        "task": "squad" if head == "span" else "sst2",
+        "head": head,
+        "prompt": prompt if head == "generate" else None,
+        "labels": None if head == "span" else list(LABELS),
+        "max_length": 64,
+        "thresholds": None,
+    } | changes

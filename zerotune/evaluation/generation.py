@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from zerotune.models.boundary import quiet_transformers
 from zerotune.models.device import to_device
-from zerotune.models.loading import quiet_transformers
 from zerotune.tasks.prompts import Prompt
 from zerotune.training.generation import template_end
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from zerotune.errors import Refused
+from zerotune.models.boundary import reading
 from zerotune.models.heads import SPAN_HEAD, head_module_names, head_of, is_encoder, is_head_parameter, logical_size
 from zerotune.models.model_files import adapter_base, find_file
 from zerotune.settings.groups import ModelSettings
@@ -109,14 +110,8 @@ def load_adapter(model, name: str, revision: str | None):
     weights = find_file(name, "adapter_model.safetensors", revision)
     if weights is None:
         raise Refused(f"the adapter {name} has no adapter_model.safetensors; copy the whole folder")
-    try:
+    with reading("the adapter", name, "its weights and adapter_config.json belong together, copy the whole folder"):
         adapted = PeftModel.from_pretrained(model, name, revision=revision)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
-        found = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Refused(
-            f"the adapter {name} lacks weights, or its adapter_config.json does not fit them ({found}); copy the whole "
-            "folder"
-        ) from error
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     with safe_open(weights, "pt") as file:
         found = set(file.keys())

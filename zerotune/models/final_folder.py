@@ -11,11 +11,11 @@ import torch
 from zerotune.errors import Refused
 from zerotune.files import follow_umask
 from zerotune.models.adapters import base_settings, load_adapter
+from zerotune.models.boundary import quiet_transformers
 from zerotune.models.classifier import SequenceClassifier, load_stock_classifier
 from zerotune.models.heads import TunedModel, head_of, is_encoder
-from zerotune.models.loading import quiet_transformers
 from zerotune.models.model_card import model_card
-from zerotune.models.model_files import read_record
+from zerotune.models.model_files import file_records, read_record
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.models.span_head import SpanModel, load_stock_span_model
 from zerotune.settings.groups import ModelSettings
@@ -36,7 +36,7 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
     stock = tuned.stock_model
     if tuned.model is stock:
         method, base, revision = "full", stock.config.name_or_path, None
-        base = os.path.abspath(base) if os.path.isdir(base) else base
+        base = os.path.basename(os.path.abspath(base)) if os.path.isdir(base) else base
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
         _check_float32(weights)
         with quiet_transformers():
@@ -45,14 +45,20 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
     else:
         method = "qlora" if getattr(stock, "is_loaded_in_4bit", False) else "lora"
         adapter = tuned.model.peft_config["default"]
-        base, revision = adapter.base_model_name_or_path, adapter.revision
-        _save_adapter(tuned.model, folder, state_dict)
+        base, revision = _relative(adapter.base_model_name_or_path, folder), adapter.revision
+        _save_adapter(tuned.model, folder, base, state_dict)
     tokenizer.save_pretrained(folder)
-    record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
-    (folder / "task.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(stock, record), encoding="utf-8")
     for file in folder.glob("*.safetensors"):
         follow_umask(file)
+    record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
+    record["files"] = file_records(folder)
+    (folder / "task.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(stock, record), encoding="utf-8")
+
+
+def _relative(base: str, folder: Path) -> str:
+    """Return a local base model by its place relative to the adapter's folder: no path of this machine is recorded."""
+    return os.path.relpath(base, folder) if os.path.isdir(base) else base
 
 
 def _check_float32(weights: dict) -> None:
@@ -62,7 +68,7 @@ def _check_float32(weights: dict) -> None:
     assert not wrong, f"final/ is float32, these are not: {wrong[:4]}"
 
 
-def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
+def _save_adapter(model, folder: Path, base: str, state_dict: dict | None) -> None:
     """Write the files of peft's save_pretrained, without its model card and without asking the hub anything."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -72,7 +78,7 @@ def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     adapter = copy.copy(model.peft_config["default"])
-    adapter.inference_mode = True
+    adapter.inference_mode, adapter.base_model_name_or_path = True, base
     adapter.save_pretrained(str(folder))
     stock = model.get_base_model()
     config = copy.deepcopy(stock.config)
@@ -81,6 +87,7 @@ def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
     # The quantisation is the loader's choice: with it here, transformers would take the base for a packed checkpoint.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    config._name_or_path = ""
     config.save_pretrained(folder)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -51,9 +52,12 @@ def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = Non
 
     In bf16 two label words often tie: its numbers near 16 lie 0.125 apart.
     """
-    weight = model.get_output_embeddings().weight
-    logits = functional.linear(hidden.float(), (weight if token_ids is None else weight[token_ids]).float())
-    return cap_logits(logits, model.config)
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):  # peft's: an adapter on the head, or a saved copy of it
+        logits = head(hidden).float()
+        return cap_logits(logits if token_ids is None else logits[..., token_ids], model.config)
+    weight = head.weight if token_ids is None else head.weight[token_ids]
+    return cap_logits(functional.linear(hidden.float(), weight.float()), model.config)
 
 
 def cap_logits(logits: torch.Tensor, config) -> torch.Tensor:

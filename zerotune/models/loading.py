@@ -5,14 +5,13 @@ import os
 import re
 
 import torch
-from safetensors import SafetensorError
 from transformers import BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
 
 from zerotune.errors import Refused
 from zerotune.models import cpu_kernels
 from zerotune.models.adapters import add_lora, seeded
 from zerotune.models.attention import attention_kernel, check_kernel_precision
+from zerotune.models.boundary import quiet_transformers, reading
 from zerotune.models.heads import SPAN_HEAD, head_module_names, is_encoder, is_head_parameter, make_head_float32
 from zerotune.models.precision import compute_dtype
 from zerotune.models.pretrained import check_window
@@ -92,21 +91,18 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
     Raises:
         Refused: no weights can be read, or some have other shapes.
     """
-    try:
-        with quiet_transformers():
-            model, info = model_class.from_pretrained(
-                settings.name,
-                revision=settings.revision or "main",
-                config=config,
-                dtype=base_dtype(settings),
-                attn_implementation=attention_kernel(settings.attention, config),
-                quantization_config=nf4_config(settings.precision) if settings.method == "qlora" else None,
-                ignore_mismatched_sizes=True,  # refused below, in one line
-                output_loading_info=True,
-                key_mapping=key_mapping,
-            )
-    except (OSError, SafetensorError) as error:
-        raise Refused(f"no weights could be read for --model {settings.name}: {str(error).splitlines()[0]}") from error
+    with reading("the weights", f"--model {settings.name}", "copy the model again"), quiet_transformers():
+        model, info = model_class.from_pretrained(
+            settings.name,
+            revision=settings.revision or "main",
+            config=config,
+            dtype=base_dtype(settings),
+            attn_implementation=attention_kernel(settings.attention, config),
+            quantization_config=nf4_config(settings.precision) if settings.method == "qlora" else None,
+            ignore_mismatched_sizes=True,  # refused below, in one line
+            output_loading_info=True,
+            key_mapping=key_mapping,
+        )
     if mismatched := sorted(info["mismatched_keys"]):
         weight, found, wanted = mismatched[0]
         raise Refused(
@@ -173,21 +169,6 @@ def _head_read_in_float32(model_class, config):
         yield
     finally:
         model_class._keep_in_fp32_modules_strict = before
-
-
-@contextlib.contextmanager
-def quiet_transformers():
-    """Hide transformers' progress bars and its warnings of missing and unexpected keys, which we judge ourselves."""
-    verbosity = transformers_logging.get_verbosity()
-    shows_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shows_bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _check_loaded_keys(model, missing, unexpected) -> None:

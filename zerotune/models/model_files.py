@@ -6,13 +6,26 @@ Imports no torch, for login nodes.
 import hashlib
 import os
 from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+from annotated_types import Ge
+from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
 from zerotune.files import read_json
+from zerotune.records import check_record
 
+ADAPTER_KINDS = ("LORA", "IA3")
 BLOCK = 2**20
 # So many blocks of a large file are hashed, evenly spaced: enough to tell another training step, fast enough for 14 GB.
 NUM_BLOCKS = 16
+
+
+class FileRecord(TypedDict):
+    """What task.json says of a weight file."""
+
+    bytes: int
+    sha256: str
 
 
 def find_file(name: str | Path, filename: str, revision: str | None) -> str | None:
@@ -33,7 +46,53 @@ def read_record(name: str, revision: str | None) -> dict | None:
     """Return task.json of a final/ folder or hub id; None for a model without one or with another tool's."""
     path = find_file(name, "task.json", revision)
     record = read_json(Path(path)) if path else {}
-    return record if "base_model" in record else None
+    if "base_model" not in record:
+        return None
+    check_record(record, TaskRecord, path, "restore it, or make final/ again from the run's checkpoints")
+    problem = _prompt_problem(record)
+    if problem:
+        raise Refused(f"{path} is damaged ({problem}): restore it, or make final/ again from the run's checkpoints")
+    return record
+
+
+class TaskRecord(TypedDict):
+    """What task.json of a final/ folder says, as far as an evaluation relies on it."""
+
+    task: str
+    head: Literal["classify", "generate", "span"]
+    prompt: dict[str, Any] | None
+    labels: list[str] | None
+    max_length: Annotated[int, Ge(1)]
+    truncation: NotRequired[Literal["head", "head-and-tail"]]
+    thresholds: dict[str, float | int | None] | None
+    method: Literal["full", "lora", "qlora"]
+    base_model: str
+    base_revision: str | None
+    max_new_tokens: NotRequired[Annotated[int, Ge(1)]]
+    doc_stride: NotRequired[Annotated[int, Ge(0)]]
+    max_answer_length: NotRequired[Annotated[int, Ge(1)]]
+    n_best: NotRequired[Annotated[int, Ge(1)]]
+    files: NotRequired[dict[str, FileRecord]]
+
+
+def _prompt_problem(record: dict) -> str | None:
+    """Return why the labels or the prompt of a task.json cannot be used; None where they can."""
+    labels, prompt = record["labels"], record["prompt"]
+    if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels)):
+        return f"labels is {labels}, wanted two or more different names"
+    if record["head"] != "generate":
+        return None
+    if prompt is None or prompt.get("format") not in ("plain", "chat"):
+        return "prompt.format is missing, wanted 'plain' or 'chat'"
+    if labels is None:
+        return None
+    template, words = prompt.get("template"), prompt.get("label_words")
+    if not (isinstance(template, str) and template.count("{text}") == 1):
+        return f"prompt.template is {template!r}, wanted a text with {{text}} in one place"
+    usable = isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
+    if not usable or len(set(words)) != len(labels) or len(words) != len(labels):
+        return f"prompt.label_words is {words!r}, wanted a different word for each of {', '.join(labels)}"
+    return None
 
 
 def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, str | None] | None:
@@ -49,7 +108,58 @@ def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, st
     base = config.get("base_model_name_or_path")
     if not (isinstance(base, str) and base):
         raise Refused(f"{path} has base_model_name_or_path {base!r}: wanted the model that the adapter was trained on")
+    if os.path.isdir(name) and not os.path.isabs(base) and os.path.isdir(os.path.join(name, base)):
+        base = os.path.normpath(os.path.join(name, base))  # as save_final writes it: beside the adapter
+    if os.path.isdir(base) and os.path.isfile(os.path.join(base, "adapter_config.json")):
+        what = "itself" if os.path.samefile(base, os.path.dirname(path)) else f"{base}, which is an adapter too"
+        raise Refused(f"{path} names {what} as its base model: wanted the model that the adapter was trained on")
     return base, config.get("revision")
+
+
+def check_adapter(name: str, revision: str | None) -> None:
+    """Refuse an adapter of a kind that we do not run: those that act outside of the layers, such as prompt tuning."""
+    path = find_file(name, "adapter_config.json", revision)
+    kind = read_json(Path(path)).get("peft_type") if path else None
+    if path and kind not in ADAPTER_KINDS:
+        raise Refused(
+            f"{name} is an adapter of type {kind}, and zerotune runs {' and '.join(ADAPTER_KINDS)}: merge it into its "
+            "base model with peft, and give that"
+        )
+
+
+def file_records(folder: Path) -> dict[str, dict]:
+    """Return size and sha256 of the weight files in a folder, once they are on the disk."""
+    records = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            records[path.name] = {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    return records
+
+
+def check_final(name: str | Path) -> None:
+    """Refuse a final/ folder whose weights are not those that its run wrote; reads all of them."""
+    record = read_record(name, None) if os.path.isdir(name) else None
+    for file, wanted in ((record or {}).get("files") or {}).items():
+        problem = _file_problem(Path(name) / file, wanted)
+        if problem:
+            raise Refused(
+                f"{Path(name) / file} is damaged ({problem}): copy the folder again, or delete it and start the run's "
+                "command again, which makes it from the checkpoints"
+            )
+
+
+def _file_problem(path: Path, wanted: dict) -> str | None:
+    if not path.is_file():
+        return "it is missing"
+    if path.stat().st_size != wanted["bytes"]:
+        return f"{path.stat().st_size:,} bytes, wanted {wanted['bytes']:,}"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if found == wanted["sha256"] else f"sha256 {found[:12]}, wanted {wanted['sha256'][:12]}"
 
 
 def model_identity(name: str, revision: str | None) -> str:

@@ -1,14 +1,18 @@
 """A model's config and tokenizer, read and checked before any weight is."""
 
+import json
 import os
+from functools import cache
 
 import numpy as np
+import torch
 from huggingface_hub import errors as hub_errors
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
+from zerotune.models.boundary import quiet_transformers, reading
 from zerotune.models.heads import is_encoder
-from zerotune.models.model_files import check_weight_files, read_record
+from zerotune.models.model_files import adapter_base, check_adapter, check_final, check_weight_files, read_record
 from zerotune.settings.groups import ModelSettings
 
 SUPPORTED = ("llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta")
@@ -33,13 +37,17 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = ())
     check_tuned_for(name, revision, task)
     if labels:
         check_labels(config, labels)
+    check_adapter(name, revision)
     check_weight_files(name)
+    check_final(name)
     return config, load_tokenizer(name, revision)
 
 
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
     """Return the config of a hub id or folder. Raises Refused with the way out when it cannot be used here."""
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        if base := adapter_base(name):  # an adapter as peft saves it: its base says what it is
+            return read_config(*base)
         raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
     try:
         raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
@@ -58,14 +66,32 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         raise Refused(
             f"--model must be one of {', '.join(SUPPORTED)}: {name} is {raw.get('model_type') or 'of no known type'}"
         )
-    try:
-        return AutoConfig.from_pretrained(name, revision=revision or "main")
-    except (
-        hub_errors.StrictDataclassError,
-        ValueError,
-        TypeError,
-    ) as error:  # of the wrong type, or at odds
-        raise Refused(f"the config of --model {name} cannot be used: {' '.join(str(error).split())}") from error
+    with reading("the config", f"--model {name}", "correct config.json, or copy the model again"):
+        config = AutoConfig.from_pretrained(name, revision=revision or "main")
+        check_architecture(config)
+    config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
+    return config
+
+
+def check_architecture(config: PretrainedConfig) -> None:
+    """Refuse sizes that no model can have, activations and RoPE kinds that transformers does not know.
+
+    Builds the model without memory for its weights, which runs the architecture's own checks.
+    """
+    if not (isinstance(config.vocab_size, int) and config.vocab_size > 0):
+        raise Refused(f"config.json has vocab_size {config.vocab_size!r}: wanted a number of embeddings, at least 1")
+    pad = config.pad_token_id
+    if pad is not None and not (isinstance(pad, int) and 0 <= pad < config.vocab_size):
+        raise Refused(
+            f"config.json has pad_token_id {pad!r} and the model has {config.vocab_size} embeddings: correct it"
+        )
+    _build_without_weights(type(config), config.to_json_string())
+
+
+@cache
+def _build_without_weights(config_class: type, content: str) -> None:
+    with torch.device("meta"), quiet_transformers():
+        MODEL_MAPPING[config_class](config_class(**json.loads(content)))
 
 
 # Why transformers could not read a config, and what to do about it; the first that applies.
@@ -178,14 +204,9 @@ def load_tokenizer(name: str, revision: str | None):
 
     Pad is the tokenizer's own, else a reserved token, else unk: nothing is added, no embedding resized. Raises Refused.
     """
-    try:
+    way_out = "tokenizer.json and tokenizer_config.json belong beside the weights, copy them again"
+    with reading("the tokenizer", f"--model {name}", way_out):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        line = str(error).strip().splitlines()[0].rstrip(":")
-        raise Refused(
-            f"no tokenizer could be read for --model {name}: {line}; tokenizer.json and tokenizer_config.json belong "
-            "beside the weights, copy them again"
-        ) from error
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer must be a fast one (tokenizer.json): {name} has only {type(tokenizer).__name__}")
     if tokenizer.pad_token_id is None:

@@ -77,7 +77,7 @@ def _lock_beside(path: Path) -> Iterator[None]:
     it still finds the entry, or computes it a second time."""
     lock_path = path.with_suffix(".lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         lock = lock_path.open("w")
     except OSError:
         yield  # whoever saves the entry reports the error
@@ -91,6 +91,12 @@ def _lock_beside(path: Path) -> Iterator[None]:
             lock_path.unlink(missing_ok=True)
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only its owner can enter: entries are trusted. One that is there keeps its mode."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write one file: the sha256 of the rest, then an uncompressed npz. Raises Refused where it cannot be written."""
     buffer = io.BytesIO()
@@ -98,7 +104,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     data = buffer.getbuffer()
     aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         try:
             with aside.open("wb") as file:
                 file.write(hashlib.sha256(data).digest())

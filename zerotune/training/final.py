@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.files import json_sha256
+from zerotune.files import json_sha256, sync_folder
 from zerotune.models.final_folder import save_final
 from zerotune.models.used_rows import restore_whole_embedding
 from zerotune.run.folder import FREE_FLAGS, RunFolder, read_metrics_lines
@@ -39,9 +39,10 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
     if state is not None:  # names as in the module, wanted as in the model inside it
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     if is_main_process():
-        aside = final.with_name(".writing-final")
+        place = final.resolve()  # final/ may be a link to another disk
+        aside = place.with_name(".writing-final")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        aside.mkdir(parents=True)
         record = record | {
             "seed": settings.optimisation.seed,
             "best_step": progress.best_step,
@@ -50,8 +51,10 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
             "training_sha256": _training_sha256(settings, loop.data.ids),
         }
         save_final(engine.module, tokenizer, aside, record, state)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
+        sync_folder(aside)
+        shutil.rmtree(place, ignore_errors=True)
+        aside.rename(place)
+        sync_folder(place.parent)
     loop.accelerator.wait_for_everyone()
     return final
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import LABELS, tiny_model, tuned_model
+from tiny_models import LABELS, task_record, tiny_model, tuned_model
 
 from zerotune.errors import Refused
 from zerotune.models.adapters import base_settings
@@ -28,7 +28,7 @@ def test_lora_draws_are_seeded_too():
 
 def test_adapters_that_are_refused(tmp_path):
     model, tokenizer = tuned_model(tiny_model("llama"), "lora")
-    save_final(model, tokenizer, tmp_path, {})
+    save_final(model, tokenizer, tmp_path, task_record())
     with pytest.raises(Refused, match="is an adapter"):
         load_classifier(ModelSettings(str(tmp_path), None, "full"), LABELS, tokenizer)
     with pytest.raises(Refused, match="trained for negative, positive"):
@@ -42,9 +42,9 @@ def test_adapters_that_are_refused(tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     for change, words in (
         ({"target_modules": ["q_proj"]}, "has weights without a place: .*down_proj"),
-        ({"r": 16}, "adapter_config.json does not fit"),
-        ({"lora_alpha": "x"}, "adapter_config.json does not fit"),
-        ({"target_modules": ["foo"]}, "adapter_config.json does not fit"),
+        ({"r": 16}, "adapter_config.json belong together"),
+        ({"lora_alpha": "x"}, "adapter_config.json belong together"),
+        ({"target_modules": ["foo"]}, "adapter_config.json belong together"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(Refused, match=words):

@@ -1,19 +1,21 @@
 """final/ gives the same logits again: through zerotune, and by the lines of its README without it."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import IDS, LABELS, MASK, tiny_model, tuned_model
+from tiny_models import IDS, LABELS, MASK, task_record, tiny_model, tuned_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForQuestionAnswering
 
 from zerotune.errors import Refused
 from zerotune.models.classifier import load_classifier
 from zerotune.models.final_folder import load_final_or_base, load_final_span, save_final
 from zerotune.models.generator import load_language_model
+from zerotune.models.model_files import adapter_base, check_final, read_record
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.span_head import load_span_model
 from zerotune.settings.groups import ModelSettings
@@ -27,7 +29,7 @@ KINDS = {
     "generate": ["llama", "gemma2", "mistral"],
 }
 CASES = [(head, kind) for head, kinds in KINDS.items() for kind in kinds]
-PROMPT = {"prompt": {"label_words": ["bad", "good"]}}
+PROMPT = task_record("generate")
 
 
 def logits(model, head="classify"):
@@ -50,12 +52,15 @@ def reloaded(folder, head="classify", **settings):
 def test_loaded_by_us_it_gives_the_same_logits(head, kind, method, gathered, tmp_path):
     model, tokenizer = tuned_model(tiny_model(kind), method, head)
     trained = {n: p.detach().clone() for n, p in model.model.named_parameters() if p.requires_grad}
-    save_final(model, tokenizer, tmp_path, {"task": "sst2", "max_length": 9}, trained if gathered else None)
+    save_final(model, tokenizer, tmp_path, task_record(head, max_length=9), trained if gathered else None)
     again, its_tokenizer, task = reloaded(tmp_path, head)
     assert torch.equal(logits(again, head), logits(model, head))
     assert its_tokenizer.pad_token_id == tokenizer.pad_token_id
-    base = {"base_model": tiny_model(kind), "base_revision": None}
-    assert task == {"task": "sst2", "max_length": 9, "method": method, "dtype": "float32", **base}
+    base = tiny_model(kind)
+    place = os.path.basename(base) if method == "full" else os.path.relpath(base, tmp_path)
+    assert {**task, "files": None} == task_record(head, max_length=9) | {
+        "method": method, "dtype": "float32", "base_model": place, "base_revision": None, "files": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -75,7 +80,7 @@ def test_a_generator_loaded_for_evaluation_gives_the_same_logits(kind, method, t
 def test_the_lines_of_its_readme_give_the_same_logits(head, kind, method, tmp_path, monkeypatch):
     """Stock pooling is by pad id: the rows here do not end with it."""
     model, tokenizer = tuned_model(tiny_model(kind), method, head)
-    save_final(model, tokenizer, tmp_path, {"task": "sst2", **PROMPT})
+    save_final(model, tokenizer, tmp_path, task_record(head))
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.startswith("model = ")]) == 1
     own_class = head == "span" and kind.startswith("gemma")
@@ -99,7 +104,7 @@ def test_the_lines_of_its_readme_give_the_same_logits(head, kind, method, tmp_pa
 
 
 def test_a_classifier_is_a_plain_float32_checkpoint(tmp_path):
-    save_final(*tuned_model(tiny_model("llama"), "full"), tmp_path, {})
+    save_final(*tuned_model(tiny_model("llama"), "full"), tmp_path, task_record())
     weights = load_file(tmp_path / "model.safetensors")
     assert "score.weight" in weights and {value.dtype for value in weights.values()} == {torch.float32}
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
@@ -107,7 +112,7 @@ def test_a_classifier_is_a_plain_float32_checkpoint(tmp_path):
 
 
 def test_a_span_model_is_a_plain_checkpoint_of_its_class(tmp_path):
-    save_final(*tuned_model(tiny_model("llama"), "full", "span"), tmp_path, {})
+    save_final(*tuned_model(tiny_model("llama"), "full", "span"), tmp_path, task_record("span"))
     weights = load_file(tmp_path / "model.safetensors")
     assert {name.partition(".")[0] for name in weights} == {"transformer", "qa_outputs"}
     assert {value.dtype for value in weights.values()} == {torch.float32}
@@ -129,7 +134,7 @@ def test_a_generator_is_a_plain_causal_checkpoint(kind, tmp_path):
 
 def test_tuning_continues_from_a_final_folder(tmp_path):
     model, tokenizer = tuned_model(tiny_model("qwen2"), "full", "span")
-    save_final(model, tokenizer, tmp_path, {})
+    save_final(model, tokenizer, tmp_path, task_record("span"))
     again = load_span_model(ModelSettings(str(tmp_path), None, "lora"), tokenizer).eval()
     torch.testing.assert_close(logits(again, "span"), logits(model, "span"), atol=5e-6, rtol=0)
 
@@ -143,16 +148,22 @@ def test_a_16_bit_weight_is_never_saved(tmp_path):
 # --- adapters ---
 
 
-def test_an_adapter_holds_no_relative_base_path(tmp_path, monkeypatch):
+def test_no_path_of_this_machine_is_recorded(tmp_path, monkeypatch):
+    """A local base is named by its place relative to the adapter, and found there from any working directory."""
     folder = Path(tiny_model("llama"))
     monkeypatch.chdir(folder.parent)
     tokenizer = load_tokenizer("llama", None)
     for method in ("full", "lora"):
         final = tmp_path / method
         final.mkdir()
-        save_final(load_classifier(ModelSettings("llama", None, method), LABELS, tokenizer), tokenizer, final, {})
-        assert json.loads((final / "task.json").read_text())["base_model"] == str(folder)
-    assert json.loads((final / "adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
+        model = load_classifier(ModelSettings("llama", None, method), LABELS, tokenizer)
+        save_final(model, tokenizer, final, task_record())
+        for file in final.glob("*.*"):
+            assert str(folder).encode() not in file.read_bytes(), file
+    assert json.loads((tmp_path / "full" / "task.json").read_text())["base_model"] == "llama"
+    monkeypatch.chdir("/")
+    assert adapter_base(final) == (str(folder), None)
+    assert torch.equal(logits(reloaded(final)[0]), logits(model.eval()))
     assert "quantization_config" not in json.loads((final / "config.json").read_text())
 
 
@@ -160,7 +171,7 @@ def test_an_adapter_holds_no_relative_base_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("head", "kind"), [("classify", "llama"), ("span", "gemma2")])
 def test_the_head_of_a_loaded_adapter_stays_float32(head, kind, method, tmp_path):
     model, tokenizer = tuned_model(tiny_model(kind), method, head, precision="bf16")
-    save_final(model, tokenizer, tmp_path, {})
+    save_final(model, tokenizer, tmp_path, task_record(head))
     name = "qa_outputs" if head == "span" else "score"
     trained = getattr(model.stock_model, name).weight
     for wanted in ("full", "qlora"):
@@ -177,7 +188,7 @@ def test_the_head_of_a_loaded_adapter_stays_float32(head, kind, method, tmp_path
 
 def test_a_whole_model_in_four_bits_keeps_its_float32_head(tmp_path):
     model, tokenizer = tuned_model(tiny_model("bert"), "full")
-    save_final(model, tokenizer, tmp_path, {})
+    save_final(model, tokenizer, tmp_path, task_record())
     again, _, _ = reloaded(tmp_path, precision="bf16", method="qlora")
     own = dict(model.stock_model.named_parameters())
     for name in ("classifier.weight", "classifier.bias", "bert.pooler.dense.weight"):
@@ -191,3 +202,59 @@ def test_checkpoints_without_a_head(head, shape):
     assert task is None and logits(again, head).shape == shape
     with pytest.raises(Refused, match=f"no {'classification' if head == 'classify' else 'span'} head"):
         reloaded(tiny_model("llama"), head)
+
+
+# --- damage ---
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("damage", ["emptied", "flipped", "removed"])
+def test_weights_that_have_changed_are_refused(method, damage, tmp_path):
+    save_final(*tuned_model(tiny_model("llama"), method), tmp_path, task_record())
+    check_final(tmp_path)
+    (weights,) = tmp_path.glob("*.safetensors")
+    data = weights.read_bytes()
+    if damage == "removed":
+        weights.unlink()
+    else:
+        weights.write_bytes(b"" if damage == "emptied" else data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(Refused, match="safetensors is damaged"):
+        check_final(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"label_words": "x"}, "label_words is 'x'"),
+        ({"label_words": ["a"]}, "label_words is"),
+        ({"label_words": ["", ""]}, "label_words is"),
+        ({"label_words": ["a", "a"]}, "label_words is"),
+        ({"template": "no text"}, "template is 'no text'"),
+        ({"template": "{text} {text}"}, "template is"),
+        ({"format": "evil"}, "prompt.format"),
+    ],
+)
+def test_a_damaged_prompt_is_refused(changes, words, tmp_path):
+    record = task_record("generate") | {"method": "full", "base_model": "m", "base_revision": None}
+    record["prompt"] = record["prompt"] | changes
+    (tmp_path / "task.json").write_text(json.dumps(record))
+    with pytest.raises(Refused, match=rf"task\.json is damaged \(prompt\.?.*{words.split('.')[-1]}"):
+        read_record(str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"truncation": "evil"},
+        {"labels": ["a", "b", "b"]},
+        {"labels": 5},
+        {"head": "x"},
+        {"max_length": 0},
+        {"max_length": "9"},
+    ],
+)
+def test_a_damaged_task_is_refused(changes, tmp_path):
+    record = task_record() | {"method": "full", "base_model": "m", "base_revision": None} | changes
+    (tmp_path / "task.json").write_text(json.dumps(record))
+    with pytest.raises(Refused, match=rf"task\.json is damaged \({next(iter(changes))} is "):
+        read_record(str(tmp_path), None)

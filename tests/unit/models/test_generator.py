@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import model_copy, tiny_model, tuned_model
+from tiny_models import model_copy, task_record, tiny_model, tuned_model
 from torch.nn import functional
 
 from zerotune.errors import Refused
@@ -56,7 +56,7 @@ def test_a_random_lm_head_is_refused(tmp_path):
 
 
 def test_an_adapter_that_lacks_weights_is_refused(tmp_path):
-    save_final(*tuned_model(tiny_model("llama"), "lora", "generate"), tmp_path, {"prompt": {}})
+    save_final(*tuned_model(tiny_model("llama"), "lora", "generate"), tmp_path, task_record("generate"))
     file = tmp_path / "adapter_model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if "q_proj.lora_B" not in name}, file)
     with pytest.raises(Refused, match=r"lacks weights: .*q_proj\.lora_B"):

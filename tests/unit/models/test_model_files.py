@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import model_copy
+from tiny_models import model_copy, task_record
 
 from zerotune.errors import Refused
 from zerotune.models.model_files import BLOCK, adapter_base, check_weight_files, model_identity, read_record
@@ -66,5 +66,6 @@ def test_only_a_record_of_ours_is_read(tmp_path):
     assert read_record(str(tmp_path), None) is None and adapter_base(tmp_path) is None
     (tmp_path / "task.json").write_text('{"task": "text-generation"}')
     assert read_record(str(tmp_path), None) is None
-    (tmp_path / "task.json").write_text('{"task": "sst2", "base_model": "org/a"}')
+    record = task_record() | {"method": "full", "base_model": "org/a", "base_revision": None}
+    (tmp_path / "task.json").write_text(json.dumps(record))
     assert read_record(str(tmp_path), None)["task"] == "sst2"

@@ -88,6 +88,8 @@ def test_a_tuned_model_is_asked_as_it_was_trained(folder, method, tmp_path):
         "seed": 0,
         "training_sha256": "x",
         "max_length": 400,
+        "labels": None,
+        "thresholds": None,
     }
     save_final(model.eval(), tokenizer, tmp_path, record)
     ready = prepare_writing(evaluation_of(str(tmp_path)), QUESTIONS, read_config(folder, None), CPU)

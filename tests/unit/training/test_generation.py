@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import CHAT_TEMPLATE, character_model, move_weights, tiny_model
+from tiny_models import CHAT_TEMPLATE, character_model, move_weights, task_record, tiny_model
 from torch.nn import functional
 
 from zerotune.errors import Refused
@@ -200,7 +200,7 @@ def test_loaded_for_evaluation_it_scores_as_it_did(kind, method, tmp_path):
     data = encode_answers(tokenizer, WORDS, EXAMPLES, 60, 64)
     with torch.no_grad():
         wanted = data.log_probabilities(data.scores(model, ALL, CPU))
-    save_final(model, tokenizer, tmp_path, {"head": "generate", "prompt": prompt_record(WORDS)})
+    save_final(model, tokenizer, tmp_path, task_record("generate", prompt=prompt_record(WORDS)))
     settings = ModelSettings(str(tmp_path))
     with torch.no_grad():
         again = data.prompts.log_likelihoods(load_language_model(settings, CPU), ALL, CPU)
