@@ -110,12 +110,15 @@ def load_adapter(model, name: str, revision: str | None):
     weights = find_file(name, "adapter_model.safetensors", revision)
     if weights is None:
         raise Refused(f"the adapter {name} has no adapter_model.safetensors; copy the whole folder")
-    with reading("the adapter", name, "its weights and adapter_config.json belong together, copy the whole folder"):
+    with reading(
+        "the adapter", name, "it lacks weights, or they do not fit adapter_config.json; copy the whole folder"
+    ):
         adapted = PeftModel.from_pretrained(model, name, revision=revision)
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    known = wanted | set(get_peft_model_state_dict(adapted, save_embedding_layers=True))  # peft may save these too
     with safe_open(weights, "pt") as file:
         found = set(file.keys())
-    for problem, names in (("lacks weights", wanted - found), ("has weights without a place", found - wanted)):
+    for problem, names in (("lacks weights", wanted - found), ("has weights without a place", found - known)):
         if names:
             raise Refused(f"the adapter {name} {problem}: {', '.join(sorted(names)[:4])}; copy the whole folder")
     return adapted

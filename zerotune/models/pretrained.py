@@ -69,8 +69,20 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
     with reading("the config", f"--model {name}", "correct config.json, or copy the model again"):
         config = AutoConfig.from_pretrained(name, revision=revision or "main")
         check_architecture(config)
+    _check_quantisation(name, config)
     config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
     return config
+
+
+def _check_quantisation(name: str, config: PretrainedConfig) -> None:
+    """Refuse checkpoints in a packed form that we do not load."""
+    packed = getattr(config, "quantization_config", None)
+    method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
+    if packed is not None and str(getattr(method, "value", method)) != "bitsandbytes":
+        raise Refused(
+            f"{name} is quantised already ({getattr(method, 'value', method)}): give the model it was made from; "
+            "--load-4bit and --method qlora quantise it while it is loaded"
+        )
 
 
 def check_architecture(config: PretrainedConfig) -> None:
@@ -204,6 +216,9 @@ def load_tokenizer(name: str, revision: str | None):
 
     Pad is the tokenizer's own, else a reserved token, else unk: nothing is added, no embedding resized. Raises Refused.
     """
+    base = adapter_base(name, revision) if os.path.isdir(name) else None
+    if base and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
+        name, revision = base
     way_out = "tokenizer.json and tokenizer_config.json belong beside the weights, copy them again"
     with reading("the tokenizer", f"--model {name}", way_out):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)

@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import LABELS, task_record, tiny_model, tuned_model
+from tiny_models import IDS, LABELS, task_record, tiny_model, tuned_model
+from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
 from zerotune.models.adapters import base_settings
 from zerotune.models.classifier import load_classifier
 from zerotune.models.final_folder import load_final_or_base, save_final
-from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.generator import answer_logits, load_language_model
+from zerotune.models.pretrained import load_tokenizer, read_model
 from zerotune.settings.groups import ModelSettings
 
 
@@ -36,15 +39,15 @@ def test_adapters_that_are_refused(tmp_path):
     weights = load_file(tmp_path / "adapter_model.safetensors")
     for part in ("score", "q_proj.lora_B"):
         save_file({n: v for n, v in weights.items() if part not in n}, tmp_path / "adapter_model.safetensors")
-        with pytest.raises(Refused, match=f"lacks weights.*{part}"):
+        with pytest.raises(Refused, match=f"{part}.*lacks weights|lacks weights.*{part}"):
             load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
     save_file(weights, tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     for change, words in (
         ({"target_modules": ["q_proj"]}, "has weights without a place: .*down_proj"),
-        ({"r": 16}, "adapter_config.json belong together"),
-        ({"lora_alpha": "x"}, "adapter_config.json belong together"),
-        ({"target_modules": ["foo"]}, "adapter_config.json belong together"),
+        ({"r": 16}, "do not fit adapter_config.json"),
+        ({"lora_alpha": "x"}, "do not fit adapter_config.json"),
+        ({"target_modules": ["foo"]}, "do not fit adapter_config.json"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(Refused, match=words):
@@ -70,3 +73,71 @@ def test_an_adapters_weights_are_those_of_its_base(tmp_path):
     whole = replace(given, zero_stage=None)
     assert base_settings(given, None) == (whole, False)
     assert base_settings(replace(given, method="qlora"), None) == (replace(whole, method="qlora"), False)
+
+
+# --- adapters that others made ---
+
+
+def made_by_peft(folder, config, **changes):
+    """An adapter on the tiny Llama as peft saves it, without a config.json, and peft's own logits."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
+    adapted = get_peft_model(base, config)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        logits = adapted.eval()(IDS).logits
+    adapted.save_pretrained(folder)
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(saved | changes))
+    return logits
+
+
+PROJECTIONS = ["q_proj", "v_proj", "down_proj"]
+RUN = {
+    "lora": LoraConfig(r=2, target_modules=PROJECTIONS),
+    "dora": LoraConfig(r=2, target_modules=PROJECTIONS, use_dora=True),
+    "rslora": LoraConfig(r=2, target_modules=PROJECTIONS, use_rslora=True, lora_alpha=3),
+    "head": LoraConfig(r=2, target_modules=["q_proj", "lm_head"]),
+    "saved": LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "ia3": IA3Config(target_modules=PROJECTIONS, feedforward_modules=["down_proj"]),
+}
+
+
+@pytest.mark.parametrize("kind", RUN)
+def test_the_adapters_that_we_run_give_pefts_own_logits(kind, tmp_path):
+    logits = made_by_peft(tmp_path, replace(RUN[kind], task_type="CAUSAL_LM"))
+    model = load_language_model(ModelSettings(str(tmp_path)), torch.device("cpu"))
+    with torch.no_grad():
+        hidden = model.base_model(IDS).last_hidden_state
+        torch.testing.assert_close(answer_logits(model, hidden), logits, atol=2e-6, rtol=0)
+        torch.testing.assert_close(answer_logits(model, hidden, [5, 9]), logits[..., [5, 9]], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ],
+    ids=["prompt", "prefix"],
+)
+def test_adapters_that_act_outside_of_the_layers_are_refused_before_a_weight_is_read(config, tmp_path):
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model("llama")), config)
+    adapted.save_pretrained(tmp_path)
+    with pytest.raises(Refused, match=r"is an adapter of type .*zerotune runs LORA and IA3"):
+        read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
+
+
+def test_an_adapter_without_a_config_is_read_as_its_base_says(tmp_path):
+    made_by_peft(tmp_path, LoraConfig(r=2, target_modules=PROJECTIONS, task_type="CAUSAL_LM"))
+    config, tokenizer = read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
+    assert config.model_type == "llama" and len(tokenizer) > 5
+
+
+def test_an_adapter_that_names_itself_as_its_base(tmp_path):
+    config = LoraConfig(r=2, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    made_by_peft(tmp_path, config, base_model_name_or_path=str(tmp_path))
+    with pytest.raises(Refused, match="names itself as its base model"):
+        read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
