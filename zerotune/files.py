@@ -162,6 +162,17 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def file_problem(path: Path, wanted: dict) -> str | None:
+    """Return how a file differs from its recorded {"bytes", "sha256"}; None where it does not."""
+    if not path.is_file():
+        return "it is missing"
+    if path.stat().st_size != wanted["bytes"]:
+        return f"{path.stat().st_size:,} bytes, wanted {wanted['bytes']:,}"
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if found == wanted["sha256"] else f"sha256 {found[:12]}, wanted {wanted['sha256'][:12]}"
+
+
 def follow_umask(path: Path) -> None:
     """Give a file the mode that the umask asks for; some writers make files that only their owner can read."""
     path.chmod(0o666 & ~_umask())

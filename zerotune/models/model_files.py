@@ -12,7 +12,7 @@ from annotated_types import Ge
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import read_json
+from zerotune.files import file_problem, read_json
 from zerotune.records import check_record
 
 ADAPTER_KINDS = ("LORA", "IA3")
@@ -144,22 +144,12 @@ def check_final(name: str | Path) -> None:
     """Refuse a final/ folder whose weights are not those that its run wrote; reads all of them."""
     record = read_record(name, None) if os.path.isdir(name) else None
     for file, wanted in ((record or {}).get("files") or {}).items():
-        problem = _file_problem(Path(name) / file, wanted)
+        problem = file_problem(Path(name) / file, wanted)
         if problem:
             raise Refused(
                 f"{Path(name) / file} is damaged ({problem}): copy the folder again, or delete it and start the run's "
                 "command again, which makes it from the checkpoints"
             )
-
-
-def _file_problem(path: Path, wanted: dict) -> str | None:
-    if not path.is_file():
-        return "it is missing"
-    if path.stat().st_size != wanted["bytes"]:
-        return f"{path.stat().st_size:,} bytes, wanted {wanted['bytes']:,}"
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if found == wanted["sha256"] else f"sha256 {found[:12]}, wanted {wanted['sha256'][:12]}"
 
 
 def model_identity(name: str, revision: str | None) -> str:

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from zerotune.errors import Preempted, Refused
 from zerotune.files import (
     disk_is_full,
+    file_problem,
     full_disk_reason,
     json_sha256,
     read_json,
@@ -101,13 +102,25 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         if os.path.exists(folder / name) and not os.path.isdir(folder / name):
             raise Refused(f"{folder / name} is a file, not a folder: delete it, or use another --output-dir")
     finished = read_state(folder).get("state") == "finished"
-    if finished and (folder / "checkpoints").exists() and not (folder / "final" / "task.json").exists():
+    if finished and (folder / "checkpoints").exists() and (problem := _final_problem(folder / "final")):
         if says_finished:
-            say(f"{folder} was finished but its final/ is gone: it is made again from the checkpoints")
+            say(f"{folder} was finished but its final/ {problem}: it is made again from the checkpoints")
         return False
     if finished and says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")
     return finished
+
+
+def _final_problem(final: Path) -> str | None:
+    """Return why a finished run's final/ cannot be used; None where its weights are those that were written."""
+    if not (final / "task.json").exists():
+        return "is gone"
+    try:
+        files = read_json(final / "task.json").get("files") or {}
+        found = ((name, file_problem(final / name, wanted)) for name, wanted in files.items())
+        return next((f"is damaged ({name}: {problem})" for name, problem in found if problem), None)
+    except (Refused, AttributeError, KeyError, TypeError):
+        return "is damaged (task.json)"
 
 
 def _check_place(folder: Path) -> None:

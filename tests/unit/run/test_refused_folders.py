@@ -1,5 +1,6 @@
 """Damaged or foreign run and evaluation folders: one line, and nothing in them is overwritten."""
 
+import hashlib
 import json
 from argparse import Namespace
 from dataclasses import asdict
@@ -50,8 +51,14 @@ def test_a_lost_final_is_made_again_from_the_checkpoints(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     assert check_earlier_run(run_settings(tmp_path, FLAGS)) is False
     (tmp_path / "final").mkdir()
-    (tmp_path / "final" / "task.json").touch()
+    weights = tmp_path / "final" / "model.safetensors"
+    weights.write_bytes(b"weights")
+    record = {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    (tmp_path / "final" / "task.json").write_text(json.dumps({"files": {weights.name: record}}))
     assert check_earlier_run(run_settings(tmp_path, FLAGS)) is True
+    for damaged in (b"", b"weightS", None):
+        weights.unlink() if damaged is None else weights.write_bytes(damaged)
+        assert check_earlier_run(run_settings(tmp_path, FLAGS)) is False
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "final", "eval"])
