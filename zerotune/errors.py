@@ -10,6 +10,10 @@ class Refused(ValueError):
     """Bad input, or a run that cannot go on as asked. Its one line names the rule, the value found and the way out."""
 
 
+class NotJoined(Refused):
+    """The processes of a run did not find each other: each rank says so, for none can speak for the others."""
+
+
 class Preempted(Exception):
     """The run was asked to stop, has saved itself, and resumes when the same command is started again."""
 

@@ -28,8 +28,10 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a failed write does not name its file
         raise
 
 
@@ -135,27 +137,44 @@ def read_json_lines(path: Path, form=dict[str, Any], way_out: str = RESTORE_LINE
     return rows
 
 
+def disk_error_number(error: BaseException | None) -> int | None:
+    """Return ENOSPC, EDQUOT or EFBIG where an error, or what caused it, is one of these; else None.
+
+    safetensors has the number in its message alone.
+    """
+    while error is not None:
+        said = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(said[1]) if said else getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return number
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def disk_is_full(folder: Path, error: BaseException) -> bool:
     """Return whether an error came from a full disk, a quota or a limit on the size of files.
 
-    Writers report that as OSError, RuntimeError (torch) or SafetensorError, so the disk itself is asked too.
+    torch's writers do not always tell, so the disk itself is asked too.
     """
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    return _free_bytes(folder) < 2**20
+    return disk_error_number(error) is not None or _free_bytes(folder) < 2**20
 
 
 def full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
     """Return what is exhausted where a folder's disk takes no more files: space, inodes, a quota, a file size limit."""
-    code = getattr(error, "errno", None)
-    if code == errno.EDQUOT:
+    number = disk_error_number(error)
+    if number == errno.EDQUOT:
         return f"disk quota exceeded: {folder} may hold no more"
-    if code == errno.EFBIG:
+    if number == errno.EFBIG:
         return f"file too large: this process may not write larger files into {folder} (ulimit -f)"
     disk = os.statvfs(folder)
     if disk.f_files and not disk.f_favail:
         return f"no free inodes: the disk of {folder} can hold no more files"
     return f"disk full: {folder} has {_free_bytes(folder) / 2**20:.0f} MiB free"
+
+
+def full_disk_cure(error: BaseException | None = None) -> str:
+    """Return what a user can do about what `full_disk_reason` names."""
+    return "raise that limit" if disk_error_number(error) == errno.EFBIG else "free some space"
 
 
 def _free_bytes(folder: Path) -> int:

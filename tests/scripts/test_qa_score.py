@@ -120,3 +120,11 @@ def test_no_torch_is_imported():
     modules = "zerotune.squad.score_file, zerotune.squad.settings"
     program = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
+
+
+def test_a_disk_that_takes_no_more(tmp_path, files):
+    command = [sys.executable, REPOSITORY / "eval" / "qa.py", "--output-dir", "out", "--score", "predictions.json"]
+    limited = ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *map(str, command), "--test-file", "dev.json"]
+    result = subprocess.run(limited, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("refused: file too large: ") and "raise that limit" in result.stderr

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 from comparing import OFTEN, assert_same_bits, killed_at, newest_step
+from launching import PYTHON, free_port, launch
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(workplace):
@@ -58,3 +59,29 @@ def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(workpla
     assert newest_step(run) == (None if "metrics" in path else 2)
     filler.unlink()
     assert_same_bits(workplace.train("small-disk/run", *OFTEN), workplace.train_once("undisturbed", *OFTEN))
+
+
+@pytest.mark.slow
+def test_a_limit_on_the_size_of_files_is_named(workplace):
+    """A shell's `ulimit -f`, or a scheduler's, in units of 1024 bytes."""
+    reference = workplace.train_once("undisturbed", *OFTEN)  # the token cache, too, is larger than the limit
+    limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *PYTHON]
+    flags = workplace.train_flags("limited", *OFTEN)
+    run = launch(limited, "train/sst2.py", flags, workplace.folder / "limited", workplace.environment)
+    assert run.codes == (2,) and "file too large: " in run.refusal() and "(ulimit -f)" in run.refusal()
+    assert "raise that limit and start the same command again" in run.refusal()
+    assert run.read_json("state.json") == {"state": "refused", "reason": run.refusal()}
+    assert_same_bits(workplace.train("limited", *OFTEN), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_peer_that_never_joins_is_named_after_the_timeout(workplace, rank):
+    """Rank 1 speaks as well: there is no rank 0 that could."""
+    port = free_port()
+    place = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "ZEROTUNE_COLLECTIVE_TIMEOUT": "3"}
+    environment = workplace.environment | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    name = f"lonely-{rank}"
+    run = launch(PYTHON, "train/sst2.py", workplace.train_flags(name), workplace.folder / name, environment)
+    assert f"the 2 processes of this run have not all met at 127.0.0.1:{port} within 3 s" in run.refusal()
+    assert run.codes == (2,) and "Traceback" not in run.text() and not run.folder.exists()

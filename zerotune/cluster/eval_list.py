@@ -79,7 +79,9 @@ def read_list(path: Path) -> list[Line]:
         raise Refused(f"{path}: no such list; wanted a file with lines {FORM}")
     lines, folders = [], {}
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError as error:
         raise Refused(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); write it again") from None
     for number, text in enumerate(texts, start=1):

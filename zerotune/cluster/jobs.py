@@ -134,7 +134,7 @@ def describe_job(wanted: Wanted, environment: dict[str, str]) -> list[str]:
     Raises:
         Refused: the DeepSpeed file is missing or wrong.
     """
-    num_nodes = int(environment.get("SLURM_JOB_NUM_NODES", "1"))
+    num_nodes = int(environment.get("SLURM_JOB_NUM_NODES") or 1)
     processes = int(environment.get("ZEROTUNE_PROCESSES_PER_NODE", "1"))
     gpus = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
     stage = zero_stage(read_deepspeed_config(wanted.deepspeed))

@@ -167,7 +167,7 @@ def model_identity(name: str, revision: str | None) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
+        digest.update(os.fsencode(path.name) + f" {size}\n".encode())
         with path.open("rb") as file:
             for block in range(NUM_BLOCKS):
                 file.seek(max(block * BLOCK, block * (size - BLOCK) // (NUM_BLOCKS - 1)))

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,12 +13,13 @@ INK, SOFT, LINE, TUNED, BASE = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0
 THIRD, FOURTH = "#101112", "#131415"
 COLOUR_VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", TUNED: "tuned", BASE: "base"}
 COLOUR_VARIABLES |= {THIRD: "third", FOURTH: "fourth"}
+MOST_DRAWN = 1e100  # matplotlib's ticks overflow near the largest float
 RUNS = (TUNED, BASE, THIRD, FOURTH)
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: x and y, [points] each; a y that is None or not finite leaves a gap."""
+    """A line: x and y, [points] each; a y that is None, not finite or beyond MOST_DRAWN leaves a gap."""
 
     label: str
     x: Sequence[float]
@@ -30,10 +32,10 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> 
     """Draw lines, or points joined by lines, with a legend if there are several; returns `<svg>`."""
     figure, axes = _axes(5.2, 3.3)
     for one in series:
-        y = [math.nan if value is None or not math.isfinite(value) else value for value in one.y]
+        y = [math.nan if value is None or not abs(value) < MOST_DRAWN else value for value in one.y]
         # a line through a single point would show nothing
         marker = "o" if one.as_points or len(y) == 1 else None
-        axes.plot(one.x, y, color=one.colour, marker=marker, markersize=4.5, linewidth=1.6, label=one.label)
+        axes.plot(one.x, y, color=one.colour, marker=marker, markersize=4.5, linewidth=1.6, label=_literal(one.label))
     axes.set_xlabel(x_label, color=SOFT)
     axes.set_ylabel(y_label, color=SOFT)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
@@ -53,12 +55,21 @@ def intervals(title: str, x_label: str, rows: Sequence[tuple[str, float, Sequenc
         if interval is not None:
             axes.plot(interval, [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
         axes.plot([value], [row], color=colour, marker="o", markersize=7)
-    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+    axes.set_yticks(range(len(rows)), [_literal(label) for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(x_label, color=SOFT)
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     return _svg(figure, title)
+
+
+def _literal(label: str) -> str:
+    """Return a label as matplotlib shows it unchanged.
+
+    It would read the text between dollar signs as mathematics, and leave a label that begins with _ out of a legend.
+    """
+    escaped = label.replace("$", r"\$")
+    return f"\u200b{escaped}" if escaped.startswith("_") else escaped
 
 
 def _axes(width: float, height: float):
@@ -85,7 +96,8 @@ def _svg(figure, title: str) -> str:
     name = re.sub(r"\W+", "-", title.lower())
     buffer = StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has the font
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

@@ -17,6 +17,7 @@ from zerotune.errors import Preempted, Refused
 from zerotune.files import (
     disk_is_full,
     file_problem,
+    full_disk_cure,
     full_disk_reason,
     json_sha256,
     read_json,
@@ -269,8 +270,8 @@ class RunFolder:
             self._write_last_state("preempted", str(error))
         elif error is not None and disk_is_full(self.path, error):
             full = Refused(
-                f"{full_disk_reason(self.path, error)} ({error}); free some space and start the same command again, it "
-                "resumes from the last checkpoint"
+                f"{full_disk_reason(self.path, error)} ({error}); {full_disk_cure(error)} and start the same command "
+                "again, it resumes from the last checkpoint"
             )
             self._write_last_state("refused", str(full))
         if self.tracker is not None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from zerotune.errors import Refused
+from zerotune.errors import NotJoined, Refused
 from zerotune.run.cpu import parent_command
 from zerotune.run.process import is_main_process
 from zerotune.settings.deepspeed import choose_deepspeed_accelerator
@@ -44,6 +44,7 @@ def start_accelerator(deepspeed_config: dict | None):
         deepspeed_config: filled in, or None for plain data parallelism.
     Raises:
         Refused: a process is alone though several were launched, or FSDP or another plugin was asked for.
+        NotJoined: not all processes came.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise Refused(
@@ -69,9 +70,12 @@ def start_accelerator(deepspeed_config: dict | None):
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config)
     else:
         os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    accelerator = Accelerator(
-        mixed_precision="no", cpu=on_cpu and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no", cpu=on_cpu and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers
+        )
+    except torch.distributed.DistError as error:
+        raise NotJoined(_who_was_waited_for(os.environ, error)) from error
     check_world(accelerator.num_processes, os.environ, parent_command())
     return accelerator
 
@@ -93,7 +97,7 @@ def check_world(num_processes: int, environment: dict, launcher_command: str) ->
         launcher_command: command line of the parent process, "" when unknown.
     """
     launched = int(environment.get("WORLD_SIZE", "1"))
-    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS") or 1)
     wanted = re.search(r"launch\b.*--num[_-]processes[ =](\d+)", launcher_command)
     if launched != num_processes:
         raise Refused(
@@ -108,6 +112,18 @@ def check_world(num_processes: int, environment: dict, launcher_command: str) ->
             f"accelerate launch was asked for {wanted[1]} processes and started {num_processes}: on a CPU use "
             f"torchrun --nproc_per_node {wanted[1]}, or add --use_deepspeed"
         )
+
+
+def _who_was_waited_for(environment: Mapping[str, str], error: Exception) -> str:
+    """Return what a rank says that has not found the others."""
+    place = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
+    seconds = collective_timeout(environment).total_seconds()
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"the {environment.get('WORLD_SIZE', '1')} processes of this run have not all met at {place} within "
+        f"{seconds:.0f} s ({first_line}): see why the others did not start or cannot reach it; {COLLECTIVE_TIMEOUT} "
+        "sets the seconds"
+    )
 
 
 def _find_build_tools() -> None:

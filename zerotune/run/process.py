@@ -6,12 +6,22 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
-from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, Interrupted, Preempted, Refused
-from zerotune.files import write_json
+from zerotune.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_REFUSED,
+    Interrupted,
+    NotJoined,
+    Preempted,
+    Refused,
+)
+from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, write_json
 from zerotune.terminal import make_output_tolerant
 
 RANK_0_SPEAKS = "zerotune: rank 0 speaks"  # a key of the process group's store
@@ -19,6 +29,38 @@ SECONDS_FOR_RANK_0 = 3
 RECORDED_VERSIONS = (
     "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",
 )  # fmt: skip
+# Variables that launchers set, and the least number that each may be.
+LAUNCHER_NUMBERS = {
+    "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 0, "SLURM_RESTART_COUNT": 0,
+    "SLURM_STEP_NUM_TASKS": 1, "SLURM_JOB_NUM_NODES": 1, "SLURM_GPUS_ON_NODE": 0, "ZEROTUNE_PROCESSES_PER_NODE": 1,
+}  # fmt: skip
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """Refuse launcher variables that are no numbers, or do not fit each other, before anything uses them."""
+    for name, least in LAUNCHER_NUMBERS.items():
+        value = environment.get(name, str(least))
+        if value == "" and name.startswith("SLURM_"):
+            continue
+        if not value.isdecimal() or int(value) < least:
+            raise Refused(
+                f"{name} is {value!r}, wanted a whole number from {least}: unset it, or let the launcher set it"
+            )
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if rank in environment and size in environment and int(environment[rank]) >= int(environment[size]):
+            found = f"{rank} {environment[rank]} is not below {size} {environment[size]}"
+            raise Refused(f"{found}: let the launcher set both")
+
+
+def check_names(arguments: Sequence[str]) -> None:
+    """Refuse a command or a working folder whose name is not UTF-8: no record could hold it."""
+    try:
+        for name in (*arguments, os.getcwd()):
+            name.encode()
+    except UnicodeEncodeError:
+        raise Refused(f"{name!a} is not UTF-8: rename the file or folder") from None
+    except OSError as error:
+        raise Refused(f"the working folder cannot be used ({error.strerror}): change to another one") from None
 
 
 def started_at() -> float:
@@ -53,6 +95,8 @@ def _tells_the_end() -> bool:
     Another one speaks for what it alone has found: before the ranks know each other the first of each node, and later
     where rank 0 has not spoken within SECONDS_FOR_RANK_0 and so does not know.
     """
+    if not os.environ.get("RANK", "0").isdecimal():
+        return True
     if not _in_process_group():
         return is_main_process() or os.environ.get("LOCAL_RANK") == "0"
     distributed = sys.modules["torch"].distributed
@@ -123,16 +167,20 @@ def run_script(main, args) -> None:
     """
     make_output_tolerant()
     try:
+        check_launcher(os.environ)
+        check_names(sys.argv)
         main(args)
     except Refused as error:
-        _end_process(EXIT_REFUSED, _refusal(args, " ".join(str(error).split())), sys.stderr)
+        _end_process(EXIT_REFUSED, _refusal(args, error), sys.stderr)
     except Preempted as error:
         status = EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_PREEMPTED
         _end_process(status, str(error) if is_main_process() else None, sys.stdout)
     except KeyboardInterrupt as error:
         line = f"interrupted{f': {error}' if str(error) else ''}"
         _end_process(EXIT_INTERRUPTED, line if is_main_process() else None, sys.stderr)
-    except Exception:
+    except Exception as error:
+        if disk_error_number(error) is not None:
+            _end_process(EXIT_REFUSED, _refusal(args, Refused(_disk_line(error))), sys.stderr)
         if not _in_process_group():
             raise
         traceback.print_exc()
@@ -141,10 +189,19 @@ def run_script(main, args) -> None:
         _end_process(0)
 
 
-def _refusal(args, line: str) -> str | None:
+def _disk_line(error: Exception) -> str:
+    """Return what to say of a disk that took no more, outside of a run folder."""
+    path = Path(getattr(error, "filename", None) or Path.cwd())
+    folder = path if path.is_dir() else path.parent
+    reason = full_disk_reason(folder if folder.is_dir() else Path.cwd(), error)
+    return f"{reason}; {full_disk_cure(error)} and start the same command again"
+
+
+def _refusal(args, error: Refused) -> str | None:
     """What this rank says of a refusal, and leaves in --state-file; None where another rank does."""
-    if not _tells_the_end():
+    if not (isinstance(error, NotJoined) or _tells_the_end()):
         return None
+    line = " ".join(str(error).split())
     if not is_main_process():
         line = f"rank {os.environ['RANK']} on {platform.node()}: {line}"
     state_file = getattr(args, "state_file", None)

@@ -14,7 +14,7 @@ from annotated_types import Ge
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import disk_is_full, full_disk_reason, parse_record, sync_folder, write_json
+from zerotune.files import disk_is_full, full_disk_cure, full_disk_reason, parse_record, sync_folder, write_json
 from zerotune.records import Count
 from zerotune.run.launch import on_all_ranks
 from zerotune.training.progress import ProgressRecord
@@ -124,8 +124,8 @@ def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None)
     if error is not None and not disk_is_full(folder, error):
         raise error
     return (
-        f"{full_disk_reason(folder, error)}; a checkpoint takes about {num_bytes / 2**20:.0f} MiB; free some space and "
-        "start the same command again, it resumes from the last checkpoint"
+        f"{full_disk_reason(folder, error)}; a checkpoint takes about {num_bytes / 2**20:.0f} MiB; "
+        f"{full_disk_cure(error)} and start the same command again, it resumes from the last checkpoint"
     )
 
 

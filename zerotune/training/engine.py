@@ -251,7 +251,8 @@ def save_training_state(folder: Path, module: nn.Module, stateful: dict) -> list
     save_file(_trainable_weights(module), folder / WEIGHTS_FILE)
     follow_umask(folder / WEIGHTS_FILE)
     states = {name: part.state_dict() if part else None for name, part in stateful.items()}
-    torch.save(states, folder / OPTIMIZER_FILE)
+    with (folder / OPTIMIZER_FILE).open("wb") as file:  # torch tells why this one could not be written
+        torch.save(states, file)
     return [folder / WEIGHTS_FILE, folder / OPTIMIZER_FILE]
 
 

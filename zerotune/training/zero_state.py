@@ -48,7 +48,8 @@ def save_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: in
         metadata = {"step": str(steps.pop())}
     else:
         files.append(_quantised_file(folder, rank, world_size))
-        torch.save([zero.optimizer.state[flat] for flat, _ in partitions], files[0])
+        with files[0].open("wb") as file:  # torch tells why this one could not be written
+            torch.save([zero.optimizer.state[flat] for flat, _ in partitions], file)
     for kind in _kinds(zero.optimizer):  # a file each, so that a GPU's are in host memory one after the other
         files.append(folder / f"{kind}-{rank + 1:05d}-of-{world_size:05d}.safetensors")
         tensors = {

@@ -116,6 +116,23 @@ def test_a_hub_model_is_told_from_its_namesake_and_from_another_commit(write_lis
     assert read_list(path)[0].folder == folders[0]
 
 
+def test_a_list_with_a_byte_order_mark(write_list):
+    path = write_list("org/a sst2 0 0")
+    plain = read_list(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_list(path) == plain and plain[0].model == "org/a"
+
+
+def test_damaged_results_are_named_and_the_others_compared(write_list, capsys):
+    lines = read_list(write_list("org/a sst2 0 0", "org/b sst2 0 0"))
+    for line in lines:
+        finish(line)
+    (lines[0].folder / "metrics.json").write_text('{"accuracy": NaN}')
+    compare(lines)
+    said = capsys.readouterr().out
+    assert "metrics.json is damaged (NaN is no number of JSON)" in said and "accuracy 0.5000 on 6 items" in said
+
+
 def test_all_lines_of_a_chain_are_launched(write_list, capsys):
     path = write_list("org/a sst2 0 0", "org/b sst2 0 0")
     finish(read_list(path)[0])

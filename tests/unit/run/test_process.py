@@ -1,0 +1,111 @@
+"""What a script checks before it begins, and what it says of a disk that takes no more."""
+
+import errno
+import os
+from argparse import Namespace
+
+import pytest
+from safetensors import SafetensorError
+
+from zerotune.errors import NotJoined, Refused
+from zerotune.run.process import check_launcher, check_names, run_script
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": "29500"},
+        {"SLURM_RESTART_COUNT": "", "SLURM_GPUS_ON_NODE": "0", "SLURM_STEP_NUM_TASKS": ""},
+    ],
+)
+def test_launchers_that_are_understood(environment):
+    check_launcher(environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"WORLD_SIZE": "y"}, "WORLD_SIZE is 'y', wanted a whole number from 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', wanted a whole number from 1"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is '', wanted"),
+        ({"RANK": "-1"}, "RANK is '-1', wanted a whole number from 0"),
+        ({"LOCAL_RANK": "1.0"}, "LOCAL_RANK is '1.0', wanted"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http', wanted"),
+        ({"SLURM_RESTART_COUNT": "x"}, "SLURM_RESTART_COUNT is 'x', wanted a whole number from 0"),
+        ({"SLURM_GPUS_ON_NODE": "gpu:4"}, "SLURM_GPUS_ON_NODE is 'gpu:4', wanted"),
+        ({"ZEROTUNE_PROCESSES_PER_NODE": "all"}, "ZEROTUNE_PROCESSES_PER_NODE is 'all', wanted"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2 is not below WORLD_SIZE 2"),
+    ],
+)
+def test_launcher_variables_that_are_no_numbers(environment, words):
+    with pytest.raises(Refused, match=words):
+        check_launcher(environment)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "SLURM_RESTART_COUNT"])
+def test_the_refusal_is_said_whatever_the_rank(monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "y")
+    with pytest.raises(SystemExit) as stopped:
+        run_script(lambda args: pytest.fail("main was called"), Namespace())
+    assert stopped.value.code == 2 and f"refused: {'rank y' if name == 'RANK' else name}" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8(tmp_path, monkeypatch):
+    check_names(["train/sst2.py", "--output-dir", "runs/\u00e9"])
+    with pytest.raises(Refused, match=r"'runs/a\\udcff' is not UTF-8: rename"):
+        check_names(["train/sst2.py", "--output-dir", os.fsdecode(b"runs/a\xff")])
+    folder = tmp_path / os.fsdecode(b"a\xff")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(Refused, match=r"a\\udcff' is not UTF-8"):
+        check_names([])
+
+
+def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    with pytest.raises(Refused, match="the working folder cannot be used"):
+        check_names([])
+
+
+def ending(error):
+    def main(args):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main, Namespace())
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "refused: disk full: "),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "out/metrics.json"), "refused: disk quota exceeded: "),
+        (OSError(errno.EFBIG, "File too large"), "refused: file too large: "),
+        (
+            SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+            "refused: file too large",
+        ),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_a_refusal_in_any_script(capsys, error, words):
+    assert ending(error) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(words) and line.count("\n") == 1
+
+
+def test_another_error_is_a_bug():
+    def main(args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(PermissionError):
+        run_script(main, Namespace())
+
+
+def test_a_rank_that_found_nobody_speaks_for_itself(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert ending(NotJoined("nobody came")) == 2
+    assert capsys.readouterr().err.startswith("refused: rank 3 on ")
