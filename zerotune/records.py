@@ -13,11 +13,19 @@ from functools import cache
 from typing import Annotated
 
 from annotated_types import Ge, Le
+from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
 
 Count = Annotated[int, Ge(0), Le(2**63 - 1)]
 RESTORE = "restore it, or give the run another folder"
+
+
+class FileRecord(TypedDict):
+    """What a manifest says of a file."""
+
+    bytes: Count
+    sha256: str
 
 
 def check_record(value, form, where, way_out: str = RESTORE):

@@ -14,11 +14,16 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import read_json, write_json, write_text
+from zerotune.files import hold_lock, read_json, write_json, write_text
 from zerotune.metrics.wordnet import DEBIAN_FOLDER
 from zerotune.models.model_files import cached_snapshot
+from zerotune.records import FileRecord
+from zerotune.tasks.split_file import SplitRecord
 
 MANIFEST = "zerotune-manifest.json"
 # What transformers and peft read of a repository. Weights in the older .bin form only where there are no others.
@@ -49,6 +54,16 @@ class Item:
         return f"{self.kind} {self.name}" + (f" at {self.revision}" if self.revision else "")
 
 
+class Entry(TypedDict):
+    """What the manifest says of an item; `asked` is the revision that was asked for, None for the latest."""
+
+    kind: Literal["model", "dataset", "wordnet"]
+    name: str
+    asked: str | None
+    revision: str | None
+    files: dict[str, FileRecord]
+
+
 def parse_item(kind: str, text: str) -> Item:
     """An item from ID or ID@REVISION."""
     name, _, revision = text.partition("@")
@@ -67,10 +82,10 @@ def nltk_folder() -> Path:
     return Path(os.environ.get("NLTK_DATA", "").split(os.pathsep)[0] or cache_root() / "nltk_data")
 
 
-def read_manifest() -> dict[str, dict]:
+def read_manifest() -> dict[str, Entry]:
     """What has been fetched, by item. Raises Refused where the manifest is damaged."""
     path = cache_root() / MANIFEST
-    return read_json(path) if path.exists() else {}
+    return read_json(path, dict[str, Entry], "delete it and fetch again") if path.exists() else {}
 
 
 def listed_items() -> list[Item]:
@@ -90,7 +105,7 @@ def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
 
 def dataset_of_split(path: Path) -> tuple[str | None, str | None]:
     """Hub id and revision of the rows that a run's split.json records, none where they are files or a sample."""
-    sources = read_json(path).get("sources", {})
+    sources = read_json(path, SplitRecord).get("sources", {})
     for source in sources.values():
         if source.get("dataset"):
             return source["dataset"], source.get("revision")
@@ -107,7 +122,7 @@ def missing_items(items: list[Item], whole: bool = False) -> dict[Item, str]:
     return {item: why for item, why in found.items() if why}
 
 
-def _entry(manifest: dict[str, dict], item: Item) -> dict | None:
+def _entry(manifest: dict[str, Entry], item: Item) -> Entry | None:
     """What the manifest has of an item: fetched as it is asked for now, or at the very commit that is asked for."""
     same = [entry for entry in manifest.values() if (entry["kind"], entry["name"]) == (item.kind, item.name)]
     return next((entry for entry in same if _wants(item, entry)), None)
@@ -186,7 +201,8 @@ def fetch(item: Item, update: bool = False) -> dict:
         for path in sorted(files)
     }
     entry = {"kind": item.kind, "name": item.name, "asked": item.revision, "revision": revision, "files": described}
-    write_json(root / MANIFEST, read_manifest() | {str(item): entry})
+    with hold_lock(root / f".{MANIFEST}.lock"):  # others may fetch at the same time
+        write_json(root / MANIFEST, read_manifest() | {str(item): entry})
     return entry
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
 from zerotune.squad.questions import GoldAnswer, Paragraph, Question
-from zerotune.tasks.files import check_unicode, clean_text, decode_text, read_bytes
+from zerotune.tasks.files import check_unicode, clean_text, decode_text, needs_memory, read_bytes
 from zerotune.tasks.hub import read_hub
 from zerotune.tasks.sources import Origin
 
@@ -37,13 +37,14 @@ def read_questions(path: Path) -> tuple[list[Question], dict]:
         Refused: broken gzip or JSON, missing fields, empty texts, ids that occur twice, an answer that is not in the
             context at its answer_start, or answers to a question that is marked as impossible.
     """
-    data = read_bytes(path)
-    text = decode_text(data, path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Refused(f"{path}: not JSON ({error}); wanted SQuAD's format {FORMAT}") from None
-    questions = parse_questions(value, str(path))
+    with needs_memory(path):
+        data = read_bytes(path)
+        text = decode_text(data, path)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Refused(f"{path}: not JSON ({error}); wanted SQuAD's format {FORMAT}") from None
+        questions = parse_questions(value, str(path))
     record = {"path": str(path.absolute()), "sha256": hashlib.sha256(data).hexdigest(), "rows": len(questions)}
     return questions, record
 

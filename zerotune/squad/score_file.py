@@ -14,7 +14,7 @@ from zerotune.squad.questions import TASK, Question
 from zerotune.squad.report import print_scores
 from zerotune.squad.result_files import write_question_results
 from zerotune.squad.splits import load_test
-from zerotune.tasks.files import check_unicode, decode_text, read_bytes
+from zerotune.tasks.files import check_unicode, decode_text, needs_memory, read_bytes
 from zerotune.tasks.split_file import reporting_sha256
 
 MODEL_FLAGS = (
@@ -72,8 +72,10 @@ def read_predictions(path: Path) -> dict[str, str]:
         Refused: the file is something else.
     """
     expected = 'wanted one JSON object {"question id": "answer"}'
+    with needs_memory(path):
+        text = decode_text(read_bytes(path), path)
     try:
-        value = json.loads(decode_text(read_bytes(path), path), object_pairs_hook=lambda pairs: pairs)
+        value = json.loads(text, object_pairs_hook=lambda pairs: pairs)
     except (ValueError, RecursionError) as error:
         raise Refused(f"{path}: not JSON ({error}); {expected}") from None
     if not isinstance(value, list) or not value or not all(isinstance(pair, tuple) for pair in value):

@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,6 +19,9 @@ from pathlib import Path
 from zerotune.errors import Refused
 
 FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
+# Most bytes of text in a file, unpacked, and in a line: a small .gz may hold more than any memory.
+MOST_BYTES, MOST_LINE_BYTES = 2**31, 2**26
+_BYTES_A_READ = 2**20
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,11 @@ def read_file(path: Path) -> Source:
     """Read a csv (quoted fields may hold newlines), tsv (GLUE's form: no quoting), jsonl or parquet file.
 
     Raises Refused, naming the file and the line, for one that cannot be read."""
+    with needs_memory(path):
+        return _read_file(path)
+
+
+def _read_file(path: Path) -> Source:
     kind = file_kind(path)
     data = read_bytes(path)
     record = {"path": str(path.absolute()), "sha256": hashlib.sha256(data).hexdigest()}
@@ -97,7 +107,7 @@ def read_file(path: Path) -> Source:
         rows, lines = _parse_parquet(data, path), None
     else:
         parse = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}[kind]
-        text = decode_text(data, path)
+        text = decode_text(data, path, MOST_LINE_BYTES)
         if not text.strip():
             raise Refused(f"{path} is empty (blank lines only); give a file with a header and rows")
         rows, lines = parse(text, path)
@@ -106,17 +116,28 @@ def read_file(path: Path) -> Source:
     return Source(str(path), rows, lines, {**record, "rows": len(rows)})
 
 
-def decode_text(data: bytes, path: Path) -> str:
-    """Decode a file's UTF-8 text, unpacked where its name ends in .gz. Raises Refused for bytes that are no text."""
+@contextmanager
+def needs_memory(path: Path) -> Iterator[None]:
+    """Refuse a file for which the memory is too small."""
+    try:
+        yield
+    except MemoryError:
+        raise Refused(f"{path}: there is not enough memory to read it; give a smaller file") from None
+
+
+def decode_text(data: bytes, path: Path, most_line_bytes: int = MOST_BYTES) -> str:
+    """Decode a file's UTF-8 text, unpacked where its name ends in .gz.
+
+    Raises:
+        Refused: the bytes are no text, or there are too many of them, in all or in a line.
+    """
     if path.name.lower().endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise Refused(f"{path}: broken gzip ({error}); copy or compress the file again") from None
+        data = _unpack(data, path)
         if not data:
             raise Refused(f"{path} is empty after decompression; copy or write the file again")
     elif data.startswith(b"\x1f\x8b"):
         raise Refused(f"{path} holds gzip data; name it {path.name}.gz or decompress it")
+    _check_size(data, path, most_line_bytes)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Refused(f"{path} is UTF-16; wanted UTF-8 (iconv -f UTF-16 -t UTF-8 converts it)")
     nul = data.find(b"\0")
@@ -129,6 +150,30 @@ def decode_text(data: bytes, path: Path) -> str:
         raise Refused(
             f"{path} line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; convert the file"
         ) from None
+
+
+def _unpack(data: bytes, path: Path) -> bytearray:
+    """Unpack gzip piece by piece, and no further than MOST_BYTES."""
+    unpacked = bytearray()
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+            while len(unpacked) <= MOST_BYTES and (piece := stream.read(_BYTES_A_READ)):
+                unpacked += piece
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise Refused(f"{path}: broken gzip ({error}); copy or compress the file again") from None
+    return unpacked
+
+
+def _check_size(data: bytes | bytearray, path: Path, most_line_bytes: int) -> None:
+    if len(data) > MOST_BYTES:
+        raise Refused(f"{path} holds more than {MOST_BYTES / 2**30:.0f} GiB of text; give a part of it")
+    start = 0
+    while len(data) - start > most_line_bytes:
+        end = data.rfind(b"\n", start, start + most_line_bytes + 1)
+        if end < 0:
+            where, most = f"{path} line {_line_at(data, start)}", f"{most_line_bytes / 2**20:.0f} MiB"
+            raise Refused(f"{where}: longer than {most}, which no text is; correct the line")
+        start = end + 1
 
 
 def _line_at(data: bytes, offset: int) -> int:

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
 from zerotune.files import disk_is_full, full_disk_cure, full_disk_reason, parse_record, sync_folder, write_json
-from zerotune.records import Count
+from zerotune.records import Count, FileRecord
 from zerotune.run.launch import on_all_ranks
 from zerotune.training.progress import ProgressRecord
 
@@ -33,13 +33,6 @@ class CheckpointRecord(TypedDict):
     step: Count
     progress: ProgressRecord
     num_processes: Annotated[int, Ge(1)]
-
-
-class FileRecord(TypedDict):
-    """What manifest.json says of each file."""
-
-    bytes: Count
-    sha256: str
 
 
 def step_folder(root: Path, step: int) -> Path:

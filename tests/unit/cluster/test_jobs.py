@@ -156,7 +156,7 @@ def test_items_of_a_command_line(tmp_path):
     final.mkdir(parents=True)
     (final / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))
     source = {"dataset": "stanfordnlp/sst2", "revision": "abc"}
-    (tmp_path / "run" / "split.json").write_text(json.dumps({"sources": {"train": source}}))
+    (tmp_path / "run" / "split.json").write_text(json.dumps({"sources": {"train": source | {"sha256": "5a"}}}))
     found = items("eval/sst2.py", "--model", str(final))
     assert found == [Item("model", "org/base", "v2"), Item("dataset", "stanfordnlp/sst2", "abc")]
 

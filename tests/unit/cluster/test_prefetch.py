@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from zerotune.cluster import prefetch
 from zerotune.cluster.jobs import items_of, read_flags
 from zerotune.cluster.prefetch import Item
+from zerotune.errors import Refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -120,6 +123,38 @@ def test_a_kept_commit_is_asked_for_again(own_cache, monkeypatch):
         "model org/a at main": "cc",
         "model org/a at v2": "v2",
     }
+
+
+def test_fetches_at_the_same_time_are_all_listed(own_cache, monkeypatch):
+    path = fetched(own_cache)
+    read = prefetch.read_manifest
+
+    def read_slowly():
+        manifest = read()
+        time.sleep(0.05)
+        return manifest
+
+    monkeypatch.setattr(prefetch, "read_manifest", read_slowly)
+    monkeypatch.setattr(prefetch, "_fetch_model", lambda item, revision: ("c" * 40, [path]))
+    items = [Item("model", f"org/{name}") for name in "bcdefg"]
+    with ThreadPoolExecutor(len(items)) as threads:
+        list(threads.map(prefetch.fetch, items))
+    assert read().keys() == {"model org/a", *map(str, items)}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "it is"),
+        ('{"model org/a": 7}', "model org/a is 7, wanted a valid dictionary"),
+        ('{"model org/a": {"kind": "model", "name": "org/a", "asked": null, "revision": "c"}}', "files is missing"),
+    ],
+)
+def test_a_manifest_of_another_form(own_cache, content, words):
+    own_cache.mkdir()
+    (own_cache / prefetch.MANIFEST).write_text(content)
+    with pytest.raises(Refused, match=rf"{prefetch.MANIFEST} is damaged \(.*{words}.*: delete it and fetch again"):
+        prefetch.listed_items()
 
 
 def test_wordnet_comes_from_debians_files(own_cache, monkeypatch, tmp_path):

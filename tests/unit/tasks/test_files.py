@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import pyarrow
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from zerotune.errors import Refused
+from zerotune.tasks import files
 from zerotune.tasks.files import find_column, read_file, require_file_sha256
 
 ROWS = [
@@ -113,6 +115,46 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path, name, content, messa
     assert message in str(refusal.value)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("compressed", ["", ".gz"])
+def test_too_much_text(tmp_path, monkeypatch, compressed):
+    """A small .gz is unpacked no further than the limit."""
+    monkeypatch.setattr(files, "MOST_BYTES", 2**16)
+    content = tsv().encode()
+    assert read_file(write(tmp_path, f"a.tsv{compressed}", content)).rows
+    for data in (content + b"a text\t1\n" * 2**16, content + b"x" * 2**20):
+        with pytest.raises(Refused, match=r"b.tsv.* holds more than 0 GiB of text; give a part of it"):
+            read_file(write(tmp_path, f"b.tsv{compressed}", data))
+
+
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 2**22)
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(bytes(2**27)))
+    tracemalloc.start()
+    with pytest.raises(Refused, match="holds more than"):
+        read_file(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("compressed", ["", ".gz"])
+def test_a_line_that_is_too_long(tmp_path, monkeypatch, compressed):
+    monkeypatch.setattr(files, "MOST_LINE_BYTES", 2**10)
+    lines = [b"sentence\tlabel", *[b"%d\t1" % number for number in range(2000)], b"x" * 1022 + b"\t1"]
+    with pytest.raises(Refused, match="line 2003: longer than 0 MiB, which no text is"):
+        read_file(write(tmp_path, f"b.tsv{compressed}", b"\n".join([*lines, b"x" * 1023 + b"\t1", b"a\t1"])))
+    assert len(read_file(write(tmp_path, f"a.tsv{compressed}", b"\n".join(lines))).rows) == 2001
+
+
+def test_a_file_that_does_not_fit_the_memory(tmp_path, monkeypatch):
+    def no_memory(data, path, most_line_bytes):
+        raise MemoryError
+
+    monkeypatch.setattr(files, "decode_text", no_memory)
+    with pytest.raises(Refused, match="not enough memory"):
+        read_file(write(tmp_path, "a.tsv", tsv().encode()))
 
 
 def test_broken_gzip(tmp_path):
