@@ -20,15 +20,18 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from benchmarking import conditions, markdown_table, write_record
+from default_settings import optimisation_settings, run_settings
 from random_models import SHAPES, random_model, random_rows, settings_for
+from torch.nn import functional
 
 from zerotune.models.classifier import SequenceClassifier
 from zerotune.models.parameters import parameter_groups
 from zerotune.models.used_rows import train_used_rows
 from zerotune.run import launch
+from zerotune.run.folder import RunFolder
 from zerotune.training import checkpoints
 from zerotune.training.engine import Engine, build_optimizer
-from zerotune.training.loop import Loop
+from zerotune.training.loop import TrainingLoop
 from zerotune.training.schedule import Schedule
 
 WAYS = ("no saves", "synchronous", "scratch")
@@ -97,35 +100,32 @@ def run_turn(args, engine: Engine, data, way: str) -> dict[str, float]:
     never = 2 * args.steps
     every = never if way == "no saves" else args.save_every
     schedule = Schedule(never, args.steps, 0, eval_every=never, checkpoint_every=every, log_every=never)
+    optimisation = optimisation_settings(batch_size=args.batch_size, learning_rate=1e-5)
     with tempfile.TemporaryDirectory(dir=args.output_dir) as folder:
-        flags = SimpleNamespace(
-            batch_size=args.batch_size,
-            tokens_per_device=2048,
-            learning_rate=1e-5,
-            seed=0,
-            patience=None,
-            keep_checkpoints=1,
-            scratch_dir=args.scratch_dir if way == "scratch" else None,
-        )
-        run = SimpleNamespace(path=Path(folder), log=lambda row: None)
-        loop = Loop(engine, data, schedule, run, flags, None, SimpleNamespace(name=None))
-        engine.model.train()
+        scratch_dir = args.scratch_dir if way == "scratch" else None
+        run = RunFolder(run_settings(Path(folder), keep_checkpoints=1, scratch_dir=scratch_dir), engine.accelerator)
+        loop = TrainingLoop(run, engine, data, schedule, optimisation, None, SimpleNamespace(name=None))
         steps_s = stall_s = 0.0
-        for step in range(1, args.steps + 1):
+        ended = None
+        for step in loop:
             started = time.perf_counter()
-            loop._one_step(step)
-            status = loop._read_status_where_due()
-            loop.progress.train_seconds += 1.0  # what a log line divides by
-            stepped = time.perf_counter()
-            loop._at_boundary(status)
-            steps_s, stall_s = steps_s + stepped - started, stall_s + time.perf_counter() - stepped
+            stall_s += started - ended if ended else 0.0
+            if step.number > args.steps:
+                break
+            for batch in step:
+                loss = functional.cross_entropy(engine.forward(**batch.inputs), batch.targets, reduction="sum")
+                engine.backward(loss * batch.weight, batch.is_last)
+            engine.update(step.rate_factor)
+            ended = time.perf_counter()
+            steps_s += ended - started
         started = time.perf_counter()
-        loop.close_saves()
+        loop.saver.close()
         end_s = time.perf_counter() - started
+        root = loop.saver.root
         if way != "no saves":
-            found, _ = checkpoints.newest_whole(loop.checkpoint_root)
-            assert found == checkpoints.step_folder(loop.checkpoint_root, args.steps // every * every)
-        shutil.rmtree(loop.checkpoint_root, ignore_errors=True)
+            found, _ = checkpoints.newest_whole(root)
+            assert found == checkpoints.step_folder(root, args.steps // every * every)
+        shutil.rmtree(root, ignore_errors=True)
     return {"steps_s": steps_s, "stall_s": stall_s, "end_s": end_s}
 
 
