@@ -11,7 +11,7 @@ from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, most_tokens
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import evaluation_batches
-from zerotune.training.classification import labelled_data
+from zerotune.training.classification import check_last_tokens, labelled_data
 
 
 def head_scorer(model, data, device: torch.device, precision: str) -> Scorer:
@@ -52,6 +52,7 @@ def prepare_head(
     truncation = record.get("truncation", evaluation.text.truncation)
     data = labelled_data(tokenizer, examples, max_length, truncation)
     check_token_ids(loaded.name, config, data.token_ids)
+    check_last_tokens(loaded.name, config, tokenizer, data)
     description = {
         "setting": "classifier head" if trained else "untrained head",
         "head": "classify",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from zerotune.evaluation.options import TextEvaluation, generator_record, traini
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.parameters import published_table
-from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.pretrained import check_token_ids, load_tokenizer
 from zerotune.run.plan import describe_memory, scoring_memory
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
@@ -55,6 +56,9 @@ def prepare_prompt(
     if record is not None or evaluation.as_generator:  # text, prompt and answer together
         max_text_tokens = window = answer_window(tokenizer, prompt, max_text_tokens, window)
     data = encode_prompts(tokenizer, prompt, [example.text for example in examples], max_text_tokens, window)
+    # beside the texts, whose tokens were checked, all prompts have the same tokens
+    first = [*data.context(0), *chain.from_iterable(data.targets[: len(prompt.label_words)])]
+    check_token_ids(loaded.name, config, np.array(first))
     description |= {
         "prompt_format": "chat" if prompt.chat else "plain",
         "prompt": prompt.template,

@@ -11,7 +11,7 @@ from zerotune.evaluation.scoring import PreparedModel
 from zerotune.files import read_json
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.generator import load_language_model
-from zerotune.models.pretrained import answers_by_prompt, read_config
+from zerotune.models.pretrained import answers_by_prompt, check_texts, read_config
 from zerotune.run.folder import RunFolder
 from zerotune.run.process import say
 from zerotune.settings.groups import PromptSettings, TextSettings, TrainSettings
@@ -61,6 +61,7 @@ def check_evaluation(
 ) -> None:
     """Refuse what this model would ignore or cannot do, and a folder that holds the results of another evaluation."""
     check_flags(evaluation, config, tokenizer)
+    check_texts(evaluation.model.name, config, tokenizer, (each.text for each in (*evaluation.shots, *examples)))
     check_earlier(folder, evaluation.described(), text_items(evaluation, task, examples))
 
 

@@ -14,7 +14,7 @@ from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.boundary import quiet_transformers, reading
 from zerotune.models.heads import SPAN_HEAD, head_module_names, is_encoder, is_head_parameter, make_head_float32
 from zerotune.models.precision import compute_dtype
-from zerotune.models.pretrained import check_window
+from zerotune.models.pretrained import check_pad_token, check_window
 from zerotune.settings.groups import ModelSettings
 
 # Never quantised: the heads of every model we support, under every task. transformers matches the beginning or the end
@@ -147,11 +147,7 @@ def tuning_config(config, settings: ModelSettings, tokenizer):
     Raises:
         Refused: the pad token has no embedding.
     """
-    if tokenizer.pad_token_id >= config.vocab_size:
-        raise Refused(
-            f"the pad token must have an embedding: {tokenizer.pad_token!r} is id {tokenizer.pad_token_id} but "
-            f"{settings.name} has {config.vocab_size}; give its tokenizer another pad token"
-        )
+    check_pad_token(settings.name, config, tokenizer)
     config.pad_token_id = tokenizer.pad_token_id
     if settings.method != "full" or not is_encoder(config):
         for key in config.to_dict():

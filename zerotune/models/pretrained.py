@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -40,7 +41,9 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = ())
     check_adapter(name, revision)
     check_weight_files(name)
     check_final(name)
-    return config, load_tokenizer(name, revision)
+    tokenizer = load_tokenizer(name, revision)
+    check_pad_token(name, config, tokenizer)
+    return config, tokenizer
 
 
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
@@ -211,6 +214,23 @@ def check_token_ids(name: str, config: PretrainedConfig, ids: np.ndarray) -> Non
         )
 
 
+def check_pad_token(name: str, config: PretrainedConfig, tokenizer) -> None:
+    """Refuse a pad token without an embedding."""
+    if tokenizer.pad_token_id >= config.vocab_size:
+        raise Refused(
+            f"the pad token must have an embedding: {tokenizer.pad_token!r} is id {tokenizer.pad_token_id} but "
+            f"{name} has {config.vocab_size}; give its tokenizer another pad token"
+        )
+
+
+def check_texts(name: str, config: PretrainedConfig, tokenizer, texts: Iterable[str]) -> None:
+    """Refuse texts with a token that has no embedding; they are tokenised only where there is such a token."""
+    if max(tokenizer.get_vocab().values()) < config.vocab_size:
+        return
+    for text in texts:
+        check_token_ids(name, config, np.array(tokenizer.backend_tokenizer.encode(text).ids))
+
+
 def load_tokenizer(name: str, revision: str | None):
     """Return the fast tokenizer, padding and cutting on the right, with a pad that it has and one BOS at most.
 
@@ -238,6 +258,14 @@ def _spare_token(tokenizer, name: str) -> str:
         if token in special or (token and token == tokenizer.unk_token):
             return token
     raise Refused(f"the tokenizer of {name} has no pad, reserved or unknown token; set pad_token in its folder")
+
+
+def read_names_as_text(tokenizer) -> None:
+    """Let a tokenizer read the name of a special token inside a text as text, also once saved and loaded again.
+
+    Otherwise a text that ends in "<unk>" ends in padding where unk pads, and transformers pools the token before.
+    """
+    tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
 
 
 def leading_ids(tokenizer) -> list[int]:

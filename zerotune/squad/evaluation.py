@@ -19,7 +19,7 @@ from zerotune.models.generator import load_language_model
 from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import read_record
 from zerotune.models.parameters import published_table
-from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens, read_config
+from zerotune.models.pretrained import check_texts, check_token_ids, load_tokenizer, most_tokens, read_config
 from zerotune.run.folder import RunFolder
 from zerotune.run.plan import describe_memory, writing_memory
 from zerotune.run.process import say
@@ -27,7 +27,7 @@ from zerotune.settings.groups import ModelSettings, PromptSettings, QuestionSett
 from zerotune.squad.generation import encode_questions
 from zerotune.squad.metrics import PredictedAnswers
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, fit_solved_questions, recorded_question_prompt
-from zerotune.squad.questions import TASK, Question
+from zerotune.squad.questions import TASK, Question, question_texts
 from zerotune.squad.report import score_line
 from zerotune.squad.result_files import write_question_results
 from zerotune.squad.settings import refuse_other_heads_flags, resolve_questions
@@ -136,6 +136,7 @@ def check_evaluation(
                 f"{model.name} was tuned on a prompt of its own, without shots and in the {own_format} format: leave "
                 "--shots and --prompt-format out"
             )
+    check_texts(model.name, config, tokenizer, question_texts(questions))
     check_earlier(folder, evaluation.described(), question_items(evaluation, questions))
 
 
@@ -237,6 +238,7 @@ def prepare_writing(
         description |= {"shot_ids": [], "num_shots_truncated": 0}
     num_new_tokens = lengths.max_new_tokens
     data = encode_questions(tokenizer, prompt, questions, lengths.max_length, num_positions, num_new_tokens)
+    check_token_ids(loaded.name, config, data.token_ids)
     data = replace(data, shares=can_share(config, attention_kernel(loaded.attention, config)))
     if data.num_truncated:
         say(f"{data.num_truncated:,} of {len(questions):,} contexts are cut to what matches their question best")

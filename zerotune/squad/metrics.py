@@ -29,6 +29,8 @@ CONTEXT_LENGTHS = (
     "0–74 words", "75–99 words", "100–124 words", "125–149 words", "150–199 words", "200 words or more",
 )  # fmt: skip
 
+# A threshold above all null scores: no question is left unanswered.
+ANSWER_ALL = 1e30
 _SAME_WORD = {"whose": "who", "whom": "who", "what's": "what", "who's": "who"}
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -214,14 +216,16 @@ def choose_threshold(
     Args: as `best_threshold`. Other than there, questions with and without an answer count half each, their share in
     SQuAD v2's dev and test sets (Rajpurkar et al. 2018, table 2): in a slice of train a third or fewer have none.
     Questions with the same null score stay together. The threshold is halfway to the next null score; 1 below all of
-    them if answering none is best, and the highest one if answering all is. Of equal scores, the one that answers the
-    fewest questions counts.
+    them if answering none is best, and the highest one if answering all is. Of equal scores, the one that answers most
+    questions counts. It is ANSWER_ALL where every question has an answer: an abstention can only lose.
     """
     ordered = np.sort(null_scores)
     weights = _balancing_weights(has_answer)
     reached = _reached(values, has_answer, predicts, null_scores, weights)
     can_end = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
-    best = int(np.argmax(np.where(can_end, reached, -np.inf)))
+    if has_answer.all():
+        return 100.0 * float(reached[-1] / weights.sum()), ANSWER_ALL
+    best = len(reached) - 1 - int(np.argmax(np.where(can_end, reached, -np.inf)[::-1]))  # the last of equal ones
     below = ordered[best - 1] if best else ordered[0] - 2.0
     above = ordered[best] if best < len(ordered) else ordered[-1]
     return 100.0 * float(reached[best] / weights.sum()), float((below + above) / 2)

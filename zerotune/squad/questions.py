@@ -11,6 +11,7 @@ An example of our own, in the data set's format:
 Rajpurkar et al. 2018, arXiv:1806.03822.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 TASK = "squad"
@@ -58,3 +59,11 @@ def distinct_paragraphs(questions: list[Question]) -> tuple[list[Paragraph], lis
     places: dict[Paragraph, int] = {}
     paragraph_of = [places.setdefault(question.paragraph, len(places)) for question in questions]
     return list(places), paragraph_of
+
+
+def question_texts(questions: list[Question]) -> Iterator[str]:
+    """Yield all texts that a model may read: contexts, then questions."""
+    for paragraph in distinct_paragraphs(questions)[0]:
+        yield paragraph.context
+    for question in questions:
+        yield question.text

@@ -21,7 +21,7 @@ from zerotune.records import Count
 from zerotune.report import html
 from zerotune.report.run_report import ReportParts, RunFiles
 from zerotune.run.process import say
-from zerotune.squad.metrics import QuestionScores, squad_metrics
+from zerotune.squad.metrics import ANSWER_ALL, QuestionScores, squad_metrics
 from zerotune.squad.questions import Question
 
 NUM_ERRORS, MOST_CHARACTERS = 12, 900
@@ -120,7 +120,8 @@ def _abstentions(metrics: dict) -> str:
     said = f"{metrics['num_abstained']:,} of {metrics['total']:,} questions are left unanswered"
     if metrics.get("threshold") is not None:
         chosen = ", chosen on the validation split" if metrics.get("training_sha256") else ""
-        said += f" (threshold {metrics['threshold']:.3f}{chosen})"
+        limit = "none" if metrics["threshold"] >= ANSWER_ALL else f"{metrics['threshold']:.3f}"
+        said += f" (threshold {limit}{chosen})"
     share = 100 * metrics.get("NoAns_total", 0) / metrics["total"]
     said += f"; no answer to any question would score {share:.2f} in exact and F1."
     if "best_f1" in metrics:

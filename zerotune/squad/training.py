@@ -7,14 +7,14 @@ import numpy as np
 from zerotune.evaluation.scoring import score_items
 from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import can_share
-from zerotune.models.pretrained import check_generator, most_tokens
+from zerotune.models.pretrained import check_generator, check_texts, most_tokens, read_names_as_text
 from zerotune.run.process import say
 from zerotune.run.stopping import StopSignal
 from zerotune.settings.groups import OptimisationSettings, QuestionSettings, TrainSettings
 from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.metrics import QuestionScores, choose_threshold, official_scores, score_answers
 from zerotune.squad.prompts import QuestionPrompt, question_prompt_record
-from zerotune.squad.questions import TASK, Question
+from zerotune.squad.questions import TASK, Question, question_texts
 from zerotune.squad.settings import refuse_other_heads_flags, resolve_questions
 from zerotune.squad.spans import SpanData, span_data
 from zerotune.squad.writing import read_answers, writing_scorer, writing_summary
@@ -46,10 +46,13 @@ def tokenise(
     Args:
         lengths: as `check_head` returns them.
     Raises:
-        Refused: as `span_data` and `encode_questions`.
+        Refused: a token has no embedding, also of the test split; and as `span_data` and `encode_questions`.
     """
+    every = [*splits.train, *splits.validation, *splits.test]
+    check_texts(settings.model.name, config, tokenizer, question_texts(every))
     parts = {"train": splits.train, "validation": splits.validation}
     if settings.head == "span":
+        read_names_as_text(tokenizer)
         spans = {name: span_data(tokenizer, questions, lengths, config) for name, questions in parts.items()}
         if spans["train"].windows.num_lost:
             say(f"train: {spans['train'].windows.num_lost:,} answers are whole in no window and train nothing")

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from zerotune.errors import Refused
 from zerotune.files import default_cache_dir
 from zerotune.models.device import to_device
+from zerotune.models.heads import is_encoder
 from zerotune.tasks.splits import Example
 from zerotune.tasks.tokens import Encoded, encode_texts
 from zerotune.training.batches import LengthBatches
@@ -22,6 +24,23 @@ def labelled_data(tokenizer, examples: list[Example], max_length: int, truncatio
     encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
     labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
     return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
+
+
+def check_last_tokens(name: str, config, tokenizer, data: "LabelledData") -> None:
+    """Refuse texts that end with the pad token, for a causal model: transformers would pool the token before it.
+
+    Args:
+        name: of the model.
+    """
+    if is_encoder(config):
+        return
+    ends = data.encoded.ids[data.encoded.offsets[1:] - 1]
+    if len(wrong := np.flatnonzero(ends == data.pad_id)):
+        raise Refused(
+            f"{len(wrong)} of {len(ends)} texts end with {tokenizer.pad_token!r}, first {data.ids[wrong[0]]}: the "
+            f"tokenizer of {name} also pads with it, so that transformers would not read it; give the tokenizer "
+            "another pad_token"
+        )
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,7 @@ class TrainingLoop:
         improved = progress.record_evaluation(value, optimisation.patience)
         shown = {"train_loss": progress.take_mean_loss()} | {f"eval_{name}": each for name, each in values.items()}
         self.run.log({"step": progress.step, "epoch": progress.step / self.schedule.steps_per_epoch, **shown})
-        line = "  ".join(f"{name} {each:.4f}" for name, each in shown.items())
+        line = "  ".join(f"{name} {each:{'.4f' if abs(each) < 1e6 else '.4g'}}" for name, each in shown.items())
         if is_main_process():
             tqdm.write(f"step {progress.step}: {line}{'  (best so far)' if improved else ''}")
             sys.stdout.flush()

@@ -1,11 +1,11 @@
 """Training on labelled text: what is specific to its two heads, a classifier's and a generator's."""
 
 from zerotune.errors import Refused
-from zerotune.models.pretrained import answers_by_prompt, check_generator
+from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, read_names_as_text
 from zerotune.settings.groups import TrainSettings
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
-from zerotune.training.classification import LabelledData, labelled_data
+from zerotune.training.classification import LabelledData, check_last_tokens, labelled_data
 from zerotune.training.generation import AnswerData, encode_answers, prompt_record
 
 
@@ -28,18 +28,28 @@ def tokenise(
 ) -> dict[str, LabelledData] | dict[str, AnswerData]:
     """Tokenise the training and validation splits for the run's head; a classifier's come from the cache if they can.
 
+    The test split's tokens are only checked.
+
     Args:
         task: a task module (zerotune.tasks.sst2): WORDINGS, of which the first is a generator's prompt.
     Raises:
-        Refused: as encode_texts and encode_answers do.
+        Refused: a token has no embedding; and as encode_texts and encode_answers do.
     """
+    texts = (example.text for part in (splits.train, splits.validation, splits.test) for example in part)
+    check_texts(settings.model.name, config, tokenizer, texts)
     parts = {"train": splits.train, "validation": splits.validation}
     max_length = settings.text.max_length
     if settings.head == "classify":
-        return {
+        read_names_as_text(tokenizer)
+        if tokenizer.pad_token_id in (tokenizer.unk_token_id, tokenizer.eos_token_id):  # texts may end with it
+            parts["test"] = splits.test
+        data = {
             name: labelled_data(tokenizer, examples, max_length, settings.text.truncation)
             for name, examples in parts.items()
         }
+        for part in data.values():
+            check_last_tokens(settings.model.name, config, tokenizer, part)
+        return {name: data[name] for name in ("train", "validation")}
     template, label_words = task.WORDINGS[0]
     prompt = Prompt(template, label_words, uses_chat(settings.prompt.format, tokenizer, settings.model.name))
     window = config.max_position_embeddings

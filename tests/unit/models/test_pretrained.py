@@ -13,6 +13,7 @@ from zerotune.models.pretrained import (
     answers_by_prompt,
     check_generator,
     check_labels,
+    check_texts,
     check_token_ids,
     check_tuned_for,
     check_window,
@@ -117,6 +118,26 @@ def test_token_ids_without_an_embedding():
     check_token_ids("m", config, np.array([3, 9]))
     with pytest.raises(Refused, match="gives token 10 and the model has 10"):
         check_token_ids("m", config, np.array([3, 10]))
+
+
+def test_a_pad_token_without_an_embedding(tmp_path):
+    folder = str(model_copy(tmp_path / "m"))
+    tokenizer = load_tokenizer(folder, None)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"vocab_size": len(tokenizer) - 1}))
+    with pytest.raises(Refused, match=r"the pad token must have an embedding: '\[PAD\]' is id 14 but .* has 14"):
+        read_model(ModelSettings(folder), "sst2", LABELS)
+
+
+def test_texts_with_a_token_without_an_embedding():
+    tokenizer = load_tokenizer(tiny_model("llama"), None)
+    config = AutoConfig.for_model("llama", vocab_size=len(tokenizer))
+    tokenizer.add_tokens(["funny"])
+    check_texts("m", config, tokenizer, ["a dull film", "very good"])
+    with pytest.raises(Refused, match="gives token 14 and the model has 14"):
+        check_texts("m", config, tokenizer, ["a dull film", "very funny"])
 
 
 # --- tokenizer ---

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zerotune.squad.metrics import (
+    ANSWER_ALL,
     PredictedAnswers,
     best_threshold,
     breakdown,
@@ -230,7 +231,20 @@ def test_the_share_of_unanswerable_questions_moves_no_threshold():
 def test_the_chosen_threshold_is_halfway_to_the_next_question():
     both = np.array([True, True])
     assert choose_threshold(np.array([1.0, 0.0]), np.array([True, False]), both, np.array([0.0, 3.0])) == (100.0, 1.5)
-    assert choose_threshold(np.array([0.0, 0.0]), np.array([True, False]), both, np.array([2.0, 3.0])) == (50.0, 1.0)
+    assert choose_threshold(np.array([0.0, 0.0]), np.array([True, False]), both, np.array([3.0, 2.0])) == (50.0, 1.0)
+
+
+def test_of_equal_scores_the_threshold_that_answers_most_is_chosen():
+    both, wrong = np.array([True, True]), np.array([0.0, 0.0])
+    assert choose_threshold(wrong, np.array([True, False]), both, np.array([2.0, 3.0])) == (50.0, 2.5)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.5, 0.0]])
+def test_where_every_question_has_an_answer_all_are_answered(values):
+    """SQuAD 1.1: other questions, too, however high their null scores."""
+    every = np.ones(3, bool)
+    score, threshold = choose_threshold(np.array(values), every, every, np.array([-1.0, 0.0, 2.0]))
+    assert score == pytest.approx(100 * np.mean(values)) and threshold == ANSWER_ALL
 
 
 def test_the_oracle_walks_ties_one_by_one():

@@ -1,5 +1,7 @@
 """Windows: every context token in one, every answer where it stands, every special token the tokenizer's own."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from span_cases import NAMES, ask, pair_tokenizer
 from tiny_models import SPECIAL, WORDS, byte_tokenizer, word_tokenizer
-from tokenizers import processors
+from tokenizers import normalizers, pre_tokenizers, processors
 
 from zerotune.errors import Refused
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.squad.files import read_questions
 from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 from zerotune.squad.settings import SPAN_DEFAULTS
-from zerotune.squad.windows import UNKNOWN, cut_windows, row_form, tokenise
+from zerotune.squad.windows import UNKNOWN, answer_tokens, check_answer_tokens, cut_windows, row_form, tokenise
 
 BYTES = byte_tokenizer()
 MAX_LENGTH, DOC_STRIDE = SPAN_DEFAULTS.max_length, SPAN_DEFAULTS.doc_stride
@@ -140,6 +142,64 @@ def test_space_belongs_to_no_token():
     assert tokens.char_starts[:3].tolist() == [1, 7, 7] and tokens.char_ends[:3].tolist() == [5, 5, 8]
     own = slice(*tokens.context_offsets[2:])
     assert tokens.char_starts[own].tolist() == [1, 1, 1, 1, 3] and tokens.char_ends[own].tolist() == [0, 0, 0, 2, 2]
+
+
+def robbert_tokenizer():
+    """In the manner of RobBERT: words get a space that the text lacks, and the post-processor trims a letter for it."""
+    tokenizer = byte_tokenizer((" end", " dog"))
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Punctuation()]
+    )
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1), trim_offsets=True)
+    return tokenizer
+
+
+def uncased_tokenizer():
+    """In the manner of an uncased BERT: without accents, control characters and capitals."""
+    tokenizer = pair_tokenizer(byte_tokenizer())
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+    return tokenizer
+
+
+HARD_CONTEXTS = [
+    "A dog, the end of Hook-Head I go",
+    "  The tower\tstood.\n\n It fell ",
+    "Cafe\u0301 nai\u0308ve a\u0323\u0301 e\u0327\u0301x Vie\u0302\u0323t end",
+    "T\x10his is\x7f a\x01 test\x1f \x01end",
+    "A\u00a0b\u2003c\u3000d\u200be\u2028f\x0cg end",
+    "東京タワー was built 1958年に建設 \U0001f468\u200d\U0001f469 İstanbul ½ ﬁnal",
+]
+
+
+@pytest.mark.parametrize("context", HARD_CONTEXTS)
+@pytest.mark.parametrize("make", [robbert_tokenizer, uncased_tokenizer])
+def test_every_word_can_be_read_back_whatever_the_tokenizer_drops(make, context):
+    words = [(match.group(), match.start()) for match in re.finditer(r"\S+", context)]
+    paragraph = Paragraph("T", 0, context)
+    questions = [Question(f"{start}", "who?", paragraph, (GoldAnswer(word, start),)) for word, start in words]
+    tokenizer = make()
+    windows = cut_windows(tokenizer, questions, False, 300, 20, None)
+    assert windows.num_lost == 0 and len(windows.labels) == len(words)
+    every = np.arange(len(words))
+    starts = windows.characters(every, windows.labels[:, 0], windows.tokens.char_starts)
+    stops = windows.characters(every, windows.labels[:, 1], windows.tokens.char_ends)
+    assert [context[start:stop] for start, stop in zip(starts, stops, strict=True)] == [word for word, _ in words]
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id, "the tokenizer is as it was"
+
+
+def test_a_tokenizer_whose_places_lie_is_refused():
+    questions = ask("a bright film was very good", ("what?", "film"), ("how?", "very good"))
+    tokens = tokenise(pair_tokenizer(), ["what?", "how?"], [CONTEXT], None)
+    paragraph_of = np.zeros(2, np.int64)
+    check_answer_tokens("m", tokens, paragraph_of, questions, *answer_tokens(tokens, paragraph_of, questions))
+    shifted = replace(tokens, char_starts=tokens.char_starts + 1)
+    places = answer_tokens(shifted, paragraph_of, questions)
+    with pytest.raises(Refused, match="2 of 2 answers lose characters, such as 'film', read as 'ilm'"):
+        check_answer_tokens("m", shifted, paragraph_of, questions, *places)
+    disordered = replace(tokens, char_starts=tokens.char_starts[::-1])
+    with pytest.raises(Refused, match="gives places out of order"):
+        answer_tokens(disordered, paragraph_of, questions)
 
 
 def test_a_paragraph_is_tokenised_once(monkeypatch):
