@@ -11,11 +11,11 @@ published work pools them and splits 70/10/20. Maas et al. 2011.
 
 import html
 import re
+from functools import partial
 
-from zerotune.settings.groups import DataSettings
 from zerotune.tasks import texts
 from zerotune.tasks.sample import sample_reviews
-from zerotune.tasks.splits import Example, Splits, draw_validation
+from zerotune.tasks.splits import draw_validation
 
 TASK, TITLE = "imdb", "IMDB"
 DATASET = "stanfordnlp/imdb"
@@ -36,30 +36,9 @@ _LINE_BREAKS = re.compile(r"\s*(?:<\s*br\s*/?\s*>\s*)+", re.IGNORECASE)
 _MARKUP = re.compile(r"</?(?:i|b|em|p|u|strong|hr|a|blockquote|spoiler)\b[^<>]*>", re.IGNORECASE)
 
 
-def load(settings: DataSettings) -> Splits:
-    """Return the rows that train, validate and test. Raises Refused for bad input or flags."""
-    return texts.load(CORPUS, settings)
-
-
-def load_test(settings: DataSettings, run_split: dict | None) -> tuple[list[Example], dict]:
-    """Return the examples that an eval script scores, and the content of its split.json, as `sources.load_test`."""
-    return texts.load_test(CORPUS, settings, run_split)
-
-
-def load_shots(settings: DataSettings, run_split: dict | None, test: list[Example]) -> list[Example]:
-    """Return labelled rows for the prompt, none with a text of `test`, as `sources.rows_for_shots`."""
-    return texts.load_shots(CORPUS, settings, run_split, test)
-
-
 def strip_markup(text: str) -> str:
     """Replace each run of `<br />` by one line break, remove other tags, and decode entities."""
     return html.unescape(_MARKUP.sub("", _LINE_BREAKS.sub("\n", text)))
-
-
-def _draw_validation(
-    train: list[Example], seed: int, balanced_size: int | None
-) -> tuple[list[Example], list[Example], str]:
-    return draw_validation(train, VALIDATION_SHARE, seed, balanced_size)
 
 
 CORPUS = texts.TextCorpus(
@@ -76,5 +55,9 @@ CORPUS = texts.TextCorpus(
     text_columns=("text", "review"),
     label_columns=("label", "sentiment"),
     clean=strip_markup,
-    draw_validation=_draw_validation,
+    draw_validation=partial(draw_validation, share=VALIDATION_SHARE),
 )
+
+load = partial(texts.load, CORPUS)
+load_test = partial(texts.load_test, CORPUS)
+load_shots = partial(texts.load_shots, CORPUS)

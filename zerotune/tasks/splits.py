@@ -162,7 +162,7 @@ def subset(
 
 
 def draw_validation(
-    train: list[Example], share: float, seed: int, balanced_size: int | None
+    train: list[Example], seed: int, balanced_size: int | None, share: float
 ) -> tuple[list[Example], list[Example], str]:
     """Return (rest of train, validation slice, a note): a stratified share of train, or `balanced_size` rows of it, as
     many of each label. Rows with the text of a drawn one leave train."""

@@ -9,10 +9,11 @@ have no labels (-1). Nine in ten train rows are phrases of other train rows, so 
 whole sentences, and their phrases leave train. Socher et al. 2013; Wang et al. 2018 (GLUE).
 """
 
-from zerotune.settings.groups import DataSettings
+from functools import partial
+
 from zerotune.tasks import texts
 from zerotune.tasks.sample import sample_rows
-from zerotune.tasks.splits import Example, Splits, draw_validation_sentences
+from zerotune.tasks.splits import draw_validation_sentences
 
 TASK, TITLE = "sst2", "SST-2"
 DATASET = "stanfordnlp/sst2"
@@ -27,22 +28,6 @@ WORDINGS = (
     ("Text: {text}\nThe opinion of the film in this text is", ("negative", "positive")),
     ("Someone wrote of a film: {text}\nTheir verdict on it:", ("bad", "good")),
 )
-
-
-def load(settings: DataSettings) -> Splits:
-    """Return the rows that train, validate and test. Raises Refused for bad input or flags."""
-    return texts.load(CORPUS, settings)
-
-
-def load_test(settings: DataSettings, run_split: dict | None) -> tuple[list[Example], dict]:
-    """Return the examples that an eval script scores, and the content of its split.json, as `sources.load_test`."""
-    return texts.load_test(CORPUS, settings, run_split)
-
-
-def load_shots(settings: DataSettings, run_split: dict | None, test: list[Example]) -> list[Example]:
-    """Return labelled rows for the prompt, none with a text of `test`, as `sources.rows_for_shots`."""
-    return texts.load_shots(CORPUS, settings, run_split, test)
-
 
 CORPUS = texts.TextCorpus(
     task=TASK,
@@ -60,3 +45,7 @@ CORPUS = texts.TextCorpus(
     label_columns=("label",),
     draw_validation=draw_validation_sentences,
 )
+
+load = partial(texts.load, CORPUS)
+load_test = partial(texts.load_test, CORPUS)
+load_shots = partial(texts.load_shots, CORPUS)

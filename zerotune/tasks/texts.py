@@ -1,6 +1,6 @@
 """Labelled texts: from a task's sources to its train, validation and test rows, by the same rules for all such tasks.
 
-A task module (zerotune/tasks/sst2.py) holds a TextCorpus and passes it to `load`, `load_test` and `load_shots`.
+A task module (zerotune/tasks/sst2.py) describes its data by a TextCorpus and binds these functions to it.
 """
 
 from collections.abc import Callable
