@@ -7,11 +7,11 @@ EXIT_INTERRUPTED = 130  # Ctrl-C, as a shell reports it
 
 
 class Refused(ValueError):
-    """Bad input, or a run that cannot go on as asked. Its one line names the rule, the value found and the way out."""
+    """Bad input, or a run that cannot continue as asked: one line names the rule, the value found and the way out."""
 
 
 class NotJoined(Refused):
-    """The processes of a run did not find each other: each rank says so, for none can speak for the others."""
+    """The processes of a run did not find each other: each rank reports it, since none can speak for the others."""
 
 
 class Preempted(Exception):
@@ -19,4 +19,4 @@ class Preempted(Exception):
 
 
 class Interrupted(Preempted):
-    """The same by Ctrl-C."""
+    """Preempted by Ctrl-C."""

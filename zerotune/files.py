@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and where the cache is."""
+"""Files that are written whole or not at all, JSON records, full disks, locks, and the cache's folder."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ from zerotune.errors import Refused
 from zerotune.records import RESTORE, record_problem
 
 RESTORE_LINE = "restore the file or remove the line"
-# No record of ours is nested deeper, or has a longer integer.
+# Our records are not nested deeper and have no longer integers.
 MAX_DEPTH = 50
 MAX_DIGITS = 300
 
@@ -39,12 +39,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """`write_text` of indented JSON; NaN is an error, for it is not JSON."""
+    """Call `write_text` with indented JSON; NaN is an error, for it is not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def json_sha256(value) -> str:
-    """A hash of plain values, the same whatever the order of keys."""
+    """Hash plain values, whatever the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -111,7 +111,7 @@ def read_json(path: Path, form=dict[str, Any], way_out: str = RESTORE) -> dict:
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> None:
-    """`write_text` of one JSON object a line."""
+    """Call `write_text` with one JSON object a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
@@ -163,7 +163,7 @@ def disk_is_full(folder: Path, error: BaseException) -> bool:
 
 
 def full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
-    """Return what is exhausted where a folder's disk takes no more files: space, inodes, a quota, a file size limit."""
+    """Return why a folder's disk takes no more files: space, inodes, a quota or a file size limit is exhausted."""
     number = disk_error_number(error)
     if number == errno.EDQUOT:
         return f"disk quota exceeded: {folder} may hold no more"
@@ -176,7 +176,7 @@ def full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
 
 
 def full_disk_cure(error: BaseException | None = None) -> str:
-    """Return what a user can do about what `full_disk_reason` names."""
+    """Return the way out of the problem that `full_disk_reason` names."""
     return "raise that limit" if disk_error_number(error) == errno.EFBIG else "free some space"
 
 
@@ -233,7 +233,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def default_cache_dir() -> Path:
-    """$ZEROTUNE_CACHE, else $XDG_CACHE_HOME/zerotune, else ~/.cache/zerotune."""
+    """Return $ZEROTUNE_CACHE, else $XDG_CACHE_HOME/zerotune, else ~/.cache/zerotune."""
     if os.environ.get("ZEROTUNE_CACHE"):
         return Path(os.environ["ZEROTUNE_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME")

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def random_order(num_items: int, seed: int, purpose: str) -> np.ndarray:
-    """A permutation of 0 … num_items-1, independent for each purpose.
+    """Return a permutation of 0 … num_items-1, independent for each purpose.
 
     Made of the raw output of PCG64, which numpy promises to keep; Generator's methods it does not.
     """
@@ -13,6 +13,6 @@ def random_order(num_items: int, seed: int, purpose: str) -> np.ndarray:
 
 
 def derive_seed(*numbers: int) -> int:
-    """A 63-bit seed from a few numbers."""
+    """Return a 63-bit seed from a few numbers."""
     low, high = np.random.SeedSequence(numbers).generate_state(2)
     return (int(high) << 32 | int(low)) & (2**63 - 1)

@@ -22,7 +22,7 @@ RESTORE = "restore it, or give the run another folder"
 
 
 class FileRecord(TypedDict):
-    """What a manifest says of a file."""
+    """A manifest's entry for a file."""
 
     bytes: Count
     sha256: str

@@ -5,7 +5,7 @@ import sys
 
 
 class TolerantStream:
-    """A text stream whose first failed write turns it silent: what it leads to is full or closed.
+    """A text stream whose first failed write turns it silent: its disk is full or its pipe is closed.
 
     Everything else is the stream's own.
     """
@@ -19,7 +19,7 @@ class TolerantStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream; what nobody can receive is dropped."""
+        """Flush the stream; text that nobody can receive is dropped."""
         self._try(self._stream.flush)
 
     def _try(self, action, *values) -> None:
@@ -46,7 +46,7 @@ def _silent_stream():
 
 
 def make_output_tolerant() -> None:
-    """Let standard output and error escape what they cannot encode, and fall silent where they cannot be written."""
+    """Let standard output and error escape characters they cannot encode, and fall silent where a write fails."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, TolerantStream):

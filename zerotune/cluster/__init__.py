@@ -1,1 +1,1 @@
-"""What the scripts in slurm/ ask: before and after a job, offline, in batches, and whether a site will do."""
+"""The Python side of slurm/: questions before and after a job, prefetching, lists of evaluations, checks of a site."""

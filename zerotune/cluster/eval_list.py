@@ -1,4 +1,4 @@
-"""A list of evaluations, as slurm/eval.sh runs it: which lines are to do, what each launches, and all held together.
+"""A list of evaluations, as slurm/eval.sh runs it: the lines still to do, the launch of each, and their comparison.
 
     # model                task  shots  seed  more flags of the eval script
     runs/sst2-a/final      sst2  0      0
@@ -47,14 +47,14 @@ class Line:
 
     @cached_property
     def folder(self) -> Path:
-        """Where its results go; the model's version stands in it as a hash, and so do flags beyond the four columns."""
+        """The folder of its results, named with hashes of the model's version and of flags beyond the four columns."""
         hashed = [_sha256(shlex.join(self.more))] if self.more else []
         hashed.append(self._model_version())
         name = f"{self.task}-{short_name(self.model)}-{self.shots}shot-seed{self.seed}"
         return self.root / "-".join([name, *(one[:6] for one in hashed)])
 
     def _model_version(self) -> str:
-        """A hash of a folder's files, or of a hub id and the commit that a job without a network will find."""
+        """Hash a folder's files, or a hub id and the commit that a job without a network will find."""
         if os.path.isdir(self.model):
             return model_identity(self.model, None)
         snapshot = None if os.environ.get("ZEROTUNE_ONLINE") else cached_snapshot(self.model, self.revision)
@@ -74,7 +74,7 @@ class Line:
 
 
 def read_list(path: Path) -> list[Line]:
-    """The evaluations of a list. Raises Refused for a line of another form, and for two that write to one folder."""
+    """Return the evaluations of a list. Raises Refused for a malformed line, and for two that write to one folder."""
     if not os.path.isfile(path):
         raise Refused(f"{path}: no such list; wanted a file with lines {FORM}")
     lines, folders = [], {}
@@ -103,7 +103,7 @@ def _words(text: str, where: str) -> list[str]:
     try:
         return shlex.split(text, comments=True)
     except ValueError as error:
-        raise Refused(f"{where}: {error}: {text!r}; mend its quotes") from None
+        raise Refused(f"{where}: {error}: {text!r}; correct its quotes") from None
 
 
 def _line(number: int, words: list[str], where: str, root: Path) -> Line:
@@ -133,7 +133,7 @@ def _sha256(text: str) -> str:
 
 
 def compare(lines: list[Line]) -> None:
-    """Hold the evaluations of each task against each other, and print what came of it.
+    """Compare the evaluations of each task with each other, and print the result.
 
     Raises:
         Refused: some are not done; the others are compared all the same.
@@ -170,7 +170,7 @@ def compare(lines: list[Line]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """What a verb asks for, printed: all, todo, line or compare."""
+    """Print the answer to a verb: all, todo, line or compare."""
     verb, path, *rest = arguments
     lines = read_list(Path(path))
     if verb in ("all", "todo"):

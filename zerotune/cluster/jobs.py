@@ -1,4 +1,4 @@
-"""What a SLURM job script asks before and after it launches a run: where it writes, how far it is, what it lacks.
+"""Answers for a SLURM job script before and after it launches a run: its folder, its progress, the items it lacks.
 
     python -m zerotune.cluster.jobs plan train/sst2.py --model meta-llama/Llama-3.2-1B
     python -m zerotune.cluster.jobs folder eval/sst2.py --model runs/a/final
@@ -43,7 +43,7 @@ WORDNET = prefetch.Item("wordnet")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a script's flags ask for, as far as a job script needs to know.
+    """The part of a script's flags that a job script needs to know.
 
     Attributes:
         script: "train/sst2.py", …
@@ -101,7 +101,7 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
 
 
 def progress_of(folder: Path) -> str:
-    """How far a run has come, as one word that changes when it comes further.
+    """Return how far a run has come, as one word that changes when it comes further.
 
     The step of the newest marked checkpoint, how many of the base evaluation, final/ and final evaluation are done, and
     the bytes of scores that an unfinished evaluation keeps.
@@ -115,7 +115,7 @@ def progress_of(folder: Path) -> str:
 
 
 def describe_progress(folder: Path) -> str:
-    """What a launch will do with a run folder: start, go on, or nothing."""
+    """Return whether a launch will start the run of a folder, resume it, or do nothing."""
     state = read_state(folder)
     if not state:
         return "fresh"
@@ -127,7 +127,7 @@ def describe_progress(folder: Path) -> str:
 
 
 def describe_job(wanted: Wanted, environment: dict[str, str]) -> list[str]:
-    """The first lines of a job's log: nodes, devices, world size, ZeRO stage, run folder, fresh, resumed or finished.
+    """Return the first lines of a job's log: nodes, devices, world size, ZeRO stage, run folder and its progress.
 
     Args:
         environment: SLURM's variables and those that the job script sets.
@@ -149,7 +149,7 @@ def describe_job(wanted: Wanted, environment: dict[str, str]) -> list[str]:
 
 
 def check_offline(wanted: Wanted) -> None:
-    """Raises Refused where a job without a network would miss something, with the line that fetches it."""
+    """Raise Refused where a job without a network would miss something, with the line that fetches it."""
     target = wanted.push_to_hub
     if target:
         raise Refused(
@@ -170,7 +170,7 @@ def check_offline(wanted: Wanted) -> None:
 
 
 def items_of(wanted: Wanted) -> list[prefetch.Item]:
-    """What a script reads from the hub or from WordNet. Raises Refused for a model that cannot be."""
+    """Return the items that a script reads from the hub or from WordNet. Raises Refused for an impossible model."""
     items = [] if wanted.scores_file or wanted.has_own_model else _models_of(wanted.model, wanted.revision)
     datasets = () if wanted.data.sample else dict.fromkeys(_datasets_of(wanted))
     items += [prefetch.Item("dataset", name, revision) for name, revision in datasets if name]
@@ -178,11 +178,11 @@ def items_of(wanted: Wanted) -> list[prefetch.Item]:
 
 
 def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
-    """A hub model, and the hub model that an adapter belongs to, as far as it is known yet."""
+    """Return a hub model, and the hub model that an adapter belongs to, as far as it is known yet."""
     items, folder = [], Path(model)
     if not os.path.isdir(folder):
         if not is_hub_id(model):
-            raise Refused(f"--model {model} is neither a folder nor a hub id: mend the path")
+            raise Refused(f"--model {model} is neither a folder nor a hub id: correct the path")
         items.append(prefetch.Item("model", model, revision))
         folder = cached_snapshot(model, revision)
     base = adapter_base(folder) if folder else None
@@ -192,7 +192,7 @@ def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
 
 
 def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
-    """Hub id and revision of each data set whose rows are read, as zerotune/tasks/sources.py decides it."""
+    """Return hub id and revision of each data set whose rows are read, as zerotune/tasks/sources.py decides it."""
     data = wanted.data
     ours = prefetch.dataset_of(wanted.task, data.dataset)
     if wanted.trains:
@@ -209,7 +209,7 @@ def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
 
 
 def prefetch_items(arguments: list[str]) -> None:
-    """slurm/prefetch.sh: fetch what a script's command line needs, or what is named, or verify what is there.
+    """Run slurm/prefetch.sh: fetch what a script's command line needs or what is named, or verify what is there.
 
     Raises:
         Refused: something cannot be fetched, or is not as it was fetched.
@@ -255,14 +255,14 @@ def _verify() -> None:
 
 
 def print_progress(folder: Path) -> None:
-    """State, progress and a stamp of state.json, which changes when it is written."""
+    """Print state, progress and a stamp of state.json, which changes when it is written."""
     path = folder / "state.json"
     stamp = path.stat().st_mtime_ns if path.exists() else 0
     print(read_state(folder).get("state", "none"), progress_of(folder), stamp)
 
 
 def print_plan(wanted: Wanted) -> None:
-    """What a job will do. Raises Refused where it would miss something."""
+    """Print the plan of a job. Raises Refused where the job would miss something."""
     for line in describe_job(wanted, dict(os.environ)):
         print(line, flush=True)
     if read_state(wanted.folder).get("state") != "finished" and not os.environ.get("ZEROTUNE_ONLINE"):
@@ -270,7 +270,7 @@ def print_plan(wanted: Wanted) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """What a verb asks for: plan, folder, progress or prefetch."""
+    """Print the answer to a verb: plan, folder, progress or prefetch."""
     verb, *rest = arguments
     answers = {
         "plan": lambda script, *flags: print_plan(read_flags(script, list(flags))),

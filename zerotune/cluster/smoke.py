@@ -1,4 +1,4 @@
-"""Will this site do? Checks of devices, network, disks and cache by all ranks of a job; slurm/smoke.sh launches it.
+"""Checks of a site's devices, network, disks and cache by all ranks of a job; slurm/smoke.sh launches them.
 
     accelerate launch --module zerotune.cluster.smoke CHECKED
 
@@ -34,14 +34,14 @@ LEAST_FREE_GIB = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: `text` says what is there, `cure` what to do about it, None where it is well."""
+    """The result of a check: `text` describes the finding, `cure` says how to repair it, None where all is well."""
 
     check: str
     text: str
     cure: str | None = None
 
     def line(self) -> str:
-        """How it is printed."""
+        """Return the line to print."""
         verdict = "pass" if self.cure is None else "FAIL"
         return f"{verdict}  {self.check}: {self.text}" + (f"; {self.cure}" if self.cure else "")
 
@@ -51,7 +51,7 @@ def _counted(values: list[str]) -> str:
 
 
 def check_devices(accelerator) -> Finding:
-    """What each rank computes on; a GPU that SLURM gave and torch does not see is a failure."""
+    """Check the device of each rank; a GPU that SLURM gave and torch does not see is a failure."""
     device = accelerator.device
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -72,7 +72,7 @@ def check_devices(accelerator) -> Finding:
 
 
 def check_bf16(accelerator) -> Finding:
-    """Whether a product of matrices in bf16 is right."""
+    """Check that a product of matrices in bf16 is right."""
     ones = torch.ones(64, 64, device=accelerator.device, dtype=torch.bfloat16)
     right = bool((ones @ ones == 64).all())
     has = accelerator.device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -90,7 +90,7 @@ def _driver() -> str | None:
 
 
 def toolkit() -> str | None:
-    """Version of the CUDA toolkit on the PATH, which DeepSpeed and flash-attn compile with; None without one."""
+    """Return the version of the CUDA toolkit on the PATH, with which DeepSpeed and flash-attn compile, or None."""
     if shutil.which("nvcc") is None:
         return None
     found = re.search(r"release (\S+),", subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout)
@@ -98,7 +98,7 @@ def toolkit() -> str | None:
 
 
 def check_versions(accelerator) -> Finding:
-    """Driver, toolkit and libraries; all nodes have the same."""
+    """Check that driver, toolkit and libraries are the same on all nodes."""
     names = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes")
     mine = [
         f"driver {_driver() or 'none'}",
@@ -115,7 +115,7 @@ def check_versions(accelerator) -> Finding:
 
 
 def check_all_reduce(accelerator) -> Finding:
-    """Whether all ranks are in the sum, and how fast it is (bus bandwidth as NCCL's tests count it)."""
+    """Check that all ranks are in the sum, and measure its speed (bus bandwidth as NCCL's tests count it)."""
     world, device = accelerator.num_processes, accelerator.device
     if world == 1:
         return Finding("all-reduce", "1 rank: nothing to reduce")
@@ -140,7 +140,7 @@ def check_all_reduce(accelerator) -> Finding:
 
 
 def _write_rename_lock(folder: Path, name: str) -> str | None:
-    """What is wrong with a file system, None for nothing: a file is written, renamed, read and locked."""
+    """Write, rename, read and lock a file. Returns what is wrong with the file system, None for nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         aside, target = folder / f".{name}.new", folder / name
@@ -162,7 +162,7 @@ def _write_rename_lock(folder: Path, name: str) -> str | None:
 
 
 def check_shared_disk(accelerator, folder: Path) -> Finding:
-    """Whether what rank 0 writes is seen by all, and a lock that it holds is held on other nodes too."""
+    """Check that rank 0's files are seen by all, and that a lock it holds is held on other nodes too."""
     path = folder / ".smoke-shared"
     problem, held = None, None
     if is_main_process():
@@ -209,7 +209,7 @@ def _see_lock(path: Path) -> str | None:
 
 
 def check_scratch(accelerator, folder: Path) -> Finding:
-    """Whether each node can write its own scratch file system."""
+    """Check that each node can write its own scratch file system."""
     problem = _write_rename_lock(folder, f".smoke-rank-{accelerator.process_index}")
     free = shutil.disk_usage(folder).free / 2**30 if problem is None else 0.0
     found = launch.on_all_ranks(accelerator, (platform.node(), problem, free))
@@ -219,7 +219,7 @@ def check_scratch(accelerator, folder: Path) -> Finding:
 
 
 def check_cache(accelerator) -> Finding:
-    """Whether what was fetched is there; files are measured, not hashed."""
+    """Check that all fetched items are there; files are measured, not hashed."""
     mine = None
     try:
         items = prefetch.listed_items()
@@ -236,7 +236,7 @@ def check_cache(accelerator) -> Finding:
 
 
 def main(checked: Path) -> None:
-    """All checks in order; rank 0 prints, and makes the file `checked` in the end."""
+    """Run all checks in order; rank 0 prints, and makes the file `checked` in the end."""
     accelerator = launch.start_accelerator(None)
     scratch = Path(os.environ.get("ZEROTUNE_SCRATCH") or os.environ.get("TMPDIR") or "/tmp")
     checks = [

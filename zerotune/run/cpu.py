@@ -11,12 +11,12 @@ from pathlib import Path
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3
 # oneDNN keeps a kernel for each shape it has met, 1,024 by default, and makes it again (0.5 ms) where it has not
 CPU_KERNELS_KEPT = "512"
-# Of the memory that there is: a process that has more of it gives back what it does not use.
+# Share of the memory limit: a process that has more than this gives back unused memory.
 LARGEST_SHARE = 0.25
 
 
 def use_whole_cpu(tiny_model: bool) -> None:
-    """On a CPU, use all cores and keep memory from step to step. Call before the first large tensor.
+    """Use all cores of a CPU and keep memory from step to step. Call before the first large tensor.
 
     `accelerate launch` exports OMP_NUM_THREADS=1 where nobody asked for it, which is no more a wish than its
     mixed_precision=no. glibc gives large blocks back to the kernel and faults them in again at every step: keeping them
@@ -58,13 +58,13 @@ def give_back_memory() -> None:
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    """This process's C library, None where it is another than GNU's."""
+    """Return this process's C library, None where it is another than GNU's."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 @functools.cache
 def _memory_limit() -> int:
-    """Bytes of memory that this machine, or the job's control group and those around it, have."""
+    """Return the bytes of memory of this machine, or of the job's control group and those around it."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text().splitlines() if groups.exists() else []:
@@ -76,7 +76,7 @@ def _memory_limit() -> int:
 
 
 def _threads_were_asked_for() -> bool:
-    """Whether OMP_NUM_THREADS is a wish: set for this process and, where a launcher started it, for that too."""
+    """Return whether the user set OMP_NUM_THREADS: it is set here and in the launcher, where there is one."""
     if "OMP_NUM_THREADS" not in os.environ:
         return False
     if not re.search(r"accelerate|torchrun|torch\.distributed", parent_command()):
@@ -86,6 +86,6 @@ def _threads_were_asked_for() -> bool:
 
 
 def parent_command() -> str:
-    """Command line of the process that started this one, "" where that cannot be known."""
+    """Return the command line of the process that started this one, "" where that cannot be known."""
     path = Path(f"/proc/{os.getppid()}/cmdline")
     return path.read_bytes().replace(b"\0", b" ").decode(errors="replace") if path.exists() else ""

@@ -1,4 +1,4 @@
-"""The run folder: who may write in it, what state it is in, what it was started with."""
+"""The run folder: its lock, its state, and the flags of earlier starts."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ from zerotune.run.process import describe_process, is_main_process, peak_memory_
 from zerotune.run.upload import upload_final
 from zerotune.settings.groups import FlagRecord, RunSettings
 
-# Flags that may differ when a run goes on: they do not change which numbers come out, up to rounding.
+# Flags that may differ when a run resumes: they do not change its numbers, up to rounding.
 FREE_FLAGS = {
     "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
     "push_to_hub", "state_file", "tokens_per_device", "scratch_dir",
@@ -41,7 +41,7 @@ PARTIAL_FOLDER = ".partial"
 # A file server keeps the lock of a node that has died for about a minute and a half; the requeued job waits for it.
 SECONDS_FOR_DEAD_LOCKS = 100
 LOCK_FILE = ".lock"
-# What a script would overwrite or delete, written after run.json.
+# Results that a script would overwrite or delete, written after run.json.
 RESULTS = (
     "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
     "metrics.json", "submission.tsv", "summary.json", "seed-0", "predictions.json", "breakdown.json", "config.json",
@@ -68,13 +68,13 @@ class RunRecord(TypedDict):
 
 
 class MetricsLine(TypedDict, extra_items=float | None):
-    """A line of metrics.jsonl: a logged step, or an evaluation."""
+    """A line of metrics.jsonl: a logged step or an evaluation."""
 
     step: Count
 
 
 def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool:
-    """Look at what the run folder already holds, before anything is loaded.
+    """Check the run folder's contents before anything is loaded.
 
     Returns:
         Whether the very same run is finished: there is nothing left to do.
@@ -131,7 +131,7 @@ def _check_place(folder: Path) -> None:
         raise Refused(f"--output-dir {folder} is {place}, which a run must not fill: name a folder below it")
     for inner in (place, *place.parents):
         if inner.name in ("checkpoints", "final") and os.path.exists(inner.parent / "run.json"):
-            raise Refused(f"--output-dir {folder} lies in {inner} of another run: name a folder outside of it")
+            raise Refused(f"--output-dir {folder} is inside {inner} of another run: name a folder outside of it")
 
 
 def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, object]]:
@@ -154,7 +154,7 @@ def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, obje
 
 
 def held_results(folder: Path) -> list[str]:
-    """What of RESULTS, and of scores that an unfinished evaluation keeps, a folder holds."""
+    """Return which of RESULTS a folder holds, and which scores of an unfinished evaluation."""
     return [name for name in (*RESULTS, PARTIAL_FOLDER) if os.path.lexists(folder / name)]
 
 
@@ -226,7 +226,7 @@ class RunFolder:
         return run_id
 
     def _open_lock(self):
-        """Open the lock file without following a link and without changing what it holds."""
+        """Open the lock file without following a link and without changing its contents."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return os.fdopen(os.open(self.path / LOCK_FILE, flags, 0o666), "r+")
@@ -315,7 +315,7 @@ class RunFolder:
                 file.truncate()
 
     def write_state(self, state: str, reason: str | None) -> None:
-        """state.json: running, preempted, refused or finished."""
+        """Write state.json: running, preempted, refused or finished."""
         write_json(self.path / "state.json", {"state": state, "reason": reason})
 
     def describe(self, split_record: dict, **more) -> None:
@@ -368,7 +368,7 @@ class RunFolder:
         say(f"report: {report}")
 
     def write_json(self, name: str, value) -> None:
-        """One of the folder's JSON files, on rank 0."""
+        """Write one of the folder's JSON files, on rank 0."""
         if is_main_process():
             write_json(self.path / name, value)
 
@@ -389,14 +389,14 @@ class RunFolder:
         tracker = (
             TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
             if kind == "tensorboard"
-            # run_name is accelerate's word for a project; the same run goes on in the same place
+            # run_name is accelerate's word for a project; a run that resumes logs to the same place
             else WandBTracker("zerotune", name=self.path.name, id=run_id, resume="allow", dir=self.path)
         )
         tracker.start()
         self.tracker = tracker
 
     def log(self, row: dict) -> None:
-        """One line of metrics.jsonl; `row` has a "step"."""
+        """Append a line to metrics.jsonl; `row` has a "step"."""
         if not is_main_process():
             return
         self.check_ours()
@@ -407,7 +407,7 @@ class RunFolder:
             self.tracker.log(values, step=row["step"])
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop what a stopped run logged after its last checkpoint: those steps are done again."""
+        """Delete the lines that a stopped run logged after its last checkpoint: those steps are done again."""
         if is_main_process() and self.metrics_path.exists():
             lines = [line for line in read_metrics_lines(self.metrics_path) if line["step"] <= step]
             write_json_lines(self.metrics_path, lines)

@@ -1,4 +1,4 @@
-"""From the launcher's environment to an Accelerator, and what the ranks tell each other."""
+"""From the launcher's environment to an Accelerator, and messages between the ranks."""
 
 import os
 import re
@@ -19,19 +19,19 @@ COLLECTIVE_SECONDS = 7200
 
 
 def on_all_ranks(accelerator, value) -> list:
-    """A value of every rank, in rank order, on every rank; all ranks take part."""
+    """Gather a value of every rank, in rank order, on every rank; all ranks take part."""
     from accelerate.utils import gather_object
 
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
 def from_rank_0(accelerator, find: Callable[[], Any]) -> Any:
-    """What rank 0 finds, on every rank: file systems may show the ranks different things. All ranks take part."""
+    """Return rank 0's value on every rank: file systems may show the ranks different things. All ranks take part."""
     return on_all_ranks(accelerator, find() if is_main_process() else None)[0]
 
 
 def device_name(device) -> str:
-    """What kind of device a rank computes on, for run.json."""
+    """Return the kind of device that a rank computes on, for run.json."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
@@ -81,7 +81,7 @@ def start_accelerator(deepspeed_config: dict | None):
 
 
 def collective_timeout(environment: Mapping[str, str]) -> timedelta:
-    """How long a rank waits for the others. Raises Refused where the environment's wish is no number of seconds."""
+    """Return how long a rank waits for the others. Raises Refused where the environment gives no number of seconds."""
     wanted = environment.get(COLLECTIVE_TIMEOUT) or str(COLLECTIVE_SECONDS)
     if not wanted.isdecimal() or int(wanted) == 0:
         raise Refused(f"{COLLECTIVE_TIMEOUT} is {wanted!r}: a whole number of seconds, at least 1, is wanted")
@@ -115,7 +115,7 @@ def check_world(num_processes: int, environment: dict, launcher_command: str) ->
 
 
 def _who_was_waited_for(environment: Mapping[str, str], error: Exception) -> str:
-    """Return what a rank says that has not found the others."""
+    """Return the message of a rank that has not found the others."""
     place = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
     seconds = collective_timeout(environment).total_seconds()
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -127,12 +127,12 @@ def _who_was_waited_for(environment: Mapping[str, str], error: Exception) -> str
 
 
 def _find_build_tools() -> None:
-    """DeepSpeed compiles an op with ninja, which pip puts beside this Python, not on every PATH."""
+    """Put this Python's folder on the PATH: DeepSpeed compiles an op with ninja, which pip installs there."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def _become_own_world_when_alone() -> None:
-    """`python train/sst2.py --deepspeed FILE` without a launcher is a world of one; DeepSpeed needs to be told."""
+    """Set up a world of one for `python train/sst2.py --deepspeed FILE` without a launcher, as DeepSpeed needs it."""
     import socket
 
     if "WORLD_SIZE" in os.environ:

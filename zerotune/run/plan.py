@@ -1,4 +1,4 @@
-"""What a run would do and what it needs, said before a weight is loaded. Pure arithmetic over counts."""
+"""Estimates of a run's memory before a weight is loaded. Pure arithmetic over counts."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -20,7 +20,7 @@ NF4_BYTES = 0.516  # half a byte and the double-quantised scales (Dettmers et al
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that one device needs, by what they hold."""
+    """Bytes that one device needs, by their use."""
 
     weights: float
     gradients: float
@@ -34,7 +34,7 @@ class MemoryNeed:
 
 
 def offloaded(deepspeed: dict | None) -> frozenset[str]:
-    """What a DeepSpeed configuration keeps in host memory: of "optimizer" and "param"."""
+    """Return which of "optimizer" and "param" a DeepSpeed configuration keeps in host memory."""
     zero = (deepspeed or {}).get("zero_optimization", {})
     parts = ("optimizer", "param")
     return frozenset(part for part in parts if (zero.get(f"offload_{part}") or {}).get("device", "none") != "none")
@@ -78,7 +78,7 @@ def memory_need(
 
 
 def _layer_bytes(config, trains_all: bool, narrow: int, scored_tokens: int) -> float:
-    """Bytes that one layer keeps of a token for its backward pass."""
+    """Return the bytes that one layer keeps of a token for its backward pass."""
     hidden = config.hidden_size
     scores = config.num_attention_heads * scored_tokens * SCORE_BYTES
     if getattr(config, "num_key_value_heads", None) is None:
@@ -88,7 +88,7 @@ def _layer_bytes(config, trains_all: bool, narrow: int, scored_tokens: int) -> f
 
 
 def logit_bytes(config, model: ModelSettings, tokens_per_device: int, answers_per_token: float) -> float:
-    """Bytes that a generator's LM head adds to the activations of its largest micro-batch.
+    """Return the bytes that a generator's LM head adds to the activations of its largest micro-batch.
 
     Of each answer's token float32 logits, their log-softmax and their gradient; and of a frozen head in 16 bits its
     float32 copy.
@@ -104,7 +104,7 @@ def logit_bytes(config, model: ModelSettings, tokens_per_device: int, answers_pe
 
 @dataclass(frozen=True)
 class ScoringMemory:
-    """Bytes that one device needs to score prompts, by what they hold."""
+    """Bytes that one device needs to score prompts, by their use."""
 
     weights: float
     shared_prefix: float
@@ -145,7 +145,7 @@ def scoring_memory(
 def writing_memory(
     config, model: ModelSettings, num_weights: int, num_shared: int, batches: list[tuple[int, int, int]]
 ) -> ScoringMemory:
-    """As scoring_memory, of a device that writes answers: it keeps the keys and values of a batch's rows in all layers.
+    """Return scoring_memory of a device that writes answers: it keeps keys and values of a batch in all layers.
 
     Args:
         batches: (rows, longest row without the prefix, tokens that are written in a row at most) of each batch.
@@ -165,19 +165,19 @@ def _head_width(config) -> int:
 
 
 def _keys_and_values_bytes(config, model: ModelSettings) -> int:
-    """Bytes of one token's keys and values in one layer."""
+    """Return the bytes of one token's keys and values in one layer."""
     return 2 * config.num_key_value_heads * _head_width(config) * _narrow_bytes(model)
 
 
 def describe_memory(need: MemoryNeed | ScoringMemory) -> str:
-    """The estimate in one line."""
+    """Return the estimate as one line."""
     unit, name = (GIB, "GiB") if need.total >= GIB else (2**20, "MiB")
     parts = ", ".join(f"{part.name.replace('_', ' ')} {getattr(need, part.name) / unit:.2f}" for part in fields(need))
     return f"memory a device: about {need.total / unit:.2f} {name} ({parts})"
 
 
 def why_not_fit(need: MemoryNeed, device_bytes: int, method: str) -> str | None:
-    """One line when a device is too small, with the ways out; None when it fits."""
+    """Return a line with the ways out when a device is too small; None when it fits."""
     if need.total <= device_bytes:
         return None
     smaller = {

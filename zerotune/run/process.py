@@ -1,4 +1,4 @@
-"""A script's process: which rank it is, what it says, what run.json records of it, how it ends."""
+"""A script's process: its rank, its messages, its entries in run.json and its end."""
 
 import os
 import platform
@@ -64,7 +64,7 @@ def check_names(arguments: Sequence[str]) -> None:
 
 
 def started_at() -> float:
-    """When this process was started, in seconds since the epoch (from the kernel where it tells)."""
+    """Return when this process was started, in seconds since the epoch (from the kernel where it tells)."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rsplit(") ", 1)[1].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -85,12 +85,12 @@ def peak_memory_bytes(device) -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0, as the launcher says it (also before any process group exists)."""
+    """Return whether this is rank 0, according to the launcher (also before any process group exists)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _tells_the_end() -> bool:
-    """Whether this rank says how it ends: rank 0, for what all ranks have found.
+    """Return whether this rank reports how the run ends: rank 0, for problems that all ranks have found.
 
     Another one speaks for what it alone has found: before the ranks know each other the first of each node, and later
     where rank 0 has not spoken within SECONDS_FOR_RANK_0 and so does not know.
@@ -120,7 +120,7 @@ def say(line: str) -> None:
 
 
 def describe_process() -> dict:
-    """What run.json says of the command, the versions and the machine."""
+    """Return run.json's entries about the command, the versions and the machine."""
     versions = {name: installed_version(name) for name in RECORDED_VERSIONS}
     return {
         "command": " ".join(sys.argv),
@@ -130,7 +130,7 @@ def describe_process() -> dict:
 
 
 def installed_version(name: str) -> str | None:
-    """Version of an installed package, None where there is none."""
+    """Return the version of an installed package, None where it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -151,7 +151,7 @@ def _git_commit() -> str | None:
 
 
 def _write_state_file(path: Path, reason: str) -> str:
-    """What a refusal's line has to add: nothing, or why --state-file could not be written."""
+    """Write --state-file. Returns the words that a refusal's line then needs: "", or why it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"state": "refused", "reason": reason})
@@ -190,7 +190,7 @@ def run_script(main, args) -> None:
 
 
 def _disk_line(error: Exception) -> str:
-    """Return what to say of a disk that took no more, outside of a run folder."""
+    """Return the message for a full disk outside of a run folder."""
     path = Path(getattr(error, "filename", None) or Path.cwd())
     folder = path if path.is_dir() else path.parent
     reason = full_disk_reason(folder if folder.is_dir() else Path.cwd(), error)
@@ -198,7 +198,7 @@ def _disk_line(error: Exception) -> str:
 
 
 def _refusal(args, error: Refused) -> str | None:
-    """What this rank says of a refusal, and leaves in --state-file; None where another rank does."""
+    """Return this rank's line about a refusal, and leave it in --state-file; None where another rank reports it."""
     if not (isinstance(error, NotJoined) or _tells_the_end()):
         return None
     line = " ".join(str(error).split())
@@ -214,7 +214,7 @@ def _end_process(status: int, last_line: str | None = None, stream=None) -> None
     In a process group it ends at once, objects and all: PyTorch's destructor of a gloo group waits for a thread that
     may be waiting for the GIL, and a rank that is being cleaned up would hang there.
     """
-    sys.stdout.flush()  # what was printed earlier stands above the last line
+    sys.stdout.flush()  # earlier output comes before the last line
     if last_line:
         print(last_line, file=stream, flush=True)
     if _in_process_group():

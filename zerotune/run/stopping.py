@@ -1,4 +1,4 @@
-"""Being asked to stop: a signal or a file is noted, and the ranks stop together."""
+"""Requests to stop: a signal or a file is noted, and the ranks stop together."""
 
 import os
 import signal
@@ -41,14 +41,14 @@ class StopSignal:
 
     @property
     def name(self) -> str | None:
-        """What asks this rank to stop, None when nothing has."""
+        """The signal or file that asks this rank to stop, None without one."""
         if self._noted is None and self._file is not None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
             self._noted = _read_stop_file(self._file)
         return self._noted
 
     def stopped(self, line: str) -> Preempted:
-        """Return what to raise where the run has saved itself and stops; `{name}` in the line is what asked for it."""
+        """Return the exception to raise once the run is saved; `{name}` in the line is the signal or file that stops it."""
         kind = Interrupted if self._noted == "SIGINT" else Preempted
         return kind(line.format(name=self._noted or "a signal on another rank"))
 

@@ -1,1 +1,1 @@
-"""Flags, and the frozen dataclasses that they resolve to. Modules import torch only inside functions."""
+"""Flags and the frozen dataclasses that they resolve to. Modules import torch only inside functions."""

@@ -1,8 +1,8 @@
-"""What a flag's text may be: each takes it, and gives its value or raises ValueError."""
+"""Types of flags for argparse: each turns a flag's text into its value or raises ValueError."""
 
 
 def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise ValueError(text)
@@ -10,7 +10,7 @@ def positive_int(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    """A whole number of at least 0."""
+    """Parse a whole number of at least 0."""
     value = int(text)
     if value < 0:
         raise ValueError(text)
@@ -18,7 +18,7 @@ def non_negative_int(text: str) -> int:
 
 
 def non_negative_float(text: str) -> float:
-    """A finite number of at least 0."""
+    """Parse a finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise ValueError(text)
@@ -26,7 +26,7 @@ def non_negative_float(text: str) -> float:
 
 
 def seed(text: str) -> int:
-    """A whole number from 0 that fits torch's generators."""
+    """Parse a whole number from 0 that fits torch's generators."""
     value = non_negative_int(text)
     if value >= 2**63:
         raise ValueError(text)
@@ -34,14 +34,14 @@ def seed(text: str) -> int:
 
 
 def non_empty(text: str) -> str:
-    """A word; an unset shell variable gives none."""
+    """Return the word as it is; refuse an empty one, which an unset shell variable gives."""
     if not text:
         raise ValueError(text)
     return text
 
 
 def positive_or_none(text: str) -> float | None:
-    """A finite number above 0, or the word none."""
+    """Parse a finite number above 0, or the word none."""
     if text == "none":
         return None
     value = float(text)
@@ -51,7 +51,7 @@ def positive_or_none(text: str) -> float | None:
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
         raise ValueError(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 
-# DeepSpeed's counts of its own: zerotune/training/batches.py cuts the steps, so that they only have to be consistent.
+# DeepSpeed's own counts only have to be consistent, for zerotune/training/batches.py cuts the steps.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
 
 
@@ -15,7 +15,7 @@ DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
 
 
 def read_deepspeed_config(path: Path | None) -> dict | None:
-    """The DeepSpeed configuration of --deepspeed, else of `accelerate launch --use_deepspeed`, else None.
+    """Return the DeepSpeed configuration of --deepspeed, else of `accelerate launch --use_deepspeed`, else None.
 
     Raises:
         Refused: the file is missing, is not JSON, or is not a configuration.
@@ -24,7 +24,7 @@ def read_deepspeed_config(path: Path | None) -> dict | None:
         try:
             config = json.loads(path.read_text())
         except FileNotFoundError:
-            raise Refused(f"--deepspeed: no such file: {path} (the shipped ones lie in ds_configs/)") from None
+            raise Refused(f"--deepspeed: no such file: {path} (the shipped ones are in ds_configs/)") from None
         except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
             raise Refused(f"--deepspeed: {path} is not JSON: {error}") from None
         _check_sections(config, path)
@@ -116,7 +116,7 @@ def _check_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float 
 
 
 def _check_zero_section(zero: dict) -> None:
-    """Raises Refused for a key or a value that DeepSpeed does not know, which it would say in a traceback."""
+    """Raise Refused for a key or a value that DeepSpeed does not know; DeepSpeed itself would raise a traceback."""
     choose_deepspeed_accelerator()
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
@@ -126,11 +126,11 @@ def _check_zero_section(zero: dict) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(["zero_optimization", *map(str, first["loc"])])
-        raise Refused(f"the DeepSpeed file's {where} is {first['input']!r}: {first['msg']}; mend it") from None
+        raise Refused(f"the DeepSpeed file's {where} is {first['input']!r}: {first['msg']}; correct it") from None
 
 
 def _is_left_open(section) -> bool:
-    """Whether a section is "auto", or names our optimizer or schedule and has "auto" in all its places."""
+    """Return whether a section is "auto", or names our optimizer or schedule with "auto" for every value."""
     if not isinstance(section, dict):
         return section in (None, "auto")
     params = section.get("params")
@@ -139,7 +139,7 @@ def _is_left_open(section) -> bool:
 
 
 def zero_stage(config: dict | None) -> int | None:
-    """ZeRO stage of a DeepSpeed configuration, None without one. Raises Refused for a stage that there is not."""
+    """Return the ZeRO stage of a DeepSpeed configuration, None without one. Raises Refused for an unknown stage."""
     if config is None:
         return None
     stage = config.get("zero_optimization", {}).get("stage", 0)

@@ -18,7 +18,7 @@ DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
 
 def train_parser(description: str, task) -> argparse.ArgumentParser:
-    """The parser of a train script: the flags that every task has, with the defaults of a task module."""
+    """Return the parser of a train script: the flags that every task has, with the defaults of a task module."""
     parser = new_parser(description)
     add_model_flags(parser)
     group = add_training_method_flags(
@@ -48,18 +48,18 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
 
 
 def with_engine_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """--engine beside its flags, for the train scripts that can leave the steps to the Hugging Face Trainer."""
+    """Add --engine, for train scripts that can leave the steps to the Hugging Face Trainer. Returns the parser."""
     parser.add_argument_group("optimisation, engine").add_argument(
         "--engine",
         choices=("loop", "trainer"),
         default="loop",
-        help="our loop, or the Hugging Face Trainer to hold it against (default %(default)s)",
+        help="our loop, or the Hugging Face Trainer to compare it with (default %(default)s)",
     )
     return parser
 
 
 def eval_parser(description: str, task) -> argparse.ArgumentParser:
-    """The parser of an eval script: the flags that every task has, with the defaults of a task module."""
+    """Return the parser of an eval script: the flags that every task has, with the defaults of a task module."""
     parser = new_parser(description)
     add_model_flags(parser)
     add_data_flags(parser, task.SPLITS, trains=False)
@@ -74,7 +74,7 @@ def eval_parser(description: str, task) -> argparse.ArgumentParser:
 
 
 def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
-    """What every eval script takes besides model and data. Returns the group for more of an evaluation's data."""
+    """Add the flags of every eval script besides model and data. Returns the group of the evaluation's data."""
     group = parser.add_argument_group("model, evaluation")
     group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
     group = parser.add_argument_group("run")
@@ -110,7 +110,7 @@ def new_parser(description: str) -> FlagParser:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Which model, and how it computes."""
+    """Add the flags that choose the model and its computation."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", type=non_empty, help=f"hub id or folder (default: {DEFAULT_MODEL}; with --sample a tiny Llama)"
@@ -132,7 +132,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_method_flags(parser: argparse.ArgumentParser, heads: tuple[str, ...], heads_help: str):
-    """What is trained: one of a task's heads, the first by default. Returns the group."""
+    """Add --head with a task's heads, the first by default, and the method's flags. Returns the group."""
     group = parser.add_argument_group("model, training")
     group.add_argument("--head", choices=heads, default=heads[0], help=f"{heads_help} (default %(default)s)")
     group.add_argument(
@@ -153,7 +153,7 @@ ROW_FILES = "csv, tsv (GLUE quoting), jsonl or parquet; also .gz"
 def add_data_flags(
     parser: argparse.ArgumentParser, splits: tuple[str, ...], files: str = ROW_FILES, trains: bool = True
 ) -> None:
-    """Where the rows come from and which of them do what, in a script that trains or in one that evaluates."""
+    """Add the flags that say where the rows come from and how they are split, for a train or an eval script."""
     helps = {
         "train": files,
         "validation": "chooses the best checkpoint; alone, it reports",
@@ -182,7 +182,7 @@ def add_data_flags(
 
 
 def add_training_data_flags(parser: argparse.ArgumentParser):
-    """How many rows. Returns the group."""
+    """Add the flags that limit the number of rows. Returns the group."""
     group = parser.add_argument_group("data, training")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}-size", type=positive_int, help=f"balanced subset of the {split} split, in rows")
@@ -191,7 +191,7 @@ def add_training_data_flags(parser: argparse.ArgumentParser):
 
 
 def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]) -> None:
-    """How it is trained, and the metrics that can choose the best checkpoint, the first by default."""
+    """Add the optimiser's flags, and the metrics that can choose the best checkpoint, the first by default."""
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=positive_int, help="passes over the train split (default: 3)")
     group.add_argument("--max-steps", type=positive_int, help="stop the schedule after so many optimizer steps")
@@ -228,7 +228,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
         "--choose-by",
         choices=choose_by,
         default=choose_by[0],
-        help="metric of the choosing split that picks the best checkpoint (default %(default)s)",
+        help="metric of the validation split that picks the best checkpoint (default %(default)s)",
     )
     group.add_argument(
         "--eval-every", type=positive_int, help="optimizer steps between evaluations (default: an epoch)"
@@ -237,7 +237,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """How it runs, saves, goes on and logs."""
+    """Add the flags that say how a run is started, saved, resumed and logged."""
     group = parser.add_argument_group("run")
     group.add_argument(
         "--deepspeed", type=Path, metavar="FILE", help="DeepSpeed configuration, such as ds_configs/zero2.json"
@@ -247,7 +247,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--resume",
         default="auto",
         metavar="auto|never|PATH",
-        help="which checkpoint to go on from (default %(default)s)",
+        help="which checkpoint to resume from (default %(default)s)",
     )
     group.add_argument(
         "--checkpoint-every",
@@ -308,7 +308,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prompt_format(group) -> None:
-    """--prompt-format."""
+    """Add --prompt-format."""
     group.add_argument(
         "--prompt-format",
         choices=("auto", "plain", "chat"),

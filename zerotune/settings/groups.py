@@ -1,4 +1,4 @@
-"""Typed settings by subject: what the flags of a script resolve to, once. Frozen, and free of argparse and torch."""
+"""Typed settings by subject, to which a script's flags are resolved once. Frozen, and free of argparse and torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,7 +71,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class QuestionSettings:
-    """How questions are put to a model, in tokens; None: what the model folder says, else the defaults.
+    """How questions are put to a model, in tokens; None: the model folder's value, else the default.
 
     Attributes:
         max_length: of a span head's window; of a prompt with its answer where answers are written.
@@ -138,7 +138,7 @@ class OptimisationSettings:
 
 @dataclass(frozen=True)
 class FlagRecord:
-    """What run.json keeps of the command line.
+    """The part of run.json about the command line.
 
     Attributes:
         values: every flag as a plain JSON value, defaults filled in.
@@ -168,7 +168,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """All that a train script is told.
+    """The settings of a train script.
 
     Attributes:
         task: "sst2", "imdb" or "squad".
@@ -193,7 +193,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """All that an eval script is told.
+    """The settings of an eval script.
 
     Attributes:
         tokens_per_device: most padded tokens in one forward pass on one device.

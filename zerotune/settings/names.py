@@ -1,4 +1,4 @@
-"""Names of run folders: where a script writes when nobody says, known without loading anything."""
+"""Default names of run folders and models, known without loading anything."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from zerotune.settings.flags import DEFAULT_MODEL
 
 
 def short_name(model: str) -> str:
-    """The last part of a hub id or path, fit for a folder name; a run's final/ goes by the run's name."""
+    """Return the last part of a hub id or path, fit for a folder name; a run's final/ goes by the run's name."""
     parts = [part for part in re.split(r"[/\\]", str(model)) if part not in ("", ".", "..")]
     if parts and parts[-1] == "final":
         parts.pop()
@@ -16,7 +16,7 @@ def short_name(model: str) -> str:
 
 
 def sample_model_folder(task_name: str) -> Path:
-    """Where --sample keeps a task's tiny model, for train and eval alike."""
+    """Return the folder of a task's tiny model for --sample, the same for train and eval."""
     return default_cache_dir() / ("sample-llama-squad" if task_name == "squad" else "sample-llama")
 
 
@@ -26,16 +26,16 @@ def is_sample_model(model: str) -> bool:
 
 
 def model_or_default(model: str | None, is_sample: bool, task_name: str) -> str:
-    """--model, or what is meant where it is not given: --sample's tiny model, else DistilBERT."""
+    """Return --model; where it is not given, --sample's tiny model, else DistilBERT."""
     return model or (str(sample_model_folder(task_name)) if is_sample else DEFAULT_MODEL)
 
 
 def default_run_folder(task_name: str, model: str, method: str, head: str | None) -> Path:
-    """A train script's --output-dir."""
+    """Return the default of a train script's --output-dir."""
     generates = "-generate" if head == "generate" else ""
     return Path("runs") / f"{task_name}-{short_name(model)}-{method}{generates}"
 
 
 def default_eval_folder(task_name: str, model: str) -> Path:
-    """An eval script's --output-dir."""
+    """Return the default of an eval script's --output-dir."""
     return Path("runs") / f"eval-{task_name}-{short_name(model)}"

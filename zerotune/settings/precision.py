@@ -42,7 +42,7 @@ def _precision_of_file(config: dict) -> str | None:
 
 
 def default_precision() -> str:
-    """bf16 where the device computes it natively, else fp32."""
+    """Return bf16 where the device computes it natively, else fp32."""
     import torch
 
     if torch.cuda.is_available():

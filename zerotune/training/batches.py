@@ -14,7 +14,7 @@ STEPS_PER_LENGTH_GROUP = 100
 
 
 class LengthBatches:
-    """What the loop and an evaluation ask of data whose examples have nothing in common: batches of similar lengths.
+    """The batches of data whose examples share nothing: examples of similar lengths go together.
 
     A subclass has `lengths`, the tokens of each example.
     """
@@ -22,24 +22,24 @@ class LengthBatches:
     lengths: np.ndarray
 
     def epoch_steps(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """As the function of that name."""
+        """Call `epoch_steps` with these lengths."""
         return epoch_steps(self.lengths, batch_size, seed, epoch)
 
     def micro_batches(self, step: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
-        """As the function of that name."""
+        """Call `micro_batches` with these lengths."""
         return micro_batches(step, self.lengths, budget, world_size)
 
     def num_tokens(self, rows: np.ndarray) -> int:
-        """Tokens that the model reads of some examples in one batch."""
+        """Return the tokens that the model reads of some examples in one batch."""
         return int(self.lengths[rows].sum())
 
     def num_padded_tokens(self, rows: np.ndarray) -> int:
-        """The same with the padding."""
+        """Return the same with the padding."""
         return int(self.lengths[rows].max()) * len(rows)
 
 
 def num_steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Optimizer steps that one pass over the examples takes; the last one may be smaller."""
+    """Return the optimizer steps that one pass over the examples takes; the last one may be smaller."""
     return math.ceil(num_examples / batch_size)
 
 
@@ -65,7 +65,7 @@ def epoch_steps(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
 def cut_by_budget(lengths: np.ndarray, budget: int) -> list[slice]:
     """Cut examples that are sorted by falling length into runs of at most `budget` padded tokens (longest × count).
 
-    A single example longer than the budget gets a run of its own.
+    A single example longer than the budget gets its own run.
     """
     runs, start = [], 0
     for index in range(1, len(lengths) + 1):
@@ -101,7 +101,7 @@ def micro_batches(step: np.ndarray, lengths: np.ndarray, budget: int, world_size
 
 
 def _even_runs(sorted_lengths: np.ndarray, budget: int, max_runs: int) -> list[slice]:
-    """The cut into at most `max_runs` runs whose largest run is smallest (binary search over the size of a run)."""
+    """Cut into at most `max_runs` runs whose largest run is smallest (binary search over the size of a run)."""
     low, high = 1, budget
     while low < high:
         middle = (low + high) // 2
@@ -113,7 +113,7 @@ def _even_runs(sorted_lengths: np.ndarray, budget: int, max_runs: int) -> list[s
 
 
 def evaluation_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Batches of similar lengths for evaluation, longest first.
+    """Cut examples into batches of similar lengths for evaluation, longest first.
 
     They depend on lengths and budget alone, so that a score does not depend on the world size or on a restart.
     """

@@ -27,7 +27,7 @@ SPARE_BYTES = 64 * 2**20
 
 
 class CheckpointRecord(TypedDict):
-    """progress.json: where the run was, which run it was (run_id of run.json), and how many processes saved it."""
+    """progress.json: the run's progress, its run_id from run.json, and the number of processes that saved it."""
 
     run_id: str
     step: Count
@@ -36,7 +36,7 @@ class CheckpointRecord(TypedDict):
 
 
 def step_folder(root: Path, step: int) -> Path:
-    """Where the checkpoint of one optimizer step lies."""
+    """Return the folder of one optimizer step's checkpoint."""
     return root / f"step-{step:08d}"
 
 
@@ -68,7 +68,7 @@ def prepare(root: Path, step: int, num_bytes: int, accelerator) -> Path:
 
 
 def publish(root: Path, progress: dict, entries: dict, problem: str | None, num_bytes: int, accelerator) -> Path:
-    """Make what lies in the folder of `prepare` a checkpoint that counts; all ranks take part.
+    """Turn the folder that `prepare` made into a checkpoint that counts; all ranks take part.
 
     Args:
         entries: manifest entries of the files that this rank wrote.
@@ -113,7 +113,7 @@ def _make_aside(root: Path, aside: Path, num_bytes: int) -> str | None:
 
 
 def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None) -> str:
-    """Return what to say of a disk without room for a checkpoint of `num_bytes`; raises an error of another kind."""
+    """Return the message for a disk without room for a checkpoint of `num_bytes`; raise an error of another kind."""
     if error is not None and not disk_is_full(folder, error):
         raise error
     return (
@@ -123,7 +123,7 @@ def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None)
 
 
 def hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
-    """Manifest entries of files in a checkpoint's folder, once they are on the disk."""
+    """Return the manifest entries of files in a checkpoint's folder, once they are on the disk."""
     return {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sync_and_hash(path)} for path in files
     }
@@ -151,7 +151,7 @@ def _rename(aside: Path, target: Path) -> None:
 
 
 def put_back_replaced(root: Path) -> None:
-    """Take a checkpoint again whose successor, of the same step, did not come to count. One process calls this."""
+    """Restore a checkpoint whose replacement, of the same step, never came to count. One process calls this."""
     for replaced in root.glob(f"{REPLACED}*"):
         target = root / replaced.name.removeprefix(REPLACED)
         if (target / MARKER).exists():
@@ -162,14 +162,14 @@ def put_back_replaced(root: Path) -> None:
 
 
 def unmark_later(folder: Path) -> None:
-    """Let the checkpoints of later steps than this one count no more."""
+    """Remove the markers of checkpoints of later steps than this one: they no longer count."""
     for later in _step_folders(folder.resolve().parent):
         if later.name > folder.resolve().name and not later.is_symlink():
             (later / MARKER).unlink(missing_ok=True)
 
 
 def agree(accelerator, problem: str | None) -> None:
-    """Every rank stops when one has a problem."""
+    """Stop every rank when one has a problem."""
     lines = [line for line in on_all_ranks(accelerator, problem) if line]
     if lines:
         raise Refused(lines[0])
@@ -202,7 +202,7 @@ def defect(folder: Path, run_id: str | None = None) -> str | None:
 
 
 def _contradiction(record: CheckpointRecord, folder: Path) -> str | None:
-    """Return in what a progress.json contradicts itself or its folder's name."""
+    """Return how a progress.json contradicts itself or its folder's name."""
     step, progress = record["step"], record["progress"]
     if step_folder(folder.parent, step).name != folder.name or progress["step"] != step:
         return f"{PROGRESS} is of step {step}, its progress of step {progress['step']}"

@@ -75,7 +75,7 @@ class LabelledData(LengthBatches):
         return self.encoded.ids
 
     def num_targets(self, rows: np.ndarray) -> int:
-        """What the sum of some examples' losses is divided by: one label each."""
+        """Return the divisor of the sum of some examples' losses: one label each."""
         return len(rows)
 
     def inputs(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
@@ -102,7 +102,7 @@ class LabelledData(LengthBatches):
 
     @property
     def scored_lengths(self) -> np.ndarray:
-        """What an example costs `scores` in tokens, [num_examples]."""
+        """The cost of each example to `scores` in tokens, [num_examples]."""
         return self.lengths
 
     def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:

@@ -1,4 +1,4 @@
-"""What the training loop needs from its data: examples with lengths, cut into steps, micro-batches and model inputs."""
+"""The training loop's view of its data: examples with lengths, cut into steps, micro-batches and model inputs."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,7 +42,7 @@ class TrainingData(Protocol):
         """Count the tokens that the model reads of some examples in one batch, without padding."""
 
     def num_targets(self, rows: np.ndarray) -> int:
-        """Count what the sum of some examples' losses is divided by: labels, windows or answer tokens."""
+        """Return the divisor of the sum of some examples' losses: the number of labels, windows or answer tokens."""
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
         """Build the model inputs and the targets of some examples."""

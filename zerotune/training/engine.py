@@ -27,7 +27,7 @@ WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.pt"
 
 
 def build_optimizer(name: str, groups: list[dict], device_type: str) -> torch.optim.Optimizer:
-    """AdamW over parameter groups that carry their own peak `lr` and `weight_decay` (Loshchilov & Hutter 2019).
+    """Build AdamW over parameter groups that carry their own peak `lr` and `weight_decay` (Loshchilov & Hutter 2019).
 
     Args:
         name: "adamw" (one fused pass over float32 state) or "adamw8bit" (bitsandbytes, state in 8 bits).
@@ -121,7 +121,7 @@ class Engine:
         return self.accelerator.unwrap_model(self.model)
 
     def forward(self, **inputs) -> torch.Tensor:
-        """The model's output under the run's precision. DeepSpeed enters autocast itself."""
+        """Return the model's output under the run's precision. DeepSpeed enters autocast itself."""
         if self.deepspeed:
             return self.model(**inputs)
         with autocast(self.accelerator.device.type, self.precision):
@@ -146,7 +146,7 @@ class Engine:
             loss.backward()
 
     def gradients_stay_local(self, is_last: bool):
-        """Context for forward and backward of one micro-batch: no exchange before the last one."""
+        """Return the context of one micro-batch's forward and backward: no exchange before the last one."""
         several = self.accelerator.num_processes > 1 and not self.deepspeed
         return self.model.no_sync() if several and not is_last else nullcontext()
 
@@ -192,13 +192,13 @@ class Engine:
             return
         fused = isinstance(self.optimizer, torch.optim.AdamW) and self.optimizer.defaults["fused"]
         if fused and not self.scaler:
-            # the fused kernel divides gradients by grad_scale as it reads them: clipping without a pass of its own
+            # the fused kernel divides gradients by grad_scale as it reads them: clipping without another pass
             self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1.0).float()
         else:
             torch.nn.utils.clip_grads_with_norm_(self.trainable, self.max_grad_norm, norm)
 
     def free(self) -> None:
-        """Let go of model and optimizer, so that their memory can be used again. Nothing works after it."""
+        """Drop model and optimizer, so that their memory can be used again. The engine is unusable afterwards."""
         from accelerate.utils import release_memory
 
         self.model = self.optimizer = self.scaler = None
@@ -207,7 +207,7 @@ class Engine:
         release_memory()
 
     def checkpoint_bytes(self) -> int:
-        """About how many bytes `save` writes on all ranks together: weights and two float32 moments."""
+        """Estimate the bytes that `save` writes on all ranks together: weights and two float32 moments."""
         return self.num_trainable * BYTES_A_WEIGHT
 
     def save(self, folder: Path) -> list[Path]:
@@ -237,7 +237,7 @@ class Engine:
         return {parameter: name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
     def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """ZeRO-3's shards put together, complete on rank 0; of an adapter only what trains. None without shards."""
+        """Gather ZeRO-3's shards, complete on rank 0; of an adapter only what trains. Returns None without shards."""
         if self.deepspeed and self.model.zero_optimization_stage() == 3:
             has_frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
             return self.model._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=has_frozen)
@@ -268,7 +268,7 @@ def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None
     if not stateful:
         return
     # the optimizer moves its state to the parameters' device; "cpu:0", Accelerate's name of a CPU, cannot be mapped
-    # what goes to a GPU is read through the file's pages, which a node's ranks share; on a CPU it would stay there
+    # tensors for a GPU are read through the file's pages, which a node's ranks share; on a CPU they would stay there
     to_gpu = next(iter(own.values())).device.type == "cuda"
     states = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=to_gpu)
     for name, part in stateful.items():

@@ -85,7 +85,7 @@ class LateReading:
 
 @dataclass(frozen=True)
 class _Unread:
-    """A step whose loss has not been looked at yet."""
+    """A step whose loss has not been read yet."""
 
     number: int
     rows: np.ndarray
@@ -197,7 +197,7 @@ class TrainingLoop:
     # --- its loss, read one step late where nothing needs it sooner, so that a GPU never waits for the host ---
 
     def _take_status(self, step: Step) -> None:
-        """Queue the reading of a step's loss and gradient norm, and of what the ranks have to tell each other."""
+        """Queue the reading of a step's loss and gradient norm, and of the ranks' flags: asked to stop, files moved."""
         loss, norm = self.engine.take_loss_and_norm()
         moving_step = self.saver.moving_step
         flags = (self.stop_signal.name is not None, moving_step is not None and self.saver.has_moved)
@@ -309,7 +309,7 @@ class TrainingLoop:
         return improved
 
     def apply_unused_decay(self, step: int) -> None:
-        """Give the embedding rows that are not trained what AdamW's weight decay has left of them after a step."""
+        """Scale the embedding rows that are not trained as AdamW's weight decay would have by this step."""
         factors = [self.schedule.rate_factor(earlier) for earlier in range(1, step + 1)]
         rate, decay = self.optimisation.learning_rate, self.optimisation.weight_decay
         decay_unused_rows(self.engine.module, factors, rate, decay)

@@ -1,4 +1,4 @@
-"""What a training run will do and need, before a weight is loaded."""
+"""The plan of a training run and its needs, printed before a weight is loaded."""
 
 import os
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Where a run is: saved with every checkpoint, enough to resume."""
+"""The progress of a run: saved with every checkpoint, enough to resume."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +11,7 @@ from zerotune.records import Count
 
 @dataclass
 class Progress:
-    """What a run has done so far.
+    """The progress of a run.
 
     Attributes:
         step: the last optimizer step that is done, counted from 1.

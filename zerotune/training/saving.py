@@ -1,4 +1,4 @@
-"""Saving a run's checkpoints, and choosing the one that it resumes from."""
+"""Saving a run's checkpoints, and selecting the one that it resumes from."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -108,7 +108,7 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
 
 
 def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | None, list[str], str | None]:
-    """Return the checkpoint to resume from, lines to print, and what forbids it."""
+    """Return the checkpoint to resume from, lines to print, and the reason to refuse it, None without one."""
     checkpoints.put_back_replaced(root)
     if wanted in ("auto", "never"):
         return *checkpoints.newest_whole(root, run_id), None

@@ -1,4 +1,4 @@
-"""Checkpoints that are written to node-local scratch while training waits, and moved to the run folder behind its back.
+"""Checkpoints written to node-local scratch while training waits, and moved to the run folder in the background.
 
 DIR/zerotune-RUN/rank-0/…    this rank's files on their way
 
@@ -65,13 +65,13 @@ class ScratchSaves:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether this rank's files of the checkpoint on its way lie in the run folder."""
+        """Whether this rank's files of the checkpoint on its way are in the run folder."""
         return self._moving is not None and self._moving.done()
 
     def start(self, progress: dict, write: Callable[[Path], list[Path]], num_bytes: int) -> None:
         """Write a checkpoint to scratch and set it on its way, once the one before counts.
 
-        Args and Raises: as `checkpoints.save`; a disk that fills up is told by `finish`.
+        Args and Raises: as `checkpoints.save`; `finish` reports a disk that fills up.
         """
         self.finish()
         aside = checkpoints.prepare(self.root, progress["step"], num_bytes, self.accelerator)
@@ -105,7 +105,7 @@ class ScratchSaves:
             checkpoints.prune(self.root, self.keep, self._progress["step"])
 
     def close(self) -> None:
-        """`finish`, and leave nothing on the scratch disk."""
+        """Call `finish`, and leave nothing on the scratch disk."""
         self.finish()
         self._thread.shutdown()
         shutil.rmtree(self._own)
@@ -146,7 +146,7 @@ def _move(files: list[Path], source: Path, aside: Path, num_bytes: int) -> dict[
 
 
 def _copy(file: Path, copy: Path) -> str:
-    """Copy a file; the SHA-256 of what was read."""
+    """Copy a file. Returns the SHA-256 of what was read."""
     digest = hashlib.sha256()
     with file.open("rb") as reading, copy.open("wb") as writing:
         while chunk := reading.read(_CHUNK_BYTES):

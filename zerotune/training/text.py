@@ -1,4 +1,4 @@
-"""Training on labelled text: what is specific to its two heads, a classifier's and a generator's."""
+"""Training on labelled text: the parts that are specific to a classifier's head and a generator's."""
 
 from zerotune.errors import Refused
 from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, read_names_as_text
@@ -57,7 +57,7 @@ def tokenise(
 
 
 def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData) -> dict:
-    """Return what task.json says of the task."""
+    """Return task.json's entries about the task."""
     return {
         "task": task.TASK,
         "head": settings.head,

@@ -25,7 +25,7 @@ from zerotune.training.loop import Step, TrainingLoop
 
 
 def check_trainer_flags(settings: TrainSettings) -> None:
-    """Refuse what --engine loop does and --engine trainer does not."""
+    """Refuse flags that --engine loop supports and --engine trainer does not."""
     num_processes, batch_size = int(os.environ.get("WORLD_SIZE", "1")), settings.optimisation.batch_size
     if settings.head == "generate":
         raise Refused("--engine trainer tunes a classifier: use --head classify, or --engine loop")

@@ -6,7 +6,7 @@ The tensor "4096:model.score.weight" holds elements 4096, 4097, … of the flatt
 just the ranges that it keeps, out of whichever files have them. DeepSpeed's own files would need a conversion for each
 number of processes, and hold the weights twice.
 
-bitsandbytes quantises moments in blocks of a rank's partition. They lie in state-00001-of-00004.pt, for as many ranks.
+bitsandbytes quantises moments in blocks of a rank's partition. They are in state-00001-of-00004.pt, for as many ranks.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ BYTES_A_WEIGHT = 4 * len(KINDS)
 
 
 class Shard(NamedTuple):
-    """A range of one flattened parameter that this rank keeps, and where that lies in one of its flat partitions."""
+    """A range of one flattened parameter that this rank keeps, and its offset in one of the rank's flat partitions."""
 
     parameter: nn.Parameter
     start: int  # in the parameter
@@ -32,7 +32,7 @@ class Shard(NamedTuple):
 
 
 def save_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: int, world_size: int) -> list[Path]:
-    """Write what this rank keeps. Returns its files.
+    """Write the weights and moments that this rank keeps. Returns its files.
 
     Args:
         zero: DeepSpeed's ZeRO optimizer, of stage 1, 2 or 3.
@@ -65,7 +65,7 @@ def save_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: in
 def load_zero_state(
     folder: Path, zero, names: dict[nn.Parameter, str], rank: int, world_size: int, weights_alone: bool = False
 ) -> None:
-    """Restore what any number of ranks has written by `save_zero_state`, bit for bit; all ranks take part.
+    """Restore the state that any number of ranks wrote by `save_zero_state`, bit for bit; all ranks take part.
 
     Quantised moments are restored by as many ranks as have written them.
 
@@ -92,7 +92,7 @@ def load_zero_state(
 
 
 def _moves(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its state is a float32 number or two for each weight, and so can go to another number of ranks."""
+    """Return whether the state is a float32 number or two for each weight, and so fits any number of ranks."""
     return isinstance(optimizer, torch.optim.AdamW)
 
 
@@ -105,7 +105,7 @@ def _quantised_file(folder: Path, rank: int, world_size: int) -> Path:
 
 
 def _spread_weights(zero) -> None:
-    """From the float32 weights that each rank keeps to those that the model computes with."""
+    """Copy the float32 weights that each rank keeps to the weights that the model computes with."""
     if not hasattr(zero, "fp32_partitioned_groups_flat"):
         zero.update_lp_params()
         return
@@ -115,7 +115,7 @@ def _spread_weights(zero) -> None:
 
 
 def _partitions(zero) -> Iterator[tuple[torch.Tensor, list[Shard]]]:
-    """This rank's flat partitions, which AdamW takes for its parameters, and what lies in each."""
+    """Return this rank's flat partitions, which AdamW takes for its parameters, and the shards in each."""
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
             yield flat, _shards_of_stage_3(group)
@@ -127,7 +127,7 @@ def _partitions(zero) -> Iterator[tuple[torch.Tensor, list[Shard]]]:
 
 
 def _shards_of_stage_2(group: list[nn.Parameter], whole: torch.Tensor, kept: range) -> list[Shard]:
-    """Stages 1 and 2 cut a group's parameters, one after the other in a flat tensor, into equal parts."""
+    """Return this rank's shards in stages 1 and 2: they cut a flat tensor of all parameters into equal parts."""
     shards = []
     for parameter in group:
         assert parameter.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr(), "a view of its group"
@@ -139,7 +139,7 @@ def _shards_of_stage_2(group: list[nn.Parameter], whole: torch.Tensor, kept: ran
 
 
 def _shards_of_stage_3(group: list[nn.Parameter]) -> list[Shard]:
-    """Stage 3 cuts each parameter into equal parts, the last ones padded, and lays a rank's one after the other."""
+    """Return this rank's shards in stage 3: it cuts each parameter into equal parts, the last ones padded."""
     shards, offset = [], 0
     for parameter in group:
         padded = parameter.ds_tensor.ds_numel
@@ -152,7 +152,7 @@ def _shards_of_stage_3(group: list[nn.Parameter]) -> list[Shard]:
 
 
 def _state(adamw: torch.optim.AdamW, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    """AdamW's state of a partition, made here where its first step has yet to make it."""
+    """Return AdamW's state of a partition, made here where its first step has yet to make it."""
     state = adamw.state[flat]
     if not state:
         step_device = flat.device if adamw.defaults["fused"] else "cpu"
@@ -167,7 +167,7 @@ def _values(adamw: torch.optim.AdamW, flat: torch.Tensor, kind: str, shard: Shar
 
 
 def _open_pieces(folder: Path, kind: str) -> tuple[dict[str, dict[int, object]], float | None]:
-    """(name → first element → slice of a file) for the pieces of all ranks, and AdamW's steps where they are there."""
+    """Open the pieces of all ranks: name → first element → slice of a file. Also returns AdamW's step or None."""
     from safetensors import safe_open
 
     pieces: dict[str, dict[int, object]] = {}

@@ -193,7 +193,7 @@ def test_models_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for model in ("./typo", "runs/a/final", "/no/where"):
-        with pytest.raises(Refused, match=f"--model {model} is neither a folder nor a hub id: mend the path"):
+        with pytest.raises(Refused, match=f"--model {model} is neither a folder nor a hub id: correct the path"):
             check_offline(read_flags("train/sst2.py", ["--model", model]))
     with pytest.raises(Refused, match=r"model runs/typo \(no such folder, and never fetched\)"):
         check_offline(read_flags("train/sst2.py", ["--model", "runs/typo"]))
