@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from default_settings import optimisation_settings, run_settings, text_evaluation
-from tiny_models import character_model, tiny_model
+from tiny_models import character_model, task_record, tiny_model
 
 from zerotune.errors import Refused
 from zerotune.evaluation.text import accuracy_line, evaluate, evaluate_base
@@ -135,7 +135,7 @@ def test_a_tuned_generator_is_asked_as_it_was_trained(tmp_path):
     name, prompt = tiny_model("llama"), Prompt(*TASK.WORDINGS[1])
     tokenizer = load_tokenizer(name, None)
     model = load_generator(ModelSettings(name), tokenizer).eval()
-    record = {"task": "mood", "head": "generate", "labels": list(TASK.LABELS), "max_length": 11, "seed": 6}
+    record = task_record("generate", task="mood", labels=list(TASK.LABELS), max_length=11, seed=6)
     save_final(model, tokenizer, tmp_path, record | {"prompt": prompt_record(prompt), "training_sha256": "x"})
     metrics, lines = run(tmp_path / "out", text_evaluation(str(tmp_path)))
     data = encode_answers(tokenizer, prompt, EXAMPLES, 11, 64)

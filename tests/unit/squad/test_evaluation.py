@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from squad_cases import make_questions
-from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
+from tiny_models import CHAT_TEMPLATE, character_model, task_record, tiny_model
 
 from zerotune.errors import Refused
 from zerotune.evaluation.generation import end_tokens, write_answers
@@ -155,7 +155,8 @@ def test_flags_that_a_model_cannot_use_are_refused(tmp_path, kind, questions, pr
 
 def test_a_tuned_generator_has_its_own_prompt(folder, tmp_path):
     tokenizer = load_tokenizer(folder, None)
-    record = {"task": "squad", "head": "generate", "prompt": question_prompt_record(QuestionPrompt())}
+    prompt = question_prompt_record(QuestionPrompt())
+    record = task_record("generate", task="squad", labels=None, prompt=prompt)
     save_final(load_generator(ModelSettings(folder), tokenizer), tokenizer, tmp_path, record)
     config = read_config(folder, None)
     for given in ({"shots": SHOTS}, {"prompt_format": "chat"}):
