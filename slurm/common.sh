@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What every job script shares: sourced from the checkout's root, never run. docs/cluster.md explains it.
+# The common part of every job script: sourced from the checkout's root, never run. docs/cluster.md explains it.
 #
 # Settings, from the environment (slurm/site.env.example has them all):
 #   ZEROTUNE_PYTHON               python of the environment          (.venv/bin/python where there is one, else python3)
@@ -39,7 +39,7 @@ for name in ATTEMPTS COLLECTIVE_TIMEOUT END_TIMEOUT STOP_TIMEOUT; do
   name=ZEROTUNE_$name
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || stop_with 2 "$name is '${!name}': wanted a whole number, at least 1"
 done
-# what sbatch got reaches the steps, also where the site says --export=NONE or SLURM 22.05 forgets the CPUs of a task
+# sbatch's options reach the steps, also where the site says --export=NONE or SLURM 22.05 forgets the CPUs of a task
 export SLURM_EXPORT_ENV=ALL
 [ -n "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 if [ -z "${ZEROTUNE_ONLINE:-}" ]; then
@@ -61,7 +61,7 @@ submit() {
 
 num_launches=0 stop_reason=
 
-# prepare_job: what a job knows of itself, for its steps.
+# prepare_job: sets the job's own variables, for its steps.
 prepare_job() {
   mkdir -p runs/slurm
   job_files=runs/slurm/$SLURM_JOB_ID
@@ -113,7 +113,7 @@ end_stuck() {
 # launch SCRIPT FLAGS…: starts one launcher on each node and waits for them; returns srun's status.
 launch() {
   num_launches=$((num_launches + 1))
-  # eight launches of 1,875 jobs in a row have ports of their own, all below those that Linux gives away
+  # eight launches of 1,875 jobs in a row have their own ports, all below those that Linux gives away
   export ZEROTUNE_PORT=${ZEROTUNE_MASTER_PORT:-$((15000 + (SLURM_JOB_ID * 8 + num_launches % 8) % 15000))}
   rm -f "$ZEROTUNE_FAILED_FILE"
   # a site's --wait would end rank 0 while it writes the report and the others have nothing left to do
@@ -140,8 +140,8 @@ attempts_left() {
   [ "$count" -lt "$ZEROTUNE_ATTEMPTS" ]
 }
 
-# ask VERB ARGUMENTS…: what zerotune.cluster.jobs answers, in $job_files.answer. Not by $(…), whose shell a signal to the
-# whole job would kill.
+# ask VERB ARGUMENTS…: writes the answer of zerotune.cluster.jobs into $job_files.answer. Not by $(…), whose shell a
+# signal to the whole job would kill.
 ask() {
   local status
   while :; do
@@ -169,7 +169,7 @@ nodes_answer() {
   timeout "$ZEROTUNE_END_TIMEOUT" srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
 }
 
-# end_run STATUS: ends the shell, without what only a later start of this job would read.
+# end_run STATUS: ends the shell, and deletes files that only a later start of this job would read.
 end_run() {
   rm -f "$job_files".{answer,attempts,begun,failed,refusal,stop}
   exit "$1"

@@ -26,7 +26,7 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   run_to_end "${command[@]}"
 fi
 
-# what training is about to write anew counts as to do
+# evaluations of a model that training is about to write anew count as to do
 numbers=$(run_python -m zerotune.cluster.eval_list "$([ -n "$after" ] && echo all || echo todo)" "$list") || exit 2
 if [ -z "$numbers" ]; then
   say "all of $list is done"
@@ -37,7 +37,7 @@ fi
 kept=runs/eval/$(basename "${list%.*}")/lists/$(date +%Y%m%d-%H%M%S)-$$
 mkdir -p "$kept" && cp "$list" "$kept/" || exit 1
 kept=$kept/$(basename "$list")
-# a chain stops where a link fails; else the comparison says what is lacking
+# a chain stops where a link fails; else the comparison names the missing evaluations
 order=(--kill-on-invalid-dep=yes) kind=afterany
 if [ -n "$after" ]; then order+=("--dependency=afterok:$after") kind=afterok; fi
 array=$(submit "${order[@]}" --array="$numbers" --output=runs/slurm/%A_%a.log "$@" slurm/eval.sh "$kept") || exit 1

@@ -7,6 +7,6 @@
 
 # source /shared/my-project/miniforge/etc/profile.d/conda.sh && conda activate zerotune
 
-# In a container: what stands here goes before every launch. Bind the checkout and HF_HOME.
+# In a container: these words go before every launch. Bind the checkout and HF_HOME.
 # IN_CONTAINER=(apptainer exec --nv --bind /shared /shared/my-project/pytorch.sif)
 # ZEROTUNE_PYTHON=python3

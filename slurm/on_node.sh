@@ -3,7 +3,7 @@
 #
 #     srun … bash slurm/on_node.sh train/sst2.py FLAGS…
 # The launcher has to outlive its ranks, and a rank that still imports its libraries has to outlive the signal; the ranks
-# set handlers of their own. torchelastic would kill the ranks 30 s after a SIGTERM.
+# set their own handlers. torchelastic would kill the ranks 30 s after a SIGTERM.
 trap '' TERM USR1
 export PET_SIGNALS_TO_HANDLE=SIGINT
 trap '[ $? = 0 ] || : >>"$ZEROTUNE_FAILED_FILE"' EXIT

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Will this site do? A line a check, "pass" or "FAIL" with the cure, in about a minute (under three).
+# Check a site: a line for each check, "pass" or "FAIL" with the cure, in about a minute (under three).
 #
 #     sbatch slurm/smoke.sh
 #     sbatch --nodes 2 --gpus-per-node 8 slurm/smoke.sh
@@ -38,7 +38,7 @@ rm -rf "$run" "$job_files.checked"  # of an earlier start of this job
 requeue=$(scontrol --oneliner show job "$SLURM_JOB_ID" | grep -o 'Requeue=[01]')
 [ "$requeue" = Requeue=1 ]
 tell $? "requeue" "${requeue:-SLURM does not say}" "jobs do not resume by themselves here: submit the same line again"
-ZEROTUNE_COLLECTIVE_TIMEOUT=120  # whether ranks find each other is what is asked
+ZEROTUNE_COLLECTIVE_TIMEOUT=120  # this checks whether ranks find each other: no need to wait longer
 if ! launch --module zerotune.cluster.smoke "$job_files.checked" 2>>"$log"; then
   if [ -e "$job_files.checked" ]; then
     num_failed=$((num_failed + 1))

@@ -1,4 +1,4 @@
-"""How a model is evaluated on labelled text, and what is refused before a weight is loaded."""
+"""How a model is evaluated on labelled text, and the checks before a weight is loaded."""
 
 from dataclasses import dataclass
 
@@ -95,7 +95,7 @@ def training_description(record: dict, model: str, seed: int) -> dict:
 
 
 def check_flags(evaluation: TextEvaluation, config, tokenizer) -> None:
-    """Refuse what this model would ignore or cannot do."""
+    """Refuse flags that this model would ignore or cannot follow."""
     model, prompt = evaluation.model, evaluation.prompt
     attention_kernel(model.attention, config)
     check_kernel_precision(model.attention, model.precision)

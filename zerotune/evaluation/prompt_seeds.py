@@ -21,7 +21,7 @@ SUMMARISED = ("accuracy", "precision", "recall", "f1")
 
 
 class PromptMetrics(TypedDict):
-    """What summary.json takes from the metrics.json of each prompt, beside its scores."""
+    """The entries that summary.json takes from the metrics.json of each prompt, beside its scores."""
 
     seed: int
     prompt: str
@@ -59,7 +59,7 @@ def plan_evaluations(
 
 
 def check_prompt_seeds(settings: EvalSettings, task, config) -> None:
-    """Refuse --prompt-seeds where nothing would vary."""
+    """Refuse --prompt-seeds where the prompts would not differ."""
     num_seeds = settings.prompt.seeds
     if num_seeds is None:
         return

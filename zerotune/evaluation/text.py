@@ -59,7 +59,7 @@ def evaluate(
 def check_evaluation(
     folder: Path, evaluation: TextEvaluation, task, examples: list[Example], config, tokenizer
 ) -> None:
-    """Refuse what this model would ignore or cannot do, and a folder that holds the results of another evaluation."""
+    """Refuse flags that this model would ignore or cannot follow, and a folder with another evaluation's results."""
     check_flags(evaluation, config, tokenizer)
     check_texts(evaluation.model.name, config, tokenizer, (each.text for each in (*evaluation.shots, *examples)))
     check_earlier(folder, evaluation.described(), text_items(evaluation, task, examples))

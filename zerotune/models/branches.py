@@ -1,7 +1,7 @@
 """Rows in which branches share a trunk: a paragraph once, then its questions, none of which sees another.
 
 A branch's positions continue where the trunk ends. What a token sees depends on positions and branches, never on its
-column in the row: it sees tokens of the trunk and of its own branch whose position is not greater, in a sliding layer
+column in the row: it sees tokens of the trunk and its own branch whose position is not greater, in a sliding layer
 only those less than the window before it. So each branch has the logits that it would have after the trunk in a row of
 its own.
 """

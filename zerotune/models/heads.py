@@ -1,4 +1,4 @@
-"""What all heads share: float32 layers, the names of their parameters, and the base class of their models."""
+"""The common parts of all heads: float32 layers, the names of their parameters, the base class of their models."""
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ def logical_size(parameter) -> int:
 class Float32Linear(nn.Linear):
     """A linear layer that computes and answers in float32, also inside autocast.
 
-    It is a class of its own, not an `nn.Linear` with a flag: DeepSpeed's `torch_autocast` reduces the gradients (and
+    It is its own class, not an `nn.Linear` with a flag: DeepSpeed's `torch_autocast` reduces the gradients (and
     under ZeRO-3 gathers the weights) of every module whose class is exactly `nn.Linear` in 16 bits. It has a forward of
     its own because ZeRO-3 gathers a module's weights while its forward runs.
 

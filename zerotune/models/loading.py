@@ -65,7 +65,7 @@ def make_trainable(model, settings: ModelSettings):
 def load_with_head(settings: ModelSettings, config, model_class, key_mapping=None):
     """Load a stock model with a float32 head; return it and the names of the head parameters that were missing.
 
-    What is missing is drawn by settings.seed.
+    Missing parameters are drawn by settings.seed.
 
     Args:
         config: of `tuning_config`.

@@ -1,4 +1,4 @@
-"""The files of a model, in a folder or on the hub: which there are, what identifies them, and whether they are whole.
+"""The files of a model, in a folder or on the hub: how to find them, identify them, and check that they are whole.
 
 Imports no torch, for login nodes.
 """
@@ -22,7 +22,7 @@ NUM_BLOCKS = 16
 
 
 class FileRecord(TypedDict):
-    """What task.json says of a weight file."""
+    """task.json's entry for a weight file."""
 
     bytes: int
     sha256: str
@@ -56,7 +56,7 @@ def read_record(name: str, revision: str | None) -> dict | None:
 
 
 class TaskRecord(TypedDict):
-    """What task.json of a final/ folder says, as far as an evaluation relies on it."""
+    """task.json of a final/ folder, as far as an evaluation relies on it."""
 
     task: str
     head: Literal["classify", "generate", "span"]

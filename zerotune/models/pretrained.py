@@ -54,7 +54,7 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
     try:
         raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
-    except TypeError:  # transformers puts keys of its own into what it has read
+    except TypeError:  # transformers adds its own keys to a config that it has read
         raw = None
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
@@ -134,7 +134,7 @@ _CAUSES = (
 
 
 def _unreadable(name: str, error: Exception) -> Refused:
-    """Return what to do about a config that transformers could not read, from the chain of its causes."""
+    """Return the way out for a config that transformers could not read, from the chain of its causes."""
     chain, cause = [], error
     while cause is not None:
         chain.append(cause)
@@ -263,7 +263,7 @@ def _spare_token(tokenizer, name: str) -> str:
 def read_names_as_text(tokenizer) -> None:
     """Let a tokenizer read the name of a special token inside a text as text, also once saved and loaded again.
 
-    Otherwise a text that ends in "<unk>" ends in padding where unk pads, and transformers pools the token before.
+    Otherwise "<unk>" at the end of a text is read as padding where unk pads, and transformers pools the token before.
     """
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
 

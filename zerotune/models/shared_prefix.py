@@ -1,4 +1,4 @@
-"""Computing once what all prompts begin with: the rest of each prompt attends to its keys and values.
+"""A prefix that all prompts share, computed once: the rest of each prompt attends to its keys and values.
 
 Every layer keeps the whole prefix, even those that attend to a window only: transformers masks them by position, and a
 window may begin anywhere in the prefix.

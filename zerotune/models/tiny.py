@@ -1,4 +1,4 @@
-"""A random Llama of about 0.2M weights with a tokenizer of its own, for `--sample` and tests."""
+"""A random Llama of about 0.2M weights with its own tokenizer, for `--sample` and tests."""
 
 import os
 import shutil

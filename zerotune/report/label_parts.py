@@ -16,7 +16,7 @@ NUM_ERRORS, MOST_CHARACTERS = 12, 700
 
 
 def label_parts(label_names: Sequence[str], texts: Mapping[str, str] | None = None) -> ReportParts:
-    """Return what is shown of labelled texts.
+    """Return the report's parts about labelled texts.
 
     Args:
         texts: item id -> text, for the errors; a text that is missing is left out.

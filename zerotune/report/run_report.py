@@ -20,7 +20,7 @@ from zerotune.tasks.split_file import SplitRecord
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds. An evaluation or a test that is missing is a sentence with the reason.
+    """The contents of a run folder. An evaluation or a test that is missing is a sentence with the reason.
 
     Attributes:
         base, tuned: the evaluations before and after training.
@@ -40,7 +40,7 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class ReportParts:
-    """What is shown of a run's task.
+    """The report's parts about a run's task.
 
     Attributes:
         items: what is scored, in the plural: "items", "questions".
@@ -151,7 +151,7 @@ def _read_scores(run_dir: Path, name: str, prediction: type, absent: str) -> Eva
 
 
 def _setting(evaluation: Evaluation, default: str) -> str:
-    """Return what gave the predictions: a head, a prompt."""
+    """Return the source of the predictions: a head, a prompt."""
     return str(evaluation.metrics.get("setting", default))
 
 

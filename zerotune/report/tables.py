@@ -103,7 +103,7 @@ def run_section(run: dict) -> str:
 
 
 def timings_table(names: Sequence[str], runs: Sequence[dict], histories: Sequence[History]) -> str:
-    """Return what trained several runs and how fast, a column for each run.json."""
+    """Return a table of several runs' engine, processes and speed, a column for each run.json."""
     steps = [history.steps[-1]["step"] if history.steps else None for history in histories]
     rows = [
         ["engine", *((run.get("flags") or {}).get("engine", "loop") for run in runs)],

@@ -48,7 +48,7 @@ class StopSignal:
         return self._noted
 
     def stopped(self, line: str) -> Preempted:
-        """Return the exception to raise once the run is saved; `{name}` in the line is the signal or file that stops it."""
+        """Return the exception to raise once the run is saved; `{name}` in the line is the signal or file."""
         kind = Interrupted if self._noted == "SIGINT" else Preempted
         return kind(line.format(name=self._noted or "a signal on another rank"))
 

@@ -72,13 +72,13 @@ class GenerationData:
 
     @cached_property
     def groups(self) -> Groups:
-        """Return what a training row is made of: the model reads all of an answer but its last token."""
+        """Return the parts of a training row: the model reads all of an answer but its last token."""
         own = np.array([len(question) for question in self.questions]) + np.maximum(self.num_answer_tokens - 1, 0)
         return self._groups(own, len(self.prefix))
 
     @cached_property
     def prompt_groups(self) -> Groups:
-        """Return what a row is made of when answers are written.
+        """Return the parts of a row when answers are written.
 
         The prefix is computed only once, but its keys and values take memory in each row: a part of it counts.
         """
@@ -87,7 +87,7 @@ class GenerationData:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Return the tokens that the model reads of each question in a row of its own, [num_questions]."""
+        """Return the tokens that the model reads of each question in its own row, [num_questions]."""
         return self.groups.shared[self.groups.group_of] + self.groups.own
 
     @property
@@ -132,7 +132,7 @@ class GenerationData:
         return grouped_evaluation_batches(self.prompt_groups, budget)
 
     def writing_costs(self, budget: int) -> np.ndarray:
-        """Return what a question costs in tokens in those batches, which hold them by falling cost, [num_questions]."""
+        """Return each question's cost in tokens in those batches, which hold them by falling cost, [num_questions]."""
         return row_costs(self.prompt_groups, budget)
 
     def writing_shape(self, rows: np.ndarray, num_new_tokens: int) -> tuple[int, int, int]:

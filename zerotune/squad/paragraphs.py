@@ -58,7 +58,7 @@ class Groups:
     def rows(self, examples: np.ndarray, budget: int) -> list[np.ndarray]:
         """Split some examples into rows of one group each and at most `budget` tokens.
 
-        A single example longer than the budget gets a row of its own. At most one of a group's rows takes less than
+        A single example longer than the budget gets its own row. At most one of a group's rows takes less than
         half of the budget, so that no two of them are in the same batch.
         """
         found = []

@@ -101,7 +101,7 @@ class QuestionPrompt:
 
 
 def question_prompt_record(prompt: QuestionPrompt) -> dict:
-    """Return what task.json says about a generator's prompt."""
+    """Return task.json's entries about a generator's prompt."""
     return {
         "instruction": INSTRUCTION,
         "template": TEMPLATE,
@@ -162,8 +162,7 @@ def fit_solved_questions(
 ) -> tuple[tuple[SolvedQuestion, ...], int]:
     """Cut the longest contexts, so that all contexts together take at most half of the model's positions.
 
-    What is kept of a context holds the answer and matches the question best; all cut ones have the same number of
-    tokens.
+    The kept part of a context holds the answer and matches the question best; all cut ones have as many tokens.
 
     Returns:
         The shots, and how many of them were cut.

@@ -43,7 +43,7 @@ class QuestionPrediction(Prediction):
 
 
 class GroupScores(TypedDict):
-    """What breakdown.json says of a group of questions."""
+    """breakdown.json's entry for a group of questions."""
 
     total: Count
     exact: Score
@@ -54,7 +54,7 @@ class GroupScores(TypedDict):
 
 
 def question_parts(questions: Mapping[str, Question]) -> ReportParts:
-    """Return what is shown of a run on SQuAD v2.
+    """Return the report's parts about a run on SQuAD v2.
 
     Args:
         questions: question id -> question, for the errors.

@@ -1,4 +1,4 @@
-"""The flags of train/qa.py and eval/qa.py, and what they default to. Imports no torch, so that `--help` is fast."""
+"""The flags of train/qa.py and eval/qa.py, and their defaults. Imports no torch, so that `--help` is fast."""
 
 import argparse
 from dataclasses import fields, replace
@@ -107,7 +107,7 @@ def resolve_questions(
 def refuse_other_heads_flags(
     questions: QuestionSettings, prompt: PromptSettings, is_span_head: bool, subject: str
 ) -> None:
-    """Refuse the flags that only the other head uses; `subject` is who does not use them."""
+    """Refuse the flags that only the other head uses; `subject` names the one that does not use them."""
     if is_span_head:
         given = {
             "--max-new-tokens": questions.max_new_tokens is not None,

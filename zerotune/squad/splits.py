@@ -115,7 +115,7 @@ def _required(questions: list[Question], part: str) -> list[Question]:
 
 
 def _require_distinct_ids(rows: dict[str, list[Question]], records: dict) -> None:
-    """An id names one question over all sources, so that a split is known by its ids."""
+    """Refuse repeated ids: an id names one question over all sources, so that a split is known by its ids."""
     seen: dict[str, str] = {}
     for name, questions in rows.items():
         for question in questions:

@@ -1,4 +1,4 @@
-"""Training on SQuAD v2: what is specific to its two heads, which find spans or write answers."""
+"""Training on SQuAD v2: the parts that are specific to its two heads, which find spans or write answers."""
 
 from dataclasses import asdict, replace
 
@@ -151,7 +151,7 @@ def validate_written(
 def task_record(
     settings: TrainSettings, lengths: QuestionSettings, train: SpanData | GenerationData, best: dict
 ) -> dict:
-    """Return what task.json says of the task.
+    """Return task.json's entries about the task.
 
     Args:
         best: the line of metrics.jsonl about the evaluation of the best checkpoint.

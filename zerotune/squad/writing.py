@@ -194,7 +194,7 @@ def read_answers(tokenizer, records: list[dict]) -> list[str]:
 
 
 def writing_summary(records: list[dict], answers: list[str], max_new_tokens: int) -> dict[str, float]:
-    """Return what is reported about written answers besides their scores.
+    """Return the statistics of written answers that are reported besides their scores.
 
     Args:
         records: of all questions, with the "tokens" of their answers.

@@ -6,7 +6,7 @@ from zerotune.errors import Refused
 
 # Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"
-# Stand for a question and its answer while a template is looked at; no template writes such words itself.
+# Placeholders for a question and its answer while a template is examined; no template writes such words itself.
 _QUESTION, _ANSWER = "the-question-asked", "the-answer-given"
 _OPEN_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(\s*)\Z")
 
@@ -37,7 +37,7 @@ def render_chat(tokenizer, turns: list[dict[str, str]], asks: bool) -> str:
 
 
 def answer_opening(tokenizer) -> tuple[str, str]:
-    """Return what stands between a rendered question and its answer: the part to ask with, and the answer's spaces.
+    """Return the text between a rendered question and its answer: the part to ask with, and the answer's spaces.
 
     Many templates open an answer with more than their generation prompt has: Qwen3's with an empty thought. A model is
     asked, trained and scored behind that. Spaces at its end, such as Mistral's, belong to the answer's first token.

@@ -16,7 +16,7 @@ from zerotune.tasks.files import require_file_sha256
 
 
 class SourceRecord(TypedDict):
-    """What split.json says of a source of rows: a file, a hub data set or a sample."""
+    """split.json's entry for a source of rows: a file, a hub data set or a sample."""
 
     sha256: str
     rows: NotRequired[Count]
@@ -27,7 +27,7 @@ class SourceRecord(TypedDict):
 
 
 class PartRecord(TypedDict):
-    """What split.json says of a part."""
+    """split.json's entry for a part."""
 
     count: Count
     labels: NotRequired[dict[str, Count] | None]

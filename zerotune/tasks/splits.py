@@ -221,7 +221,7 @@ def ids_sha256(examples: list) -> str:
 
 
 def describe(examples: list[Example], labels: tuple[str, ...]) -> dict:
-    """Return what split.json keeps of a part: {"count", "labels": {name: count}, "ids_sha256"}."""
+    """Return split.json's entry for a part: {"count", "labels": {name: count}, "ids_sha256"}."""
     found = Counter(example.label for example in examples)
     names = {"unlabelled": found[None]} if found[None] else {name: found[index] for index, name in enumerate(labels)}
     return {"count": len(examples), "labels": names, "ids_sha256": ids_sha256(examples)}
