@@ -20,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def write(step):
-    """A state writer: one file in the folder and one below it."""
+    """Write one file in the folder and one below it."""
 
     def write_state(folder):
         (folder / "part").mkdir()
@@ -33,7 +33,7 @@ def write(step):
 
 
 def record_of(step, best_step=None, run_id="ours"):
-    """A CheckpointRecord."""
+    """Return a CheckpointRecord."""
     progress = asdict(Progress(step=step, best_step=best_step))
     return {"run_id": run_id, "step": step, "progress": progress, "num_processes": 1}
 
@@ -66,7 +66,7 @@ def die_at(number, action):
 
 
 def deaths(tmp_path, action):
-    """A root for each operation of an action at which a process has died, until there are no more."""
+    """Yield a root for each operation of an action at which a process has died, until there are no more."""
     template = tmp_path / "template"
     save(template, 1)
     for number in range(1, 200):

@@ -20,7 +20,7 @@ def pair_tokenizer(tokenizer=None):
 
 
 def ask(context, *questions):
-    """Questions about one paragraph: (text, answer or None, its number among equal strings)."""
+    """Return questions about one paragraph: (text, answer or None, its number among equal strings)."""
     paragraph = Paragraph("Title", 0, context)
     asked = []
     for number, (text, answer) in enumerate(questions):

@@ -67,7 +67,7 @@ def word_tokenizer(special: tuple[str, ...] = tuple(SPECIAL), **tokens: str) -> 
 
 @functools.cache
 def tiny_model(kind: str) -> str:
-    """The folder of a published-like checkpoint: an LM with its head, or a BERT with its pooler."""
+    """Make the folder of a published-like checkpoint: an LM with its head, or a BERT with its pooler."""
     folder = str(Path(_FOLDER.name) / kind)
     sizes = _CAUSAL_SIZES if kind in CAUSAL else {**_SIZES, **_ENCODER_SIZES[kind]}
     config = AutoConfig.for_model(kind, **sizes)
@@ -137,7 +137,7 @@ def byte_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
 
 
 def seeded_model(kind: str, seed: int, vocab_size: int, **sizes):
-    """A causal model in eval mode whose weights depend on nothing but `kind`, `seed` and the sizes.
+    """Return a causal model in eval mode whose weights depend on nothing but `kind`, `seed` and the sizes.
 
     They are drawn one matrix after the other in the order of their names, by NumPy: transformers has changed its order,
     and torch's normal numbers differ in their last bits from processor to processor.

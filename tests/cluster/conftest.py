@@ -34,5 +34,5 @@ def cluster(site):
 
 @pytest.fixture(scope="session")
 def undisturbed(site):
-    """The run that all others are held against: one process, nothing befalls it."""
+    """The run that all others are compared with: one process, never disturbed."""
     return site.launch_of("undisturbed", site.train("undisturbed", nodes=1).wait())

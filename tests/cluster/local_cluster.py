@@ -68,7 +68,7 @@ while :; do sleep 3600 & wait $!; done
 
 
 def why_not() -> str | None:
-    """Why a cluster cannot be started here, None where it can."""
+    """Return why a cluster cannot be started here, None where it can."""
     if os.geteuid() != 0:
         return "a SLURM cluster needs root, for namespaces"
     missing = [program for program in PROGRAMS if shutil.which(program, path=SBIN) is None]
@@ -185,7 +185,7 @@ class LocalCluster:
         key = folder / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        # --force: the folder may lie in one that others can write
+        # --force: the folder may be inside one that others can write
         self._start_daemon(
             *("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/socket"),
             *(f"--pid-file={folder}/pid", f"--log-file={folder}/log", f"--seed-file={folder}/seed"),
@@ -208,11 +208,11 @@ class LocalCluster:
     # --- what befalls it ---
 
     def start_controller(self) -> None:
-        """Start slurmctld; it goes on with the jobs that it knew."""
+        """Start slurmctld; it continues with the jobs that it knew."""
         self._start_daemon("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
 
     def kill_controller(self) -> None:
-        """SIGKILL slurmctld."""
+        """Send SIGKILL to slurmctld."""
         controller = self.daemons.pop("slurmctld")
         controller.kill()
         controller.wait()
@@ -244,14 +244,14 @@ class LocalCluster:
         node.stdin.close()
 
     def crash(self, name: str) -> None:
-        """Power failure: every process of the node is gone."""
+        """Kill every process of the node, as a power failure does."""
         node = self.nodes.pop(name)
         node.send_signal(signal.SIGKILL)
         node.wait()
         node.stdout.close()
 
     def processes(self, name: str, words: str) -> list[int]:
-        """Process numbers, as this machine counts them, of a node's processes whose command line holds `words`."""
+        """Return the process numbers, as this machine counts them, of a node's processes with `words` in their command."""
         namespace = os.readlink(f"/proc/{self.nodes[name].pid}/ns/net")
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -264,7 +264,7 @@ class LocalCluster:
         return sorted(found)
 
     def no_route_count(self, name: str) -> int:
-        """How often something on the node has tried to reach an address outside of the cluster."""
+        """Return how often something on the node has tried to reach an address outside of the cluster."""
         lines = Path(f"/proc/{self.nodes[name].pid}/net/snmp").read_text().splitlines()
         names, values = (line.split() for line in lines if line.startswith("Ip:"))
         return int(values[names.index("OutNoRoutes")])
@@ -272,11 +272,11 @@ class LocalCluster:
     # --- jobs ---
 
     def call(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
-        """What a command prints that is given in a folder, with more environment variables."""
+        """Return a command's output, given in a folder, with more environment variables."""
         return self._call(*command, cwd=cwd, environment=environment)
 
     def num_usable(self) -> int:
-        """How many nodes can take jobs."""
+        """Return how many nodes can take jobs."""
         found = subprocess.run(
             ["sinfo", "--noheader", "--Node", "--states=idle,mixed,allocated", "--format=%N"],
             env=self.environment,

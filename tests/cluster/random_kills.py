@@ -43,7 +43,7 @@ RANK = "train/sst2.py --model llama"
 
 
 def ranks(cluster: LocalCluster) -> list[int]:
-    """Process numbers of everything that a job has started for its ranks, on all nodes."""
+    """Return the process numbers of everything that a job has started for its ranks, on all nodes."""
     return [pid for node in cluster.names for pid in cluster.processes(node, RANK)]
 
 

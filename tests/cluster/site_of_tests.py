@@ -30,7 +30,7 @@ class Site:
         return self.folder / "runs" / name
 
     def train_flags(self, name: str, *more) -> list[str]:
-        """train/sst2.py for 24 logged steps in float32 with a checkpoint after every fourth. Later flags win."""
+        """Return flags of train/sst2.py: 24 logged float32 steps, a checkpoint after every fourth. Later flags win."""
         files = ["--model", "llama", "--train-file", "train.tsv", "--test-file", "test.tsv"]
         few = ["--limit-train", 384, "--limit-eval", 48, "--batch-size", 16, "--tokens-per-device", 96]
         steps = ["--max-steps", 24, "--log-every", 1, "--checkpoint-every", 4, "--eval-every", 12]
@@ -38,26 +38,26 @@ class Site:
         return [str(word) for word in (*files, *few, *steps, *rest, *more)]
 
     def submit(self, script: str, *flags, options=(), **environment: str) -> "Job":
-        """sbatch OPTIONS slurm/SCRIPT FLAGS, with more environment variables."""
+        """Run sbatch OPTIONS slurm/SCRIPT FLAGS, with more environment variables."""
         command = ["sbatch", "--parsable", *options, f"slurm/{script}", *flags]
         printed = self.call(*command, **environment)
         return Job(self, int(printed.strip().split(";")[0]))
 
     def call(self, *command, **environment: str) -> str:
-        """What a command prints that is typed in the checkout."""
+        """Return the output of a command that is typed in the checkout."""
         return self.cluster.call(*map(str, command), cwd=self.folder, environment={**self.environment, **environment})
 
     def train(self, name: str, *more, nodes: int = 2, options=(), **environment: str) -> "Job":
-        """sbatch slurm/sst2.sh on so many nodes, into runs/NAME."""
+        """Run sbatch slurm/sst2.sh on so many nodes, into runs/NAME."""
         asked = [f"--nodes={nodes}", *options]
         return self.submit("sst2.sh", *self.train_flags(name, *more), options=asked, **environment)
 
     def launch_of(self, name: str, job: "Job") -> Launch:
-        """A run that has ended, as tests/scripts/comparing.py takes it."""
+        """Return a run that has ended, as tests/scripts/comparing.py takes it."""
         return Launch(self.run_folder(name), (0,), (job.log_path,))
 
     def steps_logged(self, name: str) -> int:
-        """The last step that a run has logged, 0 before the first."""
+        """Return the last step that a run has logged, 0 before the first."""
         path = self.run_folder(name) / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
@@ -104,7 +104,7 @@ class Job:
 
 
 def assert_undisturbed(site: Site, name: str, job: Job, undisturbed: Launch) -> None:
-    """A run is finished, with the losses and weights of the undisturbed one."""
+    """Assert that a run is finished, with the losses and weights of the undisturbed one."""
     run = site.launch_of(name, job)
     assert run.read_json("state.json") == {"state": "finished", "reason": None}
     assert_same_curve(run, undisturbed)
@@ -112,7 +112,7 @@ def assert_undisturbed(site: Site, name: str, job: Job, undisturbed: Launch) -> 
 
 
 def make_site(cluster: LocalCluster, folder: Path) -> Site:
-    """A checkout of links, but for what jobs write, with a tiny Llama and generated rows."""
+    """Make a checkout of links, but for the folders that jobs write, with a tiny Llama and generated rows."""
     from zerotune.models.tiny import tiny_causal_model
     from zerotune.tasks.sample import review_lines, sample_rows
 

@@ -17,7 +17,7 @@ RANK = "train/sst2.py --model llama"
 
 
 def ranks_of(cluster, node):
-    """Process numbers of a node's ranks: those of the script's processes that are no launchers."""
+    """Return the process numbers of a node's ranks: those of the script's processes that are no launchers."""
     launchers = {*cluster.processes(node, "accelerate_cli"), *cluster.processes(node, "on_node.sh")}
     return [pid for pid in cluster.processes(node, RANK) if pid not in launchers]
 

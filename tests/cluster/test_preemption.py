@@ -1,4 +1,4 @@
-"""Asked to stop, in every way that a cluster does it: the ranks agree, save, and the job goes on by itself."""
+"""Asked to stop, in every way that a cluster does it: the ranks agree, save, and the job resumes by itself."""
 
 import time
 
@@ -75,7 +75,7 @@ def test_a_signal_to_the_ranks_alone_on_a_site_that_forbids_to_requeue(site, clu
 
 
 def test_a_cancelled_job_is_saved_stays_cancelled_and_goes_on_with_fewer_nodes(site, cluster, undisturbed):
-    """And its torn newest checkpoint is passed over by the job that goes on."""
+    """And the job that resumes passes over its torn newest checkpoint."""
     flags = [*ZERO2, "--keep-checkpoints", 2]
     job = site.train("cancelled", *flags)
     site.wait_for_step("cancelled", 6)

@@ -23,7 +23,7 @@ from random_models import (
 )
 
 PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet of H100 and H200 SXM
-ASSUMED_UTILISATION = 0.3  # for choosing how many steps fill the time
+ASSUMED_UTILISATION = 0.3  # to estimate how many steps fill the time
 USABLE_MEMORY = 0.92  # of the device's, by the plan's estimate
 MAX_STEPS, MIN_STEPS, MAX_ROWS = 60, 3, 10_000
 

@@ -1,4 +1,4 @@
-"""Runs held against each other: their curves, their weights, their bits, and what their folders hold.
+"""Comparisons of runs: their curves, their weights, their bits, and the contents of their folders.
 
 All runs compute the same sums in float32 in another order: 1 part in 2^24 a term, which Adam's division by small second
 moments amplifies over the steps. Measured on 8 steps: losses within 6e-7 of each other, gradient norms within 8e-7,
@@ -25,7 +25,7 @@ def steps_of(run):
 
 
 def differences(run, reference):
-    """Largest relative difference of losses and of gradient norms; all else of the lines is equal."""
+    """Return the largest relative difference of losses and of gradient norms; all else of the lines is equal."""
     ours, theirs = steps_of(run), steps_of(reference)
     assert [row["step"] for row in ours] == list(range(1, len(theirs) + 1))
     for name in ("step", "epoch", "learning_rate", "tokens"):
@@ -54,7 +54,7 @@ def assert_same_curve(run, reference, bound=CURVE):
 
 
 def numbers(run: Launch) -> list[dict]:
-    """metrics.jsonl without what a clock decides."""
+    """Return metrics.jsonl without the numbers that a clock decides."""
     return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in run.read_lines("metrics.jsonl")]
 
 

@@ -32,7 +32,7 @@ class Workplace:
         return self.folder / "test.tsv"
 
     def train_flags(self, name: str, *more) -> list:
-        """train/sst2.py for 8 logged steps of an epoch in float32, one of a single row. Later flags win."""
+        """Return flags of train/sst2.py: 8 logged float32 steps of an epoch, one of a single row. Later flags win."""
         return [
             *("--model", self.model, "--train-file", self.train_file, "--test-file", self.test_file),
             *("--limit-train", 113, "--limit-eval", 48, "--batch-size", 16, "--tokens-per-device", FEW_TOKENS),

@@ -27,19 +27,19 @@ class Launch:
     logs: tuple[Path, ...]
 
     def text(self, rank: int = 0) -> str:
-        """What a rank printed, stdout and stderr."""
+        """Return a rank's output, stdout and stderr."""
         return self.logs[rank].read_text()
 
     def read_json(self, name: str):
-        """A JSON file of the folder."""
+        """Read a JSON file of the folder."""
         return json.loads((self.folder / name).read_text())
 
     def read_lines(self, name: str) -> list[dict]:
-        """A JSON-lines file of the folder."""
+        """Read a JSON-lines file of the folder."""
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
 
     def refusal(self) -> str:
-        """The one line that a refused launch ends with on rank 0."""
+        """Return the one line that a refused launch ends with on rank 0."""
         assert self.codes[0] == 2, self.text()
         *_, last = self.text().splitlines()
         assert last.startswith("refused: "), self.text()

@@ -1,4 +1,4 @@
-"""A run that is stopped and goes on with another number of processes, again and again."""
+"""A run that is stopped and resumes with another number of processes, again and again."""
 
 from comparing import killed_at
 from launching import REPOSITORY, Launch

@@ -22,7 +22,7 @@ LABELS, NAMES = [0, 1] * 20, ("negative", "positive")
 
 
 def evaluation(folder, wrong, labels=LABELS, prefix="item", **settings):
-    """A folder that an eval script could have written; `wrong` are the positions of the wrong predictions."""
+    """Make a folder that an eval script could have written; `wrong` are the positions of the wrong predictions."""
     folder.mkdir(parents=True)
     predictions = [1 - label if i in wrong else label for i, label in enumerate(labels)]
     lines = [
@@ -140,7 +140,7 @@ def test_the_same_seed_twice_is_no_spread(tmp_path):
 
 
 def run_of(folder, engine, num_steps=20, **timings):
-    """A run folder with curves; returns its eval/final."""
+    """Make a run folder with curves; returns its eval/final."""
     final = evaluation(folder / "eval" / "final", {1}, method=engine)
     steps = [
         {"step": step, "epoch": step / 10, "loss": 1 / step, "learning_rate": 1e-4, "grad_norm": 1.0}

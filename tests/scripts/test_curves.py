@@ -1,6 +1,6 @@
 """A step is the same at any world size: the loss curves of one process and of two, under every shipped DeepSpeed file.
 
-The bounds and their reasons stand in comparing.py.
+The bounds and their reasons are in comparing.py.
 """
 
 from pathlib import Path

@@ -21,7 +21,7 @@ SAME_SCORE = 2e-5
 
 
 def results(folder):
-    """Scores by id, and metrics, of an evaluation folder."""
+    """Return scores by id, and metrics, of an evaluation folder."""
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len({line["id"] for line in lines}) == len(lines)
     for line in lines:
@@ -149,7 +149,7 @@ def test_too_many_shots_are_refused_before_a_weight_is_loaded(workplace, charact
     assert "the model's window is 2048: use fewer --shots" in refused.refusal()
 
 
-# --- going on, and not mixing ---
+# --- resuming, and not mixing ---
 
 
 def killed_after_some_batches(workplace, name, flags):

@@ -1,6 +1,6 @@
-"""train/sst2.py --head generate as a process: it learns, goes on to the same bits, and has one curve at any world size.
+"""train/sst2.py --head generate as a process: it learns, resumes to the same bits, and has one curve at any world size.
 
-The bounds and their reasons stand in comparing.py.
+The bounds and their reasons are in comparing.py.
 """
 
 import numpy as np

@@ -53,7 +53,7 @@ def test_a_refusal_under_python_is_one_line_and_exit_status_2(workplace):
 
 @pytest.mark.slow
 def test_the_readmes_command_trains_the_sample(workplace):
-    """Cut short; .ci/run starts it as it stands."""
+    """Cut short; .ci/run starts it whole."""
     folder = workplace.folder / "sample"
     flags = ["--sample", "--limit-train", 200, "--limit-eval", 100, "--epochs", 1, "--output-dir", folder]
     run = launch(

@@ -1,6 +1,6 @@
 """train/qa.py --head generate as a process: the loss falls, and there is one curve at any world size and token budget.
 
-The bounds and their reasons stand in comparing.py.
+The bounds and their reasons are in comparing.py.
 """
 
 import json

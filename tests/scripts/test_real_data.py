@@ -1,4 +1,4 @@
-"""The same with published weights and published rows, where they lie beside the repository."""
+"""The same with published weights and published rows, where they are beside the repository."""
 
 import gzip
 from itertools import islice

@@ -1,4 +1,4 @@
-"""A run that is killed or stopped goes on by the same command, to the same numbers.
+"""A run that is killed or stopped resumes by the same command, to the same numbers.
 
 In one process on a CPU the same bits come out: the same kernels see the same values in the same order. On two
 processes too: gloo adds two addends, and a + b = b + a.

@@ -1,4 +1,4 @@
-"""--scratch-dir: a run killed while a checkpoint is on its way goes on from the one before, to the same bits."""
+"""--scratch-dir: a run killed while a checkpoint is on its way resumes from the one before, to the same bits."""
 
 import pytest
 from comparing import OFTEN, assert_same_bits, killed_at, newest_step

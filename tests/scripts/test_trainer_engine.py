@@ -1,6 +1,6 @@
 """train/imdb.py --engine trainer: the loop's numbers on the loop's steps, at any world size, and after any end.
 
-The bounds and their reasons stand in comparing.py.
+The bounds and their reasons are in comparing.py.
 """
 
 import csv

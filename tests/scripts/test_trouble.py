@@ -29,7 +29,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(workplace):
 
 @pytest.fixture
 def small_disk(workplace):
-    """A disk of its own of 80 MiB: a checkpoint fits, with the 64 MiB that a save leaves alone."""
+    """A separate disk of 80 MiB: a checkpoint fits, with the 64 MiB that a save leaves alone."""
     folder = workplace.folder / "small-disk"
     folder.mkdir()
     mounted = subprocess.run(

@@ -1,6 +1,6 @@
-"""A run goes on with another number of processes, and its curve is that of one that was never stopped.
+"""A run resumes with another number of processes, and its curve is that of one that was never stopped.
 
-The bounds and their reasons stand in comparing.py. Every combination: tests/benchmarks/world_sizes.py.
+The bounds and their reasons are in comparing.py. Every combination: tests/benchmarks/world_sizes.py.
 """
 
 import pytest
@@ -36,7 +36,7 @@ def test_a_run_goes_on_with_another_number_of_processes(workplace, method, confi
     ("precision", "config", "worlds"), [("bf16", "zero3", (2, 1)), ("fp16", None, (2, 1)), ("fp16", None, (1, 2))]
 )
 def test_16_bit_runs_go_on_to_16_bits(workplace, precision, config, worlds):
-    """fp16 keeps 3 bits more than bf16. Its loss scale goes on too: from its start it would skip steps again."""
+    """fp16 keeps 3 bits more than bf16. Its loss scale is restored too: starting anew, it would skip steps again."""
     reference = workplace.train_once(f"full-{precision}", "--precision", precision)
     flags = ["--precision", precision, *deepspeed(config)]
     run = move(workplace, f"moved-{precision}-{worlds[0]}", flags, worlds)

@@ -39,7 +39,7 @@ def main():
 
 
 def import_what_scripts_import():
-    """All of zerotune, and what the libraries import when they are first used."""
+    """Import all of zerotune, and the modules that the libraries import when they are first used."""
     import bitsandbytes  # noqa: F401
     import deepspeed  # noqa: F401
     import matplotlib.backends.backend_svg  # noqa: F401

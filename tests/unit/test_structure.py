@@ -92,7 +92,7 @@ def test_a_script_opens_with_a_launch_line_and_has_a_main(path):
 
 
 def heavy_at_import(path):
-    """Libraries that take a second to import, imported at a module's top."""
+    """Return the libraries that take a second to import, imported at a module's top."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
@@ -108,7 +108,7 @@ def test_a_script_imports_nothing_heavy_before_its_arguments_are_read(path):
 
 
 def named_paths(text):
-    """Paths below the repository that a document names, without what is made later."""
+    """Return the paths below the repository that a document names, without those that are made later."""
     found = {match[1].rstrip(".") for match in NAMED_PATH.finditer(text)}
     return {path for path in found if not path.startswith(MADE_LATER) and not re.search("NAME|FOLDER|MODULE", path)}
 
@@ -134,7 +134,7 @@ def documents():
 
 
 def messages():
-    """Strings of the library: a refusal's way out names files too."""
+    """Return the strings of the library: a refusal's way out names files too."""
     for path in [*LIBRARY, *SCRIPTS]:
         strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
         yield str(path.relative_to(REPOSITORY)), "\n".join(one for one in strings if isinstance(one, str))
@@ -172,7 +172,7 @@ def test_every_module_that_is_named_exists():
 
 
 def headings(page):
-    """What GitHub calls a page's headings in links."""
+    """Return GitHub's names of a page's headings in links."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -192,7 +192,7 @@ def test_every_link_of_the_documents_leads_somewhere():
 
 @functools.cache
 def defined_names(module):
-    """What a module of the library defines at its top, not what it imports; a room's modules."""
+    """Return the names that a module of the library defines at its top, not its imports; a room's modules."""
     path = REPOSITORY / module.replace(".", "/")
     if path.is_dir():
         return {one.stem for one in path.glob("*.py")}

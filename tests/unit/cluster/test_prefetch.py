@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def fetched(root: Path, revision="c" * 40, content=b"{}", asked=None):
-    """A model as prefetch leaves it: the file and the manifest."""
+    """Make a model as prefetch leaves it: the file and the manifest."""
     path = root / "hub/models--org--a/snapshots" / revision / "config.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -34,7 +34,7 @@ def fetched(root: Path, revision="c" * 40, content=b"{}", asked=None):
 
 
 def point_at(root: Path, commit: str, name="main") -> None:
-    """What the hub's client notes of a branch or a tag."""
+    """Write the hub client's note of a branch or a tag."""
     reference = root / "hub/models--org--a/refs" / name
     reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_text(commit)

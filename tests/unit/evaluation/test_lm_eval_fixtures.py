@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 
 
 def encoded_and_scored(case: dict, **other_sizes):
-    """The prompts of a case and their log-likelihoods [items, labels], all items in one batch behind the prefix."""
+    """Return a case's prompts and their log-likelihoods [items, labels], all items in one batch behind the prefix."""
     tokenizer = byte_tokenizer(tuple(case["merged"]))
     model = seeded_model(case["kind"], case["seed"], len(tokenizer), **(case["sizes"] | other_sizes))
     shots = tuple((text, label) for text, label in RECORD["shots"][: case["num_shots"]])
@@ -34,7 +34,7 @@ def encoded_and_scored(case: dict, **other_sizes):
 
 
 def difference(log_likelihoods) -> np.ndarray:
-    """Of the second label to the first, [items]: what a choice hangs on, without what both labels share."""
+    """Return the second label's score minus the first's, [items]: parts that both labels share cancel."""
     first, second = np.array(log_likelihoods).T
     return second - first
 

@@ -16,7 +16,7 @@ KEY = {"model": "a", "items": "b"}
 
 
 def score(rows):
-    """Numbers that need all digits of float32, so that a detour over text would show."""
+    """Return numbers that need all digits of float32, so that a detour over text would show."""
     values = np.stack([rows / 3, np.pi * rows - 1], axis=1).astype(np.float32)
     return [{"numbers": pair, "tokens": [0] * number} for pair, number in zip(values.tolist(), rows, strict=True)]
 
@@ -185,7 +185,7 @@ LENGTHS_ALIKE = np.full(8, 30)
 
 
 def fits(most_tokens, calls, lengths=LENGTHS):
-    """A scorer that asks torch for more memory than there is on any machine where a batch is too large."""
+    """Score, but ask torch for more memory than any machine has where a batch is too large."""
 
     def scored(items):
         calls.append(items.tolist())

@@ -44,7 +44,7 @@ def run(folder, evaluation, examples=EXAMPLES, **more):
 
 
 def log_probabilities(name, shots=(), text=None, wording=0):
-    """The label words' log-probabilities after plain prompts, one whole string after the other."""
+    """Return the label words' log-probabilities after plain prompts, one whole string after the other."""
     model, tokenizer = load_language_model(ModelSettings(name), CPU), load_tokenizer(name, None)
     template, words = TASK.WORDINGS[wording]
     before = "".join(f"{template.format(text=shot.text)} {words[shot.label]}\n\n" for shot in shots)

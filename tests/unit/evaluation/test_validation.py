@@ -19,7 +19,7 @@ NEVER = SimpleNamespace(raise_when_noted=lambda accelerator: None)
 
 
 def engine(calls):
-    """A model that reads an example's number from its first token."""
+    """Return an engine with a model that reads an example's number from its first token."""
 
     def forward(input_ids, attention_mask):
         calls.append(input_ids[:, 0].tolist())

@@ -29,7 +29,7 @@ def evaluation(lines, name="a", **metrics):
 
 
 def answers(*columns):
-    """Lines of predictions.jsonl of answers with these (exact, f1)."""
+    """Return lines of predictions.jsonl of answers with these (exact, f1)."""
     return [
         {"id": f"q{number}", "label": ["gold"], "prediction": "x", "exact": exact, "f1": f1}
         for number, (exact, f1) in enumerate(columns)

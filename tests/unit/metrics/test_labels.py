@@ -170,7 +170,7 @@ def test_a_third_column_without_items_changes_nothing():
 
 
 def test_unlabelled_calibrated_and_written_answers():
-    """What stands in metrics.json beside the scores of the predictions."""
+    """The entries of metrics.json beside the scores of the predictions."""
     assert label_metrics([None, None], PredictedLabels([0, 1], {}), TWO) == {"count": 2}
     written = label_metrics([0, 1, 1, 1], PredictedLabels([0, None, 1, None], {}, written=True), TWO)
     assert (written["num_unparsable"], written["unparsable_share"], written["accuracy"]) == (2, 0.5, 0.5)

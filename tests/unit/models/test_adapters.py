@@ -79,7 +79,7 @@ def test_an_adapters_weights_are_those_of_its_base(tmp_path):
 
 
 def made_by_peft(folder, config, **changes):
-    """An adapter on the tiny Llama as peft saves it, without a config.json, and peft's own logits."""
+    """Make an adapter on the tiny Llama as peft saves it, without a config.json, and peft's own logits."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
     adapted = get_peft_model(base, config)
     generator = torch.Generator().manual_seed(4)

@@ -39,7 +39,7 @@ def model_of(kind, attention="eager"):
 
 
 def inputs_of(laid):
-    """Inputs for the logits after every token of the branches, row after row."""
+    """Return inputs for the logits after every token of the branches, row after row."""
     rows, columns = np.nonzero(laid.branches > 0)
     arrays = {"input_ids": laid.input_ids, "rows": rows, "columns": columns}
     if not laid.is_plain:
@@ -48,7 +48,7 @@ def inputs_of(laid):
 
 
 def alone(model):
-    """Logits after every token of the branches, each behind its trunk in a row of its own, without padding."""
+    """Return the logits after every token of the branches, each behind its trunk in its own row, without padding."""
     found = []
     for trunk, own in zip(TRUNKS, BRANCHES, strict=True):
         for branch in own:

@@ -18,7 +18,7 @@ def attention_inputs(length, width=8):
 
 
 def results(attend, tensors):
-    """Outputs and the gradients of q, k and v."""
+    """Return outputs and the gradients of q, k and v."""
     output = attend(*tensors)
     weights = torch.linspace(-1, 1, output.numel()).view(output.shape).to(output.dtype)
     return [output.detach(), *torch.autograd.grad((output * weights).sum(), tensors)]

@@ -33,7 +33,7 @@ PROMPT = task_record("generate")
 
 
 def logits(model, head="classify"):
-    """The logits of the tokens that count."""
+    """Return the logits of the tokens that count."""
     with torch.no_grad():
         if head == "generate":
             return model(IDS, *torch.nonzero(MASK, as_tuple=True))

@@ -18,7 +18,7 @@ FACTORS = [0.5, 1.0, 0.75, 0.25]
 
 
 def train(kind: str, only_used: bool):
-    """Four AdamW steps on ids 5…12; returns the stock model."""
+    """Take four AdamW steps on ids 5…12; returns the stock model."""
     folder = tiny_model(kind)
     tokenizer = load_tokenizer(folder, None)
     classifier = load_classifier(ModelSettings(folder, None, "full"), LABELS, tokenizer)

@@ -1,4 +1,4 @@
-"""report.html of fabricated run folders: what stands in it, and what it does when pieces are missing."""
+"""report.html of fabricated run folders: its content, also when pieces are missing."""
 
 import json
 import math
@@ -19,7 +19,7 @@ NASTY = '<script>alert("1")</script> & <b>not bold</b>'
 
 
 def predictions(ids, labels, accuracy, seed):
-    """Lines of predictions.jsonl: each right with probability `accuracy`, more confident where right."""
+    """Return lines of predictions.jsonl: each right with probability `accuracy`, more confident where right."""
     rng = np.random.default_rng(seed)
     lines = []
     for identifier, label in zip(ids, labels, strict=True):
@@ -99,7 +99,7 @@ WORDS = ["a", "film", "that", "never", "quite", "finds", "its", "feet", "but", "
 
 
 def fabricate_run(folder, num_base=500, num_items=872):
-    """A run folder as a finished training run leaves it; returns the texts of its items."""
+    """Make a run folder as a finished training run leaves it; returns the texts of its items."""
     rng = np.random.default_rng(7)
     labels = rng.integers(0, 2, num_items)
     ids = [f"validation-{number}" for number in range(num_items)]

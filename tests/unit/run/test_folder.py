@@ -32,7 +32,7 @@ def settings(folder, typed=(), **changes):
 
 
 def started(folder, state=None, typed=(), **changes):
-    """A run folder as an earlier start left it."""
+    """Make a run folder as an earlier start left it."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "run.json", {"flags": FLAGS | changes, "typed_flags": list(typed)})
     if state:

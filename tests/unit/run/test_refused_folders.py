@@ -173,7 +173,7 @@ METRICS = '{{"task": "sst2", "setting": "classifier head", "count": {}}}'
 
 
 def evaluation(folder, **changes):
-    """An evaluation folder; a change replaces a file's content."""
+    """Make an evaluation folder; a change replaces a file's content."""
     folder.mkdir()
     files = {"metrics": METRICS.format("1"), "predictions": '{"id": "a", "label": 1, "prediction": 1}\n'}
     files |= changes

@@ -43,7 +43,7 @@ def evaluation_of(folder, method="full", prompt_format="auto", shots=(), max_len
 
 
 def written(folder, evaluation):
-    """What is written, and what transformers' own generation gives prompt by prompt."""
+    """Return the written answers, and those of transformers' own generation prompt by prompt."""
     models = []
 
     def load(*args):

@@ -63,7 +63,7 @@ def test_normalised_answers(text, normalised):
     [
         (["the Tower"], "tower.", 1, 1),
         (["Hook Head tower"], "tower", 0, 0.5),  # precision 1, recall 1/3
-        (["tower tower", "x"], "tower", 0, 2 / 3),  # a word counts as often as it stands on both sides
+        (["tower tower", "x"], "tower", 0, 2 / 3),  # a word counts as often as it occurs on both sides
         (["tower Hook"], "Hook tower", 0, 1),
         (["monks", "by monks of Bec"], "by monks", 0, 2 / 3),
         (["monks"], "", 0, 0),

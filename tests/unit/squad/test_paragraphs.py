@@ -26,7 +26,7 @@ def some_groups(draw):
 
 
 def largest_allowed(groups, examples, budget):
-    """The budget, but for a single example that is longer."""
+    """Return the budget, but for a single example that is longer."""
     alone = int((groups.shared[groups.group_of] + groups.own)[examples].max())
     return max(budget, alone) if len(examples) == 1 else budget
 
@@ -67,7 +67,7 @@ def test_evaluation_covers_every_question_once(groups, budget):
 
 
 def like_squad(num_groups=3000):
-    """Groups in the size of SQuAD v2's paragraphs: some 7 questions of about 16 tokens each behind some 150."""
+    """Return groups in the size of SQuAD v2's paragraphs: some 7 questions of about 16 tokens each behind some 150."""
     draw = np.random.default_rng(0)
     sizes = draw.poisson(6, num_groups) + 1
     shared = draw.lognormal(5, 0.4, num_groups).astype(int)

@@ -45,7 +45,7 @@ THINKING = TURNS.replace(
 
 
 def tokenizer_with(template=None):
-    """Full stop and line break are one token, which byte-level tokenizers spell .Ċ."""
+    """Return a tokenizer in which full stop and line break are one token, which byte-level ones spell .Ċ."""
     tokenizer = byte_tokenizer(words=(".Ċ", " the", " tower"))
     tokenizer.chat_template = template
     return tokenizer

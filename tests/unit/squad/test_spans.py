@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def every_span(logits, column, count, longest):
-    """(score, first, last) of all spans of one window, best first."""
+    """Return (score, first, last) of all spans of one window, best first."""
     start, end = logits[:, 0], logits[:, 1]
     pairs = itertools.product(range(column, column + count), repeat=2)
     spans = [((start[i] + end[j]).item(), i, j) for i, j in pairs if i <= j < i + longest]
@@ -102,7 +102,7 @@ def test_the_loss_of_a_window_by_hand():
 
 
 def some_questions(lengths=(1, 5, 12, 25, 40, 60), seed=0):
-    """Two questions about each of some paragraphs, one of them without an answer."""
+    """Return two questions about each of some paragraphs, one of them without an answer."""
     generator, questions = np.random.RandomState(seed), []
     for number, length in enumerate(lengths):
         context = " ".join(generator.choice(WORDS, length))

@@ -22,7 +22,7 @@ def make_questions(*golds):
 
 
 def records_of(odds):
-    """Records of questions that are answered Hook, tower, Head, and not at all, with these null odds."""
+    """Return records of questions that are answered Hook, tower, Head, and not at all, with these null odds."""
     spans = [[[0.0, 0, 4]], [[0.0, 10, 15]], [[0.0, 5, 9]], []]
     return [{"null": each, "loss": 2.0, "spans": best} for each, best in zip(odds, spans, strict=True)]
 

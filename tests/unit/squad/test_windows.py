@@ -1,4 +1,4 @@
-"""Windows: every context token in one, every answer where it stands, every special token the tokenizer's own."""
+"""Windows: every context token in one, every answer in its place, every special token the tokenizer's own."""
 
 import re
 from dataclasses import replace

@@ -11,7 +11,7 @@ from zerotune.tasks.splits import Example
 
 @pytest.fixture(scope="module")
 def characters(tmp_path_factory):
-    """A tokenizer of single bytes."""
+    """Return a tokenizer of single bytes."""
     folder = tmp_path_factory.mktemp("characters")
     character_model(folder)
     return AutoTokenizer.from_pretrained(folder)

@@ -27,7 +27,7 @@ def write_csv(path: Path, rows, header=("text", "label")) -> Path:
 
 
 def reviews(num_rows: int, word: str) -> list[tuple[str, int]]:
-    """Sorted by label, as the published files are."""
+    """Return reviews sorted by label, as the published files are."""
     return [
         (f"{word} {number} was long.<br /><br />It ended.", int(number >= num_rows / 2)) for number in range(num_rows)
     ]
@@ -154,13 +154,13 @@ def test_sample_reviews_have_markup_both_labels_and_no_giveaway():
 # --- the real files ---
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the real IMDB files do not lie beside the repository")
+@pytest.mark.skipif(not REAL.exists(), reason="the real IMDB files are not beside the repository")
 def test_the_real_files():
     files = {"train_file": REAL / "train.csv.gz", "test_file": REAL / "test.csv.gz"}
     splits = imdb.load(flags(**files))
     assert len(splits.test) == 25_000 and len(splits.validation) == round(0.1 * (25_000 - 123))
     removed = splits.record["removed_rows"]
-    assert removed["train_rows_in_test"] == 123, "published: 123 texts stand in both"
+    assert removed["train_rows_in_test"] == 123, "published: 123 texts are in both"
     assert not any("<br" in row.text for row in splits.train)
     pooled = imdb.load(flags(**files, split="70-10-20"))
     assert len(pooled.test) == 10_000

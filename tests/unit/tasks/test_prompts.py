@@ -39,7 +39,7 @@ def shared_rows(rows):
 
 @pytest.fixture(scope="module")
 def characters(tmp_path_factory):
-    """Tokenizer and model of single bytes."""
+    """Return tokenizer and model of single bytes."""
     folder = tmp_path_factory.mktemp("characters")
     character_model(folder, CHAT_TEMPLATE)
     return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -47,7 +47,7 @@ def characters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def words():
-    """Tokenizer and model of whole words."""
+    """Return tokenizer and model of whole words."""
     folder = tiny_model("llama")
     return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
 
@@ -123,7 +123,7 @@ def test_label_words_that_the_tokenizer_cannot_tell_apart_are_refused(words):
 
 
 def test_a_label_word_that_changes_the_prompts_tokens_is_refused(words):
-    """In a template that ends in a letter, its last word and the label word are one."""
+    """A template whose last character is a letter joins its last word and the label word."""
     tokenizer = copy.deepcopy(words[0])
     tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
     with pytest.raises(Refused, match="merges the label word 'good' with the end of the prompt"):

@@ -14,7 +14,7 @@ BAD, GOOD = 0, 1
 
 
 def judgements(text: str) -> Counter:
-    """How many good and bad words for the film a text holds, as {1: count, 0: count}."""
+    """Count the good and bad words for the film in a text, as {1: count, 0: count}."""
     lists = [FILM[slot] for slot in ("mild", "strong", "quality")]
     words = {word: polarity for both in lists for polarity in (GOOD, BAD) for word in both[polarity]}
     return Counter(words[word.strip(".,?;")] for word in text.split() if word.strip(".,?;") in words)

@@ -54,7 +54,7 @@ def test_which_source_does_what(given, wanted):
 
 
 def read(origin):
-    """Sixteen rows of any origin, half of each label."""
+    """Return sixteen rows of any origin, half of each label."""
     where = origin.path or "/".join(origin.hub[:2])
     rows = [Row(f"{origin.prefix}-{number}", number % 2) for number in range(16)]
     record = {"sha256": f"hash of {where}", "rows": 16} | ({"dataset": origin.hub[0]} if origin.hub else {})

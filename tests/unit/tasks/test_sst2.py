@@ -22,7 +22,7 @@ def flags(**given) -> DataSettings:
 
 
 def review_rows(num_sentences: int, seed: int, word: str = "w") -> list[tuple[str, int]]:
-    """Sentences of nine made-up words, each with two of its phrases, labels by turns."""
+    """Return sentences of nine made-up words, each with two of its phrases, labels by turns."""
     generator = random.Random(seed)
     rows = []
     for number in range(num_sentences):
@@ -177,7 +177,7 @@ def test_train_file_inside_the_test_file_is_refused(files):
 
 
 def saved(record: dict) -> dict:
-    """As it comes back from split.json."""
+    """Return it as it comes back from split.json."""
     return json.loads(json.dumps(record))
 
 

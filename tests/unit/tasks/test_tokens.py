@@ -16,7 +16,7 @@ TEXTS = ["a warm film", "a dull and long film", "film", "warm warm warm warm war
 
 
 def make_tokenizer(template: str | None = "<s> $A", **kwargs) -> PreTrainedTokenizerFast:
-    """A word tokenizer of ours: id = position in WORDS."""
+    """Make a word tokenizer whose ids are positions in WORDS."""
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if template:

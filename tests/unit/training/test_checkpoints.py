@@ -137,7 +137,7 @@ def test_after_death_anywhere_in_a_save_the_newest_whole_checkpoint_is_right(tmp
         found, _ = checkpoints.newest_whole(root)
         found_steps.append(checkpoints.read_progress(found)["step"])
         assert (found / "weights.bin").read_bytes() == f"{found_steps[-1]:03d} 0".encode() * 100
-        save_and_prune(root, 2)  # the run goes on: all leftovers are gone
+        save_and_prune(root, 2)  # the run resumes: all leftovers are gone
         assert checkpoints.newest_whole(root) == (root / "step-00000002", [])
         assert names(root) == ["step-00000002"]
     assert found_steps == sorted(found_steps) and set(found_steps) == {1, 2}
@@ -192,7 +192,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, keep, best_step, left):
 
 
 def test_the_best_that_an_older_kept_checkpoint_knew_is_kept(tmp_path):
-    """Should the newest be torn, the older one goes on, and needs the best of its own time."""
+    """If the newest is torn, the older one resumes, and needs the best checkpoint of its own time."""
     for step, best_step in ((2, 2), (4, 2), (6, 6)):
         save(tmp_path, step, best_step=best_step)
     checkpoints.prune(tmp_path, 2, 6)

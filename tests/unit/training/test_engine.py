@@ -52,7 +52,7 @@ def make_engine(num_processes=1, max_norm=MAX_NORM, optimizer="adamw"):
 
 
 def backward(engine, cuts):
-    """Backward of micro-batches whose losses add up to the mean over all rows."""
+    """Accumulate gradients of micro-batches whose losses add up to the mean over all rows."""
     for number, rows in enumerate(cuts):
         is_last = number == len(cuts) - 1
         with engine.gradients_stay_local(is_last):

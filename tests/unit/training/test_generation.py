@@ -35,14 +35,14 @@ TURNS = (
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory):
-    """A model of single bytes: label words of several tokens."""
+    """Return a model of single bytes: label words of several tokens."""
     folder = tmp_path_factory.mktemp("letters")
     character_model(folder, CHAT_TEMPLATE)
     return str(folder)
 
 
 def generator(folder, method="full", **settings):
-    """A generator whose trainable weights have moved, and its tokenizer."""
+    """Return a generator whose trainable weights have moved, and its tokenizer."""
     tokenizer = load_tokenizer(folder, None)
     model = load_generator(ModelSettings(folder, None, method, **settings), tokenizer)
     move_weights(model)
@@ -50,7 +50,7 @@ def generator(folder, method="full", **settings):
 
 
 def loss_and_gradients(model, data, micro_batches):
-    """The mean loss of an answer's token, and its gradient by parameter."""
+    """Return the mean loss of an answer's token, and its gradient by parameter."""
     model.zero_grad()
     total, count = 0.0, data.num_targets(np.concatenate(micro_batches))
     for items in micro_batches:

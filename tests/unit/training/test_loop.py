@@ -1,4 +1,4 @@
-"""The loop with a real engine around a linear model: its arithmetic, when it stops, and how it goes on."""
+"""The loop with a real engine around a linear model: its arithmetic, when it stops, and how it resumes."""
 
 import json
 import threading
@@ -79,7 +79,7 @@ class Data(LengthBatches):
 
 
 def make_loop(folder, values=None, num_steps=12, dropout=0.0, stop=None, scratch_dir=None, resume="auto", **flags):
-    """A loop that evaluates after every second step; `values` are what it finds, best greatest."""
+    """Make a loop that evaluates after every second step; `values` are its results, the best is the greatest."""
     given = {"batch_size": BATCH, "tokens_per_device": 40, "learning_rate": RATE, "seed": 7}
     model = Model(dropout)
     groups = [{"params": list(model.parameters()), "lr": RATE, "weight_decay": DECAY}]
@@ -128,7 +128,7 @@ def saved_steps(loop):
 
 
 def by_hand(num_steps):
-    """Loshchilov & Hutter's AdamW on the mean loss of each step, clipped by the global norm, in float64."""
+    """Take Loshchilov & Hutter's AdamW steps on each step's mean loss, clipped by the global norm, in float64."""
     weight, bias = torch.full((WIDTH,), 0.5, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     parameters = torch.cat([weight, bias[None]])
     first, second, losses, norms = torch.zeros(5), torch.zeros(5), [], []
@@ -205,7 +205,7 @@ def test_patience_ends_a_run_and_the_best_checkpoint_is_there(tmp_path, values, 
     assert checkpoints.read_progress(found)["progress"]["best_step"] == best
 
 
-# --- stopping and going on ---
+# --- stopping and resuming ---
 
 
 def stop_now(stop):

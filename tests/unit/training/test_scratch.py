@@ -84,7 +84,7 @@ def test_after_death_anywhere_the_newest_whole_checkpoint_is_right(tmp_path):
         found, _ = checkpoints.newest_whole(root)
         found_steps.append(checkpoints.read_progress(found)["step"])
         assert (found / "weights.bin").read_bytes() == f"{found_steps[-1]:03d} 0".encode() * 100
-        save_and_leave(root)  # the run goes on: all leftovers are gone
+        save_and_leave(root)  # the run resumes: all leftovers are gone
         assert checkpoints.newest_whole(root) == (root / "step-00000002", [])
         assert names(root) == ["step-00000002"] and names(root.with_name(f"scratch-{root.name}")) == []
     assert found_steps == sorted(found_steps) and set(found_steps) == {1, 2}

@@ -52,7 +52,7 @@ def order(seed=0):
 
 
 def loop_of(seed=0):
-    """As much of a TrainingLoop as the rows of its steps take."""
+    """Return as much of a TrainingLoop as the rows of its steps take."""
     loop = object.__new__(TrainingLoop)
     loop.optimisation = optimisation_settings(batch_size=BATCH_SIZE, seed=seed, epochs=3)
     loop.data, loop._epoch_steps = order(), (-1, [])

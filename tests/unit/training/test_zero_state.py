@@ -15,7 +15,7 @@ STEP = 5.0
 
 
 def true_values():
-    """Name → kind → the parameter's flattened values, all different."""
+    """Return name → kind → the parameter's flattened values, all different."""
     generator = torch.Generator().manual_seed(1)
     shapes = {name: shape for group in GROUPS for name, shape in group.items()}
     return {
@@ -25,7 +25,7 @@ def true_values():
 
 
 def partition_of(parts, start, length):
-    """`length` elements of tensors laid one after the other, from element `start`; zeros after the last."""
+    """Return `length` elements of tensors laid one after the other, from `start`; zeros after the last."""
     flat = torch.cat(parts)
     return torch.cat([flat, flat.new_zeros(start + length)])[start : start + length].clone()
 
@@ -102,7 +102,7 @@ class Rank:
 
 @pytest.fixture(autouse=True)
 def groups_are_ranks(monkeypatch):
-    """In place of a process group stands the rank that asks."""
+    """Replace process groups by the rank that asks."""
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: group)
 
 
