@@ -12,7 +12,7 @@ from test_curves import REFERENCES
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 from waiting import wait_until
 
-from zerotune.files import read_json_lines
+from zerotune.files import json_sha256, read_json_lines
 from zerotune.tasks.prompts import draw_shots
 from zerotune.tasks.splits import Example
 
@@ -183,9 +183,9 @@ def test_what_was_scored_is_not_scored_again(workplace, characters):
     lines = partial.read_text().splitlines(keepends=True)
     row = json.loads(lines[1])
     mark = np.log([[0.25, 0.75]]).astype(np.float32).tolist()
-    partial.write_text(
-        lines[0] + json.dumps({**row, "records": [{"log_probabilities": mark[0]}]}) + "\n" + "".join(lines[2:])
-    )
+    row |= {"records": [{"log_probabilities": mark[0]}]}
+    row["sha256"] = json_sha256([row["batch"], row["records"]])
+    partial.write_text(lines[0] + json.dumps(row) + "\n" + "".join(lines[2:]))
     done = workplace.evaluate("eval-marked", *flags)
     assert mark[0] in results(done.folder)[0].values()
 

@@ -125,12 +125,13 @@ def test_a_chat_model_learns_in_its_template(workplace):
         ("bert", ["--prompt-format", "plain"], "is never asked by a prompt"),
         ("llama", [*GENERATE, "--prompt-format", "chat"], "has no chat template: use --prompt-format plain"),
         ("llama", [*GENERATE, "--head-learning-rate", 0.1], "--head generate has no new head"),
-        ("llama", [*GENERATE, "--truncation", "head-and-tail"], "--truncation head-and-tail is a classifier's"),
-        ("llama", [*GENERATE, "--max-length", 5], "--max-length 5 leaves a text no room"),
+        ("llama", [*GENERATE, "--truncation", "head-and-tail"], "--truncation head-and-tail is for a classifier"),
+        ("llama", GENERATE, "gives the label words 'negative' and 'positive' the same tokens"),
+        (None, [*GENERATE, "--max-length", 5], "--max-length 5 leaves a text no room"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_folder_is_made(workplace, kind, flags, message):
-    flags = ["--model", tiny_model(kind), "--max-length", 60, *flags]
+    flags = ["--model", tiny_model(kind) if kind else workplace.model, "--max-length", 60, *flags]
     refused = workplace.train("generate-refused", *flags, expect=2)
     assert message in refused.refusal() and not refused.folder.exists()
 
