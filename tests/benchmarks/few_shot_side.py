@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(args) -> None:
-    """The random Llama with the sample's tokenizer; items in random order, and shots that are none of them."""
+    """Make the random Llama with the sample's tokenizer, items in random order, and shots that are none of them."""
     with tempfile.TemporaryDirectory() as sample:
         tiny_causal_model(Path(sample) / "model", review_lines)
         tokenizer = load_tokenizer(str(Path(sample) / "model"), None)
@@ -90,7 +90,7 @@ def prepare(args) -> None:
 
 
 def score(args) -> None:
-    """As an eval script scores: prompts tokenised, the prefix computed, items in batches of the default budget."""
+    """Score as an eval script does: prompts tokenised, the prefix computed, items in batches of the default budget."""
     use_whole_cpu(tiny_model=False)
     given = json.loads(args.prompts.read_text())
     prompt = Prompt(**given["prompt"] | {"shots": tuple(map(tuple, given["prompt"]["shots"]))})

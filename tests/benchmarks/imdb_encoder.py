@@ -85,13 +85,13 @@ def main(args) -> None:
 
 
 def probe(args, flags: dict, environment: dict) -> dict:
-    """An epoch of the Trainer over few rows, for its speed."""
+    """Train an epoch of the Trainer over few rows, for its speed."""
     few = {"train-size": args.probe_rows, "validation-size": PROBE_EVALUATED, "test-size": PROBE_EVALUATED, "epochs": 1}
     return run_training(args, "trainer", {**flags, **few}, environment)
 
 
 def run_training(args, engine: str, own: dict, environment: dict) -> dict:
-    """train/imdb.py as users run it; its figures are those that it writes into its run folder."""
+    """Run train/imdb.py as users do; its figures are those that it writes into its run folder."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         flags = {
@@ -133,7 +133,7 @@ def _shown(result: dict) -> str:
 
 
 def _summary(engine: str, results: list[dict]) -> dict:
-    """An engine's rounds in one row: median speed, mean accuracy, largest memory, shortest times."""
+    """Return an engine's rounds in one row: median speed, mean accuracy, largest memory, shortest times."""
     return {
         "engine": engine,
         "accuracy": mean(result["accuracy"] for result in results),

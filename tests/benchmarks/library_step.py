@@ -38,7 +38,7 @@ PEAK_RATE, HEAD_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 5e-5, 0.01, 1.0
 def build_engine(
     model: nn.Module, settings: ModelSettings, used_ids: np.ndarray | None, deepspeed: Path | None = None
 ) -> Engine:
-    """The engine that train/sst2.py builds around a stock or peft model (random_models.random_model).
+    """Build the engine of train/sst2.py around a stock or peft model (random_models.random_model).
 
     Args:
         used_ids: the token ids that training reads, for a classifier; None makes a generator, which trains all of them.
@@ -56,7 +56,7 @@ def build_engine(
 
 
 def fresh_accelerator(deepspeed: Path | None = None, precision: str = "bf16"):
-    """The library's Accelerator, whatever the Trainer or an earlier engine has left in this process."""
+    """Return the library's Accelerator, whatever the Trainer or an earlier engine has left in this process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     filled = None
     if deepspeed is not None:
@@ -65,7 +65,7 @@ def fresh_accelerator(deepspeed: Path | None = None, precision: str = "bf16"):
 
 
 def classifier_inputs(data, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
-    """Arguments of a SequenceClassifier for some examples, padded."""
+    """Return the arguments of a SequenceClassifier for some examples, padded."""
     return data.inputs(rows, device)
 
 
@@ -85,12 +85,12 @@ def optimizer_step(engine: Engine, data, rows: np.ndarray, tokens_per_device: in
 
 
 def weight_counts(model: nn.Module) -> dict:
-    """{"total", "trainable", "groups": {"attention", "mlp", "adapter" …}} of a stock, peft or tuned model."""
+    """Return {"total", "trainable", "groups": {"attention", "mlp", "adapter" …}} of a stock, peft or tuned model."""
     return parameter_table(model)
 
 
 def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_device: int, longest: int) -> float:
-    """What the plan says that a device needs.
+    """Return the plan's estimate of a device's memory.
 
     Args:
         counts: of `weight_counts`.
@@ -103,20 +103,20 @@ def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_devi
 
 
 def save_checkpoint(engine: Engine, root: Path) -> Path:
-    """A checkpoint as the loop writes it: on the disk, hashed and marked as complete."""
+    """Save a checkpoint as the loop does: on the disk, hashed and marked as complete."""
     record = {"run_id": "benchmark", "step": 1, "progress": asdict(Progress(step=1)), "num_processes": 1}
     return checkpoints.save(root, record, engine.save, engine.checkpoint_bytes(), engine.accelerator)
 
 
 def load_checkpoint(engine: Engine, folder: Path) -> None:
-    """What --resume does: hash the checkpoint and load it."""
+    """Hash a checkpoint and load it, as --resume does."""
     problem = checkpoints.defect(folder)
     assert problem is None, problem
     engine.load(folder)
 
 
 def prompt_data(head: Sequence[int], tails: list[Sequence[int]], answers: list[int]) -> PromptData:
-    """Prompts that begin with the same tokens, to be answered with one of some single tokens."""
+    """Return prompts that begin with the same tokens, to be answered with one of some single tokens."""
     rows = SharedRows()
     for tail in tails:
         rows.append([*head, *tail])
@@ -134,7 +134,7 @@ def score_prompts(model: nn.Module, data: PromptData, batches: list[np.ndarray],
 
 
 def question_data(contexts: list, context_of: np.ndarray, questions: list, answers: list) -> GenerationData:
-    """Questions about contexts with their answers: arrays of token ids."""
+    """Return questions about contexts with their answers: arrays of token ids."""
     ids = [str(number) for number in range(len(questions))]
     return GenerationData(ids, None, array("i"), contexts, context_of, questions, answers, pad_id=0, num_truncated=0)
 

@@ -82,7 +82,7 @@ def main(args) -> None:
 
 
 def ways_to_score(args) -> list[Way]:
-    """Ours, and what it is compared with."""
+    """Return our way to score and those that it is compared with."""
     ours = [sys.executable, OUR_SIDE, "score"]
     if not args.lm_eval_python:
         return [Way(OURS, args.items, ours, []), Way(WHOLE, args.items, ours, ["--whole"])]
@@ -95,7 +95,7 @@ def ways_to_score(args) -> list[Way]:
 
 
 def run_way(way: Way, model: Path, prompts: Path, environment: dict[str, str]) -> dict:
-    """One way's scores, speed and peak memory, from a process of its own."""
+    """Return one way's scores, speed and peak memory, from its own process."""
     result = prompts.with_name("result.json")
     child = run_or_exit([*way.command, str(model), str(prompts), str(result), *way.options], environment)
     found = json.loads(result.read_text())
@@ -104,7 +104,7 @@ def run_way(way: Way, model: Path, prompts: Path, environment: dict[str, str]) -
 
 
 def run_or_exit(command: list[str], environment: dict[str, str]):
-    """A child that ended well."""
+    """Run a child and return it; exit if it failed."""
     child = run_child(command, environment)
     if child.returncode:
         print(child.output[-4000:], file=sys.stderr)
@@ -113,13 +113,13 @@ def run_or_exit(command: list[str], environment: dict[str, str]):
 
 
 def shown(result: dict) -> str:
-    """One run in a few words."""
+    """Return one run in a few words."""
     peak = result["peak_memory_bytes"] / 2**20
     return f"{result['items_per_s']:.2f} items/s, {peak:,.0f} MiB, other processes {result['other_load']:.1f} cores"
 
 
 def summary(ways: list[Way], rounds: dict[str, list[dict]], prompts: dict) -> dict:
-    """A row for each way: medians over the rounds, and its choices and margins beside ours."""
+    """Return a row for each way: medians over the rounds, and its choices and margins beside ours."""
     ours = margins(rounds[OURS][0])
     rows = []
     for way in ways:
@@ -155,7 +155,7 @@ def margins(result: dict) -> np.ndarray:
 
 
 def page(found: dict) -> str:
-    """One task's figures as markdown."""
+    """Return one task's figures as markdown."""
     columns = {
         "way": lambda row: row["name"],
         "items": lambda row: str(row["num_items"]),

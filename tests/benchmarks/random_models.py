@@ -111,7 +111,7 @@ class Shape:
     sizes: dict
 
     def config(self, toy: bool) -> PretrainedConfig:
-        """The config for two classes; the toy has the same architecture and a few thousand weights."""
+        """Return the config for two classes; the toy has the same architecture and a few thousand weights."""
         small = TOY_ENCODERS.get(self.sizes["model_type"], TOY_CAUSAL) if toy else {}
         sizes = self.sizes | small
         return AutoConfig.for_model(**sizes, num_labels=len(LABELS), pad_token_id=0, use_cache=False)
@@ -129,12 +129,12 @@ SHAPES = (
 
 
 def settings_for(shape: Shape, precision: str, **changed) -> ModelSettings:
-    """The settings that the train script would load the model with; `changed` are further fields of them."""
+    """Return the settings with which the train script would load the model; `changed` are further fields of them."""
     return ModelSettings(name=shape.name, revision=None, method=shape.method, precision=precision, **changed)
 
 
 def random_model(config: PretrainedConfig, settings: ModelSettings, device: torch.device) -> nn.Module:
-    """A stock or peft model as zerotune.models.classifier.load_classifier would leave it, but with random weights."""
+    """Make a stock or peft model as zerotune.models.classifier.load_classifier would, but with random weights."""
     model = _random_stock(AutoModelForSequenceClassification, config, settings, device)
     make_head_float32(model)
     return make_trainable(model, settings).to(device)
@@ -203,7 +203,7 @@ NUM_USED_IDS = {"sst2": 11_572, "squad": 34_716, "imdb": 34_716}
 
 
 def random_lengths(task: str, num_rows: int, generator: np.random.Generator) -> np.ndarray:
-    """Tokens of random rows of a task, int64 [num_rows]."""
+    """Draw the tokens of random rows of a task, int64 [num_rows]."""
     if task == "sst2":
         return generator.choice(SST2_PERCENTILES, num_rows)
     median, deviation, longest = LENGTH_LAWS[task]
@@ -211,23 +211,23 @@ def random_lengths(task: str, num_rows: int, generator: np.random.Generator) -> 
 
 
 def longest_row(task: str) -> int:
-    """The most tokens that a random row of a task has."""
+    """Return the most tokens that a random row of a task has."""
     return max(SST2_PERCENTILES) if task == "sst2" else LENGTH_LAWS[task][2]
 
 
 def used_ids(task: str, vocabulary: int) -> np.ndarray:
-    """The ids that random rows of a task are made of, and the padding's."""
+    """Return the ids that random rows of a task are made of, and the padding's."""
     return np.arange(min(NUM_USED_IDS[task] + 1, vocabulary))
 
 
 def random_ids(num_ids: int, task: str, vocabulary: int, generator: np.random.Generator) -> np.ndarray:
-    """Token ids, int32 [num_ids]. Like words, they follow Zipf's law and leave most of a large vocabulary unused."""
+    """Draw token ids, int32 [num_ids]. Like words, they follow Zipf's law and leave most of a vocabulary unused."""
     frequencies = 1 / used_ids(task, vocabulary)[1:]
     return 1 + generator.choice(len(frequencies), num_ids, p=frequencies / frequencies.sum()).astype(np.int32)
 
 
 def random_rows(num_rows: int, vocabulary: int, seed: int, task: str = "sst2") -> LabelledData:
-    """Labelled rows as long as a task's."""
+    """Draw labelled rows as long as a task's."""
     generator = np.random.default_rng(seed)
     lengths = random_lengths(task, num_rows, generator)
     ids = random_ids(int(lengths.sum()), task, vocabulary, generator)

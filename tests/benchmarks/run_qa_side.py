@@ -11,7 +11,7 @@ import numpy as np
 
 
 def features_as_run_qa(questions, tokenizer, max_length: int, stride: int) -> tuple[float, dict[str, np.ndarray]]:
-    """A table of questions, mapped to a table of padded windows.
+    """Map a table of questions to a table of padded windows.
 
     Returns:
         Seconds, and what came of it: "ids" of all rows without padding, "lengths" of the rows, "labels" [rows, 2].
@@ -60,7 +60,7 @@ def features_as_run_qa(questions, tokenizer, max_length: int, stride: int) -> tu
 
 
 def _place(sequences: list, offsets: list, start: int, stop: int) -> tuple[int, int]:
-    """First and last token of the characters from start to stop; 0 and 0 where the window does not hold them."""
+    """Return first and last token of the characters from start to stop; 0 and 0 where the window does not hold them."""
     first, last = 0, len(sequences) - 1
     while sequences[first] != 1:
         first += 1
@@ -78,7 +78,7 @@ def _place(sequences: list, offsets: list, start: int, stop: int) -> tuple[int, 
 def select_as_run_qa(
     questions, tokenizer, logits: np.ndarray, num_best: int, max_answer_length: int
 ) -> tuple[float, dict[str, dict]]:
-    """Question by question, window by window, pair by pair, from logits to texts with scores and probabilities.
+    """Go question by question, window by window, pair by pair, from logits to texts with scores and probabilities.
 
     The windows are rows of a datasets table, as run_qa.py has them, which are read one by one.
 
@@ -111,7 +111,7 @@ def select_as_run_qa(
 
 
 def _windows_with_places(questions, tokenizer, max_length: int) -> dict[str, list]:
-    """The question of each window, and the characters of its context tokens, None elsewhere."""
+    """Return the question of each window, and the characters of its context tokens, None elsewhere."""
     windows = tokenizer(
         [question.text.lstrip() for question in questions],
         [question.paragraph.context for question in questions],
@@ -129,14 +129,14 @@ def _windows_with_places(questions, tokenizer, max_length: int) -> dict[str, lis
 
 
 def _plain(value):
-    """Python's number for NumPy's."""
+    """Return Python's number for NumPy's."""
     return float(value) if isinstance(value, np.floating) else value
 
 
 def _best_of_question(
     numbers: list[int], logits: np.ndarray, windows, num_best: int, max_answer_length: int
 ) -> tuple[list[dict], float]:
-    """The best spans of a question's windows, and the lowest null score."""
+    """Return the best spans of a question's windows, and the lowest null score."""
     spans, null = [], None
     for number in numbers:
         start, end = logits[number, :, 0], logits[number, :, 1]

@@ -90,7 +90,7 @@ def main(args) -> None:
 
 
 def make_tokenizer(questions: list[Question], num_tokens: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of every tenth paragraph's words."""
+    """Train a byte-level BPE tokenizer on every tenth paragraph's words."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -106,13 +106,13 @@ def make_tokenizer(questions: list[Question], num_tokens: int) -> PreTrainedToke
 
 
 def encode(tokenizer, questions: list[Question], num_new_tokens: int) -> dict[str, GenerationData]:
-    """The same questions for both sides."""
+    """Tokenise the same questions for both sides."""
     data = encode_questions(tokenizer, QuestionPrompt(), questions, MAX_LENGTH, MAX_LENGTH, num_new_tokens)
     return {SHARED: data, ALONE: replace(data, shares=False)}
 
 
 def random_llama(data: GenerationData, args):
-    """The model of both sides, from one seed."""
+    """Make the model of both sides, from one seed."""
     torch.manual_seed(0)
     vocabulary = int(-(-max(args.vocabulary, data.token_ids.max() + 1) // 64) * 64)
     config = AutoConfig.for_model(**SMALL_LLAMA, vocab_size=vocabulary, pad_token_id=3, eos_token_id=2)
@@ -120,7 +120,7 @@ def random_llama(data: GenerationData, args):
 
 
 def training_sides(by_side: dict[str, GenerationData], args) -> dict[str, SimpleNamespace]:
-    """An epoch of each side, as zerotune's loop goes through it."""
+    """Return for each side how it trains an epoch, as zerotune's loop goes through it."""
     ways = {}
     for name, data in by_side.items():
         accelerator, model = start_accelerator(None), TextGenerator(random_llama(data, args))
@@ -142,7 +142,7 @@ def training_sides(by_side: dict[str, GenerationData], args) -> dict[str, Simple
 
 
 def evaluation_sides(by_side: dict[str, GenerationData], args) -> dict[str, SimpleNamespace]:
-    """All answers of each side, and whether they are the same in the end."""
+    """Return for each side how it writes all answers, and then the share that is the same."""
     model, ways, answers = random_llama(by_side[SHARED], args).eval(), {}, {}
     for name, data in by_side.items():
         batches = data.writing_batches(args.tokens_per_device)
@@ -159,7 +159,7 @@ def evaluation_sides(by_side: dict[str, GenerationData], args) -> dict[str, Simp
 
 
 def way_of(data: GenerationData, run, batches: list[np.ndarray], groups) -> SimpleNamespace:
-    """A side with its counts; of an evaluation the tokens of the prompts."""
+    """Return a side with its counts; of an evaluation the tokens of the prompts."""
     return SimpleNamespace(
         run=run,
         num_questions=len(data.ids),
@@ -171,7 +171,7 @@ def way_of(data: GenerationData, run, batches: list[np.ndarray], groups) -> Simp
 
 
 def summary(ways: dict[str, SimpleNamespace], seconds: dict[str, list[float]]) -> dict:
-    """A row for each side, and the ratios."""
+    """Return a row for each side, and the ratios."""
     rows = [
         {
             "name": name,
@@ -194,7 +194,7 @@ def summary(ways: dict[str, SimpleNamespace], seconds: dict[str, list[float]]) -
 
 
 def page(phase: str, found: dict, wanted: tuple[float, float]) -> str:
-    """One phase's figures as markdown."""
+    """Return one phase's figures as markdown."""
     columns = {
         phase: lambda row: row["name"],
         "questions": lambda row: f"{row['num_questions']:,}",

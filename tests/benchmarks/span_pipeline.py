@@ -80,13 +80,13 @@ def main(args) -> None:
 
 
 def ratio(rounds: dict[str, list[dict]], kind: str) -> float:
-    """Median over the rounds of their seconds over ours."""
+    """Return the median over the rounds of their seconds over ours."""
     pairs = zip(rounds[f"{kind}-theirs"], rounds[f"{kind}-ours"], strict=True)
     return median(theirs["seconds"][kind] / ours["seconds"][kind] for theirs, ours in pairs)
 
 
 def run_side(args, side: str, folder: Path, environment: dict) -> dict:
-    """One measurement in a child: this file with --side; its arrays stay in the folder."""
+    """Take one measurement in a child: this file with --side; its arrays stay in the folder."""
     result = folder / f"{side}.json"
     command = [sys.executable, __file__, "--side", side, "--result", str(result), "--model", args.model]
     command += ["--train-file", str(args.train_file), "--test-file", str(args.test_file)]
@@ -96,7 +96,7 @@ def run_side(args, side: str, folder: Path, environment: dict) -> dict:
 
 
 def compare_features(folder: Path) -> dict[str, int]:
-    """How many rows and labels there are, and how many differ."""
+    """Count rows and labels, and those that differ."""
     theirs, ours = (np.load(folder / f"features-{side}.npz") for side in ("theirs", "ours"))
     same_rows = len(theirs["lengths"]) == len(ours["lengths"]) and (theirs["lengths"] == ours["lengths"]).all()
     assert same_rows, "the windows differ"
@@ -109,7 +109,7 @@ def compare_features(folder: Path) -> dict[str, int]:
 
 
 def compare_answers(folder: Path) -> dict[str, int]:
-    """How many answers are the same, and, where not, how often our span has the higher score."""
+    """Count the answers that are the same, and, where not, how often our span has the higher score."""
     theirs, ours = (json.loads((folder / f"answers-{side}.json").read_text()) for side in ("theirs", "ours"))
     assert theirs.keys() == ours.keys()
     differing = [name for name in ours if ours[name]["text"] != theirs[name]["text"]]
@@ -155,7 +155,7 @@ def measure(args) -> None:
 
 
 def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
-    """Ours, and all rows put together in batches of similar length."""
+    """Cut our windows, and put all rows together in batches of similar length."""
     from zerotune.files import default_cache_dir
     from zerotune.squad.windows import cut_windows
     from zerotune.training.batches import evaluation_batches
@@ -175,7 +175,7 @@ def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
 
 
 def dev_windows(questions, tokenizer):
-    """A SpanData, and logits [windows, 384, 2]: noise, higher about one place of the context, and at the label."""
+    """Return a SpanData, and logits [windows, 384, 2]: noise, higher about one place of the context and the label."""
     from zerotune.squad.spans import SpanData
     from zerotune.squad.windows import cut_windows
 
@@ -193,7 +193,7 @@ def dev_windows(questions, tokenizer):
 
 
 def select(data, logits) -> tuple[float, dict]:
-    """Ours: from logits to texts with scores, in batches of 256 questions."""
+    """Go our way from logits to texts with scores, in batches of 256 questions."""
     started = time.perf_counter()
     records = []
     for rows in np.split(np.arange(len(data.ids)), range(256, len(data.ids), 256)):

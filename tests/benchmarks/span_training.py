@@ -93,7 +93,7 @@ def main(args) -> None:
 
 
 def quicker_attention(args, environment: dict) -> str:
-    """The attention that is quicker for `best`, over few steps of each."""
+    """Return the attention that is quicker for `best`, over few steps of each."""
     flags = {"seed": 0, "max_steps": PROBE_STEPS}
     speeds = {
         name: run_way(args, "best", {**flags, "attention": name}, environment)["questions_per_s"] for name in ATTENTIONS
@@ -103,7 +103,7 @@ def quicker_attention(args, environment: dict) -> str:
 
 
 def run_way(args, way: str, flags: dict, environment: dict) -> dict:
-    """A training in a child, span_training_side.py."""
+    """Run a training in a child, span_training_side.py."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         settings = {name: getattr(args, name) for name in PASSED_ON} | flags | {"way": way, "result": result}
@@ -113,7 +113,7 @@ def run_way(args, way: str, flags: dict, environment: dict) -> dict:
 
 
 def ratio(rounds: dict[str, list[dict]], way: str, other: str) -> float:
-    """Median over the rounds of one way's speed over another's."""
+    """Return the median over the rounds of one way's speed over another's."""
     pairs = zip(rounds[way], rounds[other], strict=True)
     return median(own["questions_per_s"] / its["questions_per_s"] for own, its in pairs)
 
@@ -125,7 +125,7 @@ def _shown(result: dict) -> str:
 
 
 def _summary(way: str, results: list[dict]) -> dict:
-    """A way's rounds in one row: the median speed, mean scores and the largest memory."""
+    """Return a way's rounds in one row: the median speed, mean scores and the largest memory."""
     whole = [result for result in results if result["f1"] is not None]
     names = ("exact", "f1", "HasAns_f1", "NoAns_f1")
     return {

@@ -46,7 +46,7 @@ def train(args) -> None:
 
 
 def train_ours(args, data, tokenizer):
-    """zerotune's loop, bf16 where the processor has it, as train/qa.py shows it."""
+    """Train by zerotune's loop, bf16 where the processor has it, as train/qa.py shows it."""
     from zerotune.models.pretrained import read_config
     from zerotune.run.folder import RunFolder
     from zerotune.run.launch import start_accelerator
@@ -106,7 +106,7 @@ def train_ours(args, data, tokenizer):
 
 
 def train_with_trainer(args, data, tokenizer):
-    """The Trainer over the same windows, which it shuffles and counts one by one."""
+    """Train by the Trainer over the same windows, which it shuffles and counts one by one."""
     import torch
     from trainer_side import Timing, training_arguments
     from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, Trainer, default_data_collator
@@ -138,7 +138,7 @@ def train_with_trainer(args, data, tokenizer):
 
 
 def _as_rows(data, tokenizer, pads: bool) -> list[dict]:
-    """Windows as the Trainer takes them; run_qa.py pads each to the maximum length beforehand."""
+    """Return windows as the Trainer takes them; run_qa.py pads each to the maximum length beforehand."""
     import numpy as np
 
     rows = []
@@ -151,7 +151,7 @@ def _as_rows(data, tokenizer, pads: bool) -> list[dict]:
 
 
 def official_scores_of(model, data) -> dict:
-    """Official scores where the best span is given unless the null score is higher."""
+    """Return the official scores where the best span is given unless the null score is higher."""
     import torch
 
     from zerotune.models.precision import autocast

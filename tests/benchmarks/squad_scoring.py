@@ -46,7 +46,7 @@ def plain_f1(gold: list[str], predicted: list[str]) -> float:
 
 
 def plain_scores(questions: list[Question], predictions: dict[str, str]) -> tuple[float, float]:
-    """exact and f1 by a loop that normalises every gold answer and prediction where it needs them."""
+    """Compute exact and f1 by a loop that normalises every gold answer and prediction where it needs them."""
     exact, f1 = [], []
     for question in questions:
         golds = [answer.text for answer in question.answers if plain_words(answer.text)] or [""]

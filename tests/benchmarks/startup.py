@@ -53,7 +53,7 @@ def main(args) -> None:
 
 
 def seconds_to_first_step(args, model: str) -> float:
-    """Wall seconds from the launcher's start to the first step's line. Exits when there is none."""
+    """Return the wall seconds from the launcher's start to the first step's line. Exits when there is none."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
         run = Path(folder) / "run"
         command = [str(Path(sys.executable).parent / "accelerate"), "launch", str(REPOSITORY / "train/sst2.py")]
@@ -82,7 +82,7 @@ def _has_first_step(path: Path) -> bool:
 
 
 def seconds_of_help(script: Path) -> float:
-    """Wall seconds of `python script --help`."""
+    """Return the wall seconds of `python script --help`."""
     started = time.perf_counter()
     subprocess.run([sys.executable, str(script), "--help"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started

@@ -57,7 +57,7 @@ def main(args) -> None:
 
 
 def run_method(args, method: str, run: Path, environment: dict[str, str]) -> dict:
-    """One run of train/sst2.py and what it wrote."""
+    """Run train/sst2.py once; return the figures that it wrote."""
     command = [sys.executable, str(REPOSITORY / "train/sst2.py"), "--method", method, *FLAGS[method].split()]
     command += ["--model", str(args.model), "--train-file", str(args.train_file), "--base-eval", "none"]
     command += ["--validation-file", str(args.validation_file), "--output-dir", str(run)]

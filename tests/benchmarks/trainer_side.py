@@ -8,7 +8,7 @@ BEST_FLAGS = {"bf16": True, "train_sampling_strategy": "group_by_length", "optim
 
 
 def training_arguments(args, folder: str, weight_decay: float, warmup_ratio: float) -> TrainingArguments:
-    """One epoch that saves and reports nothing.
+    """Return arguments for one epoch that saves and reports nothing.
 
     Args:
         args: batch_size, learning_rate, seed, max_steps (None: the whole epoch), way ("default" or "best").

@@ -78,7 +78,7 @@ def main(args) -> None:
 
 
 def run_ours(args, way: str, seed: int, max_steps: int | None, environment: dict) -> dict:
-    """train/sst2.py as users run it; its figures are those that it writes into its run folder."""
+    """Run train/sst2.py as users do; its figures are those that it writes into its run folder."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         child = run_child([sys.executable, str(REPOSITORY / "train/sst2.py"), *_flags(args, seed, run)], environment)
@@ -96,7 +96,7 @@ def run_ours(args, way: str, seed: int, max_steps: int | None, environment: dict
 
 
 def _flags(args, seed: int, output_dir: Path) -> list[str]:
-    """The flags of train/sst2.py for this comparison."""
+    """Return the flags of train/sst2.py for this comparison."""
     flags = {
         "model": args.model,
         "train-file": args.train_file,
@@ -117,7 +117,7 @@ def _flags(args, seed: int, output_dir: Path) -> list[str]:
 
 
 def run_trainer(args, way: str, seed: int, max_steps: int | None, environment: dict) -> dict:
-    """The Trainer in a child: this file with --way."""
+    """Run the Trainer in a child: this file with --way."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--way", way, "--seed", str(seed), "--result", str(result)]
@@ -135,7 +135,7 @@ def _shown(result: dict) -> str:
 
 
 def _summary(way: str, results: list[dict]) -> dict:
-    """A way's rounds in one row: the median speed, mean accuracies and the largest memory."""
+    """Return a way's rounds in one row: the median speed, mean accuracies and the largest memory."""
 
     def mean(name: str) -> float | None:
         values = [result[name] for result in results if result[name] is not None]
@@ -228,7 +228,7 @@ def train_with_trainer(args) -> None:
 
 
 def _as_features(encoded, labels: list[int], tokenizer, pads: bool) -> list[dict]:
-    """Rows as the Trainer takes them; run_glue.py pads each to the maximum length beforehand."""
+    """Return rows as the Trainer takes them; run_glue.py pads each to the maximum length beforehand."""
     features = []
     for index, label in enumerate(labels):
         ids = encoded.row(index).tolist()

@@ -251,7 +251,7 @@ class LocalCluster:
         node.stdout.close()
 
     def processes(self, name: str, words: str) -> list[int]:
-        """Return the process numbers, as this machine counts them, of a node's processes with `words` in their command."""
+        """Return the numbers, as this machine counts them, of a node's processes whose command line holds `words`."""
         namespace = os.readlink(f"/proc/{self.nodes[name].pid}/ns/net")
         found = []
         for folder in Path("/proc").glob("[0-9]*"):

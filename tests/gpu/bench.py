@@ -88,15 +88,15 @@ class Bench:
         self._counts: dict[str, dict] = {}  # of models by name
 
     def tokens(self, real: int) -> int:
-        """A number of tokens: of the toy a part, but no less than the longest row."""
+        """Scale a number of tokens: of the toy a part, but no less than the longest row."""
         return max(512, real // 32) if self.toy else real
 
     def count(self, real: int, toy: int) -> int:
-        """A size that has no common scale."""
+        """Return a size that has no common scale."""
         return toy if self.toy else real
 
     def settle(self, setup: Setup, tokens: int) -> Setup:
-        """The setup with activation checkpointing where the plan says that micro-batches of so many tokens need it."""
+        """Return the setup, with activation checkpointing where micro-batches of so many tokens need it."""
         if setup.checkpointing is not None:
             return setup
         config = setup.shape.config(self.toy)
@@ -111,7 +111,7 @@ class Bench:
         return replace(setup, checkpointing=needed > usable)
 
     def built(self, setup: Setup) -> Built:
-        """The engine of a setup; kept until another one is asked for."""
+        """Return the engine of a setup; it is kept until another one is asked for."""
         key = setup if setup.shape.method == "full" else replace(setup, task="any")
         if key != self._key:
             self.release()
@@ -139,7 +139,7 @@ class Bench:
         return Built(engine, settings, config, counts, useful_flops(counts))
 
     def compile_layers(self, tuned, dynamic: bool) -> None:
-        """torch.compile each layer in place; they share one compilation. A toy's are traced alone."""
+        """Compile each layer in place by torch.compile; they share one compilation. A toy's are traced alone."""
         self._compiled = True
         for layer in layers_of(tuned):
             layer.compile(dynamic=dynamic, backend="aot_eager" if self.toy else "inductor")
@@ -165,7 +165,7 @@ class Bench:
         return data, data.epoch_steps(batch_size, 0, 0)
 
     def wait(self) -> None:
-        """Until the device has done all that is queued."""
+        """Wait until the device has done all that is queued."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -195,11 +195,11 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_bytes(self) -> int | None:
-        """The most memory in tensors since `reset_peak`; None on a CPU."""
+        """Return the most memory in tensors since `reset_peak`; None on a CPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
     def count_waits(self, run: Callable[[], object]) -> int | None:
-        """How often the host waits for the GPU meanwhile, as PyTorch's debug mode counts it; None on a CPU."""
+        """Count the host's waits for the GPU meanwhile, as PyTorch's debug mode counts them; None on a CPU."""
         if self.device.type != "cuda":
             run()
             return None
@@ -224,14 +224,14 @@ def useful_flops(counts: dict) -> int:
 
 
 def layers_of(tuned) -> torch.nn.ModuleList:
-    """The decoder's or encoder's layers of a tuned model."""
+    """Return the decoder's or encoder's layers of a tuned model."""
     backbone = tuned.stock_model.base_model
     return backbone.layers if hasattr(backbone, "layers") else backbone.encoder.layer
 
 
 @contextmanager
 def attention_of(tuned, name: str) -> Iterator[None]:
-    """Another attention implementation of transformers' inside the block."""
+    """Use another attention implementation of transformers inside the block."""
     configs = {id(m.config): m.config for m in tuned.modules() if hasattr(m, "config")}.values()
     before = [config._attn_implementation for config in configs]
     for config in configs:

@@ -18,7 +18,7 @@ SHOWN_KERNELS = 20
 
 
 def device_rates(bench: Bench) -> dict:
-    """Best of some: a large bf16 matrix product of random numbers, and a large copy, counting reads and writes."""
+    """Return the best rates of a large bf16 product of random matrices and a large copy, counting reads and writes."""
     size = bench.count(8192, 256)
     left, right = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(bench.count(2**30, 2**20), device=bench.device, dtype=torch.bfloat16)
@@ -53,7 +53,7 @@ def _fastest(bench: Bench, run) -> float:
 
 
 def profile_steps(bench: Bench, setup: Setup, tokens: int) -> dict:
-    """The kernels that take the most time in a step, how many there are, and how often the host waits."""
+    """Return the kernels that take the most time in a step, their number, and the host's waits."""
     tokens = bench.tokens(tokens)
     built = bench.built(setup)
     data, steps = bench.rows(setup, built.flops, tokens, None)
@@ -94,7 +94,7 @@ def profile_steps(bench: Bench, setup: Setup, tokens: int) -> dict:
 
 
 def _is_range(event) -> bool:
-    """Whether it is an annotation, which spans other events."""
+    """Return whether it is an annotation, which spans other events."""
     return bool(event.is_user_annotation) or event.key.startswith(("Optimizer.step#", "ProfilerStep"))
 
 

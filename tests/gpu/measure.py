@@ -122,26 +122,26 @@ class Run:
 
 
 def read_rows(folder: Path) -> list[dict]:
-    """All rows that are whole."""
+    """Return all rows that are whole."""
     path = folder / "rows.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def append_row(folder: Path, row: dict) -> None:
-    """One more line of rows.jsonl."""
+    """Append a line to rows.jsonl."""
     with (folder / "rows.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def read_now(folder: Path) -> dict | None:
-    """What a worker is at: {"name", "limit_s"}; None before the first measurement."""
+    """Return the worker's measurement: {"name", "limit_s"}; None before the first one."""
     path = folder / "now.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def write_now(folder: Path, measurement) -> None:
-    """What `read_now` reads."""
+    """Write the file that `read_now` reads."""
     aside = folder / ".now.json"
     aside.write_text(json.dumps({"name": measurement.name, "limit_s": measurement.limit_s}))
     aside.rename(folder / "now.json")

@@ -6,7 +6,7 @@ PEAK_FLOPS = 989e12  # as in bench.py, which imports torch
 
 
 def page(facts: dict, rows: list[dict], notes: list[str]) -> str:
-    """Everything that is known so far."""
+    """Return a page of everything that is known so far."""
     measured = [row for row in rows if "error" not in row and "skipped" not in row]
     device = next((row for row in measured if row["name"] == "device"), None)
     parts = [_head(facts, device)]
@@ -23,7 +23,7 @@ def page(facts: dict, rows: list[dict], notes: list[str]) -> str:
 
 
 def line(row: dict) -> str:
-    """One row in one line, for the terminal."""
+    """Return one row in one line, for the terminal."""
     reason = row.get("error") or row.get("skipped")
     if reason:
         return f"{row['name']}: {reason}"

@@ -1,4 +1,4 @@
-"""What ends a run early: numbers that are not finite, and a full disk. One line, and the way back is open."""
+"""Ends of a run before its time: numbers that are not finite, a full disk. One line, and the run can resume."""
 
 import re
 import subprocess

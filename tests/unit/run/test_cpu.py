@@ -1,4 +1,4 @@
-"""A process that has become large gives back what it does not use."""
+"""A process that has become large gives back unused memory."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a script checks before it begins, and what it says of a disk that takes no more."""
+"""The checks before a script begins, and its message about a full disk."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What tells a run to stop."""
+"""Signals and files that tell a run to stop."""
 
 import os
 import signal
