@@ -38,6 +38,10 @@ class Launch:
         """Read a JSON-lines file of the folder."""
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
 
+    def evaluations(self) -> list[dict]:
+        """Return the lines of metrics.jsonl about evaluations of the validation split."""
+        return [row for row in self.read_lines("metrics.jsonl") if "eval_loss" in row]
+
     def refusal(self) -> str:
         """Return the one line that a refused launch ends with on rank 0."""
         assert self.codes[0] == 2, self.text()

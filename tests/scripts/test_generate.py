@@ -33,14 +33,10 @@ GENERATE = ["--head", "generate"]
 LEARNS = ["--limit-train", 400, "--max-steps", 50, "--epochs", 2, "--learning-rate", 1e-2, "--log-every", 5]
 
 
-def evaluations(run):
-    return [row for row in run.read_lines("metrics.jsonl") if "eval_loss" in row]
-
-
 @pytest.mark.parametrize("method", REFERENCES)
 def test_validation_loss_falls_every_epoch(workplace, method):
     run = workplace.train_once(f"generate-learns-{method}", *GENERATE, *LEARNS, "--method", method)
-    rows = evaluations(run)
+    rows = run.evaluations()
     assert [row["epoch"] for row in rows] == [1.0, 2.0]
     # a random model begins at the logarithm of 1,024 tokens
     assert rows[1]["eval_loss"] < rows[0]["eval_loss"] < np.log(1024)
@@ -83,7 +79,7 @@ def test_two_processes_give_the_curve_of_one(workplace, method, config):
     assert found["loss"] <= CURVE
     assert found["grad_norm"] <= (SERIAL_NORM if method == "full" and config else CURVE)
     assert weight_difference(run, reference) <= WEIGHTS
-    for ours, theirs in zip(evaluations(run), evaluations(reference), strict=True):
+    for ours, theirs in zip(run.evaluations(), reference.evaluations(), strict=True):
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
 
 
@@ -112,7 +108,7 @@ def test_a_chat_model_learns_in_its_template(workplace):
     flags = [*GENERATE, "--model", folder, "--prompt-format", "chat", "--learning-rate", 1e-2]
     run = workplace.train("generate-chat", *flags, "--limit-train", 64, "--limit-eval", 16, "--eval-every", 4)
     assert run.read_json("final/task.json")["prompt"]["format"] == "chat"
-    losses = [row["eval_loss"] for row in evaluations(run)]
+    losses = [row["eval_loss"] for row in run.evaluations()]
     assert losses[-1] < losses[0]
     metrics = run.read_json("eval/final/metrics.json")
     assert (metrics["setting"], metrics["prompt_format"]) == ("tuned generator", "chat")

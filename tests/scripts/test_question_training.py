@@ -39,12 +39,8 @@ def train(workplace):
     return run
 
 
-def evaluations(run):
-    return [row for row in run.read_lines("metrics.jsonl") if "eval_loss" in row]
-
-
 def test_the_loss_falls_and_written_answers_are_scored(train):
-    rows = evaluations(train("questions-learn", "--epochs", 3, "--learning-rate", 5e-3))
+    rows = train("questions-learn", "--epochs", 3, "--learning-rate", 5e-3).evaluations()
     assert rows[2]["eval_loss"] < rows[1]["eval_loss"] < rows[0]["eval_loss"]
     for row in rows:
         assert {"eval_exact", "eval_f1", "eval_HasAns_f1", "eval_NoAns_exact"} < row.keys()
@@ -67,7 +63,7 @@ def test_two_processes_give_the_curve_of_one(train, config):
     found = differences(run, reference)
     print(found)  # shown by pytest -rP
     assert found["loss"] <= CURVE and found["grad_norm"] <= (SERIAL_NORM if config else CURVE)
-    (ours,), (theirs,) = evaluations(run), evaluations(reference)
+    (ours,), (theirs,) = run.evaluations(), reference.evaluations()
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
     predictions = [(one.folder / "eval" / "final" / "predictions.json").read_text() for one in (run, reference)]

@@ -68,7 +68,7 @@ def test_a_generator_in_4_bits_learns(workplace, some_rows):
     """NF4 on a CPU from the training to the scores of the reloaded adapter, label words of several tokens."""
     more = ["--head", "generate", "--method", "qlora", "--learning-rate", 3e-3, "--max-steps", 24, "--limit-train", 192]
     run = workplace.train("real-generate", *flags(some_rows, *more, "--base-eval", "subset"))
-    losses = [row["eval_loss"] for row in run.read_lines("metrics.jsonl") if "eval_loss" in row]
+    losses = [row["eval_loss"] for row in run.evaluations()]
     assert len(losses) == 6 and losses[-1] < 0.5 * losses[0]
     base, final = (run.read_json(f"eval/{name}/metrics.json") for name in ("base", "final"))
     assert (final["setting"], final["method"], final["count"]) == ("tuned generator", "qlora", base["count"])

@@ -71,7 +71,7 @@ def test_on_the_steps_of_the_loop_it_has_the_curve_of_the_loop(train, method, wo
     loop = train(f"loop-{method}-{world}", "--engine", "loop", *METHODS[method])
     run = train(f"trainer-{method}-{world}", *METHODS[method], script=ON_LOOP_STEPS, world=world)
     assert_same_curve(run, loop)
-    evaluations = [[row for row in one.read_lines("metrics.jsonl") if "eval_loss" in row] for one in (run, loop)]
+    evaluations = [one.evaluations() for one in (run, loop)]
     assert evaluations[0] and evaluations[0] == [pytest.approx(row, rel=1e-5) for row in evaluations[1]]
 
 

@@ -11,7 +11,7 @@ from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, most_tokens
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import evaluation_batches
-from zerotune.training.classification import check_last_tokens, labelled_data
+from zerotune.training.classification import check_last_tokens, labelled_data, log_probabilities
 
 
 def head_scorer(model, data, device: torch.device, precision: str) -> Scorer:
@@ -26,11 +26,6 @@ def head_scorer(model, data, device: torch.device, precision: str) -> Scorer:
             return data.scores(model, rows, device)
 
     return score
-
-
-def log_probabilities(records: list[dict]) -> np.ndarray:
-    """Return the labels' natural log-probabilities that the records hold, float32 [items, labels]."""
-    return np.array([record["log_probabilities"] for record in records], dtype=np.float32)
 
 
 def likeliest(records: list[dict]) -> PredictedLabels:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from zerotune.errors import Refused
-from zerotune.evaluation.by_head import likeliest, log_probabilities
+from zerotune.evaluation.by_head import likeliest
 from zerotune.evaluation.generation import EXTRA_TOKENS, answer_texts, end_tokens, parse_answer, write_answers
 from zerotune.evaluation.options import TextEvaluation, generator_record, training_description
 from zerotune.evaluation.scoring import PreparedModel, Scorer
@@ -31,6 +31,7 @@ from zerotune.tasks.prompts import (
 )
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import evaluation_batches
+from zerotune.training.classification import log_probabilities
 from zerotune.training.generation import answer_window, recorded_prompt
 
 LoadModel = Callable[[ModelSettings, torch.device], torch.nn.Module]

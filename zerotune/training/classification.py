@@ -113,8 +113,13 @@ class LabelledData(LengthBatches):
 
     def log_probabilities(self, records: list[dict]) -> np.ndarray:
         """Return the labels' natural log-probabilities, float32 [num_examples, labels], given all examples' records."""
-        return np.array([record["log_probabilities"] for record in records], dtype=np.float32)
+        return log_probabilities(records)
 
     def mean_loss(self, records: list[dict]) -> float:
         """Return the mean loss of an example, given all examples' records."""
-        return float(-self.log_probabilities(records)[np.arange(len(records)), self.labels].mean())
+        return float(-log_probabilities(records)[np.arange(len(records)), self.labels].mean())
+
+
+def log_probabilities(records: list[dict]) -> np.ndarray:
+    """Return the labels' natural log-probabilities that the records hold, float32 [items, labels]."""
+    return np.array([record["log_probabilities"] for record in records], dtype=np.float32)

@@ -3,18 +3,11 @@
 import json
 
 import numpy as np
+from span_cases import make_questions
 
 from zerotune.squad.metrics import PredictedAnswers
-from zerotune.squad.questions import GoldAnswer, Paragraph, Question
+from zerotune.squad.questions import Question
 from zerotune.squad.result_files import write_question_results
-
-
-def make_questions(*golds):
-    paragraph = Paragraph("A", 0, "Hook Head tower")
-    return [
-        Question(f"q{number}", "Who?", paragraph, tuple(GoldAnswer(gold, 0) for gold in each))
-        for number, each in enumerate(golds)
-    ]
 
 
 def test_results_are_written_and_the_oracle_is_apart(tmp_path):

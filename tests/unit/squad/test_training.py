@@ -4,21 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 from default_settings import optimisation_settings, run_settings
+from span_cases import make_questions
 
 from zerotune.errors import Refused
 from zerotune.settings.groups import DataSettings, ModelSettings, PromptSettings, QuestionSettings, TrainSettings
 from zerotune.squad.prompts import QuestionPrompt
-from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 from zerotune.squad.spans import SpanData
 from zerotune.squad.training import check_head, span_values, task_record
-
-
-def make_questions(*golds):
-    paragraph = Paragraph("A", 0, "Hook Head tower")
-    return [
-        Question(f"q{number}", "Who?", paragraph, tuple(GoldAnswer(gold, 0) for gold in each))
-        for number, each in enumerate(golds)
-    ]
 
 
 def records_of(odds):
