@@ -31,7 +31,7 @@ class TolerantStream:
     def _fall_silent(self) -> None:
         silent = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(silent, self._stream.fileno())  # what is still in the buffer goes there too
+            os.dup2(silent, self._stream.fileno())  # text still in the buffer goes there too
         except (OSError, ValueError):
             self._stream = _silent_stream()
         finally:

@@ -130,7 +130,7 @@ class BackOff:
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-        # outside of the except block, where the traceback keeps what did not fit
+        # outside of the except block, where the traceback keeps the tensors that did not fit
         longest = int(self.costs[items].max())
         if len(items) == 1:
             raise Refused(

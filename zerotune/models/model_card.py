@@ -18,7 +18,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 _METHODS = {"full": "All weights of", "lora": "A LoRA adapter for", "qlora": "A LoRA adapter (4-bit base) for"}
 _FLOAT32 = 'Keep `dtype="float32"`: the head is float32, and 16 bits would lose small differences.'
-# By head: the end of the title, the end of the Auto class's name, and what to know before using it.
+# By head: the end of the title, the end of the Auto class's name, and a note for its users.
 _HEADS = {
     "classify": ("classifier", "SequenceClassification", _FLOAT32),
     "generate": (

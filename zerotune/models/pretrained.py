@@ -109,7 +109,7 @@ def _build_without_weights(config_class: type, content: str) -> None:
         MODEL_MAPPING[config_class](config_class(**json.loads(content)))
 
 
-# Why transformers could not read a config, and what to do about it; the first that applies.
+# Reasons why transformers could not read a config, with the way out; the first that applies counts.
 _CAUSES = (
     (
         (hub_errors.GatedRepoError,),  # before RepositoryNotFoundError, of which it is one

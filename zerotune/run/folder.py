@@ -36,7 +36,7 @@ FREE_FLAGS = {
     "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
     "push_to_hub", "state_file", "tokens_per_device", "scratch_dir",
 }  # fmt: skip
-# Where an evaluation keeps the scores that it has, until it is done.
+# Folder of an evaluation's scores until it is done.
 PARTIAL_FOLDER = ".partial"
 # A file server keeps the lock of a node that has died for about a minute and a half; the requeued job waits for it.
 SECONDS_FOR_DEAD_LOCKS = 100

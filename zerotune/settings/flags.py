@@ -39,8 +39,8 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
         "--truncation",
         choices=("head", "head-and-tail"),
         default="head",
-        help="what a classifier head sees of a longer text; head-and-tail: a quarter from its head, the rest from its "
-        "end (default %(default)s)",
+        help="the part of a longer text that a classifier head sees; head-and-tail: a quarter from its head, "
+        "the rest from its end (default %(default)s)",
     )
     add_optimisation_flags(parser, ("accuracy", "f1_macro", "loss"))
     add_run_flags(parser)
@@ -273,7 +273,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         default="subset",
         help="evaluate before training on 1,000 test items, all of them, or not at all (default %(default)s)",
     )
-    group.add_argument("--plan", action="store_true", help="say what would be trained and what it needs, and stop")
+    group.add_argument("--plan", action="store_true", help="print the plan of the run and its memory, and stop")
     group.add_argument(
         "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="default %(default)s"
     )

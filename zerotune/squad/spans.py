@@ -225,7 +225,7 @@ class SpanData(LengthBatches):
         nulls = null_scores(owner, null.cpu().numpy()).tolist()
         return [{"null": lowest, "spans": best} for lowest, best in zip(nulls, spans, strict=True)]
 
-    # --- what all questions' records say ---
+    # --- results from all questions' records ---
 
     def mean_loss(self, records: list[dict]) -> float:
         """Return the mean loss of a window."""

@@ -24,7 +24,7 @@ class Corpus:
         task, title: "sst2", "SST-2".
         splits: the split rules that it has: "official" and some of DRAWN_SHARES.
         lone_file_split: the rule where --train-file is the only file.
-        split_warnings: what to say of a rule whenever it is used.
+        split_warnings: a warning for each rule that has one, printed whenever it is used.
         dataset, test_split: hub id, and the hub split that reports.
         sample: (number of rows, seed) -> generated rows; sample_train, sample_test: its arguments.
     """

@@ -250,7 +250,7 @@ def prune(root: Path, keep: int, step: int) -> None:
     last = step_folder(root, step)
     run_id = read_progress(last)["run_id"]
     counted = [folder for folder in _step_folders(root) if folder <= last and _counts(folder, run_id)]
-    # should the newest be torn, an older one resumes with the best that it knew
+    # if the newest is torn, an older one resumes with the best that it knew
     protected = {*counted[-keep:]} | {best_of(folder) for folder in counted[-keep:]}
     for folder in _step_folders(root):
         if folder not in protected:
@@ -277,6 +277,6 @@ def _delete(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
         return
-    # without its marker it counts no more, should the deletion be cut short
+    # without its marker it no longer counts if the deletion is cut short
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder)

@@ -15,7 +15,7 @@ from zerotune.tasks.tokens import Encoded, encode_texts
 from zerotune.training.batches import LengthBatches
 from zerotune.training.data import Batch
 
-UNLABELLED = -100  # what cross entropy leaves out
+UNLABELLED = -100  # cross entropy ignores it
 
 
 def labelled_data(tokenizer, examples: list[Example], max_length: int, truncation: str) -> "LabelledData":

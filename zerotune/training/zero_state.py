@@ -72,7 +72,7 @@ def load_zero_state(
     Args:
         weights_alone: leave the optimizer's state as it is.
     """
-    if hasattr(zero, "checkpoint_event_prologue"):  # stage 3: parameters that are whole are let go of
+    if hasattr(zero, "checkpoint_event_prologue"):  # stage 3: parameters that are gathered are released
         zero.checkpoint_event_prologue()
     for kind in KINDS[:1] if weights_alone else _kinds(zero.optimizer):
         pieces, step = _open_pieces(folder, kind)
