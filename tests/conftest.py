@@ -1,4 +1,4 @@
-"""What holds for unit and script tests alike."""
+"""Fixtures of unit and script tests alike."""
 
 import sys
 

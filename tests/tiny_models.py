@@ -120,7 +120,7 @@ def character_model(folder: Path, chat_template: str | None = None) -> None:
 
 
 def byte_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """Tokens are single bytes, but for `words` (such as " good") and what these begin with; `<s>` first."""
+    """Return a tokenizer of single bytes, but for `words` (such as " good") and what these begin with; `<s>` first."""
     symbols = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = {}  # in the order in which they are made
     for word in words:

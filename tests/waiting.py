@@ -1,4 +1,4 @@
-"""Waiting for what another process or thread does, and not for ever."""
+"""Waiting for another process or thread, but not for ever."""
 
 import time
 from collections.abc import Callable

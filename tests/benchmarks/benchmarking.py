@@ -1,4 +1,4 @@
-"""What the benchmarks share: where things are, children with their peak memory, tables and records."""
+"""The common parts of the benchmarks: paths, children with their peak memory, tables and records."""
 
 import importlib.util
 import json

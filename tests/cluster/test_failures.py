@@ -1,4 +1,4 @@
-"""What breaks under a running job: each time the run ends as the undisturbed one, or in one clear line.
+"""Failures under a running job: each time the run ends as the undisturbed one, or in one clear line.
 
 Tolerance: comparing.CURVE for the loss and gradient norm of every step, comparing.WEIGHTS for the final weights. The
 undisturbed run is one process; these are two or more, so that the order of sums differs.

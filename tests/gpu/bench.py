@@ -1,4 +1,4 @@
-"""What the measurements share: the device, the sizes, an engine that neighbours use again, clocks and counters."""
+"""The common parts of the measurements: the device, sizes, an engine that neighbours use again, clocks, counters."""
 
 import gc
 import time

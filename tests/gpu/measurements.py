@@ -1,4 +1,4 @@
-"""All measurements, the most important first: what a run that is cut short has done is what matters most."""
+"""All measurements, the most important first, so that a run that is cut short has done those."""
 
 import importlib.util
 import itertools

@@ -1,4 +1,4 @@
-"""What can only be seen on a GPU. Run by measure.sh; ZEROTUNE_GPU_TESTS_ON_CPU=1 runs on a CPU what works there too."""
+"""Behaviour that only a GPU shows. Run by measure.sh; ZEROTUNE_GPU_TESTS_ON_CPU=1 runs on a CPU the tests that can."""
 
 import gc
 import json

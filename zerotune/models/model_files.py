@@ -56,7 +56,7 @@ def read_record(name: str, revision: str | None) -> dict | None:
 
 
 class TaskRecord(TypedDict):
-    """task.json of a final/ folder, as far as an evaluation relies on it."""
+    """The task.json of a final/ folder, as far as an evaluation relies on it."""
 
     task: str
     head: Literal["classify", "generate", "span"]

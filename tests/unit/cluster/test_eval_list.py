@@ -1,4 +1,4 @@
-"""Lists of evaluations: what a line launches, where it writes, when it is done, and what is held together."""
+"""Lists of evaluations: the launch of a line, its folder, when it is done, and which lines are compared."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a job script is told of a run before and after it launches it, and what a job without a network would miss."""
+"""Answers for a job script before and after it launches a run, and the items an offline job would miss."""
 
 import ast
 import json

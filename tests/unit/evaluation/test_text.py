@@ -1,4 +1,4 @@
-"""Labelled text evaluated by a head and by a prompt: what is asked, what is said of it, and what is written."""
+"""Labelled text evaluated by a head and by a prompt: the questions asked, their description, and the files."""
 
 from contextlib import nullcontext
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is loaded: types, what trains, how a head is drawn; and checkpoints that are refused."""
+"""Loading a model: types, trained parameters, how a head is drawn; and checkpoints that are refused."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Files of a model: what is missing or damaged, and what identifies them."""
+"""Files of a model: missing and damaged ones, and their identity."""
 
 import json
 

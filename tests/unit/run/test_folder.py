@@ -1,4 +1,4 @@
-"""The run folder: who may write, what is refused before anything is touched, what its state says afterwards."""
+"""The run folder: its lock, refusals before anything is touched, and its state afterwards."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""What the launcher's environment means, and which launches are refused."""
+"""The meaning of the launcher's environment, and the launches that are refused."""
 
 import pytest
 

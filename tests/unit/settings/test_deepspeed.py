@@ -1,4 +1,4 @@
-"""What a DeepSpeed file and a precision resolve to, and which are refused."""
+"""How DeepSpeed files and precisions resolve, and which are refused."""
 
 import json
 

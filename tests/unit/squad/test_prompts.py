@@ -1,4 +1,4 @@
-"""What a question's prompt reads, how it is cut, and that its parts join to the tokens of the whole."""
+"""A question's prompt: its text, how it is cut, and that its parts join to the tokens of the whole."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""When things happen: golden values, and the schedule of transformers where the two agree."""
+"""The schedule: golden values, and the schedule of transformers where the two agree."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What any number of ranks wrote, any other number reads: every element where it belongs, under either way to cut."""
+"""Any number of ranks reads the state that any other number wrote: each element in its place, by either cut."""
 
 import math
 from types import SimpleNamespace
