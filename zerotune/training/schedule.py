@@ -1,4 +1,4 @@
-"""When things happen in a run: learning rate, evaluations, checkpoints. Pure functions of the step number."""
+"""The schedule of a run: learning rate, evaluations, checkpoints. Pure functions of the step number."""
 
 from dataclasses import dataclass
 
@@ -18,26 +18,26 @@ class Schedule:
     log_every: int
 
     def rate_factor(self, step: int) -> float:
-        """Share of the peak learning rate at a step: linear from 0 over the warmup, then linear to 0 at the end."""
+        """Return the share of the peak rate at a step: linear from 0 over the warmup, then linear to 0 at the end."""
         done = step - 1
         if done < self.warmup_steps:
             return (done + 1) / (self.warmup_steps + 1)
         return (self.num_steps - done) / max(1, self.num_steps - self.warmup_steps)
 
     def epoch(self, step: int) -> int:
-        """Epoch of a step, from 0."""
+        """Return the epoch of a step, from 0."""
         return (step - 1) // self.steps_per_epoch
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the validation split is evaluated after this step."""
-        return step % self.eval_every == 0
+        """Return whether the validation split is evaluated after this step."""
+        return step % self.eval_every == 0 or step == self.num_steps
 
     def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is due after this step."""
+        """Return whether a checkpoint is due after this step."""
         return step % self.checkpoint_every == 0 or step == self.num_steps
 
     def logs_at(self, step: int) -> bool:
-        """Whether metrics.jsonl gets a line for this step."""
+        """Return whether metrics.jsonl gets a line for this step."""
         return step == 1 or step % self.log_every == 0 or step == self.num_steps
 
 
