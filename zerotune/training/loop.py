@@ -186,7 +186,7 @@ class TrainingLoop:
         num_targets = data.num_targets(rows)
         for number, own in enumerate(mine):
             is_last = number == len(mine) - 1
-            weight = 1.0 / num_targets
+            weight = float(len(own) > 0) / num_targets
             filler = rows[np.argmin(data.lengths[rows])][None]  # the step's shortest example
             if self.has_dropout:
                 torch.manual_seed(derive_seed(self.optimisation.seed, step, rank, number))
