@@ -61,6 +61,8 @@ def _first_problem(value, errors: list[dict]) -> str:
     key = _key(value, first["loc"])
     if first["type"] == "missing":
         return f"{'.'.join(map(str, first['loc']))} is missing"
+    if first["type"] == "extra_forbidden":
+        return f"{key} is not known"
     # where one of several types is wanted, pydantic has an error for each
     wanted = [each["msg"].removeprefix("Input should be ") for each in errors if _key(value, each["loc"]) == key]
     found = repr(first["input"])

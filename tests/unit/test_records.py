@@ -11,7 +11,7 @@ from zerotune.files import parse_json, read_json, read_json_lines
 from zerotune.records import Count, check_record, record_problem
 
 
-class Part(TypedDict):
+class Part(TypedDict, closed=True):
     name: str
 
 
@@ -43,6 +43,7 @@ def test_a_whole_record_is_returned_as_it_is():
         ({"parts": [{"name": "a"}, {"name": 7}]}, r"\(parts.1.name is 7, wanted a valid string\)"),
         ({"label": "a"}, r"\(label is 'a', wanted a valid integer or a valid list\)"),
         ({"label": [7]}, r"\(label is \[7\], wanted a valid integer\)"),
+        ({"parts": [{"name": "a", "size": 1}]}, r"\(parts.0.size is not known\)"),
         ({"parts": [{}]}, r"\(parts.0.name is missing\)"),
     ],
 )

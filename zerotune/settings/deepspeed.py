@@ -4,58 +4,132 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
+from zerotune.files import parse_json
+from zerotune.records import record_problem
 
 # DeepSpeed's own counts only have to be consistent, for zerotune/training/batches.py cuts the steps.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
+Auto = Literal["auto"]
 
 
-DEEPSPEED_SECTIONS = ("zero_optimization", "bf16", "fp16", "torch_autocast")
+class Bf16(TypedDict, total=False, closed=True):
+    """bf16; --precision decides, and DeepSpeed's own casts are not used."""
+
+    enabled: bool | Auto
+
+
+class Fp16(TypedDict, total=False, closed=True):
+    """fp16, which is only read where it is off."""
+
+    enabled: bool | Auto
+    auto_cast: bool
+    loss_scale: float | Auto
+    initial_scale_power: float | Auto
+    loss_scale_window: float | Auto
+    hysteresis: float | Auto
+    min_loss_scale: float | Auto
+    consecutive_hysteresis: bool
+
+
+class Autocast(TypedDict, total=False, closed=True):
+    """torch_autocast."""
+
+    enabled: bool | Auto
+    dtype: Literal["bfloat16", "float16", "torch.bfloat16", "torch.float16"]
+
+
+class Offload(TypedDict, total=False):
+    """offload_optimizer and offload_param: a whole optimizer, in host memory."""
+
+    device: Literal["cpu", "none", "nvme"]
+    pin_memory: bool
+    ratio: Annotated[float, Ge(1), Le(1)]
+
+
+class ZeroSection(TypedDict, total=False):
+    """What zerotune wants of zero_optimization. Its other keys and their types are checked by DeepSpeed's own model."""
+
+    reduce_bucket_size: Annotated[float, Le(1e10)] | Auto  # so many elements are allocated
+    offload_optimizer: Offload | None
+    offload_param: Offload | None
+    compute_grad_norm: Literal[True]  # every step's norm is logged
+    stage3_gather_fp16_weights_on_model_save: bool  # the older name of a key that is always set
+    legacy_stage1: Literal[False]
+    zenflow: None
+    leaf_module: dict[str, Any]
+    stage3_module_granularity_threshold: Literal[0]
+    # these round weights or gradients, and do not go with autocast
+    zero_quantized_weights: Literal[False]
+    zero_quantized_nontrainable_weights: Literal[False]
+    zero_quantized_gradients: Literal[False]
+
+
+class DeepSpeedFile(TypedDict, total=False, closed=True):
+    """The keys of a DeepSpeed file that have a place in a run of zerotune."""
+
+    train_batch_size: int | Auto
+    train_micro_batch_size_per_gpu: int | Auto
+    gradient_accumulation_steps: int | Auto
+    gradient_clipping: float | Auto
+    optimizer: dict[str, Any] | Auto | None
+    scheduler: dict[str, Any] | Auto | None
+    bf16: Bf16
+    fp16: Fp16
+    torch_autocast: Autocast
+    zero_optimization: ZeroSection
+    zero_allow_untested_optimizer: bool
+    zero_force_ds_cpu_optimizer: bool
+    communication_data_type: Literal["fp32", "bf16", "fp16"] | None
+    steps_per_print: float | Auto | None
+    wall_clock_breakdown: bool
+    memory_breakdown: bool
+    dump_state: bool
 
 
 def read_deepspeed_config(path: Path | None) -> dict | None:
     """Return the DeepSpeed configuration of --deepspeed, else of `accelerate launch --use_deepspeed`, else None.
 
     Raises:
-        Refused: the file is missing, is not JSON, or is not a configuration.
+        Refused: the file is missing, is not JSON, or is not a configuration that a run can use.
     """
     if path is not None:
-        try:
-            config = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise Refused(f"--deepspeed: no such file: {path} (the shipped ones are in ds_configs/)") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise Refused(f"--deepspeed: {path} is not JSON: {error}") from None
-        _check_sections(config, path)
-        return config
+        return _read_file(path)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return None
     if "ACCELERATE_CONFIG_DS_FIELDS" in os.environ and "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
-        return read_deepspeed_config(Path(os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]))
+        return _read_file(Path(os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]))
     choose_deepspeed_accelerator()
     from accelerate import DeepSpeedPlugin
 
-    config = dict(DeepSpeedPlugin().deepspeed_config)
+    try:
+        config = dict(DeepSpeedPlugin().deepspeed_config)
+    except (ValueError, TypeError) as error:
+        raise Refused(
+            f"DeepSpeed cannot be set up as accelerate launch asks for: {' '.join(str(error).split())}"
+        ) from error
     config.pop("steps_per_print", None)
     return config
 
 
-def _check_sections(config, path: Path) -> None:
-    sections = [config] + [config.get(name, {}) for name in DEEPSPEED_SECTIONS if isinstance(config, dict)]
-    if not all(isinstance(section, dict) for section in sections):
+def _read_file(path: Path) -> dict:
+    try:
+        config = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused(f"--deepspeed: no such file: {path} (the shipped ones are in ds_configs/)") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"--deepspeed: {path} is not JSON: {error}") from None
+    if problem := record_problem(config, DeepSpeedFile):
         raise Refused(
-            f"--deepspeed: {path} is no DeepSpeed configuration: it and its sections "
-            f"{', '.join(DEEPSPEED_SECTIONS)} are JSON objects; take one of ds_configs/ as a pattern"
+            f"--deepspeed: {path} is no DeepSpeed configuration that zerotune can use ({problem}): remove that key or "
+            "correct it; the files in ds_configs/ are patterns"
         )
-    for name in ("bf16", "fp16", "torch_autocast"):
-        enabled = config.get(name, {}).get("enabled", "auto")
-        if not (isinstance(enabled, bool) or enabled == "auto"):
-            raise Refused(f'--deepspeed: {name}.enabled of {path} is {enabled!r}: wanted true, false or "auto"')
-    for key in ("offload_optimizer", "offload_param"):
-        offload = config.get("zero_optimization", {}).get(key)
-        if not isinstance(offload, dict | None):
-            raise Refused(f'--deepspeed: {key} of {path} is {offload!r}: wanted {{"device": "cpu"}}')
+    return config
 
 
 def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | None, precision: str) -> dict:
@@ -73,6 +147,7 @@ def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | 
     zero = config["zero_optimization"]
     for key in [key for key, value in zero.items() if value == "auto"]:
         del zero[key]  # DeepSpeed's own default
+    zero.pop("stage3_gather_fp16_weights_on_model_save", None)
     _check_zero_section(zero)
     if zero["stage"] == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
@@ -127,6 +202,9 @@ def _check_zero_section(zero: dict) -> None:
         first = error.errors()[0]
         where = ".".join(["zero_optimization", *map(str, first["loc"])])
         raise Refused(f"the DeepSpeed file's {where} is {first['input']!r}: {first['msg']}; correct it") from None
+    except (TypeError, AssertionError) as error:
+        found = (str(error) or type(error).__name__).splitlines()[0]
+        raise Refused(f"the DeepSpeed file's zero_optimization cannot be used ({found}): correct it") from None
 
 
 def _is_left_open(section) -> bool:

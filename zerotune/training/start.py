@@ -18,6 +18,9 @@ from zerotune.tasks.splits import Splits
 from zerotune.training import checkpoints
 from zerotune.training.data import TrainingData
 
+# What of a DeepSpeed configuration decides the numbers, beside what must agree with the flags.
+_DEEPSPEED_IDENTITY = ("zero_optimization", "communication_data_type")
+
 
 def check_run_flags(settings: RunSettings) -> None:
     """Refuse a checkpoint, a tracker or an upload that the end of the run would find impossible."""
@@ -49,7 +52,7 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
         "data": {name: source["sha256"] for name, source in splits.record["sources"].items()},
         "splits": splits.record["splits"],
         "precision": settings.model.precision,
-        "deepspeed": None if deepspeed is None else deepspeed["zero_optimization"],
+        "deepspeed": {name: deepspeed.get(name) for name in _DEEPSPEED_IDENTITY} if deepspeed else None,
     }
     if len({json_sha256(each) for each in on_all_ranks(accelerator, identity)}) > 1:
         raise Refused("the ranks have different data or models: put files on a disk that all nodes share")

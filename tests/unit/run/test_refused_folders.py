@@ -110,7 +110,7 @@ def test_a_run_folder_that_cannot_be_made(tmp_path, name):
         ({"sources": {}}, "sources.train is missing"),
         ({"sources": {"train": {"sha256": 7}}}, "sources.train.sha256 is 7, wanted a valid string"),
         ({"splits": {"test": {"count": 3}}}, "splits.test.ids_sha256 is missing"),
-        ({"settings": {**SPLIT["settings"], "fold": 3}}, "settings.fold is 3, wanted"),
+        ({"settings": {**SPLIT["settings"], "fold": 3}}, "settings.fold is not known"),
         ({"settings": {**SPLIT["settings"], "test_size": -1}}, "settings.test_size is -1, wanted greater than"),
         ({"settings": {**SPLIT["settings"], "sample": "no"}}, "settings.sample is 'no', wanted a valid boolean"),
         ({"settings": {"sample": True}}, "settings.dataset is missing"),
