@@ -75,3 +75,10 @@ def test_more_ranks_than_examples_leaves_empty_work(world_size):
     ranks = batching.micro_batches(np.array([0]), np.array([7]), 100, world_size)
     assert sum(len(batch) for rank in ranks for batch in rank) == 1
     assert all(len(rank) == 1 for rank in ranks)
+
+
+@pytest.mark.parametrize(("world_size", "sizes"), [(1, [[3, 2]]), (2, [[3], [2]])])
+def test_micro_batches_are_as_even_as_they_can_be(world_size, sizes):
+    """Five rows of ten tokens need two batches under a budget of four rows: three and two, not four and one."""
+    ranks = batching.micro_batches(np.arange(5), np.full(5, 10), 40, world_size)
+    assert [[len(batch) for batch in rank] for rank in ranks] == sizes
