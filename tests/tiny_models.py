@@ -190,3 +190,10 @@ def task_record(head: str = "classify", **changes) -> dict:
         "max_length": 64,
         "thresholds": None,
     } | changes
+
+
+def saved_record(head: str = "classify", base: str = "org/a", **changes) -> dict:
+    """Return the task.json that save_final makes of `task_record` after full tuning."""
+    files = {"model.safetensors": {"bytes": 1, "sha256": "0"}}
+    saved = {"method": "full", "base_model": base, "base_revision": None, "files": files}
+    return task_record(head) | saved | changes

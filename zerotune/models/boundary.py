@@ -25,10 +25,18 @@ def reading(what: str, name: str, way_out: str):
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # the device's, which is not about the files
             raise
-        lines = str(error).strip().splitlines()
-        found = " ".join(lines[0].split())[:300] if lines else ""
+        found = _first_line(error)
         described = found if isinstance(error, OSError | ValueError) and found else f"{type(error).__name__}: {found}"
         raise Refused(f"{what} of {name} cannot be used ({described}): {way_out}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error, with the second one where that says what was wrong."""
+    if type(error).__name__ == "UnpicklingError":  # its advice is to load code from the file
+        return "the file holds no weights"
+    lines = [" ".join(line.split()) for line in str(error).strip().splitlines()]
+    found = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return found[:300]
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Imports no torch, for login nodes.
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from zerotune.errors import Refused
 from zerotune.files import file_problem, read_json
 from zerotune.records import check_record
 
+LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
 BLOCK = 2**20
 # So many blocks of a large file are hashed, evenly spaced: enough to tell another training step, fast enough for 14 GB.
@@ -72,7 +74,7 @@ class TaskRecord(TypedDict):
     doc_stride: NotRequired[Annotated[int, Ge(0)]]
     max_answer_length: NotRequired[Annotated[int, Ge(1)]]
     n_best: NotRequired[Annotated[int, Ge(1)]]
-    files: NotRequired[dict[str, FileRecord]]
+    files: dict[str, FileRecord]
 
 
 def _prompt_problem(record: dict) -> str | None:
@@ -81,7 +83,7 @@ def _prompt_problem(record: dict) -> str | None:
     if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels) or not all(labels)):
         return f"labels is {labels}, wanted two or more different names"
     if record["head"] != "generate":
-        return None
+        return None if prompt is None else "prompt is given, and only a generator has one"
     if prompt is None or prompt.get("format") not in ("plain", "chat"):
         return "prompt.format is missing, wanted 'plain' or 'chat'"
     if labels is None:
@@ -122,15 +124,15 @@ def check_adapter(name: str, revision: str | None) -> None:
     kind = read_json(Path(path)).get("peft_type") if path else None
     if path and kind not in ADAPTER_KINDS:
         raise Refused(
-            f"{name} is an adapter of type {kind}, and zerotune runs {' and '.join(ADAPTER_KINDS)}: merge it into its "
-            "base model with peft, and give that"
+            f"{name} is an adapter of type {kind}, and zerotune runs {' and '.join(ADAPTER_KINDS)}: tune one of these, "
+            "or give a whole model"
         )
 
 
 def file_records(folder: Path) -> dict[str, dict]:
-    """Return size and sha256 of the weight files in a folder, once they are on the disk."""
+    """Return size and sha256 of the files that an evaluation reads from a folder, once they are on the disk."""
     records = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.iterdir() if path.name not in ("task.json", "README.md")):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             records[path.name] = {
@@ -141,9 +143,14 @@ def file_records(folder: Path) -> dict[str, dict]:
 
 
 def check_final(name: str | Path) -> None:
-    """Refuse a final/ folder whose weights are not those that its run wrote; reads all of them."""
+    """Refuse a final/ folder whose files are not those that its run wrote; reads all of them."""
     record = read_record(name, None) if os.path.isdir(name) else None
-    for file, wanted in ((record or {}).get("files") or {}).items():
+    if record is None:
+        return
+    files = record["files"]
+    if not any(file.endswith(".safetensors") for file in files):
+        raise Refused(f"{Path(name) / 'task.json'} is damaged (files names no weights): restore it")
+    for file, wanted in files.items():
         problem = file_problem(Path(name) / file, wanted)
         if problem:
             raise Refused(
@@ -219,6 +226,10 @@ def check_weight_files(name: str) -> None:
                 "base_model_name_or_path in adapter_config.json"
             )
         check_weight_files(base[0])
+    for file in files:
+        with contextlib.suppress(OSError), open(os.path.join(name, file), "rb") as opened:
+            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise Refused(f"{os.path.join(name, file)} is a Git LFS pointer, not weights: run `git lfs pull` there")
     if not files or wanted - set(files):
         missing = ", ".join(sorted(wanted - set(files))[:4]) or "model.safetensors"
         raise Refused(f"no weights could be read for --model {name}: it lacks {missing}; copy the whole folder")

@@ -18,6 +18,7 @@ from zerotune.settings.groups import ModelSettings
 
 SUPPORTED = ("llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta")
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>")
+MOST_LAYERS = 1000
 _QUESTIONS = "squad"  # the one task without labels
 
 
@@ -54,12 +55,15 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
     try:
         raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
-    except TypeError:  # transformers adds its own keys to a config that it has read
+    except (TypeError, RecursionError):  # transformers adds its own keys to a config that it has read
         raw = None
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
     if not isinstance(raw, dict):  # transformers 5.23 lets a list through
         raise Refused(f"the config of --model {name} cannot be read: its JSON is not an object")
+    architectures = raw.get("architectures") or []
+    if not (isinstance(architectures, list) and all(isinstance(each, str) for each in architectures)):
+        raise Refused(f"the config of --model {name} has architectures {architectures!r}: wanted a list of class names")
     if "auto_map" in raw:
         raise Refused(
             f"{name} needs code from its repository (auto_map in config.json), which zerotune never runs; "
@@ -95,6 +99,9 @@ def check_architecture(config: PretrainedConfig) -> None:
     """
     if not (isinstance(config.vocab_size, int) and config.vocab_size > 0):
         raise Refused(f"config.json has vocab_size {config.vocab_size!r}: wanted a number of embeddings, at least 1")
+    layers = getattr(config, "num_hidden_layers", 1)
+    if not (isinstance(layers, int) and 1 <= layers <= MOST_LAYERS):
+        raise Refused(f"config.json has num_hidden_layers {layers!r}: wanted 1 to {MOST_LAYERS}")
     pad = config.pad_token_id
     if pad is not None and not (isinstance(pad, int) and 0 <= pad < config.vocab_size):
         raise Refused(
@@ -242,6 +249,7 @@ def load_tokenizer(name: str, revision: str | None):
     way_out = "tokenizer.json and tokenizer_config.json belong beside the weights, copy them again"
     with reading("the tokenizer", f"--model {name}", way_out):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        tokenizer("a", truncation=True)
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer must be a fast one (tokenizer.json): {name} has only {type(tokenizer).__name__}")
     if tokenizer.pad_token_id is None:

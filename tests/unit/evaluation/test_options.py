@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from default_settings import text_evaluation
-from tiny_models import CHAT_TEMPLATE, character_model, task_record, tiny_model
+from tiny_models import CHAT_TEMPLATE, character_model, saved_record, tiny_model
 
 from zerotune.errors import Refused
 from zerotune.evaluation.options import base_model, check_flags, training_description, tuned_model
@@ -112,7 +112,7 @@ def test_prompts_are_checked_for_causal_models(tmp_path):
 def test_a_tuned_generator_has_a_prompt_of_its_own(tmp_path, changes, flag):
     folder = tmp_path / "final"
     shutil.copytree(tiny_model("llama"), folder)
-    record = task_record("generate") | {"method": "full", "base_model": "m", "base_revision": None}
+    record = saved_record("generate")
     (folder / "task.json").write_text(json.dumps(record))
     for prompt_format in ("auto", "plain"):
         check(str(folder), prompt={"format": prompt_format})

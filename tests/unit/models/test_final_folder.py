@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import IDS, LABELS, MASK, task_record, tiny_model, tuned_model
+from tiny_models import IDS, LABELS, MASK, saved_record, task_record, tiny_model, tuned_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForQuestionAnswering
 
 from zerotune.errors import Refused
@@ -235,7 +235,7 @@ def test_weights_that_have_changed_are_refused(method, damage, tmp_path):
     ],
 )
 def test_a_damaged_prompt_is_refused(changes, words, tmp_path):
-    record = task_record("generate") | {"method": "full", "base_model": "m", "base_revision": None}
+    record = saved_record("generate")
     record["prompt"] = record["prompt"] | changes
     (tmp_path / "task.json").write_text(json.dumps(record))
     with pytest.raises(Refused, match=rf"task\.json is damaged \(prompt\.?.*{words.split('.')[-1]}"):
@@ -254,7 +254,7 @@ def test_a_damaged_prompt_is_refused(changes, words, tmp_path):
     ],
 )
 def test_a_damaged_task_is_refused(changes, tmp_path):
-    record = task_record() | {"method": "full", "base_model": "m", "base_revision": None} | changes
+    record = saved_record(**changes)
     (tmp_path / "task.json").write_text(json.dumps(record))
     with pytest.raises(Refused, match=rf"task\.json is damaged \({next(iter(changes))} is "):
         read_record(str(tmp_path), None)

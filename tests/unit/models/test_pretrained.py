@@ -5,10 +5,20 @@ import json
 import numpy as np
 import pytest
 from huggingface_hub import errors as hub_errors
-from tiny_models import CAUSAL, ENCODERS, LABELS, SPECIAL, model_copy, task_record, tiny_model, word_tokenizer
+from tiny_models import (
+    CAUSAL,
+    ENCODERS,
+    LABELS,
+    SPECIAL,
+    model_copy,
+    saved_record,
+    tiny_model,
+    word_tokenizer,
+)
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
+from zerotune.models.model_files import check_weight_files
 from zerotune.models.pretrained import (
     answers_by_prompt,
     check_generator,
@@ -96,7 +106,7 @@ def test_labels_of_a_trained_classifier():
     [("sst2", "classify", "squad", "eval/sst2.py"), ("squad", "generate", "sst2", "eval/qa.py")],
 )
 def test_a_model_that_was_tuned_for_something_else_is_refused(tmp_path, task, head, wanted, script):
-    record = task_record(head, task=task) | {"method": "full", "base_model": "org/a", "base_revision": None}
+    record = saved_record(head, task=task)
     (tmp_path / "task.json").write_text(json.dumps(record))
     with pytest.raises(Refused, match=f"was tuned for {task}, and this is {wanted}: evaluate it with {script}"):
         check_tuned_for(str(tmp_path), None, wanted)
@@ -227,7 +237,7 @@ def test_what_read_model_refuses_before_a_weight_is_read(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(Refused, match=r"the weights|lacks"):
         read_model(settings, "squad")
-    record = task_record("span") | {"method": "full", "base_model": "org/a", "base_revision": None}
+    record = saved_record("span")
     (folder / "task.json").write_text(json.dumps(record))
     with pytest.raises(Refused, match="was tuned for squad, and this is sst2"):
         read_model(settings, "sst2", LABELS)
@@ -257,18 +267,39 @@ def test_only_a_causal_model_can_be_tuned_to_write():
         {"vocab_size": 0},
         {"id2label": 5},
         {"num_hidden_layers": -1},
+        {"num_hidden_layers": 10**7},
+        {"architectures": [5]},
         {"hidden_size": "64"},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_config_that_no_model_can_have_is_one_line(tmp_path, change):
-    folder = model_copy(tmp_path / "m", **change)
-    try:
+    with pytest.raises(Refused, match="config") as refusal:
+        read_config(str(model_copy(tmp_path / "m", **change)), None)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_config_that_is_nested_without_end(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    (folder / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(Refused, match="cannot be read"):
         read_config(str(folder), None)
-    except Refused as refusal:
-        assert "\n" not in str(refusal) and ("config" in str(refusal))
-    else:
-        assert "num_hidden_layers" in change, "no layers at all is an odd model, but one"
+
+
+def test_a_tokenizer_with_a_maximum_that_is_no_number(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": "x"}))
+    with pytest.raises(Refused, match="the tokenizer of --model"):
+        load_tokenizer(str(folder), None)
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(Refused, match="is a Git LFS pointer"):
+        check_weight_files(str(folder))
 
 
 def test_a_config_chooses_no_kernel(tmp_path):
