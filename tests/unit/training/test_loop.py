@@ -28,7 +28,7 @@ GENERATOR = torch.Generator().manual_seed(3)
 FEATURES = torch.randn(NUM_EXAMPLES, WIDTH, generator=GENERATOR)
 TARGETS = torch.randn(NUM_EXAMPLES, generator=GENERATOR)
 LENGTHS = np.random.default_rng(4).integers(1, 30, NUM_EXAMPLES)
-RATE, DECAY, MAX_NORM = 0.05, 0.1, 0.7
+RATE, DECAY, MAX_NORM, INITIAL = 0.05, 0.1, 0.7, 0.5
 
 
 class Model(nn.Module):
@@ -37,8 +37,10 @@ class Model(nn.Module):
         self.config = SimpleNamespace()
         self.linear, self.dropout = nn.Linear(WIDTH, 1), nn.Dropout(dropout)
         with torch.no_grad():
-            self.linear.weight.fill_(0.5)
+            self.linear.weight.fill_(INITIAL)
             self.linear.bias.zero_()
+
+    no_sync = nullcontext  # as DDP has it
 
     def forward(self, features):
         return self.linear(self.dropout(features))[:, 0]
@@ -203,6 +205,36 @@ def test_patience_ends_a_run_and_the_best_checkpoint_is_there(tmp_path, values, 
     assert progress.stopped_early == (last < 12)
     found, _ = checkpoints.newest_whole(loop.saver.root)
     assert checkpoints.read_progress(found)["progress"]["best_step"] == best
+
+
+def test_the_mean_training_loss_weighs_steps_by_their_targets():
+    progress = Progress()
+    progress.count_loss(2.0, 3)
+    progress.count_loss(4.0, 1)
+    assert progress.take_mean_loss() == 2.5
+    progress.count_loss(7.0, 2)
+    assert progress.take_mean_loss() == 7.0
+
+
+def test_rows_that_are_not_trained_decay_by_the_steps_that_are_done(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("zerotune.training.loop.decay_unused_rows", lambda model, *given: seen.append(given))
+    loop = make_loop(tmp_path, num_steps=4)
+    train(loop)
+    factors = [loop.schedule.rate_factor(step) for step in (1, 2, 3, 4)]
+    assert seen == [(factors[:2], RATE, 0.01), (factors, RATE, 0.01)]
+
+
+def test_the_logged_loss_is_the_sum_over_the_ranks(tmp_path):
+    """The other rank, which is not there, tells the same as this one."""
+    loop = make_loop(tmp_path, tokens_per_device=10**6, num_steps=1)
+    loop.accelerator.num_processes = 2
+    loop.accelerator.reduce = lambda value, how: {"sum": 2 * value, "mean": value}[how]
+    own = loop.data.micro_batches(loop.step_rows(1), 10**6, 2)[0]
+    assert len(own) == 1 and 0 < len(own[0]) < BATCH
+    error = INITIAL * FEATURES[own[0]].sum(1) - TARGETS[own[0]]
+    train(loop)
+    assert logged(loop)[0] == pytest.approx(2 * float(error.square().sum()) / BATCH, rel=1e-5)
 
 
 # --- stopping and resuming ---
