@@ -106,7 +106,9 @@ def read_json(path: Path, form=dict[str, Any], way_out: str = RESTORE) -> dict:
     """
     try:
         return parse_record(path.read_text(encoding="utf-8"), form)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}): {way_out}") from None
+    except ValueError as error:
         raise Refused(f"{path} is damaged ({error}): {way_out}") from None
 
 

@@ -20,7 +20,7 @@ def write_label_results(
     ids, labels = [example.id for example in examples], [example.label for example in examples]
     write_predictions(folder, {"id": ids, "label": labels, "prediction": predicted.predictions} | predicted.details)
     if labels[0] is None:
-        _write_submission(folder, ids, predicted.predictions)
+        _write_submission(folder, examples, predicted.predictions)
     return label_metrics(labels, predicted, label_names)
 
 
@@ -30,10 +30,11 @@ def write_predictions(folder: Path, columns: dict[str, list]) -> None:
     write_json_lines(folder / "predictions.jsonl", rows)
 
 
-def _write_submission(folder: Path, ids: list[str], predictions: list[int | None]) -> None:
+def _write_submission(folder: Path, examples: list[Example], predictions: list[int | None]) -> None:
     if None in predictions:
         say("submission.tsv is not written: it needs a label for every row, and some answers name none")
         return
-    rows = (identifier.rpartition("-")[2] for identifier in ids)  # of the file, even if only some are predicted
+    # the file's own index, else the row's number in the file, also where only some rows are predicted
+    rows = (example.index or example.id.rpartition("-")[2] for example in examples)
     lines = [f"{row}\t{prediction}\n" for row, prediction in zip(rows, predictions, strict=True)]
     write_text(folder / "submission.tsv", "index\tprediction\n" + "".join(lines))

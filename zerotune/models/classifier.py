@@ -6,7 +6,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from zerotune.models.heads import TunedModel, backbone_inputs, is_encoder
 from zerotune.models.loading import check_settings, load_with_head, make_trainable, tuning_config
-from zerotune.models.pretrained import check_labels, read_config
+from zerotune.models.pretrained import label_columns, read_config
 from zerotune.settings.groups import ModelSettings
 
 
@@ -15,10 +15,13 @@ class SequenceClassifier(TunedModel):
 
     Args:
         drop_unpooled: continue an encoder's last layer with the pooled token alone, which changes no number.
+        labels: the order of the logits; None: the model's own.
     """
 
-    def __init__(self, model: nn.Module, drop_unpooled: bool = True):
+    def __init__(self, model: nn.Module, drop_unpooled: bool = True, labels: tuple[str, ...] | None = None):
         super().__init__(model)
+        columns = [self.config.label2id[label] for label in labels or ()]
+        self._columns = columns if columns != sorted(columns) else None
         if drop_unpooled and is_encoder(self.config):
             drop_unpooled_tokens(self.stock_model.base_model)
 
@@ -36,9 +39,12 @@ class SequenceClassifier(TunedModel):
         stock = self.stock_model
         inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids)
         if is_encoder(stock.config):
-            return stock(**inputs).logits
-        hidden = stock.base_model(**inputs).last_hidden_state
-        return stock.score(hidden[torch.arange(len(hidden), device=hidden.device), last_positions(attention_mask)])
+            logits = stock(**inputs).logits
+        else:
+            hidden = stock.base_model(**inputs).last_hidden_state
+            rows = torch.arange(len(hidden), device=hidden.device)
+            logits = stock.score(hidden[rows, last_positions(attention_mask)])
+        return logits if self._columns is None else logits[:, self._columns]
 
 
 def drop_unpooled_tokens(encoder: nn.Module) -> None:
@@ -70,7 +76,7 @@ def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer)
     """
     check_settings(settings)
     model, _ = load_stock_classifier(settings, labels, tokenizer)
-    return SequenceClassifier(make_trainable(model, settings), settings.drop_unpooled)
+    return SequenceClassifier(make_trainable(model, settings), settings.drop_unpooled, labels)
 
 
 def load_stock_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer, config=None):
@@ -82,9 +88,8 @@ def load_stock_classifier(settings: ModelSettings, labels: tuple[str, ...], toke
         Refused: the checkpoint lacks more than a head, or was trained for other labels.
     """
     config = config or read_config(settings.name, settings.revision)
-    check_labels(config, labels)
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
+    config.label2id = dict(zip(labels, label_columns(config, labels), strict=True))
+    config.id2label = {column: label for label, column in config.label2id.items()}
     config.use_cache = False
     config = tuning_config(config, settings, tokenizer)
     return load_with_head(settings, config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])

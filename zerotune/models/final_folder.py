@@ -105,7 +105,7 @@ def load_final_or_base(settings: ModelSettings, labels: tuple[str, ...]) -> tupl
     """
     load_stock = partial(load_stock_classifier, labels=labels)
     model, tokenizer, record = _load_final(settings, load_stock)
-    return SequenceClassifier(model, settings.drop_unpooled).eval(), tokenizer, record
+    return SequenceClassifier(model, settings.drop_unpooled, labels).eval(), tokenizer, record
 
 
 def load_final_span(settings: ModelSettings) -> tuple:

@@ -14,20 +14,13 @@ from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
 from zerotune.files import file_problem, read_json
-from zerotune.records import check_record
+from zerotune.records import FileRecord, check_record
 
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
 BLOCK = 2**20
 # So many blocks of a large file are hashed, evenly spaced: enough to tell another training step, fast enough for 14 GB.
 NUM_BLOCKS = 16
-
-
-class FileRecord(TypedDict):
-    """task.json's entry for a weight file."""
-
-    bytes: int
-    sha256: str
 
 
 def find_file(name: str | Path, filename: str, revision: str | None) -> str | None:
@@ -55,6 +48,12 @@ def read_record(name: str, revision: str | None) -> dict | None:
     if problem:
         raise Refused(f"{path} is damaged ({problem}): restore it, or make final/ again from the run's checkpoints")
     return record
+
+
+class WeightIndex(TypedDict):
+    """model.safetensors.index.json: the file of each weight."""
+
+    weight_map: dict[str, str]
 
 
 class TaskRecord(TypedDict):
@@ -217,14 +216,9 @@ def check_weight_files(name: str) -> None:
     files = sorted(file for file in os.listdir(name) if file.endswith((".safetensors", ".bin")))
     wanted = set(files)
     if index := find_file(name, "model.safetensors.index.json", None):
-        wanted = set(read_json(Path(index)).get("weight_map", {}).values())
+        wanted = set(read_json(Path(index), WeightIndex, "copy it again")["weight_map"].values())
     elif base := adapter_base(name):
         wanted = {"adapter_model.safetensors"}
-        if os.path.isabs(base[0]) and not os.path.isdir(base[0]):
-            raise Refused(
-                f"the adapter {name} belongs to the model {base[0]}, which is not there: put it back, or correct "
-                "base_model_name_or_path in adapter_config.json"
-            )
         check_weight_files(base[0])
     for file in files:
         with contextlib.suppress(OSError), open(os.path.join(name, file), "rb") as opened:
@@ -233,9 +227,17 @@ def check_weight_files(name: str) -> None:
     if not files or wanted - set(files):
         missing = ", ".join(sorted(wanted - set(files))[:4]) or "model.safetensors"
         raise Refused(f"no weights could be read for --model {name}: it lacks {missing}; copy the whole folder")
-    for path in (os.path.join(name, file) for file in files if file.endswith(".safetensors")):
+    for path in (os.path.join(name, file) for file in files):
         try:
-            with safe_open(path, "pt"):
+            with open(path, "rb"):
                 pass
-        except (SafetensorError, OSError) as error:
-            raise Refused(f"{path} is damaged ({error}): copy it again") from error
+        except OSError as error:
+            raise Refused(
+                f"{path} cannot be read ({error.strerror}): see where it links to and who may read it, or copy it again"
+            ) from error
+        if path.endswith(".safetensors"):
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise Refused(f"{path} is damaged ({error}): copy it again") from error

@@ -13,7 +13,14 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PretrainedCon
 from zerotune.errors import Refused
 from zerotune.models.boundary import quiet_transformers, reading
 from zerotune.models.heads import is_encoder
-from zerotune.models.model_files import adapter_base, check_adapter, check_final, check_weight_files, read_record
+from zerotune.models.model_files import (
+    adapter_base,
+    check_adapter,
+    check_final,
+    check_weight_files,
+    is_hub_id,
+    read_record,
+)
 from zerotune.settings.groups import ModelSettings
 
 SUPPORTED = ("llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta")
@@ -33,18 +40,38 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = ())
             another kind of task or other labels.
     """
     name, revision = settings.name, settings.revision
-    if revision and os.path.isdir(name):
+    is_folder = os.path.isdir(name)
+    if revision and is_folder:
         raise Refused(f"--revision {revision} chooses a version of a hub model and {name} is a folder: drop it")
+    if is_folder:  # an adapter may have no config but its base's
+        check_base(name, revision)
     config = read_config(name, revision)
+    if not is_folder:
+        check_base(name, revision)
     check_tuned_for(name, revision, task)
     if labels:
-        check_labels(config, labels)
+        label_columns(config, labels)
     check_adapter(name, revision)
     check_weight_files(name)
     check_final(name)
     tokenizer = load_tokenizer(name, revision)
     check_pad_token(name, config, tokenizer)
     return config, tokenizer
+
+
+def check_base(name: str, revision: str | None) -> None:
+    """Refuse an adapter whose base model cannot be read, naming both."""
+    base = adapter_base(name, revision)
+    if base is None:
+        return
+    way_out = "put it back, or correct base_model_name_or_path in adapter_config.json"
+    if not os.path.isdir(base[0]) and not is_hub_id(base[0]):
+        raise Refused(f"the adapter {name} belongs to the model {base[0]}, which is not there: {way_out}")
+    try:
+        read_config(*base)
+    except Refused as refusal:
+        problem = str(refusal).removeprefix("--model ")
+        raise Refused(f"the adapter {name} belongs to the model {base[0]}: {problem}") from refusal
 
 
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
@@ -174,20 +201,35 @@ def answers_by_prompt(config: PretrainedConfig) -> bool:
     return not is_trained_classifier(config) and not is_encoder(config)
 
 
-def check_labels(config: PretrainedConfig, labels: tuple[str, ...]) -> None:
-    """Refuse a sequence-classification checkpoint that was trained for other labels.
+def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int]:
+    """Return which output of a classifier gives each of the task's labels; of an untrained head, the label's own.
 
-    Names are compared in order without case; generic names (LABEL_0 …) pass when their count agrees.
+    A published classifier may have them in another order, and name them by their beginning (neg), by number (LABEL_0)
+    or in capitals.
+
+    Raises:
+        Refused: the checkpoint was trained for other labels.
     """
     if not is_trained_classifier(config):
-        return
-    theirs = tuple(config.id2label[i] for i in sorted(config.id2label))
-    generic = tuple(f"label_{i}" for i in range(len(labels)))
-    if tuple(label.lower() for label in theirs) not in (tuple(label.lower() for label in labels), generic):
+        return list(range(len(labels)))
+    theirs = {column: str(config.id2label[column]) for column in sorted(config.id2label)}
+    found = [
+        [column for column, name in theirs.items() if _names_label(name, number, label)]
+        for number, label in enumerate(labels)
+    ]
+    columns = [column for of_label in found for column in of_label]
+    if any(len(of_label) != 1 for of_label in found) or sorted(columns) != list(theirs):
         raise Refused(
-            f"the model's labels must be the task's, {', '.join(labels)}: it was trained for {', '.join(theirs)}; "
-            "start from its base model instead"
+            f"the model's labels must be the task's, {', '.join(labels)}: it was trained for "
+            f"{', '.join(theirs.values())}; train from its base model, or evaluate a model with these labels"
         )
+    return columns
+
+
+def _names_label(name: str, number: int, label: str) -> bool:
+    """Return whether a model's name for a label means the task's label with a number."""
+    name = name.strip().casefold()
+    return name in (str(number), f"label_{number}") or (name != "" and label.casefold().startswith(name))
 
 
 def check_generator(name: str, config: PretrainedConfig, head_learning_rate: float | None, other_head: str) -> None:

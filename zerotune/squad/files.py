@@ -60,7 +60,7 @@ def parse_questions(value, name: str) -> list[Question]:
     for number, article in enumerate(articles):
         where = f"{name}: article {number}"
         for place, block in enumerate(_field(article, "paragraphs", list, where, FORMAT)):
-            title = article.get("title", f"article {number}")
+            title = _title(article.get("title"), number)
             paragraph = _paragraph(title, num_paragraphs, block, f"{where}, paragraph {place}")
             num_paragraphs += 1
             for qa in _field(block, "qas", list, f"{where}, paragraph {place}", FORMAT):
@@ -71,21 +71,27 @@ def parse_questions(value, name: str) -> list[Question]:
 def _read_hub(dataset: str, split: str, revision: str | None) -> tuple[list[Question], dict]:
     """Read rows {id, title, context, question, answers: {text: [], answer_start: []}} of a hub split.
 
-    Successive rows with the same title and context are about one paragraph.
+    Successive rows with the same title and context are about one paragraph. Without titles, each paragraph is an
+    article of its own.
     """
     source = read_hub(dataset, split, revision)
-    questions, paragraph = [], None
+    questions, paragraph, of = [], None, None
     for number, row in enumerate(source.rows):
         where = source.where(number)
-        title, context = row.get("title"), row.get("context")
-        if paragraph is None or (paragraph.article, paragraph.context) != (title, context):
+        if paragraph is None or of != (row.get("title"), row.get("context")):
+            of = (row.get("title"), row.get("context"))
             place = 0 if paragraph is None else paragraph.number + 1
-            paragraph = _paragraph(title, place, row, where)
+            paragraph = _paragraph(_title(of[0], place), place, row, where)
         qa = {name: row[name] for name in ("id", "question") if name in row}
         if "answers" in row:
             qa["answers"] = _hub_answers(row["answers"], where)
         questions.append(_question(qa, paragraph, where))
     return _checked(questions, source.name), source.record
+
+
+def _title(title, number: int):
+    """Return an article's title, or its number where it has none."""
+    return f"article {number}" if title in (None, "") else title
 
 
 def _hub_answers(answers, where: str) -> list[dict]:

@@ -120,7 +120,15 @@ def _require_distinct_ids(rows: dict[str, list[Question]], records: dict) -> Non
     for name, questions in rows.items():
         for question in questions:
             if question.id in seen:
-                files = [records[each].get("path") or each for each in (seen[question.id], name)]
+                both = [records[each] for each in (seen[question.id], name)]
+                files = [
+                    record.get("path") or each for record, each in zip(both, (seen[question.id], name), strict=True)
+                ]
+                if both[0]["sha256"] == both[1]["sha256"]:
+                    raise Refused(
+                        f"the {seen[question.id]} and the {name} questions are the same ({files[1]}): give others, or "
+                        "leave one file out"
+                    )
                 raise Refused(f"the id {question.id!r} occurs in {files[0]} and in {files[1]}; give each its own")
         seen |= {question.id: name for question in questions}
 

@@ -22,11 +22,18 @@ SENTENCES, SHARE_OF_ROWS, SHARE_OF_SENTENCES = 872, 0.10, 0.25
 
 @dataclass(frozen=True)
 class Example:
-    """One text. `id` is stable ("train-17": row 17, from 0, of the train source); `label` is None where unlabelled."""
+    """One text.
+
+    Attributes:
+        id: stable: "train-17" is row 17, from 0, of the train source.
+        label: None where the row has none.
+        index: the number that an unlabelled row has in a column of its own; None without one.
+    """
 
     id: str
     text: str
     label: int | None
+    index: str | None = None
 
     @cached_property
     def normalised(self) -> str:

@@ -3,6 +3,7 @@
 A task module (zerotune/tasks/sst2.py) describes its data by a TextCorpus and binds these functions to it.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,9 @@ from zerotune.tasks.hub import read_hub
 from zerotune.tasks.labels import numbered, parse_label, require_labels
 from zerotune.tasks.sources import DRAWN_SHARES, Corpus, Origin
 from zerotune.tasks.splits import Example, Splits, count_repeats, describe, stratified_split, subset, without_texts_of
+
+# What GLUE's files call the row numbers that its server wants back.
+INDEX_COLUMNS = ("index", "idx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ def load(corpus: TextCorpus, settings: DataSettings) -> Splits:
     if test_share:
         train, test = stratified_split(train, test_share, seed, "test")
         require_labels(test, "test split (a fifth of the rows)", labels, "give more rows", every=False)
-    train, removed["train_rows_in_test"] = _without(train, test)
+    train, removed["train_rows_in_test"] = _without(train, test, "train", "test")
     left = f"train, less {removed['train_rows_in_test']} rows that are also in test"
     require_labels(train, left, labels, give_labels)
 
@@ -67,10 +71,10 @@ def load(corpus: TextCorpus, settings: DataSettings) -> Splits:
     else:
         if validation_share:
             train, validation = stratified_split(train, validation_share * num_rows / len(train), seed, "choose")
-        validation, removed["validation_rows_in_test"] = _without(validation, test)
+        validation, removed["validation_rows_in_test"] = _without(validation, test, "validation", "test")
         left = f"validation split, less {removed['validation_rows_in_test']} rows that are also in test"
         require_labels(validation, left, labels, give_labels, every=False)
-        train, removed["train_rows_in_validation"] = _without(train, validation)
+        train, removed["train_rows_in_validation"] = _without(train, validation, "train", "validation")
     notes += [f"removed {number} {_REMOVED[name]}" for name, number in removed.items() if number]
 
     parts = {"train": train, "validation": validation, "test": test}
@@ -91,8 +95,11 @@ _REMOVED = {
 }
 
 
-def _without(examples: list[Example], others: list[Example]) -> tuple[list[Example], int]:
+def _without(examples: list[Example], others: list[Example], name: str, of: str) -> tuple[list[Example], int]:
+    """Return the examples without the texts of others, and how many left. Raises Refused where none stays."""
     kept = without_texts_of(examples, others)
+    if examples and not kept:
+        raise Refused(f"all {len(examples)} {name} rows are also {of} rows: give {name} rows of their own")
     return kept, len(examples) - len(kept)
 
 
@@ -162,15 +169,20 @@ def make_examples(
 ) -> list[Example]:
     """Return one Example per row, with ids prefix-0, prefix-1, …; without a label column all are unlabelled.
 
-    Raises Refused for an empty text, an unknown label, and a source with labels in only some of its rows."""
-    examples = []
+    An unlabelled row keeps its index for submission.tsv, where it has one. Raises Refused for an empty text, an unknown
+    label, a source with labels in only some of its rows, and an index that is empty or occurs twice."""
+    examples, index_column = [], next((name for name in INDEX_COLUMNS if name in source.columns), None)
     for row, fields in enumerate(source.rows):
         where = source.where(row)
         text = clean_text(fields.get(text_column), where)
         if clean:
             text = clean_text(clean(text), where)
         label = None if label_column is None else parse_label(fields.get(label_column), labels, where)
-        examples.append(Example(f"{prefix}-{row}", text, label))
+        index = None if index_column is None or label is not None else _index(fields.get(index_column), where)
+        examples.append(Example(f"{prefix}-{row}", text, label, index))
+    repeated = [index for index, count in Counter(example.index for example in examples).items() if index and count > 1]
+    if repeated:
+        raise Refused(f"{source.name}: the index {repeated[0]} occurs twice; give each row its own, or leave them out")
     unlabelled = [row for row, example in enumerate(examples) if example.label is None]
     if unlabelled and len(unlabelled) < len(examples):
         raise Refused(
@@ -178,3 +190,15 @@ def make_examples(
             "label every row of a file or none"
         )
     return examples
+
+
+def _index(value, where: str) -> str:
+    """Return a row's own index as submission.tsv has it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as parquet files of pandas have it
+    text = str(value).strip() if isinstance(value, str) or type(value) is int else ""
+    if not text or not text.isprintable():
+        raise Refused(
+            f"{where}: the index is {value!r}, wanted a number or a word: correct it, or leave the column out"
+        )
+    return text

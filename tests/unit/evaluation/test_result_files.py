@@ -32,3 +32,10 @@ def test_unlabelled_items_give_a_submission(tmp_path, capsys):
     (tmp_path / "submission.tsv").unlink()
     write_label_results(tmp_path, examples, PredictedLabels([1, None], {}, written=True), NAMES)
     assert not (tmp_path / "submission.tsv").exists() and "submission.tsv is not written" in capsys.readouterr().out
+
+
+def test_a_files_own_index_goes_into_the_submission(tmp_path):
+    examples = [Example("test-0", "good", None, "7"), Example("test-1", "bad", None, "3")]
+    write_label_results(tmp_path, examples, PredictedLabels([1, 0], {}), NAMES)
+    assert (tmp_path / "submission.tsv").read_text() == "index\tprediction\n7\t1\n3\t0\n"
+    assert [line["id"] for line in lines(tmp_path)] == ["test-0", "test-1"]

@@ -46,6 +46,26 @@ def reloaded(folder, head="classify", **settings):
     return load_final_span(settings) if head == "span" else load_final_or_base(settings, LABELS)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_published_classifier_with_its_labels_in_another_order(kind, method, tmp_path):
+    """Its logits come in the task's order, also after training, and its own config keeps naming its own outputs."""
+    model, tokenizer = tuned_model(tiny_model(kind), "full")
+    published, final = tmp_path / "published", tmp_path / "final"
+    for folder in (published, final):
+        folder.mkdir()
+    save_final(model, tokenizer, published, task_record())
+    (published / "task.json").unlink()
+    config = json.loads((published / "config.json").read_text())
+    config |= {"id2label": {"0": "POS", "1": "NEG"}, "label2id": {"POS": 0, "NEG": 1}}
+    (published / "config.json").write_text(json.dumps(config))
+    assert torch.equal(logits(reloaded(published)[0]), logits(model)[:, [1, 0]])
+    tuned, _ = tuned_model(str(published), method)
+    save_final(tuned, tokenizer, final, task_record())
+    assert json.loads((final / "config.json").read_text())["id2label"] == {"0": "positive", "1": "negative"}
+    assert torch.equal(logits(reloaded(final)[0]), logits(tuned))
+
+
 @pytest.mark.parametrize("gathered", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("head", "kind"), [case for case in CASES if case[0] != "generate"])

@@ -30,12 +30,27 @@ def test_missing_weights_are_named(tmp_path):
         check_weight_files(str(folder))
 
 
-def test_an_adapter_whose_base_is_gone(tmp_path):
+def test_weights_that_cannot_be_read_are_not_called_damaged(tmp_path):
+    folder = model_copy(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(Refused, match=r"model.safetensors cannot be read \(No such file or directory\): see where"):
+        check_weight_files(str(folder))
+
+
+@pytest.mark.parametrize("index", [[], {"weight_map": ["one"]}, {"weight_map": {"a": 1}}, {}])
+def test_an_index_of_another_form(tmp_path, index):
+    folder = model_copy(tmp_path / "m")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(Refused, match=r"model.safetensors.index.json is damaged \(.*: copy it again"):
+        check_weight_files(str(folder))
+
+
+def test_an_adapter_without_a_base(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
-    for base, words in ((None, "has base_model_name_or_path None: wanted"), (str(tmp_path / "gone"), "is not there")):
-        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-        with pytest.raises(Refused, match=words):
-            check_weight_files(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
+    with pytest.raises(Refused, match="has base_model_name_or_path None: wanted"):
+        check_weight_files(str(tmp_path))
 
 
 def test_a_folder_is_identified_by_its_files_and_an_adapters_base(tmp_path):

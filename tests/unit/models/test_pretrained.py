@@ -22,11 +22,11 @@ from zerotune.models.model_files import check_weight_files
 from zerotune.models.pretrained import (
     answers_by_prompt,
     check_generator,
-    check_labels,
     check_texts,
     check_token_ids,
     check_tuned_for,
     check_window,
+    label_columns,
     load_tokenizer,
     read_config,
     read_model,
@@ -92,13 +92,63 @@ def classifier_config(labels):
     return AutoConfig.for_model("bert", id2label=names, architectures=["BertForSequenceClassification"])
 
 
-def test_labels_of_a_trained_classifier():
-    for same in (("NEGATIVE", "POSITIVE"), ("LABEL_0", "LABEL_1"), LABELS):
-        check_labels(classifier_config(same), LABELS)
-    for other in (("positive", "negative"), ("a", "b", "c"), ("LABEL_0", "LABEL_1", "LABEL_2")):
-        with pytest.raises(Refused, match=f"negative, positive: it was trained for {', '.join(other)}"):
-            check_labels(classifier_config(other), LABELS)
-    check_labels(AutoConfig.for_model("llama"), ("one", "two", "three"))
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (("NEGATIVE", "POSITIVE"), [0, 1]),
+        (("LABEL_0", "LABEL_1"), [0, 1]),
+        (LABELS, [0, 1]),
+        (("neg", "pos"), [0, 1]),
+        (("0", "1"), [0, 1]),
+        (("POSITIVE", "NEGATIVE"), [1, 0]),
+        (("Pos", "Neg"), [1, 0]),
+        (("LABEL_1", "LABEL_0"), [1, 0]),
+    ],
+)
+def test_labels_that_a_published_classifier_may_have(names, columns):
+    assert label_columns(classifier_config(names), LABELS) == columns
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "b"),
+        ("a", "b", "c"),
+        ("LABEL_0", "LABEL_1", "LABEL_2"),
+        ("", "positive"),
+        ("neg", "negative"),
+        ("no", "pos"),
+    ],
+)
+def test_labels_of_something_else(names):
+    found = f"negative, positive: it was trained for {', '.join(names)}; train from its base model, or evaluate a model"
+    with pytest.raises(Refused, match=found):
+        label_columns(classifier_config(names), LABELS)
+
+
+def test_beginnings_that_fit_two_labels_mean_neither():
+    assert label_columns(classifier_config(("refu", "repl")), ("refund", "reply")) == [0, 1]
+    with pytest.raises(Refused, match="it was trained for re, reply"):
+        label_columns(classifier_config(("re", "reply")), ("refund", "reply"))
+
+
+def test_a_model_without_a_classifier_has_the_labels_of_the_task():
+    assert label_columns(AutoConfig.for_model("llama"), ("one", "two", "three")) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("base", ["./base", "../gone/base", "{folder}/gone"])
+def test_an_adapter_whose_base_is_gone_is_named_with_it(tmp_path, base):
+    base = base.format(folder=tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
+    with pytest.raises(Refused, match=rf"the adapter {tmp_path} belongs to the model {base}, which is not there: put"):
+        read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
+
+
+def test_an_adapter_whose_base_is_not_in_the_cache_is_named_with_it(tmp_path):
+    adapter = {"base_model_name_or_path": "no-such-org/base", "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(Refused, match=f"the adapter {tmp_path} belongs to the model no-such-org/base: no-such-org"):
+        read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,20 @@ def test_rows_of_the_hub_are_the_same_questions(monkeypatch, tmp_path):
     assert (questions[2].paragraph.number, questions[2].answers) == (1, ())
 
 
+@pytest.mark.parametrize("change", [lambda row: row.pop("title"), lambda row: row.update(title=None)])
+def test_rows_and_articles_without_a_title(monkeypatch, tmp_path, change):
+    """Each paragraph of the hub's rows is an article of its own then."""
+    rows, value = copy.deepcopy(hub_rows()), good()
+    for row in (*rows, *value["data"]):
+        change(row)
+    monkeypatch.setattr(squad_files, "read_hub", lambda *_: Source("hub", rows, None, {"rows": 3}))
+    questions, _ = squad_files.read_origin(squad_files.Origin("train", hub=("any", "train", None)))
+    assert [each.paragraph.article for each in questions] == ["article 0", "article 0", "article 1"]
+    assert [each.paragraph.number for each in questions] == [0, 0, 1]
+    of_file, _ = read_questions(written(tmp_path, value))
+    assert {each.paragraph.article for each in of_file} == {f"article {number}" for number in range(len(value["data"]))}
+
+
 def test_hub_rows_with_unequal_answers_are_refused(monkeypatch):
     rows = copy.deepcopy(hub_rows())
     rows[0]["answers"]["answer_start"].pop()

@@ -56,6 +56,12 @@ def test_given_files_validate_and_report(files):
     assert len(alone.test) == 120 and any("it reports" in note for note in alone.record["notes"])
 
 
+@pytest.mark.parametrize("name", ["validation", "train"])
+def test_one_file_for_two_parts_is_refused_for_what_it_is(files, name):
+    with pytest.raises(Refused, match=rf"the {name} and the test questions are the same \(.*{name}.json\): give"):
+        load(flags(**files | {"test_file": files[f"{name}_file"]}))
+
+
 def test_80_20_keeps_articles_whole(files):
     splits = load(flags(train_file=files["train_file"]))
     assert splits.record["rule"] == "80-20"
@@ -148,7 +154,9 @@ def test_what_cannot_be_split_is_refused(tmp_path, files):
     with pytest.raises(Refused, match="the train split: no questions are left"):
         load(flags(train_file=lone, test_file=copy, validation_file=files["validation_file"]))
     with pytest.raises(Refused, match=r"the id 'sample-1-0-0-0' occurs in .*train\.json and in .*train\.json"):
-        load(flags(train_file=files["train_file"], test_file=files["train_file"]))
+        longer = tmp_path / "longer-train.json"
+        longer.write_text(files["train_file"].read_text() + "\n")
+        load(flags(train_file=files["train_file"], test_file=longer))
     with pytest.raises(Refused, match="SQuAD v2 has no split '70-10-20'; choose official or random or 80-20"):
         load(flags(train_file=files["train_file"], split="70-10-20"))
     with pytest.raises(Refused, match="--split random draws its test rows from train"):

@@ -168,9 +168,23 @@ def test_one_class_and_unlabelled_files_are_refused(files):
         sst2.load(flags(**files))
 
 
-def test_train_file_inside_the_test_file_is_refused(files):
-    with pytest.raises(Refused, match="train, less 600 rows that are also in test: no rows"):
-        sst2.load(flags(train_file=files["train_file"], test_file=files["train_file"]))
+@pytest.mark.parametrize(
+    ("same", "words"),
+    [
+        (("train_file", "test_file"), "all 600 train rows are also test rows: give train rows of their own"),
+        (
+            ("validation_file", "test_file"),
+            "all 60 validation rows are also test rows: give validation rows",
+        ),
+        (
+            ("train_file", "validation_file"),
+            "all 600 train rows are also validation rows: give train rows",
+        ),
+    ],
+)
+def test_one_file_for_two_parts_is_refused_for_what_it_is(files, same, words):
+    with pytest.raises(Refused, match=words):
+        sst2.load(flags(**files | {same[1]: files[same[0]]}))
 
 
 # --- eval ---

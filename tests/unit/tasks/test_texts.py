@@ -43,3 +43,26 @@ def test_partly_labelled_source_is_refused():
     rows = source_of({"text": "a", "label": 1}, {"text": "b", "label": -1}, {"text": "c"})
     with pytest.raises(Refused, match="line 3: no label, as in 2 of 3 rows"):
         make_examples(rows, "train", "text", "label", LABELS)
+
+
+@pytest.mark.parametrize("column", ["index", "idx"])
+def test_an_unlabelled_row_keeps_its_own_index(column):
+    rows = source_of({"text": "warm", column: " 7"}, {"text": "dull", column: 3}, {"text": "long", column: 5.0})
+    examples = make_examples(rows, "test", "text", None, LABELS)
+    assert [(one.id, one.index) for one in examples] == [("test-0", "7"), ("test-1", "3"), ("test-2", "5")]
+
+
+def test_a_labelled_row_needs_no_index():
+    rows = source_of({"text": "warm", "label": 1, "index": ""}, {"text": "dull", "label": 0, "index": ""})
+    assert [one.index for one in make_examples(rows, "test", "text", "label", LABELS)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(7, "the index 7 occurs twice"), ("", "line 3: the index is '', wanted"), (None, "line 3: the index is None"),
+     ("8\t9", "line 3: the index is")],
+)  # fmt: skip
+def test_an_index_that_no_submission_could_have(value, words):
+    rows = source_of({"text": "warm", "index": 7}, {"text": "dull", "index": value})
+    with pytest.raises(Refused, match=words):
+        make_examples(rows, "test", "text", None, LABELS)
