@@ -3,7 +3,6 @@
 Imports no torch, for login nodes.
 """
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -209,8 +208,6 @@ def cached_snapshot(name: str, revision: str | None) -> Path | None:
 
 def check_weight_files(name: str) -> None:
     """Raise Refused if a model folder lacks weights or they are cut short; reads only headers. A hub id passes."""
-    from safetensors import SafetensorError, safe_open
-
     if not os.path.isdir(name):
         return
     files = sorted(file for file in os.listdir(name) if file.endswith((".safetensors", ".bin")))
@@ -220,24 +217,29 @@ def check_weight_files(name: str) -> None:
     elif base := adapter_base(name):
         wanted = {"adapter_model.safetensors"}
         check_weight_files(base[0])
-    for file in files:
-        with contextlib.suppress(OSError), open(os.path.join(name, file), "rb") as opened:
-            if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise Refused(f"{os.path.join(name, file)} is a Git LFS pointer, not weights: run `git lfs pull` there")
     if not files or wanted - set(files):
         missing = ", ".join(sorted(wanted - set(files))[:4]) or "model.safetensors"
         raise Refused(f"no weights could be read for --model {name}: it lacks {missing}; copy the whole folder")
-    for path in (os.path.join(name, file) for file in files):
+    for file in files:
+        _check_weight_file(os.path.join(name, file))
+
+
+def _check_weight_file(path: str) -> None:
+    """Raise Refused for a file that cannot be read, is a Git LFS pointer, or has a damaged header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open(path, "rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError as error:
+        raise Refused(
+            f"{path} cannot be read ({error.strerror}): see where it links to and who may read it, or copy it again"
+        ) from error
+    if is_pointer:
+        raise Refused(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` there")
+    if path.endswith(".safetensors"):
         try:
-            with open(path, "rb"):
+            with safe_open(path, "pt"):
                 pass
-        except OSError as error:
-            raise Refused(
-                f"{path} cannot be read ({error.strerror}): see where it links to and who may read it, or copy it again"
-            ) from error
-        if path.endswith(".safetensors"):
-            try:
-                with safe_open(path, "pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise Refused(f"{path} is damaged ({error}): copy it again") from error
+        except (SafetensorError, OSError) as error:
+            raise Refused(f"{path} is damaged ({error}): copy it again") from error
