@@ -100,6 +100,8 @@ def read_list(path: Path) -> list[Line]:
 
 
 def _words(text: str, where: str) -> list[str]:
+    if "\0" in text:
+        raise Refused(f"{where}: holds a NUL character; correct the line")
     try:
         return shlex.split(text, comments=True)
     except ValueError as error:
@@ -122,7 +124,7 @@ def _line(number: int, words: list[str], where: str, root: Path) -> Line:
     if owned:
         raise Refused(f"{where}: {', '.join(sorted(owned))} is said by the columns or by the list's name; leave it out")
     try:
-        wanted = read_flags(SCRIPTS[task], ["--model", model, *more])
+        wanted = read_flags(SCRIPTS[task], ["--model", model, "--shots", shots, "--seed", seed, *more])
     except Refused as refusal:
         raise Refused(f"{where}: {refusal}") from None
     return Line(number, where, model, task, int(shots), int(seed), tuple(more), root, wanted.revision)

@@ -3,16 +3,16 @@
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
-    value = int(text)
+    value = non_negative_int(text)
     if value < 1:
         raise ValueError(text)
     return value
 
 
 def non_negative_int(text: str) -> int:
-    """Parse a whole number of at least 0."""
+    """Parse a whole number from 0 that fits 64 bits."""
     value = int(text)
-    if value < 0:
+    if not 0 <= value < 2**63:
         raise ValueError(text)
     return value
 
@@ -21,14 +21,6 @@ def non_negative_float(text: str) -> float:
     """Parse a finite number of at least 0."""
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def seed(text: str) -> int:
-    """Parse a whole number from 0 that fits torch's generators."""
-    value = non_negative_int(text)
-    if value >= 2**63:
         raise ValueError(text)
     return value
 

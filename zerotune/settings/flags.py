@@ -10,7 +10,6 @@ from zerotune.settings.argument_types import (
     non_negative_int,
     positive_int,
     positive_or_none,
-    seed,
 )
 from zerotune.terminal import make_output_tolerant
 
@@ -83,7 +82,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
         type=positive_int,
         help="most padded tokens in one forward pass on one device (default: 16384, on a CPU 2048)",
     )
-    group.add_argument("--seed", type=seed, default=0, help=f"{seed_help} (default %(default)s)")
+    group.add_argument("--seed", type=non_negative_int, default=0, help=f"{seed_help} (default %(default)s)")
     group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
     group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
     group = parser.add_argument_group("data, evaluation")
@@ -233,7 +232,9 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
     group.add_argument(
         "--eval-every", type=positive_int, help="optimizer steps between evaluations (default: an epoch)"
     )
-    group.add_argument("--seed", type=seed, default=0, help="of head, order and dropout (default %(default)s)")
+    group.add_argument(
+        "--seed", type=non_negative_int, default=0, help="of head, order and dropout (default %(default)s)"
+    )
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

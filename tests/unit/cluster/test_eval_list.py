@@ -123,6 +123,19 @@ def test_a_list_with_a_byte_order_mark(write_list):
     assert read_list(path) == plain and plain[0].model == "org/a"
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f"org/a sst2 {'9' * 5000} 0", "line 1: argument --shots"),
+        (f"org/a sst2 0 {'9' * 30}", "line 1: argument --seed"),
+        ("org/a\0b sst2 0 0", "line 1: holds a NUL character"),
+    ],
+)
+def test_numbers_and_names_that_no_script_takes(write_list, line, words):
+    with pytest.raises(Refused, match=words):
+        read_list(write_list(line))
+
+
 def test_damaged_results_are_named_and_the_others_compared(write_list, capsys):
     lines = read_list(write_list("org/a sst2 0 0", "org/b sst2 0 0"))
     for line in lines:
