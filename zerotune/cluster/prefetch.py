@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from zerotune.errors import Refused
 from zerotune.files import hold_lock, read_json, write_json, write_text
 from zerotune.metrics.wordnet import DEBIAN_FOLDER
-from zerotune.models.model_files import cached_snapshot
+from zerotune.models.model_files import WeightIndex, cached_snapshot
 from zerotune.records import FileRecord
 from zerotune.tasks.split_file import SplitRecord
 
@@ -173,7 +173,12 @@ def _has_weights(snapshot: Path) -> bool:
     if any((snapshot / name).exists() for name in WEIGHT_FILES):
         return True
     indices = [path for name in WEIGHT_FILES if (path := snapshot / f"{name}.index.json").exists()]
-    return any(all((snapshot / part).exists() for part in read_json(path)["weight_map"].values()) for path in indices)
+    return any(
+        all(
+            (snapshot / part).exists() for part in read_json(path, WeightIndex, "fetch it again")["weight_map"].values()
+        )
+        for path in indices
+    )
 
 
 def _sha256(path: Path) -> str:

@@ -55,6 +55,13 @@ class WeightIndex(TypedDict):
     weight_map: dict[str, str]
 
 
+class AdapterRecord(TypedDict):
+    """adapter_config.json, as far as zerotune reads it; base_model_name_or_path has a message of its own."""
+
+    revision: NotRequired[str | None]
+    peft_type: NotRequired[str | None]
+
+
 class TaskRecord(TypedDict):
     """The task.json of a final/ folder, as far as an evaluation relies on it."""
 
@@ -104,7 +111,7 @@ def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, st
     path = find_file(name, "adapter_config.json", revision)
     if path is None:
         return None
-    config = read_json(Path(path))
+    config = read_json(Path(path), AdapterRecord, "copy it again")
     base = config.get("base_model_name_or_path")
     if not (isinstance(base, str) and base):
         raise Refused(f"{path} has base_model_name_or_path {base!r}: wanted the model that the adapter was trained on")
@@ -119,7 +126,7 @@ def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, st
 def check_adapter(name: str, revision: str | None) -> None:
     """Refuse an adapter of a kind that we do not run: those that act outside of the layers, such as prompt tuning."""
     path = find_file(name, "adapter_config.json", revision)
-    kind = read_json(Path(path)).get("peft_type") if path else None
+    kind = read_json(Path(path), AdapterRecord, "copy it again").get("peft_type") if path else None
     if path and kind not in ADAPTER_KINDS:
         raise Refused(
             f"{name} is an adapter of type {kind}, and zerotune runs {' and '.join(ADAPTER_KINDS)}: tune one of these, "
