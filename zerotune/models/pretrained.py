@@ -132,7 +132,8 @@ def check_architecture(config: PretrainedConfig) -> None:
     pad = config.pad_token_id
     if pad is not None and not (isinstance(pad, int) and 0 <= pad < config.vocab_size):
         raise Refused(
-            f"config.json has pad_token_id {pad!r} and the model has {config.vocab_size} embeddings: correct it"
+            f"the pad token must have an embedding: config.json has pad_token_id {pad!r} and the model has "
+            f"{config.vocab_size} embeddings; correct it"
         )
     _build_without_weights(type(config), config.to_json_string())
 
