@@ -58,7 +58,8 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
 
 def _relative(base: str, folder: Path) -> str:
     """Return a local base model by its place relative to the adapter's folder: no path of this machine is recorded."""
-    return os.path.relpath(base, folder) if os.path.isdir(base) else base
+    # links resolved: a ".." behind one leads elsewhere
+    return os.path.relpath(os.path.realpath(base), os.path.realpath(folder)) if os.path.isdir(base) else base
 
 
 def _check_float32(weights: dict) -> None:

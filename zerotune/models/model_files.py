@@ -116,7 +116,7 @@ def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, st
     if not (isinstance(base, str) and base):
         raise Refused(f"{path} has base_model_name_or_path {base!r}: wanted the model that the adapter was trained on")
     if os.path.isdir(name) and not os.path.isabs(base) and os.path.isdir(os.path.join(name, base)):
-        base = os.path.normpath(os.path.join(name, base))  # as save_final writes it: beside the adapter
+        base = os.path.realpath(os.path.join(name, base))  # as save_final writes it: beside the adapter
     if os.path.isdir(base) and os.path.isfile(os.path.join(base, "adapter_config.json")):
         what = "itself" if os.path.samefile(base, os.path.dirname(path)) else f"{base}, which is an adapter too"
         raise Refused(f"{path} names {what} as its base model: wanted the model that the adapter was trained on")

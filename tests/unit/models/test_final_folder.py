@@ -187,6 +187,20 @@ def test_no_path_of_this_machine_is_recorded(tmp_path, monkeypatch):
     assert "quantization_config" not in json.loads((final / "config.json").read_text())
 
 
+@pytest.mark.parametrize("read_through_link", [True, False])
+def test_the_base_of_an_adapter_is_found_through_a_link_to_another_disk(read_through_link, tmp_path):
+    """Runs often are a link to the scratch disk, whose ".." is not that of the link."""
+    folder = Path(tiny_model("llama"))
+    (tmp_path / "disk" / "deep" / "runs").mkdir(parents=True)
+    runs = tmp_path / "runs"
+    runs.symlink_to(tmp_path / "disk" / "deep" / "runs")
+    tokenizer = load_tokenizer(str(folder), None)
+    model = load_classifier(ModelSettings(str(folder), None, "lora"), LABELS, tokenizer)
+    save_final(model, tokenizer, runs, task_record())
+    read_from = runs if read_through_link else runs.resolve()
+    assert adapter_base(read_from) == (str(folder), None)
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize(("head", "kind"), [("classify", "llama"), ("span", "gemma2")])
 def test_the_head_of_a_loaded_adapter_stays_float32(head, kind, method, tmp_path):
