@@ -54,60 +54,20 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
     tokens = tokens_per_device(args.tokens_per_device, TRAIN_TOKENS)
     output_dir = args.output_dir or default_run_folder(task, model, args.method, head)
     resolved = {
-        "model": model,
         "epochs": epochs,
         "learning_rate": rate,
         "head_learning_rate": head_rate,
         "tokens_per_device": tokens,
-        "output_dir": output_dir,
     }
+    recorded = resolved | {"model": model, "output_dir": output_dir}
     return TrainSettings(
         task=task,
         head=head,
         engine=getattr(args, "engine", "loop"),
-        model=ModelSettings(
-            name=model,
-            revision=args.revision,
-            method=args.method,
-            lora_rank=args.lora_rank,
-            lora_alpha=args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            attention=args.attention,
-            precision=precision,
-            activation_checkpointing=args.activation_checkpointing,
-            zero_stage=stage,
-            seed=args.seed,
-        ),
+        model=_group(ModelSettings, args, name=model, precision=precision, zero_stage=stage),
         data=data_settings(args),
-        optimisation=OptimisationSettings(
-            epochs=epochs,
-            max_steps=args.max_steps,
-            batch_size=args.batch_size,
-            tokens_per_device=tokens,
-            optimizer=args.optimizer,
-            learning_rate=rate,
-            head_learning_rate=head_rate,
-            warmup_ratio=args.warmup_ratio,
-            weight_decay=args.weight_decay,
-            max_grad_norm=args.max_grad_norm,
-            patience=args.patience,
-            choose_by=args.choose_by,
-            eval_every=args.eval_every,
-            seed=args.seed,
-        ),
-        run=RunSettings(
-            output_dir=output_dir,
-            flags=record_flags(args, resolved),
-            resume=args.resume,
-            checkpoint_every=args.checkpoint_every,
-            scratch_dir=args.scratch_dir,
-            keep_checkpoints=args.keep_checkpoints,
-            log_every=args.log_every,
-            base_eval=args.base_eval,
-            plan=args.plan,
-            tracker=args.tracker,
-            push_to_hub=args.push_to_hub,
-        ),
+        optimisation=_group(OptimisationSettings, args, **resolved),
+        run=_group(RunSettings, args, output_dir=output_dir, flags=record_flags(args, recorded)),
         prompt=_prompt_settings(args),
         text=_group(TextSettings, args),
         questions=_group(QuestionSettings, args),
@@ -122,13 +82,12 @@ def eval_settings(args: Namespace, task: str) -> EvalSettings:
     resolved = {"model": model, "output_dir": output_dir}
     return EvalSettings(
         task=task,
-        model=ModelSettings(
+        model=_group(
+            ModelSettings,
+            args,
             name=model,
-            revision=args.revision,
             method="qlora" if args.load_4bit else "full",
-            attention=args.attention,
             precision=resolve_precision(args.precision, None),
-            seed=args.seed,
         ),
         data=data_settings(args),
         run=RunSettings(output_dir=output_dir, flags=record_flags(args, resolved)),
@@ -167,6 +126,7 @@ def _prompt_settings(args: Namespace) -> PromptSettings:
     return PromptSettings(**{name: getattr(args, flag) for flag, name in names.items() if hasattr(args, flag)})
 
 
-def _group(kind: type, args: Namespace):
-    """Return the settings of a group whose fields are named as their flags."""
-    return kind(**{each.name: getattr(args, each.name) for each in fields(kind) if hasattr(args, each.name)})
+def _group(kind: type, args: Namespace, **resolved):
+    """Return the settings of a group whose fields are named as their flags, with those of `resolved` as given here."""
+    given = {each.name: getattr(args, each.name) for each in fields(kind) if hasattr(args, each.name)}
+    return kind(**given | resolved)
