@@ -186,14 +186,26 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def file_record(path: Path) -> dict[str, int | str]:
+    """Return a file's {"bytes", "sha256"}, once it is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_problem(path: Path, wanted: dict) -> str | None:
     """Return how a file differs from its recorded {"bytes", "sha256"}; None where it does not."""
     if not path.is_file():
         return "it is missing"
     if path.stat().st_size != wanted["bytes"]:
         return f"{path.stat().st_size:,} bytes, wanted {wanted['bytes']:,}"
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     return None if found == wanted["sha256"] else f"sha256 {found[:12]}, wanted {wanted['sha256'][:12]}"
 
 

@@ -9,7 +9,6 @@ and the size and sha256 of each of its files. What it lists keeps its commit unt
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import hold_lock, read_json, write_json, write_text
+from zerotune.files import file_record, file_sha256, hold_lock, read_json, write_json, write_text
 from zerotune.metrics.wordnet import DEBIAN_FOLDER
 from zerotune.models.model_files import WeightIndex, cached_snapshot
 from zerotune.records import FileRecord
@@ -145,7 +144,7 @@ def _defect(item: Item, entry: dict | None, whole: bool) -> str | None:
             return f"{path} is gone"
         if path.stat().st_size != expected["bytes"]:
             return f"{path} has {path.stat().st_size} bytes, not {expected['bytes']}"
-        if whole and _sha256(path) != expected["sha256"]:
+        if whole and file_sha256(path) != expected["sha256"]:
             return f"{path} has changed since it was fetched"
     return None
 
@@ -181,11 +180,6 @@ def _has_weights(snapshot: Path) -> bool:
     )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # --- fetching ---
 
 
@@ -200,11 +194,8 @@ def fetch(item: Item, update: bool = False) -> dict:
     fetchers = {"model": _fetch_model, "dataset": _fetch_dataset, "wordnet": _fetch_wordnet}
     revision, files = fetchers[item.kind](item, pinned or item.revision)
     root = cache_root()
-    described = {
-        # not resolved: a snapshot's files are links to blobs that are named after their content
-        os.path.relpath(path, root): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(files)
-    }
+    # not resolved: a snapshot's files are links to blobs that are named after their content
+    described = {os.path.relpath(path, root): file_record(path) for path in sorted(files)}
     entry = {"kind": item.kind, "name": item.name, "asked": item.revision, "revision": revision, "files": described}
     with hold_lock(root / f".{MANIFEST}.lock"):  # others may fetch at the same time
         write_json(root / MANIFEST, read_manifest() | {str(item): entry})

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import file_problem, read_json
+from zerotune.files import file_problem, file_record, read_json
 from zerotune.records import FileRecord, check_record
 
 LFS_POINTER = b"version https://git-lfs"
@@ -136,15 +136,8 @@ def check_adapter(name: str, revision: str | None) -> None:
 
 def file_records(folder: Path) -> dict[str, dict]:
     """Return size and sha256 of the files that an evaluation reads from a folder, once they are on the disk."""
-    records = {}
-    for path in sorted(path for path in folder.iterdir() if path.name not in ("task.json", "README.md")):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            records[path.name] = {
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
-    return records
+    files = sorted(path for path in folder.iterdir() if path.name not in ("task.json", "README.md"))
+    return {path.name: file_record(path) for path in files}
 
 
 def check_final(name: str | Path) -> None:

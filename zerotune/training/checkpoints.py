@@ -3,8 +3,6 @@
 checkpoints/step-00000120/   …state files…  progress.json  manifest.json  COMPLETE
 """
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,16 @@ from annotated_types import Ge
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import disk_is_full, full_disk_cure, full_disk_reason, parse_record, sync_folder, write_json
+from zerotune.files import (
+    disk_is_full,
+    file_record,
+    file_sha256,
+    full_disk_cure,
+    full_disk_reason,
+    parse_record,
+    sync_folder,
+    write_json,
+)
 from zerotune.records import Count, FileRecord
 from zerotune.run.launch import on_all_ranks
 from zerotune.training.progress import ProgressRecord
@@ -124,15 +131,7 @@ def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None)
 
 def hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
     """Return the manifest entries of files in a checkpoint's folder, once they are on the disk."""
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sync_and_hash(path)} for path in files
-    }
-
-
-def _sync_and_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {str(path.relative_to(folder)): file_record(path) for path in files}
 
 
 def _rename(aside: Path, target: Path) -> None:
@@ -191,7 +190,7 @@ def defect(folder: Path, run_id: str | None = None) -> str | None:
             path = folder / name
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-            if _sync_and_hash(path) != expected["sha256"]:
+            if file_sha256(path) != expected["sha256"]:
                 return f"{name} has changed since it was written"
         record = read_progress(folder)
     except (OSError, ValueError) as error:

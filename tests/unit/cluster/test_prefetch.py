@@ -12,6 +12,7 @@ from zerotune.cluster import prefetch
 from zerotune.cluster.jobs import items_of, read_flags
 from zerotune.cluster.prefetch import Item
 from zerotune.errors import Refused
+from zerotune.files import file_record
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -26,7 +27,7 @@ def fetched(root: Path, revision="c" * 40, content=b"{}", asked=None):
         "name": "org/a",
         "asked": asked,
         "revision": revision,
-        "files": {str(path.relative_to(root)): {"bytes": len(content), "sha256": prefetch._sha256(path)}},
+        "files": {str(path.relative_to(root)): file_record(path)},
     }
     (root / prefetch.MANIFEST).write_text(json.dumps({"model org/a": entry}))
     point_at(root, revision)
