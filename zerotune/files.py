@@ -209,6 +209,12 @@ def file_problem(path: Path, wanted: dict) -> str | None:
     return None if found == wanted["sha256"] else f"sha256 {found[:12]}, wanted {wanted['sha256'][:12]}"
 
 
+def first_damage(folder: Path, files: dict[str, dict]) -> tuple[str, str] | None:
+    """Return the first file of a folder that differs from its record, and how; None where all are as recorded."""
+    found = ((name, file_problem(folder / name, wanted)) for name, wanted in files.items())
+    return next(((name, problem) for name, problem in found if problem), None)
+
+
 def follow_umask(path: Path) -> None:
     """Give a file the mode that the umask asks for; some writers make files that only their owner can read."""
     path.chmod(0o666 & ~_umask())

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import file_problem, file_record, read_json
+from zerotune.files import file_record, first_damage, read_json
 from zerotune.records import FileRecord, check_record
 
 LFS_POINTER = b"version https://git-lfs"
@@ -148,13 +148,13 @@ def check_final(name: str | Path) -> None:
     files = record["files"]
     if not any(file.endswith(".safetensors") for file in files):
         raise Refused(f"{Path(name) / 'task.json'} is damaged (files names no weights): restore it")
-    for file, wanted in files.items():
-        problem = file_problem(Path(name) / file, wanted)
-        if problem:
-            raise Refused(
-                f"{Path(name) / file} is damaged ({problem}): copy the folder again, or delete it and start the run's "
-                "command again, which makes it from the checkpoints"
-            )
+    damage = first_damage(Path(name), files)
+    if damage:
+        file, problem = damage
+        raise Refused(
+            f"{Path(name) / file} is damaged ({problem}): copy the folder again, or delete it and start the run's "
+            "command again, which makes it from the checkpoints"
+        )
 
 
 def model_identity(name: str, revision: str | None) -> str:

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from zerotune.errors import Preempted, Refused
 from zerotune.files import (
     disk_is_full,
-    file_problem,
+    first_damage,
     full_disk_cure,
     full_disk_reason,
     json_sha256,
@@ -117,9 +117,8 @@ def _final_problem(final: Path) -> str | None:
     if not (final / "task.json").exists():
         return "is gone"
     try:
-        files = read_json(final / "task.json").get("files") or {}
-        found = ((name, file_problem(final / name, wanted)) for name, wanted in files.items())
-        return next((f"is damaged ({name}: {problem})" for name, problem in found if problem), None)
+        damage = first_damage(final, read_json(final / "task.json").get("files") or {})
+        return f"is damaged ({': '.join(damage)})" if damage else None
     except (Refused, AttributeError, KeyError, TypeError):
         return "is damaged (task.json)"
 
