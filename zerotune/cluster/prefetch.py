@@ -54,7 +54,7 @@ class Item:
 
 
 class Entry(TypedDict):
-    """What the manifest says of an item; `asked` is the revision that was asked for, None for the latest."""
+    """An item of the manifest; `asked` is the revision that was asked for, None for the latest."""
 
     kind: Literal["model", "dataset", "wordnet"]
     name: str
@@ -64,36 +64,36 @@ class Entry(TypedDict):
 
 
 def parse_item(kind: str, text: str) -> Item:
-    """An item from ID or ID@REVISION."""
+    """Return the item of ID or ID@REVISION."""
     name, _, revision = text.partition("@")
     return Item(kind, name, revision or None)
 
 
 def cache_root() -> Path:
-    """HF_HOME: on the shared disk, the same for login and compute nodes."""
+    """Return HF_HOME: on the shared disk, the same for login and compute nodes."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME)
 
 
 def nltk_folder() -> Path:
-    """Where WordNet goes: NLTK_DATA of the jobs, else in HF_HOME."""
+    """Return where WordNet goes: NLTK_DATA of the jobs, else in HF_HOME."""
     return Path(os.environ.get("NLTK_DATA", "").split(os.pathsep)[0] or cache_root() / "nltk_data")
 
 
 def read_manifest() -> dict[str, Entry]:
-    """What has been fetched, by item. Raises Refused where the manifest is damaged."""
+    """Return what has been fetched, by item. Raises Refused where the manifest is damaged."""
     path = cache_root() / MANIFEST
     return read_json(path, dict[str, Entry], "delete it and fetch again") if path.exists() else {}
 
 
 def listed_items() -> list[Item]:
-    """All that the manifest lists. Raises Refused as `read_manifest`."""
+    """Return all that the manifest lists. Raises Refused as `read_manifest`."""
     return [Item(entry["kind"], entry["name"], entry["asked"]) for entry in read_manifest().values()]
 
 
 def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
-    """Hub id and revision of a task's data set, or of --dataset ID[:SPLIT]; no id where it is a folder."""
+    """Return hub id and revision of a task's data set, or of --dataset ID[:SPLIT]; no id where it is a folder."""
     from zerotune.squad import splits as squad_splits
     from zerotune.tasks import imdb, sst2
 
@@ -103,7 +103,7 @@ def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
 
 
 def dataset_of_split(path: Path) -> tuple[str | None, str | None]:
-    """Hub id and revision of the rows that a run's split.json records, none where they are files or a sample."""
+    """Return hub id and revision of the rows that a run's split.json records, none where they are files or a sample."""
     sources = read_json(path, SplitRecord).get("sources", {})
     for source in sources.values():
         if source.get("dataset"):
@@ -115,14 +115,14 @@ def dataset_of_split(path: Path) -> tuple[str | None, str | None]:
 
 
 def missing_items(items: list[Item], whole: bool = False) -> dict[Item, str]:
-    """The items that a job would not find, and why. With `whole` the files are hashed too, else only measured."""
+    """Return the items that a job would not find, and why. With `whole` files are hashed too, else only measured."""
     manifest = read_manifest()
     found = {item: _defect(item, _entry(manifest, item), whole) for item in items}
     return {item: why for item, why in found.items() if why}
 
 
 def _entry(manifest: dict[str, Entry], item: Item) -> Entry | None:
-    """What the manifest has of an item: fetched as it is asked for now, or at the very commit that is asked for."""
+    """Return an item in the manifest: fetched as it is asked for now, or at the very commit that is asked for."""
     same = [entry for entry in manifest.values() if (entry["kind"], entry["name"]) == (item.kind, item.name)]
     return next((entry for entry in same if _wants(item, entry)), None)
 
@@ -150,7 +150,7 @@ def _defect(item: Item, entry: dict | None, whole: bool) -> str | None:
 
 
 def _not_cached_anyhow(item: Item) -> str | None:
-    """Why a job would not find it, None where something else than this module has put it there."""
+    """Return why a job would not find it, None where something else than this module has put it there."""
     from huggingface_hub import constants
 
     if item.kind == "model":
@@ -168,7 +168,7 @@ def _not_cached_anyhow(item: Item) -> str | None:
 
 
 def _has_weights(snapshot: Path) -> bool:
-    """Whether a model's weights are there, in one file or in all that its index names."""
+    """Return whether a model's weights are there, in one file or in all that its index names."""
     if any((snapshot / name).exists() for name in WEIGHT_FILES):
         return True
     indices = [path for name in WEIGHT_FILES if (path := snapshot / f"{name}.index.json").exists()]

@@ -53,7 +53,7 @@ class Offload(TypedDict, total=False):
 
 
 class ZeroSection(TypedDict, total=False):
-    """What zerotune wants of zero_optimization. Its other keys and their types are checked by DeepSpeed's own model."""
+    """Keys of zero_optimization that we rely on; DeepSpeed's own model checks its other keys and their types."""
 
     reduce_bucket_size: Annotated[float, Le(1e10)] | Auto  # so many elements are allocated
     offload_optimizer: Offload | None

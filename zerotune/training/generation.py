@@ -75,7 +75,7 @@ class AnswerData(LengthBatches):
         return [*prompts.rows[number], answer[-1], *self.end], len(answer) + len(self.end)
 
     def num_targets(self, items: np.ndarray) -> int:
-        """What the sum of some examples' losses is divided by: the tokens of their answers."""
+        """Return what the sum of some examples' losses is divided by: the tokens of their answers."""
         return int(self.num_answer_tokens[items].sum())
 
     def batch(self, items: np.ndarray, device: torch.device) -> Batch:
@@ -101,7 +101,7 @@ class AnswerData(LengthBatches):
 
     @property
     def scored_lengths(self) -> np.ndarray:
-        """What an example costs `scores` in tokens, [num_examples]."""
+        """Return what each example costs `scores` in tokens, [num_examples]."""
         return self.lengths * self.prompts.rows_per_item
 
     def scores(self, forward, items: np.ndarray, device: torch.device) -> list[dict]:
@@ -141,7 +141,7 @@ class AnswerData(LengthBatches):
 
 
 def prompt_record(prompt: Prompt) -> dict:
-    """What task.json says of a generator's prompt."""
+    """Return a generator's prompt as task.json records it."""
     return {
         "template": prompt.template,
         "label_words": list(prompt.label_words),
@@ -150,7 +150,7 @@ def prompt_record(prompt: Prompt) -> dict:
 
 
 def recorded_prompt(record: dict) -> Prompt:
-    """The prompt that `prompt_record` described."""
+    """Return the prompt that `prompt_record` described."""
     return Prompt(record["template"], tuple(record["label_words"]), record["format"] == "chat")
 
 
@@ -171,7 +171,7 @@ def encode_answers(tokenizer, prompt: Prompt, examples: list[Example], max_lengt
 
 
 def answer_window(tokenizer, prompt: Prompt, max_length: int, window: int) -> int:
-    """Most tokens of prompt and label word together in a row of `max_length` with the answer's end.
+    """Return most tokens of prompt and label word together in a row of `max_length` with the answer's end.
 
     Raises:
         Refused: nothing of a text fits.
