@@ -12,9 +12,8 @@ from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key
 
 CACHE_FORMAT = "zerotune tokens 1"
 TEXTS_PER_CALL = 2048
-# How a long text is cut: its head is kept, or a quarter from its head and the rest from its tail, which is best on IMDB
-# (Sun et al. 2019, arXiv:1905.05583, section 5.3.1: 128 and 382 of 510 tokens).
-TRUNCATIONS = ("head", "head-and-tail")
+# The part of "head-and-tail" that comes from a text's head: best on IMDB (Sun et al. 2019, arXiv:1905.05583, section
+# 5.3.1: 128 and 382 of 510 tokens).
 HEAD_SHARE = 0.25
 
 
@@ -47,10 +46,12 @@ class Encoded:
 def encode_texts(
     tokenizer, texts: list[str], max_length: int, cache_dir: Path | None, truncation: str = "head"
 ) -> Encoded:
-    """Tokenise texts, with the tokenizer's own special tokens, each cut to `max_length` tokens as TRUNCATIONS says.
+    """Tokenise texts, with the tokenizer's own special tokens, each cut to `max_length` tokens.
 
     Args:
         cache_dir: where tokens are kept, named after their content; None: no cache.
+        truncation: "head" keeps a longer text's head, "head-and-tail" a quarter from its head and the rest from its
+            tail.
     Raises:
         Refused: `max_length` has no room for text, a text begins with a second BOS, or the cache cannot be written.
     """
