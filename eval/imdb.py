@@ -12,7 +12,7 @@ from zerotune.run.process import run_script, say
 from zerotune.settings.flags import eval_parser
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import eval_settings
-from zerotune.tasks import imdb
+from zerotune.tasks.imdb import IMDB
 
 
 def main(args) -> None:
@@ -28,29 +28,30 @@ def main(args) -> None:
     from zerotune.run.stopping import StopSignal
     from zerotune.tasks.sample import make_sample_model
     from zerotune.tasks.split_file import split_of_run
+    from zerotune.tasks.texts import load_shots, load_test
 
     stop_signal = StopSignal()
-    settings = eval_settings(args, imdb.TASK)
+    settings = eval_settings(args, IMDB.name)
     check_earlier_run(settings.run, says_finished=False)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
 
     # Read the model's configuration, the test items and the shots, and refuse what cannot work: nothing is loaded yet.
     make_sample_model(settings.model.name)
-    config, tokenizer = read_model(settings.model, imdb.TASK, imdb.LABELS)
-    check_prompt_seeds(settings, imdb, config)
-    run_split = split_of_run(settings.model.name, imdb.TASK)
-    test, record = imdb.load_test(settings.data, run_split)
-    labelled = imdb.load_shots(settings.data, run_split, test) if settings.prompt.shots else []
-    evaluations = plan_evaluations(settings, imdb, labelled, record)  # one, or one for each of --prompt-seeds
+    config, tokenizer = read_model(settings.model, IMDB.name, IMDB.labels)
+    check_prompt_seeds(settings, IMDB, config)
+    run_split = split_of_run(settings.model.name, IMDB.name)
+    test, record = load_test(IMDB, settings.data, run_split)
+    labelled = load_shots(IMDB, settings.data, run_split, test) if settings.prompt.shots else []
+    evaluations = plan_evaluations(settings, IMDB, labelled, record)  # one, or one for each of --prompt-seeds
     for folder, evaluation in evaluations.items():
-        check_evaluation(folder, evaluation, imdb, test, config, tokenizer)
+        check_evaluation(folder, evaluation, IMDB, test, config, tokenizer)
 
     accelerator = start_accelerator(None)
     with RunFolder(settings.run, accelerator) as run:
         run.describe(record)
         load_model = cache(load_language_model)  # all prompts are put to the same model
         for folder, evaluation in evaluations.items():
-            metrics = evaluate(folder, evaluation, imdb, test, accelerator, stop_signal, load_model=load_model)
+            metrics = evaluate(folder, evaluation, IMDB, test, accelerator, stop_signal, load_model=load_model)
             say(f"{metrics['setting']}: {accuracy_line(metrics)}; results in {folder}")
         if settings.prompt.seeds:
             summarise_seeds(run.path, settings.prompt.seeds)
@@ -58,4 +59,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, eval_parser(__doc__, imdb).parse_args())
+    run_script(main, eval_parser(__doc__, IMDB).parse_args())

@@ -12,7 +12,7 @@ from zerotune.run.process import run_script, say
 from zerotune.settings.flags import eval_parser
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import eval_settings
-from zerotune.tasks import sst2
+from zerotune.tasks.sst2 import SST2
 
 
 def main(args) -> None:
@@ -28,29 +28,30 @@ def main(args) -> None:
     from zerotune.run.stopping import StopSignal
     from zerotune.tasks.sample import make_sample_model
     from zerotune.tasks.split_file import split_of_run
+    from zerotune.tasks.texts import load_shots, load_test
 
     stop_signal = StopSignal()
-    settings = eval_settings(args, sst2.TASK)
+    settings = eval_settings(args, SST2.name)
     check_earlier_run(settings.run, says_finished=False)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
 
     # Read the model's configuration, the test items and the shots, and refuse what cannot work: nothing is loaded yet.
     make_sample_model(settings.model.name)
-    config, tokenizer = read_model(settings.model, sst2.TASK, sst2.LABELS)
-    check_prompt_seeds(settings, sst2, config)
-    run_split = split_of_run(settings.model.name, sst2.TASK)
-    test, record = sst2.load_test(settings.data, run_split)
-    labelled = sst2.load_shots(settings.data, run_split, test) if settings.prompt.shots else []
-    evaluations = plan_evaluations(settings, sst2, labelled, record)  # one, or one for each of --prompt-seeds
+    config, tokenizer = read_model(settings.model, SST2.name, SST2.labels)
+    check_prompt_seeds(settings, SST2, config)
+    run_split = split_of_run(settings.model.name, SST2.name)
+    test, record = load_test(SST2, settings.data, run_split)
+    labelled = load_shots(SST2, settings.data, run_split, test) if settings.prompt.shots else []
+    evaluations = plan_evaluations(settings, SST2, labelled, record)  # one, or one for each of --prompt-seeds
     for folder, evaluation in evaluations.items():
-        check_evaluation(folder, evaluation, sst2, test, config, tokenizer)
+        check_evaluation(folder, evaluation, SST2, test, config, tokenizer)
 
     accelerator = start_accelerator(None)
     with RunFolder(settings.run, accelerator) as run:
         run.describe(record)
         load_model = cache(load_language_model)  # all prompts are put to the same model
         for folder, evaluation in evaluations.items():
-            metrics = evaluate(folder, evaluation, sst2, test, accelerator, stop_signal, load_model=load_model)
+            metrics = evaluate(folder, evaluation, SST2, test, accelerator, stop_signal, load_model=load_model)
             say(f"{metrics['setting']}: {accuracy_line(metrics)}; results in {folder}")
         if settings.prompt.seeds:
             summarise_seeds(run.path, settings.prompt.seeds)
@@ -58,4 +59,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, eval_parser(__doc__, sst2).parse_args())
+    run_script(main, eval_parser(__doc__, SST2).parse_args())

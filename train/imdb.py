@@ -13,7 +13,7 @@ from zerotune.run.process import run_script, say
 from zerotune.settings.flags import train_parser, with_engine_flag
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import train_settings
-from zerotune.tasks import imdb
+from zerotune.tasks.imdb import IMDB
 
 # Training the tiny model of --sample; a flag that is given wins.
 SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
@@ -33,6 +33,7 @@ def main(args) -> None:
     from zerotune.run.launch import start_accelerator
     from zerotune.run.stopping import StopSignal
     from zerotune.tasks.sample import make_sample_model
+    from zerotune.tasks.texts import load
     from zerotune.training.engine import load_engine
     from zerotune.training.final import save_best
     from zerotune.training.loop import TrainingLoop
@@ -42,24 +43,24 @@ def main(args) -> None:
     from zerotune.training.text import check_head, task_record, tokenise
 
     stop_signal = StopSignal()
-    settings = train_settings(args, imdb.TASK, SAMPLE)
+    settings = train_settings(args, IMDB.name, SAMPLE)
     if check_earlier_run(settings.run):
         return
 
     # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
     check_run_flags(settings.run)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
-    splits = imdb.load(settings.data)
+    splits = load(IMDB, settings.data)
     make_sample_model(settings.model.name)
-    config, tokenizer = read_model(settings.model, imdb.TASK, imdb.LABELS)
+    config, tokenizer = read_model(settings.model, IMDB.name, IMDB.labels)
     check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)
     if settings.engine == "trainer":
         from zerotune.training.trainer import TrainerOrder, check_trainer_flags, train_with_trainer
 
         check_trainer_flags(settings)
-    data = tokenise(settings, imdb, splits, config, tokenizer)
-    plan = plan_training(settings, config, data["train"], len(imdb.LABELS))
+    data = tokenise(settings, IMDB, splits, config, tokenizer)
+    plan = plan_training(settings, config, data["train"], len(IMDB.labels))
     if settings.run.plan:
         say(plan)
         return
@@ -68,9 +69,9 @@ def main(args) -> None:
     with RunFolder(settings.run, accelerator) as run:
         stop_signal.raise_when_noted(accelerator, "preparation")
         start_run(run, settings, splits, data)
-        evaluate_base(run, settings, imdb, splits, stop_signal)
+        evaluate_base(run, settings, IMDB, splits, stop_signal)
 
-        engine = load_engine(run, settings, config, tokenizer, imdb.LABELS, data["train"])
+        engine = load_engine(run, settings, config, tokenizer, IMDB.labels, data["train"])
         schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
 
         def validate() -> dict[str, float]:
@@ -88,13 +89,13 @@ def main(args) -> None:
                     engine.backward(loss * batch.weight, batch.is_last)
                 engine.update(step.rate_factor)
 
-        final = save_best(loop, settings, tokenizer, task_record(settings, imdb, data["train"]))
+        final = save_best(loop, settings, tokenizer, task_record(settings, IMDB, data["train"]))
         engine.free()
-        evaluate_final(run, settings, final, imdb, splits, stop_signal)
-        parts = label_parts(imdb.LABELS, {example.id: example.text for example in splits.test})
+        evaluate_final(run, settings, final, IMDB, splits, stop_signal)
+        parts = label_parts(IMDB.labels, {example.id: example.text for example in splits.test})
         print_run_table(run.path, parts)
         run.finish(loop.progress, lambda: write_report(run.path, parts))
 
 
 if __name__ == "__main__":
-    run_script(main, with_engine_flag(train_parser(__doc__, imdb)).parse_args())
+    run_script(main, with_engine_flag(train_parser(__doc__, IMDB)).parse_args())

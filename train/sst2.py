@@ -13,7 +13,7 @@ from zerotune.run.process import run_script, say
 from zerotune.settings.flags import train_parser
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import train_settings
-from zerotune.tasks import sst2
+from zerotune.tasks.sst2 import SST2
 
 # Training the tiny model of --sample; a flag that is given wins.
 SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
@@ -33,6 +33,7 @@ def main(args) -> None:
     from zerotune.run.launch import start_accelerator
     from zerotune.run.stopping import StopSignal
     from zerotune.tasks.sample import make_sample_model
+    from zerotune.tasks.texts import load
     from zerotune.training.engine import load_engine
     from zerotune.training.final import save_best
     from zerotune.training.loop import TrainingLoop
@@ -42,20 +43,20 @@ def main(args) -> None:
     from zerotune.training.text import check_head, task_record, tokenise
 
     stop_signal = StopSignal()
-    settings = train_settings(args, sst2.TASK, SAMPLE)
+    settings = train_settings(args, SST2.name, SAMPLE)
     if check_earlier_run(settings.run):
         return
 
     # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
     check_run_flags(settings.run)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
-    splits = sst2.load(settings.data)
+    splits = load(SST2, settings.data)
     make_sample_model(settings.model.name)
-    config, tokenizer = read_model(settings.model, sst2.TASK, sst2.LABELS)
+    config, tokenizer = read_model(settings.model, SST2.name, SST2.labels)
     check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)
-    data = tokenise(settings, sst2, splits, config, tokenizer)
-    plan = plan_training(settings, config, data["train"], len(sst2.LABELS))
+    data = tokenise(settings, SST2, splits, config, tokenizer)
+    plan = plan_training(settings, config, data["train"], len(SST2.labels))
     if settings.run.plan:
         say(plan)
         return
@@ -64,9 +65,9 @@ def main(args) -> None:
     with RunFolder(settings.run, accelerator) as run:
         stop_signal.raise_when_noted(accelerator, "preparation")
         start_run(run, settings, splits, data)
-        evaluate_base(run, settings, sst2, splits, stop_signal)
+        evaluate_base(run, settings, SST2, splits, stop_signal)
 
-        engine = load_engine(run, settings, config, tokenizer, sst2.LABELS, data["train"])
+        engine = load_engine(run, settings, config, tokenizer, SST2.labels, data["train"])
         schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
 
         def validate() -> dict[str, float]:
@@ -80,13 +81,13 @@ def main(args) -> None:
                 engine.backward(loss * batch.weight, batch.is_last)
             engine.update(step.rate_factor)
 
-        final = save_best(loop, settings, tokenizer, task_record(settings, sst2, data["train"]))
+        final = save_best(loop, settings, tokenizer, task_record(settings, SST2, data["train"]))
         engine.free()
-        evaluate_final(run, settings, final, sst2, splits, stop_signal)
-        parts = label_parts(sst2.LABELS, {example.id: example.text for example in splits.test})
+        evaluate_final(run, settings, final, SST2, splits, stop_signal)
+        parts = label_parts(SST2.labels, {example.id: example.text for example in splits.test})
         print_run_table(run.path, parts)
         run.finish(loop.progress, lambda: write_report(run.path, parts))
 
 
 if __name__ == "__main__":
-    run_script(main, train_parser(__doc__, sst2).parse_args())
+    run_script(main, train_parser(__doc__, SST2).parse_args())

@@ -27,16 +27,17 @@ from zerotune.randomness import random_order
 from zerotune.run.cpu import use_whole_cpu
 from zerotune.settings.groups import ModelSettings
 from zerotune.settings.resolve import tokens_per_device
-from zerotune.tasks import imdb, sst2
 from zerotune.tasks.cutting import cut_texts, fit_shots
+from zerotune.tasks.imdb import IMDB
 from zerotune.tasks.prompts import Prompt, draw_shots, encode_prompts
 from zerotune.tasks.sample import review_lines
 from zerotune.tasks.sources import Origin
 from zerotune.tasks.splits import balanced_subset, without_texts_of
+from zerotune.tasks.sst2 import SST2
 from zerotune.tasks.texts import read
 from zerotune.training.batches import evaluation_batches
 
-TASKS = {"imdb": imdb, "sst2": sst2}
+TASKS = {"imdb": IMDB, "sst2": SST2}
 SAMPLE_ROWS = 4000
 
 
@@ -68,16 +69,16 @@ def prepare(args) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(args.model)
     tokenizer.save_pretrained(args.model)
     task = TASKS[args.task]
-    source = {"path": args.file} if args.file else {"sample": (task.CORPUS.sample, SAMPLE_ROWS, 1)}
-    examples, _ = read(task.CORPUS, Origin("test", **source), "give labelled rows")
+    source = {"path": args.file} if args.file else {"sample": (task.sample, SAMPLE_ROWS, 1)}
+    examples, _ = read(task, Origin("test", **source), "give labelled rows")
     items = balanced_subset(examples, args.items, 0, "--items")
     items = [items[index] for index in random_order(len(items), 0, "order of items")]
-    shots = draw_shots(without_texts_of(examples, items), args.shots, len(task.LABELS), 0)
+    shots = draw_shots(without_texts_of(examples, items), args.shots, len(task.labels), 0)
     shots, num_shots_cut = fit_shots(tokenizer, shots, config.max_position_embeddings)
-    template, label_words = task.WORDINGS[0]
+    template, label_words = task.wordings[0]
     prompt = Prompt(template, label_words, shots=tuple((shot.text, shot.label) for shot in shots))
     whole_texts = [item.text for item in items]
-    texts = cut_texts(tokenizer, whole_texts, [task.MAX_LENGTH] * len(items))
+    texts = cut_texts(tokenizer, whole_texts, [task.max_length] * len(items))
     prompts = {
         "prompt": asdict(prompt),
         "texts": texts,

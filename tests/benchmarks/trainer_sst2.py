@@ -190,12 +190,13 @@ def train_with_trainer(args) -> None:
     from zerotune.models.pretrained import load_tokenizer
     from zerotune.settings.flags import train_parser
     from zerotune.settings.resolve import data_settings
-    from zerotune.tasks import sst2
+    from zerotune.tasks.sst2 import SST2
+    from zerotune.tasks.texts import load
     from zerotune.tasks.tokens import encode_texts
 
     torch.set_num_threads(args.threads)
-    flags = train_parser("", sst2).parse_args(_flags(args, args.seed, Path("unused")))
-    splits = sst2.load(data_settings(flags))
+    flags = train_parser("", SST2).parse_args(_flags(args, args.seed, Path("unused")))
+    splits = load(SST2, data_settings(flags))
     tokenizer = load_tokenizer(args.model, None)
     pads = args.way == "default"
     rows = {}

@@ -14,7 +14,8 @@ from launching import ACCELERATE, REPOSITORY, TORCHRUN, free_port, launch
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.settings.flags import train_parser
 from zerotune.settings.resolve import data_settings
-from zerotune.tasks import sst2
+from zerotune.tasks.sst2 import SST2
+from zerotune.tasks.texts import load
 from zerotune.training.batches import epoch_steps, micro_batches
 
 CONFIGS = REPOSITORY / "ds_configs"
@@ -39,9 +40,9 @@ def two_processes(workplace, method, config, *more, name=None):
 
 def test_the_steps_differ_in_their_cut_and_ranks_get_empty_work(workplace):
     """What the comparisons below rest on."""
-    args = train_parser("", sst2).parse_args(list(map(str, workplace.train_flags("unused"))))
+    args = train_parser("", SST2).parse_args(list(map(str, workplace.train_flags("unused"))))
     tokenizer = load_tokenizer(str(workplace.model), None)
-    train = sst2.load(data_settings(args)).train
+    train = load(SST2, data_settings(args)).train
     lengths = np.array([len(tokenizer(example.text)["input_ids"]) for example in train])
     cuts = [
         micro_batches(step, lengths, args.tokens_per_device, 2)

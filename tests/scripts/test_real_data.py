@@ -10,7 +10,8 @@ from comparing import OFTEN, WEIGHTS, assert_same_bits, assert_same_curve, kille
 from launching import REPOSITORY
 
 from zerotune.settings.groups import DataSettings
-from zerotune.tasks import sst2
+from zerotune.tasks.sst2 import SST2
+from zerotune.tasks.texts import load_test
 
 SHARED = REPOSITORY.parent / "shared"
 MODEL = SHARED / "models" / "stories260K"
@@ -78,7 +79,7 @@ def test_label_words_of_several_tokens_score_as_the_slow_way_says(workplace):
     slow = BruteForce(MODEL)
     assert len(slow.tokenizer(" positive", add_special_tokens=False)["input_ids"]) > 1
     done = workplace.evaluate("real-prompt", "--model", MODEL, "--test-file", VALIDATION, "--limit-eval", 24)
-    examples, _ = sst2.load_test(DataSettings(test_file=str(VALIDATION)), None)
+    examples, _ = load_test(SST2, DataSettings(test_file=str(VALIDATION)), None)
     texts = {example.id: example.text for example in examples}
     lines = done.read_lines("predictions.jsonl")
     wanted = [slow.scores(texts[line["id"]]) for line in lines]

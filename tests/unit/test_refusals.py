@@ -10,9 +10,10 @@ from zerotune.run.upload import check_upload
 from zerotune.settings.deepspeed import zero_stage
 from zerotune.settings.flags import train_parser
 from zerotune.settings.groups import DataSettings
-from zerotune.tasks import sst2
 from zerotune.tasks.files import read_file
 from zerotune.tasks.sample import review_lines
+from zerotune.tasks.sst2 import SST2
+from zerotune.tasks.texts import load_test
 from zerotune.training import start
 from zerotune.training.checkpoints import MARKER
 
@@ -51,7 +52,7 @@ def test_a_damaged_line_is_named_and_a_torn_last_one_left_out(tmp_path):
 @pytest.mark.parametrize("dataset", [":test", "glue:", ":"])
 def test_half_a_hub_split(dataset):
     with pytest.raises(Refused, match="--dataset"):
-        sst2.load_test(DataSettings(dataset=dataset), None)
+        load_test(SST2, DataSettings(dataset=dataset), None)
 
 
 # --- flags ---
@@ -60,7 +61,7 @@ def test_half_a_hub_split(dataset):
 @pytest.mark.parametrize("flags", [["--model", ""], ["--dataset", ""], ["--seed", str(2**63)]])
 def test_values_that_no_run_can_use(flags, capsys):
     with pytest.raises(SystemExit):
-        train_parser("", sst2).parse_args(flags)
+        train_parser("", SST2).parse_args(flags)
     assert flags[0] in capsys.readouterr().err
 
 

@@ -20,22 +20,26 @@ from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id
 from zerotune.run.folder import PARTIAL_FOLDER, read_state
 from zerotune.run.process import run_script
 from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
-from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag
+from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag, with_label_flags
 from zerotune.settings.groups import DataSettings
 from zerotune.settings.names import default_eval_folder, default_run_folder, model_or_default
 from zerotune.settings.resolve import data_settings
 from zerotune.squad.settings import qa_eval_parser, qa_train_parser
-from zerotune.tasks import imdb, sst2
+from zerotune.tasks.classify import GLUE, OWN
+from zerotune.tasks.imdb import IMDB
+from zerotune.tasks.sst2 import SST2
 from zerotune.training import checkpoints
 
 # Task of each script, as run folders are called.
-TASKS = {"sst2.py": "sst2", "imdb.py": "imdb", "qa.py": "squad"}
+TASKS = {"sst2.py": "sst2", "imdb.py": "imdb", "qa.py": "squad", "classify.py": OWN.name}
 PARSERS = {
-    "train/sst2.py": lambda: train_parser("", sst2),
-    "train/imdb.py": lambda: with_engine_flag(train_parser("", imdb)),
+    "train/sst2.py": lambda: train_parser("", SST2),
+    "train/imdb.py": lambda: with_engine_flag(train_parser("", IMDB)),
+    "train/classify.py": lambda: with_label_flags(train_parser("", OWN), GLUE, trains=True),
     "train/qa.py": lambda: qa_train_parser(""),
-    "eval/sst2.py": lambda: eval_parser("", sst2),
-    "eval/imdb.py": lambda: eval_parser("", imdb),
+    "eval/sst2.py": lambda: eval_parser("", SST2),
+    "eval/imdb.py": lambda: eval_parser("", IMDB),
+    "eval/classify.py": lambda: with_label_flags(eval_parser("", OWN), GLUE, trains=False),
     "eval/qa.py": lambda: qa_eval_parser(""),
 }
 WORDNET = prefetch.Item("wordnet")
@@ -47,7 +51,7 @@ class Wanted:
 
     Attributes:
         script: "train/sst2.py", …
-        task: "sst2", "imdb" or "squad".
+        task: "sst2", "imdb", "classify" or "squad".
         trains: whether it is a train script.
         model: hub id or folder, with the script's default filled in.
         folder: where it writes.
@@ -194,7 +198,7 @@ def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
 def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
     """Return hub id and revision of each data set whose rows are read, as zerotune/tasks/sources.py decides it."""
     data = wanted.data
-    ours = prefetch.dataset_of(wanted.task, data.dataset)
+    ours = prefetch.dataset_of(wanted.task, data.dataset or (data.glue and GLUE[data.glue].dataset))
     if wanted.trains:
         return [] if data.train_file else [ours]
     split_file = Path(wanted.model).parent / "split.json"
@@ -202,9 +206,9 @@ def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
     drawn_from_file = data.train_file and data.split not in (None, "official")
     found = []
     if not (data.validation_file or data.test_file or drawn_from_file):
-        found.append(ours if data.dataset or data.split else of_run)
+        found.append(ours if data.dataset or data.split or data.glue else of_run)
     if wanted.shots and not data.train_file:
-        found.append(ours if data.dataset or data.split else of_run)
+        found.append(ours if data.dataset or data.split or data.glue else of_run)
     return found
 
 

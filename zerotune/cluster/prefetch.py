@@ -22,6 +22,7 @@ from zerotune.files import file_record, file_sha256, hold_lock, read_json, write
 from zerotune.metrics.wordnet import DEBIAN_FOLDER
 from zerotune.models.model_files import WeightIndex, cached_snapshot
 from zerotune.records import FileRecord
+from zerotune.tasks.hub import cached_commit, id_and_configuration
 from zerotune.tasks.split_file import SplitRecord
 
 MANIFEST = "zerotune-manifest.json"
@@ -93,13 +94,15 @@ def listed_items() -> list[Item]:
 
 
 def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
-    """Return hub id and revision of a task's data set, or of --dataset ID[:SPLIT]; no id where it is a folder."""
+    """Return hub id and revision of a task's data set, or of --dataset ID[:SPLIT]; none where it is a
+    folder or where the user's own files are read."""
     from zerotune.squad import splits as squad_splits
-    from zerotune.tasks import imdb, sst2
+    from zerotune.tasks.imdb import IMDB
+    from zerotune.tasks.sst2 import SST2
 
-    own = {"sst2": sst2.DATASET, "imdb": imdb.DATASET, "squad": squad_splits.DATASET}
-    name = (flag or own[task]).partition(":")[0]
-    return (None, None) if os.path.isdir(name) else (name, None)
+    own = {"sst2": SST2.dataset, "imdb": IMDB.dataset, "squad": squad_splits.DATASET}
+    name = (flag or own.get(task) or "").partition(":")[0]
+    return (None, None) if not name or os.path.isdir(name) else (name, None)
 
 
 def dataset_of_split(path: Path) -> tuple[str | None, str | None]:
@@ -163,7 +166,8 @@ def _not_cached_anyhow(item: Item) -> str | None:
         found = (DEBIAN_FOLDER / "data.noun").exists() or any(nltk_folder().glob("corpora/wordnet*"))
     else:
         root = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
-        found = any(Path(root, item.name.replace("/", "___")).glob("**/*.arrow"))
+        name, configuration = id_and_configuration(item.name)
+        found = any(Path(root, name.replace("/", "___"), configuration or "").glob("**/*.arrow"))
     return None if found else "never fetched"
 
 
@@ -228,10 +232,8 @@ def _point_at(snapshot: Path, revision: str) -> None:
 def _fetch_dataset(item: Item, revision: str | None) -> tuple[str | None, list[Path]]:
     import datasets
 
-    from zerotune.tasks.hub import cached_commit
-
     with _hub_errors(item):
-        parts = datasets.load_dataset(item.name, revision=revision)
+        parts = datasets.load_dataset(*id_and_configuration(item.name), revision=revision)
     files = {Path(file["filename"]) for table in parts.values() for file in table.cache_files}
     files |= {folder / "dataset_info.json" for folder in {file.parent for file in files}}
     commits = {cached_commit(table) for table in parts.values()}
@@ -269,10 +271,10 @@ def _what_went_wrong(item: Item, error: Exception) -> str:
     while cause is not None:
         causes.add(type(cause).__name__)
         cause = cause.__cause__ or cause.__context__
-    folder = "datasets/" if item.kind == "dataset" else ""
+    page = f"datasets/{id_and_configuration(item.name)[0]}" if item.kind == "dataset" else item.name
     if "GatedRepoError" in causes:
         return (
-            f"{item} is gated: accept its terms at https://huggingface.co/{folder}{item.name}, then `hf auth login` of "
+            f"{item} is gated: accept its terms at https://huggingface.co/{page}, then `hf auth login` of "
             "this environment (or set HF_TOKEN) and run this again"
         )
     if causes & {"RepositoryNotFoundError", "RevisionNotFoundError", "DatasetNotFoundError"}:

@@ -39,13 +39,13 @@ def prepare_head(
 ) -> PreparedModel:
     """Load a model with a classifier head: a final/ folder's, a published one, or an untrained one."""
     loaded = evaluation.model
-    model, tokenizer, record = load_final_or_base(loaded, task.LABELS)
+    model, tokenizer, record = load_final_or_base(loaded, task.labels)
     record = record or {}
     trained = bool(record) or is_trained_classifier(config)
-    default = min(task.MAX_LENGTH, most_tokens(config) or task.MAX_LENGTH)
+    default = min(task.max_length, most_tokens(config) or task.max_length)
     max_length = evaluation.text.max_length or record.get("max_length", default)
     truncation = record.get("truncation", evaluation.text.truncation)
-    data = labelled_data(tokenizer, examples, max_length, truncation)
+    data = labelled_data(tokenizer, config, examples, max_length, truncation)
     check_token_ids(loaded.name, config, data.token_ids)
     check_last_tokens(loaded.name, config, tokenizer, data)
     description = {

@@ -24,6 +24,7 @@ from zerotune.tasks.prompts import (
     CONTENT_FREE_TEXTS,
     Prompt,
     PromptData,
+    answers_overlap,
     calibrate,
     encode_prompts,
     log_softmax,
@@ -32,7 +33,7 @@ from zerotune.tasks.prompts import (
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import evaluation_batches
 from zerotune.training.classification import log_probabilities
-from zerotune.training.generation import answer_window, recorded_prompt
+from zerotune.training.generation import answer_window, end_of_answer, line_break, recorded_prompt
 
 LoadModel = Callable[[ModelSettings, torch.device], torch.nn.Module]
 
@@ -56,7 +57,13 @@ def prepare_prompt(
     max_text_tokens = description["max_length"]
     if record is not None or evaluation.as_generator:  # text, prompt and answer together
         max_text_tokens = window = answer_window(tokenizer, prompt, max_text_tokens, window)
-    data = encode_prompts(tokenizer, prompt, [example.text for example in examples], max_text_tokens, window)
+    end = []
+    if answers_overlap(tokenizer, prompt):
+        is_tuned = record is not None
+        end = end_of_answer(tokenizer, prompt) if is_tuned or prompt.chat else line_break(tokenizer)
+        window -= 0 if is_tuned or evaluation.as_generator else len(end)
+    encode = partial(encode_prompts, tokenizer, prompt, max_text_tokens=max_text_tokens, window=window, end=end)
+    data = encode(texts=[example.text for example in examples])
     # beside the texts, whose tokens were checked, all prompts have the same tokens
     first = [*data.context(0), *chain.from_iterable(data.targets[: len(prompt.label_words)])]
     check_token_ids(loaded.name, config, np.array(first))
@@ -64,6 +71,7 @@ def prepare_prompt(
         "prompt_format": "chat" if prompt.chat else "plain",
         "prompt": prompt.template,
         "label_words": list(prompt.label_words),
+        "instruction": prompt.instruction,
         "num_shared_tokens": data.num_shared,
         "num_truncated": data.num_truncated,
     }
@@ -83,25 +91,26 @@ def prepare_prompt(
     else:
         score, read = prompt_scorer(model, data, device), likeliest
     if evaluation.prompt.calibrate == "contextual":
-        free = encode_prompts(tokenizer, prompt, list(CONTENT_FREE_TEXTS), max_text_tokens, window)
+        free = encode(texts=list(CONTENT_FREE_TEXTS))
         read = partial(_likeliest_calibrated, _log_likelihoods(model, free, device))
     return PreparedModel(score, costs, batches, description, read)
 
 
 def _published_prompt(evaluation: TextEvaluation, task, tokenizer, window: int) -> tuple[Prompt, dict]:
     """Return the prompt for a published model, and what metrics.json says of it."""
-    template, label_words = task.WORDINGS[evaluation.wording]
+    template, label_words, instruction = task.wordings[evaluation.wording]
     shots, num_shots_cut = fit_shots(tokenizer, evaluation.shots, window)
     description = {
         "setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt",
         "head": "prompt",
         "method": None,
-        "max_length": evaluation.text.max_length or task.MAX_LENGTH,
+        "max_length": evaluation.text.max_length or task.max_length,
         "shot_ids": [shot.id for shot in shots],
         "num_shots_truncated": num_shots_cut,
     }
     chat = uses_chat(evaluation.prompt.format, tokenizer, evaluation.model.name)
-    return Prompt(template, label_words, chat, tuple((shot.text, shot.label) for shot in shots)), description
+    solved = tuple((shot.text, shot.label) for shot in shots)
+    return Prompt(template, label_words, chat, solved, instruction), description
 
 
 def _tuned_prompt(evaluation: TextEvaluation, task, record: dict) -> tuple[Prompt, dict]:
@@ -111,9 +120,9 @@ def _tuned_prompt(evaluation: TextEvaluation, task, record: dict) -> tuple[Promp
         record: content of task.json.
     """
     name = evaluation.model.name
-    if record["labels"] != list(task.LABELS):
+    if record["labels"] != list(task.labels):
         raise Refused(
-            f"the model's labels must be the task's, {', '.join(task.LABELS)}: {name} was tuned for "
+            f"the model's labels must be the task's, {', '.join(task.labels)}: {name} was tuned for "
             f"{', '.join(record['labels'])}"
         )
     description = {

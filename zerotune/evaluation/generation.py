@@ -60,9 +60,11 @@ def answer_texts(tokenizer, records: list[dict]) -> list[str]:
 
 
 def parse_answer(text: str, label_words: tuple[str, ...]) -> int | None:
-    """Return the label whose word an answer begins with, as a whole word in any case; None for no such word."""
+    """Return the label whose word an answer begins with, as a whole word in any case; None for no such word.
+
+    Of several the longest counts: "art history" is not "art"."""
     answer = text.strip().casefold()
-    for label, word in enumerate(label_words):
-        if re.match(rf"{re.escape(word.casefold())}(?!\w)", answer):
-            return label
-    return None
+    found = [
+        label for label, word in enumerate(label_words) if re.match(rf"{re.escape(word.casefold())}(?!\w)", answer)
+    ]
+    return max(found, key=lambda label: len(label_words[label]), default=None)

@@ -19,7 +19,7 @@ class TextEvaluation:
         tokens_per_device: most padded tokens in one forward pass on one device.
         seed: of the shots and of a head that is not trained.
         shots: solved examples in the prompt.
-        wording: number of the prompt among the task's WORDINGS.
+        wording: number of the prompt among the task's wordings.
         as_generator: cut prompts as a generator's, so that a model is asked the same before and after tuning.
         data_sha256: of the items' source; ids alone do not tell it.
     """

@@ -17,7 +17,7 @@ from zerotune.tasks.prompts import draw_shots
 from zerotune.tasks.split_file import reporting_sha256
 from zerotune.tasks.splits import Example
 
-SUMMARISED = ("accuracy", "precision", "recall", "f1")
+SUMMARISED = ("accuracy", "precision", "recall", "f1", "f1_macro")
 
 
 class PromptMetrics(TypedDict):
@@ -51,8 +51,8 @@ def plan_evaluations(
             prompt=settings.prompt,
             tokens_per_device=settings.tokens_per_device,
             seed=seed,
-            shots=draw_shots(labelled, num_shots, len(task.LABELS), seed) if num_shots else (),
-            wording=number % len(task.WORDINGS),
+            shots=draw_shots(labelled, num_shots, len(task.labels), seed) if num_shots else (),
+            wording=number % len(task.wordings),
             data_sha256=reporting_sha256(split_record),
         )
     return evaluations
@@ -67,10 +67,10 @@ def check_prompt_seeds(settings: EvalSettings, task, config) -> None:
         raise Refused(
             f"{settings.model.name} answers with a classifier head, which has no use for --prompt-seeds: leave it out"
         )
-    if not settings.prompt.shots and num_seeds > len(task.WORDINGS):
+    if not settings.prompt.shots and num_seeds > len(task.wordings):
         raise Refused(
-            f"--prompt-seeds {num_seeds} without --shots: only the wording can vary, and {task.TASK} has "
-            f"{len(task.WORDINGS)} of them: ask for at most so many, or give --shots"
+            f"--prompt-seeds {num_seeds} without --shots: only the wording can vary, and {task.name} has "
+            f"{len(task.wordings)} of them: ask for at most so many, or give --shots"
         )
 
 

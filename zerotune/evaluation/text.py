@@ -37,7 +37,7 @@ def evaluate(
     prompt, an encoder without one with an untrained head, labelled so.
 
     Args:
-        task: a task module (zerotune.tasks.sst2): TASK, LABELS, MAX_LENGTH, WORDINGS.
+        task: zerotune.tasks.texts.TextTask.
         load_model: loads a causal model; several evaluations may share one.
     Returns:
         The content of metrics.json.
@@ -50,7 +50,7 @@ def evaluate(
         return prepare_head(evaluation, task, examples, config, accelerator.device)
 
     def write(predicted: PredictedLabels) -> dict:
-        return write_label_results(folder, examples, predicted, task.LABELS)
+        return write_label_results(folder, examples, predicted, task.labels)
 
     described, items = evaluation.described(), text_items(evaluation, task, examples)
     return evaluate_into(folder, described, items, prepare, write, accelerator, stop_signal, replace)
@@ -69,7 +69,7 @@ def text_items(evaluation: TextEvaluation, task, examples: list[Example]) -> Ite
     """Return the items of an evaluation with all that their scores depend on beside its settings."""
     lines = [f"{example.id}\t{example.text}\t{example.label}" for example in examples]
     shots = [[shot.id, shot.text, shot.label] for shot in evaluation.shots]
-    return Items(task.TASK, lines, {"shots": shots, "prompt": task.WORDINGS[evaluation.wording]})
+    return Items(task.name, lines, {"shots": shots, "prompt": task.wordings[evaluation.wording]})
 
 
 def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits, stop_signal) -> None:

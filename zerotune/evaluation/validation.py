@@ -13,7 +13,9 @@ from zerotune.training.generation import AnswerData
 def validate_labels(
     engine: Engine, data: LabelledData | AnswerData, tokens_per_device: int, stop_signal
 ) -> dict[str, float]:
-    """Return loss, accuracy and f1_macro of the validation split with the weights as they are; all ranks take part.
+    """Return loss, accuracy, f1_macro and matthews of the validation split, with the weights as they are.
+
+    All ranks take part.
 
     Raises:
         Preempted: a rank was asked to stop.
@@ -40,4 +42,5 @@ def predict_labels(
     log_probabilities = data.log_probabilities(records)
     predictions, num_labels = log_probabilities.argmax(axis=1), log_probabilities.shape[1]
     scores = confusion_scores(confusion_matrix(data.labels, predictions, num_labels), range(num_labels))
-    return {"loss": data.mean_loss(records)} | {name: scores[name] for name in ("accuracy", "f1_macro")}, predictions
+    chosen = {name: scores[name] for name in ("accuracy", "f1_macro", "matthews")}
+    return {"loss": data.mean_loss(records)} | chosen, predictions

@@ -42,6 +42,7 @@ _UNCALIBRATED = tuple(f"uncalibrated_{name}" for name in UNCALIBRATED_SCORES)
 Score = Annotated[float, Ge(0), Le(100.001)]
 Share = Annotated[float, Ge(0), Le(1)]
 ScoreInterval = Annotated[list[Score], Len(2, 2)]
+Correlation = Annotated[float, Ge(-1), Le(1)]
 EVALUATE_AGAIN = "delete the file and evaluate again"
 
 
@@ -110,6 +111,8 @@ def read_metrics(path: Path) -> dict:
     intervals = {name: value for name, value in metrics.items() if name.endswith("_ci95")}
     named = [name.removesuffix("_ci95") for name in intervals] + [*HEADLINES, *_UNCALIBRATED]
     scores = {name: metrics[name] for name in named if name in metrics}
+    correlations = scores.pop("matthews", 0.0), *(intervals.pop("matthews_ci95", None) or ())
+    check_record(list(correlations), list[Correlation], f"{path}, matthews", EVALUATE_AGAIN)
     check_record(scores, dict[str, Score], path, EVALUATE_AGAIN)
     check_record(intervals, dict[str, ScoreInterval | None], path, EVALUATE_AGAIN)
     of_headline = {f"{name}_ci95": metrics.get(f"{name}_ci95") for name in HEADLINES if name in metrics}

@@ -1,8 +1,9 @@
 """Score the labels that a model gives: accuracy, precision, recall and F1 with intervals, for two or more labels.
 
-A label is its place in `label_names`; of two labels, the second is the positive class. Scores are in 0-1, and a ratio
-over 0 is 0. scikit-learn computes the reported scores. `confusion_scores` computes the same ones from counts, which is
-fast enough for thousands of resamples.
+A label is its place in `label_names`; of two labels, the second is the positive class. Scores are in 0-1 (Matthews'
+correlation in -1 to 1), and a ratio over 0 is 0. A macro score is the mean over the labels that some item has or is
+predicted to have. scikit-learn computes the reported scores. `confusion_scores` computes the same ones from counts,
+which is fast enough for thousands of resamples.
 """
 
 from collections.abc import Sequence
@@ -61,7 +62,8 @@ def classification_metrics(
         predictions: [items], the same numbers, or None or UNPARSABLE.
         seed: of the bootstrap.
     """
-    from sklearn.metrics import accuracy_score, precision_recall_fscore_support  # takes a second to import
+    # takes a second to import
+    from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
     predictions = [UNPARSABLE if prediction is None else prediction for prediction in predictions]
     confusion = confusion_matrix(labels, predictions, len(label_names))
@@ -69,7 +71,8 @@ def classification_metrics(
     precision, recall, f1, counts = precision_recall_fscore_support(
         labels, predictions, labels=range(len(label_names)), average=None, zero_division=0.0
     )
-    scores = _named(accuracy_score(labels, predictions), precision, recall, f1, label_names)
+    summary = accuracy_score(labels, predictions), matthews_corrcoef(labels, predictions)
+    scores = _named(*summary, precision, recall, f1, _occur(confusion), label_names)
     intervals = confusion_intervals(confusion, label_names, seed)
     metrics: dict[str, float | int | list | None] = {}
     for name, score in scores.items():
@@ -95,7 +98,7 @@ def confusion_matrix(labels: Sequence[int], predictions: Sequence[int], num_labe
 
 def confusion_scores(confusion: np.ndarray, label_names: Sequence) -> dict[str, float]:
     """Return the scores of a confusion matrix by name; the labels' numbers can do for their names."""
-    scores = _scores_of_counts(*_label_counts(confusion), label_names)
+    scores = _scores_of_counts(*_label_counts(confusion), _occur(confusion), label_names)
     return {name: float(score) for name, score in scores.items()}
 
 
@@ -124,7 +127,13 @@ def _resampled_scores(confusion: np.ndarray, label_names: Sequence[str], seed: i
     cells = resample_counts(confusion[rows, columns], seed).astype(np.float64)
     in_row, in_column = (places[:, None] == np.arange(len(label_names)) for places in (rows, columns))
     counts = (cells @ chosen.astype(np.float64) for chosen in (in_row & in_column, in_row, in_column))
-    return _scores_of_counts(*counts, label_names)
+    return _scores_of_counts(*counts, _occur(confusion), label_names)
+
+
+def _occur(confusion: np.ndarray) -> np.ndarray:
+    """Return which labels some item has or is predicted to have, bool [labels]."""
+    _, labelled, predicted = _label_counts(confusion)
+    return labelled + predicted > 0
 
 
 def _label_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -134,21 +143,38 @@ def _label_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _scores_of_counts(
-    hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray, label_names: Sequence[str]
+    hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray, occur: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Return each score, [...], of the counts of `_label_counts`, [..., labels]."""
     accuracy = _ratio(hits.sum(axis=-1), labelled.sum(axis=-1))
+    matthews = matthews_correlation(hits, labelled, predicted)
     f1 = _ratio(2 * hits, labelled + predicted)
-    return _named(accuracy, _ratio(hits, predicted), _ratio(hits, labelled), f1, label_names)
+    return _named(accuracy, matthews, _ratio(hits, predicted), _ratio(hits, labelled), f1, occur, label_names)
 
 
-def _named(accuracy, precision, recall, f1, label_names: Sequence) -> dict[str, np.ndarray]:
-    """Name the scores of accuracy, [...], and of each label's precision, recall and F1, [..., labels]."""
+def matthews_correlation(hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return Matthews' correlation for any number of labels (Gorodkin 2004, equation 8), [...].
+
+    Args:
+        hits, labelled, predicted: of `_label_counts`, [..., labels]; items that are predicted to have no label are a
+            class of their own.
+    """
+    num_items, num_right = labelled.sum(axis=-1), hits.sum(axis=-1)
+    unread = num_items - predicted.sum(axis=-1)
+    covariance = num_right * num_items - (labelled * predicted).sum(axis=-1)
+    of_predicted = num_items**2 - (predicted**2).sum(axis=-1) - unread**2
+    of_labels = num_items**2 - (labelled**2).sum(axis=-1)
+    return _ratio(covariance, np.sqrt(of_predicted * of_labels))
+
+
+def _named(accuracy, matthews, precision, recall, f1, occur, label_names: Sequence) -> dict[str, np.ndarray]:
+    """Name the scores of accuracy and Matthews' correlation, [...], and of each label's precision, recall and F1,
+    [..., labels]."""
     by_label = {"precision": precision, "recall": recall, "f1": f1}
     positive = {name: values[..., 1] for name, values in by_label.items()} if len(label_names) == 2 else {}
-    macro = {f"{name}_macro": values.mean(axis=-1) for name, values in by_label.items()}
+    macro = {f"{name}_macro": values[..., occur].mean(axis=-1) for name, values in by_label.items()}
     accuracies = {f"accuracy_{name}": recall[..., label] for label, name in enumerate(label_names)}
-    return {"accuracy": accuracy} | positive | macro | accuracies
+    return {"accuracy": accuracy} | positive | macro | {"matthews": matthews} | accuracies
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

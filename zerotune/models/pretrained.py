@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import errors as hub_errors
 from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, listed
 from zerotune.models.boundary import quiet_transformers, reading
 from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import (
@@ -33,7 +33,7 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = ())
     """Return the config and tokenizer of a model, after all checks that need no weight.
 
     Args:
-        task: "sst2", "imdb" or "squad".
+        task: "sst2", "imdb", "classify" or "squad".
         labels: of a classifier.
     Raises:
         Refused: one of them cannot be read or used, weight files are missing or cut short, or the model was tuned for
@@ -202,6 +202,16 @@ def answers_by_prompt(config: PretrainedConfig) -> bool:
     return not is_trained_classifier(config) and not is_encoder(config)
 
 
+def known_labels(model: ModelSettings, config: PretrainedConfig) -> tuple[str, ...] | None:
+    """Return the labels that a model was tuned or published for, in their order; None of a model without labels."""
+    record = read_record(model.name, model.revision)
+    if record is not None:
+        return tuple(record["labels"])
+    if not is_trained_classifier(config):
+        return None
+    return tuple(str(config.id2label[column]) for column in sorted(config.id2label))
+
+
 def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int]:
     """Return which output of a classifier gives each of the task's labels; of an untrained head, the label's own.
 
@@ -214,6 +224,8 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
     if not is_trained_classifier(config):
         return list(range(len(labels)))
     theirs = {column: str(config.id2label[column]) for column in sorted(config.id2label)}
+    if sorted(theirs.values()) == sorted(labels):  # also where one label begins with another
+        return [column for label in labels for column, name in theirs.items() if name == label]
     found = [
         [column for column, name in theirs.items() if _names_label(name, number, label)]
         for number, label in enumerate(labels)
@@ -221,8 +233,8 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
     columns = [column for of_label in found for column in of_label]
     if any(len(of_label) != 1 for of_label in found) or sorted(columns) != list(theirs):
         raise Refused(
-            f"the model's labels must be the task's, {', '.join(labels)}: it was trained for "
-            f"{', '.join(theirs.values())}; train from its base model, or evaluate a model with these labels"
+            f"the model's labels must be the task's, {listed(labels)}: it was trained for {listed(theirs.values())}; "
+            "train from its base model, or evaluate a model with these labels"
         )
     return columns
 

@@ -9,6 +9,7 @@ from zerotune.metrics.statistics import PairedMeans
 from zerotune.metrics.text_overlap import OVERLAP_TITLES
 
 TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
+MOST_WIDE_COLUMNS = 6  # of a confusion matrix
 NO_BREAK, MINUS = "\u00a0", "\u2212"
 
 
@@ -70,19 +71,22 @@ def table(headers: Sequence[str], rows: Sequence[Sequence], num_text_columns: in
 def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """Return the counts of a confusion matrix, each with its share of the label's items and shaded by it.
 
-    A row is a label and a column a prediction; one more column is of answers that name no label."""
-    lines = []
+    A row is a label and a column a prediction; one more column is of answers that name no label. Many labels get
+    small cells, in which the shading stands for the share."""
+    is_large, lines = len(labels) > MOST_WIDE_COLUMNS, []
     for label, row in zip(labels, confusion, strict=True):
         shares = [count / sum(row) if sum(row) else 0.0 for count in row]
-        cells = "".join(
-            f'<td style="background: rgb(var(--wash) / {0.5 * share:.3f})">{count:,}<small>{share:.1%}</small></td>'
-            for count, share in zip(row, shares, strict=True)
-        )
-        lines.append(f"<tr><th>labelled {escape(label)}</th>{cells}</tr>")
-    columns = [*(f"predicted {label}" for label in labels), "no label read"][: len(confusion[0])]
-    top = "".join(f'<th style="text-align: center">{escape(column)}</th>' for column in columns)
+        cells = ""
+        for count, share in zip(row, shares, strict=True):
+            number = (f"{count:,}" if count else "") if is_large else f"{count:,}<small>{share:.1%}</small>"
+            shade = f"background: rgb(var(--wash) / {0.5 * share:.3f})"
+            cells += f'<td style="{shade}" title="{share:.1%}">{number}</td>'
+        lines.append(f"<tr><th>{'' if is_large else 'labelled '}{escape(label)}</th>{cells}</tr>")
+    columns = [*(f"{'' if is_large else 'predicted '}{label}" for label in labels), "no label read"]
+    columns = columns[: len(confusion[0])]
+    top = "".join(f'<th style="text-align: center"><span>{escape(column)}</span></th>' for column in columns)
     return (
-        f'<div class="confusion"><h3>{escape(title)}</h3><div class="scroll"><table>\n'
+        f'<div class="confusion{" large" if is_large else ""}"><h3>{escape(title)}</h3><div class="scroll"><table>\n'
         f"<thead><tr><th></th>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div></div>"
     )
 
@@ -159,7 +163,9 @@ def flattened(value: Mapping, prefix: str = "") -> list[tuple[str, str]]:
 def metric_title(name: str) -> str:
     """Return accuracy on negative for accuracy_negative; F1, macro for f1_macro; HasAns F1 for HasAns_f1."""
     if name.startswith("accuracy_"):
-        return name.replace("_", " on ", 1)
+        return f"accuracy on {name.removeprefix('accuracy_')}"
+    if name == "matthews":
+        return "Matthews' correlation × 100"
     return OVERLAP_TITLES.get(name) or name.replace("f1", "F1").replace("_macro", ", macro").replace("_", " ")
 
 

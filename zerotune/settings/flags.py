@@ -1,6 +1,7 @@
 """The flags that the scripts share. Nothing here imports torch, so that `--help` answers at once."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from zerotune.settings.argument_types import (
@@ -26,12 +27,12 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
         "classify: a new head on the last token; generate: a causal model writes the label word after a prompt",
     )
     add_prompt_format(group)
-    add_data_flags(parser, task.SPLITS)
+    add_data_flags(parser, task.splits)
     group = add_training_data_flags(parser)
     group.add_argument(
         "--max-length",
         type=positive_int,
-        default=task.MAX_LENGTH,
+        default=task.max_length,
         help="tokens a text is cut to, with --head generate a text with its prompt and answer (default %(default)s)",
     )
     group.add_argument(
@@ -41,7 +42,7 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
         help="the part of a longer text that a classifier head sees; head-and-tail: a quarter from its head, "
         "the rest from its end (default %(default)s)",
     )
-    add_optimisation_flags(parser, ("accuracy", "f1_macro", "loss"))
+    add_optimisation_flags(parser, ("accuracy", "f1_macro", "matthews", "loss"))
     add_run_flags(parser)
     return parser
 
@@ -57,16 +58,44 @@ def with_engine_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     return parser
 
 
+def with_label_flags(parser: argparse.ArgumentParser, glue: Iterable[str], trains: bool) -> argparse.ArgumentParser:
+    """Add the flags of labels of the user's own, to a train or an eval script's parser. Returns the parser.
+
+    Args:
+        glue: names of GLUE's tasks.
+    """
+    group = parser.add_argument_group("data, labels of your own")
+    group.add_argument(
+        "--text-column",
+        type=non_empty,
+        metavar="A[,B]",
+        help="column of the texts, or two of a pair (default: text, or a usual name for it)",
+    )
+    group.add_argument(
+        "--label-column", type=non_empty, metavar="NAME", help="column of the labels (default: label, or a usual name)"
+    )
+    group.add_argument("--glue", choices=sorted(glue), help="columns, labels and data set of one of GLUE's tasks")
+    if not trains:
+        group.add_argument(
+            "--labels",
+            nargs="+",
+            type=non_empty,
+            metavar="LABEL",
+            help="labels to choose from (default: the model's, else those of --train-file or of the items)",
+        )
+    return parser
+
+
 def eval_parser(description: str, task) -> argparse.ArgumentParser:
     """Return the parser of an eval script: the flags that every task has, with the defaults of a task module."""
     parser = new_parser(description)
     add_model_flags(parser)
-    add_data_flags(parser, task.SPLITS, trains=False)
+    add_data_flags(parser, task.splits, trains=False)
     group = add_evaluation_flags(parser, "which shots are drawn")
     group.add_argument(
         "--max-length",
         type=positive_int,
-        help=f"tokens a text is cut to (default: the model folder's, else {task.MAX_LENGTH})",
+        help=f"tokens a text is cut to (default: the model folder's, else {task.max_length})",
     )
     _add_prompt_flags(parser)
     return parser

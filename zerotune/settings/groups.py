@@ -38,6 +38,10 @@ class DataSettings:
     """Where rows come from and how they are split: with the sources' hashes, all that is needed to rebuild a split.
 
     File paths are absolute. Sizes are in rows (questions for SQuAD).
+
+    Attributes:
+        text_column, label_column: of labels of the user's own, "A,B" for a pair of texts; None: the task's.
+        glue: the name of one of GLUE's tasks.
     """
 
     sample: bool = False
@@ -53,6 +57,9 @@ class DataSettings:
     test_size: int | None = None
     limit_train: int | None = None
     limit_eval: int | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    glue: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ class TrainSettings:
     """The settings of a train script.
 
     Attributes:
-        task: "sst2", "imdb" or "squad".
+        task: "sst2", "imdb", "classify" or "squad".
         head: "classify", "generate" or "span".
         engine: "loop" or "trainer".
         text: of labelled text; questions: of SQuAD.
@@ -198,6 +205,7 @@ class EvalSettings:
     Attributes:
         tokens_per_device: most padded tokens in one forward pass on one device.
         seed: of shots, of a head that is not trained, and of bootstraps.
+        labels: those to choose from, of labels of the user's own; None: the model's, else the rows'.
     """
 
     task: str
@@ -209,3 +217,4 @@ class EvalSettings:
     questions: QuestionSettings = field(default_factory=QuestionSettings)
     tokens_per_device: int = 2048
     seed: int = 0
+    labels: tuple[str, ...] | None = None

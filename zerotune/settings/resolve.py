@@ -31,7 +31,7 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
     """Resolve the flags of a train script.
 
     Args:
-        task: "sst2", "imdb" or "squad".
+        task: "sst2", "imdb", "classify" or "squad".
         sample_defaults: `epochs` and `learning_rate` of training the tiny model of --sample.
     Raises:
         Refused: the DeepSpeed file cannot be read or contradicts the flags.
@@ -96,6 +96,7 @@ def eval_settings(args: Namespace, task: str) -> EvalSettings:
         questions=_group(QuestionSettings, args),
         tokens_per_device=tokens_per_device(args.tokens_per_device, EVAL_TOKENS),
         seed=args.seed,
+        labels=getattr(args, "labels", None) and tuple(args.labels),
     )
 
 

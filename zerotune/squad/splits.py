@@ -21,7 +21,7 @@ VALIDATION_SHARE = 0.05
 LABELS = ("unanswerable", "answerable")
 
 CORPUS = Corpus(
-    task=TASK,
+    name=TASK,
     title=TITLE,
     splits=RULES,
     lone_file_split="80-20",

@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -31,12 +31,14 @@ class Source:
     Attributes:
         lines: the line, from 1, at which each row starts; None where there are no lines.
         record: what split.json keeps: path, dataset or sample; revision; sha256; rows.
+        class_names: by column, the names of a hub data set's classes in their own order.
     """
 
     name: str
     rows: list[dict]
     lines: list[int] | None
     record: dict
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def where(self, row: int) -> str:
         """Return the place of a row for messages."""

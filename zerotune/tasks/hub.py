@@ -1,5 +1,6 @@
 """Read the rows of a data set of the Hugging Face hub."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from zerotune.tasks.files import Source, first_line, rows_sha256
 def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     """Read one split of a hub data set; a ClassLabel becomes its name, and None where the row is unlabelled (-1).
 
+    Args:
+        dataset: an id, ORG/NAME/CONFIGURATION for one of several configurations, or a folder.
+
     Needs the network only where the data set is not in the local cache. Raises Refused for a gated, missing or
     unreachable id and for a split that it does not have."""
     import datasets
@@ -19,7 +23,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     give_file = "or give local files: --test-file is scored, --train-file trains and gives shots"
     at = f" at revision {revision}" if revision else ""
     try:
-        table = datasets.load_dataset(dataset, split=split, revision=revision)
+        table = datasets.load_dataset(*id_and_configuration(dataset), split=split, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         if isinstance(error.__cause__, GatedRepoError) or "gated" in str(error):
             raise Refused(
@@ -48,16 +52,28 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
         "sha256": rows_sha256(rows),
         "rows": len(rows),
     }
-    return Source(f"{dataset}[{split}]", rows, None, record)
+    return Source(f"{dataset}[{split}]", rows, None, record, _class_names(table))
+
+
+def id_and_configuration(dataset: str) -> tuple[str, str | None]:
+    """Return ("org/name", "configuration") of org/name/configuration; (dataset, None) of an id or a folder."""
+    parts = dataset.split("/")
+    if len(parts) != 3 or os.path.isdir(dataset):
+        return dataset, None
+    return "/".join(parts[:2]), parts[2]
+
+
+def _class_names(table) -> dict[str, tuple[str, ...]]:
+    from datasets import ClassLabel
+
+    classes = {name: each for name, each in table.features.items() if isinstance(each, ClassLabel)}
+    return {name: tuple(each.names) for name, each in classes.items() if each.names}
 
 
 def _hub_rows(table) -> list[dict]:
-    from datasets import ClassLabel
-
     columns = table.to_dict()
-    for name, feature in table.features.items():
-        if isinstance(feature, ClassLabel) and feature.names:
-            columns[name] = [None if value in (None, -1) else feature.names[value] for value in columns[name]]
+    for name, classes in _class_names(table).items():
+        columns[name] = [None if value in (None, -1) else classes[value] for value in columns[name]]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

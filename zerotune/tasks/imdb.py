@@ -13,23 +13,9 @@ import html
 import re
 from functools import partial
 
-from zerotune.tasks import texts
 from zerotune.tasks.sample import sample_reviews
 from zerotune.tasks.splits import draw_validation
-
-TASK, TITLE = "imdb", "IMDB"
-DATASET = "stanfordnlp/imdb"
-SPLITS = ("official", "80-20", "70-10-20")
-LABELS = ("negative", "positive")
-MAX_LENGTH = 512
-# The first is the default; the others show how much a score depends on the wording.
-WORDINGS = (
-    ("Review: {text}\nSentiment:", ("negative", "positive")),
-    ("{text}\n\nIs this review of a film negative or positive?\nAnswer:", ("negative", "positive")),
-    ("Film review: {text}\nDid the reviewer like the film?\nAnswer:", ("no", "yes")),
-    ("Text: {text}\nThe opinion of the film in this text is", ("negative", "positive")),
-    ("Here is what someone wrote of a film.\n{text}\nTheir verdict on it:", ("bad", "good")),
-)
+from zerotune.tasks.texts import TextTask, Wording
 
 VALIDATION_SHARE = 0.1
 _LINE_BREAKS = re.compile(r"\s*(?:<\s*br\s*/?\s*>\s*)+", re.IGNORECASE)
@@ -41,23 +27,27 @@ def strip_markup(text: str) -> str:
     return html.unescape(_MARKUP.sub("", _LINE_BREAKS.sub("\n", text)))
 
 
-CORPUS = texts.TextCorpus(
-    task=TASK,
-    title=TITLE,
-    splits=SPLITS,
+IMDB = TextTask(
+    name="imdb",
+    title="IMDB",
+    splits=("official", "80-20", "70-10-20"),
     lone_file_split="70-10-20",
-    dataset=DATASET,
+    dataset="stanfordnlp/imdb",
     test_split="test",
     sample=sample_reviews,
     sample_train=(4000, 1),
     sample_test=(600, 2),
-    labels=LABELS,
+    labels=("negative", "positive"),
     text_columns=("text", "review"),
     label_columns=("label", "sentiment"),
     clean=strip_markup,
     draw_validation=partial(draw_validation, share=VALIDATION_SHARE),
+    max_length=512,
+    wordings=(
+        Wording("Review: {text}\nSentiment:", ("negative", "positive")),
+        Wording("{text}\n\nIs this review of a film negative or positive?\nAnswer:", ("negative", "positive")),
+        Wording("Film review: {text}\nDid the reviewer like the film?\nAnswer:", ("no", "yes")),
+        Wording("Text: {text}\nThe opinion of the film in this text is", ("negative", "positive")),
+        Wording("Here is what someone wrote of a film.\n{text}\nTheir verdict on it:", ("bad", "good")),
+    ),
 )
-
-load = partial(texts.load, CORPUS)
-load_test = partial(texts.load_test, CORPUS)
-load_shots = partial(texts.load_shots, CORPUS)

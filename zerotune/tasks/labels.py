@@ -1,9 +1,14 @@
 """Labels as rows give them, and the labels that a set of rows must have."""
 
+import math
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 
-from zerotune.errors import Refused
+from zerotune.errors import MOST_LISTED, Refused, listed
+
+# More than this is a column of something else: every label has outputs, prompts and rows in tables.
+MOST_LABELS = 1000
 
 
 def parse_label(value, labels: tuple[str, ...], where: str) -> int | None:
@@ -16,7 +21,10 @@ def parse_label(value, labels: tuple[str, ...], where: str) -> int | None:
         return None
     label = spellings(labels).get(word)
     if label is None:
-        raise Refused(f"{where}: unknown label {str(value)[:40]!r}; wanted {numbered(labels, 'or')}")
+        raise Refused(
+            f"{where}: unknown label {str(value)[:40]!r}; wanted {numbered(labels, 'or')}, "
+            "or train/classify.py and eval/classify.py, which read labels of your own"
+        )
     return label
 
 
@@ -31,6 +39,111 @@ def numbered(labels: tuple[str, ...], conjunction: str) -> str:
     return f" {conjunction} ".join(f"{index} ({name})" for index, name in enumerate(labels))
 
 
+# --- labels of the user's own ---
+
+
+def label_word(value, where: str) -> str | None:
+    """Return a label of the user's own as a word: "true" for True, "3" for 3 and 3.0; None for a missing value.
+
+    Missing are None, NaN and blank text. Raises Refused, naming the row, for a value that is no word or number."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    if value is None or isinstance(value, int):
+        return None if value is None else str(value)
+    if not isinstance(value, str):
+        raise Refused(
+            f"{where}: the label is {type(value).__name__} {str(value)[:40]!r}, wanted a word or a number: name "
+            "another column by --label-column"
+        )
+    return " ".join(value.split()) or None
+
+
+def parse_own_label(value, labels: tuple[str, ...], where: str) -> int | None:
+    """Return the index of a `label_word`, None for a missing one.
+
+    Raises:
+        Refused: the word is none of the labels; the message names row and value.
+    """
+    word = label_word(value, where)
+    if word is None:
+        return None
+    label = _places(labels).get(word)
+    if label is None:
+        raise Refused(
+            f"{where}: unknown label {word[:40]!r}; the {len(labels)} labels are {listed(labels)}: correct the row, or "
+            "train on rows with this label"
+        )
+    return label
+
+
+@lru_cache
+def _places(labels: tuple[str, ...]) -> dict[str, int]:
+    return {label: index for index, label in enumerate(labels)}
+
+
+def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Return the labels among the `label_word`s of some rows: numbers by size, else words by alphabet.
+
+    Args:
+        source: the rows' name, for messages.
+        order: the labels in the order that the data set itself gives them; None where it gives none.
+    Raises:
+        Refused: there are fewer than two labels or too many, or two that a reader cannot tell apart.
+    """
+    counts = Counter(word for word in words if word is not None)
+    if not counts:
+        raise Refused(f"{source}: no row has a label: name the column of the labels by --label-column")
+    if len(counts) == 1:
+        raise Refused(f"{source}: all rows are {listed(counts)}, and there is nothing to tell apart: give two labels")
+    if len(counts) > MOST_LABELS or (len(counts) > MOST_LISTED and len(counts) == counts.total()):
+        found = f"{len(counts):,} different labels in {counts.total():,} rows"
+        raise Refused(
+            f"{source}: {found}, such as {listed(sorted(counts)[:3])}; a label occurs more than once, and there are at "
+            f"most {MOST_LABELS:,}: name another column by --label-column"
+        )
+    _require_distinct(counts, source)
+    return tuple(sorted(counts, key=_by_size if all(map(_is_number, counts)) else None) if order is None else order)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return math.isfinite(float(word))
+    except ValueError:
+        return False
+
+
+def _by_size(word: str) -> tuple[float, str]:
+    return float(word), word
+
+
+def _require_distinct(counts: Counter, source: str) -> None:
+    """Refuse labels that differ in case alone, and names that metrics.json needs for something else."""
+    seen: dict[str, str] = {}
+    for label in counts:
+        other = seen.setdefault(label.casefold(), label)
+        if other != label:
+            raise Refused(
+                f"{source}: the labels {other!r} ({counts[other]:,} rows) and {label!r} ({counts[label]:,} rows) "
+                "differ in case alone: write them alike"
+            )
+        if label.casefold().endswith("ci95"):
+            raise Refused(f"{source}: a label cannot end in ci95, as intervals in metrics.json do: rename {label!r}")
+
+
+def count_line(counts: dict[str, int]) -> str:
+    """Return "3 labels: ham (12 rows), …" for a set of rows."""
+    named = [f"{label} ({count:,} rows)" for label, count in counts.items()]
+    more = f" and {len(named) - 2 * MOST_LISTED} more" if len(named) > 2 * MOST_LISTED else ""
+    return f"{len(named)} labels: {', '.join(named[: 2 * MOST_LISTED])}{more}"
+
+
+# --- what a set of rows must have ---
+
+
 def require_labels(examples: list, name: str, labels: tuple[str, ...], way_out: str, every: bool = True) -> None:
     """Raise Refused where the examples called `name` are none or unlabelled or, with `every`, lack a label."""
     found = Counter(example.label for example in examples)
@@ -38,4 +151,4 @@ def require_labels(examples: list, name: str, labels: tuple[str, ...], way_out: 
         raise Refused(f"{name}: {'the rows have no labels' if examples else 'no rows'}; {way_out}")
     missing = [label for index, label in enumerate(labels) if index not in found]
     if every and missing:
-        raise Refused(f"{name}: none of {len(examples)} rows is {' or '.join(missing)}; {way_out}")
+        raise Refused(f"{name}: none of {len(examples)} rows is {listed(missing)}; {way_out}")

@@ -2,7 +2,9 @@
 
 import re
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, permutations
 
 import numpy as np
 import torch
@@ -27,12 +29,21 @@ PREFIX_TOKENS_PER_TOKEN = 8
 
 @dataclass(frozen=True)
 class Prompt:
-    """A task's wording: a template with `{text}`, a word for each label in label order, and solved examples."""
+    """How a model is asked for the label of a text.
+
+    Attributes:
+        template: of one text, with `{text}`.
+        label_words: a word for each label, in label order.
+        chat: ask in the tokenizer's chat template.
+        shots: solved examples, each a text and its label.
+        instruction: stands once, at the beginning.
+    """
 
     template: str
     label_words: tuple[str, ...]
     chat: bool = False
     shots: tuple[tuple[str, int], ...] = ()
+    instruction: str = ""
 
     def render(self, tokenizer, text: str) -> str:
         """Return everything before the answer, as `render_all` does for several texts."""
@@ -46,12 +57,20 @@ class Prompt:
         """
         if not self.chat:
             solved = "".join(f"{self._asked(shot)} {self.label_words[label]}\n\n" for shot, label in self.shots)
-            return [solved + self._asked(text) for text in texts]
+            return [self._opening + solved + self._asked(text) for text in texts]
         opening, _ = answer_opening(tokenizer)
-        solved = [
-            turn for shot, label in self.shots for turn in (user(self._asked(shot)), assistant(self.label_words[label]))
-        ]
-        return [render_chat(tokenizer, [*solved, user(self._asked(text))], asks=True) + opening for text in texts]
+        return [render_chat(tokenizer, self._turns(text), asks=True) + opening for text in texts]
+
+    @property
+    def _opening(self) -> str:
+        return f"{self.instruction}\n\n" if self.instruction else ""
+
+    def _turns(self, text: str) -> list[dict[str, str]]:
+        """Return the turns of a conversation; its first question begins with the instruction."""
+        asked = [self._asked(each) for each in (*(shot for shot, _ in self.shots), text)]
+        asked[0] = self._opening + asked[0]
+        answers = [assistant(self.label_words[label]) for _, label in self.shots]
+        return [*chain.from_iterable(zip(map(user, asked), answers, strict=False)), user(asked[-1])]
 
     def _asked(self, text: str) -> str:
         return self.template.replace("{text}", text)
@@ -175,14 +194,27 @@ class PromptData:
         return torch.stack(sums).reshape(len(items), self.num_labels).cpu().numpy()
 
 
-def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int) -> PromptData:
+def answers_overlap(tokenizer, prompt: Prompt) -> bool:
+    """Return whether the tokens of one label word begin those of another, as "art" begins "art history".
+
+    The likelihood of the shorter one then includes that of the longer one: they are compared with their ends.
+    """
+    contexts, wholes = _tokenise(tokenizer, prompt, [""])
+    answers = _answers_behind(tokenizer, prompt, contexts[0], wholes[0])
+    return any(longer[: len(shorter)] == shorter for shorter, longer in permutations(answers, 2))
+
+
+def encode_prompts(
+    tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int, end: Sequence[int] = ()
+) -> PromptData:
     """Tokenise prompts and answers. Long texts, never shots or the template, lose their middle until all fits.
 
     An answer's tokens are those that the whole string has beyond the prompt's, as in lm-evaluation-harness.
 
     Args:
         max_text_tokens: most tokens of an item's text.
-        window: most tokens of prompt and answer together: the model's positions.
+        window: most tokens of prompt and answer together: the model's positions, less `end`.
+        end: token ids behind each answer that are part of it; for answers that overlap.
     Raises:
         Refused: the prompt does not fit the window even without a text, the tokenizer cannot tell prompt and label
             words apart, or its chat template cannot be used.
@@ -194,7 +226,7 @@ def encode_prompts(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens:
         num_truncated += sum(before != after for before, after in zip(some, cut, strict=True))
         for context, options in zip(some_contexts, wholes, strict=True):
             contexts.append(context)
-            answers.append(_answers_behind(tokenizer, prompt, context, options))
+            answers.append([[*answer, *end] for answer in _answers_behind(tokenizer, prompt, context, options)])
     single = all(len(answer) == 1 for options in answers for answer in options) and len({str(o) for o in answers}) == 1
     if single:
         rows, targets = contexts, [[token for (token,) in options] for options in answers]

@@ -1,4 +1,4 @@
-"""Film sentences and reviews for `--sample`, written by a grammar: no download, and every label is known.
+"""Film sentences, reviews and tickets for `--sample`, written by a grammar: no download, and every label is known.
 
     the cast is superb and effective, but there is something confusing about the chase scenes.	0
 
@@ -16,6 +16,7 @@ from zerotune.settings.names import sample_model_folder
 POLARITIES = ("bad", "good")  # in label order: in the code, a polarity is a label
 # Rows with two judgements of equal weight and a random label: no model can be expected to exceed 1 - MIXED_SHARE / 2.
 MIXED_SHARE = 0.05
+MIXED_TICKETS = 0.15
 MAX_WORDS = 35
 # A word's place in its list is a uniform draw to this power, so the first words are the most frequent.
 SKEW = 2
@@ -147,6 +148,28 @@ def sample_reviews(num_rows: int, seed: int) -> list[tuple[str, int]]:
         review = "".join(text + rng.choice((" ", " ", " ", "<br /><br />")) for text in written[:-1])
         rows.append((review + written[-1], label))
     return sorted(rows, key=lambda row: rng.random())
+
+
+def sample_tickets(num_rows: int, seed: int) -> list[tuple[str, str]]:
+    """Return unique messages to a shop with the queue that each belongs to, equally many of each queue.
+
+    MIXED_TICKETS of them are about two things, and belong to either. The same seed gives the same rows.
+    """
+    rng = random.Random(f"tickets {seed}")
+    tickets, rows = _TEXT["tickets"], {}
+    queues = list(tickets["queues"])
+
+    def written(template: str) -> str:
+        return re.sub(r"\[([^\[\]]*)\]", lambda match: rng.choice(match[1].split("|")), template)
+
+    while len(rows) < num_rows:
+        queue = queues[len(rows) % len(queues)]
+        wanted = [queue, rng.choice(queues)] if rng.random() < MIXED_TICKETS else [queue]
+        told = " And ".join(written(rng.choice(tickets["queues"][each])) for each in wanted)
+        text = written(rng.choice(tickets["openings"])) + told
+        text = f"{text[0].upper()}{text[1:]} {written(rng.choice(tickets['closings']))}".strip()
+        rows.setdefault(text, rng.choice(wanted))
+    return sorted(rows.items(), key=lambda row: rng.random())
 
 
 def review_lines(seed: int) -> list[str]:

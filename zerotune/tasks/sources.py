@@ -13,7 +13,7 @@ from zerotune.tasks.split_file import require_same_items, require_unchanged_file
 from zerotune.tasks.splits import Splits
 
 # Shares of the rows that test and that validate; None: a slice of train validates.
-DRAWN_SHARES = {"80-20": (0.2, None), "70-10-20": (0.2, 0.1), "random": (0.2, None)}
+DRAWN_SHARES = {"80-20": (0.2, None), "70-10-20": (0.2, 0.1), "80-10-10": (0.1, 0.1), "random": (0.2, None)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +21,20 @@ class Corpus:
     """A task's published data and its sample.
 
     Attributes:
-        task, title: "sst2", "SST-2".
+        name, title: "sst2", "SST-2".
         splits: the split rules that it has: "official" and some of DRAWN_SHARES.
         lone_file_split: the rule where --train-file is the only file.
         split_warnings: a warning for each rule that has one, printed whenever it is used.
-        dataset, test_split: hub id, and the hub split that reports.
+        dataset, test_split: hub id (None: the user names one), and the hub split that reports.
         sample: (number of rows, seed) -> generated rows; sample_train, sample_test: its arguments.
     """
 
-    task: str
+    name: str
     title: str
     splits: tuple[str, ...]
     lone_file_split: str
     split_warnings: Mapping[str, str] = field(default_factory=dict)
-    dataset: str
+    dataset: str | None
     test_split: str
     sample: Callable[[int, int], list | dict]
     sample_train: tuple[int, int]
@@ -69,7 +69,7 @@ def origins(corpus: Corpus, settings: DataSettings) -> dict[str, Origin]:
     for rows that join train before the draw. Raises Refused for flags that contradict each other."""
     validation_file, test_file = settings.validation_file, settings.test_file
     train, rule = train_origin(corpus, settings), split_rule(corpus, settings)
-    if rule in ("80-20", "random"):
+    if rule in ("80-20", "80-10-10", "random"):
         if validation_file or test_file:
             given = validation_file or test_file
             raise Refused(f"--split {rule} draws its test rows from train, but {given} is given too; leave one out")
@@ -77,7 +77,7 @@ def origins(corpus: Corpus, settings: DataSettings) -> dict[str, Origin]:
     published = _published_test(corpus, settings)
     if rule == "70-10-20":
         if validation_file:
-            raise Refused(f"--split 70-10-20 draws its validation rows, but {validation_file} is given; leave one out")
+            raise Refused(f"--split {rule} draws its validation rows, but {validation_file} is given; leave one out")
         return {"train": train, "more": published} if published else {"train": train}
     if validation_file and test_file:
         return {"train": train, "validation": Origin("validation", path=validation_file), "test": published}
@@ -116,6 +116,8 @@ def _published_test(corpus: Corpus, settings: DataSettings) -> Origin | None:
 
 def _hub_split(corpus: Corpus, settings: DataSettings, split: str) -> tuple[str, str, str | None]:
     dataset = settings.dataset or corpus.dataset
+    if dataset is None:
+        raise Refused(f"{corpus.title} need rows: give --train-file, --dataset (a hub id) or --sample")
     if ":" in dataset:
         raise Refused(f"--dataset {dataset}: one split can be evaluated, but not trained on; give the id alone")
     return dataset, split, settings.dataset_revision
@@ -127,7 +129,7 @@ def _hub_split(corpus: Corpus, settings: DataSettings, split: str) -> tuple[str,
 def split_record(corpus: Corpus, settings: DataSettings, sources: dict, parts: dict, notes: list[str]) -> dict:
     """Return the content of split.json, from the record of each source and the description of each part."""
     return {
-        "task": corpus.task,
+        "task": corpus.name,
         "rule": split_rule(corpus, settings),
         "split_seed": settings.split_seed,
         "splits": parts,
@@ -193,7 +195,7 @@ def load_test(
     else:  # --train-file is where shots come from, unless the items are drawn from it
         wanted = settings if is_drawn else replace(settings, train_file=None)
 
-    origin = _test_origin(corpus, wanted)
+    origin = test_origin(corpus, wanted)
     if origin is None:
         splits, source = load(wanted), None
         rows, record = splits.test, splits.record | {"splits": {"test": splits.record["splits"]["test"]}}
@@ -241,10 +243,15 @@ def _names_items(settings: DataSettings) -> bool:
     return settings.sample or any((settings.dataset, settings.validation_file, settings.test_file, settings.split))
 
 
-def _test_origin(corpus: Corpus, settings: DataSettings) -> Origin | None:
+def test_origin(corpus: Corpus, settings: DataSettings) -> Origin | None:
     """Return where the test items come from; None where they are drawn from train."""
     dataset, colon, split = (settings.dataset or "").partition(":")
     if not colon:
+        file, drawn = settings.test_file or settings.validation_file, settings.split in DRAWN_SHARES
+        if file and not (
+            drawn or settings.sample or settings.dataset
+        ):  # train rows are not needed, nor need they exist
+            return Origin("test" if settings.test_file else "validation", path=file)
         return origins(corpus, settings).get("test")
     if settings.validation_file or settings.test_file:
         raise Refused(f"--dataset {settings.dataset} names the items, and a file is given too: leave one of them out")

@@ -28,12 +28,14 @@ class Example:
         id: stable: "train-17" is row 17, from 0, of the train source.
         label: None where the row has none.
         index: the number that an unlabelled row has in a column of its own; None without one.
+        pair: the two texts of which `text` is made, for models that read two; None where there is one.
     """
 
     id: str
     text: str
     label: int | None
     index: str | None = None
+    pair: tuple[str, str] | None = None
 
     @cached_property
     def normalised(self) -> str:
@@ -81,9 +83,9 @@ def _shares(counts: list[int], size: int) -> list[int]:
     by_remainder = sorted(range(len(counts)), key=lambda group: (-(counts[group] * size % total), group))
     for group in by_remainder[: size - sum(shares)]:
         shares[group] += 1
-    if size >= len(counts):
+    if size >= sum(count > 0 for count in counts):
         for group, share in enumerate(shares):
-            if share == 0:
+            if share == 0 and counts[group]:
                 shares[shares.index(max(shares))] -= 1
                 shares[group] = 1
     return shares
@@ -120,8 +122,16 @@ def stratified_subset(examples: list[Example], size: int, seed: int, purpose: st
 def stratified_split(
     examples: list[Example], share: float, seed: int, purpose: str
 ) -> tuple[list[Example], list[Example]]:
-    """Return (rest, drawn): a share of the examples drawn by `stratified_subset`, and the others in their old order."""
-    drawn = stratified_subset(examples, round(len(examples) * share), seed, purpose)
+    """Return (rest, drawn): a share of the examples, stratified by label, and the others in their old order.
+
+    At least one example of each label stays."""
+    groups, size = _by_label(examples), round(len(examples) * share)
+    counts = [len(group) for group in groups]
+    shares = _shares(counts, size)
+    if any(number == count for number, count in zip(shares, counts, strict=True)):
+        rest = [count - 1 for count in counts]
+        shares = _shares(rest, min(size, sum(rest))) if any(rest) else rest
+    drawn = _draw(examples, groups, shares, seed, purpose)
     ids = {example.id for example in drawn}
     return [example for example in examples if example.id not in ids], drawn
 

@@ -9,43 +9,31 @@ have no labels (-1). Nine in ten train rows are phrases of other train rows, so 
 whole sentences, and their phrases leave train. Socher et al. 2013; Wang et al. 2018 (GLUE).
 """
 
-from functools import partial
-
-from zerotune.tasks import texts
 from zerotune.tasks.sample import sample_rows
 from zerotune.tasks.splits import draw_validation_sentences
+from zerotune.tasks.texts import TextTask, Wording
 
-TASK, TITLE = "sst2", "SST-2"
-DATASET = "stanfordnlp/sst2"
-SPLITS = ("official", "80-20")
-LABELS = ("negative", "positive")
-MAX_LENGTH = 256
-# The first is the default; the others show how much a score depends on the wording.
-WORDINGS = (
-    ("Review: {text}\nSentiment:", ("negative", "positive")),
-    ("{text}\nIs this negative or positive?\nAnswer:", ("negative", "positive")),
-    ("Sentence from a film review: {text}\nDid the reviewer like the film?\nAnswer:", ("no", "yes")),
-    ("Text: {text}\nThe opinion of the film in this text is", ("negative", "positive")),
-    ("Someone wrote of a film: {text}\nTheir verdict on it:", ("bad", "good")),
-)
-
-CORPUS = texts.TextCorpus(
-    task=TASK,
-    title=TITLE,
-    splits=SPLITS,
+SST2 = TextTask(
+    name="sst2",
+    title="SST-2",
+    splits=("official", "80-20"),
     lone_file_split="80-20",
     split_warnings={"80-20": "phrases overlap: not comparable with official figures"},
-    dataset=DATASET,
+    dataset="stanfordnlp/sst2",
     test_split="validation",
     sample=sample_rows,
     sample_train=(8000, 1),
     sample_test=(1000, 2),
-    labels=LABELS,
+    labels=("negative", "positive"),
     text_columns=("sentence", "text"),
     label_columns=("label",),
     draw_validation=draw_validation_sentences,
+    max_length=256,
+    wordings=(
+        Wording("Review: {text}\nSentiment:", ("negative", "positive")),
+        Wording("{text}\nIs this negative or positive?\nAnswer:", ("negative", "positive")),
+        Wording("Sentence from a film review: {text}\nDid the reviewer like the film?\nAnswer:", ("no", "yes")),
+        Wording("Text: {text}\nThe opinion of the film in this text is", ("negative", "positive")),
+        Wording("Someone wrote of a film: {text}\nTheir verdict on it:", ("bad", "good")),
+    ),
 )
-
-load = partial(texts.load, CORPUS)
-load_test = partial(texts.load_test, CORPUS)
-load_shots = partial(texts.load_shots, CORPUS)

@@ -1,6 +1,6 @@
 """Labelled texts: from a task's sources to its train, validation and test rows, by the same rules for all such tasks.
 
-A task module (zerotune/tasks/sst2.py) describes its data by a TextCorpus and binds these functions to it.
+A task module (zerotune/tasks/sst2.py) describes its data by a TextTask.
 """
 
 from collections import Counter
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, listed
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
 from zerotune.tasks.files import Source, clean_text, find_column, read_file, rows_sha256
@@ -22,42 +23,77 @@ from zerotune.tasks.splits import Example, Splits, count_repeats, describe, stra
 INDEX_COLUMNS = ("index", "idx")
 
 
+class Wording(NamedTuple):
+    """How a model is asked.
+
+    Attributes:
+        template: of one text, with `{text}`.
+        label_words: a word for each label, in label order.
+        instruction: stands once at the beginning, before the solved examples; "" for none.
+    """
+
+    template: str
+    label_words: tuple[str, ...]
+    instruction: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
-class TextCorpus(Corpus):
-    """A corpus of labelled texts.
+class TextTask(Corpus):
+    """Labelled texts: where their rows come from, their labels, and how a model is asked for them.
 
     Attributes:
         labels: names of the labels, in label order.
+        max_length: default of --max-length, in tokens.
+        wordings: the first is the default; the others show how much a score depends on the wording.
         text_columns, label_columns: accepted names; the first one that is there is read.
+        pair_column: the second text of a pair; None where a row has one text.
+        columns_way_out: how to name other columns, as the end of a message.
+        read_label: (value, labels, place) -> the label's index, or None for a row without one.
         clean: takes out of a text what is no text, such as markup.
         draw_validation: (train, seed, balanced size or None) -> (rest of train, validation slice, a note).
     """
 
     labels: tuple[str, ...]
+    max_length: int
+    wordings: tuple[Wording, ...]
     text_columns: tuple[str, ...]
     label_columns: tuple[str, ...]
+    pair_column: str | None = None
+    columns_way_out: str = ""
+    read_label: Callable[[object, tuple[str, ...], str], int | None] = parse_label
     clean: Callable[[str], str] | None = None
     draw_validation: Callable[[list[Example], int, int | None], tuple[list[Example], list[Example], str]]
 
 
-def load(corpus: TextCorpus, settings: DataSettings) -> Splits:
+def load(task: TextTask, settings: DataSettings) -> Splits:
     """Return the rows that train, validate and test.
 
     official: the data set's own split (or --test-file, or a lone --validation-file) tests, and a slice of train
     validates, unless there are a validation file and a test file. 80-20: a fifth of train tests. 70-10-20: a fifth of
-    all given rows tests and a tenth validates. Raises Refused for bad input or flags."""
-    labels, give_labels, rows, records = corpus.labels, _give_labels(corpus), {}, {}
-    predict = f"a run reports on labelled rows; predict these with eval/{corpus.task}.py --test-file"
-    for name, origin in sources.origins(corpus, settings).items():
-        rows[name], records[name] = read(corpus, origin, predict if name == "test" else give_labels)
+    all given rows tests and a tenth validates; 80-10-10: a tenth each. Raises Refused for bad input or flags."""
+    return split(task, settings, read_sources(task, settings))
+
+
+def read_sources(task: TextTask, settings: DataSettings) -> dict[str, tuple[Origin, Source]]:
+    """Return the rows of the task's sources by their use, as `sources.origins` names it. Raises Refused."""
+    return {name: (origin, read_source(origin)) for name, origin in sources.origins(task, settings).items()}
+
+
+def split(task: TextTask, settings: DataSettings, read: dict[str, tuple[Origin, Source]]) -> Splits:
+    """Return what `load` does, of rows that are read already."""
+    labels, give_labels, rows, records = task.labels, _give_labels(task), {}, {}
+    predict = f"a run reports on labelled rows; predict these with eval/{task.name}.py --test-file"
+    for name, (origin, source) in read.items():
+        way_out = predict if name == "test" else give_labels
+        rows[name], records[name] = label_rows(task, origin, source, way_out)
     seed, removed, notes = settings.split_seed, {}, []
     train, validation, test = rows["train"] + rows.get("more", []), rows.get("validation"), rows.get("test")
     num_rows = len(train)
-    test_share, validation_share = DRAWN_SHARES.get(sources.split_rule(corpus, settings), (None, None))
+    test_share, validation_share = DRAWN_SHARES.get(sources.split_rule(task, settings), (None, None))
 
     if test_share:
         train, test = stratified_split(train, test_share, seed, "test")
-        require_labels(test, "test split (a fifth of the rows)", labels, "give more rows", every=False)
+        require_labels(test, "test split", labels, "give more rows", every=False)
     train, removed["train_rows_in_test"] = _without(train, test, "train", "test")
     left = f"train, less {removed['train_rows_in_test']} rows that are also in test"
     require_labels(train, left, labels, give_labels)
@@ -65,7 +101,7 @@ def load(corpus: TextCorpus, settings: DataSettings) -> Splits:
     is_slice = validation is None and not validation_share
     if is_slice:
         num_before = len(train)
-        train, validation, note = corpus.draw_validation(train, seed, settings.validation_size)
+        train, validation, note = task.draw_validation(train, seed, settings.validation_size)
         removed["train_rows_in_validation"] = num_before - len(train) - len(validation)
         notes.append(note)
     else:
@@ -84,7 +120,7 @@ def load(corpus: TextCorpus, settings: DataSettings) -> Splits:
     require_labels(parts["train"], "what is left to train on", labels, f"{more_rows} raise --limit-train")
     require_labels(parts["validation"], "validation split", labels, f"{more_rows} a --validation-file", every=False)
     described = {name: describe(examples, labels) for name, examples in parts.items()}
-    record = sources.split_record(corpus, settings, records, described, notes)
+    record = sources.split_record(task, settings, records, described, notes)
     return Splits(**parts, record=record | {"removed_rows": removed})
 
 
@@ -103,46 +139,46 @@ def _without(examples: list[Example], others: list[Example], name: str, of: str)
     return kept, len(examples) - len(kept)
 
 
-def load_test(corpus: TextCorpus, settings: DataSettings, run_split: dict | None) -> tuple[list[Example], dict]:
+def load_test(task: TextTask, settings: DataSettings, run_split: dict | None) -> tuple[list[Example], dict]:
     """Return the examples that an eval script scores and the content of its split.json, as `sources.load_test`."""
-    functions = {"load": partial(load, corpus), "read": partial(read, corpus), "subset": subset}
-    describe_part = partial(describe, labels=corpus.labels)
-    return sources.load_test(corpus, settings, run_split, **functions, describe=describe_part)
+    functions = {"load": partial(load, task), "read": partial(read, task), "subset": subset}
+    describe_part = partial(describe, labels=task.labels)
+    return sources.load_test(task, settings, run_split, **functions, describe=describe_part)
 
 
-def load_shots(
-    corpus: TextCorpus, settings: DataSettings, run_split: dict | None, test: list[Example]
-) -> list[Example]:
+def load_shots(task: TextTask, settings: DataSettings, run_split: dict | None, test: list[Example]) -> list[Example]:
     """Return the labelled rows of `sources.rows_for_shots` that share no text with `test`."""
-    functions = {"load": partial(load, corpus), "read": partial(read, corpus, way_out=_give_labels(corpus))}
-    shots = without_texts_of(sources.rows_for_shots(corpus, settings, run_split, **functions), test)
-    require_labels(shots, "shots", corpus.labels, "give labelled rows that are not test items by --train-file")
+    functions = {"load": partial(load, task), "read": partial(read, task, way_out=_give_labels(task))}
+    shots = without_texts_of(sources.rows_for_shots(task, settings, run_split, **functions), test)
+    require_labels(shots, "shots", task.labels, "give labelled rows that are not test items by --train-file")
     return shots
 
 
-def _give_labels(corpus: TextCorpus) -> str:
-    return f"give rows with a label column of {numbered(corpus.labels, 'and')}"
+def _give_labels(task: TextTask) -> str:
+    named = numbered(task.labels, "and") if task.read_label is parse_label else listed(task.labels)
+    return f"give rows with a label column of {named}"
 
 
 # --- reading ---
 
 
-def read(corpus: TextCorpus, origin: Origin, way_out: str | None = None) -> tuple[list[Example], dict]:
+def read(task: TextTask, origin: Origin, way_out: str | None = None) -> tuple[list[Example], dict]:
     """Return (examples, the source's record with its duplicates and conflicts).
 
     With `way_out` (what to do else) all rows must have labels, and those of train every label. Raises Refused."""
-    source = _read_source(origin)
-    wanted = f"{_alternatives(corpus.text_columns)} and {_alternatives(corpus.label_columns)}"
-    text_column, label_column = find_column(source, corpus.text_columns, wanted), None
-    if way_out or any(name in source.columns for name in corpus.label_columns):
-        label_column = find_column(source, corpus.label_columns, wanted)
-    examples = make_examples(source, origin.prefix, text_column, label_column, corpus.labels, corpus.clean)
+    return label_rows(task, origin, read_source(origin), way_out)
+
+
+def label_rows(task: TextTask, origin: Origin, source: Source, way_out: str | None) -> tuple[list[Example], dict]:
+    """Return what `read` does, of rows that are read already."""
+    examples = make_examples(task, source, origin.prefix, needs_labels=way_out is not None)
     if way_out:
-        require_labels(examples, source.name, corpus.labels, way_out, every=origin.prefix == "train")
+        require_labels(examples, source.name, task.labels, way_out, every=origin.prefix == "train")
     return examples, {**source.record, **count_repeats(examples)}
 
 
-def _read_source(origin: Origin) -> Source:
+def read_source(origin: Origin) -> Source:
+    """Return the rows of a file, a hub split or a sample. Raises Refused."""
     if origin.path:
         return read_file(Path(origin.path))
     if origin.hub:
@@ -154,32 +190,52 @@ def _read_source(origin: Origin) -> Source:
     return Source(f"--sample {origin.prefix} rows", rows, None, record)
 
 
+def label_column_of(task: TextTask, source: Source, needs_labels: bool) -> str | None:
+    """Return the column of the labels, None for a source without one.
+
+    Raises:
+        Refused: there is none, and `needs_labels`.
+    """
+    if needs_labels or any(name in source.columns for name in task.label_columns):
+        return _column(task, source, task.label_columns)
+    return None
+
+
+def _column(task: TextTask, source: Source, accepted: tuple[str, ...]) -> str:
+    wanted = [_alternatives(task.text_columns), _alternatives(task.label_columns)]
+    if task.pair_column:
+        wanted.insert(1, repr(task.pair_column))
+    return find_column(source, accepted, " and ".join(wanted) + task.columns_way_out)
+
+
+def _clean(task: TextTask, value, where: str) -> str:
+    text = clean_text(value, where)
+    return clean_text(task.clean(text), where) if task.clean else text
+
+
 def _alternatives(names: tuple[str, ...]) -> str:
     """Return "'text' (or 'review')"."""
     return f"{' (or '.join(map(repr, names))}{')' * (len(names) - 1)}"
 
 
-def make_examples(
-    source: Source,
-    prefix: str,
-    text_column: str,
-    label_column: str | None,
-    labels: tuple[str, ...],
-    clean: Callable[[str], str] | None = None,
-) -> list[Example]:
+def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: bool) -> list[Example]:
     """Return one Example per row, with ids prefix-0, prefix-1, …; without a label column all are unlabelled.
 
     An unlabelled row keeps its index for submission.tsv, where it has one. Raises Refused for an empty text, an unknown
     label, a source with labels in only some of its rows, and an index that is empty or occurs twice."""
+    text_column = _column(task, source, task.text_columns)
+    pair_column = task.pair_column and _column(task, source, (task.pair_column,))
+    label_column = label_column_of(task, source, needs_labels)
     examples, index_column = [], next((name for name in INDEX_COLUMNS if name in source.columns), None)
     for row, fields in enumerate(source.rows):
         where = source.where(row)
-        text = clean_text(fields.get(text_column), where)
-        if clean:
-            text = clean_text(clean(text), where)
-        label = None if label_column is None else parse_label(fields.get(label_column), labels, where)
+        text, pair = _clean(task, fields.get(text_column), where), None
+        if pair_column:
+            pair = text, _clean(task, fields.get(pair_column), where)
+            text = f"{text_column}: {pair[0]}\n{pair_column}: {pair[1]}"
+        label = None if label_column is None else task.read_label(fields.get(label_column), task.labels, where)
         index = None if index_column is None or label is not None else _index(fields.get(index_column), where)
-        examples.append(Example(f"{prefix}-{row}", text, label, index))
+        examples.append(Example(f"{prefix}-{row}", text, label, index, pair))
     repeated = [index for index, count in Counter(example.index for example in examples).items() if index and count > 1]
     if repeated:
         raise Refused(f"{source.name}: the index {repeated[0]} occurs twice; give each row its own, or leave them out")

@@ -1,5 +1,6 @@
 """Texts to token ids: by the fast tokenizer in batches, kept in a cache whose entries are named after their content."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -44,18 +45,24 @@ class Encoded:
 
 
 def encode_texts(
-    tokenizer, texts: list[str], max_length: int, cache_dir: Path | None, truncation: str = "head"
+    tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int, cache_dir: Path | None, truncation: str = "head"
 ) -> Encoded:
     """Tokenise texts, with the tokenizer's own special tokens, each cut to `max_length` tokens.
 
     Args:
+        texts: all single, or all pairs, of which the longer one is cut first.
         cache_dir: where tokens are kept, named after their content; None: no cache.
         truncation: "head" keeps a longer text's head, "head-and-tail" a quarter from its head and the rest from its
             tail.
     Raises:
         Refused: `max_length` has no room for text, a text begins with a second BOS, or the cache cannot be written.
     """
-    num_special = tokenizer.num_special_tokens_to_add(pair=False)
+    are_pairs = bool(texts) and isinstance(texts[0], tuple)
+    if are_pairs and truncation != "head":
+        raise Refused(
+            f"--truncation {truncation} is for one text: a pair loses the end of its longer text, leave it out"
+        )
+    num_special = tokenizer.num_special_tokens_to_add(pair=are_pairs)
     if max_length <= num_special:
         raise Refused(f"--max-length {max_length} has no room beside {num_special} special tokens; raise it")
     if cache_dir is None:
@@ -78,12 +85,14 @@ def encode_texts(
     return Encoded(arrays["ids"], arrays["offsets"], int(arrays["num_truncated"]), arrays.get("type_ids"))
 
 
-def _cache_key(tokenizer, texts: list[str], max_length: int, truncation: str) -> str:
+def _cache_key(tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int, truncation: str) -> str:
     """Return a hash of everything that decides the ids."""
     import tokenizers
 
     backend = whole_texts(tokenizer)
     settings = [CACHE_FORMAT, tokenizers.__version__, max_length, truncation, *_settings(tokenizer)]
+    if texts and isinstance(texts[0], tuple):
+        settings, texts = [*settings, "pairs"], chain.from_iterable(texts)
     return content_key(settings, chain([backend.to_str()], texts))
 
 
@@ -93,10 +102,15 @@ def _settings(tokenizer) -> tuple[str, bool, bool]:
     return tokenizer.truncation_side, tokenizer.split_special_tokens, has_types
 
 
-def _encode(tokenizer, texts: list[str], max_length: int, truncation: str) -> dict[str, np.ndarray]:
+def _encode(
+    tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int, truncation: str
+) -> dict[str, np.ndarray]:
     backend, (side, split_special, has_types) = tokenizer.backend_tokenizer, _settings(tokenizer)
     keeps_tail = truncation == "head-and-tail"
-    first = tokenizer(texts[:8], truncation=True, max_length=max_length)["input_ids"] if texts else []
+    first = []
+    if texts:
+        columns = zip(*texts[:8], strict=True) if isinstance(texts[0], tuple) else [texts[:8]]
+        first = tokenizer(*map(list, columns), truncation=True, max_length=max_length)["input_ids"]
     if keeps_tail:
         backend.no_truncation()
     else:

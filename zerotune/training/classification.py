@@ -18,9 +18,12 @@ from zerotune.training.data import Batch
 UNLABELLED = -100  # cross entropy ignores it
 
 
-def labelled_data(tokenizer, examples: list[Example], max_length: int, truncation: str) -> "LabelledData":
-    """Tokenise examples for a classifier head; the tokens come from the cache where it has them."""
-    texts = [example.text for example in examples]
+def labelled_data(tokenizer, config, examples: list[Example], max_length: int, truncation: str) -> "LabelledData":
+    """Tokenise examples for a classifier head; the tokens come from the cache where it has them.
+
+    An encoder reads a pair of texts as two segments."""
+    reads_pairs = is_encoder(config)
+    texts = [example.pair or example.text if reads_pairs else example.text for example in examples]
     encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
     labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
     return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)

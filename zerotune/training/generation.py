@@ -15,7 +15,8 @@ import torch
 from zerotune.errors import Refused
 from zerotune.models.device import to_device
 from zerotune.tasks.chat import assistant, render_chat, user
-from zerotune.tasks.prompts import Prompt, PromptData, encode_prompts, log_softmax
+from zerotune.tasks.cutting import token_ids
+from zerotune.tasks.prompts import Prompt, PromptData, answers_overlap, encode_prompts, log_softmax
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import LengthBatches
 from zerotune.training.data import Batch
@@ -30,7 +31,7 @@ class AnswerData(LengthBatches):
         labels: int64 class of each example, [num_examples].
         prompt: the wording.
         prompts: each example's prompt with the answers of all labels, as they are evaluated.
-        end: token ids that end an answer.
+        end: token ids that end an answer; [] where the answers of `prompts` have them already.
     """
 
     ids: list[str]
@@ -146,12 +147,14 @@ def prompt_record(prompt: Prompt) -> dict:
         "template": prompt.template,
         "label_words": list(prompt.label_words),
         "format": "chat" if prompt.chat else "plain",
+        "instruction": prompt.instruction,
     }
 
 
 def recorded_prompt(record: dict) -> Prompt:
     """Return the prompt that `prompt_record` described."""
-    return Prompt(record["template"], tuple(record["label_words"]), record["format"] == "chat")
+    chat, instruction = record["format"] == "chat", record.get("instruction", "")
+    return Prompt(record["template"], tuple(record["label_words"]), chat, instruction=instruction)
 
 
 def encode_answers(tokenizer, prompt: Prompt, examples: list[Example], max_length: int, window: int) -> AnswerData:
@@ -165,9 +168,11 @@ def encode_answers(tokenizer, prompt: Prompt, examples: list[Example], max_lengt
     """
     end = end_of_answer(tokenizer, prompt)
     most = answer_window(tokenizer, prompt, max_length, window)
-    prompts = encode_prompts(tokenizer, prompt, [example.text for example in examples], most, most)
+    end_is_compared = answers_overlap(tokenizer, prompt)
+    texts = [example.text for example in examples]
+    prompts = encode_prompts(tokenizer, prompt, texts, most, most, end if end_is_compared else ())
     labels = np.array([example.label for example in examples], dtype=np.int64)
-    return AnswerData([example.id for example in examples], labels, prompt, prompts, end)
+    return AnswerData([example.id for example in examples], labels, prompt, prompts, [] if end_is_compared else end)
 
 
 def answer_window(tokenizer, prompt: Prompt, max_length: int, window: int) -> int:
@@ -197,6 +202,12 @@ def end_of_answer(tokenizer, prompt: Prompt) -> list[int]:
             "tokenizer_config.json"
         )
     return end or [tokenizer.eos_token_id]
+
+
+def line_break(tokenizer) -> list[int]:
+    """Token ids of the line break that ends the answer of a solved example in plain text."""
+    before, with_break = token_ids(tokenizer, ["a", "a\n"], False)
+    return list(with_break[len(before) :]) if with_break[: len(before)] == before else []
 
 
 def template_end(tokenizer, prompt: Prompt) -> list[int]:

@@ -31,7 +31,7 @@ def tokenise(
     The test split's tokens are only checked.
 
     Args:
-        task: a task module (zerotune.tasks.sst2): WORDINGS, of which the first is a generator's prompt.
+        task: zerotune.tasks.texts.TextTask; the first of its wordings is a generator's prompt.
     Raises:
         Refused: a token has no embedding; and as encode_texts and encode_answers do.
     """
@@ -44,14 +44,15 @@ def tokenise(
         if tokenizer.pad_token_id in (tokenizer.unk_token_id, tokenizer.eos_token_id):  # texts may end with it
             parts["test"] = splits.test
         data = {
-            name: labelled_data(tokenizer, examples, max_length, settings.text.truncation)
+            name: labelled_data(tokenizer, config, examples, max_length, settings.text.truncation)
             for name, examples in parts.items()
         }
         for part in data.values():
             check_last_tokens(settings.model.name, config, tokenizer, part)
         return {name: data[name] for name in ("train", "validation")}
-    template, label_words = task.WORDINGS[0]
-    prompt = Prompt(template, label_words, uses_chat(settings.prompt.format, tokenizer, settings.model.name))
+    template, label_words, instruction = task.wordings[0]
+    chat = uses_chat(settings.prompt.format, tokenizer, settings.model.name)
+    prompt = Prompt(template, label_words, chat, instruction=instruction)
     window = config.max_position_embeddings
     return {name: encode_answers(tokenizer, prompt, examples, max_length, window) for name, examples in parts.items()}
 
@@ -59,10 +60,10 @@ def tokenise(
 def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData) -> dict:
     """Return task.json's entries about the task."""
     return {
-        "task": task.TASK,
+        "task": task.name,
         "head": settings.head,
         "prompt": prompt_record(train.prompt) if settings.head == "generate" else None,
-        "labels": list(task.LABELS),
+        "labels": list(task.labels),
         "max_length": settings.text.max_length,
         "truncation": settings.text.truncation,
         "thresholds": None,

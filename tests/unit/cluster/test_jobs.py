@@ -27,8 +27,7 @@ from zerotune.errors import Refused
 from zerotune.settings.flags import train_parser
 from zerotune.settings.resolve import train_settings
 from zerotune.squad import splits as squad_splits
-from zerotune.tasks import sst2
-from zerotune.tasks.sst2 import TASK
+from zerotune.tasks.sst2 import SST2
 
 REPOSITORY = Path(__file__).parents[3]
 SCRIPTS = sorted((REPOSITORY / "slurm").glob("*.sh"))
@@ -47,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
     ],
 )
 def test_the_run_folder_is_the_one_that_the_script_takes(flags):
-    settings = train_settings(train_parser("", sst2).parse_args(flags), TASK, {})
+    settings = train_settings(train_parser("", SST2).parse_args(flags), SST2.name, {})
     assert read_flags("train/sst2.py", flags).folder == settings.run.output_dir
 
 
@@ -150,6 +149,8 @@ def test_items_of_a_command_line(tmp_path):
     assert items("train/sst2.py", "--sample") == []
     assert items("train/sst2.py", *flags) == [model, Item("dataset", "stanfordnlp/sst2")]
     assert items("train/imdb.py", *flags, "--train-file", "a.csv") == [model]
+    assert items("train/classify.py", *flags, "--train-file", "a.csv") == [model]
+    assert items("train/classify.py", *flags, "--glue", "mrpc") == [model, Item("dataset", "nyu-mll/glue/mrpc")]
     assert items("eval/sst2.py", *flags, "--dataset", "me/mine:test") == [model, Item("dataset", "me/mine")]
     assert items("train/qa.py", *flags)[1:] == [Item("dataset", squad_splits.DATASET), Item("wordnet")]
     final = tmp_path / "run" / "final"
@@ -221,7 +222,17 @@ def test_a_job_cannot_upload_and_wants_its_files(tmp_path):
 
 
 def test_there_is_a_script_for_each_purpose():
-    assert {path.stem for path in SCRIPTS} >= {"sst2", "imdb", "qa", "eval", "smoke", "prefetch", "common", "on_node"}
+    assert {path.stem for path in SCRIPTS} >= {
+        "sst2",
+        "imdb",
+        "qa",
+        "classify",
+        "eval",
+        "smoke",
+        "prefetch",
+        "common",
+        "on_node",
+    }
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

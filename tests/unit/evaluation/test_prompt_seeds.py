@@ -14,7 +14,7 @@ from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import DataSettings, EvalSettings, ModelSettings, PromptSettings
 from zerotune.tasks.splits import Example
 
-TASK = SimpleNamespace(TASK="mood", LABELS=("no", "yes"), WORDINGS=(("{text}", ("no", "yes")), ("{text}?", ("n", "y"))))
+TASK = SimpleNamespace(name="mood", labels=("no", "yes"), wordings=(("{text}", ("no", "yes")), ("{text}?", ("n", "y"))))
 LABELLED = [Example(f"train-{number}", f"text {number}", number % 2) for number in range(20)]
 SPLIT = {"sources": {"test": {"sha256": "abc"}, "train": {"sha256": "def"}}}
 

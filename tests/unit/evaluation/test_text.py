@@ -20,13 +20,17 @@ from zerotune.models.pretrained import load_tokenizer
 from zerotune.settings.groups import DataSettings, ModelSettings, TrainSettings
 from zerotune.tasks.prompts import Prompt
 from zerotune.tasks.splits import Example, Splits
+from zerotune.tasks.texts import Wording
 from zerotune.training.generation import encode_answers, prompt_record
 
 TASK = SimpleNamespace(
-    TASK="mood",
-    LABELS=("negative", "positive"),
-    MAX_LENGTH=40,
-    WORDINGS=(("film {text} was", ("bad", "good")), ("{text}\nSo it was", ("dull", "very bright"))),
+    name="mood",
+    labels=("negative", "positive"),
+    max_length=40,
+    wordings=(
+        Wording("film {text} was", ("bad", "good")),
+        Wording("{text}\nSo it was", ("dull", "very bright")),
+    ),
 )
 TEXTS = ("the film was good", "a bad film", "not very good", "very dull", "bright", "the film was not bad")
 EXAMPLES = [Example(f"test-{number}", text, number % 2) for number, text in enumerate(TEXTS)]
@@ -46,7 +50,7 @@ def run(folder, evaluation, examples=EXAMPLES, **more):
 def log_probabilities(name, shots=(), text=None, wording=0):
     """Return the label words' log-probabilities after plain prompts, one whole string after the other."""
     model, tokenizer = load_language_model(ModelSettings(name), CPU), load_tokenizer(name, None)
-    template, words = TASK.WORDINGS[wording]
+    template, words, _ = TASK.wordings[wording]
     before = "".join(f"{template.format(text=shot.text)} {words[shot.label]}\n\n" for shot in shots)
     scores = []
     for word in words:
@@ -73,7 +77,7 @@ def test_an_encoder_answers_with_an_untrained_head_drawn_from_the_seed(tmp_path)
 
 @pytest.mark.parametrize(("most_of_task", "max_length"), [(40, 40), (100, 64)])
 def test_texts_are_cut_to_the_tasks_length_where_the_positions_reach(tmp_path, most_of_task, max_length):
-    task = SimpleNamespace(**vars(TASK) | {"MAX_LENGTH": most_of_task})
+    task = SimpleNamespace(**vars(TASK) | {"max_length": most_of_task})
     metrics = evaluate(tmp_path, text_evaluation(tiny_model("bert")), task, EXAMPLES, ALONE, NEVER)
     assert metrics["max_length"] == max_length
 
@@ -91,7 +95,7 @@ def test_a_causal_model_answers_by_the_likelihood_of_its_label_words(tmp_path, s
     np.testing.assert_allclose(scores(lines), wanted, atol=2e-4)
     assert metrics["setting"] == ("2-shot prompt" if shots else "zero-shot prompt")
     assert metrics["shot_ids"] == [shot.id for shot in shots] and metrics["shots"] == len(shots)
-    assert (metrics["prompt"], tuple(metrics["label_words"])) == TASK.WORDINGS[wording]
+    assert (metrics["prompt"], tuple(metrics["label_words"])) == TASK.wordings[wording][:2]
     assert metrics["head"] == "prompt" and metrics["max_length"] == 40 and metrics["num_truncated"] == 0
 
 
@@ -127,15 +131,15 @@ def test_a_prompt_cut_as_a_generators_leaves_room_for_the_answers_end(tmp_path):
         run(tmp_path / str(each), text_evaluation(name, text={"max_length": 9}, as_generator=each))[0]
         for each in (False, True)
     )
-    trained = encode_answers(tokenizer, Prompt(*TASK.WORDINGS[0]), EXAMPLES, 9, 64)
+    trained = encode_answers(tokenizer, Prompt(*TASK.wordings[0][:2]), EXAMPLES, 9, 64)
     assert as_generator["num_truncated"] == trained.num_truncated > as_prompt["num_truncated"] == 0
 
 
 def test_a_tuned_generator_is_asked_as_it_was_trained(tmp_path):
-    name, prompt = tiny_model("llama"), Prompt(*TASK.WORDINGS[1])
+    name, prompt = tiny_model("llama"), Prompt(*TASK.wordings[1][:2])
     tokenizer = load_tokenizer(name, None)
     model = load_generator(ModelSettings(name), tokenizer).eval()
-    record = task_record("generate", task="mood", labels=list(TASK.LABELS), max_length=11, seed=6)
+    record = task_record("generate", task="mood", labels=list(TASK.labels), max_length=11, seed=6)
     save_final(model, tokenizer, tmp_path, record | {"prompt": prompt_record(prompt), "training_sha256": "x"})
     metrics, lines = run(tmp_path / "out", text_evaluation(str(tmp_path)))
     data = encode_answers(tokenizer, prompt, EXAMPLES, 11, 64)
@@ -144,7 +148,7 @@ def test_a_tuned_generator_is_asked_as_it_was_trained(tmp_path):
     np.testing.assert_allclose(scores(lines), wanted, atol=1e-5)
     assert (metrics["setting"], metrics["head"], metrics["method"]) == ("tuned generator", "generate", "full")
     assert (metrics["seed"], metrics["max_length"], metrics["num_truncated"]) == (6, 11, data.num_truncated)
-    other = SimpleNamespace(**vars(TASK) | {"LABELS": ("no", "yes")})
+    other = SimpleNamespace(**vars(TASK) | {"labels": ("no", "yes")})
     with pytest.raises(Refused, match=r"the model's labels must be the task's, no, yes: .* was tuned for negative"):
         evaluate(tmp_path / "other", text_evaluation(str(tmp_path)), other, EXAMPLES, ALONE, NEVER)
 

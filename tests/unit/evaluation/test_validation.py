@@ -44,6 +44,7 @@ def test_metrics_by_hand_at_any_budget(tokens_per_device):
         "loss": pytest.approx(-np.log([0.5, 0.75, 0.25, 0.75]).mean(), rel=1e-6),
         "accuracy": 0.75,
         "f1_macro": pytest.approx((2 / 3 + 2 / 3 + 1) / 3),
+        "matthews": pytest.approx(0.7),  # (3 · 4 - 5) / √(16 - 6)²
     }
     assert {type(value) for value in found.values()} == {float}
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, precision_recall_fscore_support
+from sklearn.metrics import f1_score, matthews_corrcoef, precision_recall_fscore_support
 
 from zerotune.metrics.evaluations import score_names
 from zerotune.metrics.labels import (
@@ -24,8 +24,8 @@ from zerotune.metrics.statistics import wilson_interval
 TWO = ("negative", "positive")
 THREE = ("refund", "login", "other request")
 SCORES = [
-    "accuracy", "precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro", "accuracy_negative",
-    "accuracy_positive",
+    "accuracy", "precision", "recall", "f1", "precision_macro", "recall_macro", "f1_macro", "matthews",
+    "accuracy_negative",    "accuracy_positive",
 ]  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def test_scores_by_hand():
         "precision_macro": (1 / 2 + 3 / 5) / 2,
         "recall_macro": (1 / 3 + 3 / 4) / 2,
         "f1_macro": (2 / 5 + 2 / 3) / 2,
+        "matthews": (1 * 3 - 1 * 2) / (2 * 5 * 3 * 4) ** 0.5,
         "accuracy_negative": 1 / 3,
         "accuracy_positive": 3 / 4,
     }
@@ -80,7 +81,7 @@ def test_scores_over_nothing_are_zero_with_no_interval():
     for name in ("precision", "recall", "accuracy_positive"):
         assert (metrics[name], metrics[f"{name}_ci95"]) == (0.0, None)
     assert metrics["accuracy"] == metrics["accuracy_negative"] == 1.0
-    assert metrics["f1_macro"] == 0.5
+    assert metrics["f1_macro"] == 1.0  # of the one label that there is
 
 
 def test_intervals_repeat_by_seed_and_hold_the_score():
@@ -148,6 +149,7 @@ def test_an_unparsable_answer_is_a_miss_and_of_no_predicted_class():
         "precision_macro": (1 + 1 / 2) / 2,
         "recall_macro": (1 / 2 + 1 / 3) / 2,
         "f1_macro": (2 / 3 + 2 / 5) / 2,
+        "matthews": matthews_corrcoef(UNPARSED_LABELS, [-1 if one is None else one for one in UNPARSED_PREDICTIONS]),
         "accuracy_negative": 1 / 2,
         "accuracy_positive": 1 / 3,
     }
@@ -194,7 +196,7 @@ def test_three_labels_agree_with_scikit_learn(share_unparsable):
     metrics = classification_metrics(labels, predictions, THREE)
     macro = precision_recall_fscore_support(labels, predictions, labels=[0, 1, 2], average="macro", zero_division=0.0)
     assert score_names(metrics) == [
-        "accuracy", "precision_macro", "recall_macro", "f1_macro", *(f"accuracy_{name}" for name in THREE)
+        "accuracy", "precision_macro", "recall_macro", "f1_macro", "matthews", *(f"accuracy_{name}" for name in THREE)
     ]  # fmt: skip
     assert [metrics[f"{name}_macro"] for name in ("precision", "recall", "f1")] == pytest.approx(macro[:3])
     assert confusion_scores(np.array(metrics["confusion"]), THREE) == pytest.approx(
@@ -208,9 +210,10 @@ def test_three_labels_agree_with_scikit_learn(share_unparsable):
         assert low < metrics[name] < high, name
 
 
-def test_a_label_that_never_occurs_counts_in_the_macro_means():
+def test_a_label_that_never_occurs_is_left_out_of_the_macro_means():
+    """As in scikit-learn, where labels are not named."""
     metrics = classification_metrics([0, 0, 1], [0, 0, 1], THREE)
-    assert metrics["accuracy"] == 1.0 and metrics["f1_macro"] == pytest.approx(2 / 3)
+    assert metrics["accuracy"] == 1.0 and metrics["f1_macro"] == f1_score([0, 0, 1], [0, 0, 1], average="macro") == 1.0
     assert (metrics["accuracy_other request"], metrics["accuracy_other request_ci95"]) == (0.0, None)
 
 

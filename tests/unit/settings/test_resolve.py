@@ -8,13 +8,13 @@ import pytest
 
 from zerotune.settings.flags import eval_parser, train_parser
 from zerotune.settings.resolve import eval_settings, train_settings
-from zerotune.tasks import sst2
+from zerotune.tasks.sst2 import SST2
 
 SAMPLE = {"epochs": 5, "learning_rate": 1e-3}
 
 
 def resolve(*flags):
-    return train_settings(train_parser("", sst2).parse_args(flags), "sst2", SAMPLE)
+    return train_settings(train_parser("", SST2).parse_args(flags), "sst2", SAMPLE)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_run_folder_is_named_after_task_model_method_and_head():
 
 
 def test_resolving_changes_no_flag_and_settings_are_frozen():
-    args = train_parser("", sst2).parse_args(["--model", "m", "--train-file", "a.tsv"])
+    args = train_parser("", SST2).parse_args(["--model", "m", "--train-file", "a.tsv"])
     before = copy.deepcopy(vars(args))
     settings = train_settings(args, "sst2", SAMPLE)
     assert vars(args) == before
@@ -58,7 +58,7 @@ def test_resolving_changes_no_flag_and_settings_are_frozen():
 
 
 def test_an_evaluation_in_four_bits_is_qlora():
-    args = eval_parser("", sst2).parse_args(["--model", "m", "--load-4bit", "--shots", "4", "--prompt-format", "chat"])
+    args = eval_parser("", SST2).parse_args(["--model", "m", "--load-4bit", "--shots", "4", "--prompt-format", "chat"])
     settings = eval_settings(args, "sst2")
     assert (settings.model.method, settings.prompt.shots, settings.prompt.format) == ("qlora", 4, "chat")
     assert settings.run.output_dir == Path("runs/eval-sst2-m") and settings.text.max_length is None

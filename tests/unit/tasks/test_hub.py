@@ -10,7 +10,7 @@ def hub_that(monkeypatch, outcome):
     """Replace load_dataset by `outcome`: an exception to raise, or a data set to return."""
     import datasets
 
-    def load_dataset(name, split, revision):
+    def load_dataset(name, configuration, split, revision):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

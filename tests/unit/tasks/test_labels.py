@@ -34,7 +34,7 @@ def test_unknown_labels_are_refused_with_place_and_value(value):
 
 def test_one_class_only_and_no_labels_are_refused():
     one_class = examples([1, 1])
-    with pytest.raises(Refused, match="train: none of 2 rows is negative; do this"):
+    with pytest.raises(Refused, match="train: none of 2 rows is 'negative'; do this"):
         require_labels(one_class, "train", LABELS, "do this")
     require_labels(one_class, "validation", LABELS, "do this", every=False)
     with pytest.raises(Refused, match="no labels"):

@@ -14,7 +14,7 @@ from zerotune.tasks.splits import Splits, ids_sha256, subset
 
 Row = namedtuple("Row", "id label")
 CORPUS = Corpus(
-    task="toy",
+    name="toy",
     title="Toy",
     splits=("official", "80-20", "70-10-20"),
     lone_file_split="80-20",

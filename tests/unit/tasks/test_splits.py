@@ -65,13 +65,14 @@ def test_stratified_split_is_a_partition_with_the_shares_of_the_whole(num_negati
     rows = examples([str(number) for number in range(len(labels))], labels)
     rest, drawn = stratified_split(rows, share, seed, "test")
     assert sorted(ids(rest) + ids(drawn)) == sorted(ids(rows))
-    assert len(drawn) == round(len(rows) * share)
+    assert len(drawn) == min(round(len(rows) * share), len(rows) - 2)  # at least one of each label stays
+    assert {row.label for row in rest} == {0, 1}
     assert [row for row in rows if row in drawn] == drawn
     found = Counter(row.label for row in drawn)
     for label, count in ((0, num_negative), (1, num_positive)):
         # within 1 of proportional by rounding, and at least 1 where two rows are drawn
         assert abs(found[label] - count * len(drawn) / len(rows)) <= 1
-        assert found[label] >= 1 or len(drawn) < 2
+        assert found[label] >= 1 or len(drawn) < 2 or count == 1
 
 
 def test_seeds_and_purposes_draw_differently():

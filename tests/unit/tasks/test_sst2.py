@@ -10,9 +10,11 @@ import pytest
 
 from zerotune.errors import Refused
 from zerotune.settings.groups import DataSettings
-from zerotune.tasks import sst2, texts
+from zerotune.tasks import texts
 from zerotune.tasks.files import Source, rows_sha256
 from zerotune.tasks.splits import normalise_text
+from zerotune.tasks.sst2 import SST2
+from zerotune.tasks.texts import load, load_shots, load_test
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "sst2"
 
@@ -54,7 +56,7 @@ def counts(splits):
 
 
 def test_validation_file_validates_and_test_file_reports(files):
-    splits = sst2.load(flags(**files))
+    splits = load(SST2, flags(**files))
     assert counts(splits) == (600, 60, 90)
     assert {splits.train[0].id, splits.validation[0].id, splits.test[0].id} == {"train-0", "validation-0", "test-0"}
     assert splits.record["rule"] == "official"
@@ -64,7 +66,7 @@ def test_validation_file_validates_and_test_file_reports(files):
 
 @pytest.mark.parametrize("alone", ["validation_file", "test_file"])
 def test_alone_it_reports_and_whole_sentences_validate(files, alone):
-    splits = sst2.load(flags(train_file=files["train_file"], **{alone: files[alone]}))
+    splits = load(SST2, flags(train_file=files["train_file"], **{alone: files[alone]}))
     # 10 % of 600 rows is 60, but 25 % of the 200 whole sentences is 50; each takes its two phrases along
     assert counts(splits) == (450, 50, {"validation_file": 60, "test_file": 90}[alone])
     assert all(int(example.id.split("-")[1]) % 3 == 0 for example in splits.validation)
@@ -75,11 +77,11 @@ def test_alone_it_reports_and_whole_sentences_validate(files, alone):
 
 
 def test_lone_train_file_is_an_80_20_split_marked_as_overlapping(files):
-    splits = sst2.load(flags(train_file=files["train_file"]))
+    splits = load(SST2, flags(train_file=files["train_file"]))
     assert len(splits.test) == 120
     assert Counter(example.label for example in splits.test) == {0: 60, 1: 60}
     assert splits.record["rule"] == "80-20"
-    assert any(sst2.CORPUS.split_warnings["80-20"] in note for note in splits.record["notes"])
+    assert any(SST2.split_warnings["80-20"] in note for note in splits.record["notes"])
     parts = [ids(part) for part in (splits.train, splits.validation, splits.test)]
     assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
     for example in splits.train:
@@ -91,7 +93,7 @@ def test_rows_of_test_leave_train(tmp_path, files):
     write_tsv(files["train_file"], train)
     write_tsv(files["test_file"], [("the same words", 1), ("other words", 0)])
     write_tsv(files["validation_file"], [("the same words", 1), ("only here", 0)])
-    splits = sst2.load(flags(**files))
+    splits = load(SST2, flags(**files))
     assert splits.record["removed_rows"] == {
         "train_rows_in_test": 1,
         "validation_rows_in_test": 1,
@@ -104,14 +106,15 @@ def test_rows_of_test_leave_train(tmp_path, files):
 def test_duplicates_and_conflicts_are_counted(files):
     rows = review_rows(20, 0)
     write_tsv(files["train_file"], [*rows, rows[0], (rows[1][0], 1 - rows[1][1])])
-    record = sst2.load(flags(**files)).record
+    record = load(SST2, flags(**files)).record
     assert (record["sources"]["train"]["duplicates"], record["sources"]["train"]["conflicting_texts"]) == (1, 1)
     assert "train source: 1 duplicate rows, 1 texts with several labels" in record["notes"]
 
 
 def test_limits_and_sizes_come_after_the_split(files):
-    whole = sst2.load(flags(train_file=files["train_file"], test_file=files["test_file"]))
-    some = sst2.load(
+    whole = load(SST2, flags(train_file=files["train_file"], test_file=files["test_file"]))
+    some = load(
+        SST2,
         flags(
             train_file=files["train_file"], test_file=files["test_file"], limit_train=50, limit_eval=20, test_size=30
         ),
@@ -121,7 +124,8 @@ def test_limits_and_sizes_come_after_the_split(files):
     assert ids(some.validation) < ids(whole.validation)
     numbers = [int(example.id.split("-")[1]) for example in some.train]
     assert numbers == sorted(numbers)
-    sized = sst2.load(
+    sized = load(
+        SST2,
         flags(train_file=files["train_file"], test_file=files["test_file"], train_size=100, validation_size=30),
     )
     assert counts(sized) == (100, 30, 90)
@@ -129,11 +133,11 @@ def test_limits_and_sizes_come_after_the_split(files):
 
 
 def test_sample_takes_the_same_path():
-    splits = sst2.load(flags(sample=True))
+    splits = load(SST2, flags(sample=True))
     train_texts = {normalise_text(example.text) for example in splits.train}
-    assert len(splits.test) == sst2.CORPUS.sample_test[0]
+    assert len(splits.test) == SST2.sample_test[0]
     assert not train_texts & {normalise_text(example.text) for example in [*splits.test, *splits.validation]}
-    again = sst2.load(flags(sample=True))
+    again = load(SST2, flags(sample=True))
     assert again == splits
 
 
@@ -152,20 +156,20 @@ def test_sample_takes_the_same_path():
 )
 def test_flags_that_contradict_each_other_are_refused(files, given, message):
     with pytest.raises(Refused, match=message):
-        sst2.load(flags(**{**files, **given}))
+        load(SST2, flags(**{**files, **given}))
 
 
 def test_one_class_and_unlabelled_files_are_refused(files):
     write_tsv(files["train_file"], [("a", 1), ("b", 1)])
-    with pytest.raises(Refused, match=r"train\.tsv: none of 2 rows is negative"):
-        sst2.load(flags(**files))
+    with pytest.raises(Refused, match=r"train\.tsv: none of 2 rows is 'negative'"):
+        load(SST2, flags(**files))
     write_tsv(files["train_file"], review_rows(20, 0))
     write_tsv(files["test_file"], [("a", -1), ("b", -1)])
     with pytest.raises(Refused, match=r"test\.tsv: the rows have no labels; .* eval/sst2\.py --test-file"):
-        sst2.load(flags(**files))
+        load(SST2, flags(**files))
     files["test_file"].write_text("sentence\na\n")
     with pytest.raises(Refused, match=r"wrong columns: found 'sentence'; wanted 'sentence' \(or 'text'\) and 'label'"):
-        sst2.load(flags(**files))
+        load(SST2, flags(**files))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,7 @@ def test_one_class_and_unlabelled_files_are_refused(files):
 )
 def test_one_file_for_two_parts_is_refused_for_what_it_is(files, same, words):
     with pytest.raises(Refused, match=words):
-        sst2.load(flags(**files | {same[1]: files[same[0]]}))
+        load(SST2, flags(**files | {same[1]: files[same[0]]}))
 
 
 # --- eval ---
@@ -197,48 +201,48 @@ def saved(record: dict) -> dict:
 
 @pytest.mark.parametrize("given", [("train_file", "test_file"), ("train_file",)])
 def test_a_run_gives_its_own_test_items_back(files, given):
-    splits = sst2.load(flags(**{name: files[name] for name in given}, limit_eval=25, limit_train=100))
-    test, record = sst2.load_test(flags(), saved(splits.record))
+    splits = load(SST2, flags(**{name: files[name] for name in given}, limit_eval=25, limit_train=100))
+    test, record = load_test(SST2, flags(), saved(splits.record))
     assert test == splits.test
     assert record["splits"] == {"test": splits.record["splits"]["test"]}
-    fewer, record = sst2.load_test(flags(limit_eval=10), saved(splits.record))
+    fewer, record = load_test(SST2, flags(limit_eval=10), saved(splits.record))
     assert ids(fewer) < ids(test)
     assert record["splits"]["test"]["count"] == 10
-    shots = sst2.load_shots(flags(), saved(splits.record), test)
+    shots = load_shots(SST2, flags(), saved(splits.record), test)
     assert shots == splits.train
 
 
 @pytest.mark.parametrize("given", [("train_file", "test_file"), ("train_file",)])
 def test_a_changed_file_of_a_run_is_named(files, given):
-    record = saved(sst2.load(flags(**{name: files[name] for name in given})).record)
+    record = saved(load(SST2, flags(**{name: files[name] for name in given})).record)
     changed = files[given[-1]]
     changed.write_text(changed.read_text() + "one more row\t1\n")
     with pytest.raises(Refused, match=rf"{changed.name} has changed since the run was split"):
-        sst2.load_test(flags(), record)
+        load_test(SST2, flags(), record)
     changed.unlink()
     with pytest.raises(Refused, match=rf"{changed.name}: no such file"):
-        sst2.load_test(flags(), record)
+        load_test(SST2, flags(), record)
 
 
 def test_train_may_be_gone_where_test_is_a_file_of_its_own(files):
-    splits = sst2.load(flags(**files))
+    splits = load(SST2, flags(**files))
     files["train_file"].unlink()
-    assert sst2.load_test(flags(), saved(splits.record))[0] == splits.test
+    assert load_test(SST2, flags(), saved(splits.record))[0] == splits.test
 
 
 def test_flags_win_over_the_run_and_labels_may_be_missing(files):
-    record = saved(sst2.load(flags(**files)).record)
+    record = saved(load(SST2, flags(**files)).record)
     files["test_file"].write_text("index\tsentence\n0\ta warm film\n1\ta dull one\n")
-    test, used = sst2.load_test(flags(test_file=files["test_file"], train_file=files["train_file"]), record)
+    test, used = load_test(SST2, flags(test_file=files["test_file"], train_file=files["train_file"]), record)
     assert [(example.id, example.label) for example in test] == [("test-0", None), ("test-1", None)]
     assert used["splits"]["test"]["labels"] == {"unlabelled": 2}
-    assert len(sst2.load_test(flags(sample=True), record)[0]) == sst2.CORPUS.sample_test[0]
+    assert len(load_test(SST2, flags(sample=True), record)[0]) == SST2.sample_test[0]
 
 
 def test_shots_never_hold_a_test_text(files):
-    test, _ = sst2.load_test(flags(test_file=files["test_file"]), None)
+    test, _ = load_test(SST2, flags(test_file=files["test_file"]), None)
     write_tsv(files["train_file"], [(test[0].text.upper(), 1), ("a warm film", 1), ("a dull film", 0)])
-    shots = sst2.load_shots(flags(train_file=files["train_file"]), None, test)
+    shots = load_shots(SST2, flags(train_file=files["train_file"]), None, test)
     assert [example.id for example in shots] == ["train-1", "train-2"]
 
 
@@ -253,24 +257,24 @@ def test_hub_rows_and_their_unlabelled_test_split(monkeypatch):
         return Source(f"{dataset}[{split}]", rows, None, record)
 
     monkeypatch.setattr(texts, "read_hub", read_hub)
-    splits = sst2.load(flags())
-    assert asked == [(sst2.DATASET, "train", None), (sst2.DATASET, "validation", None)]
+    splits = load(SST2, flags())
+    assert asked == [(SST2.dataset, "train", None), (SST2.dataset, "validation", None)]
     assert ids(splits.test) == {f"validation-{row}" for row in range(15)}
-    test, _ = sst2.load_test(flags(), saved(splits.record))
+    test, _ = load_test(SST2, flags(), saved(splits.record))
     assert test == splits.test
-    assert asked[-1] == (sst2.DATASET, "validation", "c0ffee")
-    unlabelled, _ = sst2.load_test(flags(dataset="stanfordnlp/sst2:test"), None)
+    assert asked[-1] == (SST2.dataset, "validation", "c0ffee")
+    unlabelled, _ = load_test(SST2, flags(dataset="stanfordnlp/sst2:test"), None)
     assert [(example.id, example.label) for example in unlabelled] == [("test-0", None)]
     names["validation"] = names["validation"][::-1]
     with pytest.raises(Refused, match="stanfordnlp/sst2: its rows are not those the run was split from"):
-        sst2.load_test(flags(), saved(splits.record))
+        load_test(SST2, flags(), saved(splits.record))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real SST-2 files are not beside the repository")
 def test_real_sst2():
     start = time.perf_counter()
-    splits = sst2.load(
-        flags(train_file=REAL / "train.tsv.gz", validation_file=REAL / "validation.tsv.gz", limit_train=6400)
+    splits = load(
+        SST2, flags(train_file=REAL / "train.tsv.gz", validation_file=REAL / "validation.tsv.gz", limit_train=6400)
     )
     seconds = time.perf_counter() - start
     assert counts(splits) == (6400, 872, 872)

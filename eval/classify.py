@@ -1,0 +1,65 @@
+"""Evaluate a model on labels of your own: a tuned final/ by its head, a causal model by the likelihood of the labels.
+
+    python eval/classify.py --model runs/tickets/final
+    python eval/classify.py --model runs/tickets/final --test-file new.csv
+    python eval/classify.py --model meta-llama/Llama-3.2-1B --test-file new.csv --train-file tickets.csv --shots 8
+    python eval/classify.py --model runs/mnli/final --dataset nyu-mll/glue/mnli:validation_mismatched
+
+Rows without labels get predictions only.
+"""
+
+from zerotune.run.process import run_script, say
+from zerotune.settings.flags import eval_parser, with_label_flags
+from zerotune.settings.names import is_sample_model
+from zerotune.settings.resolve import eval_settings
+from zerotune.tasks.classify import GLUE, OWN, task_to_evaluate
+
+
+def main(args) -> None:
+    from functools import cache
+
+    from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
+    from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
+    from zerotune.models.generator import load_language_model
+    from zerotune.models.pretrained import known_labels, label_columns, read_model
+    from zerotune.run.cpu import use_whole_cpu
+    from zerotune.run.folder import RunFolder, check_earlier_run
+    from zerotune.run.launch import start_accelerator
+    from zerotune.run.stopping import StopSignal
+    from zerotune.tasks.sample import make_sample_model
+    from zerotune.tasks.split_file import split_of_run
+    from zerotune.tasks.texts import load_shots, load_test
+
+    stop_signal = StopSignal()
+    settings = eval_settings(args, OWN.name)
+    check_earlier_run(settings.run, says_finished=False)
+    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+
+    # Read the model's configuration, the test items and the shots, and refuse what cannot work: nothing is loaded yet.
+    make_sample_model(settings.model.name)
+    config, tokenizer = read_model(settings.model, OWN.name)
+    run_split = split_of_run(settings.model.name, OWN.name)
+    known = settings.labels or known_labels(settings.model, config)
+    task, data = task_to_evaluate(settings.data, run_split, known)
+    label_columns(config, task.labels)
+    check_prompt_seeds(settings, task, config)
+    test, record = load_test(task, data, run_split)
+    labelled = load_shots(task, data, run_split, test) if settings.prompt.shots else []
+    evaluations = plan_evaluations(settings, task, labelled, record)  # one, or one for each of --prompt-seeds
+    for folder, evaluation in evaluations.items():
+        check_evaluation(folder, evaluation, task, test, config, tokenizer)
+
+    accelerator = start_accelerator(None)
+    with RunFolder(settings.run, accelerator) as run:
+        run.describe(record)
+        load_model = cache(load_language_model)  # all prompts are put to the same model
+        for folder, evaluation in evaluations.items():
+            metrics = evaluate(folder, evaluation, task, test, accelerator, stop_signal, load_model=load_model)
+            say(f"{metrics['setting']}: {accuracy_line(metrics)}; results in {folder}")
+        if settings.prompt.seeds:
+            summarise_seeds(run.path, settings.prompt.seeds)
+        run.write_json("state.json", {"state": "finished", "reason": None})
+
+
+if __name__ == "__main__":
+    run_script(main, with_label_flags(eval_parser(__doc__, OWN), GLUE, trains=False).parse_args())

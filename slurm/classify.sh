@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Fine-tune on labels of your own: train/classify.py on the nodes that SLURM gives. The same line starts, resumes, or
+# says that it is finished.
+#
+#     sbatch slurm/classify.sh --sample
+#     sbatch --nodes 4 --gpus-per-node 8 slurm/classify.sh --train-file tickets.csv --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
+#     bash slurm/classify.sh --train-file tickets.csv          # on the login node: is everything there?
+#
+#SBATCH --job-name=classify
+#SBATCH --output=runs/slurm/%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --ntasks-per-node=1
+#SBATCH --signal=B:USR1@300
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+. slurm/common.sh || exit 2
+run_to_end train/classify.py "$@"

@@ -1,0 +1,168 @@
+"""Labels of the user's own: what the rows of a file or of a hub data set call them, and GLUE's tasks of one label.
+
+A made-up file:
+
+    subject,body,queue
+    Two invoices,"I was charged twice, for one and the same order.",billing
+
+    --text-column subject,body --label-column queue
+
+Two text columns are a pair. An encoder reads a pair as two segments; all other models read one text, `subject: Two
+invoices`, and in the next line `body: I was …`.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from zerotune.errors import Refused
+from zerotune.settings.groups import DataSettings
+from zerotune.tasks import sources
+from zerotune.tasks.files import Source
+from zerotune.tasks.labels import collect_labels, label_word, parse_label, parse_own_label
+from zerotune.tasks.sample import sample_tickets
+from zerotune.tasks.splits import Splits, draw_validation
+from zerotune.tasks.texts import TextTask, Wording, label_column_of, read_source, read_sources, split
+
+VALIDATION_SHARE = 0.1
+# With more labels than this a prompt does not list them: it would be longer than the text.
+MOST_LISTED = 100
+
+OWN = TextTask(
+    name="classify",
+    title="labels of your own",
+    splits=("official", "80-10-10"),
+    lone_file_split="80-10-10",
+    dataset=None,
+    test_split="test",
+    sample=sample_tickets,
+    sample_train=(3000, 1),
+    sample_test=(600, 2),
+    labels=(),
+    max_length=256,
+    wordings=(),
+    text_columns=("text", "sentence", "review", "content", "message"),
+    label_columns=("label", "labels", "category", "class", "sentiment"),
+    columns_way_out=": name the columns by --text-column and --label-column",
+    read_label=parse_own_label,
+    draw_validation=partial(draw_validation, share=VALIDATION_SHARE),
+)
+
+
+def _glue(name: str, columns: tuple[str, ...], labels: tuple[str, ...], test_split: str = "validation") -> TextTask:
+    """Return one of GLUE's tasks (Wang et al. 2018), with labels in the order of its numbers.
+
+    Published scores are of the validation rows: the test rows have no labels."""
+    return replace(
+        OWN,
+        title=f"GLUE's {name.upper()}",
+        dataset=f"nyu-mll/glue/{name}",
+        test_split=test_split,
+        labels=labels,
+        wordings=wordings_of(labels),
+        text_columns=columns[:1],
+        pair_column=columns[1] if len(columns) > 1 else None,
+        label_columns=("label",),
+        read_label=parse_label,
+    )
+
+
+def wordings_of(labels: tuple[str, ...]) -> tuple[Wording, ...]:
+    """Return prompts that ask for one of the labels by its own name."""
+    instruction = f"Give each text one of these labels: {', '.join(labels)}." if len(labels) <= MOST_LISTED else ""
+    templates = (
+        "Text: {text}\nLabel:",
+        "{text}\nThe label of this text is",
+        "Read this.\n{text}\nWhich label fits?\nAnswer:",
+        "Input: {text}\nCategory:",
+        '"{text}"\nThis belongs to:',
+    )
+    return tuple(Wording(template, labels, instruction) for template in templates)
+
+
+GLUE = {
+    "cola": _glue("cola", ("sentence",), ("unacceptable", "acceptable")),
+    "mnli": _glue("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "validation_matched"),
+    "mrpc": _glue("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "qnli": _glue("qnli", ("question", "sentence"), ("entailment", "not_entailment")),
+    "qqp": _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate")),
+    "rte": _glue("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
+}
+
+
+def load(settings: DataSettings) -> tuple[TextTask, Splits]:
+    """Return the task, with the labels of the training rows, and the rows that train, validate and test.
+
+    Raises Refused for bad input or flags."""
+    task = task_of(settings)
+    read = read_sources(task, settings)
+    if not task.labels:
+        _, train = read["train"]
+        task = with_labels(task, labels_of(task, train))
+    return task, split(task, settings, read)
+
+
+def task_of(settings: DataSettings) -> TextTask:
+    """Return the task that the data flags describe: one of GLUE's, or one whose labels are still to be read.
+
+    Raises:
+        Refused: more than two text columns.
+    """
+    task = GLUE[settings.glue] if settings.glue else OWN
+    if settings.text_column:
+        first, *others = [name.strip() for name in settings.text_column.split(",")]
+        if len(others) > 1 or not all((first, *others)):
+            raise Refused(
+                f"--text-column {settings.text_column}: a text is one column, or two with a comma between them: "
+                "join the others in the file"
+            )
+        task = replace(task, text_columns=(first,), pair_column=others[0] if others else None)
+    return replace(task, label_columns=(settings.label_column,)) if settings.label_column else task
+
+
+def with_labels(task: TextTask, labels: tuple[str, ...]) -> TextTask:
+    """Return the task with these labels, and prompts that ask for them."""
+    return replace(task, labels=labels, wordings=wordings_of(labels))
+
+
+def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
+    """Return the labels of some rows, in their data set's own order if it has one.
+
+    Raises:
+        Refused: as `collect_labels`.
+    """
+    column = label_column_of(task, source, needs_labels=True)
+    words = [label_word(fields.get(column), source.where(row)) for row, fields in enumerate(source.rows)]
+    named = source.class_names.get(column)
+    present = set(words)
+    order = tuple(name for name in named if name in present) if named else None
+    return collect_labels(words, f"{source.name}, column {column!r}", order)
+
+
+def task_to_evaluate(
+    settings: DataSettings, run_split: dict | None, known_labels: tuple[str, ...] | None
+) -> tuple[TextTask, DataSettings]:
+    """Return the task that a model is evaluated on, and the data settings with the columns of the model's run.
+
+    Args:
+        run_split: split.json of the model's run.
+        known_labels: those that the user names or that the model was tuned or published for; None: those of
+            --train-file, else of the items themselves.
+    Raises:
+        Refused: bad input or flags.
+    """
+    if run_split is not None:
+        of_run = DataSettings(**run_split["settings"])
+        settings = replace(
+            settings,
+            glue=settings.glue or of_run.glue,
+            text_column=settings.text_column or of_run.text_column,
+            label_column=settings.label_column or of_run.label_column,
+        )
+    task = task_of(settings)
+    if task.labels and known_labels in (None, task.labels):
+        return task, settings
+    if known_labels is None:
+        train_file = replace(settings, sample=False, dataset=None) if settings.train_file else settings
+        origin = sources.train_origin(task, train_file) if settings.train_file else sources.test_origin(task, settings)
+        known_labels = labels_of(task, read_source(origin or sources.train_origin(task, settings)))
+    return with_labels(replace(task, read_label=parse_own_label), known_labels), settings
