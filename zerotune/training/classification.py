@@ -18,13 +18,17 @@ from zerotune.training.data import Batch
 UNLABELLED = -100  # cross entropy ignores it
 
 
-def labelled_data(tokenizer, config, examples: list[Example], max_length: int, truncation: str) -> "LabelledData":
-    """Tokenise examples for a classifier head; the tokens come from the cache where it has them.
+def labelled_data(
+    tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
+) -> "LabelledData":
+    """Tokenise examples for a classifier head; an encoder reads a pair of texts as two segments.
 
-    An encoder reads a pair of texts as two segments."""
+    Args:
+        cached: take the tokens from the cache where it has them, and keep them there.
+    """
     reads_pairs = is_encoder(config)
     texts = [example.pair or example.text if reads_pairs else example.text for example in examples]
-    encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
+    encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir() if cached else None, truncation)
     labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
     return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
 
