@@ -120,13 +120,19 @@ def check_evaluation(
     folder: Path, evaluation: QuestionEvaluation, questions: list[Question], config, tokenizer
 ) -> None:
     """Refuse what this model would ignore or cannot do, and a folder that holds the results of another evaluation."""
+    check_flags(evaluation, config, tokenizer)
+    check_texts(evaluation.model.name, config, tokenizer, question_texts(questions))
+    check_earlier(folder, evaluation.described(), question_items(evaluation, questions))
+
+
+def check_flags(evaluation: QuestionEvaluation, config, tokenizer) -> None:
+    """Refuse flags that this model would ignore or cannot follow."""
     model, prompt = evaluation.model, evaluation.prompt
     attention_kernel(model.attention, config)
     check_kernel_precision(model.attention, model.precision)
     if finds_spans(config, model):
         refuse_other_heads_flags(evaluation.questions, prompt, True, f"{model.name}, which answers with a span head,")
-        record = read_record(model.name, model.revision)
-        resolve_questions(evaluation.questions, True, most_tokens(config), record)
+        span_lengths(evaluation, config)
     else:
         refuse_other_heads_flags(evaluation.questions, prompt, False, f"{model.name}, which writes its answers,")
         record = generator_record(model)
@@ -138,8 +144,6 @@ def check_evaluation(
                 f"{model.name} was tuned on a prompt of its own, without shots and in the {own_format} format: leave "
                 "--shots and --prompt-format out"
             )
-    check_texts(model.name, config, tokenizer, question_texts(questions))
-    check_earlier(folder, evaluation.described(), question_items(evaluation, questions))
 
 
 def question_items(evaluation: QuestionEvaluation, questions: list[Question]) -> Items:
@@ -196,11 +200,16 @@ class SpanFinder:
         return head_scorer(self.model, data, device, self.settings.precision)
 
 
+def span_lengths(evaluation: QuestionEvaluation, config) -> QuestionSettings:
+    """Return the lengths of a model with a span head, resolved. Raises Refused: --max-length is too long for it."""
+    record = read_record(evaluation.model.name, evaluation.model.revision)
+    return resolve_questions(evaluation.questions, True, most_tokens(config), record)
+
+
 def load_spans(evaluation: QuestionEvaluation, config, device: torch.device) -> SpanFinder:
     """Load a model with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
     loaded = evaluation.model
-    record = read_record(loaded.name, loaded.revision) or {}
-    lengths = resolve_questions(evaluation.questions, True, most_tokens(config), record)
+    record, lengths = read_record(loaded.name, loaded.revision) or {}, span_lengths(evaluation, config)
     model, tokenizer, _ = load_final_span(loaded)
     threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
     return SpanFinder(model.to(device), tokenizer, config, loaded, record, lengths, threshold)

@@ -331,7 +331,7 @@ def _shown(names: list[str]) -> str:
     return ", ".join(repr(name if len(name) <= 40 else name[:37] + "...") for name in names[:8])
 
 
-def find_column(source: Source, accepted: tuple[str, ...], wanted: str) -> str:
+def find_column(source, accepted: tuple[str, ...], wanted: str) -> str:
     """Return the first of the `accepted` columns that the source has. Raises Refused, saying what is `wanted`, where it
     has none."""
     columns = source.columns
