@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from zerotune.models.final_folder import save_final
 from zerotune.prediction.answering import answer_chunk, answerer_of, final_of_run, label_columns, span_columns
 from zerotune.prediction.inputs import Item
 from zerotune.prediction.settings import InputSettings, PredictSettings
-from zerotune.settings.groups import ModelSettings
+from zerotune.settings.groups import DataSettings, ModelSettings
+from zerotune.tasks.row_stream import Row
 
 CPU = torch.device("cpu")
 
@@ -122,10 +124,6 @@ def test_a_pair_is_read_as_it_was_tuned(tmp_path):
     save_final(*tuned_model(tiny_model("llama"), "full"), final, task_record(task="classify", labels=["a", "b"]))
     of_run = {"sample": False, "text_column": "subject,body", "split_seed": 0}
     record = {"task": "classify", "splits": {}, "sources": {"train": {"sha256": "0"}}}
-    from dataclasses import asdict
-
-    from zerotune.settings.groups import DataSettings
-
     record["settings"] = asdict(DataSettings(**of_run))
     (tmp_path / "split.json").write_text(json.dumps(record))
     answerer = answerer_of(settings(final))
@@ -172,3 +170,53 @@ def test_a_chunk_ends_where_the_run_is_asked_to_stop(tmp_path):
     assert len(answering.batches) == 3
     asked = iter([False, True])
     assert answer_chunk(answering, CPU, lambda: next(asked)) is None
+
+
+@pytest.mark.parametrize(("kind", "method"), [("bert", "full"), ("bert", "lora"), ("llama", "lora")])
+def test_a_tuned_head_answers_as_it_did_before_it_was_saved(tmp_path, kind, method):
+    model, tokenizer = tuned_model(tiny_model(kind), method)
+    save_final(model, tokenizer, tmp_path, task_record())
+    texts = ["the film was good", "a bad film", "dull"]
+    rows = answers(tmp_path, [(text,) for text in texts], top_k=2)
+    for text, row in zip(texts, rows, strict=True):
+        inputs = {name: torch.tensor([ids]) for name, ids in tokenizer(text).items()}
+        with torch.no_grad():
+            wanted = model(**inputs).softmax(-1)[0].tolist()
+        found = {each["label"]: each["probability"] for each in row["top_k"]}
+        assert [found["negative"], found["positive"]] == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("is_tuned", [False, True])
+def test_a_causal_model_answers_by_the_likelihood_of_the_labels(tmp_path, is_tuned):
+    """Published, it is asked with the prompt of the user's own labels; tuned, with the prompt that task.json has."""
+    character_model(tmp_path / "base")
+    folder, labels, words = tmp_path / "base", ("ham", "junk mail"), ("ham", "junk mail")
+    prompt = "Give each text one of these labels: ham, junk mail.\n\nText: {text}\nLabel:"
+    model, tokenizer = tuned_model(str(folder), "full", "generate")
+    if is_tuned:
+        folder, labels, words, prompt = tmp_path / "final", None, ("negative", "positive"), "Review: {text}"
+        folder.mkdir()
+        save_final(model, tokenizer, folder, task_record("generate", max_length=200))
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = ["a good film", "x"]
+    rows = answers(folder, [(text,) for text in texts], labels=labels, top_k=2)
+    for text, row in zip(texts, rows, strict=True):
+        sums = []
+        for word in words:
+            before = tokenizer(prompt.replace("{text}", text))["input_ids"]
+            own = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logits = model.model(torch.tensor([before + own])).logits[0].log_softmax(-1)
+            sums.append(sum(logits[len(before) - 1 + place, token] for place, token in enumerate(own)))
+        found = {each["label"]: each["probability"] for each in row["top_k"]}
+        assert [found[word] for word in words] == pytest.approx(torch.stack(sums).softmax(0).tolist(), abs=1e-5)
+
+
+def test_a_review_loses_its_markup(tmp_path):
+    save_final(*tuned_model(tiny_model("bert"), "full"), tmp_path, task_record(task="imdb"))
+    reader = answerer_of(settings(tmp_path)).reader(("review",))
+    assert reader.item(Row({"review": " good<br /><br />film"}, "")).texts == ("good\nfilm",)
+    assert reader.item(Row({"review": "<br />"}, "")) is None
