@@ -154,6 +154,8 @@ def test_an_interrupted_file_is_continued(predict, folder, extension):
     kept = json.loads(record.read_text())["rows"]
     assert rows < kept < NUM_ROWS and partial.stat().st_size > json.loads(record.read_text())["bytes"]
     assert "another flags" in predict("other", *flags, "--output", output, "--top-k", 2, expect=2).refusal()
+    other = predict("other", *flags, "--output", output, model="published", expect=2)
+    assert "another model:" in other.refusal()
     ended = predict("continued", *flags, "--output", output)
     assert f"{kept} rows are predicted already" in ended.text()
     if extension == "parquet":

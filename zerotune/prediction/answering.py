@@ -6,7 +6,6 @@ The models are loaded and asked as in an evaluation (zerotune/evaluation, zerotu
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -102,24 +101,13 @@ class Answerer(Protocol):
         """Load the model, and return how a chunk is prepared."""
 
 
-def final_of_run(name: str) -> str:
-    """Return final/ of a run's folder, and any other model as it is. Raises Refused: the run has no final/ yet."""
-    folder = Path(name)
-    if (folder / "config.json").exists() or not (folder / "run.json").exists():
-        return name
-    if not (folder / "final").is_dir():
-        raise Refused(f"the run {name} has no final/ yet: start its command again until it is finished")
-    return str(folder / "final")
-
-
 def answerer_of(settings: PredictSettings) -> Answerer:
     """Return how a model answers, by what its folder says, after all checks that need no weight.
 
     Raises:
         Refused: the model cannot be read, or has no trained head and is told no labels, or a flag does not fit it.
     """
-    model = replace(settings.model, name=final_of_run(settings.model.name))
-    name, settings = model.name, replace(settings, model=model)
+    model, name = settings.model, settings.model.name
     config, record = read_config(name, model.revision), read_record(name, model.revision)
     is_causal = answers_by_prompt(config) and not is_published_with_span_head(config)
     if record is not None:
@@ -245,7 +233,7 @@ class LabelAnswerer:
 
         def prepare(items: list[Item]) -> Answering:
             if checks:
-                self.check(items)
+                _check_texts(plan.settings, self.config, plan.tokenizer, items)
             data = plan.checked(plan.encode(texts=[self._example(item).text for item in items]), self.config)
             return self._answering(prompt_scorer(model, data, device), data.lengths)
 

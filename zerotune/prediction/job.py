@@ -35,7 +35,6 @@ class Job:
     """The rows, read once and in order, and their output.
 
     Args:
-        settings: whose model is the one that answers.
         printed: standard output (`take_standard_output`); None where there is an --output.
     Raises:
         Refused: the input cannot be read, or its first rows not answered; or the output cannot be written.
@@ -46,7 +45,7 @@ class Job:
         self.stream = open_source(settings.source, answerer.asks)
         self._reader = answerer.reader(find_columns(self.stream, answerer.wanted))
         self.names = {name: settings.prefix + name for name in answerer.columns}
-        check_columns(self.stream, list(self.names.values()), settings.prefix)
+        check_columns(self.stream, list(self.names.values()))
         first = list(islice(self.stream.rows, NUM_FIRST_ROWS))
         self.stream.rows = chain(first, self.stream.rows)
         items = [item for item in map(self._reader.item, first) if item]
@@ -112,7 +111,7 @@ class Job:
         for number, (fields, item) in enumerate(zip(chunk.rows, chunk.items, strict=True), self.output.rows + 1):
             taken = next((name for name in new if name in fields), None)
             if taken:
-                raise taken_column(f"{self.stream.name} row {number}", taken, self.settings.prefix)
+                raise taken_column(f"{self.stream.name} row {number}", taken)
             if item is None:
                 self.num_blank += 1
                 self.first_blank = self.first_blank or number

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,17 +62,16 @@ class Output(Protocol):
 # --- rows as bytes ---
 
 
-def check_columns(stream: RowStream, new: list[str], prefix: str) -> None:
+def check_columns(stream: RowStream, new: list[str]) -> None:
     """Refuse new columns whose names the input has already."""
     taken = [name for name in new if name in stream.columns]
     if taken:
-        raise taken_column(stream.name, taken[0], prefix)
+        raise taken_column(stream.name, taken[0])
 
 
-def taken_column(where: str, name: str, prefix: str) -> Refused:
+def taken_column(where: str, name: str) -> Refused:
     """Return the refusal of a new column whose name is taken."""
-    found = f" {prefix!r}" if prefix else ""
-    return Refused(f"{where}: the input has a column {name!r} already: give the new ones another --prefix{found}")
+    return Refused(f"{where}: the input has a column {name!r} already: name the new ones apart by --prefix")
 
 
 class Format(Protocol):
@@ -372,13 +371,24 @@ class FileOutput:
     def _write(self, data: bytes) -> None:
         if data:
             packed = gzip.compress(data, mtime=0) if self._packs else data  # pieces that are packed apart can be joined
-            self._file.write(packed)
+            with self._named():
+                self._file.write(packed)
             self.bytes += len(packed)
+
+    @contextmanager
+    def _named(self):
+        """Name the file in what a full disk raises: a failed write does not."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def save(self) -> None:
         """Make what was added last, and note it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._named():
+            self._file.flush()
+            os.fsync(self._file.fileno())
         if self.identity is not None:
             write_json(_record_of(self.path), {"rows": self.rows, "bytes": self.bytes, "identity": self.identity})
         self._next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
@@ -387,7 +397,8 @@ class FileOutput:
         """Give the complete file its name."""
         self.save()
         if isinstance(self._format, Arrow):
-            _write_parquet(_partial(self.path), self.path)
+            with self._named():
+                _write_parquet(_partial(self.path), self.path)
             _partial(self.path).unlink()
         else:
             _partial(self.path).replace(self.path)

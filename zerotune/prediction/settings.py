@@ -110,13 +110,13 @@ def predict_settings(args: argparse.Namespace) -> PredictSettings:
     """Resolve the flags.
 
     Raises:
-        Refused: no model, no input or two of them, or the precision cannot be had.
+        Refused: no model or a run without one, no input or two of them, or the precision cannot be had.
     """
     if args.model is None:
         raise Refused("--model is missing: give a run's folder, an adapter, or a hub id")
     return PredictSettings(
         model=ModelSettings(
-            args.model,
+            final_of_run(args.model),
             args.revision,
             "qlora" if args.load_4bit else "full",
             attention=args.attention,
@@ -131,6 +131,16 @@ def predict_settings(args: argparse.Namespace) -> PredictSettings:
         prefix=args.prefix,
         tokens_per_device=tokens_per_device(args.tokens_per_device, EVAL_TOKENS),
     )
+
+
+def final_of_run(name: str) -> str:
+    """Return final/ of a run's folder, and any other model as it is. Raises Refused: the run has no final/ yet."""
+    folder = Path(name)
+    if (folder / "config.json").exists() or not (folder / "run.json").exists():
+        return name
+    if not (folder / "final").is_dir():
+        raise Refused(f"the run {name} has no final/ yet: start its command again until it is finished")
+    return str(folder / "final")
 
 
 def _input_settings(args: argparse.Namespace) -> InputSettings:

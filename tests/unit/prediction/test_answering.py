@@ -11,7 +11,7 @@ from tiny_models import character_model, model_copy, task_record, tiny_model, tu
 
 from zerotune.errors import Refused
 from zerotune.models.final_folder import save_final
-from zerotune.prediction.answering import answer_chunk, answerer_of, final_of_run, label_columns, span_columns
+from zerotune.prediction.answering import answer_chunk, answerer_of, label_columns, span_columns
 from zerotune.prediction.inputs import Item
 from zerotune.prediction.settings import InputSettings, PredictSettings
 from zerotune.settings.groups import DataSettings, ModelSettings
@@ -109,17 +109,6 @@ def test_a_written_answer_has_the_likelihood_of_its_tokens(tmp_path):
 
 
 # --- what a folder says ---
-
-
-def test_a_run_means_its_final(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    assert final_of_run(str(run)) == str(run)
-    (run / "run.json").write_text("{}")
-    with pytest.raises(Refused, match="has no final/ yet"):
-        final_of_run(str(run))
-    (run / "final").mkdir()
-    assert final_of_run(str(run)) == str(run / "final")
 
 
 def test_a_pair_is_read_as_it_was_tuned(tmp_path):

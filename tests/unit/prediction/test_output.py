@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import resource
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pyarrow
@@ -139,6 +141,24 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         FileOutput(tmp_path / "file" / "a.csv", identity)
     with pytest.raises(Refused, match=r"cannot be written \(File name too long\)"):
         check_output(tmp_path / f"{'x' * 250}.csv", identity)
+
+
+def test_a_disk_that_takes_no_more_is_named_and_the_whole_rows_stay(tmp_path):
+    path = tmp_path / "a.jsonl"
+    out = write(path, ROWS, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (out.bytes + 10, limits[1]))
+    try:
+        out.add([ROWS[1]])
+        with pytest.raises(OSError, match="File too large") as failure:
+            out.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failure.value.filename == str(path)
+    with suppress(OSError):
+        out._file.close()
+    write(path, ROWS).finish()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS
 
 
 def test_categories_are_written_as_their_values(tmp_path):

@@ -39,3 +39,14 @@ def test_what_does_not_belong_together_is_refused(flags, reason):
 def test_a_model_is_wanted():
     with pytest.raises(Refused, match="--model is missing"):
         resolve("a")
+
+
+def test_a_run_means_its_final(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    assert resolve("a", "--model", str(run)).model.name == str(run)
+    (run / "run.json").write_text("{}")
+    with pytest.raises(Refused, match="has no final/ yet"):
+        resolve("a", "--model", str(run))
+    (run / "final").mkdir()
+    assert resolve("a", "--model", str(run)).model.name == str(run / "final")
