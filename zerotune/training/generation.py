@@ -120,15 +120,18 @@ class AnswerData(LengthBatches):
         found = log_probabilities.gather(1, batch.targets[:, None])[:, 0].cpu().numpy()
         counts = np.array([count for _, count in rows])
         starts = np.cumsum(counts) - counts
-        ends = starts + counts - len(self.end)
-        sums = np.add.reduceat(found, np.stack([starts, ends], axis=1).flatten()).reshape(-1, 2)  # of word, of end
+        sums = np.add.reduceat(found, starts)  # of answers with their ends
         if single:
             words = to_device(np.array([self.prompts.targets[item] for item in items]), device)
             likelihoods = log_probabilities[to_device(starts, device)].gather(1, words).cpu().numpy()
-            losses = -sums.sum(axis=1)
+            losses = -sums
         else:
-            likelihoods = sums[:, 0].reshape(-1, num_labels)
-            losses = -sums.sum(axis=1).reshape(-1, num_labels)[np.arange(len(items)), own]
+            of_words = sums
+            if self.end:
+                ends = starts + counts - len(self.end)
+                of_words = np.add.reduceat(found, np.stack([starts, ends], axis=1).flatten())[::2]
+            likelihoods = of_words.reshape(-1, num_labels)
+            losses = -sums.reshape(-1, num_labels)[np.arange(len(items)), own]
         pairs = zip(likelihoods.tolist(), losses.tolist(), strict=True)
         return [{"log_likelihoods": values, "loss": loss} for values, loss in pairs]
 
