@@ -121,14 +121,15 @@ def test_labels_that_a_published_classifier_may_have(names, columns):
     ],
 )
 def test_labels_of_something_else(names):
-    found = f"negative, positive: it was trained for {', '.join(names)}; train from its base model, or evaluate a model"
+    theirs = ", ".join(map(repr, names))
+    found = f"'negative', 'positive': it was trained for {theirs}; train from its base model, or evaluate a model"
     with pytest.raises(Refused, match=found):
         label_columns(classifier_config(names), LABELS)
 
 
 def test_beginnings_that_fit_two_labels_mean_neither():
     assert label_columns(classifier_config(("refu", "repl")), ("refund", "reply")) == [0, 1]
-    with pytest.raises(Refused, match="it was trained for re, reply"):
+    with pytest.raises(Refused, match="it was trained for 're', 'reply'"):
         label_columns(classifier_config(("re", "reply")), ("refund", "reply"))
 
 
