@@ -212,6 +212,12 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
     group.add_argument(
         "--head-learning-rate", type=non_negative_float, help="peak, of a new head (default: 5 × the other)"
     )
+    group.add_argument(
+        "--schedule",
+        choices=("linear", "cosine", "constant"),
+        default="linear",
+        help="learning rate after the warmup: falls to 0 along a line or half a cosine, or stays (default %(default)s)",
+    )
     group.add_argument("--warmup-ratio", type=fraction, default=0.06, help="share of all steps (default %(default)s)")
     group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="AdamW's (default %(default)s)")
     group.add_argument(

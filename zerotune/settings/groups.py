@@ -114,6 +114,7 @@ class OptimisationSettings:
         tokens_per_device: most padded tokens in one micro-batch on one device.
         learning_rate: peak; head_learning_rate: peak of a new head, None where there is none.
         max_grad_norm: None: no clipping.
+        schedule: of the learning rate after the warmup: "linear", "cosine" or "constant".
         patience: stop after this many evaluations without gain; None: never.
         choose_by: metric of the validation split that picks the best checkpoint.
         eval_every: optimizer steps between evaluations; None: an epoch.
@@ -134,6 +135,7 @@ class OptimisationSettings:
     choose_by: str
     eval_every: int | None
     seed: int
+    schedule: str = "linear"
 
 
 @dataclass(frozen=True)
