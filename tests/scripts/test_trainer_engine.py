@@ -61,7 +61,11 @@ def test_a_run_by_the_trainer_leaves_what_a_run_by_the_loop_leaves(train, undist
 
 LORA = ["--method", "lora"]
 # LoRA trains without dropout: an encoder's steps can be compared too, where the loop has kernels of its own
-METHODS = {"full": [], "lora": LORA, "encoder": [*LORA, "--model", tiny_model("distilbert")]}
+METHODS = {
+    "full": [],
+    "lora": [*LORA, "--label-smoothing", 0.2, "--schedule", "cosine"],
+    "encoder": [*LORA, "--model", tiny_model("distilbert")],
+}
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from zerotune.settings.argument_types import (
     fraction,
+    fraction_below_1,
     non_empty,
     non_negative_float,
     non_negative_int,
@@ -225,6 +226,14 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
         type=positive_or_none,
         default=1.0,
         help="clip to this norm; none: no clipping (default %(default)s)",
+    )
+    group.add_argument(
+        "--label-smoothing",
+        type=fraction_below_1,
+        default=0.0,
+        metavar="P",
+        help="share of a target's probability, below 1, that is spread evenly over all classes: labels, positions of a "
+        "window, or the vocabulary (default %(default)s)",
     )
     group.add_argument(
         "--patience", type=positive_int, help="stop after so many evaluations without gain (default: never)"

@@ -115,6 +115,7 @@ class OptimisationSettings:
         learning_rate: peak; head_learning_rate: peak of a new head, None where there is none.
         max_grad_norm: None: no clipping.
         schedule: of the learning rate after the warmup: "linear", "cosine" or "constant".
+        label_smoothing: share of a target's probability that is spread over all classes, from 0 to below 1.
         patience: stop after this many evaluations without gain; None: never.
         choose_by: metric of the validation split that picks the best checkpoint.
         eval_every: optimizer steps between evaluations; None: an epoch.
@@ -136,6 +137,7 @@ class OptimisationSettings:
     eval_every: int | None
     seed: int
     schedule: str = "linear"
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
