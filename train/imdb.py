@@ -88,7 +88,7 @@ def main(args) -> None:
                     losses = functional.cross_entropy(
                         logits.float(), batch.targets, label_smoothing=smoothing, reduction="none"
                     )
-                    engine.backward(losses.sum() * batch.weight, batch.is_last)
+                    engine.backward((losses * batch.target_weights).sum() * batch.weight, batch.is_last)
                 engine.update(step.rate_factor)
 
         final = save_best(loop, settings, tokenizer, task_record(settings, imdb, data["train"]))

@@ -42,7 +42,14 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
         help="the part of a longer text that a classifier head sees; head-and-tail: a quarter from its head, "
         "the rest from its end (default %(default)s)",
     )
-    add_optimisation_flags(parser, ("accuracy", "f1_macro", "loss"))
+    group = add_optimisation_flags(parser, ("accuracy", "f1_macro", "loss"))
+    group.add_argument(
+        "--class-weights",
+        choices=("none", "balanced"),
+        default="none",
+        help="weight of an example in the loss by its label; balanced: rows / (labels × the label's rows), counted in "
+        "the train split (default %(default)s)",
+    )
     add_run_flags(parser)
     return parser
 
@@ -190,8 +197,11 @@ def add_training_data_flags(parser: argparse.ArgumentParser):
     return group
 
 
-def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]) -> None:
-    """Add the optimiser's flags, and the metrics that can choose the best checkpoint, the first by default."""
+def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]):
+    """Add the optimiser's flags, and the metrics that can choose the best checkpoint, the first by default.
+
+    Returns the group.
+    """
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=positive_int, help="passes over the train split (default: 3)")
     group.add_argument("--max-steps", type=positive_int, help="stop the schedule after so many optimizer steps")
@@ -250,6 +260,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
     group.add_argument(
         "--seed", type=non_negative_int, default=0, help="of head, order and dropout (default %(default)s)"
     )
+    return group
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

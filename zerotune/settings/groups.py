@@ -116,6 +116,7 @@ class OptimisationSettings:
         max_grad_norm: None: no clipping.
         schedule: of the learning rate after the warmup: "linear", "cosine" or "constant".
         label_smoothing: share of a target's probability that is spread over all classes, from 0 to below 1.
+        class_weights: of labels in the loss: "none", or "balanced" over the training split.
         patience: stop after this many evaluations without gain; None: never.
         choose_by: metric of the validation split that picks the best checkpoint.
         eval_every: optimizer steps between evaluations; None: an epoch.
@@ -138,6 +139,7 @@ class OptimisationSettings:
     seed: int
     schedule: str = "linear"
     label_smoothing: float = 0.0
+    class_weights: str = "none"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ def check_trainer_flags(settings: TrainSettings) -> None:
     num_processes, batch_size = int(os.environ.get("WORLD_SIZE", "1")), settings.optimisation.batch_size
     if settings.head == "generate":
         raise Refused("--engine trainer tunes a classifier: use --head classify, or --engine loop")
+    if settings.optimisation.class_weights != "none":
+        raise Refused(
+            "--engine trainer divides a step's loss by its number of examples, which --class-weights "
+            f"{settings.optimisation.class_weights} forbids: leave that out, or use --engine loop"
+        )
     if settings.deepspeed is not None:
         raise Refused("--engine trainer runs without DeepSpeed: leave it out, or use --engine loop")
     if settings.run.scratch_dir:
