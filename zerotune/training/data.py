@@ -15,10 +15,13 @@ class Batch:
         inputs: keyword arguments of the model's forward.
         targets: what the loss compares the model's output with: classes [rows], start and end columns [windows, 2], or
             the tokens of the answers [tokens]. int64.
+        target_weights: what each target's loss is multiplied by, float32 [rows] or [tokens]; None for SQuAD, where all
+            count the same.
     """
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor
+    target_weights: torch.Tensor | None = None
 
 
 class TrainingData(Protocol):
@@ -41,8 +44,11 @@ class TrainingData(Protocol):
     def num_tokens(self, rows: np.ndarray) -> int:
         """Count the tokens that the model reads of some examples in one batch, without padding."""
 
-    def num_targets(self, rows: np.ndarray) -> int:
-        """Return the divisor of the sum of some examples' losses: the number of labels, windows or answer tokens."""
+    def num_targets(self, rows: np.ndarray) -> float:
+        """Return the divisor of the sum of some examples' losses: the number of labels, windows or answer tokens.
+
+        Where they have weights, the sum of those.
+        """
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
         """Build the model inputs and the targets of some examples."""
