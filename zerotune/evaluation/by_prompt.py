@@ -15,7 +15,7 @@ from zerotune.evaluation.options import TextEvaluation, generator_record, traini
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.parameters import published_table
-from zerotune.models.pretrained import check_token_ids, load_tokenizer
+from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens
 from zerotune.run.plan import describe_memory, scoring_memory
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
@@ -46,7 +46,7 @@ def prepare_prompt(
         Refused: before a weight is loaded, for shots that do not fit the model's window.
     """
     loaded, record = evaluation.model, generator_record(evaluation.model)
-    tokenizer, window = load_tokenizer(loaded.name, loaded.revision), config.max_position_embeddings
+    tokenizer, window = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
     if record is None:
         prompt, description = _published_prompt(evaluation, task, tokenizer, window)
     else:

@@ -13,6 +13,8 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from zerotune.models.branches import FULL, SLIDING, layer_types
+
 
 class _PrefixLayer(DynamicLayer):
     """A layer's keys and values of the prefix, [1, heads, prefix, dim]: shared by a batch's rows, never changed."""
@@ -67,8 +69,11 @@ class SharedRows(Sequence):
 
 @torch.no_grad()
 def prefix_cache(model, token_ids: Sequence[int], device: torch.device) -> Cache | None:
-    """Return keys and values of a causal model for prompts that begin with the tokens; None for no tokens."""
-    if not token_ids:
+    """Return keys and values of a causal model for prompts that begin with the tokens; None for no tokens.
+
+    Also None for a model with layers that keep a state instead (Qwen3.5's linear attention): it reads whole prompts.
+    """
+    if not token_ids or not set(layer_types(model.config)) <= {FULL, SLIDING}:
         return None
     cache = DynamicCache()  # without the configuration, so that no layer drops tokens outside its window
     model.base_model(torch.tensor([list(token_ids)], device=device), past_key_values=cache, use_cache=True)

@@ -1,7 +1,7 @@
 """Training on labelled text: the parts that are specific to a classifier's head and a generator's."""
 
 from zerotune.errors import Refused
-from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, read_names_as_text
+from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, most_tokens, read_names_as_text
 from zerotune.settings.groups import TrainSettings
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
@@ -52,7 +52,7 @@ def tokenise(
         return {name: data[name] for name in ("train", "validation")}
     template, label_words = task.WORDINGS[0]
     prompt = Prompt(template, label_words, uses_chat(settings.prompt.format, tokenizer, settings.model.name))
-    window = config.max_position_embeddings
+    window = most_tokens(config)
     return {name: encode_answers(tokenizer, prompt, examples, max_length, window) for name, examples in parts.items()}
 
 
