@@ -2,12 +2,12 @@
 
 import difflib
 import json
+import re
 from functools import cache
 
 import torch
 from torch import nn
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_MAPPING,
@@ -58,11 +58,18 @@ def is_encoder_family(model_type: str | None) -> bool:
 
 
 def nearest_family(model_type: str | None) -> str:
-    """Return the family that works and is nearest to another: of its kind, with the name most like its own."""
+    """Return the family that works and is nearest to another: of its kind, the newest whose name is most like its own.
+
+    Numbers, and what is said of parts and experts, do not count: gemma4 is nearest to gemma3_text.
+    """
     kind, families = ("encoder", ENCODERS) if is_encoder_family(model_type) else ("causal model", CAUSAL)
-    # the newest first: of equally near names the first is found
-    alike = difflib.get_close_matches(str(model_type), [*families][::-1], n=1, cutoff=0.66)
-    return alike[0] if alike else _FIRST_CHOICE[kind]
+    stems = {_stem(family): family for family in families}  # of equal stems the last, which is the newest
+    alike = difflib.get_close_matches(_stem(str(model_type)), stems, n=1, cutoff=0.75)
+    return stems[alike[0]] if alike else _FIRST_CHOICE[kind]
+
+
+def _stem(model_type: str) -> str:
+    return re.sub(r"[\d_.-]|text|moe|vl", "", model_type)
 
 
 # --- classes ---
@@ -187,7 +194,7 @@ def _in_layer(path: str) -> str:
 def text_part(config: PretrainedConfig) -> PretrainedConfig:
     """Return the config of a model's text part where it is one of text and images of which only that is supported."""
     part = getattr(config, "text_config", None)
-    if config.model_type in SUPPORTED or part is None or type(part) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if config.model_type in SUPPORTED or part is None or part.model_type not in CAUSAL:
         return config
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(part, name, None) is None:

@@ -141,8 +141,8 @@ def _unsupported(name: str, model_type: str | None) -> Refused:
     """Return the refusal of a model of another family, with the nearest that works and a model of it."""
     nearest = nearest_family(model_type)
     return Refused(
-        f"--model must be one of {', '.join(SUPPORTED)}: {name} is {model_type or 'of no known type'}; the nearest "
-        f"that works is {nearest}, for example {(CAUSAL | ENCODERS)[nearest]}"
+        f"--model must be of a family that zerotune is tested with: {name} is {model_type or 'of no known type'}; the "
+        f"nearest that works is {nearest}, for example {(CAUSAL | ENCODERS)[nearest]} (all: {', '.join(SUPPORTED)})"
     )
 
 

@@ -1,20 +1,28 @@
 """A family is supported if tiny models of it pass here: each head and method, through final/, and every fast path."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import IDS, LABELS, MASK, TEXT_PARTS, task_record, tiny_model, tuned_model
+from safetensors.torch import load_file, save_file
+from tiny_models import IDS, LABELS, MASK, ROWS, TEXT_PARTS, model_copy, padded, task_record, tiny_model, tuned_model
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForImageTextToText
 
+from zerotune.errors import Refused
+from zerotune.models import cpu_kernels
+from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import branch_rows, can_share
-from zerotune.models.families import CAUSAL, SUPPORTED, projections
+from zerotune.models.classifier import load_classifier
+from zerotune.models.families import CAUSAL, ENCODERS, SUPPORTED, nearest_family, projections
 from zerotune.models.final_folder import load_final_or_base, load_final_span, save_final
 from zerotune.models.generator import load_language_model
 from zerotune.models.heads import stock_name
+from zerotune.models.loading import check_trainable as check_can_train
 from zerotune.models.parameters import model_size, parameter_table
-from zerotune.models.pretrained import read_config
+from zerotune.models.pretrained import load_tokenizer, most_tokens, read_config
 from zerotune.models.shared_prefix import prefix_cache
 from zerotune.settings.groups import ModelSettings
 
@@ -142,3 +150,126 @@ def test_the_fast_paths_of_a_causal_model_are_exact_or_not_taken(kind):
             arrays = [laid.input_ids, rows, columns, laid.positions, laid.branches]
             found = model(*map(torch.from_numpy, arrays))
             torch.testing.assert_close(found, torch.cat(wanted), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_the_fast_paths_of_an_encoder_change_no_logit_and_no_gradient(kind):
+    """2e-6: float32 sums in another order. Windows (ModernBERT's) are shorter than the rows."""
+    tokenizer, results = load_tokenizer(tiny_model(kind), None), []
+    for settings in ({}, {"attention": "eager", "drop_unpooled": False}):
+        model = load_classifier(ModelSettings(tiny_model(kind), None, "full", **settings), LABELS, tokenizer).eval()
+        found = model(*padded(ROWS))
+        trainable = dict(model.named_parameters())
+        gradients = torch.autograd.grad(found[:, 0].sum(), trainable.values())
+        results.append({"logits": found, **dict(zip(trainable, gradients, strict=True))})
+    torch.testing.assert_close(*results, atol=2e-6, rtol=1e-5)
+
+
+def test_the_kernel_of_a_family():
+    kernels = {kind: attention_kernel("auto", read_config(tiny_model(kind), None)) for kind in SUPPORTED}
+    own = cpu_kernels.ATTENTION if not torch.cuda.is_available() else "sdpa"
+    others = dict.fromkeys(SUPPORTED, "sdpa") | dict.fromkeys(ENCODERS, own)
+    assert kernels == others | {"gemma2": "eager", "deberta-v2": "eager", "modernbert": "sdpa"}
+    config = read_config(tiny_model("deberta-v2"), None)
+    for wanted in ("sdpa", "flex_attention"):
+        with pytest.raises(Refused, match=f"{wanted} cannot compute the scores of deberta-v2; use auto or eager"):
+            attention_kernel(wanted, config)
+    assert attention_kernel("eager", config) == "eager"
+
+
+@pytest.mark.parametrize("kind", TEXT_PARTS)
+def test_the_text_part_of_a_model_of_text_and_images_gives_the_wholes_logits(kind):
+    whole = AutoModelForImageTextToText.from_pretrained(tiny_model(kind)).eval()
+    part = load_language_model(ModelSettings(tiny_model(kind)), CPU)
+    assert part.config.model_type == TEXT_PARTS[kind] and not any("vision" in name for name, _ in part.named_modules())
+    with torch.no_grad():
+        wanted = whole(input_ids=IDS, attention_mask=MASK).logits[MASK == 1]
+        torch.testing.assert_close(plain_logits(part, "generate"), wanted, atol=2e-5, rtol=0)
+
+
+# --- heads ---
+
+
+def test_what_a_checkpoint_has_of_a_head_is_kept_and_the_rest_is_drawn(tmp_path):
+    """ModernBERT's masked language model has the first layer of the head; its norm is no matrix, and begins at 1."""
+    folder = model_copy(tmp_path / "m", "modernbert")
+    tokenizer, settings = load_tokenizer(str(folder), None), ModelSettings(str(folder))
+    weights = load_file(folder / "model.safetensors")
+    head = load_classifier(settings, LABELS, tokenizer).stock_model.head
+    assert torch.equal(head.dense.weight, weights["head.dense.weight"])
+    save_file({n: w for n, w in weights.items() if not n.startswith("head.")}, folder / "model.safetensors")
+    stock = load_classifier(settings, LABELS, tokenizer).stock_model
+    assert torch.equal(stock.head.norm.weight, torch.ones(32)) and stock.head.dense.weight.std() > 0.1
+    without = {n: w for n, w in weights.items() if n != "head.dense.weight"}
+    save_file(without, folder / "model.safetensors")
+    with pytest.raises(Refused, match=r"lacks weights that only a head may lack: .*head\.dense\.weight"):
+        load_classifier(settings, LABELS, tokenizer)
+
+
+@pytest.mark.parametrize("head", ["lm_predictions.lm_head.dense", "mask_predictions.classifier"])
+def test_the_heads_of_pretraining_are_left_aside(head, tmp_path):
+    """As microsoft/deberta-v3-base has them."""
+    folder = model_copy(tmp_path / "m", "deberta-v2")
+    weights = load_file(folder / "model.safetensors") | {f"{head}.weight": torch.zeros(2, 2)}
+    save_file(weights, folder / "model.safetensors")
+    load_classifier(ModelSettings(str(folder)), LABELS, load_tokenizer(str(folder), None))
+
+
+# --- what is refused ---
+
+
+def test_experts_are_not_put_in_4_bits():
+    config = read_config(tiny_model("mixtral"), None)
+    # two layers of four experts with three matrices of 32 x 48
+    with pytest.raises(Refused, match=r"would leave the experts of m, 36,864 weights, in 16 bits: use --method lora"):
+        check_can_train(ModelSettings("m", method="qlora"), config, None)
+    check_can_train(ModelSettings("m", method="lora"), config, None)
+
+
+def test_positions_that_count_from_the_pad_id_and_those_that_change_their_meaning(tmp_path):
+    assert most_tokens(read_config(tiny_model("xlm-roberta"), None)) == 64 - 3 - 1
+    assert most_tokens(read_config(tiny_model("electra"), None)) == 64
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0}
+    folder = model_copy(tmp_path / "m", "phi3", rope_parameters=rope, original_max_position_embeddings=16)
+    assert most_tokens(read_config(str(folder), None)) == 16
+
+
+def test_code_that_has_moved_into_transformers_is_not_run(tmp_path):
+    """Phi-3's repositories name code of their own."""
+    auto_map = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    folder = model_copy(tmp_path / "m", "phi3", auto_map=auto_map | {"AutoTokenizer": "Xenova/gpt-4o"})
+    assert type(read_config(str(folder), None)).__module__.startswith("transformers.")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"]["AutoModelForCausalLM"] = "modeling_phi3.MyPhi3ForCausalLM"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match="which zerotune never runs"):
+        read_config(str(folder), None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "nearest"),
+    [
+        ("gpt2", "llama"),
+        ("phi", "phi3"),
+        ("gemma4", "gemma3_text"),
+        ("qwen3_moe", "qwen3_5_text"),
+        ("deberta", "deberta-v2"),
+        ("xlm-roberta-xl", "xlm-roberta"),
+        ("mpnet", "modernbert"),
+        (None, "llama"),
+    ],
+)
+def test_another_family_is_refused_with_the_nearest_that_works(kind, nearest, tmp_path):
+    assert nearest_family(kind) == nearest
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} if kind else {}))
+    known = f"is {kind}" if kind else "is of no known type"
+    example = re.escape((CAUSAL | ENCODERS)[nearest])
+    with pytest.raises(Refused, match=rf"{known}; the nearest that works is {nearest}, for example {example} \(all: "):
+        read_config(str(tmp_path), None)
+
+
+def test_a_model_of_text_and_images_whose_text_part_is_not_supported(tmp_path):
+    parts = {"text_config": {"model_type": "gpt2"}, "vision_config": {"model_type": "clip_vision_model"}}
+    AutoConfig.for_model("llava", **parts).save_pretrained(tmp_path)
+    with pytest.raises(Refused, match=r"is llava; the nearest that works is llama"):
+        read_config(str(tmp_path), None)
