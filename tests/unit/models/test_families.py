@@ -1,7 +1,11 @@
-"""A family is supported if tiny models of it pass here: each head and method, through final/, and every fast path."""
+"""A family is supported if tiny models of it pass here: each head and method, through final/, and every fast path.
+
+Run as a script (PYTHONPATH=.:tests python tests/unit/models/test_families.py) it writes the table of docs/models.md.
+"""
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +18,22 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from zerotune.errors import Refused
 from zerotune.models import cpu_kernels
 from zerotune.models.attention import attention_kernel
-from zerotune.models.branches import branch_rows, can_share
+from zerotune.models.branches import FULL, SLIDING, branch_rows, can_share, layer_types
 from zerotune.models.classifier import load_classifier
-from zerotune.models.families import CAUSAL, ENCODERS, SUPPORTED, nearest_family, projections
+from zerotune.models.families import (
+    CAUSAL,
+    ENCODERS,
+    SUPPORTED,
+    backbone_class,
+    classifier_class,
+    generic_part,
+    nearest_family,
+    projections,
+    span_class,
+)
 from zerotune.models.final_folder import load_final_or_base, load_final_span, save_final
 from zerotune.models.generator import load_language_model
-from zerotune.models.heads import stock_name
+from zerotune.models.heads import head_module_names, stock_name
 from zerotune.models.loading import check_trainable as check_can_train
 from zerotune.models.parameters import model_size, parameter_table
 from zerotune.models.pretrained import load_tokenizer, most_tokens, read_config
@@ -36,9 +50,13 @@ CASES = [
     for kind in KINDS
     for head in ("classify", "span", "generate")
     for method in ("full", "lora", "qlora")
-    if (head != "generate" or kind in WRITERS) and (method != "qlora" or kind not in (*WITH_EXPERTS, *TEXT_PARTS))
+    if (head != "generate" or kind in WRITERS) and (method != "qlora" or kind not in WITH_EXPERTS)
+    if head != "span" or method != "qlora" or kind not in TEXT_PARTS  # their parts' are here already
 ]
 CPU = torch.device("cpu")
+PAGE = Path(__file__).parents[3] / "docs" / "models.md"
+MARKS = ("<!-- table -->\n", "<!-- end of table -->")
+PUBLISHED = {"gemma3": "google/gemma-3-4b-it", "mistral3": CAUSAL["ministral3"], "qwen3_5": CAUSAL["qwen3_5_text"]}
 
 
 def logits(model, head, ids=IDS, mask=MASK):
@@ -273,3 +291,47 @@ def test_a_model_of_text_and_images_whose_text_part_is_not_supported(tmp_path):
     AutoConfig.for_model("llava", **parts).save_pretrained(tmp_path)
     with pytest.raises(Refused, match=r"is llava; the nearest that works is llama"):
         read_config(str(tmp_path), None)
+
+
+# --- docs/models.md ---
+
+
+def table() -> str:
+    """Return the table of docs/models.md, read from the cases above and from tiny models."""
+    lines = [
+        "| family | for example | `--method` | LoRA adapts | `--head` | modules of a classifier's head | attention |",
+        "|---" * 7 + "|",
+    ]
+    for kind in KINDS:
+        config = read_config(tiny_model(kind), None)
+        methods = [method for method in ("full", "lora", "qlora") if (kind, "classify", method) in CASES]
+        heads = []
+        for head, model_class in (("classify", classifier_class(config)), ("span", span_class(config))):
+            heads.append(f"{head} (own class)" if generic_part(model_class) else head)
+        heads += ["generate"] * ((kind, "generate", "full") in CASES)
+        if heads[-1] == "generate" and not set(layer_types(config)) <= {FULL, SLIDING}:
+            heads[-1] += " (whole prompts)"
+        with torch.device("meta"):
+            backbone = backbone_class(config)(config)
+        kernel = attention_kernel("auto", config)
+        cells = [
+            f"{kind}: its {TEXT_PARTS[kind]}" if kind in TEXT_PARTS else kind,
+            (CAUSAL | ENCODERS | PUBLISHED)[kind],
+            ", ".join(methods),
+            " ".join(sorted({path.rpartition(".")[2] for path in projections(backbone)})),
+            ", ".join(heads),
+            " ".join(head_module_names(config)),
+            "sdpa" if kernel == cpu_kernels.ATTENTION else kernel,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_the_docs_is_that_of_this_test():
+    shown = PAGE.read_text().partition(MARKS[0])[2].partition(MARKS[1])[0]
+    assert shown == table(), "run this file as a script, which writes the table"
+
+
+if __name__ == "__main__":
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    PAGE.write_text(before + MARKS[0] + table() + MARKS[1] + rest.partition(MARKS[1])[2])
