@@ -16,6 +16,7 @@ from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens
+from zerotune.models.shared_prefix import keeps_keys_and_values
 from zerotune.run.plan import describe_memory, scoring_memory
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
@@ -57,6 +58,8 @@ def prepare_prompt(
     if record is not None or evaluation.as_generator:  # text, prompt and answer together
         max_text_tokens = window = answer_window(tokenizer, prompt, max_text_tokens, window)
     data = encode_prompts(tokenizer, prompt, [example.text for example in examples], max_text_tokens, window)
+    if not keeps_keys_and_values(config):
+        data = replace(data, num_shared=0)
     # beside the texts, whose tokens were checked, all prompts have the same tokens
     first = [*data.context(0), *chain.from_iterable(data.targets[: len(prompt.label_words)])]
     check_token_ids(loaded.name, config, np.array(first))

@@ -67,13 +67,18 @@ class SharedRows(Sequence):
         return len(self.head) + np.array([len(tail) for tail in self.tails])
 
 
+def keeps_keys_and_values(config) -> bool:
+    """Return whether all layers keep keys and values, which prompts can share; Qwen3.5's linear attention does not."""
+    return set(layer_types(config)) <= {FULL, SLIDING}
+
+
 @torch.no_grad()
 def prefix_cache(model, token_ids: Sequence[int], device: torch.device) -> Cache | None:
     """Return keys and values of a causal model for prompts that begin with the tokens; None for no tokens.
 
-    Also None for a model with layers that keep a state instead (Qwen3.5's linear attention): it reads whole prompts.
+    Also None for a model that does not keep them (`keeps_keys_and_values`): it reads whole prompts.
     """
-    if not token_ids or not set(layer_types(model.config)) <= {FULL, SLIDING}:
+    if not token_ids or not keeps_keys_and_values(model.config):
         return None
     cache = DynamicCache()  # without the configuration, so that no layer drops tokens outside its window
     model.base_model(torch.tensor([list(token_ids)], device=device), past_key_values=cache, use_cache=True)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from zerotune.errors import Refused
 from zerotune.models import cpu_kernels
 from zerotune.models.attention import attention_kernel
-from zerotune.models.branches import FULL, SLIDING, branch_rows, can_share, layer_types
+from zerotune.models.branches import branch_rows, can_share
 from zerotune.models.classifier import load_classifier
 from zerotune.models.families import (
     CAUSAL,
@@ -37,7 +37,7 @@ from zerotune.models.heads import head_module_names, stock_name
 from zerotune.models.loading import check_trainable as check_can_train
 from zerotune.models.parameters import model_size, parameter_table
 from zerotune.models.pretrained import load_tokenizer, most_tokens, read_config
-from zerotune.models.shared_prefix import prefix_cache
+from zerotune.models.shared_prefix import keeps_keys_and_values, prefix_cache
 from zerotune.settings.groups import ModelSettings
 
 pytestmark = pytest.mark.usefixtures("plain_four_bits")
@@ -115,6 +115,9 @@ def test_a_family(kind, head, method, tmp_path, monkeypatch):
     settings = ModelSettings(folder, None, method)
     assert model_size(read_config(folder, None), head, 2, settings) == (table["total"], table["trainable"])
     save_final(model, tokenizer, tmp_path, task_record(head))
+    if kind in CAUSAL and (head, method) == ("generate", "full"):
+        names = [load_file(place / "model.safetensors").keys() for place in (tmp_path, Path(folder))]
+        assert names[0] == names[1], "other tools read the names of the published checkpoint"
     with torch.no_grad():
         found = logits(model, head)
         assert found.std() > 0.05, "the logits must differ for this to test anything"
@@ -152,6 +155,7 @@ def test_the_fast_paths_of_a_causal_model_are_exact_or_not_taken(kind):
     with torch.no_grad():
         wanted = [stock(torch.tensor([PREFIX + tail])).logits[0, len(PREFIX) :] for tail in TAILS]
         prefix = prefix_cache(stock, PREFIX, CPU)
+        assert keeps_keys_and_values(config) == (prefix is not None)
         assert (prefix is None) == (kind in ("qwen3_5_text", "qwen3_5")), "its linear attention keeps a state"
         if prefix is not None:
             positions = torch.arange(len(PREFIX), len(PREFIX) + 5)[None]
@@ -309,7 +313,7 @@ def table() -> str:
         for head, model_class in (("classify", classifier_class(config)), ("span", span_class(config))):
             heads.append(f"{head} (own class)" if generic_part(model_class) else head)
         heads += ["generate"] * ((kind, "generate", "full") in CASES)
-        if heads[-1] == "generate" and not set(layer_types(config)) <= {FULL, SLIDING}:
+        if heads[-1] == "generate" and not keeps_keys_and_values(config):
             heads[-1] += " (whole prompts)"
         with torch.device("meta"):
             backbone = backbone_class(config)(config)
