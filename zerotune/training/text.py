@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from zerotune.errors import Refused
-from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, read_names_as_text
+from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, most_tokens, read_names_as_text
 from zerotune.run.process import say
 from zerotune.settings.groups import TrainSettings
 from zerotune.tasks.prompts import Prompt, uses_chat
@@ -57,7 +57,7 @@ def tokenise(
         template, label_words, instruction = task.wordings[0]
         chat = uses_chat(settings.prompt.format, tokenizer, settings.model.name)
         prompt = Prompt(template, label_words, chat, instruction=instruction)
-        window = config.max_position_embeddings
+        window = most_tokens(config)
         data = {
             name: encode_answers(tokenizer, prompt, examples, max_length, window) for name, examples in parts.items()
         }

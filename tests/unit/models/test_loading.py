@@ -94,6 +94,10 @@ def test_dropout_only_in_full_tuning_of_encoders(tmp_path):
 
     llama = model_copy(tmp_path / "llama", "llama", attention_dropout=0.1)
     assert rates(llama, "full") == {0.0}
+    phi3 = model_copy(tmp_path / "phi3", "phi3", resid_pdrop=0.1, embd_pdrop=0.1)
+    assert rates(phi3, "full") == {0.0}
+    mixtral = model_copy(tmp_path / "mixtral", "mixtral", router_jitter_noise=0.1)
+    assert load(mixtral, "full").config.router_jitter_noise == 0.0
     assert 0.1 in rates(tiny_model("bert"), "full") and 0.2 in rates(tiny_model("distilbert"), "full")
     assert rates(tiny_model("bert"), "lora") == rates(tiny_model("distilbert"), "lora") == {0.0}
 

@@ -42,7 +42,9 @@ def test_models_that_are_refused(tmp_path):
         read_config(str(tmp_path / "empty"), None)
     with pytest.raises(Refused, match=r"auto_map.*never runs"):
         read_config(str(model_copy(tmp_path / "llama", "llama", auto_map={"AutoConfig": "code.Config"})), None)
-    with pytest.raises(Refused, match=r"must be one of llama.* is gpt2"):
+    with pytest.raises(
+        Refused, match=r"is gpt2; the nearest that works is llama, for example meta-llama/\S+ \(all: llama, .*albert"
+    ):
         read_config(str(model_copy(tmp_path / "mistral", "mistral", model_type="gpt2")), None)
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "config.json").write_text('{"model_type": ')
