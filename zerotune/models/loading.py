@@ -23,6 +23,8 @@ _NEVER_QUANTISED = ["score", "classifier", "pre_classifier", "pooler.dense", "qa
 _LM_HEAD_KEYS = re.compile(
     r"^lm_head\.|^cls\.|^vocab_(transform|layer_norm|projector)\.|(^|\.)pooler\.|position_ids$|inv_freq$"
 )
+_OTHER_HEAD_KEYS = re.compile(r"^(score|classifier|qa_outputs|v_head|lm_head)\.|position_ids$|inv_freq$")
+_UNUSED = "has weights that this architecture does not use"
 
 
 def check_settings(settings: ModelSettings) -> None:
@@ -109,6 +111,14 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
             f"the weights of {settings.name} do not fit its config.json: {weight} is {list(found)}, wanted "
             f"{list(wanted)} ({len(mismatched)} in all); check that the config belongs to the weights"
         )
+    # of a layer that bitsandbytes has packed, the weight has a class of its own
+    packed = [(name, part) for name, part in model.named_modules() if type(part).__module__.startswith("bitsandbytes")]
+    unpacked = [name for name, part in packed if type(getattr(part, "weight", None)) is torch.nn.Parameter]
+    if unpacked:
+        raise Refused(
+            f"{settings.name} has a config that says that bitsandbytes packed its weights, and {unpacked[0]} is not: "
+            "remove quantization_config from config.json; --load-4bit and --method qlora pack weights while loading"
+        )
     keep_nf4_layout(model)
     return model, info
 
@@ -176,12 +186,18 @@ def _check_loaded_keys(model, missing, unexpected) -> None:
     head = {name for name, _ in model.named_parameters() if is_head_parameter(name, model.config)}
     without_pooler = {name for name in head if ".pooler." not in name}
     wrong = [] if set(missing) in (set(), head, without_pooler) else sorted(set(missing) - head) or sorted(missing)
-    problem = "lacks weights that only a head may lack"
-    if not wrong:
-        wrong = sorted(key for key in unexpected if not _LM_HEAD_KEYS.search(key))
-        problem = "has weights that this architecture does not use"
-    if wrong:
-        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+    _refuse_keys("lacks weights that only a head may lack", wrong)
+    _refuse_keys(_UNUSED, [key for key in unexpected if not _LM_HEAD_KEYS.search(key)])
+
+
+def check_unused_keys(unexpected) -> None:
+    """Refuse a causal checkpoint with weights that its config.json leaves unused, but for those of other heads."""
+    _refuse_keys(_UNUSED, [key for key in unexpected if not _OTHER_HEAD_KEYS.search(key)])
+
+
+def _refuse_keys(problem: str, keys: list[str]) -> None:
+    if keys:
+        shown = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         raise Refused(f"the checkpoint {problem}: {shown}; check that its config.json belongs to its weights")
 
 
