@@ -259,7 +259,12 @@ def _check_weight_file(path: str) -> None:
         raise Refused(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` there")
     if path.endswith(".safetensors"):
         try:
-            with safe_open(path, "pt"):
-                pass
+            with safe_open(path, "pt") as weights:
+                kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise Refused(f"{path} is damaged ({error}): copy it again") from error
+        # bitsandbytes keeps packed weights as integers, with their scales beside them
+        packed = any(name.endswith((".absmax", ".SCB")) for name in kinds)
+        for name, kind in kinds.items():
+            if name.endswith((".weight", ".bias")) and not packed and not kind.startswith(("F", "BF")):
+                raise Refused(f"{path} has {name} as {kind}: wanted floating-point numbers; copy it again")
