@@ -11,7 +11,7 @@ from zerotune.errors import Refused
 from zerotune.models.adapters import base_settings, load_adapter
 from zerotune.models.branches import Places, branch_masks, mask_dtype
 from zerotune.models.heads import TunedModel, float32_linear
-from zerotune.models.loading import check_settings, make_trainable, read_weights, tuning_config
+from zerotune.models.loading import check_settings, check_unused_keys, make_trainable, read_weights, tuning_config
 from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import ModelSettings
@@ -114,5 +114,6 @@ def load_causal_model(settings: ModelSettings, config):
             f"{settings.name} lacks weights of a causal model ({missing}): it can only be evaluated "
             "with the head that it was saved with"
         )
+    check_unused_keys(info["unexpected_keys"])
     model.set_output_embeddings(float32_linear(model.get_output_embeddings(), cast_weights=False))
     return model

@@ -31,6 +31,8 @@ _OTHER_HEADS = re.compile(
     r"|^(discriminator_predictions|generator_predictions|generator_lm_head)\."
     r"|^(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\."
 )
+_HEADS_ON_CAUSAL_MODELS = re.compile(r"^(score|classifier|qa_outputs|v_head)\.")
+_UNUSED = "has weights that this architecture does not use"
 
 # How configs name their rates of dropout, and Mixtral that of its router's noise.
 _DROPOUTS = ("dropout", "dropout_prob", "pdrop", "jitter_noise")
@@ -127,6 +129,14 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
             f"the weights of {settings.name} do not fit its config.json: {weight} is {list(found)}, wanted "
             f"{list(wanted)} ({len(mismatched)} in all); check that the config belongs to the weights"
         )
+    # of a layer that bitsandbytes has packed, the weight has a class of its own
+    packed = [(name, part) for name, part in model.named_modules() if type(part).__module__.startswith("bitsandbytes")]
+    unpacked = [name for name, part in packed if type(getattr(part, "weight", None)) is torch.nn.Parameter]
+    if unpacked:
+        raise Refused(
+            f"{settings.name} has a config that says that bitsandbytes packed its weights, and {unpacked[0]} is not: "
+            "remove quantization_config from config.json; --load-4bit and --method qlora pack weights while loading"
+        )
     keep_nf4_layout(model)
     model.key_mapping = key_mapping  # an adapter's README.md names it
     return model, info
@@ -203,12 +213,19 @@ def _check_loaded_keys(model, missing, unexpected) -> None:
     absent = set().union(*(part for part in parts if part <= missing))
     is_head = missing == absent and (not missing or parts[-1] <= missing)
     wrong = [] if is_head else sorted(missing - set().union(*parts)) or sorted(missing)
-    problem = "lacks weights that only a head may lack"
-    if not wrong:
-        wrong = sorted(key for key in unexpected if not _OTHER_HEADS.search(key))
-        problem = "has weights that this architecture does not use"
-    if wrong:
-        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+    _refuse_keys("lacks weights that only a head may lack", wrong)
+    _refuse_keys(_UNUSED, [key for key in unexpected if not _OTHER_HEADS.search(key)])
+
+
+def check_unused_keys(unexpected) -> None:
+    """Refuse a causal checkpoint with weights that its config.json leaves unused, but for those of other heads."""
+    known = (_OTHER_HEADS, _HEADS_ON_CAUSAL_MODELS)
+    _refuse_keys(_UNUSED, [key for key in unexpected if not any(each.search(key) for each in known)])
+
+
+def _refuse_keys(problem: str, keys: list[str]) -> None:
+    if keys:
+        shown = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         raise Refused(f"the checkpoint {problem}: {shown}; check that its config.json belongs to its weights")
 
 

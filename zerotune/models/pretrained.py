@@ -100,6 +100,9 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         check_architecture(config)
     _check_quantisation(name, config)
     config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
+    # what a model returns and how it is computed is ours to choose too
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    config.chunk_size_feed_forward = 0
     return config
 
 
@@ -170,6 +173,12 @@ def check_architecture(config: PretrainedConfig) -> None:
             f"the pad token must have an embedding: config.json has pad_token_id {pad!r} and the model has "
             f"{config.vocab_size} embeddings; correct it"
         )
+    if is_encoder(config) and any(getattr(config, key, False) for key in ("is_decoder", "add_cross_attention")):
+        raise Refused("config.json has is_decoder or add_cross_attention: wanted an encoder, which reads both ways")
+    for key, share in config.to_dict().items():
+        is_share = share is None or (isinstance(share, int | float) and 0 <= share <= 1)
+        if key.endswith(("dropout", "dropout_prob")) and not is_share:
+            raise Refused(f"config.json has {key} {share!r}: wanted a share from 0 to 1")
     build_backbone(config)
 
 

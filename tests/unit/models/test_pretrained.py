@@ -323,6 +323,9 @@ def test_only_a_causal_model_can_be_tuned_to_write():
         {"num_hidden_layers": 10**7},
         {"architectures": [5]},
         {"hidden_size": "64"},
+        {"attention_dropout": 2},
+        {"attention_dropout": "x"},
+        {"text_config": {"vocab_size": 3}},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -358,3 +361,16 @@ def test_a_git_lfs_pointer_is_named(tmp_path):
 def test_a_config_chooses_no_kernel(tmp_path):
     folder = model_copy(tmp_path / "m", _attn_implementation="org/kernel", attn_implementation="org/kernel")
     assert read_config(str(folder), None)._attn_implementation == "eager"
+
+
+def test_what_a_model_returns_is_not_the_configs_choice(tmp_path):
+    changes = {"return_dict": False, "output_attentions": True, "output_hidden_states": True}
+    config = read_config(str(model_copy(tmp_path / "m", "bert", chunk_size_feed_forward=3, **changes)), None)
+    assert config.return_dict and not (config.output_attentions or config.output_hidden_states)
+    assert config.chunk_size_feed_forward == 0
+
+
+@pytest.mark.parametrize("key", ["is_decoder", "add_cross_attention"])
+def test_an_encoder_that_would_read_one_way_is_refused(tmp_path, key):
+    with pytest.raises(Refused, match="wanted an encoder, which reads both ways"):
+        read_config(str(model_copy(tmp_path / "m", "bert", **{key: True})), None)

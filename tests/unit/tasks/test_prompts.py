@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
+from tiny_models import CHAT_TEMPLATE, byte_tokenizer, character_model, tiny_model
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -154,8 +154,8 @@ def test_exactly_one_bos(characters, chat):
     ],
 )
 def test_who_gets_a_chat_prompt(wanted, name, has_template, chat):
-    tokenizer = SimpleNamespace(chat_template=CHAT_TEMPLATE if has_template else None)
-    tokenizer.apply_chat_template = lambda turns, **_: "".join(turn["content"] for turn in turns)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE if has_template else None
     assert uses_chat(wanted, tokenizer, name) is chat
 
 
