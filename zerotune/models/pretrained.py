@@ -14,10 +14,12 @@ from zerotune.errors import Refused
 from zerotune.models.boundary import quiet_transformers, reading
 from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import (
+    CONFIG_FOLDER,
     adapter_base,
     check_adapter,
     check_final,
     check_weight_files,
+    find_file,
     is_hub_id,
     read_record,
 )
@@ -64,7 +66,10 @@ def check_base(name: str, revision: str | None) -> None:
     base = adapter_base(name, revision)
     if base is None:
         return
-    way_out = "put it back, or correct base_model_name_or_path in adapter_config.json"
+    place = (
+        "base_model in task.json" if read_record(name, revision) else "base_model_name_or_path in adapter_config.json"
+    )
+    way_out = f"put it back, or correct {place}"
     if not os.path.isdir(base[0]) and not is_hub_id(base[0]):
         raise Refused(f"the adapter {name} belongs to the model {base[0]}, which is not there: {way_out}")
     try:
@@ -75,13 +80,17 @@ def check_base(name: str, revision: str | None) -> None:
 
 
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
-    """Return the config of a hub id or folder. Raises Refused with the way out when it cannot be used here."""
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        if base := adapter_base(name):  # an adapter as peft saves it: its base says what it is
-            return read_config(*base)
-        raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
+    """Return the config of a hub id or folder. Raises Refused with the way out when it cannot be used here.
+
+    An adapter's is in its folder config/, or is that of its base where another tool saved it.
+    """
     try:
-        raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
+        place = _config_place(name, revision)
+        if place is None:
+            return read_config(*adapter_base(name, revision))
+        raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main", subfolder=place)
+    except Refused:
+        raise
     except (TypeError, RecursionError):  # transformers adds its own keys to a config that it has read
         raw = None
     except (OSError, ValueError) as error:
@@ -101,11 +110,27 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
             f"--model must be one of {', '.join(SUPPORTED)}: {name} is {raw.get('model_type') or 'of no known type'}"
         )
     with reading("the config", f"--model {name}", "correct config.json, or copy the model again"):
-        config = AutoConfig.from_pretrained(name, revision=revision or "main")
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", subfolder=place)
         check_architecture(config)
     _check_quantisation(name, config)
     config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
     return config
+
+
+def _config_place(name: str, revision: str | None) -> str | None:
+    """Return the folder of config.json inside a model: "", or CONFIG_FOLDER of an adapter; None for one without.
+
+    Raises:
+        OSError: there is no such model, or it cannot be reached.
+        Refused: a folder is neither a model nor an adapter.
+    """
+    if find_file(name, "config.json", revision):
+        return ""
+    if find_file(name, "adapter_config.json", revision):
+        return CONFIG_FOLDER if find_file(name, f"{CONFIG_FOLDER}/config.json", revision) else None
+    if os.path.isdir(name):
+        raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
+    return ""
 
 
 def _check_quantisation(name: str, config: PretrainedConfig) -> None:
@@ -286,12 +311,18 @@ def load_tokenizer(name: str, revision: str | None):
 
     Pad is the tokenizer's own, else a reserved token, else unk: nothing is added, no embedding resized. Raises Refused.
     """
-    base = adapter_base(name, revision) if os.path.isdir(name) else None
-    if base and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
-        name, revision = base
     way_out = "tokenizer.json and tokenizer_config.json belong beside the weights, copy them again"
     with reading("the tokenizer", f"--model {name}", way_out):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        config, base = None, adapter_base(name, revision)
+        if base and not find_file(name, "tokenizer_config.json", revision):
+            name, revision = base
+        elif base:  # some classes depend on the config, which transformers looks for beside the tokenizer alone
+            place = _config_place(name, revision)
+            (of, version), folder = (base, "") if place is None else ((name, revision), place)
+            config = AutoConfig.from_pretrained(of, revision=version or "main", subfolder=folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False, config=config
+        )
         tokenizer("a", truncation=True)
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer must be a fast one (tokenizer.json): {name} has only {type(tokenizer).__name__}")
@@ -323,6 +354,12 @@ def leading_ids(tokenizer) -> list[int]:
     """Return the special tokens that a tokenizer puts before a text: a causal model's BOS, if it has one."""
     encoding = tokenizer("a").encodings[0]
     return encoding.ids[: encoding.sequence_ids.index(0)]
+
+
+def trailing_ids(tokenizer) -> list[int]:
+    """Return the special tokens that a tokenizer puts behind a text."""
+    encoding = tokenizer("a").encodings[0]
+    return encoding.ids[len(encoding.ids) - encoding.sequence_ids[::-1].index(0) :]
 
 
 def _ensure_one_bos(tokenizer, name: str) -> None:

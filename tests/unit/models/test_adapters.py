@@ -53,8 +53,12 @@ def test_adapters_that_are_refused(tmp_path):
         with pytest.raises(Refused, match=words):
             load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
+    record = json.loads((tmp_path / "task.json").read_text())
+    (tmp_path / "task.json").write_text(json.dumps(record | {"base_model": "../gone"}))
     with pytest.raises(Refused, match="/gone/base"):
         load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
+    with pytest.raises(Refused, match=r"/gone/base, which is not there: put it back, or correct base_model in"):
+        read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
 
 
 def test_an_adapters_weights_are_those_of_its_base(tmp_path):
