@@ -48,11 +48,20 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
         adapter = tuned.model.peft_config["default"]
         base, revision = _relative(adapter.base_model_name_or_path, folder), adapter.revision
         _save_adapter(tuned.model, folder, state_dict)
+    record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
+    describe_final(folder, stock, tokenizer, record)
+
+
+def describe_final(folder: Path, stock, tokenizer, record: dict) -> None:
+    """Write tokenizer, task.json and README.md beside a model's weights.
+
+    Args:
+        record: content of task.json without the files' hashes.
+    """
     tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         follow_umask(file)
-    record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
-    record["files"] = file_records(folder)
+    record = record | {"files": file_records(folder)}
     (folder / "task.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(stock, record, tokenizer), encoding="utf-8")
 

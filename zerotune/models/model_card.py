@@ -23,7 +23,12 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 {notes}
 """
-_METHODS = {"full": "All weights of", "lora": "A LoRA adapter for", "qlora": "A LoRA adapter (4-bit base) for"}
+_METHODS = {
+    "full": "All weights of",
+    "lora": "A LoRA adapter for",
+    "qlora": "A LoRA adapter (4-bit base) for",
+    "merged": "A LoRA adapter merged into",
+}
 _FLOAT32 = 'Keep `dtype="float32"`: the head is float32, and 16 bits would lose small differences.'
 # By head: the end of the title, and the Auto class.
 _HEADS = {
@@ -113,9 +118,10 @@ def model_card(stock, record: dict, tokenizer) -> str:
     needed = ["import torch"]
     if head == "generate":
         needed = ["import json", "from pathlib import Path", ""]
+    made = _METHODS["merged" if "merged" in record else record["method"]]
     return _CARD.format(
         title=f"{record.get('task', 'Text')} {title}",
-        description=f"{_METHODS[record['method']]} `{record['base_model']}`, {_purpose(stock, record, head)}",
+        description=f"{made} `{record['base_model']}`, {_purpose(stock, record, head)}",
         imports="\n".join([*needed, *imports]) + definition,
         loading=loading,
         prediction=_prediction(stock, record, head, tokenizer),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from final_cases import logits, plain_logits, reloaded
 from peft import (
     AutoPeftModelForCausalLM,
     AutoPeftModelForQuestionAnswering,
@@ -29,7 +30,7 @@ from transformers import (
 
 from zerotune.errors import Refused
 from zerotune.models.classifier import load_classifier
-from zerotune.models.final_folder import load_final_or_base, load_final_span, save_final
+from zerotune.models.final_folder import save_final
 from zerotune.models.generator import load_language_model
 from zerotune.models.loading import nf4_config
 from zerotune.models.model_files import adapter_base, check_final, read_record
@@ -47,20 +48,6 @@ KINDS = {
 }
 CASES = [(head, kind) for head, kinds in KINDS.items() for kind in kinds]
 PROMPT = task_record("generate")
-
-
-def logits(model, head="classify"):
-    """Return the logits of the tokens that count."""
-    with torch.no_grad():
-        if head == "generate":
-            return model(IDS, *torch.nonzero(MASK, as_tuple=True))
-        found = model(IDS, MASK)
-        return found[MASK == 1] if head == "span" else found
-
-
-def reloaded(folder, head="classify", **settings):
-    settings = ModelSettings(str(folder), **settings)
-    return load_final_span(settings) if head == "span" else load_final_or_base(settings, LABELS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -198,15 +185,6 @@ def hub_base(own_cache, monkeypatch):
         return f"org/{kind}"
 
     return put
-
-
-def plain_logits(model, head="classify"):
-    """Return the logits of a stock or peft model, as `logits` does."""
-    with torch.no_grad():
-        output = model.eval()(input_ids=IDS, attention_mask=MASK)
-    if head == "span":
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)[MASK == 1]
-    return output.logits if head == "classify" else output.logits[MASK == 1]
 
 
 PLAIN = {
