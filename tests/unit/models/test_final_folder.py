@@ -217,7 +217,9 @@ def test_an_adapter_loads_by_the_plain_calls(head, kind, method, from_hub, tmp_p
         loaders["auto"] = lambda: auto_class.from_pretrained(folder, **load)
         loaders["auto, config"] = lambda: auto_class.from_pretrained(folder, config=copy.deepcopy(config), **load)
         if task:
-            loaders["pipeline"] = lambda: pipeline(task, model=folder, model_kwargs={**own, **load}).model
+            pipe = pipeline(task, model=folder, tokenizer=folder, model_kwargs={**own, **load})
+            loaders["pipeline"] = lambda: pipe.model
+            assert head != "classify" or pipe("good film")[0]["label"] in LABELS
     for loader, call in loaders.items():
         plain = call()
         assert any(p.dtype == torch.uint8 for p in plain.parameters()) == (method == "qlora"), loader

@@ -61,7 +61,7 @@ def test_the_merged_model_gives_the_adapters_logits(head, kind, tmp_path):
         found = logits(reloaded(target, head)[0], head)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     if kind != "gemma2" or head != "span":  # of which transformers has no class
-        plain = AUTO[head].from_pretrained(target)
+        plain = AUTO[head].from_pretrained(target, attn_implementation="eager")  # sdpa drops Gemma-2's cap in 5.17
         torch.testing.assert_close(plain_logits(plain, head), wanted, atol=1e-5, rtol=0)
         assert plain.config.pad_token_id == 3
         assert head != "classify" or plain.config.id2label == dict(enumerate(LABELS))
