@@ -194,11 +194,15 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("from_hub", [False, True], ids=["folder", "hub"])
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+HEADS_AND_KINDS = [
+    ("classify", "llama"), ("classify", "bert"), ("span", "mistral"), ("span", "llama"), ("generate", "llama"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("head", "kind"),
-    [("classify", "llama"), ("classify", "bert"), ("span", "mistral"), ("span", "llama"), ("generate", "llama")],
+    ("head", "kind", "method", "from_hub"),
+    [(*case, method, False) for case in HEADS_AND_KINDS for method in ("lora", "qlora")]
+    + [("classify", "llama", "lora", True), ("span", "llama", "lora", True), ("generate", "llama", "qlora", True)],
 )
 def test_an_adapter_loads_by_the_plain_calls(head, kind, method, from_hub, tmp_path, hub_base):
     """By its folder alone, with the labels' names and the pad id where its config is given too."""

@@ -80,8 +80,10 @@ def test_labels_that_do_not_exclude_each_other_have_a_probability_each(tmp_path)
     assert lines == pytest.approx(sorted(wanted)[::-1], abs=1e-4) and sum(lines) != pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("threshold", [1e30, -1e30, None])
-@pytest.mark.parametrize(("kind", "method"), [("llama", "lora"), ("gemma2", "full"), ("bert", "lora")])
+@pytest.mark.parametrize(
+    ("kind", "method", "threshold"),
+    [("llama", "lora", 1e30), ("llama", "lora", -1e30), ("gemma2", "full", None), ("bert", "lora", 1e30)],
+)
 def test_a_span_finder_prints_its_answer_or_that_there_is_none(kind, method, threshold, tmp_path):
     folder = tiny_model(kind)
     if kind == "bert":
@@ -140,20 +142,28 @@ def test_a_generator_prints_the_label_that_it_writes(method, chat, tmp_path):
     assert printed(final, text="buy") == ["O"] and printed(final, text="hi") == ["H"]
 
 
-def test_a_generator_prints_the_answer_to_a_question(tmp_path):
+# Turns end with a special token that is not the tokenizer's eos; after it a model writes anything.
+ENDS_TURNS = CHAT_TEMPLATE.replace("{{ turn.content }}", "{{ turn.content }}<unk>")
+
+
+@pytest.mark.parametrize("template", [None, ENDS_TURNS], ids=["plain", "chat"])
+def test_a_generator_prints_the_answer_to_a_question(template, tmp_path):
     folder = tmp_path / "base"
-    character_model(folder)
+    character_model(folder, template)
     tokenizer = load_tokenizer(str(folder), None)
     model = load_generator(ModelSettings(str(folder), None, "full"), tokenizer)
-    prompt = QuestionPrompt()
-    rows, end = [], [tokenizer.eos_token_id]
-    for question, answer in (("Who?", " monks"), ("Why?", " unanswerable")):
-        prefix, before, after, _ = prompt.parts(tokenizer)
-        asked = tokenizer(f"{prefix} Built by monks.\n{before}{question}{after}")["input_ids"]
-        rows.append((asked, tokenizer(answer, add_special_tokens=False)["input_ids"] + end))
+    prompt = QuestionPrompt(chat=template is not None)
+    end = end_of_answer(tokenizer, prompt.wording)
+    assert end == [tokenizer.unk_token_id if template else tokenizer.eos_token_id]
+    rows = []
+    for question, answer in (("Who?", "monks"), ("Why?", "unanswerable")):
+        prefix, before, after, space = prompt.parts(tokenizer)
+        asked = tokenizer(f"{prefix} Built by monks.\n{before}{question}{after}", add_special_tokens=template is None)
+        rows.append((asked["input_ids"], tokenizer(space + answer, add_special_tokens=False)["input_ids"] + end))
     learned_by_heart(model, tokenizer, rows)
     record = task_record("generate", task="squad", labels=None, prompt=question_prompt_record(prompt))
-    final = saved(model, tokenizer, tmp_path / "final", record | {"max_new_tokens": 16})
+    record |= {"max_new_tokens": 16} | ({"chat": chat_record(tokenizer)} if template else {})
+    final = saved(model, tokenizer, tmp_path / "final", record)
     assert printed(final, question="Who?", context="Built by monks.") == ["monks"]
     assert printed(final, question="Why?", context="Built by monks.") == ["no answer"]
 
