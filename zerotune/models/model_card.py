@@ -224,9 +224,10 @@ def _notes(stock, record: dict, head: str, model_class: str):
         yield f"{_FLOAT32} A context that is too long is cut here; zerotune reads it in windows that overlap."
     plain = head != "span" or (has_own_class(stock.config) and not backbone_renaming(stock.config))
     if record["method"] != "full" and plain:
-        labels = f", with the labels' names by `{_ADAPTER_CONFIG}`" if head == "classify" else ""
-        in_4bit = ", and the 4-bit base by the same `quantization_config`" if record["method"] == "qlora" else ""
-        yield f"\n`{model_class}.from_pretrained(folder)` loads the adapter too{labels}{in_4bit}."
+        arguments = ["folder", *([_ADAPTER_CONFIG] if head == "classify" else [])]
+        arguments += ["quantization_config=… as above"] if record["method"] == "qlora" else []
+        heads = "" if head == "generate" else " (not in 5.17, which leaves the head as it was drawn)"
+        yield f"\n`{model_class}.from_pretrained({', '.join(arguments)})` of transformers 5.23 loads it too{heads}."
 
 
 def _purpose(stock, record: dict, head: str) -> str:
