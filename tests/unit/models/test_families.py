@@ -260,6 +260,17 @@ def test_experts_are_not_put_in_4_bits():
     check_can_train(ModelSettings("m", method="lora"), config, None)
 
 
+def test_activation_checkpointing_where_there_is_none():
+    settings = ModelSettings("m", activation_checkpointing=True)
+    for kind in SUPPORTED:
+        config = read_config(tiny_model(kind), None)
+        if kind != "albert":
+            check_can_train(settings, config, None)
+            continue
+        with pytest.raises(Refused, match="--activation-checkpointing is not possible with albert: leave it out"):
+            check_can_train(settings, config, None)
+
+
 def test_positions_that_count_from_the_pad_id_and_those_that_change_their_meaning(tmp_path):
     assert most_tokens(read_config(tiny_model("xlm-roberta"), None)) == 64 - 3 - 1
     assert most_tokens(read_config(tiny_model("electra"), None)) == 64
