@@ -12,6 +12,7 @@ from zerotune.files import follow_umask
 from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel, is_encoder
+from zerotune.models.multi_label import PROBLEM_TYPE
 from zerotune.models.parameters import format_table, parameter_groups, parameter_table, published_table
 from zerotune.models.precision import autocast
 from zerotune.models.span_head import load_span_model
@@ -55,6 +56,8 @@ def load_engine(
         attention = "sdpa" if model_settings.attention == "auto" and is_encoder(config) else model_settings.attention
         model_settings = replace(model_settings, attention=attention, drop_unpooled=False)
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
+    if settings.data.multi_label:
+        model.config.problem_type = PROBLEM_TYPE
     before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))

@@ -1,17 +1,21 @@
 """Training on labelled text: the parts that are specific to a classifier's head and a generator's."""
 
 from zerotune.errors import Refused
+from zerotune.models.multi_label import check_multi_label
 from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, read_names_as_text
+from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS
 from zerotune.settings.groups import TrainSettings
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
-from zerotune.training.classification import LabelledData, check_last_tokens, labelled_data
+from zerotune.training.classification import LabelledData, check_last_tokens
 from zerotune.training.generation import AnswerData, encode_answers, prompt_record
+from zerotune.training.label_sets import THRESHOLD, classifier_data
 
 
 def check_head(settings: TrainSettings, config, tokenizer) -> None:
     """Refuse a head that the model cannot have, and flags that are about the other one."""
     name, prompt_format = settings.model.name, settings.prompt.format
+    _check_labels(settings, config)
     if settings.head == "generate":
         check_generator(name, config, settings.optimisation.head_learning_rate, "classify")
         if settings.text.truncation != "head":
@@ -21,6 +25,18 @@ def check_head(settings: TrainSettings, config, tokenizer) -> None:
     elif prompt_format != "auto" and not answers_by_prompt(config):
         raise Refused(f"--prompt-format {prompt_format}: {name} is never asked by a prompt: leave it out")
     uses_chat(prompt_format, tokenizer, name)
+
+
+def _check_labels(settings: TrainSettings, config) -> None:
+    """Refuse flags and models that give one label where a text may have several, or the other way round."""
+    multi_label, choose_by = settings.data.multi_label, settings.optimisation.choose_by
+    if multi_label and settings.head == "generate":
+        raise Refused("--head generate writes one label, and --multi-label gives any number: use --head classify")
+    fitting, other = (LABEL_SET_METRICS, LABEL_METRICS) if multi_label else (LABEL_METRICS, LABEL_SET_METRICS)
+    if choose_by in {*other} - {*fitting}:
+        flag = "with" if multi_label else "without"
+        raise Refused(f"--choose-by {choose_by} is not measured {flag} --multi-label: choose {' or '.join(fitting)}")
+    check_multi_label(settings.model, config, multi_label)
 
 
 def tokenise(
@@ -44,7 +60,7 @@ def tokenise(
         if tokenizer.pad_token_id in (tokenizer.unk_token_id, tokenizer.eos_token_id):  # texts may end with it
             parts["test"] = splits.test
         data = {
-            name: labelled_data(tokenizer, config, examples, max_length, settings.text.truncation)
+            name: classifier_data(task, tokenizer, config, examples, max_length, settings.text.truncation)
             for name, examples in parts.items()
         }
         for part in data.values():
@@ -66,5 +82,5 @@ def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData)
         "labels": list(task.labels),
         "max_length": settings.text.max_length,
         "truncation": settings.text.truncation,
-        "thresholds": None,
+        "thresholds": {"probability": THRESHOLD} if task.multi_label else None,
     }
