@@ -81,14 +81,19 @@ def main(args) -> None:
             measure = validate_label_sets if task.multi_label else validate_labels
             return measure(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)
 
-        # With --multi-label each label is a decision of its own; its losses add up to the text's. Summed over texts.
-        loss_of = functional.binary_cross_entropy_with_logits if task.multi_label else functional.cross_entropy
+        smoothing = settings.optimisation.label_smoothing
         loop = TrainingLoop(run, engine, data["train"], schedule, settings.optimisation, validate, stop_signal)
         for step in loop:  # resumes; between two steps it logs, validates, saves and stops
             for batch in step:  # this rank's micro-batches
                 logits = engine.forward(**batch.inputs)  # of labels or of answers' tokens: [targets, classes]
-                loss = loss_of(logits.float(), batch.targets, reduction="sum")
-                engine.backward(loss * batch.weight, batch.is_last)
+                if task.multi_label:  # each label of a text is a decision of its own: [texts, labels]
+                    targets = batch.targets * (1 - smoothing) + smoothing / 2
+                    losses = functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+                else:
+                    losses = functional.cross_entropy(
+                        logits.float(), batch.targets, label_smoothing=smoothing, reduction="none"
+                    )
+                engine.backward((losses * batch.target_weights).sum() * batch.weight, batch.is_last)
             engine.update(step.rate_factor)
 
         final = save_best(loop, settings, tokenizer, task_record(settings, task, data["train"]))

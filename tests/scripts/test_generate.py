@@ -18,7 +18,7 @@ from comparing import (
     weights_of,
 )
 from launching import FEW_TOKENS
-from test_curves import BF16_CURVE, REFERENCES
+from test_curves import BF16_CURVE, REFERENCES, WEIGHTED
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 
 # On a CPU torch adds up a large matrix's norm serially, DeepSpeed in other pieces: of the tied embedding's 131,072
@@ -56,9 +56,9 @@ def test_validation_loss_falls_every_epoch(workplace, method):
     assert table["after"]["total"] == table["before"]["total"] + adapter and table["after"]["head"] == 0
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_killed_run_goes_on_to_the_same_bits(workplace, method):
-    flags = [*GENERATE, "--method", method, *OFTEN]
+@pytest.mark.parametrize(("method", "loss"), [("full", []), ("lora", WEIGHTED)])
+def test_a_killed_run_goes_on_to_the_same_bits(workplace, method, loss):
+    flags = [*GENERATE, "--method", method, *OFTEN, *loss]
     reference = workplace.train_once(f"generate-often-{method}", *flags)
     name = f"generate-killed-{method}"
     workplace.train(name, *flags, expect=-9, **killed_at("os.rename", r"\.writing-step-00000006$"))

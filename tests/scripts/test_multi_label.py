@@ -44,7 +44,7 @@ def evaluate(workplace, name, *flags, expect=0):
 
 def test_a_run_learns_and_is_evaluated(run):
     assert run.read_json("state.json")["state"] == "finished"
-    steps = [line["loss"] for line in run.read_lines("metrics.jsonl") if "loss" in line]
+    steps = losses_of(run)
     # an untrained head has ln 2 for each of the four labels; the loss is summed over them
     assert steps[0] == pytest.approx(4 * 0.693, rel=0.25) and steps[-1] < steps[0]
     assert set(run.evaluations()[-1]) >= {"eval_loss", "eval_exact_match", "eval_f1_micro", "eval_f1_macro"}
@@ -54,10 +54,23 @@ def test_a_run_learns_and_is_evaluated(run):
     assert "base: not evaluated" in run.text() and (run.folder / "report.html").exists()
 
 
+def losses_of(run):
+    return [line["loss"] for line in run.read_lines("metrics.jsonl") if "loss" in line]
+
+
 def test_two_processes_take_the_same_steps(workplace, tickets, run):
     both = start(workplace, "train/classify.py", "sets-two", flags_of(workplace, tickets, "sets-two"), world=2)
-    losses = [[line["loss"] for line in each.read_lines("metrics.jsonl") if "loss" in line] for each in (run, both)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # up to rounding
+    assert losses_of(both) == pytest.approx(losses_of(run), rel=1e-4)  # up to rounding
+
+
+def test_class_weights_and_label_smoothing_change_the_loss(workplace, tickets, run):
+    """An untrained head is near probability 1/2, where smoothing changes nothing and a weight of about 3.4 (160 rows
+    without a label / 47 with it) raises the loss by about half."""
+    more = ["--class-weights", "balanced", "--label-smoothing", 0.1, "--max-steps", 1]
+    flags = flags_of(workplace, tickets, "sets-weighted", *more)
+    weighted = start(workplace, "train/classify.py", "sets-weighted", flags)
+    assert 1.2 < losses_of(weighted)[0] / losses_of(run)[0] < 2
+    assert "train: class weights account " in weighted.text()
 
 
 def test_final_is_evaluated_as_in_its_run_and_predicts_texts_without_labels(workplace, run):

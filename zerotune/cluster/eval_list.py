@@ -24,7 +24,7 @@ from zerotune.cluster.jobs import TASKS, read_flags
 from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
 from zerotune.metrics.evaluations import read_metrics
 from zerotune.models.model_files import cached_snapshot, model_identity
-from zerotune.run.folder import read_state
+from zerotune.run.run_files import read_state
 from zerotune.settings.names import short_name
 
 SCRIPTS = {Path(name).stem: f"eval/{name}" for name in TASKS}

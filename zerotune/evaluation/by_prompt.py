@@ -15,7 +15,8 @@ from zerotune.evaluation.options import TextEvaluation, generator_record, traini
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.parameters import published_table
-from zerotune.models.pretrained import check_token_ids, load_tokenizer
+from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens
+from zerotune.models.shared_prefix import keeps_keys_and_values
 from zerotune.run.plan import describe_memory, scoring_memory
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
@@ -47,7 +48,7 @@ def prepare_prompt(
         Refused: before a weight is loaded, for shots that do not fit the model's window.
     """
     loaded, record = evaluation.model, generator_record(evaluation.model)
-    tokenizer, window = load_tokenizer(loaded.name, loaded.revision), config.max_position_embeddings
+    tokenizer, window = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
     if record is None:
         prompt, description = _published_prompt(evaluation, task, tokenizer, window)
     else:
@@ -64,6 +65,8 @@ def prepare_prompt(
         window -= 0 if is_tuned or evaluation.as_generator else len(end)
     encode = partial(encode_prompts, tokenizer, prompt, max_text_tokens=max_text_tokens, window=window, end=end)
     data = encode(texts=[example.text for example in examples])
+    if not keeps_keys_and_values(config):
+        data = replace(data, num_shared=0)
     # beside the texts, whose tokens were checked, all prompts have the same tokens
     first = [*data.context(0), *chain.from_iterable(data.targets[: len(prompt.label_words)])]
     check_token_ids(loaded.name, config, np.array(first))

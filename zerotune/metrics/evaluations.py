@@ -119,6 +119,13 @@ def read_metrics(path: Path) -> dict:
     check_record(intervals, dict[str, ScoreInterval | None], path, EVALUATE_AGAIN)
     of_headline = {f"{name}_ci95": metrics.get(f"{name}_ci95") for name in HEADLINES if name in metrics}
     check_record(of_headline, dict[str, ScoreInterval], path, EVALUATE_AGAIN)
+    most = 100.001 if is_in_percent(metrics) else 1
+    for name, value in scores.items():
+        if value > most:
+            raise Refused(f"{path} is damaged ({name} is {value}, wanted 0 to {most:.0f}): {EVALUATE_AGAIN}")
+    for name, bounds in intervals.items():
+        if bounds and not bounds[0] <= bounds[1] <= most:
+            raise Refused(f"{path} is damaged ({name} is {bounds}, wanted a low and a high bound): {EVALUATE_AGAIN}")
     return metrics
 
 
@@ -144,7 +151,21 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
     if metrics["count"] != len(labelled):
         found = f"metrics.json counts {metrics['count']} items, predictions.jsonl has {len(labelled):,}"
         raise Refused(f"the two files of an evaluation must match, in {folder} {found}: evaluate again")
-    return Evaluation(folder, metrics, predictions)
+    evaluation = Evaluation(folder, metrics, predictions)
+    _check_headline(evaluation)
+    return evaluation
+
+
+def _check_headline(evaluation: Evaluation) -> None:
+    """Refuse a share of right items that is not that of the predictions."""
+    metrics = as_proportions(evaluation.metrics)
+    found = float(np.mean([_is_right(line) for line in evaluation.predictions.values()]))
+    for name in HEADLINES:
+        if name in score_names(metrics) and abs(metrics[name] - found) > 1e-6:
+            raise Refused(
+                f"the two files of an evaluation must match, in {evaluation.folder} metrics.json has {name} "
+                f"{metrics[name]:.4f} and predictions.jsonl gives {found:.4f}: evaluate again"
+            )
 
 
 def common_ids(first: Evaluation, second: Evaluation) -> list[str]:

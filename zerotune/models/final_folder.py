@@ -40,8 +40,8 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
         _check_float32(weights)
         with quiet_transformers():
-            # under the names of the model's class, not those that backbone_renaming found in its checkpoint
-            stock.save_pretrained(folder, state_dict=weights, save_original_format=False)
+            # under the names of the model's class, not those that a key_mapping found in its checkpoint
+            stock.save_pretrained(folder, state_dict=weights, save_original_format=stock.key_mapping is None)
     else:
         method = "qlora" if getattr(stock, "is_loaded_in_4bit", False) else "lora"
         adapter = tuned.model.peft_config["default"]

@@ -1,7 +1,7 @@
 """README.md of final/: what the model is, and the lines that load it without zerotune."""
 
+from zerotune.models.families import generic_part
 from zerotune.models.heads import head_of
-from zerotune.models.span_head import backbone_renaming, has_own_class, span_class
 
 _CARD = """# {title}
 
@@ -60,14 +60,14 @@ def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[st
     is_capped = getattr(stock.config, "attn_logit_softcapping", None) is not None
     dtype = 'dtype="float32"' + (', attn_implementation="eager"' if is_capped else "")
     imports, definition = [], ""
-    if head == "span" and not has_own_class(stock.config):
-        backbone = span_class(stock.config).__bases__[1]
-        model_class = "SpanModel"
+    if generic := generic_part(type(stock)):
+        backbone = type(stock).__bases__[1]
+        model_class = "SpanModel" if head == "span" else "Classifier"
         imports = [
-            "from transformers.modeling_layers import GenericForQuestionAnswering",
+            f"from transformers.modeling_layers import {generic.__name__}",
             f"from {backbone.__module__} import {backbone.__name__}",
         ]
-        definition = f"\n\nclass SpanModel(GenericForQuestionAnswering, {backbone.__name__}): ...\n"
+        definition = f"\n\nclass {model_class}({generic.__name__}, {backbone.__name__}): ...\n"
     own_config = "config=AutoConfig.from_pretrained(folder)"  # with labels and pad id, also beside an adapter
     if record["method"] == "full":
         line = f"{model_class}.from_pretrained(folder, {own_config + ', ' if definition else ''}{dtype})"
@@ -75,9 +75,9 @@ def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[st
         arguments = [repr(record["base_model"])]
         if record["base_revision"]:
             arguments.append(f"revision={record['base_revision']!r}")
-        arguments += [dtype] if head == "generate" else [own_config, dtype]
-        if head == "span" and backbone_renaming(stock.config):
-            arguments.append(f"key_mapping={backbone_renaming(stock.config)}")
+        arguments += [dtype] if head == "generate" and not stock.key_mapping else [own_config, dtype]
+        if stock.key_mapping:
+            arguments.append(f"key_mapping={stock.key_mapping}")
         if record["method"] == "qlora":
             nf4 = stock.config.quantization_config
             arguments.append(

@@ -43,7 +43,7 @@ def read_record(name: str, revision: str | None) -> dict | None:
     if "base_model" not in record:
         return None
     check_record(record, TaskRecord, path, "restore it, or make final/ again from the run's checkpoints")
-    problem = _prompt_problem(record)
+    problem = _prompt_problem(record) or _label_problem(record, find_file(name, "config.json", revision))
     if problem:
         raise Refused(f"{path} is damaged ({problem}): restore it, or make final/ again from the run's checkpoints")
     return record
@@ -99,6 +99,26 @@ def _prompt_problem(record: dict) -> str | None:
     usable = isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
     if not usable or len(set(words)) != len(labels) or len(words) != len(labels):
         return f"prompt.label_words is {words!r}, wanted a different word for each of {', '.join(labels)}"
+    return None
+
+
+class LabelNames(TypedDict):
+    """config.json, as far as it names a classifier's outputs."""
+
+    id2label: NotRequired[dict[str, str]]
+
+
+def _label_problem(record: dict, config: str | None) -> str | None:
+    """Return how a classifier's labels differ from the outputs that its config.json names; None where they do not."""
+    if record["head"] != "classify":
+        return None
+    if record["labels"] is None:
+        return "labels is None, wanted a classifier's"
+    if config is None:
+        return None
+    names = read_json(Path(config), LabelNames, "copy it again").get("id2label")
+    if names is not None and sorted(names.values()) != sorted(record["labels"]):
+        return f"labels is {record['labels']}, and config.json beside it names {', '.join(names.values())}"
     return None
 
 
@@ -239,7 +259,12 @@ def _check_weight_file(path: str) -> None:
         raise Refused(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` there")
     if path.endswith(".safetensors"):
         try:
-            with safe_open(path, "pt"):
-                pass
+            with safe_open(path, "pt") as weights:
+                kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise Refused(f"{path} is damaged ({error}): copy it again") from error
+        # bitsandbytes keeps packed weights as integers, with their scales beside them
+        packed = any(name.endswith((".absmax", ".SCB")) for name in kinds)
+        for name, kind in kinds.items():
+            if name.endswith((".weight", ".bias")) and not packed and not kind.startswith(("F", "BF")):
+                raise Refused(f"{path} has {name} as {kind}: wanted floating-point numbers; copy it again")

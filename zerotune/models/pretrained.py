@@ -1,17 +1,25 @@
 """A model's config and tokenizer, read and checked before any weight is."""
 
-import json
 import os
 from collections.abc import Iterable
-from functools import cache
 
 import numpy as np
-import torch
+import transformers
 from huggingface_hub import errors as hub_errors
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from zerotune.errors import Refused, listed
-from zerotune.models.boundary import quiet_transformers, reading
+from zerotune.models.boundary import reading
+from zerotune.models.families import (
+    CAUSAL,
+    ENCODERS,
+    SUPPORTED,
+    build_backbone,
+    counts_positions_from_pad,
+    nearest_family,
+    text_part,
+)
 from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import (
     adapter_base,
@@ -23,7 +31,6 @@ from zerotune.models.model_files import (
 )
 from zerotune.settings.groups import ModelSettings
 
-SUPPORTED = ("llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta")
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>")
 MOST_LAYERS = 1000
 _QUESTIONS = "squad"  # the one task without labels
@@ -75,11 +82,37 @@ def check_base(name: str, revision: str | None) -> None:
 
 
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
-    """Return the config of a hub id or folder. Raises Refused with the way out when it cannot be used here."""
+    """Return the config of a hub id or folder; of a model of text and images, its text part's.
+
+    Raises Refused with the way out when it cannot be used here.
+    """
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
         if base := adapter_base(name):  # an adapter as peft saves it: its base says what it is
             return read_config(*base)
         raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
+    raw = _raw_config(name, revision)
+    if raw.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise _unsupported(name, raw.get("model_type"))
+    with reading("the config", f"--model {name}", "correct config.json, or copy the model again"):
+        config = text_part(AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False))
+        if config.model_type not in SUPPORTED:
+            raise _unsupported(name, config.model_type)
+        check_architecture(config)
+    _check_quantisation(name, config)
+    config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
+    # what a model returns and how it is computed is ours to choose too
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    config.chunk_size_feed_forward = 0
+    return config
+
+
+def is_text_part(name: str, revision: str | None, config: PretrainedConfig) -> bool:
+    """Return whether a config of `read_config` is of a part of the checkpoint: that of a model of text and images."""
+    return _raw_config(name, revision).get("model_type") != config.model_type
+
+
+def _raw_config(name: str, revision: str | None) -> dict:
+    """Return the content of config.json. Raises Refused where it cannot be read or wants code of its own."""
     try:
         raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
     except (TypeError, RecursionError):  # transformers adds its own keys to a config that it has read
@@ -91,21 +124,29 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
     architectures = raw.get("architectures") or []
     if not (isinstance(architectures, list) and all(isinstance(each, str) for each in architectures)):
         raise Refused(f"the config of --model {name} has architectures {architectures!r}: wanted a list of class names")
-    if "auto_map" in raw:
+    if not _is_known_code(raw.get("auto_map") or {}):
         raise Refused(
             f"{name} needs code from its repository (auto_map in config.json), which zerotune never runs; "
             f"use a model that transformers knows: {', '.join(SUPPORTED)}"
         )
-    if raw.get("model_type") not in SUPPORTED:
-        raise Refused(
-            f"--model must be one of {', '.join(SUPPORTED)}: {name} is {raw.get('model_type') or 'of no known type'}"
-        )
-    with reading("the config", f"--model {name}", "correct config.json, or copy the model again"):
-        config = AutoConfig.from_pretrained(name, revision=revision or "main")
-        check_architecture(config)
-    _check_quantisation(name, config)
-    config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
-    return config
+    return raw
+
+
+def _is_known_code(auto_map) -> bool:
+    """Return whether all classes that a config takes from its repository are in transformers too (Phi-3's are)."""
+    if not isinstance(auto_map, dict):
+        return False
+    names = [str(place).rpartition(".")[2] for part, place in auto_map.items() if part != "AutoTokenizer"]
+    return all(hasattr(transformers, name) for name in names)
+
+
+def _unsupported(name: str, model_type: str | None) -> Refused:
+    """Return the refusal of a model of another family, with the nearest that works and a model of it."""
+    nearest = nearest_family(model_type)
+    return Refused(
+        f"--model must be of a family that zerotune is tested with: {name} is {model_type or 'of no known type'}; the "
+        f"nearest that works is {nearest}, for example {(CAUSAL | ENCODERS)[nearest]} (all: {', '.join(SUPPORTED)})"
+    )
 
 
 def _check_quantisation(name: str, config: PretrainedConfig) -> None:
@@ -120,10 +161,7 @@ def _check_quantisation(name: str, config: PretrainedConfig) -> None:
 
 
 def check_architecture(config: PretrainedConfig) -> None:
-    """Refuse sizes that no model can have, activations and RoPE kinds that transformers does not know.
-
-    Builds the model without memory for its weights, which runs the architecture's own checks.
-    """
+    """Refuse sizes that no model can have, activations and RoPE kinds that transformers does not know."""
     if not (isinstance(config.vocab_size, int) and config.vocab_size > 0):
         raise Refused(f"config.json has vocab_size {config.vocab_size!r}: wanted a number of embeddings, at least 1")
     layers = getattr(config, "num_hidden_layers", 1)
@@ -135,13 +173,13 @@ def check_architecture(config: PretrainedConfig) -> None:
             f"the pad token must have an embedding: config.json has pad_token_id {pad!r} and the model has "
             f"{config.vocab_size} embeddings; correct it"
         )
-    _build_without_weights(type(config), config.to_json_string())
-
-
-@cache
-def _build_without_weights(config_class: type, content: str) -> None:
-    with torch.device("meta"), quiet_transformers():
-        MODEL_MAPPING[config_class](config_class(**json.loads(content)))
+    if is_encoder(config) and any(getattr(config, key, False) for key in ("is_decoder", "add_cross_attention")):
+        raise Refused("config.json has is_decoder or add_cross_attention: wanted an encoder, which reads both ways")
+    for key, share in config.to_dict().items():
+        is_share = share is None or (isinstance(share, int | float) and 0 <= share <= 1)
+        if key.endswith(("dropout", "dropout_prob")) and not is_share:
+            raise Refused(f"config.json has {key} {share!r}: wanted a share from 0 to 1")
+    build_backbone(config)
 
 
 # Reasons why transformers could not read a config, with the way out; the first that applies counts.
@@ -255,9 +293,18 @@ def check_generator(name: str, config: PretrainedConfig, head_learning_rate: flo
 
 
 def most_tokens(config: PretrainedConfig) -> int | None:
-    """Return how many tokens fit the model's positions, None if unlimited. RoBERTa counts positions from pad + 1."""
+    """Return how many tokens fit the model's positions, None if unlimited. RoBERTa counts positions from pad + 1.
+
+    A LongRoPE model (Phi-3) counts as far as it was first trained: beyond that its positions mean something else for a
+    whole batch as soon as one row is long.
+    """
     window = getattr(config, "max_position_embeddings", None)
-    return window - config.pad_token_id - 1 if window and config.model_type == "roberta" else window
+    if window is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return min(window, rope["original_max_position_embeddings"])
+    return window - config.pad_token_id - 1 if counts_positions_from_pad(type(config)) else window
 
 
 def check_window(name: str, config: PretrainedConfig, max_length: int) -> None:

@@ -13,7 +13,7 @@ from zerotune.metrics.statistics import PairedMeans, holm_adjusted
 from zerotune.report import figures, html
 from zerotune.report.curves import curves_of_runs, read_history
 from zerotune.report.tables import scores_block, timings_table
-from zerotune.run.folder import read_run_record
+from zerotune.run.run_files import check_run_files, read_run_record
 
 
 def write_comparison(folders: Sequence[Path], output_dir: Path) -> Path:
@@ -143,6 +143,8 @@ def _training_section(folders: Sequence[Path]) -> str:
     runs = [run for run in runs if (run / "metrics.jsonl").exists() and (run / "run.json").exists()]
     if not runs:
         return ""
+    for run in runs:
+        check_run_files(run)
     names, histories = short_names(runs), [read_history(run) for run in runs]
     timings = timings_table(names, [read_run_record(run / "run.json") for run in runs], histories)
     return html.section("Training", timings, curves_of_runs(names, histories))

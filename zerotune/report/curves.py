@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zerotune.report import figures, html
 from zerotune.report.figures import Series
-from zerotune.run.folder import read_metrics_lines
+from zerotune.run.run_files import read_metrics_lines
 
 # key of a line, title, label of the y axis; evaluations are drawn as points
 _FIGURES = (

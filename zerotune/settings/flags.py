@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zerotune.settings.argument_types import (
     fraction,
+    fraction_below_1,
     non_empty,
     non_negative_float,
     non_negative_int,
@@ -49,7 +50,15 @@ def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METR
         help="the part of a longer text that a classifier head sees; head-and-tail: a quarter from its head, "
         "the rest from its end (default %(default)s)",
     )
-    add_optimisation_flags(parser, choose_by)
+    group = add_optimisation_flags(parser, choose_by)
+    group.add_argument(
+        "--class-weights",
+        choices=("none", "balanced"),
+        default="none",
+        help="weight of an example in the loss by its label; balanced: rows / (labels × the label's rows), counted in "
+        "the train split; with --multi-label of a label that a text has, rows without / rows with it "
+        "(default %(default)s)",
+    )
     add_run_flags(parser)
     return parser
 
@@ -233,8 +242,11 @@ def add_training_data_flags(parser: argparse.ArgumentParser):
     return group
 
 
-def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]) -> None:
-    """Add the optimiser's flags, and the metrics that can choose the best checkpoint, the first by default."""
+def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]):
+    """Add the optimiser's flags, and the metrics that can choose the best checkpoint, the first by default.
+
+    Returns the group.
+    """
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=positive_int, help="passes over the train split (default: 3)")
     group.add_argument("--max-steps", type=positive_int, help="stop the schedule after so many optimizer steps")
@@ -256,6 +268,12 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
     group.add_argument(
         "--head-learning-rate", type=non_negative_float, help="peak, of a new head (default: 5 × the other)"
     )
+    group.add_argument(
+        "--schedule",
+        choices=("linear", "cosine", "constant"),
+        default="linear",
+        help="learning rate after the warmup: falls to 0 along a line or half a cosine, or stays (default %(default)s)",
+    )
     group.add_argument("--warmup-ratio", type=fraction, default=0.06, help="share of all steps (default %(default)s)")
     group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="AdamW's (default %(default)s)")
     group.add_argument(
@@ -263,6 +281,14 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
         type=positive_or_none,
         default=1.0,
         help="clip to this norm; none: no clipping (default %(default)s)",
+    )
+    group.add_argument(
+        "--label-smoothing",
+        type=fraction_below_1,
+        default=0.0,
+        metavar="P",
+        help="share of a target's probability, below 1, that is spread evenly over all classes: labels, positions of a "
+        "window, or the vocabulary (default %(default)s)",
     )
     group.add_argument(
         "--patience", type=positive_int, help="stop after so many evaluations without gain (default: never)"
@@ -279,6 +305,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
     group.add_argument(
         "--seed", type=non_negative_int, default=0, help="of head, order and dropout (default %(default)s)"
     )
+    return group
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -125,6 +125,9 @@ class OptimisationSettings:
         tokens_per_device: most padded tokens in one micro-batch on one device.
         learning_rate: peak; head_learning_rate: peak of a new head, None where there is none.
         max_grad_norm: None: no clipping.
+        schedule: of the learning rate after the warmup: "linear", "cosine" or "constant".
+        label_smoothing: share of a target's probability that is spread over all classes, from 0 to below 1.
+        class_weights: of labels in the loss: "none", or "balanced" over the training split.
         patience: stop after this many evaluations without gain; None: never.
         choose_by: metric of the validation split that picks the best checkpoint.
         eval_every: optimizer steps between evaluations; None: an epoch.
@@ -145,6 +148,9 @@ class OptimisationSettings:
     choose_by: str
     eval_every: int | None
     seed: int
+    schedule: str = "linear"
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
 
 
 @dataclass(frozen=True)

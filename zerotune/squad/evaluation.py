@@ -223,7 +223,7 @@ def prepare_writing(
     """
     loaded, record = evaluation.model, generator_record(evaluation.model)
     lengths = resolve_questions(evaluation.questions, False, None, record)
-    tokenizer, num_positions = load_tokenizer(loaded.name, loaded.revision), config.max_position_embeddings
+    tokenizer, num_positions = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
     if record is None:
         shots, num_cut = fit_solved_questions(tokenizer, evaluation.shots, num_positions)
         prompt = QuestionPrompt(uses_chat(evaluation.prompt.format, tokenizer, loaded.name), shots)

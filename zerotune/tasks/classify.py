@@ -36,7 +36,7 @@ from zerotune.tasks.texts import TextTask, Wording, label_column_of, read_source
 VALIDATION_SHARE = 0.1
 LABEL_SEPARATOR = ","  # unless --label-separator says otherwise
 # With more labels than this a prompt does not list them: it would be longer than the text.
-MOST_LISTED = 100
+MOST_IN_PROMPT = 100
 
 OWN = TextTask(
     name="classify",
@@ -79,7 +79,7 @@ def _glue(name: str, columns: tuple[str, ...], labels: tuple[str, ...], test_spl
 
 def wordings_of(labels: tuple[str, ...]) -> tuple[Wording, ...]:
     """Return prompts that ask for one of the labels by its own name."""
-    instruction = f"Give each text one of these labels: {', '.join(labels)}." if len(labels) <= MOST_LISTED else ""
+    instruction = f"Give each text one of these labels: {', '.join(labels)}." if len(labels) <= MOST_IN_PROMPT else ""
     templates = (
         "Text: {text}\nLabel:",
         "{text}\nThe label of this text is",

@@ -222,8 +222,9 @@ def _clean(task: TextTask, value, where: str) -> str:
 
 
 def _alternatives(names: tuple[str, ...]) -> str:
-    """Return "'text' (or 'review')"."""
-    return f"{' (or '.join(map(repr, names))}{')' * (len(names) - 1)}"
+    """Return "'text' (or 'review', 'sentence')"."""
+    first, *others = map(repr, names)
+    return f"{first} (or {', '.join(others)})" if others else first
 
 
 def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: bool) -> list[Example]:

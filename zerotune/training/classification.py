@@ -13,6 +13,7 @@ from zerotune.models.heads import is_encoder
 from zerotune.tasks.splits import Example
 from zerotune.tasks.tokens import Encoded, encode_texts
 from zerotune.training.batches import LengthBatches
+from zerotune.training.class_weights import weights_of
 from zerotune.training.data import Batch
 
 UNLABELLED = -100  # cross entropy ignores it
@@ -60,12 +61,14 @@ class LabelledData(LengthBatches):
         encoded: token ids of each example.
         labels: int64 class of each example, [num_examples]; -100 where it is not known.
         pad_id: token id that fills short rows; masked, so that its value never counts.
+        class_weights: of each label in the training loss, float64 [num_labels]; None: all count the same.
     """
 
     ids: list[str]
     encoded: Encoded
     labels: np.ndarray
     pad_id: int
+    class_weights: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -82,9 +85,9 @@ class LabelledData(LengthBatches):
         """All token ids, one example after the other: int32 [tokens]."""
         return self.encoded.ids
 
-    def num_targets(self, rows: np.ndarray) -> int:
-        """Return the divisor of the sum of some examples' losses: their number."""
-        return len(rows)
+    def num_targets(self, rows: np.ndarray) -> float:
+        """Return the divisor of the sum of some examples' losses: the sum of their weights, or their number."""
+        return float(weights_of(self.labels[rows], self.class_weights).sum())
 
     def inputs(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
         """Build right-padded model inputs of some examples: int64 [rows, longest], on the device."""
@@ -105,8 +108,10 @@ class LabelledData(LengthBatches):
         return {name: to_device(values, device) for name, values in inputs.items()}
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of a `SequenceClassifier`, and the rows of `labels` of some examples."""
-        return Batch(self.inputs(rows, device), to_device(self.labels[rows], device))
+        """Build the inputs of a `SequenceClassifier`, and the classes [rows] of some examples with their weights."""
+        labels = self.labels[rows]
+        weights = weights_of(labels, self.class_weights).astype(np.float32)
+        return Batch(self.inputs(rows, device), to_device(labels, device), to_device(weights, device))
 
     @property
     def scored_lengths(self) -> np.ndarray:

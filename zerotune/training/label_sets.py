@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from zerotune.models.device import to_device
 from zerotune.tasks.splits import Example
 from zerotune.training.classification import LabelledData, encode_examples, labelled_data
+from zerotune.training.data import Batch
 
 # A text has the labels whose probability is above this; task.json records it.
 THRESHOLD = 0.5
@@ -41,7 +43,18 @@ class LabelSetData(LabelledData):
 
     Attributes:
         labels: 1 where an example has a label, else 0: float32 [num_examples, num_labels]; 0 too where none is known.
+        class_weights: of each label in the training loss of the examples that have it, float64 [num_labels].
     """
+
+    def num_targets(self, rows: np.ndarray) -> float:
+        """Return the divisor of the sum of some examples' losses: their number."""
+        return float(len(rows))
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        """Build the inputs of a `SequenceClassifier`, and 0 or 1 for each label [rows, labels] with its weight."""
+        labels, weights = self.labels[rows], self.class_weights
+        weights = np.ones_like(labels) if weights is None else np.where(labels > 0, weights, 1).astype(np.float32)
+        return Batch(self.inputs(rows, device), to_device(labels, device), to_device(weights, device))
 
     def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
         """Return a record for each example: the logit of each label."""

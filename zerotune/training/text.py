@@ -1,12 +1,16 @@
 """Training on labelled text: the parts that are specific to a classifier's head and a generator's."""
 
+from dataclasses import replace
+
 from zerotune.errors import Refused
 from zerotune.models.multi_label import check_multi_label
-from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, read_names_as_text
+from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, most_tokens, read_names_as_text
+from zerotune.run.process import say
 from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS
 from zerotune.settings.groups import TrainSettings
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
+from zerotune.training.class_weights import balanced_weights, positive_weights
 from zerotune.training.classification import LabelledData, check_last_tokens
 from zerotune.training.generation import AnswerData, encode_answers, prompt_record
 from zerotune.training.label_sets import THRESHOLD, classifier_data
@@ -44,7 +48,7 @@ def tokenise(
 ) -> dict[str, LabelledData] | dict[str, AnswerData]:
     """Tokenise the training and validation splits for the run's head; a classifier's come from the cache if they can.
 
-    The test split's tokens are only checked.
+    The test split's tokens are only checked. The training split has the class weights.
 
     Args:
         task: zerotune.tasks.texts.TextTask; the first of its wordings is a generator's prompt.
@@ -65,12 +69,24 @@ def tokenise(
         }
         for part in data.values():
             check_last_tokens(settings.model.name, config, tokenizer, part)
-        return {name: data[name] for name in ("train", "validation")}
-    template, label_words, instruction = task.wordings[0]
-    chat = uses_chat(settings.prompt.format, tokenizer, settings.model.name)
-    prompt = Prompt(template, label_words, chat, instruction=instruction)
-    window = config.max_position_embeddings
-    return {name: encode_answers(tokenizer, prompt, examples, max_length, window) for name, examples in parts.items()}
+    else:
+        template, label_words, instruction = task.wordings[0]
+        chat = uses_chat(settings.prompt.format, tokenizer, settings.model.name)
+        prompt = Prompt(template, label_words, chat, instruction=instruction)
+        window = most_tokens(config)
+        data = {
+            name: encode_answers(tokenizer, prompt, examples, max_length, window) for name, examples in parts.items()
+        }
+    train = data["train"]
+    if settings.optimisation.class_weights == "balanced":
+        if task.multi_label:
+            weights = positive_weights(train.labels)
+        else:
+            weights = balanced_weights(train.labels, len(task.labels))
+        train = replace(train, class_weights=weights)
+        shown = (f"{label} {weight:.4g}" for label, weight in zip(task.labels, train.class_weights, strict=True))
+        say(f"train: class weights {', '.join(shown)}")
+    return {"train": train, "validation": data["validation"]}
 
 
 def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData) -> dict:

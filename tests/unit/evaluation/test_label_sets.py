@@ -14,6 +14,7 @@ from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate, 
 from zerotune.evaluation.validation import validate_label_sets
 from zerotune.files import read_json, read_json_lines, write_json, write_json_lines
 from zerotune.metrics.evaluations import paired_accuracy, read_evaluation
+from zerotune.metrics.label_sets import label_set_metrics
 from zerotune.models.classifier import load_classifier
 from zerotune.models.final_folder import save_final
 from zerotune.models.multi_label import PROBLEM_TYPE, check_has_head, check_multi_label, is_multi_label
@@ -108,6 +109,8 @@ def test_a_paired_test_asks_whether_all_labels_are_right(model, tmp_path):
     for line in lines:
         line["prediction"] = line["label"]
     write_json_lines(tmp_path / "b/predictions.jsonl", lines)
+    better = label_set_metrics(SETS, SETS, LABELS)
+    write_json(tmp_path / "b/metrics.json", read_json(tmp_path / "b/metrics.json") | better)
     first, second = (read_evaluation(tmp_path / name) for name in ("a", "b"))
     pair = paired_accuracy(first, second)
     assert pair.accuracy_first == first.metrics["exact_match"] and pair.accuracy_second == 1

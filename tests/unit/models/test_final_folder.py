@@ -285,10 +285,21 @@ def test_a_damaged_prompt_is_refused(changes, words, tmp_path):
         {"head": "x"},
         {"max_length": 0},
         {"max_length": "9"},
+        {"labels": None},
     ],
 )
 def test_a_damaged_task_is_refused(changes, tmp_path):
     record = saved_record(**changes)
     (tmp_path / "task.json").write_text(json.dumps(record))
     with pytest.raises(Refused, match=rf"task\.json is damaged \({next(iter(changes))} is "):
+        read_record(str(tmp_path), None)
+
+
+def test_labels_that_the_config_beside_them_does_not_have_are_refused(tmp_path):
+    save_final(*tuned_model(tiny_model("bert"), "full"), tmp_path, task_record())
+    assert read_record(str(tmp_path), None)["labels"] == ["negative", "positive"]
+    record = json.loads((tmp_path / "task.json").read_text())
+    (tmp_path / "task.json").write_text(json.dumps(record | {"labels": ["no", "yes"]}))
+    words = r"labels is \['no', 'yes'\], and config.json beside it names negative, positive\): restore"
+    with pytest.raises(Refused, match=words):
         read_record(str(tmp_path), None)

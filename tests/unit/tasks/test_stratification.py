@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from zerotune.tasks.splits import Example, stratified_split, stratified_subset
+from zerotune.tasks.splits import Example, draw_validation, stratified_split, stratified_subset
 from zerotune.tasks.stratification import draw_iteratively
 
 
@@ -58,6 +58,8 @@ def test_a_split_leaves_a_row_of_each_label(seed):
     assert {label for row in rest for label in row.labels} == set(range(6))
     assert sum(1 in row.labels for row in rest) == 1 and len(drawn) == 7
     assert sorted(row.id for row in (*rest, *drawn)) == sorted(row.id for row in examples)
+    rest, drawn, _ = draw_validation(examples, seed, None, 0.4)
+    assert {label for row in rest for label in row.labels} == set(range(6)) and len(drawn) == 7
 
 
 def test_a_draw_depends_on_seed_and_purpose_alone():

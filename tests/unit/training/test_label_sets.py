@@ -1,5 +1,6 @@
 """Texts with any number of labels, as a classifier trains on them: targets, loss and the decision."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch.nn import functional
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.tasks.splits import Example
 from zerotune.tasks.tokens import Encoded
+from zerotune.training.class_weights import positive_weights
 from zerotune.training.classification import LabelledData
 from zerotune.training.label_sets import LabelSetData, classifier_data, likely_labels, log_sigmoid, logits
 
@@ -32,7 +34,22 @@ def records():
 def test_targets_are_0_or_1_for_each_label_and_the_divisor_is_the_number_of_texts():
     batch = data().batch(np.array([2, 0]), CPU)
     assert batch.targets.tolist() == [[1, 1, 0], [1, 0, 1]] and batch.targets.dtype == torch.float32
-    assert data().num_targets(np.array([2, 0])) == 2
+    assert data().num_targets(np.array([2, 0])) == 2 and (batch.target_weights == 1).all()
+
+
+def test_balanced_weights_are_rows_without_over_rows_with_a_label_and_weigh_the_rows_that_have_it():
+    weights = positive_weights(LABELS)
+    assert weights.tolist() == [1 / 2, 2, 2]
+    assert positive_weights(np.array([[1, 1], [1, 0]], dtype=np.float32)).tolist() == [1, 1], "a label of all rows"
+    weighted, rows = replace(data(), class_weights=weights), np.array([2, 0])
+    batch = weighted.batch(rows, CPU)
+    assert batch.target_weights.tolist() == [[0.5, 2, 1], [0.5, 1, 2]] and batch.target_weights.dtype == torch.float32
+    assert weighted.num_targets(rows) == 2
+    losses = functional.binary_cross_entropy_with_logits(LOGITS[rows], batch.targets, reduction="none")
+    wanted = functional.binary_cross_entropy_with_logits(
+        LOGITS[rows], batch.targets, pos_weight=torch.from_numpy(weights), reduction="sum"
+    )
+    assert float((losses * batch.target_weights).sum()) == pytest.approx(float(wanted))
 
 
 def test_the_loss_is_summed_over_labels_and_the_mean_over_texts():
