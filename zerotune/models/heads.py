@@ -8,7 +8,7 @@ from zerotune.models.families import classifier_class, head_modules, is_encoder_
 
 
 def is_encoder(config) -> bool:
-    """Return whether the model attends in both directions and pools its first token."""
+    """Return whether the model attends in both directions; its classifier pools the first token, or all of them."""
     return is_encoder_family(config.model_type)
 
 

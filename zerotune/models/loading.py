@@ -12,7 +12,7 @@ from zerotune.models import cpu_kernels
 from zerotune.models.adapters import add_lora, seeded
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.boundary import quiet_transformers, reading
-from zerotune.models.families import expert_size, head_modules, text_part_renaming
+from zerotune.models.families import backbone_class, expert_size, head_modules, text_part_renaming
 from zerotune.models.heads import (
     head_module_names,
     is_encoder,
@@ -65,6 +65,8 @@ def check_trainable(settings: ModelSettings, config, max_length: int | None) -> 
     if max_length is not None:
         check_window(settings.name, config, max_length)
     check_settings(settings)
+    if settings.activation_checkpointing and not backbone_class(config).supports_gradient_checkpointing:
+        raise Refused(f"--activation-checkpointing is not possible with {config.model_type}: leave it out")
     if settings.method == "qlora" and expert_size(config):
         raise Refused(
             f"--method qlora would leave the experts of {settings.name}, {expert_size(config):,} weights, in 16 bits: "

@@ -22,10 +22,12 @@ from zerotune.models.families import (
 )
 from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import (
+    CONFIG_FOLDER,
     adapter_base,
     check_adapter,
     check_final,
     check_weight_files,
+    find_file,
     is_hub_id,
     read_record,
 )
@@ -71,7 +73,10 @@ def check_base(name: str, revision: str | None) -> None:
     base = adapter_base(name, revision)
     if base is None:
         return
-    way_out = "put it back, or correct base_model_name_or_path in adapter_config.json"
+    place = (
+        "base_model in task.json" if read_record(name, revision) else "base_model_name_or_path in adapter_config.json"
+    )
+    way_out = f"put it back, or correct {place}"
     if not os.path.isdir(base[0]) and not is_hub_id(base[0]):
         raise Refused(f"the adapter {name} belongs to the model {base[0]}, which is not there: {way_out}")
     try:
@@ -84,17 +89,17 @@ def check_base(name: str, revision: str | None) -> None:
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
     """Return the config of a hub id or folder; of a model of text and images, its text part's.
 
-    Raises Refused with the way out when it cannot be used here.
+    An adapter's is in its folder config/, or is that of its base where another tool saved it. Raises Refused with the
+    way out when it cannot be used here.
     """
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        if base := adapter_base(name):  # an adapter as peft saves it: its base says what it is
-            return read_config(*base)
-        raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
-    raw = _raw_config(name, revision)
+    raw, place = _raw_config(name, revision)
+    if place is None:
+        return read_config(*adapter_base(name, revision))
     if raw.get("model_type") not in CONFIG_MAPPING_NAMES:
         raise _unsupported(name, raw.get("model_type"))
     with reading("the config", f"--model {name}", "correct config.json, or copy the model again"):
-        config = text_part(AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False))
+        whole = AutoConfig.from_pretrained(name, revision=revision or "main", subfolder=place, trust_remote_code=False)
+        config = text_part(whole)
         if config.model_type not in SUPPORTED:
             raise _unsupported(name, config.model_type)
         check_architecture(config)
@@ -108,13 +113,23 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
 
 def is_text_part(name: str, revision: str | None, config: PretrainedConfig) -> bool:
     """Return whether a config of `read_config` is of a part of the checkpoint: that of a model of text and images."""
-    return _raw_config(name, revision).get("model_type") != config.model_type
+    raw, _ = _raw_config(name, revision)
+    return raw.get("model_type", config.model_type) != config.model_type
 
 
-def _raw_config(name: str, revision: str | None) -> dict:
-    """Return the content of config.json. Raises Refused where it cannot be read or wants code of its own."""
+def _raw_config(name: str, revision: str | None) -> tuple[dict, str | None]:
+    """Return the content of config.json and its `_config_place`; of an adapter without one ({}, None).
+
+    Raises:
+        Refused: it cannot be read, or wants code of its own.
+    """
     try:
-        raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
+        place = _config_place(name, revision)
+        if place is None:
+            return {}, None
+        raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main", subfolder=place)
+    except Refused:
+        raise
     except (TypeError, RecursionError):  # transformers adds its own keys to a config that it has read
         raw = None
     except (OSError, ValueError) as error:
@@ -129,7 +144,7 @@ def _raw_config(name: str, revision: str | None) -> dict:
             f"{name} needs code from its repository (auto_map in config.json), which zerotune never runs; "
             f"use a model that transformers knows: {', '.join(SUPPORTED)}"
         )
-    return raw
+    return raw, place
 
 
 def _is_known_code(auto_map) -> bool:
@@ -147,6 +162,22 @@ def _unsupported(name: str, model_type: str | None) -> Refused:
         f"--model must be of a family that zerotune is tested with: {name} is {model_type or 'of no known type'}; the "
         f"nearest that works is {nearest}, for example {(CAUSAL | ENCODERS)[nearest]} (all: {', '.join(SUPPORTED)})"
     )
+
+
+def _config_place(name: str, revision: str | None) -> str | None:
+    """Return the folder of config.json inside a model: "", or CONFIG_FOLDER of an adapter; None for one without.
+
+    Raises:
+        OSError: there is no such model, or it cannot be reached.
+        Refused: a folder is neither a model nor an adapter.
+    """
+    if find_file(name, "config.json", revision):
+        return ""
+    if find_file(name, "adapter_config.json", revision):
+        return CONFIG_FOLDER if find_file(name, f"{CONFIG_FOLDER}/config.json", revision) else None
+    if os.path.isdir(name):
+        raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
+    return ""
 
 
 def _check_quantisation(name: str, config: PretrainedConfig) -> None:
@@ -179,6 +210,8 @@ def check_architecture(config: PretrainedConfig) -> None:
         is_share = share is None or (isinstance(share, int | float) and 0 <= share <= 1)
         if key.endswith(("dropout", "dropout_prob")) and not is_share:
             raise Refused(f"config.json has {key} {share!r}: wanted a share from 0 to 1")
+    if isinstance(getattr(config, "text_config", None), dict):
+        raise Refused(f"config.json has a text_config, which is no part of a {config.model_type}: remove it")
     build_backbone(config)
 
 
@@ -345,12 +378,18 @@ def load_tokenizer(name: str, revision: str | None):
 
     Pad is the tokenizer's own, else a reserved token, else unk: nothing is added, no embedding resized. Raises Refused.
     """
-    base = adapter_base(name, revision) if os.path.isdir(name) else None
-    if base and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
-        name, revision = base
     way_out = "tokenizer.json and tokenizer_config.json belong beside the weights, copy them again"
     with reading("the tokenizer", f"--model {name}", way_out):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        config, base = None, adapter_base(name, revision)
+        if base and not find_file(name, "tokenizer_config.json", revision):
+            name, revision = base
+        elif base:  # some classes depend on the config, which transformers looks for beside the tokenizer alone
+            place = _config_place(name, revision)
+            (of, version), folder = (base, "") if place is None else ((name, revision), place)
+            config = AutoConfig.from_pretrained(of, revision=version or "main", subfolder=folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False, config=config
+        )
         tokenizer("a", truncation=True)
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer must be a fast one (tokenizer.json): {name} has only {type(tokenizer).__name__}")
@@ -382,6 +421,12 @@ def leading_ids(tokenizer) -> list[int]:
     """Return the special tokens that a tokenizer puts before a text: a causal model's BOS, if it has one."""
     encoding = tokenizer("a").encodings[0]
     return encoding.ids[: encoding.sequence_ids.index(0)]
+
+
+def trailing_ids(tokenizer) -> list[int]:
+    """Return the special tokens that a tokenizer puts behind a text."""
+    encoding = tokenizer("a").encodings[0]
+    return encoding.ids[len(encoding.ids) - encoding.sequence_ids[::-1].index(0) :]
 
 
 def _ensure_one_bos(tokenizer, name: str) -> None:

@@ -125,6 +125,22 @@ def eval_parser(description: str, task) -> argparse.ArgumentParser:
     return parser
 
 
+def publish_parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of eval/publish.py."""
+    parser = new_parser(description)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder with an adapter in final/, or that final/")
+    parser.add_argument(
+        "--merge", type=Path, required=True, metavar="FOLDER", help="new folder for the base with the adapter merged in"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="type of the stored weights; a head is always float32 (default %(default)s: as the base has them)",
+    )
+    return parser
+
+
 def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
     """Add the flags of every eval script besides model and data. Returns the group of the evaluation's data."""
     group = parser.add_argument_group("model, evaluation")

@@ -14,7 +14,7 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.device import to_device
-from zerotune.tasks.chat import assistant, render_chat, user
+from zerotune.tasks.chat import PINNED_DATE, answer_opening, assistant, render_chat, user
 from zerotune.tasks.cutting import token_ids
 from zerotune.tasks.prompts import Prompt, PromptData, answers_overlap, encode_prompts, log_softmax
 from zerotune.tasks.splits import Example
@@ -160,6 +160,16 @@ def prompt_record(prompt: Prompt) -> dict:
         "label_words": list(prompt.label_words),
         "format": "chat" if prompt.chat else "plain",
         "instruction": prompt.instruction,
+    }
+
+
+def chat_record(tokenizer) -> dict:
+    """Return what task.json records of a chat template, so that a prompt can be put in it without zerotune."""
+    chat = Prompt("question", ("answer",), chat=True)
+    return {
+        "date_string": PINNED_DATE,
+        "answer_opening": answer_opening(tokenizer)[0],
+        "end_token": end_of_answer(tokenizer, chat)[-1],
     }
 
 

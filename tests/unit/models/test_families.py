@@ -28,6 +28,7 @@ from zerotune.models.families import (
     classifier_class,
     generic_part,
     nearest_family,
+    projection_names,
     projections,
     span_class,
 )
@@ -209,7 +210,18 @@ def test_the_text_part_of_a_model_of_text_and_images_gives_the_wholes_logits(kin
         torch.testing.assert_close(plain_logits(part, "generate"), wanted, atol=2e-5, rtol=0)
 
 
-# --- heads ---
+# --- heads and projections ---
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_the_names_of_the_projections_name_no_other_layer(kind):
+    """A head may have a layer of the same name: peft passes over it beside its modules_to_save, other tools may not."""
+    config = read_config(tiny_model(kind), None)
+    with torch.device("meta"):
+        model = classifier_class(config)(config)
+    linear = {path for path, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    names = tuple(f".{name}" for name in projection_names(model))
+    assert {path for path in linear if path.endswith(names)} == projections(model).keys() != linear
 
 
 def test_what_a_checkpoint_has_of_a_head_is_kept_and_the_rest_is_drawn(tmp_path):
@@ -246,6 +258,17 @@ def test_experts_are_not_put_in_4_bits():
     with pytest.raises(Refused, match=r"would leave the experts of m, 36,864 weights, in 16 bits: use --method lora"):
         check_can_train(ModelSettings("m", method="qlora"), config, None)
     check_can_train(ModelSettings("m", method="lora"), config, None)
+
+
+def test_activation_checkpointing_where_there_is_none():
+    settings = ModelSettings("m", activation_checkpointing=True)
+    for kind in SUPPORTED:
+        config = read_config(tiny_model(kind), None)
+        if kind != "albert":
+            check_can_train(settings, config, None)
+            continue
+        with pytest.raises(Refused, match="--activation-checkpointing is not possible with albert: leave it out"):
+            check_can_train(settings, config, None)
 
 
 def test_positions_that_count_from_the_pad_id_and_those_that_change_their_meaning(tmp_path):
