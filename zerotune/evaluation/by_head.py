@@ -1,17 +1,21 @@
 """Classifier heads that answer for the items of an evaluation."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from zerotune.evaluation.options import TextEvaluation, training_description
 from zerotune.evaluation.scoring import PreparedModel, Scorer
+from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.final_folder import load_final_or_base
 from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, most_tokens
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import evaluation_batches
-from zerotune.training.classification import check_last_tokens, labelled_data, log_probabilities
+from zerotune.training.classification import check_last_tokens, log_probabilities
+from zerotune.training.label_sets import THRESHOLD, classifier_data, likely_labels, log_sigmoid, logits
 
 
 def head_scorer(model, data, device: torch.device, precision: str) -> Scorer:
@@ -34,6 +38,13 @@ def likeliest(records: list[dict]) -> PredictedLabels:
     return PredictedLabels(scores.argmax(axis=1).tolist(), {"scores": scores.tolist()})
 
 
+def likely(records: list[dict], threshold: float) -> PredictedLabelSets:
+    """Return the labels of each item whose probability is above the threshold."""
+    scores = log_sigmoid(logits(records))
+    predictions = [tuple(np.flatnonzero(row).tolist()) for row in likely_labels(scores, threshold)]
+    return PredictedLabelSets(predictions, scores.tolist())
+
+
 def prepare_head(
     evaluation: TextEvaluation, task, examples: list[Example], config, device: torch.device
 ) -> PreparedModel:
@@ -45,7 +56,7 @@ def prepare_head(
     default = min(task.max_length, most_tokens(config) or task.max_length)
     max_length = evaluation.text.max_length or record.get("max_length", default)
     truncation = record.get("truncation", evaluation.text.truncation)
-    data = labelled_data(tokenizer, config, examples, max_length, truncation)
+    data = classifier_data(task, tokenizer, config, examples, max_length, truncation)
     check_token_ids(loaded.name, config, data.token_ids)
     check_last_tokens(loaded.name, config, tokenizer, data)
     description = {
@@ -57,10 +68,14 @@ def prepare_head(
         "prompt_format": None,
         "num_truncated": data.num_truncated,
     }
+    read = likeliest
+    if task.multi_label:
+        description["threshold"] = (record.get("thresholds") or {}).get("probability", THRESHOLD)
+        read = partial(likely, threshold=description["threshold"])
     return PreparedModel(
         score=head_scorer(model.to(device), data, device, loaded.precision),
         costs=data.lengths,
         batches=evaluation_batches(data.lengths, evaluation.tokens_per_device),
         description=description,
-        read=likeliest,
+        read=read,
     )

@@ -78,7 +78,7 @@ def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
     if len(tasks) > 1:
         found = " and ".join(tasks)
         raise Refused(f"a comparison is of one task, the folders hold {found}: compare each task by itself")
-    headline = "exact" if evaluations.is_in_percent(read[0].metrics) else "accuracy"
+    headline = evaluations.headline(read[0].metrics)
     for one in read:
         if headline not in evaluations.score_names(one.metrics) or not isinstance(one.metrics[headline], int | float):
             found = f"{one.folder}/metrics.json does not"

@@ -222,7 +222,8 @@ def _paired_sentences(files: RunFiles, items: str) -> str:
     accuracy, f1 = files.accuracy, files.f1
     if isinstance(accuracy, str):
         return accuracy
-    score, change = "exact" if f1 else "accuracy", " ".join(html.change(accuracy))
+    score = html.metric_title(evaluations.headline(files.tuned.metrics))
+    change = " ".join(html.change(accuracy))
     sentences = (
         f"On the {accuracy.num_common:,} {items} that both scored, {score} went from "
         f"{html.percent(accuracy.accuracy_first)} to {html.percent(accuracy.accuracy_second)}: {change} (Newcombe's "

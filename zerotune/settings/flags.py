@@ -15,11 +15,18 @@ from zerotune.settings.argument_types import (
 )
 from zerotune.terminal import make_output_tolerant
 
+# That can choose the best checkpoint, the first by default: of texts with one label each, and of those with any number.
+LABEL_METRICS = ("accuracy", "f1_macro", "matthews", "loss")
+LABEL_SET_METRICS = ("f1_micro", "f1_macro", "exact_match", "loss")
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
 
-def train_parser(description: str, task) -> argparse.ArgumentParser:
-    """Return the parser of a train script: the flags that every task has, with the defaults of a task module."""
+def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METRICS) -> argparse.ArgumentParser:
+    """Return the parser of a train script: the flags that every task has, with the defaults of a task module.
+
+    Args:
+        choose_by: metrics that can choose the best checkpoint, the first by default.
+    """
     parser = new_parser(description)
     add_model_flags(parser)
     group = add_training_method_flags(
@@ -43,13 +50,14 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
         help="the part of a longer text that a classifier head sees; head-and-tail: a quarter from its head, "
         "the rest from its end (default %(default)s)",
     )
-    group = add_optimisation_flags(parser, ("accuracy", "f1_macro", "matthews", "loss"))
+    group = add_optimisation_flags(parser, choose_by)
     group.add_argument(
         "--class-weights",
         choices=("none", "balanced"),
         default="none",
         help="weight of an example in the loss by its label; balanced: rows / (labels × the label's rows), counted in "
-        "the train split (default %(default)s)",
+        "the train split; with --multi-label of a label that a text has, rows without / rows with it "
+        "(default %(default)s)",
     )
     add_run_flags(parser)
     return parser
@@ -83,6 +91,14 @@ def with_label_flags(parser: argparse.ArgumentParser, glue: Iterable[str], train
         "--label-column", type=non_empty, metavar="NAME", help="column of the labels (default: label, or a usual name)"
     )
     group.add_argument("--glue", choices=sorted(glue), help="columns, labels and data set of one of GLUE's tasks")
+    default = f"; {LABEL_SET_METRICS[0]} is then the default of --choose-by" if trains else " (default: as the model)"
+    group.add_argument("--multi-label", action="store_true", help=f"a text has none, one or several labels{default}")
+    group.add_argument(
+        "--label-separator",
+        type=non_empty,
+        metavar="TEXT",
+        help="between the labels of one text, where they are no list (default: a comma)",
+    )
     if not trains:
         group.add_argument(
             "--labels",

@@ -42,6 +42,8 @@ class DataSettings:
     Attributes:
         text_column, label_column: of labels of the user's own, "A,B" for a pair of texts; None: the task's.
         glue: the name of one of GLUE's tasks.
+        multi_label: a text has none, one or several labels.
+        label_separator: between the labels of a text that may have several; None: a comma.
     """
 
     sample: bool = False
@@ -60,6 +62,8 @@ class DataSettings:
     text_column: str | None = None
     label_column: str | None = None
     glue: str | None = None
+    multi_label: bool = False
+    label_separator: str | None = None
 
 
 @dataclass(frozen=True)

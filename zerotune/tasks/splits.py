@@ -15,6 +15,7 @@ from zerotune.errors import Refused
 from zerotune.randomness import random_order
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks.phrases import PhraseIndex
+from zerotune.tasks.stratification import draw_iteratively
 
 # A slice of whole sentences has as many rows as SST-2's validation set, but no larger share of its rows or sentences.
 SENTENCES, SHARE_OF_ROWS, SHARE_OF_SENTENCES = 872, 0.10, 0.25
@@ -26,16 +27,24 @@ class Example:
 
     Attributes:
         id: stable: "train-17" is row 17, from 0, of the train source.
-        label: None where the row has none.
+        label: the label's number; where a row may have several labels, the numbers of all, rising; None where the row
+            is not labelled.
         index: the number that an unlabelled row has in a column of its own; None without one.
         pair: the two texts of which `text` is made, for models that read two; None where there is one.
     """
 
     id: str
     text: str
-    label: int | None
+    label: int | tuple[int, ...] | None
     index: str | None = None
     pair: tuple[str, str] | None = None
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The numbers of all labels that the row has."""
+        if isinstance(self.label, tuple):
+            return self.label
+        return () if self.label is None else (self.label,)
 
     @cached_property
     def normalised(self) -> str:
@@ -74,6 +83,16 @@ def without_texts_of(examples: list[Example], others: Iterable[Example]) -> list
 
 
 # --- draws by seed ---
+
+
+def have_label_sets(examples: list[Example]) -> bool:
+    """Return whether each example may have several labels."""
+    return bool(examples) and isinstance(examples[0].label, tuple)
+
+
+def _drawn_by_label_sets(examples: list[Example], size: int, seed: int, purpose: str) -> list[Example]:
+    order = random_order(len(examples), seed, purpose).tolist()
+    return [examples[position] for position in draw_iteratively([each.labels for each in examples], size, order)]
 
 
 def _shares(counts: list[int], size: int) -> list[int]:
@@ -115,6 +134,8 @@ def stratified_subset(examples: list[Example], size: int, seed: int, purpose: st
     Draws for different purposes are independent under one seed."""
     if size >= len(examples):
         return list(examples)
+    if have_label_sets(examples):
+        return _drawn_by_label_sets(examples, size, seed, purpose)
     groups = _by_label(examples)
     return _draw(examples, groups, _shares([len(group) for group in groups], size), seed, purpose)
 
@@ -125,20 +146,42 @@ def stratified_split(
     """Return (rest, drawn): a share of the examples, stratified by label, and the others in their old order.
 
     At least one example of each label stays."""
-    groups, size = _by_label(examples), round(len(examples) * share)
-    counts = [len(group) for group in groups]
-    shares = _shares(counts, size)
-    if any(number == count for number, count in zip(shares, counts, strict=True)):
-        rest = [count - 1 for count in counts]
-        shares = _shares(rest, min(size, sum(rest))) if any(rest) else rest
-    drawn = _draw(examples, groups, shares, seed, purpose)
+    size = round(len(examples) * share)
+    if have_label_sets(examples):
+        drawn = _leaving_each_label(examples, _drawn_by_label_sets(examples, size, seed, purpose))
+    else:
+        groups = _by_label(examples)
+        counts = [len(group) for group in groups]
+        shares = _shares(counts, size)
+        if any(number == count for number, count in zip(shares, counts, strict=True)):
+            rest = [count - 1 for count in counts]
+            shares = _shares(rest, min(size, sum(rest))) if any(rest) else rest
+        drawn = _draw(examples, groups, shares, seed, purpose)
     ids = {example.id for example in drawn}
     return [example for example in examples if example.id not in ids], drawn
 
 
+def _leaving_each_label(examples: list[Example], drawn: list[Example]) -> list[Example]:
+    """Return the drawn examples but, for each label that no other example has, the first of its rows."""
+    num_left = Counter(label for example in examples for label in example.labels)
+    num_left.subtract(label for example in drawn for label in example.labels)
+    kept = []
+    for example in drawn:
+        if any(num_left[label] == 0 for label in example.labels):
+            num_left.update(example.labels)
+        else:
+            kept.append(example)
+    return kept
+
+
 def balanced_subset(examples: list[Example], size: int, seed: int, flag: str) -> list[Example]:
     """Draw `size` examples, as many of each label (the first labels one more where it does not divide), in their old
-    order. Raises Refused, naming the flag that asks for it, where a label has too few rows."""
+    order. Raises Refused, naming the flag that asks for it, where a label has too few rows or a row several labels."""
+    if have_label_sets(examples):
+        raise Refused(
+            f"{flag} {size}: a balanced subset has as many rows of each label, and with --multi-label a row may have "
+            "several: use --limit-train and --limit-eval"
+        )
     groups = _by_label(examples)
     shares = [size // len(groups) + (number < size % len(groups)) for number in range(len(groups))]
     fewest = min(len(group) for group in groups)
@@ -183,10 +226,12 @@ def draw_validation(
 ) -> tuple[list[Example], list[Example], str]:
     """Return (rest of train, validation slice, a note): a stratified share of train, or `balanced_size` rows of it, as
     many of each label. Rows with the text of a drawn one leave train."""
-    if balanced_size is None:
-        drawn = stratified_subset(train, round(share * len(train)), seed, "choose")
-    else:
+    if balanced_size is not None:
         drawn = balanced_subset(train, balanced_size, seed, "--validation-size")
+    elif have_label_sets(train):
+        _, drawn = stratified_split(train, share, seed, "choose")
+    else:
+        drawn = stratified_subset(train, round(share * len(train)), seed, "choose")
     return without_texts_of(train, drawn), drawn, f"{len(drawn)} rows of train validate"
 
 
@@ -238,7 +283,11 @@ def ids_sha256(examples: list) -> str:
 
 
 def describe(examples: list[Example], labels: tuple[str, ...]) -> dict:
-    """Return split.json's entry for a part: {"count", "labels": {name: count}, "ids_sha256"}."""
-    found = Counter(example.label for example in examples)
-    names = {"unlabelled": found[None]} if found[None] else {name: found[index] for index, name in enumerate(labels)}
-    return {"count": len(examples), "labels": names, "ids_sha256": ids_sha256(examples)}
+    """Return split.json's entry for a part: {"count", "labels": {name: rows with it}, "ids_sha256"}.
+
+    Where rows may have several labels, "without_label" counts those that have none."""
+    found = Counter(label for example in examples for label in example.labels)
+    num_unlabelled = sum(example.label is None for example in examples)
+    names = {"unlabelled": num_unlabelled} if num_unlabelled else {name: found[i] for i, name in enumerate(labels)}
+    without = {"without_label": sum(not each.label for each in examples)} if have_label_sets(examples) else {}
+    return {"count": len(examples), "labels": names, **without, "ids_sha256": ids_sha256(examples)}

@@ -5,7 +5,7 @@ A task module (zerotune/tasks/sst2.py) describes its data by a TextTask.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +48,9 @@ class TextTask(Corpus):
         text_columns, label_columns: accepted names; the first one that is there is read.
         pair_column: the second text of a pair; None where a row has one text.
         columns_way_out: how to name other columns, as the end of a message.
-        read_label: (value, labels, place) -> the label's index, or None for a row without one.
+        read_label: (value, labels, place) -> the label's index, or None for a row without one; where a text may have
+            several labels, their indices.
+        label_separator: stands between the labels of a text that may have several; None: a text has one.
         clean: takes out of a text what is no text, such as markup.
         draw_validation: (train, seed, balanced size or None) -> (rest of train, validation slice, a note).
     """
@@ -60,9 +62,15 @@ class TextTask(Corpus):
     label_columns: tuple[str, ...]
     pair_column: str | None = None
     columns_way_out: str = ""
-    read_label: Callable[[object, tuple[str, ...], str], int | None] = parse_label
+    read_label: Callable[[object, tuple[str, ...], str], int | tuple[int, ...] | None] = parse_label
+    label_separator: str | None = None
     clean: Callable[[str], str] | None = None
     draw_validation: Callable[[list[Example], int, int | None], tuple[list[Example], list[Example], str]]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text has none, one or several of the labels, not exactly one."""
+        return self.label_separator is not None
 
 
 def load(task: TextTask, settings: DataSettings) -> Splits:
@@ -222,8 +230,9 @@ def _alternatives(names: tuple[str, ...]) -> str:
 def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: bool) -> list[Example]:
     """Return one Example per row, with ids prefix-0, prefix-1, …; without a label column all are unlabelled.
 
-    An unlabelled row keeps its index for submission.tsv, where it has one. Raises Refused for an empty text, an unknown
-    label, a source with labels in only some of its rows, and an index that is empty or occurs twice."""
+    So they are with --multi-label where no row has a label. An unlabelled row keeps its index for submission.tsv, where
+    it has one. Raises Refused for an empty text, an unknown label, a source with labels in only some of its rows, and
+    an index that is empty or occurs twice."""
     text_column = _column(task, source, task.text_columns)
     pair_column = task.pair_column and _column(task, source, (task.pair_column,))
     label_column = label_column_of(task, source, needs_labels)
@@ -240,6 +249,8 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
     repeated = [index for index, count in Counter(example.index for example in examples).items() if index and count > 1]
     if repeated:
         raise Refused(f"{source.name}: the index {repeated[0]} occurs twice; give each row its own, or leave them out")
+    if task.multi_label and not any(example.label for example in examples):
+        examples = [replace(example, label=None) for example in examples]
     unlabelled = [row for row, example in enumerate(examples) if example.label is None]
     if unlabelled and len(unlabelled) < len(examples):
         raise Refused(

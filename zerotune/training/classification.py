@@ -20,14 +20,19 @@ UNLABELLED = -100  # cross entropy ignores it
 
 
 def labelled_data(tokenizer, config, examples: list[Example], max_length: int, truncation: str) -> "LabelledData":
-    """Tokenise examples for a classifier head; the tokens come from the cache where it has them.
+    """Tokenise examples, each with one label, for a classifier head."""
+    encoded = encode_examples(tokenizer, config, examples, max_length, truncation)
+    labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
+    return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
+
+
+def encode_examples(tokenizer, config, examples: list[Example], max_length: int, truncation: str) -> Encoded:
+    """Tokenise the texts of examples for a classifier head; the tokens come from the cache where it has them.
 
     An encoder reads a pair of texts as two segments."""
     reads_pairs = is_encoder(config)
     texts = [example.pair or example.text if reads_pairs else example.text for example in examples]
-    encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
-    labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
-    return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
+    return encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
 
 
 def check_last_tokens(name: str, config, tokenizer, data: "LabelledData") -> None:
@@ -49,7 +54,7 @@ def check_last_tokens(name: str, config, tokenizer, data: "LabelledData") -> Non
 
 @dataclass(frozen=True)
 class LabelledData(LengthBatches):
-    """Texts ready for a classification head.
+    """Texts ready for a classification head, with one label each.
 
     Attributes:
         ids: stable id of each example, [num_examples].

@@ -13,10 +13,11 @@ class Batch:
 
     Attributes:
         inputs: keyword arguments of the model's forward.
-        targets: what the loss compares the model's output with: classes [rows], start and end columns [windows, 2], or
-            the tokens of the answers [tokens]. int64.
-        target_weights: what each target's loss is multiplied by, float32 [rows] or [tokens]; None for SQuAD, where all
-            count the same.
+        targets: what the loss compares the model's output with, int64: classes [rows], start and end columns
+            [windows, 2], or the tokens of the answers [tokens]. Where a text may have several labels, 0 or 1 for each:
+            float32 [rows, labels].
+        target_weights: what each target's loss is multiplied by, float32 [rows], [rows, labels] or [tokens]; None for
+            SQuAD, where all count the same.
     """
 
     inputs: dict[str, torch.Tensor]

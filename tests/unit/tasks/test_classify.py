@@ -106,7 +106,7 @@ def test_a_pair_of_columns_is_one_text_and_keeps_its_parts(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "given", "message"),
     [
-        (rows_of(("a",)), {}, "all rows are 'a', and there is nothing to tell apart"),
+        (rows_of(("a",)), {}, "the only label is 'a', with nothing to tell apart"),
         ([("x", ""), ("y", "")], {}, "no row has a label: name the column of the labels by --label-column"),
         ([(f"x {n}", f"t {n}") for n in range(50)], {}, "50 different labels in 50 rows.*name another column"),
         (rows_of(("Spam", "spam")), {}, r"'Spam' \(10 rows\) and 'spam' \(10 rows\) differ in case alone"),
