@@ -97,11 +97,14 @@ class JsonLines:
         return b"".join(map(_json_line, rows))
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+
+
 def _json_line(row: dict) -> bytes:
     try:
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+        line = _JSON.encode(row)
     except ValueError:
-        line = json.dumps(_without_nan(row), ensure_ascii=False, allow_nan=False, default=str)
+        line = _JSON.encode(_without_nan(row))
     try:
         return line.encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair, as the input has it
@@ -157,15 +160,11 @@ class Table:
 
 
 def _cell(value) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN
         return ""
     if isinstance(value, str):
         return value
-    return json.dumps(_without_nan(value), ensure_ascii=False, default=str) if _is_json(value) else str(value)
-
-
-def _is_json(value) -> bool:
-    return isinstance(value, bool | int | float | list | dict)
+    return _JSON.encode(_without_nan(value)) if isinstance(value, bool | int | float | list | dict) else str(value)
 
 
 class Arrow:
