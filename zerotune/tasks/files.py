@@ -9,19 +9,44 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 from zerotune.errors import Refused
+from zerotune.run.process import say_how_far
 
 FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
 # Most bytes of text in a file, unpacked, and in a line: a small .gz may hold more than any memory.
 MOST_BYTES, MOST_LINE_BYTES = 2**31, 2**26
 _BYTES_A_READ = 2**20
+
+
+class Table(Sequence):
+    """Rows that all have the same columns, each a dict when it is read: kept by column, they take a third of the
+    memory of a list of dicts."""
+
+    def __init__(self, columns: dict[str, list]):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def __getitem__(self, row: int) -> dict:
+        return {name: values[row] for name, values in self.columns.items()}
+
+    def __iter__(self) -> Iterator[dict]:
+        names = list(self.columns)
+        return (dict(zip(names, values, strict=True)) for values in zip(*self.columns.values(), strict=True))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
 
 @dataclass(frozen=True)
@@ -35,8 +60,8 @@ class Source:
     """
 
     name: str
-    rows: list[dict]
-    lines: list[int] | None
+    rows: Sequence[dict]
+    lines: Sequence[int] | None
     record: dict
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -44,9 +69,11 @@ class Source:
         """Return the place of a row for messages."""
         return f"{self.name} line {self.lines[row]}" if self.lines is not None else f"{self.name} row {row}"
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """Return the columns in order of first appearance; jsonl rows may differ in theirs."""
+        if isinstance(self.rows, Table):
+            return list(self.rows.columns)
         return list(dict.fromkeys(chain.from_iterable(self.rows)))
 
 
@@ -85,7 +112,7 @@ def require_file_sha256(path: Path, wanted: str) -> None:
         )
 
 
-def rows_sha256(rows: list[dict]) -> str:
+def rows_sha256(rows: Sequence[dict]) -> str:
     """Return a hash of rows that have no file: sha256 over one json line per row."""
     digest = hashlib.sha256()
     for row in rows:
@@ -109,10 +136,10 @@ def _read_file(path: Path) -> Source:
         rows, lines = _parse_parquet(data, path), None
     else:
         parse = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}[kind]
-        text = decode_text(data, path, MOST_LINE_BYTES)
-        if not text.strip():
+        data = _text_bytes(data, path, MOST_LINE_BYTES).rstrip(b"\r\n")
+        if not sum(len(block.strip()) for block in _blocks(data, path)):  # also finds what is not UTF-8 in any line
             raise Refused(f"{path} is empty (blank lines only); give a file with a header and rows")
-        rows, lines = parse(text, path)
+        rows, lines = parse(data, path)
     if not rows:
         raise Refused(f"{path} holds no rows; give a file with at least one row below the header")
     return Source(str(path), rows, lines, {**record, "rows": len(rows)})
@@ -133,6 +160,12 @@ def decode_text(data: bytes, path: Path, most_line_bytes: int = MOST_BYTES) -> s
     Raises:
         Refused: the bytes are no text, or there are too many of them, in all or in a line.
     """
+    data = _text_bytes(data, path, most_line_bytes)
+    return _decode(data, 0, len(data), path)
+
+
+def _text_bytes(data: bytes, path: Path, most_line_bytes: int) -> bytes | bytearray:
+    """Return the bytes of a file's text, unpacked. Raises Refused as `decode_text`, but not for other than UTF-8."""
     if path.name.lower().endswith(".gz"):
         data = _unpack(data, path)
         if not data:
@@ -145,13 +178,30 @@ def decode_text(data: bytes, path: Path, most_line_bytes: int = MOST_BYTES) -> s
     nul = data.find(b"\0")
     if nul >= 0:
         raise Refused(f"{path} line {_line_at(data, nul)}: NUL byte at offset {nul}; wanted plain UTF-8 text")
+    return data
+
+
+def _blocks(data: bytes | bytearray, path: Path) -> Iterator[str]:
+    """Yield the text of whole lines, about _BYTES_A_READ bytes at a time: one sign beyond Latin-1 makes a string take
+    two or four times its bytes."""
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start + _BYTES_A_READ) + 1 or len(data)
+        yield _decode(data, start, end, path)
+        start = end
+
+
+def _decode(data: bytes | bytearray, start: int, end: int, path: Path) -> str:
+    """Decode data[start:end], less a byte order mark where all of `data` begins."""
     try:
-        return data.decode("utf-8-sig")
+        text = data[start:end].decode()
     except UnicodeDecodeError as error:
-        line = _line_at(data, error.start)
+        place = start + error.start
+        line = _line_at(data, place)
         raise Refused(
-            f"{path} line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; convert the file"
+            f"{path} line {line}: byte 0x{data[place]:02x} at offset {place} is not UTF-8; convert the file"
         ) from None
+    return text if start else text.removeprefix("\ufeff")
 
 
 def _unpack(data: bytes, path: Path) -> bytearray:
@@ -190,64 +240,72 @@ def _header(fields: list[str], path: Path) -> list[str]:
     return names
 
 
-def _row(header: list[str], fields: list[str], path: Path, line: int) -> dict:
+def _check_width(header: list[str], fields: list[str], path: Path, line: int) -> None:
     if len(fields) != len(header):
         raise Refused(
             f"{path} line {line}: {len(fields)} fields, but the header has {len(header)} ({_shown(header)}); "
             "correct the line"
         )
-    return dict(zip(header, fields, strict=True))
 
 
-def _parse_tsv(text: str, path: Path) -> tuple[list[dict], list[int]]:
+def _lines(data: bytes, path: Path) -> Iterator[str]:
+    """Yield the lines, and say how far they are where that takes long."""
     # not str.splitlines: that also splits at U+2028, U+0085 and form feeds inside a sentence
-    lines = text.rstrip("\r\n").split("\n")
-    header = _header(lines[0].removesuffix("\r").split("\t"), path)
-    numbers = list(range(2, len(lines) + 1))
-    rows = [
-        _row(header, line.removesuffix("\r").split("\t"), path, number)
-        for number, line in zip(numbers, lines[1:], strict=True)
-    ]
-    return rows, numbers
+    lines = (block.removesuffix("\n").split("\n") for block in _blocks(data, path))
+    return say_how_far(chain.from_iterable(lines), f"reading {path.name}", "lines")
 
 
-def _parse_csv(text: str, path: Path) -> tuple[list[dict], list[int]]:
+def _parse_tsv(data: bytes, path: Path) -> tuple[Table, range]:
+    lines = _lines(data, path)
+    header = _header(next(lines).removesuffix("\r").split("\t"), path)
+    columns = [[] for _ in header]
+    for number, line in enumerate(lines, start=2):
+        fields = line.removesuffix("\r").split("\t")
+        _check_width(header, fields, path, number)
+        for column, value in zip(columns, fields, strict=True):
+            column.append(value)
+    return Table(dict(zip(header, columns, strict=True))), range(2, 2 + len(columns[0]))
+
+
+def _parse_csv(data: bytes, path: Path) -> tuple[Table, array]:
     # the limit is global to the process and only ever raised: the default refuses fields over 131,072 characters
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text.rstrip("\r\n"), newline=""), strict=True)
-    rows, starts, header, start = [], [], None, 1
+    csv.field_size_limit(max(csv.field_size_limit(), len(data)))
+    lines = chain.from_iterable(io.StringIO(block, newline="") for block in _blocks(data, path))
+    reader = csv.reader(lines, strict=True)
+    header, start = [], 1
     try:
-        for fields in reader:
-            if header is None:
-                header = _header(fields, path)
-            else:
-                rows.append(_row(header, fields, path, start))
-                starts.append(start)
+        header = _header(next(reader), path)
+        columns, starts, start = [[] for _ in header], array("q"), reader.line_num + 1
+        for fields in say_how_far(reader, f"reading {path.name}", "rows"):
+            _check_width(header, fields, path, start)
+            for column, value in zip(columns, fields, strict=True):
+                column.append(value)
+            starts.append(start)
             start = reader.line_num + 1
     except csv.Error as error:
         raise Refused(f"{path}: the row that starts on line {start} is not csv ({error}); correct its quotes") from None
-    return rows, starts
+    return Table(dict(zip(header, columns, strict=True))), starts
 
 
-def _parse_jsonl(text: str, path: Path) -> tuple[list[dict], list[int]]:
+def _parse_jsonl(data: bytes, path: Path) -> tuple[list[dict], range]:
     rows = []
-    for number, line in enumerate(text.rstrip("\r\n").split("\n"), start=1):
+    for number, line in enumerate(_lines(data, path), start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
             raise Refused(f"{path} line {number}: not JSON ({error}); wanted one object per line") from None
         if not isinstance(row, dict):
             raise Refused(f"{path} line {number}: {type(row).__name__}, wanted one JSON object per line")
-        rows.append(row)
-    return rows, list(range(1, len(rows) + 1))
+        rows.append({sys.intern(name): value for name, value in row.items()})
+    return rows, range(1, 1 + len(rows))
 
 
-def _parse_parquet(data: bytes, path: Path) -> list[dict]:
+def _parse_parquet(data: bytes, path: Path) -> Table:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+        return Table(pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pydict())
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also dates that Python cannot hold
         raise Refused(f"{path}: not a readable parquet file ({first_line(error)}); write it again") from None
 
