@@ -7,7 +7,7 @@ import numpy as np
 
 from zerotune.run.process import say_how_far
 
-TEXTS_AT_ONCE = 10_000
+TEXTS_AT_ONCE = 2000
 
 
 class PhraseIndex:
@@ -42,18 +42,20 @@ class PhraseIndex:
             self.ends.append(end)
             text, node, places = text[~is_end], node[~is_end], places[~is_end] + 1
 
-    def inside(self, text: str) -> Iterator[str]:
-        """Yield every indexed text that is contained in `text`, `text` itself too; some of them several times."""
-        for _, found in self._contained([text]):
-            yield from (self.texts[number] for number in found.tolist())
+    def inside(self, texts: list[str]) -> set[str]:
+        """Return every indexed text that is contained in one of `texts`, or is one of them."""
+        return {self.texts[number] for _, found in self._contained(texts) for number in found.tolist()}
 
     def outermost(self) -> set[str]:
         """Return the indexed texts that are contained in no other one."""
         is_inner = np.zeros(len(self.texts), dtype=bool)
+        longest_first = np.argsort([-len(text) for text in self.texts], kind="stable")
         firsts = range(0, len(self.texts), TEXTS_AT_ONCE)
         for first in say_how_far(firsts, "looking for phrases of other texts", "texts", TEXTS_AT_ONCE):
-            for around, found in self._contained(self.texts[first : first + TEXTS_AT_ONCE]):
-                is_inner[found[found != first + around]] = True
+            numbers = longest_first[first : first + TEXTS_AT_ONCE]
+            numbers = numbers[~is_inner[numbers]]  # what an inner text contains was found in the longer one around it
+            for around, found in self._contained([self.texts[number] for number in numbers.tolist()]):
+                is_inner[found[found != numbers[around]]] = True
         return {text for text, inner in zip(self.texts, is_inner.tolist(), strict=True) if not inner}
 
     def _contained(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -225,7 +225,7 @@ def whole_sentences(examples: list[Example], index: PhraseIndex) -> list[Example
 
 def without_phrases_of(examples: list[Example], sentences: list[Example], index: PhraseIndex) -> list[Example]:
     """Return the examples, all of the `index`, whose normalised text is contained in none of `sentences`."""
-    contained = {text for sentence in sentences for text in index.inside(sentence.normalised)}
+    contained = index.inside([sentence.normalised for sentence in sentences])
     return [example for example in examples if example.normalised not in contained]
 
 
