@@ -107,8 +107,7 @@ def load(settings: DataSettings) -> tuple[TextTask, Splits]:
     task = task_of(settings)
     read = read_sources(task, settings)
     if not task.labels:
-        _, train = read["train"]
-        task = with_labels(task, labels_of(task, train))
+        task = with_labels(task, labels_of(task, read["train"][1]))
     return task, split(task, settings, read)
 
 

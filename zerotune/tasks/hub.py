@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.tasks.files import Source, first_line, rows_sha256
+from zerotune.tasks.files import Source, Table, first_line, rows_sha256
 
 
 def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
@@ -71,11 +71,11 @@ def _class_names(table) -> dict[str, tuple[str, ...]]:
     return {name: tuple(each.names) for name, each in classes.items() if isinstance(each, ClassLabel) and each.names}
 
 
-def _hub_rows(table) -> list[dict]:
+def _hub_rows(table) -> Table:
     columns = table.to_dict()
     for name, classes in _class_names(table).items():
         columns[name] = [_named(value, classes) for value in columns[name]]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return Table(columns)
 
 
 def _named(value: int | list[int] | None, classes: tuple[str, ...]) -> str | list | None:

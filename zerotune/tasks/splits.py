@@ -8,8 +8,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from zerotune.errors import Refused
 from zerotune.randomness import random_order
@@ -21,7 +20,7 @@ from zerotune.tasks.stratification import draw_iteratively
 SENTENCES, SHARE_OF_ROWS, SHARE_OF_SENTENCES = 872, 0.10, 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One text.
 
@@ -31,6 +30,7 @@ class Example:
             is not labelled.
         index: the number that an unlabelled row has in a column of its own; None without one.
         pair: the two texts of which `text` is made, for models that read two; None where there is one.
+        normalised: `normalise_text` of the text.
     """
 
     id: str
@@ -39,17 +39,17 @@ class Example:
     index: str | None = None
     pair: tuple[str, str] | None = None
 
+    normalised: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "normalised", normalise_text(self.text))
+
     @property
     def labels(self) -> tuple[int, ...]:
         """The numbers of all labels that the row has."""
         if isinstance(self.label, tuple):
             return self.label
         return () if self.label is None else (self.label,)
-
-    @cached_property
-    def normalised(self) -> str:
-        """Return `normalise_text` of the text."""
-        return normalise_text(self.text)
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,22 @@ class Splits:
 
 
 def normalise_text(text: str) -> str:
-    """Return the form in which two texts count as the same: NFC, case folded, single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    """Return the form in which two texts count as the same: NFC, case folded, single spaces.
+
+    A text in that form is returned itself: it takes no memory twice."""
+    normalised = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return text if normalised == text else normalised
 
 
 def count_repeats(examples: list[Example]) -> dict:
     """Return {"duplicates": rows that repeat text and label of an earlier one, "conflicting_texts": texts with several
     labels}."""
-    distinct = {(example.normalised, example.label) for example in examples}
-    num_labels = Counter(text for text, _ in distinct)
-    conflicts = sum(number > 1 for number in num_labels.values())
-    return {"duplicates": len(examples) - len(distinct), "conflicting_texts": conflicts}
+    first_label, others = {}, set()
+    for example in examples:
+        if first_label.setdefault(example.normalised, example.label) != example.label:
+            others.add((example.normalised, example.label))
+    num_distinct = len(first_label) + len(others)
+    return {"duplicates": len(examples) - num_distinct, "conflicting_texts": len({text for text, _ in others})}
 
 
 def without_texts_of(examples: list[Example], others: Iterable[Example]) -> list[Example]:
@@ -255,17 +260,17 @@ def draw_validation_sentences(
 def whole_sentences(examples: list[Example], index: PhraseIndex) -> list[Example]:
     """Return the examples whose normalised text is contained, word for word, in no other of the `index` of all; of
     equal rows with one label the first, and none of equal rows with several labels."""
-    whole = index.outermost()
-    equal: dict[str, list[Example]] = {}
+    whole, first, conflicting = index.outermost(), {}, set()
     for example in examples:
-        if example.normalised in whole:
-            equal.setdefault(example.normalised, []).append(example)
-    return [rows[0] for rows in equal.values() if len({row.label for row in rows}) == 1]
+        text = example.normalised
+        if text in whole and first.setdefault(text, example).label != example.label:
+            conflicting.add(text)
+    return [example for text, example in first.items() if text not in conflicting]
 
 
 def without_phrases_of(examples: list[Example], sentences: list[Example], index: PhraseIndex) -> list[Example]:
     """Return the examples, all of the `index`, whose normalised text is contained in none of `sentences`."""
-    contained = {text for sentence in sentences for text in index.inside(sentence.normalised)}
+    contained = index.inside([sentence.normalised for sentence in sentences])
     return [example for example in examples if example.normalised not in contained]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zerotune.errors import Refused, listed
+from zerotune.run.process import say_how_far
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
 from zerotune.tasks.files import Source, clean_text, find_column, read_file, rows_sha256
@@ -88,12 +89,12 @@ def read_sources(task: TextTask, settings: DataSettings) -> dict[str, tuple[Orig
 
 
 def split(task: TextTask, settings: DataSettings, read: dict[str, tuple[Origin, Source]]) -> Splits:
-    """Return what `load` does, of rows that are read already."""
+    """Return what `load` does, of rows that are read already. Empties `read`: rows that are examples need no memory."""
     labels, give_labels, rows, records = task.labels, _give_labels(task), {}, {}
     predict = f"a run reports on labelled rows; predict these with eval/{task.name}.py --test-file"
-    for name, (origin, source) in read.items():
+    for name in list(read):
         way_out = predict if name == "test" else give_labels
-        rows[name], records[name] = label_rows(task, origin, source, way_out)
+        rows[name], records[name] = label_rows(task, *read.pop(name), way_out)
     seed, removed, notes = settings.split_seed, {}, []
     train, validation, test = rows["train"] + rows.get("more", []), rows.get("validation"), rows.get("test")
     num_rows = len(train)
@@ -237,7 +238,8 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
     pair_column = task.pair_column and _column(task, source, (task.pair_column,))
     label_column = label_column_of(task, source, needs_labels)
     examples, index_column = [], next((name for name in INDEX_COLUMNS if name in source.columns), None)
-    for row, fields in enumerate(source.rows):
+    rows = say_how_far(source.rows, f"checking the texts of {source.name}", "rows")
+    for row, fields in enumerate(rows):
         where = source.where(row)
         text, pair = _clean(task, fields.get(text_column), where), None
         if pair_column:
