@@ -1,6 +1,8 @@
 """Classifier heads that answer for the items of an evaluation."""
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,12 +11,15 @@ from zerotune.evaluation.options import TextEvaluation, training_description
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
+from zerotune.models.classifier import SequenceClassifier
 from zerotune.models.final_folder import load_final_or_base
 from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, most_tokens
+from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.splits import Example
+from zerotune.tasks.texts import TextTask
 from zerotune.training.batches import evaluation_batches
-from zerotune.training.classification import check_last_tokens, log_probabilities
+from zerotune.training.classification import LabelledData, check_last_tokens, log_probabilities
 from zerotune.training.label_sets import THRESHOLD, classifier_data, likely_labels, log_sigmoid, logits
 
 
@@ -45,26 +50,60 @@ def likely(records: list[dict], threshold: float) -> PredictedLabelSets:
     return PredictedLabelSets(predictions, scores.tolist())
 
 
-def prepare_head(
-    evaluation: TextEvaluation, task, examples: list[Example], config, device: torch.device
-) -> PreparedModel:
+@dataclass(frozen=True)
+class LoadedClassifier:
+    """A classifier on its device, and how it reads texts.
+
+    Attributes:
+        config: of the checkpoint.
+        settings: that it was loaded with.
+        record: task.json, {} for a model that zerotune did not tune.
+    """
+
+    task: TextTask
+    model: SequenceClassifier
+    tokenizer: Any
+    config: Any
+    settings: ModelSettings
+    record: dict
+    max_length: int
+    truncation: str
+
+    def data(self, examples: list[Example], cached: bool = True) -> LabelledData:
+        """Tokenise examples. Raises Refused: a token has no embedding, or would be read as padding."""
+        cut = self.max_length, self.truncation
+        found = classifier_data(self.task, self.tokenizer, self.config, examples, *cut, cached)
+        check_token_ids(self.settings.name, self.config, found.token_ids)
+        check_last_tokens(self.settings.name, self.config, self.tokenizer, found)
+        return found
+
+    def scorer(self, data: LabelledData, device: torch.device) -> Scorer:
+        """Return a scorer of tokenised examples."""
+        return head_scorer(self.model, data, device, self.settings.precision)
+
+
+def load_head(evaluation: TextEvaluation, task, config, device: torch.device) -> LoadedClassifier:
     """Load a model with a classifier head: a final/ folder's, a published one, or an untrained one."""
-    loaded = evaluation.model
-    model, tokenizer, record = load_final_or_base(loaded, task.labels)
+    model, tokenizer, record = load_final_or_base(evaluation.model, task.labels)
     record = record or {}
-    trained = bool(record) or is_trained_classifier(config)
     default = min(task.max_length, most_tokens(config) or task.max_length)
     max_length = evaluation.text.max_length or record.get("max_length", default)
     truncation = record.get("truncation", evaluation.text.truncation)
-    data = classifier_data(task, tokenizer, config, examples, max_length, truncation)
-    check_token_ids(loaded.name, config, data.token_ids)
-    check_last_tokens(loaded.name, config, tokenizer, data)
+    return LoadedClassifier(task, model.to(device), tokenizer, config, evaluation.model, record, max_length, truncation)
+
+
+def prepare_head(
+    evaluation: TextEvaluation, task, examples: list[Example], config, device: torch.device
+) -> PreparedModel:
+    """Load a model with a classifier head, and prepare it for examples."""
+    classifier = load_head(evaluation, task, config, device)
+    record, data = classifier.record, classifier.data(examples)
     description = {
-        "setting": "classifier head" if trained else "untrained head",
+        "setting": "classifier head" if record or is_trained_classifier(config) else "untrained head",
         "head": "classify",
-        **training_description(record, loaded.name, evaluation.seed),
-        "max_length": max_length,
-        "truncation": truncation,
+        **training_description(record, evaluation.model.name, evaluation.seed),
+        "max_length": classifier.max_length,
+        "truncation": classifier.truncation,
         "prompt_format": None,
         "num_truncated": data.num_truncated,
     }
@@ -73,7 +112,7 @@ def prepare_head(
         description["threshold"] = (record.get("thresholds") or {}).get("probability", THRESHOLD)
         read = partial(likely, threshold=description["threshold"])
     return PreparedModel(
-        score=head_scorer(model.to(device), data, device, loaded.precision),
+        score=classifier.scorer(data, device),
         costs=data.lengths,
         batches=evaluation_batches(data.lengths, evaluation.tokens_per_device),
         description=description,

@@ -1,9 +1,10 @@
 """Causal models that answer with label words after a prompt: by the words' likelihood, or by writing one."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,13 +40,40 @@ from zerotune.training.generation import answer_window, end_of_answer, line_brea
 LoadModel = Callable[[ModelSettings, torch.device], torch.nn.Module]
 
 
-def prepare_prompt(
-    evaluation: TextEvaluation, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
-) -> PreparedModel:
-    """Load a causal model that answers with label words, as published or tuned.
+@dataclass(frozen=True)
+class PromptPlan:
+    """How a causal model is asked for labels, known before a weight is loaded.
+
+    Attributes:
+        settings: that the model is loaded with.
+        encode: texts -> their prompts with the answers (PromptData), each cut to fit.
+        description: what metrics.json says of it.
+    """
+
+    tokenizer: Any
+    prompt: Prompt
+    settings: ModelSettings
+    encode: Callable[..., PromptData]
+    description: dict
+
+    def checked(self, data: PromptData, config) -> PromptData:
+        """Return prompts once their tokens are known to have embeddings, those of the texts apart.
+
+        Nothing is shared by prompts for a model that does not keep keys and values.
+        """
+        if not keeps_keys_and_values(config):
+            data = replace(data, num_shared=0)
+        # beside the texts, whose tokens `check_texts` looks at, all prompts have the same tokens
+        first = [*data.context(0), *chain.from_iterable(data.targets[: len(self.prompt.label_words)])]
+        check_token_ids(self.settings.name, config, np.array(first))
+        return data
+
+
+def plan_prompt(evaluation: TextEvaluation, task, config) -> PromptPlan:
+    """Plan how a causal model is asked, as published or tuned.
 
     Raises:
-        Refused: before a weight is loaded, for shots that do not fit the model's window.
+        Refused: shots do not fit the model's window, or it was tuned for other labels.
     """
     loaded, record = evaluation.model, generator_record(evaluation.model)
     tokenizer, window = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
@@ -64,13 +92,21 @@ def prepare_prompt(
         end = end_of_answer(tokenizer, prompt) if is_tuned or prompt.chat else line_break(tokenizer)
         window -= 0 if is_tuned or evaluation.as_generator else len(end)
     encode = partial(encode_prompts, tokenizer, prompt, max_text_tokens=max_text_tokens, window=window, end=end)
-    data = encode(texts=[example.text for example in examples])
-    if not keeps_keys_and_values(config):
-        data = replace(data, num_shared=0)
-    # beside the texts, whose tokens were checked, all prompts have the same tokens
-    first = [*data.context(0), *chain.from_iterable(data.targets[: len(prompt.label_words)])]
-    check_token_ids(loaded.name, config, np.array(first))
-    description |= {
+    return PromptPlan(tokenizer, prompt, loaded, encode, description)
+
+
+def prepare_prompt(
+    evaluation: TextEvaluation, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
+) -> PreparedModel:
+    """Load a causal model that answers with label words, as published or tuned.
+
+    Raises:
+        Refused: before a weight is loaded, as `plan_prompt` and for texts that do not fit.
+    """
+    plan = plan_prompt(evaluation, task, config)
+    tokenizer, prompt, loaded, encode = plan.tokenizer, plan.prompt, plan.settings, plan.encode
+    data = plan.checked(encode(texts=[example.text for example in examples]), config)
+    description = plan.description | {
         "prompt_format": "chat" if prompt.chat else "plain",
         "prompt": prompt.template,
         "label_words": list(prompt.label_words),

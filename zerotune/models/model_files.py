@@ -12,16 +12,13 @@ from annotated_types import Ge
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import file_record, first_damage, read_json
+from zerotune.files import file_record, first_damage, read_json, update_by_blocks
 from zerotune.records import FileRecord, check_record
 
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
 # Of an adapter's final/: it holds the config.json of the model with its head, which has the labels and the pad id.
 CONFIG_FOLDER = "config"
-BLOCK = 2**20
-# So many blocks of a large file are hashed, evenly spaced: enough to tell another training step, fast enough for 14 GB.
-NUM_BLOCKS = 16
 
 
 def find_file(name: str | Path, filename: str, revision: str | None) -> str | None:
@@ -216,12 +213,8 @@ def model_identity(name: str, revision: str | None) -> str:
     digest = hashlib.sha256()
     files = [*folder.iterdir(), folder / CONFIG_FOLDER / "config.json"]
     for path in sorted(path for path in files if path.is_file() and not path.name.startswith(".")):
-        size = path.stat().st_size
-        digest.update(os.fsencode(path.name) + f" {size}\n".encode())
-        with path.open("rb") as file:
-            for block in range(NUM_BLOCKS):
-                file.seek(max(block * BLOCK, block * (size - BLOCK) // (NUM_BLOCKS - 1)))
-                digest.update(file.read(BLOCK))
+        digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
+        update_by_blocks(digest, path)
     base = adapter_base(folder)
     if base is not None:
         digest.update(model_identity(*base).encode())

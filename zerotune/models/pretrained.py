@@ -367,10 +367,15 @@ def check_pad_token(name: str, config: PretrainedConfig, tokenizer) -> None:
 
 def check_texts(name: str, config: PretrainedConfig, tokenizer, texts: Iterable[str]) -> None:
     """Refuse texts with a token that has no embedding; they are tokenised only where there is such a token."""
-    if max(tokenizer.get_vocab().values()) < config.vocab_size:
+    if not has_unknown_tokens(config, tokenizer):
         return
     for text in texts:
         check_token_ids(name, config, np.array(tokenizer.backend_tokenizer.encode(text).ids))
+
+
+def has_unknown_tokens(config: PretrainedConfig, tokenizer) -> bool:
+    """Return whether a tokenizer has tokens for which the model has no embedding."""
+    return max(tokenizer.get_vocab().values()) >= config.vocab_size
 
 
 def load_tokenizer(name: str, revision: str | None):

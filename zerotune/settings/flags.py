@@ -177,12 +177,15 @@ def new_parser(description: str) -> FlagParser:
     return FlagParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose the model and its computation."""
+def add_model_flags(parser: argparse.ArgumentParser, has_default: bool = True) -> None:
+    """Add the flags that choose the model and its computation.
+
+    Args:
+        has_default: whether --model may be left out.
+    """
+    default = f"(default: {DEFAULT_MODEL}; with --sample a tiny Llama)" if has_default else "of a run or model"
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", type=non_empty, help=f"hub id or folder (default: {DEFAULT_MODEL}; with --sample a tiny Llama)"
-    )
+    group.add_argument("--model", type=non_empty, help=f"hub id or folder {default}")
     group.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
     group.add_argument(
         "--attention",

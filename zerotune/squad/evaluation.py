@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from zerotune.evaluation.by_head import head_scorer
 from zerotune.evaluation.by_prompt import LoadModel
 from zerotune.evaluation.folder import Items, check_earlier, evaluate_into
 from zerotune.evaluation.options import base_model, generator_record, training_description, tuned_model
-from zerotune.evaluation.scoring import PreparedModel
+from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.branches import can_share
 from zerotune.models.final_folder import load_final_span
@@ -20,11 +21,12 @@ from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import read_record
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import check_texts, check_token_ids, load_tokenizer, most_tokens, read_config
+from zerotune.models.span_head import SpanModel
 from zerotune.run.folder import RunFolder
 from zerotune.run.plan import describe_memory, writing_memory
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings, PromptSettings, QuestionSettings, TrainSettings
-from zerotune.squad.generation import encode_questions
+from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.metrics import PredictedAnswers
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, fit_solved_questions, recorded_question_prompt
 from zerotune.squad.questions import TASK, Question, question_texts
@@ -118,13 +120,19 @@ def check_evaluation(
     folder: Path, evaluation: QuestionEvaluation, questions: list[Question], config, tokenizer
 ) -> None:
     """Refuse what this model would ignore or cannot do, and a folder that holds the results of another evaluation."""
+    check_flags(evaluation, config, tokenizer)
+    check_texts(evaluation.model.name, config, tokenizer, question_texts(questions))
+    check_earlier(folder, evaluation.described(), question_items(evaluation, questions))
+
+
+def check_flags(evaluation: QuestionEvaluation, config, tokenizer) -> None:
+    """Refuse flags that this model would ignore or cannot follow."""
     model, prompt = evaluation.model, evaluation.prompt
     attention_kernel(model.attention, config)
     check_kernel_precision(model.attention, model.precision)
     if finds_spans(config, model):
         refuse_other_heads_flags(evaluation.questions, prompt, True, f"{model.name}, which answers with a span head,")
-        record = read_record(model.name, model.revision)
-        resolve_questions(evaluation.questions, True, most_tokens(config), record)
+        span_lengths(evaluation, config)
     else:
         refuse_other_heads_flags(evaluation.questions, prompt, False, f"{model.name}, which writes its answers,")
         record = generator_record(model)
@@ -136,8 +144,6 @@ def check_evaluation(
                 f"{model.name} was tuned on a prompt of its own, without shots and in the {own_format} format: leave "
                 "--shots and --prompt-format out"
             )
-    check_texts(model.name, config, tokenizer, question_texts(questions))
-    check_earlier(folder, evaluation.described(), question_items(evaluation, questions))
 
 
 def question_items(evaluation: QuestionEvaluation, questions: list[Question]) -> Items:
@@ -163,28 +169,69 @@ def is_published_with_span_head(config) -> bool:
     return any(name.endswith("ForQuestionAnswering") for name in config.architectures or ())
 
 
+@dataclass(frozen=True)
+class SpanFinder:
+    """A model with a span head on its device, and how it reads questions.
+
+    Attributes:
+        config: of the checkpoint.
+        settings: that it was loaded with.
+        record: task.json, {} for a model that zerotune did not tune.
+        lengths: resolved.
+        threshold: there is no answer if the null odds are above it.
+    """
+
+    model: SpanModel
+    tokenizer: Any
+    config: Any
+    settings: ModelSettings
+    record: dict
+    lengths: QuestionSettings
+    threshold: float
+
+    def data(self, questions: list[Question], cached: bool = True) -> SpanData:
+        """Tokenise questions. Raises Refused as `span_data`, and for a token without an embedding."""
+        found = span_data(self.tokenizer, questions, self.lengths, self.config, cached)
+        check_token_ids(self.settings.name, self.config, found.token_ids)
+        return found
+
+    def scorer(self, data: SpanData, device: torch.device) -> Scorer:
+        """Return a scorer of tokenised questions."""
+        return head_scorer(self.model, data, device, self.settings.precision)
+
+
+def span_lengths(evaluation: QuestionEvaluation, config) -> QuestionSettings:
+    """Return the lengths of a model with a span head, resolved. Raises Refused: --max-length is too long for it."""
+    record = read_record(evaluation.model.name, evaluation.model.revision)
+    return resolve_questions(evaluation.questions, True, most_tokens(config), record)
+
+
+def load_spans(evaluation: QuestionEvaluation, config, device: torch.device) -> SpanFinder:
+    """Load a model with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
+    loaded = evaluation.model
+    record, lengths = read_record(loaded.name, loaded.revision) or {}, span_lengths(evaluation, config)
+    model, tokenizer, _ = load_final_span(loaded)
+    threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
+    return SpanFinder(model.to(device), tokenizer, config, loaded, record, lengths, threshold)
+
+
 def prepare_spans(
     evaluation: QuestionEvaluation, questions: list[Question], config, device: torch.device
 ) -> PreparedModel:
-    """Load a model with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
-    loaded = evaluation.model
-    record = read_record(loaded.name, loaded.revision) or {}
-    lengths = resolve_questions(evaluation.questions, True, most_tokens(config), record)
-    model, tokenizer, _ = load_final_span(loaded)
-    data = span_data(tokenizer, questions, lengths, config)
-    check_token_ids(loaded.name, config, data.token_ids)
-    is_trained = bool(record) or is_published_with_span_head(config)
-    threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
+    """Load a model with a span head, and prepare it for questions."""
+    finder = load_spans(evaluation, config, device)
+    data, threshold = finder.data(questions), finder.threshold
+    is_trained = bool(finder.record) or is_published_with_span_head(config)
     description = {
         "setting": "span head" if is_trained else "untrained head",
         "head": "span",
-        **training_description(record, loaded.name, evaluation.seed),
-        **asdict(lengths),
+        **training_description(finder.record, finder.settings.name, evaluation.seed),
+        **asdict(finder.lengths),
         "threshold": threshold,
         "num_truncated": data.num_truncated,
     }
     return PreparedModel(
-        score=head_scorer(model.to(device), data, device, loaded.precision),
+        score=finder.scorer(data, device),
         costs=data.scored_lengths,
         batches=evaluation_batches(data.scored_lengths, evaluation.tokens_per_device),
         description=description,
@@ -221,35 +268,16 @@ def prepare_writing(
     Raises:
         Refused: before a weight is loaded, for shots or questions that do not fit the model's positions.
     """
-    loaded, record = evaluation.model, generator_record(evaluation.model)
-    lengths = resolve_questions(evaluation.questions, False, None, record)
-    tokenizer, num_positions = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
-    if record is None:
-        shots, num_cut = fit_solved_questions(tokenizer, evaluation.shots, num_positions)
-        prompt = QuestionPrompt(uses_chat(evaluation.prompt.format, tokenizer, loaded.name), shots)
-        description = {"setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt", "head": "prompt"}
-        description |= {"method": None, "shot_ids": [shot.id for shot in shots], "num_shots_truncated": num_cut}
-    else:
-        if record["method"] == "qlora":
-            loaded = replace(loaded, method="qlora")
-        prompt = recorded_question_prompt(record["prompt"], loaded.name)
-        description = {"setting": "tuned generator", "head": "generate"}
-        description |= training_description(record, loaded.name, evaluation.seed)
-        description |= {"shot_ids": [], "num_shots_truncated": 0}
-    num_new_tokens = lengths.max_new_tokens
-    data = encode_questions(tokenizer, prompt, questions, lengths.max_length, num_positions, num_new_tokens)
-    check_token_ids(loaded.name, config, data.token_ids)
-    data = replace(data, shares=can_share(config, attention_kernel(loaded.attention, config)))
+    plan = plan_writing(evaluation, config)
+    loaded, tokenizer, num_new_tokens = plan.settings, plan.tokenizer, plan.lengths.max_new_tokens
+    data = plan.encode(questions)
     if data.num_truncated:
         say(f"{data.num_truncated:,} of {len(questions):,} contexts are cut to what matches their question best")
     batches = data.writing_batches(evaluation.tokens_per_device)
     sizes = [data.writing_shape(batch, num_new_tokens) for batch in batches]
     num_weights = published_table(config)["total"]
     say(describe_memory(writing_memory(config, loaded, num_weights, len(data.prefix), sizes)))
-    description |= {
-        "max_length": lengths.max_length,
-        "max_new_tokens": num_new_tokens,
-        "prompt_format": "chat" if prompt.chat else "plain",
+    description = plan.description | {
         "num_shared_tokens": len(data.prefix),
         "num_truncated": data.num_truncated,
         "shares_paragraphs": data.shares,
@@ -267,6 +295,63 @@ def prepare_writing(
         description=description,
         read=read,
     )
+
+
+@dataclass(frozen=True)
+class WritingPlan:
+    """How a causal model is asked to write answers, known before a weight is loaded.
+
+    Attributes:
+        config: of the checkpoint.
+        settings: that the model is loaded with.
+        lengths: resolved.
+        description: what metrics.json says of it.
+    """
+
+    tokenizer: Any
+    config: Any
+    prompt: QuestionPrompt
+    settings: ModelSettings
+    lengths: QuestionSettings
+    description: dict
+
+    def encode(self, questions: list[Question]) -> GenerationData:
+        """Tokenise questions with room for their answers. Raises Refused: one does not fit, or has an unknown token."""
+        lengths, positions = self.lengths, most_tokens(self.config)
+        data = encode_questions(
+            self.tokenizer, self.prompt, questions, lengths.max_length, positions, lengths.max_new_tokens
+        )
+        check_token_ids(self.settings.name, self.config, data.token_ids)
+        return replace(data, shares=can_share(self.config, attention_kernel(self.settings.attention, self.config)))
+
+
+def plan_writing(evaluation: QuestionEvaluation, config) -> WritingPlan:
+    """Plan how a causal model writes its answers, as published or tuned; a tuned one is asked as it was trained.
+
+    Raises:
+        Refused: shots do not fit the model's positions.
+    """
+    loaded, record = evaluation.model, generator_record(evaluation.model)
+    lengths = resolve_questions(evaluation.questions, False, None, record)
+    tokenizer, num_positions = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
+    if record is None:
+        shots, num_cut = fit_solved_questions(tokenizer, evaluation.shots, num_positions)
+        prompt = QuestionPrompt(uses_chat(evaluation.prompt.format, tokenizer, loaded.name), shots)
+        description = {"setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt", "head": "prompt"}
+        description |= {"method": None, "shot_ids": [shot.id for shot in shots], "num_shots_truncated": num_cut}
+    else:
+        if record["method"] == "qlora":
+            loaded = replace(loaded, method="qlora")
+        prompt = recorded_question_prompt(record["prompt"], loaded.name)
+        description = {"setting": "tuned generator", "head": "generate"}
+        description |= training_description(record, loaded.name, evaluation.seed)
+        description |= {"shot_ids": [], "num_shots_truncated": 0}
+    description |= {
+        "max_length": lengths.max_length,
+        "max_new_tokens": lengths.max_new_tokens,
+        "prompt_format": "chat" if prompt.chat else "plain",
+    }
+    return WritingPlan(tokenizer, config, prompt, loaded, lengths, description)
 
 
 # --- before and after training ---

@@ -264,15 +264,19 @@ class SpanData(LengthBatches):
         ]
 
 
-def span_data(tokenizer, questions: list[Question], settings: QuestionSettings, config) -> SpanData:
-    """Tokenise questions for a span head; the tokens come from the cache where it has them.
+def span_data(
+    tokenizer, questions: list[Question], settings: QuestionSettings, config, cached: bool = True
+) -> SpanData:
+    """Tokenise questions for a span head.
 
     Args:
         settings: resolved by `resolve_questions`.
+        cached: take the tokens from the cache where it has them, and keep them there.
     Raises:
         Refused: as `cut_windows`.
     """
+    cache_dir = default_cache_dir() if cached else None
     windows = cut_windows(
-        tokenizer, questions, not is_encoder(config), settings.max_length, settings.doc_stride, default_cache_dir()
+        tokenizer, questions, not is_encoder(config), settings.max_length, settings.doc_stride, cache_dir
     )
     return SpanData(questions, windows, tokenizer.pad_token_id, settings.n_best, settings.max_answer_length)

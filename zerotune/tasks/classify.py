@@ -128,14 +128,20 @@ def task_of(settings: DataSettings) -> TextTask:
         read_label = partial(parse_label_set, separator=separator)
         task = replace(task, label_separator=separator, read_label=read_label, sample=sample_ticket_queues)
     if settings.text_column:
-        first, *others = [name.strip() for name in settings.text_column.split(",")]
-        if len(others) > 1 or not all((first, *others)):
-            raise Refused(
-                f"--text-column {settings.text_column}: a text is one column, or two with a comma between them: "
-                "join the others in the file"
-            )
+        first, *others = named_columns(settings.text_column)
         task = replace(task, text_columns=(first,), pair_column=others[0] if others else None)
     return replace(task, label_columns=(settings.label_column,)) if settings.label_column else task
+
+
+def named_columns(text_column: str) -> tuple[str, ...]:
+    """Return the columns, one or two, that --text-column names. Raises Refused for any other number."""
+    names = tuple(name.strip() for name in text_column.split(","))
+    if len(names) > 2 or not all(names):
+        raise Refused(
+            f"--text-column {text_column}: a text is one column, or two with a comma between them: join the others in "
+            "the file"
+        )
+    return names
 
 
 def with_labels(task: TextTask, labels: tuple[str, ...]) -> TextTask:

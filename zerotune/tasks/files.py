@@ -62,17 +62,30 @@ def file_kind(path: Path) -> str:
 
 def read_bytes(path: Path) -> bytes:
     """Return the content of a file. Raises Refused where it is missing, a folder, unreadable or empty."""
-    try:
+    with reading_file(path, ", or name the items by --test-file"):
         data = path.read_bytes()
-    except IsADirectoryError:
-        raise Refused(f"{path} is a folder; give a file") from None
-    except FileNotFoundError:
-        raise Refused(f"{path}: no such file; check the path, or name the items by --test-file") from None
-    except OSError as error:
-        raise Refused(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
     if not data:
         raise Refused(f"{path} is empty (0 bytes); copy or write the file again")
     return data
+
+
+@contextmanager
+def reading_file(path: Path, other_way_out: str = "") -> Iterator[None]:
+    """Refuse a file that is missing, a folder, unreadable or broken gzip.
+
+    Args:
+        other_way_out: from a missing file, beside checking the path.
+    """
+    try:
+        yield
+    except IsADirectoryError:
+        raise Refused(f"{path} is a folder; give a file") from None
+    except FileNotFoundError:
+        raise Refused(f"{path}: no such file; check the path{other_way_out}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise Refused(f"{path}: broken gzip ({error}); copy or compress the file again") from None
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
 
 
 def require_file_sha256(path: Path, wanted: str) -> None:
@@ -137,32 +150,46 @@ def decode_text(data: bytes, path: Path, most_line_bytes: int = MOST_BYTES) -> s
         data = _unpack(data, path)
         if not data:
             raise Refused(f"{path} is empty after decompression; copy or write the file again")
-    elif data.startswith(b"\x1f\x8b"):
-        raise Refused(f"{path} holds gzip data; name it {path.name}.gz or decompress it")
+    else:
+        refuse_gzip(data, path)
     _check_size(data, path, most_line_bytes)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    return decode_part(data, path)
+
+
+def refuse_gzip(data: bytes, path: Path | str) -> None:
+    """Refuse gzip data in a file whose name does not say so."""
+    if data.startswith(b"\x1f\x8b"):
+        way_out = f"name it {path.name}.gz or decompress it" if isinstance(path, Path) else "decompress it"
+        raise Refused(f"{path} holds gzip data; {way_out}")
+
+
+def decode_part(data: bytes, path: Path | str, line: int = 1, offset: int = 0) -> str:
+    """Decode UTF-8 text that begins at a line, from 1, and at an offset in bytes of a file.
+
+    Raises:
+        Refused: the bytes are no text; the message names line and offset.
+    """
+    if offset == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Refused(f"{path} is UTF-16; wanted UTF-8 (iconv -f UTF-16 -t UTF-8 converts it)")
     nul = data.find(b"\0")
     if nul >= 0:
-        raise Refused(f"{path} line {_line_at(data, nul)}: NUL byte at offset {nul}; wanted plain UTF-8 text")
+        where = f"{path} line {line - 1 + _line_at(data, nul)}"
+        raise Refused(f"{where}: NUL byte at offset {offset + nul}; wanted plain UTF-8 text")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8" if offset else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line = _line_at(data, error.start)
+        where, found = f"{path} line {line - 1 + _line_at(data, error.start)}", data[error.start]
         raise Refused(
-            f"{path} line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; convert the file"
+            f"{where}: byte 0x{found:02x} at offset {offset + error.start} is not UTF-8; convert the file"
         ) from None
 
 
 def _unpack(data: bytes, path: Path) -> bytearray:
     """Unpack gzip piece by piece, and no further than MOST_BYTES."""
     unpacked = bytearray()
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-            while len(unpacked) <= MOST_BYTES and (piece := stream.read(_BYTES_A_READ)):
-                unpacked += piece
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise Refused(f"{path}: broken gzip ({error}); copy or compress the file again") from None
+    with reading_file(path), gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        while len(unpacked) <= MOST_BYTES and (piece := stream.read(_BYTES_A_READ)):
+            unpacked += piece
     return unpacked
 
 
@@ -173,16 +200,20 @@ def _check_size(data: bytes | bytearray, path: Path, most_line_bytes: int) -> No
     while len(data) - start > most_line_bytes:
         end = data.rfind(b"\n", start, start + most_line_bytes + 1)
         if end < 0:
-            where, most = f"{path} line {_line_at(data, start)}", f"{most_line_bytes / 2**20:.0f} MiB"
-            raise Refused(f"{where}: longer than {most}, which no text is; correct the line")
+            raise long_line(path, _line_at(data, start), most_line_bytes)
         start = end + 1
+
+
+def long_line(path: Path | str, line: int, most_bytes: int) -> Refused:
+    """Return the refusal of a line of more bytes than any text has."""
+    return Refused(f"{path} line {line}: longer than {most_bytes / 2**20:.0f} MiB, which no text is; correct the line")
 
 
 def _line_at(data: bytes, offset: int) -> int:
     return data.count(b"\n", 0, offset) + 1
 
 
-def _header(fields: list[str], path: Path) -> list[str]:
+def _header(fields: list[str], path: Path | str) -> list[str]:
     names = [field.strip() for field in fields]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -190,7 +221,7 @@ def _header(fields: list[str], path: Path) -> list[str]:
     return names
 
 
-def _row(header: list[str], fields: list[str], path: Path, line: int) -> dict:
+def _row(header: list[str], fields: list[str], path: Path | str, line: int) -> dict:
     if len(fields) != len(header):
         raise Refused(
             f"{path} line {line}: {len(fields)} fields, but the header has {len(header)} ({_shown(header)}); "
@@ -201,53 +232,91 @@ def _row(header: list[str], fields: list[str], path: Path, line: int) -> dict:
 
 def _parse_tsv(text: str, path: Path) -> tuple[list[dict], list[int]]:
     # not str.splitlines: that also splits at U+2028, U+0085 and form feeds inside a sentence
-    lines = text.rstrip("\r\n").split("\n")
-    header = _header(lines[0].removesuffix("\r").split("\t"), path)
-    numbers = list(range(2, len(lines) + 1))
-    rows = [
-        _row(header, line.removesuffix("\r").split("\t"), path, number)
-        for number, line in zip(numbers, lines[1:], strict=True)
-    ]
-    return rows, numbers
+    return _lists(tsv_rows(iter(text.rstrip("\r\n").split("\n")), path)[1])
 
 
 def _parse_csv(text: str, path: Path) -> tuple[list[dict], list[int]]:
-    # the limit is global to the process and only ever raised: the default refuses fields over 131,072 characters
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text.rstrip("\r\n"), newline=""), strict=True)
-    rows, starts, header, start = [], [], None, 1
-    try:
-        for fields in reader:
-            if header is None:
-                header = _header(fields, path)
-            else:
-                rows.append(_row(header, fields, path, start))
-                starts.append(start)
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise Refused(f"{path}: the row that starts on line {start} is not csv ({error}); correct its quotes") from None
-    return rows, starts
+    return _lists(csv_rows(io.StringIO(text.rstrip("\r\n"), newline=""), path, len(text))[1])
 
 
 def _parse_jsonl(text: str, path: Path) -> tuple[list[dict], list[int]]:
-    rows = []
-    for number, line in enumerate(text.rstrip("\r\n").split("\n"), start=1):
+    return _lists(jsonl_rows(iter(text.rstrip("\r\n").split("\n")), path))
+
+
+def _lists(rows: Iterator[tuple[int, dict]]) -> tuple[list[dict], list[int]]:
+    found, lines = [], []
+    for line, row in rows:
+        found.append(row)
+        lines.append(line)
+    return found, lines
+
+
+def tsv_rows(lines: Iterator[str], path: Path | str) -> tuple[list[str], Iterator[tuple[int, dict]]]:
+    """Return the header of a tsv, and its rows, each with its line from 1. Raises Refused, naming the line."""
+    header = _header(_tsv_fields(next(lines)), path)
+    return header, ((number, _row(header, _tsv_fields(line), path, number)) for number, line in enumerate(lines, 2))
+
+
+def _tsv_fields(line: str) -> list[str]:
+    return line.removesuffix("\n").removesuffix("\r").split("\t")
+
+
+def csv_rows(
+    lines: Iterator[str], path: Path | str, most_characters: int
+) -> tuple[list[str], Iterator[tuple[int, dict]]]:
+    """Return the header of a csv, and its rows, each with the line from 1 at which it starts.
+
+    Args:
+        lines: with their line ends, which a quoted field may hold.
+        most_characters: of a field.
+    Raises:
+        Refused: naming the line.
+    """
+    # the limit is global to the process and only ever raised: the default refuses fields over 131,072 characters
+    csv.field_size_limit(max(csv.field_size_limit(), most_characters))
+    reader = csv.reader(lines, strict=True)
+    rows = _csv_fields(reader, path)
+    header = _header(next(rows)[1], path)
+    return header, ((line, _row(header, fields, path, line)) for line, fields in rows)
+
+
+def _csv_fields(reader, path: Path | str) -> Iterator[tuple[int, list[str]]]:
+    start = 1
+    try:
+        for fields in reader:
+            yield start, fields
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise Refused(f"{path}: the row that starts on line {start} is not csv ({error}); correct its quotes") from None
+
+
+def jsonl_rows(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, dict]]:
+    """Yield the rows of a jsonl, each with its line from 1. Raises Refused, naming the line."""
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
             raise Refused(f"{path} line {number}: not JSON ({error}); wanted one object per line") from None
         if not isinstance(row, dict):
             raise Refused(f"{path} line {number}: {type(row).__name__}, wanted one JSON object per line")
-        rows.append(row)
-    return rows, list(range(1, len(rows) + 1))
+        yield number, row
 
 
 def _parse_parquet(data: bytes, path: Path) -> list[dict]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    with reading_parquet(path):
         return pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[None]:
+    """Refuse a file that is no parquet, or holds what Python cannot."""
+    import pyarrow
+
+    try:
+        yield
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also dates that Python cannot hold
         raise Refused(f"{path}: not a readable parquet file ({first_line(error)}); write it again") from None
 
@@ -262,7 +331,7 @@ def _shown(names: list[str]) -> str:
     return ", ".join(repr(name if len(name) <= 40 else name[:37] + "...") for name in names[:8])
 
 
-def find_column(source: Source, accepted: tuple[str, ...], wanted: str) -> str:
+def find_column(source, accepted: tuple[str, ...], wanted: str) -> str:
     """Return the first of the `accepted` columns that the source has. Raises Refused, saying what is `wanted`, where it
     has none."""
     columns = source.columns

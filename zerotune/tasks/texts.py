@@ -242,7 +242,7 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
         text, pair = _clean(task, fields.get(text_column), where), None
         if pair_column:
             pair = text, _clean(task, fields.get(pair_column), where)
-            text = f"{text_column}: {pair[0]}\n{pair_column}: {pair[1]}"
+            text = joined_pair((text_column, pair_column), pair)
         label = None if label_column is None else task.read_label(fields.get(label_column), task.labels, where)
         index = None if index_column is None or label is not None else _index(fields.get(index_column), where)
         examples.append(Example(f"{prefix}-{row}", text, label, index, pair))
@@ -258,6 +258,11 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
             "label every row of a file or none"
         )
     return examples
+
+
+def joined_pair(columns: tuple[str, str], pair: tuple[str, str]) -> str:
+    """Return a pair of texts as the one text that models read which do not read pairs."""
+    return f"{columns[0]}: {pair[0]}\n{columns[1]}: {pair[1]}"
 
 
 def _index(value, where: str) -> str:

@@ -19,20 +19,26 @@ from zerotune.training.data import Batch
 UNLABELLED = -100  # cross entropy ignores it
 
 
-def labelled_data(tokenizer, config, examples: list[Example], max_length: int, truncation: str) -> "LabelledData":
-    """Tokenise examples, each with one label, for a classifier head."""
-    encoded = encode_examples(tokenizer, config, examples, max_length, truncation)
+def labelled_data(
+    tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
+) -> "LabelledData":
+    """Tokenise examples, each with one label, for a classifier head, as `encode_examples`."""
+    encoded = encode_examples(tokenizer, config, examples, max_length, truncation, cached)
     labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
     return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
 
 
-def encode_examples(tokenizer, config, examples: list[Example], max_length: int, truncation: str) -> Encoded:
-    """Tokenise the texts of examples for a classifier head; the tokens come from the cache where it has them.
+def encode_examples(
+    tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
+) -> Encoded:
+    """Tokenise the texts of examples for a classifier head; an encoder reads a pair of texts as two segments.
 
-    An encoder reads a pair of texts as two segments."""
+    Args:
+        cached: take the tokens from the cache where it has them, and keep them there.
+    """
     reads_pairs = is_encoder(config)
     texts = [example.pair or example.text if reads_pairs else example.text for example in examples]
-    return encode_texts(tokenizer, texts, max_length, default_cache_dir(), truncation)
+    return encode_texts(tokenizer, texts, max_length, default_cache_dir() if cached else None, truncation)
 
 
 def check_last_tokens(name: str, config, tokenizer, data: "LabelledData") -> None:

@@ -15,7 +15,7 @@ THRESHOLD = 0.5
 
 
 def classifier_data(
-    task, tokenizer, config, examples: list[Example], max_length: int, truncation: str
+    task, tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
 ) -> "LabelledData | LabelSetData":
     """Tokenise examples as `labelled_data` does, with the kind of targets that the task has.
 
@@ -23,8 +23,8 @@ def classifier_data(
         task: zerotune.tasks.texts.TextTask.
     """
     if not task.multi_label:
-        return labelled_data(tokenizer, config, examples, max_length, truncation)
-    encoded = encode_examples(tokenizer, config, examples, max_length, truncation)
+        return labelled_data(tokenizer, config, examples, max_length, truncation, cached)
+    encoded = encode_examples(tokenizer, config, examples, max_length, truncation, cached)
     labels = label_matrix([example.labels for example in examples], len(task.labels))
     return LabelSetData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
 

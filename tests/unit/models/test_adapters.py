@@ -34,7 +34,7 @@ def test_adapters_that_are_refused(tmp_path):
     save_final(model, tokenizer, tmp_path, task_record())
     with pytest.raises(Refused, match="is an adapter"):
         load_classifier(ModelSettings(str(tmp_path), None, "full"), LABELS, tokenizer)
-    with pytest.raises(Refused, match="trained for negative, positive"):
+    with pytest.raises(Refused, match="trained for 'negative', 'positive'"):
         load_final_or_base(ModelSettings(str(tmp_path)), ("no", "yes"))
     weights = load_file(tmp_path / "adapter_model.safetensors")
     for part in ("score", "q_proj.lora_B"):

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from tiny_models import model_copy, saved_record
 
 from zerotune.errors import Refused
-from zerotune.models.model_files import BLOCK, adapter_base, check_weight_files, model_identity, read_record
+from zerotune.files import BLOCK
+from zerotune.models.model_files import adapter_base, check_weight_files, model_identity, read_record
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"version https://git-lfs.github.com/spec/v1\n", None])

@@ -1,0 +1,164 @@
+"""Predictions on their way to a file: formats, and an output that is continued, refused or finished."""
+
+import csv
+import gzip
+import io
+import json
+from datetime import UTC, datetime
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from zerotune.errors import Refused
+from zerotune.prediction import output
+from zerotune.prediction.output import FileOutput, JsonLines, Table, check_output, output_format, readable_line
+from zerotune.tasks.row_stream import RowStream
+
+IDENTITY = {"input": "1", "model": "2"}
+
+
+def identity():
+    return dict(IDENTITY)
+
+
+def stream(kind="jsonl", columns=("text",), schema=None):
+    return RowStream("rows", kind, list(columns), iter(()), lambda: None, schema)
+
+
+# --- formats ---
+
+
+def test_json_lines_hold_what_the_input_held():
+    rows = [{"text": "ä\u2028", "n": [1.5, float("nan")], "t": datetime(2026, 1, 2, tzinfo=UTC)}, {"text": "\ud800"}]
+    first, second = JsonLines().encode(rows).decode().split("\n")[:2]
+    assert json.loads(first) == {"text": "ä\u2028", "n": [1.5, None], "t": "2026-01-02 00:00:00+00:00"}
+    assert json.loads(second) == {"text": "\ud800"} and "ä" in first
+
+
+def test_a_csv_quotes_and_writes_what_is_no_text_as_json():
+    table = Table(["text", "n", "m"], is_tsv=False)
+    data = table.start() + table.encode([{"text": 'a,"b"\n', "n": {"x": 1}}, {"text": "b", "n": True, "m": 0.5}])
+    rows = list(csv.reader(io.StringIO(data.decode(), newline="")))
+    assert rows == [["text", "n", "m"], ['a,"b"\n', '{"x": 1}', ""], ["b", "true", "0.5"]]
+    with pytest.raises(Refused, match="a column 'z' that the first rows had not"):
+        table.encode([{"z": 1}])
+
+
+def test_a_tsv_takes_no_tab_and_no_line_end():
+    table = Table(["text"], is_tsv=True)
+    assert table.start() + table.encode([{"text": 'a "b"'}]) == b'text\na "b"\n'
+    for text in ("a\tb", "a\nb"):
+        with pytest.raises(Refused, match=r"use an --output \.csv"):
+            table.encode([{"text": text}])
+
+
+def test_a_parquet_output_has_the_types_of_its_input(tmp_path):
+    schema = pyarrow.schema([("text", pyarrow.string()), ("when", pyarrow.date32()), ("n", pyarrow.int8())])
+    names = ["prediction", "probability", "top_k"]
+    made = output_format(tmp_path / "a.parquet", stream("parquet", schema.names, schema), [], names, False)
+    assert (
+        made.schema.field("when").type == pyarrow.date32()
+        and made.schema.field("probability").type == pyarrow.float64()
+    )
+    made = output_format(tmp_path / "a.parquet", stream("csv", ["text", "n"]), [], names, True)
+    assert (
+        made.schema.field("n").type == pyarrow.string() and made.schema.field("top_k").type.value_type.num_fields == 3
+    )
+    made = output_format(tmp_path / "a.parquet", stream("jsonl", ["n"]), [{"n": 1}], names, False)
+    with pytest.raises(Refused, match=r"of another type .* use an --output \.jsonl"):
+        made.encode([{"n": "word"}])
+
+
+def test_an_unknown_extension_is_refused_before_anything_else(tmp_path):
+    with pytest.raises(Refused, match="unknown file extension"):
+        check_output(tmp_path / "a.txt", None)
+
+
+# --- a file ---
+
+
+def write(path, rows, stop_after=None):
+    """Write rows one by one into an output, as far as `stop_after`; return it."""
+    out = FileOutput(path, identity)
+    out.open(output_format(path, stream(columns=["text"]), [{"text": "a"}], ["prediction"], False))
+    for row in rows[out.rows : stop_after]:
+        out.add([row])
+    out.save()
+    return out
+
+
+ROWS = [{"text": text, "prediction": "x"} for text in "abcdef"]
+
+
+@pytest.mark.parametrize("extension", ["csv", "tsv.gz", "jsonl", "parquet"])
+def test_an_output_in_two_parts_is_the_same_as_in_one(tmp_path, extension):
+    whole, parts = tmp_path / f"whole.{extension}", tmp_path / f"parts.{extension}"
+    write(whole, ROWS).finish()
+    first = write(parts, ROWS, 4)
+    with first._file as file:
+        file.write(b"torn")
+    second = write(parts, ROWS)
+    assert second.rows == 6
+    second.finish()
+    unpack = gzip.decompress if extension.endswith("gz") else bytes
+    assert unpack(parts.read_bytes()) == unpack(whole.read_bytes())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([parts.name, whole.name])
+
+
+def test_a_part_of_another_input_or_model_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    write(path, ROWS, 2)._file.close()
+    check_output(path, identity)
+    with pytest.raises(Refused, match=r"a.csv.partial holds predictions of another model: delete"):
+        check_output(path, lambda: IDENTITY | {"model": "3"})
+    (tmp_path / "a.csv.partial").write_bytes(b"t")
+    with pytest.raises(Refused, match="is damaged"):
+        check_output(path, identity)
+
+
+def test_standard_input_begins_anew(tmp_path):
+    path = tmp_path / "a.csv"
+    write(path, ROWS, 2)._file.close()
+    out = FileOutput(path, None)
+    assert out.rows == 0 and not out.resumes and (tmp_path / "a.csv.partial").stat().st_size == 0
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    path = tmp_path / "a.csv"
+    out = write(path, ROWS, 2)
+    with pytest.raises(Refused, match="another process is writing"):
+        FileOutput(path, identity)
+    out._file.close()
+    assert FileOutput(path, identity).rows == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match="cannot be written"):
+        FileOutput(tmp_path / "file" / "a.csv", identity)
+
+
+def test_the_record_is_written_at_most_every_so_often(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(output, "write_json", lambda path, value: written.append(value["rows"]))
+    out = FileOutput(tmp_path / "a.jsonl", identity)
+    out.open(JsonLines())
+    for row in ROWS:
+        out.add([row])
+    assert written == [1]  # SECONDS_BETWEEN_RECORDS have not passed
+    out.save()
+    assert written == [1, 6]
+
+
+# --- one text ---
+
+
+def test_a_person_reads_a_line():
+    top = [{"label": "good", "probability": 0.75}, {"label": "bad", "probability": 0.25}]
+    row = {"text": "a\n film", "prediction": "good", "probability": 0.75}
+    assert readable_line(row, "") == "good 0.7500  a film"
+    assert readable_line(row | {"top_k": top}, "") == "good 0.7500, bad 0.2500  a film"
+    row = {"question": "q", "z_prediction": "", "z_probability": 0.9, "z_no_answer_probability": 0.9}
+    row["z_top_k"] = [{"answer": "in 1240", "start": 3, "probability": 0.1}]
+    assert readable_line(row, "z_") == "(no answer) 0.9000, in 1240 0.1000  no answer 0.9000"

@@ -1,0 +1,39 @@
+"""eval/predict.py's flags: one input, and what belongs to it."""
+
+import pytest
+
+from zerotune.errors import Refused
+from zerotune.prediction.settings import predict_parser, predict_settings
+
+
+def resolve(*flags):
+    return predict_settings(predict_parser("").parse_args([*flags, "--precision", "fp32"]))
+
+
+def test_a_file_and_its_columns():
+    found = resolve("--model", "m", "--file", "-", "--format", "csv", "--text-column", "a, b", "--load-4bit")
+    assert (found.source.file, found.source.kind, found.source.columns) == ("-", "csv", ("a", "b"))
+    assert (found.model.name, found.model.method, found.top_k, found.prefix) == ("m", "qlora", 1, "")
+    assert resolve("one", "two", "--model", "m").source.texts == ("one", "two")
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ([], "none is given"),
+        (["a", "--file", "x.csv"], "texts and --file are given"),
+        (["--question", "who", "--file", "x.csv"], "--question and --file are given"),
+        (["--question", "who"], "--context is missing"),
+        (["--context", "who"], "--question is missing"),
+        (["a", "--format", "csv"], "--format is about --file"),
+        (["--file", "x.csv", "--text-column", "a,b,c"], "a text is one column, or two"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(flags, reason):
+    with pytest.raises(Refused, match=reason):
+        resolve("--model", "m", *flags)
+
+
+def test_a_model_is_wanted():
+    with pytest.raises(Refused, match="--model is missing"):
+        resolve("a")

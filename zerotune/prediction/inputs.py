@@ -1,0 +1,124 @@
+"""What is predicted: the rows of a file, or of the command line, in chunks that fit memory."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+from zerotune.errors import Refused
+from zerotune.prediction.settings import InputSettings
+from zerotune.tasks.files import clean_text, find_column
+from zerotune.tasks.row_stream import TEXT_COLUMN, Row, RowStream, open_rows
+
+# Most rows and characters of a chunk for each token of a batch: about 10 batches, enough to sort rows by length.
+CHUNK_ROWS, CHUNK_CHARACTERS = 0.5, 128
+
+
+class Item(NamedTuple):
+    """What a model reads of a row: a text, or two (a pair, or question and context), and the row's place."""
+
+    texts: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows in the order of their file.
+
+    Attributes:
+        items: None for a row without a text, which gets no prediction.
+    """
+
+    rows: list[dict]
+    items: list[Item | None]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the texts of a row are found.
+
+    Attributes:
+        columns: of one text or two.
+        clean: the text of each column -> the text as the model reads it.
+    """
+
+    columns: tuple[str, ...]
+    clean: tuple[Callable[[str], str], ...]
+
+    def item(self, row: Row) -> Item | None:
+        """Return the texts of a row, None where one is missing or blank. Raises Refused where one is no text."""
+        texts = []
+        for column, clean in zip(self.columns, self.clean, strict=True):
+            value = row.fields.get(column)
+            if value is None or (isinstance(value, str) and not value.strip()):
+                return None
+            clean_text(value, row.where)
+            texts.append(clean(value))
+        return Item(tuple(texts), row.where) if all(texts) else None
+
+
+def open_source(source: InputSettings, asks: bool) -> RowStream:
+    """Open what the user gives as rows.
+
+    Args:
+        asks: whether the model answers questions.
+    Raises:
+        Refused: it cannot be read, or is not what the model answers.
+    """
+    if source.file is not None:
+        return open_rows(source.file, source.kind)
+    if asks and source.question is None:
+        raise Refused("the model answers questions: give --question and --context, or a --file of both")
+    if not asks and source.question is not None:
+        raise Refused(
+            "--question is for models that answer questions, and this one gives labels: give texts, or --file"
+        )
+    if asks:
+        fields = [{"question": source.question, "context": source.context}]
+    else:
+        fields = [{TEXT_COLUMN: text} for text in source.texts]
+    rows = [Row(each, f"text {number}" if not asks else "the question") for number, each in enumerate(fields, start=1)]
+    for row in rows:
+        for text in row.fields.values():
+            clean_text(text, row.where)
+    return RowStream("the command line", "txt", list(fields[0]), iter(rows), lambda: None)
+
+
+def find_columns(stream: RowStream, wanted: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """Return the columns that hold the texts.
+
+    Args:
+        wanted: of each text the accepted names; the first one that is there is read.
+    Raises:
+        Refused: the file has none of them.
+    """
+    if stream.kind == "txt" and len(wanted) == 1:
+        return (stream.columns[0],)
+    named = " and ".join(f"{' or '.join(map(repr, names))}" for names in wanted)
+    return tuple(find_column(stream, names, f"{named}; name the columns by --text-column") for names in wanted)
+
+
+def cut_chunks(rows: Iterator[Row], reader: Reader, tokens_per_device: int) -> Iterator[Chunk]:
+    """Cut rows into chunks, which depend on the rows and the token budget alone.
+
+    Raises:
+        Refused: as the rows are read.
+    """
+    fields, items, characters = [], [], 0
+    for row in rows:
+        item = reader.item(row)
+        fields.append(row.fields)
+        items.append(item)
+        characters += sum(map(len, item.texts)) if item else 0
+        if len(items) >= CHUNK_ROWS * tokens_per_device or characters >= CHUNK_CHARACTERS * tokens_per_device:
+            yield Chunk(fields, items)
+            fields, items, characters = [], [], 0
+    if items:
+        yield Chunk(fields, items)
+
+
+def skip(stream: RowStream, num_rows: int) -> None:
+    """Pass over the first rows. Raises Refused where there are fewer."""
+    found = sum(1 for _ in islice(stream.rows, num_rows))
+    if found < num_rows:
+        raise Refused(f"{stream.name} has {found:,} rows, and {num_rows:,} are predicted already: restore it")

@@ -1,0 +1,156 @@
+"""Rank 0's side of a prediction: rows in, rows with their new columns out."""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from zerotune.errors import Preempted
+from zerotune.files import update_by_blocks
+from zerotune.models.model_files import model_identity
+from zerotune.prediction.answering import Answerer
+from zerotune.prediction.inputs import Chunk, cut_chunks, find_columns, open_source, skip
+from zerotune.prediction.output import (
+    FileOutput,
+    JsonLines,
+    PrintedOutput,
+    check_columns,
+    check_output,
+    identity_parts,
+    output_format,
+    readable_line,
+    taken_column,
+)
+from zerotune.prediction.settings import InputSettings, PredictSettings, reads_standard_input
+from zerotune.run.process import installed_version, say
+
+NUM_FIRST_ROWS = 100  # rows that are looked at before a weight is loaded
+SECONDS_BETWEEN_LINES = 10
+
+
+class Job:
+    """The rows, read once and in order, and their output.
+
+    Args:
+        settings: whose model is the one that answers.
+        printed: standard output (`take_standard_output`); None where there is an --output.
+    Raises:
+        Refused: the input cannot be read, or its first rows not answered; or the output cannot be written.
+    """
+
+    def __init__(self, settings: PredictSettings, answerer: Answerer, printed):
+        self.settings, self.asks, self._printed = settings, answerer.asks, printed
+        self.stream = open_source(settings.source, answerer.asks)
+        self._reader = answerer.reader(find_columns(self.stream, answerer.wanted))
+        self.names = {name: settings.prefix + name for name in answerer.columns}
+        check_columns(self.stream, list(self.names.values()), settings.prefix)
+        first = list(islice(self.stream.rows, NUM_FIRST_ROWS))
+        self.stream.rows = chain(first, self.stream.rows)
+        items = [item for item in map(self._reader.item, first) if item]
+        if items:
+            answerer.check(items)
+        self._identity = None if reads_standard_input(settings.source) else self._identify
+        self._format = None
+        if settings.output:
+            check_output(settings.output, self._identity)
+            names = list(self.names.values())
+            fields = [row.fields for row in first]
+            self._format = output_format(settings.output, self.stream, fields, names, self.asks)
+            self._format.encode([each | dict.fromkeys(names) for each in fields])
+        self.output, self._chunks = None, iter(())
+        self.num_blank, self.first_blank = 0, None
+
+    def _identify(self) -> dict[str, str]:
+        """Return what the predictions depend on."""
+        settings, model = self.settings, self.settings.model
+        flags = [settings.source.columns, settings.labels, settings.max_length, settings.prompt_format, settings.top_k]
+        return identity_parts(
+            input=source_content(settings.source),
+            model=model_identity(model.name, model.revision),
+            flags=[*flags, settings.prefix, model.method, model.attention, model.precision],
+            versions=[installed_version(name) for name in ("torch", "transformers")],
+        )
+
+    def start(self) -> None:
+        """Open the output, and pass over the rows that it has. Raises Refused."""
+        if self.settings.output:
+            self.output = FileOutput(self.settings.output, self._identity)
+            self.output.open(self._format)
+        else:
+            is_file = self.settings.source.file is not None
+            self.output = PrintedOutput(self._printed, JsonLines().encode if is_file else self._readable)
+        if self.output.rows:
+            say(f"{self.output.rows:,} rows are predicted already")
+            skip(self.stream, self.output.rows)
+        self._chunks = cut_chunks(self.stream.rows, self._reader, self.settings.tokens_per_device)
+        self._first_row, self._started = self.output.rows, time.monotonic()
+        self._next_line = self._started + SECONDS_BETWEEN_LINES
+
+    def _readable(self, rows: list[dict]) -> bytes:
+        lines = (readable_line(row, self.settings.prefix) for row in rows)
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the same command continues what is saved."""
+        return self.output is not None and self.output.resumes
+
+    def read(self, most: int) -> list[Chunk]:
+        """Return the next chunks, [] at the end. Raises Refused where a row cannot be read."""
+        return list(islice(self._chunks, most))
+
+    def write(self, chunks: list[Chunk], answers: list[list[dict]]) -> None:
+        """Write the first chunks, those whose items have answers. Raises Refused where a new column's name is taken."""
+        for chunk, found in zip(chunks, answers, strict=False):
+            self.output.add(self._joined(chunk, iter(found)))
+        if time.monotonic() >= self._next_line:
+            position = self.stream.position()
+            part = "" if position is None else f" ({position:.0%} of {self.stream.name})"
+            print(f"{self.output.rows:,} rows{part}, {self._rate():,.1f} rows/s", file=sys.stderr, flush=True)
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def _joined(self, chunk: Chunk, answers: Iterator[dict]) -> list[dict]:
+        rows, new = [], self.names.values()
+        for number, (fields, item) in enumerate(zip(chunk.rows, chunk.items, strict=True), self.output.rows + 1):
+            taken = next((name for name in new if name in fields), None)
+            if taken:
+                raise taken_column(f"{self.stream.name} row {number}", taken, self.settings.prefix)
+            if item is None:
+                self.num_blank += 1
+                self.first_blank = self.first_blank or number
+            found = next(answers) if item else {}
+            rows.append(fields | {name: found.get(key) for key, name in self.names.items()})
+        return rows
+
+    def _rate(self) -> float:
+        return (self.output.rows - self._first_row) / max(time.monotonic() - self._started, 1e-9)
+
+    def stop(self, stop_signal) -> Preempted:
+        """Save, and return the exception that ends the process."""
+        self.output.save()
+        kept = "the same command continues there" if self.resumes else "nothing can be resumed"
+        return stop_signal.stopped(f"stopped by {{name}} after {self.output.rows:,} rows: {kept}")
+
+    def finish(self) -> None:
+        """Complete the output, and say so."""
+        self.output.finish()
+        if self.num_blank:
+            say(f"rows without a text, which got no prediction: {self.num_blank:,}, first row {self.first_blank:,}")
+        if self.settings.output:
+            say(f"predictions of {self.output.rows:,} rows ({self._rate():,.1f} rows/s): {self.settings.output}")
+
+
+def source_content(source: InputSettings) -> list:
+    """Return what tells an input from another one.
+
+    A file counts by its size and, up to 16 MiB, by its content; a larger one by 16 blocks and the time of its last
+    change.
+    """
+    if source.file is None:
+        return [source.texts, source.question, source.context]
+    digest, status = hashlib.sha256(), os.stat(source.file)
+    is_whole = update_by_blocks(digest, Path(source.file))
+    return [source.kind, status.st_size, digest.hexdigest(), None if is_whole else status.st_mtime_ns]

@@ -1,0 +1,471 @@
+"""Where predictions go: a file that is written aside and can be resumed, or standard output.
+
+Beside OUTPUT are, until it is complete, OUTPUT.partial with whole rows and OUTPUT.partial.json, which says how many
+there are and what they are predictions of. Rows of a parquet file are kept as an Arrow stream, to which, other than to
+parquet, more can be added.
+"""
+
+import csv
+import fcntl
+import gzip
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from typing_extensions import TypedDict
+
+from zerotune.errors import Refused
+from zerotune.files import disk_error_number, json_sha256, read_json, sync_folder, write_json
+from zerotune.records import Count
+from zerotune.tasks.files import file_kind, first_line
+from zerotune.tasks.row_stream import TEXT_COLUMN, RowStream
+
+# A kill loses the predictions of so many seconds: more often, a network disk would wait for the record.
+SECONDS_BETWEEN_RECORDS = 2
+MOST_SHOWN = 60  # characters of a text beside its prediction
+
+
+class PartialRecord(TypedDict):
+    """OUTPUT.partial.json: rows and bytes that are whole, and hashes of what they depend on, by name."""
+
+    rows: Count
+    bytes: Count
+    identity: dict[str, str]
+
+
+class Output(Protocol):
+    """A place for predictions.
+
+    Attributes:
+        rows: how many it holds.
+    """
+
+    rows: int
+
+    def add(self, rows: list[dict]) -> None:
+        """Add whole rows."""
+
+    def save(self) -> None:
+        """Make what was added last."""
+
+    def finish(self) -> None:
+        """Give the complete output its name."""
+
+
+# --- rows as bytes ---
+
+
+def check_columns(stream: RowStream, new: list[str], prefix: str) -> None:
+    """Refuse new columns whose names the input has already."""
+    taken = [name for name in new if name in stream.columns]
+    if taken:
+        raise taken_column(stream.name, taken[0], prefix)
+
+
+def taken_column(where: str, name: str, prefix: str) -> Refused:
+    """Return the refusal of a new column whose name is taken."""
+    found = f" {prefix!r}" if prefix else ""
+    return Refused(f"{where}: the input has a column {name!r} already: give the new ones another --prefix{found}")
+
+
+class Format(Protocol):
+    """How rows become bytes, which can be joined."""
+
+    def start(self) -> bytes:
+        """Return what is written before the first row."""
+
+    def encode(self, rows: list[dict]) -> bytes:
+        """Return rows as bytes. Raises Refused for a row that the format cannot hold."""
+
+
+class JsonLines:
+    """An object a line."""
+
+    def start(self) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def encode(self, rows: list[dict]) -> bytes:
+        """Return a line for each row; NaN, which JSON has not, becomes null."""
+        return b"".join(map(_json_line, rows))
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _json_line(row: dict) -> bytes:
+    try:
+        line = _JSON.encode(row)
+    except ValueError:
+        line = _JSON.encode(_without_nan(row))
+    try:
+        return line.encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair, as the input has it
+        return json.dumps(_without_nan(row), default=str).encode() + b"\n"
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Table:
+    """A csv, or a tsv of GLUE's form: without quotes, so that no value may hold a tab or a line end.
+
+    Args:
+        columns: of every row. A value that is no text is written as JSON, a missing one as nothing.
+    """
+
+    def __init__(self, columns: list[str], is_tsv: bool):
+        self.columns, self.is_tsv = columns, is_tsv
+        self._known = set(columns)
+
+    def start(self) -> bytes:
+        """Return the header."""
+        return self._lines([self.columns])
+
+    def encode(self, rows: list[dict]) -> bytes:
+        """Return the rows. Raises Refused for a column without a header, and for what a tsv cannot hold."""
+        for row in rows:
+            if not row.keys() <= self._known:
+                name = next(name for name in row if name not in self._known)
+                raise Refused(f"a row has a column {name!r} that the first rows had not: use an --output .jsonl")
+        return self._lines([[_cell(row.get(name)) for name in self.columns] for row in rows])
+
+    def _lines(self, rows: list[list[str]]) -> bytes:
+        text = io.StringIO()
+        if self.is_tsv:
+            for row in rows:
+                if any(mark in value for value in row for mark in "\t\n\r"):
+                    found = next(value for value in row if any(mark in value for mark in "\t\n\r"))
+                    raise Refused(f"a tsv cannot hold a tab or a line end, as in {found[:40]!r}: use an --output .csv")
+                text.write("\t".join(row) + "\n")
+        else:
+            csv.writer(text, lineterminator="\n").writerows(rows)
+        try:
+            return text.getvalue().encode()
+        except UnicodeEncodeError as error:
+            found = error.object[max(0, error.start - 20) : error.start]
+            raise Refused(f"half of a surrogate pair behind {found!r} is no text: use an --output .jsonl") from None
+
+
+def _cell(value) -> str:
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, str):
+        return value
+    return _JSON.encode(_without_nan(value)) if isinstance(value, bool | int | float | list | dict) else str(value)
+
+
+class Arrow:
+    """A stream of Arrow record batches (pyarrow.ipc), from which a parquet file is made.
+
+    Args:
+        schema: types of all columns (a pyarrow.Schema).
+    """
+
+    def __init__(self, schema):
+        self.schema = schema
+
+    def start(self) -> bytes:
+        """Return the types."""
+        return self.schema.serialize().to_pybytes()
+
+    def encode(self, rows: list[dict]) -> bytes:
+        """Return a record batch. Raises Refused for values of another type than the first rows'."""
+        import pyarrow
+
+        try:
+            batch = pyarrow.RecordBatch.from_pylist(_all_columns(rows, self.schema.names), schema=self.schema)
+        except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise Refused(
+                f"a value is of another type than those of its column in the first rows ({first_line(error)}): use an "
+                "--output .jsonl"
+            ) from None
+        return batch.serialize().to_pybytes()
+
+
+def _all_columns(rows: list[dict], names: list[str]) -> list[dict]:
+    known = set(names)
+    for row in rows:
+        if not row.keys() <= known:
+            name = next(name for name in row if name not in known)
+            raise Refused(f"a row has a column {name!r} that the first rows had not: use an --output .jsonl")
+    return rows
+
+
+def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], asks: bool):
+    """Return the types of a parquet output: a parquet input's own, else those of the first rows; and the new columns'.
+
+    Args:
+        first_rows: of the input.
+        new: the new columns' names, prefix and all.
+        asks: whether the predictions are answers to questions.
+    """
+    import pyarrow
+
+    if stream.schema is not None:
+        fields = list(stream.schema)
+    elif stream.kind == "jsonl":
+        rows = [{name: row.get(name) for name in stream.columns} for row in first_rows]
+        try:
+            found = pyarrow.Table.from_pylist(rows).schema
+        except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+            problem = f"{stream.name} has columns of mixed types ({first_line(error)})"
+            raise Refused(f"{problem}: use an --output .jsonl") from None
+        string = pyarrow.string()
+        fields = [pyarrow.field(each.name, string if each.type == pyarrow.null() else each.type) for each in found]
+    else:
+        fields = [pyarrow.field(name, pyarrow.string()) for name in stream.columns]
+    return pyarrow.schema([*fields, *(pyarrow.field(name, _new_type(name, asks)) for name in new)])
+
+
+def _new_type(name: str, asks: bool):
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.float64()
+    if name.endswith("top_k"):
+        answer = [("answer", text), ("start", pyarrow.int64())] if asks else [("label", text)]
+        return pyarrow.list_(pyarrow.struct([*answer, ("probability", number)]))
+    return number if name.endswith("probability") else text
+
+
+# --- a file ---
+
+
+def output_format(path: Path, stream: RowStream, first_rows: list[dict], new: list[str], asks: bool) -> Format:
+    """Return how rows are written into a file of this name.
+
+    Args: as for `output_schema`.
+
+    Raises:
+        Refused: its extension is of no kind that is written, or the rows do not fit the kind.
+    """
+    kind = file_kind(path)
+    if kind == "jsonl":
+        return JsonLines()
+    if kind == "parquet":
+        return Arrow(output_schema(stream, first_rows, new, asks))
+    return Table([*stream.columns, *new], kind == "tsv")
+
+
+def check_output(path: Path, identity: Callable[[], dict[str, str]] | None) -> None:
+    """Refuse an output that is there already, and a part of one that is of another input, model or flags.
+
+    Args:
+        identity: what the predictions depend on, by name; None: of an input that cannot be read again.
+    """
+    file_kind(path)
+    if path.exists():
+        raise Refused(f"--output {path} is there already: delete it, or name another file")
+    if identity is not None:
+        _resumable(path, identity)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial.json")
+
+
+def _resumable(path: Path, identity: Callable[[], dict[str, str]]) -> PartialRecord | None:
+    """Return what an interrupted command has left of an output; None where there is nothing to resume."""
+    partial, record_path = _partial(path), _record_of(path)
+    if not (partial.exists() and record_path.exists()):
+        return None
+    way_out = f"delete {partial} to start anew, or name another --output"
+    record = read_json(record_path, PartialRecord, way_out)
+    wanted = identity()
+    names = wanted.keys() | record["identity"].keys()
+    differing = sorted(name for name in names if wanted.get(name) != record["identity"].get(name))
+    if differing:
+        raise Refused(f"{partial} holds predictions of another {' and '.join(differing)}: {way_out}")
+    if partial.stat().st_size < record["bytes"]:
+        raise Refused(f"{partial} is damaged ({partial.stat().st_size:,} bytes, wanted {record['bytes']:,}): {way_out}")
+    return record
+
+
+class FileOutput:
+    """A file that is written aside, continued where an interrupted command left it, and renamed once complete.
+
+    Args:
+        path: of the complete file; its name says whether it is packed.
+        identity: as for `check_output`.
+    Raises:
+        Refused: the file cannot be written, or another process is writing it.
+    """
+
+    def __init__(self, path: Path, identity: Callable[[], dict[str, str]] | None):
+        self.path, self.identity = path, identity and identity()
+        self.rows = self.bytes = 0
+        self._packs, self._format, self._next_record = path.name.lower().endswith(".gz"), None, 0.0
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _partial(path).open("ab")
+        except OSError as error:
+            if disk_error_number(error) is not None:
+                raise
+            raise Refused(f"--output {path} cannot be written ({error.strerror}): name another file") from None
+        self._lock()
+        record = _resumable(path, identity) if identity else None
+        if record is not None:
+            self.rows, self.bytes = record["rows"], record["bytes"]
+        self._file.truncate(self.bytes)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"another process is writing {_partial(self.path)}: wait for it, or name another --output"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the same command continues what is saved."""
+        return self.identity is not None
+
+    def open(self, output_format: Format) -> None:
+        """Begin to write, in a format."""
+        self._format = output_format
+        if not self.bytes:
+            self._write(output_format.start())
+
+    def add(self, rows: list[dict]) -> None:
+        """Add whole rows. Raises Refused as the format does; a file that has none yet is removed then."""
+        try:
+            data = self._format.encode(rows)
+        except Refused:
+            if not self.rows:
+                _partial(self.path).unlink()
+            raise
+        self._write(data)
+        self.rows += len(rows)
+        if time.monotonic() >= self._next_record:
+            self.save()
+
+    def _write(self, data: bytes) -> None:
+        if data:
+            packed = gzip.compress(data, mtime=0) if self._packs else data  # pieces that are packed apart can be joined
+            self._file.write(packed)
+            self.bytes += len(packed)
+
+    def save(self) -> None:
+        """Make what was added last, and note it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self.identity is not None:
+            write_json(_record_of(self.path), {"rows": self.rows, "bytes": self.bytes, "identity": self.identity})
+        self._next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
+
+    def finish(self) -> None:
+        """Give the complete file its name."""
+        self.save()
+        if isinstance(self._format, Arrow):
+            _write_parquet(_partial(self.path), self.path)
+            _partial(self.path).unlink()
+        else:
+            _partial(self.path).replace(self.path)
+        self._file.close()
+        with suppress(FileNotFoundError):
+            _record_of(self.path).unlink()
+        sync_folder(self.path.parent)
+
+
+def _write_parquet(stream_path: Path, path: Path) -> None:
+    """Make a parquet file of an Arrow stream, batch by batch."""
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with pyarrow.OSFile(str(stream_path)) as source:
+            reader = pyarrow.ipc.open_stream(source)
+            with pyarrow.parquet.ParquetWriter(aside, reader.schema) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def identity_parts(**parts: Any) -> dict[str, str]:
+    """Return a hash of each part that predictions depend on."""
+    return {name: json_sha256(value) for name, value in parts.items()}
+
+
+# --- standard output ---
+
+
+def take_standard_output() -> io.BufferedWriter:
+    """Return standard output for results alone, as bytes; whatever else is printed from now on goes to standard error.
+
+    Raises:
+        Refused: it is closed.
+    """
+    try:
+        stream = os.fdopen(os.dup(1), "wb")
+    except OSError:
+        raise Refused("standard output is closed: give an --output file") from None
+    sys.stdout.flush()
+    sys.stdout = sys.stderr
+    return stream
+
+
+class PrintedOutput:
+    """Standard output.
+
+    Args:
+        stream: of `take_standard_output`.
+        encode: rows -> bytes.
+    """
+
+    def __init__(self, stream, encode: Callable[[list[dict]], bytes]):
+        self.rows, self._stream, self._encode = 0, stream, encode
+
+    resumes = False
+
+    def add(self, rows: list[dict]) -> None:
+        """Print rows. Raises Refused where nobody reads them any more."""
+        try:
+            self._stream.write(self._encode(rows))
+            self._stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # what is in the buffer goes there
+            raise Refused(f"standard output was closed after {self.rows:,} rows: give an --output file") from None
+        self.rows += len(rows)
+
+    def save(self) -> None:
+        """Do nothing: what was printed is printed."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+def readable_line(row: dict, prefix: str) -> str:
+    """Return a prediction for a person: the answer and its probability, the next likeliest ones, and the text."""
+    found = {name: row.get(prefix + name) for name in ("prediction", "probability", "no_answer_probability", "top_k")}
+    answers = [(found["prediction"], found["probability"])]
+    ranked = [(each.get("label", each.get("answer")), each["probability"]) for each in found["top_k"] or []]
+    answers += [each for each in ranked if each[0] != found["prediction"]]
+    shown = ", ".join(f"{answer or '(no answer)'} {probability:.4f}" for answer, probability in answers)
+    if found["no_answer_probability"] is not None:
+        return f"{shown}  no answer {found['no_answer_probability']:.4f}"
+    text = " ".join(row[TEXT_COLUMN].split())
+    return f"{shown}  {text if len(text) <= MOST_SHOWN else f'{text[: MOST_SHOWN - 1]}…'}"

@@ -1,0 +1,86 @@
+"""The ranks' side of a prediction: in each round every rank answers a chunk, and rank 0 reads and writes them all."""
+
+from collections.abc import Callable, Iterator
+from itertools import takewhile
+from typing import Any
+
+import torch
+
+from zerotune.errors import Refused
+from zerotune.prediction.answering import Answering, answer_chunk
+from zerotune.prediction.inputs import Chunk, Item
+from zerotune.prediction.job import Job
+from zerotune.run.launch import on_all_ranks
+from zerotune.run.process import is_main_process
+
+Prepare = Callable[[list[Item]], Answering]
+
+
+def on_rank_0(accelerator, act: Callable, *values) -> Any:
+    """Return what act(*values) returns on rank 0, on every rank; all ranks take part.
+
+    Raises:
+        Refused: on all ranks, where rank 0 is refused something or its disk fails; there an OSError is raised as it is.
+    """
+    found = failure = None
+    if is_main_process():
+        try:
+            found = act(*values)
+        except (Refused, OSError) as error:
+            failure = error
+    refusal = None if failure is None else str(failure)
+    shared, refusal = on_all_ranks(accelerator, (found, refusal))[0]
+    if refusal is not None:
+        raise failure or Refused(refusal)
+    return shared
+
+
+def rounds(accelerator, job: Job | None) -> Iterator[list[Chunk]]:
+    """Yield chunks, one for each rank and fewer at the end; all ranks take part.
+
+    Args:
+        job: None on all ranks but 0, which get the items and no rows.
+    """
+    read = []
+
+    def read_items() -> list[Chunk]:
+        read[:] = job.read(accelerator.num_processes)
+        return [Chunk([], chunk.items) for chunk in read]
+
+    while shared := on_rank_0(accelerator, read_items):
+        yield read or shared
+
+
+def answer_round(
+    accelerator, prepare: Prepare, chunks: list[Chunk], stop_signal
+) -> tuple[list[list[dict]], str | None]:
+    """Answer the chunks of a round, one on each rank; all ranks take part.
+
+    Returns:
+        The new columns of each chunk's items, for the first chunks that are answered whole; and the signal that asks a
+        rank to stop, None without one.
+    Raises:
+        Refused: on all ranks, where one of them cannot answer its chunk.
+    """
+    rank = accelerator.process_index
+    items = [item for item in chunks[rank].items if item] if rank < len(chunks) else []
+    try:
+        found, refusal = _answers(prepare, items, accelerator.device, stop_signal), None
+    except Refused as error:
+        found, refusal = None, str(error)
+    gathered = on_all_ranks(accelerator, (found, refusal, stop_signal.name))
+    for _, refusal, _ in gathered:
+        if refusal is not None:
+            raise Refused(refusal)
+    whole = takewhile(lambda each: each is not None, (each for each, _, _ in gathered[: len(chunks)]))
+    return list(whole), next((name for _, _, name in gathered if name), None)
+
+
+def _answers(prepare: Prepare, items: list[Item], device: torch.device, stop_signal) -> list[dict] | None:
+    if not items:
+        return []
+    try:
+        answering = prepare(items)
+    except Refused as error:
+        raise Refused(f"from {items[0].where} on: {error}") from error
+    return answer_chunk(answering, device, lambda: stop_signal.name is not None)
