@@ -5,6 +5,7 @@ import json
 from zerotune.models.families import generic_part
 from zerotune.models.heads import head_of, is_encoder
 from zerotune.models.model_files import CONFIG_FOLDER
+from zerotune.models.multi_label import PROBLEM_TYPE
 from zerotune.models.pretrained import leading_ids, trailing_ids
 
 _CARD = """# {title}
@@ -178,7 +179,7 @@ def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[li
 def _prediction(stock, record: dict, head: str, tokenizer) -> str:
     """Return the lines that predict something with `model` and `tokenizer`, and print it."""
     if head == "classify":
-        is_multi_label = getattr(stock.config, "problem_type", None) == "multi_label_classification"
+        is_multi_label = getattr(stock.config, "problem_type", None) == PROBLEM_TYPE
         return _CLASSIFY.format(
             max_length=record["max_length"], activation="sigmoid()" if is_multi_label else "softmax(-1)"
         )
@@ -239,4 +240,6 @@ def _purpose(stock, record: dict, head: str) -> str:
         words = record["prompt"].get("label_words")
         return f"tuned to answer a prompt with one of: {', '.join(words)}." if words else "tuned to answer questions."
     labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
+    if getattr(stock.config, "problem_type", None) == PROBLEM_TYPE:
+        return f"tuned to give a text none, one or several labels of: {labels}."
     return f"tuned to classify texts. Labels: {labels}."

@@ -67,9 +67,10 @@ def test_a_classifier_prints_its_labels_with_probabilities(kind, method, labels,
     assert [float(probability) for probability, _ in lines] == pytest.approx(sorted(wanted.tolist())[::-1], abs=1e-4)
 
 
-def test_labels_that_do_not_exclude_each_other_have_a_probability_each(tmp_path):
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_labels_that_do_not_exclude_each_other_have_a_probability_each(method, tmp_path):
     tokenizer = load_tokenizer(tiny_model("llama"), None)
-    model = load_classifier(ModelSettings(tiny_model("llama"), None, "full"), ("a", "b", "c"), tokenizer)
+    model = load_classifier(ModelSettings(tiny_model("llama"), None, method), ("a", "b", "c"), tokenizer)
     move_weights(model.eval())
     model.config.problem_type = "multi_label_classification"
     final = saved(model, tokenizer, tmp_path / "final", task_record(labels=["a", "b", "c"]))
@@ -78,6 +79,7 @@ def test_labels_that_do_not_exclude_each_other_have_a_probability_each(tmp_path)
         wanted = model(row["input_ids"], row["attention_mask"]).sigmoid()[0].tolist()
     lines = [float(line.split("  ")[0]) for line in printed(final, text="good film")]
     assert lines == pytest.approx(sorted(wanted)[::-1], abs=1e-4) and sum(lines) != pytest.approx(1, abs=0.01)
+    assert "none, one or several labels of: a, b, c." in (final / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
