@@ -93,7 +93,7 @@ _ASKED_TEXT = """words = task["prompt"]["label_words"]
 text = "a text to classify"
 prompt = task["prompt"]["template"].replace("{text}", text)
 if task["prompt"]["instruction"]:
-    prompt = task["prompt"]["instruction"] + "\n\n" + prompt"""
+    prompt = task["prompt"]["instruction"] + "\\n\\n" + prompt"""
 _ASKED_QUESTION = """question = "Who built the tower?"
 context = "The tower at Hook Head was built by monks."
 prompt = task["prompt"]["template"].replace("{question}", question).replace("{context}", context)
