@@ -36,7 +36,7 @@ def main(args) -> None:
     accelerator = start_accelerator(None)
     answer = answerer.load(accelerator.device)
     on_rank_0(accelerator, Job.start, job)
-    stop_signal.can_save = settings.output is not None
+    stop_signal.can_save = settings.resumes
     for chunks in rounds(accelerator, job):  # one for each rank; all ranks take part
         answers, stopped = answer_round(accelerator, answer, chunks, stop_signal)
         on_rank_0(accelerator, Job.write, job, chunks, answers)

@@ -117,8 +117,18 @@ def cut_chunks(rows: Iterator[Row], reader: Reader, tokens_per_device: int) -> I
         yield Chunk(fields, items)
 
 
-def skip(stream: RowStream, num_rows: int) -> None:
-    """Pass over the first rows. Raises Refused where there are fewer."""
-    found = sum(1 for _ in islice(stream.rows, num_rows))
-    if found < num_rows:
-        raise Refused(f"{stream.name} has {found:,} rows, and {num_rows:,} are predicted already: restore it")
+def skip(stream: RowStream, reader: Reader, num_rows: int) -> tuple[int, int | None]:
+    """Pass over the first rows.
+
+    Returns:
+        How many of them have no text, and the number of the first one, from 1; None where all have one.
+    Raises:
+        Refused: there are fewer rows.
+    """
+    num_found, num_blank, first_blank = 0, 0, None
+    for num_found, row in enumerate(islice(stream.rows, num_rows), start=1):
+        if reader.item(row) is None:
+            num_blank, first_blank = num_blank + 1, first_blank or num_found
+    if num_found < num_rows:
+        raise Refused(f"{stream.name} has {num_found:,} rows, and {num_rows:,} are predicted already: restore it")
+    return num_blank, first_blank

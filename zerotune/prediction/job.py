@@ -84,7 +84,7 @@ class Job:
             self.output = PrintedOutput(self._printed, JsonLines().encode if is_file else self._readable)
         if self.output.rows:
             say(f"{self.output.rows:,} rows are predicted already")
-            skip(self.stream, self.output.rows)
+            self.num_blank, self.first_blank = skip(self.stream, self._reader, self.output.rows)
         self._chunks = cut_chunks(self.stream.rows, self._reader, self.settings.tokens_per_device)
         self._first_row, self._started = self.output.rows, time.monotonic()
         self._next_line = self._started + SECONDS_BETWEEN_LINES
@@ -92,11 +92,6 @@ class Job:
     def _readable(self, rows: list[dict]) -> bytes:
         lines = (readable_line(row, self.settings.prefix) for row in rows)
         return "".join(f"{line}\n" for line in lines).encode()
-
-    @property
-    def resumes(self) -> bool:
-        """Whether the same command continues what is saved."""
-        return self.output is not None and self.output.resumes
 
     def read(self, most: int) -> list[Chunk]:
         """Return the next chunks, [] at the end. Raises Refused where a row cannot be read."""
@@ -131,7 +126,7 @@ class Job:
     def stop(self, stop_signal) -> Preempted:
         """Save, and return the exception that ends the process."""
         self.output.save()
-        kept = "the same command continues there" if self.resumes else "nothing can be resumed"
+        kept = "the same command continues there" if self.settings.resumes else "nothing can be resumed"
         return stop_signal.stopped(f"stopped by {{name}} after {self.output.rows:,} rows: {kept}")
 
     def finish(self) -> None:

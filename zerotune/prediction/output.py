@@ -215,7 +215,7 @@ def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], ask
     import pyarrow
 
     if stream.schema is not None:
-        fields = list(stream.schema)
+        fields = [pyarrow.field(each.name, _plain(each.type)) for each in stream.schema]
     elif stream.kind == "jsonl":
         rows = [{name: row.get(name) for name in stream.columns} for row in first_rows]
         try:
@@ -228,6 +228,13 @@ def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], ask
     else:
         fields = [pyarrow.field(name, pyarrow.string()) for name in stream.columns]
     return pyarrow.schema([*fields, *(pyarrow.field(name, _new_type(name, asks)) for name in new)])
+
+
+def _plain(arrow_type):
+    """Return a column's type; of one of categories that of its values, for an Arrow stream keeps categories apart."""
+    import pyarrow
+
+    return arrow_type.value_type if pyarrow.types.is_dictionary(arrow_type) else arrow_type
 
 
 def _new_type(name: str, asks: bool):
@@ -266,10 +273,19 @@ def check_output(path: Path, identity: Callable[[], dict[str, str]] | None) -> N
         identity: what the predictions depend on, by name; None: of an input that cannot be read again.
     """
     file_kind(path)
-    if path.exists():
+    try:
+        is_there = path.exists()
+        _record_of(path).exists()
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    if is_there:
         raise Refused(f"--output {path} is there already: delete it, or name another file")
     if identity is not None:
         _resumable(path, identity)
+
+
+def _unwritable(path: Path, error: OSError) -> Refused:
+    return Refused(f"--output {path} cannot be written ({error.strerror}): name another file")
 
 
 def _partial(path: Path) -> Path:
@@ -317,7 +333,7 @@ class FileOutput:
         except OSError as error:
             if disk_error_number(error) is not None:
                 raise
-            raise Refused(f"--output {path} cannot be written ({error.strerror}): name another file") from None
+            raise _unwritable(path, error) from None
         self._lock()
         record = _resumable(path, identity) if identity else None
         if record is not None:
@@ -333,11 +349,6 @@ class FileOutput:
             ) from None
         except OSError:
             pass  # a file system without locks
-
-    @property
-    def resumes(self) -> bool:
-        """Whether the same command continues what is saved."""
-        return self.identity is not None
 
     def open(self, output_format: Format) -> None:
         """Begin to write, in a format."""
@@ -438,8 +449,6 @@ class PrintedOutput:
 
     def __init__(self, stream, encode: Callable[[list[dict]], bytes]):
         self.rows, self._stream, self._encode = 0, stream, encode
-
-    resumes = False
 
     def add(self, rows: list[dict]) -> None:
         """Print rows. Raises Refused where nobody reads them any more."""

@@ -55,6 +55,11 @@ class PredictSettings:
     prefix: str
     tokens_per_device: int
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the same command continues where an earlier one was interrupted."""
+        return self.output is not None and not reads_standard_input(self.source)
+
 
 def predict_parser(description: str) -> argparse.ArgumentParser:
     """Build the parser of eval/predict.py."""

@@ -99,8 +99,11 @@ def test_a_written_answer_has_the_likelihood_of_its_tokens(tmp_path):
     character_model(tmp_path / "model")
     items = [("Who?", "A good man came."), ("When?", "A good man came."), ("Why?", "It was late then.")]
     evaluation = settings(tmp_path / "model", source=InputSettings(question="q", context="c"))
-    found = answers(tmp_path / "model", items, source=evaluation.source)
     answerer = answerer_of(evaluation)
+    answering = answerer.load(CPU)([Item(item, "") for item in items])
+    with torch.no_grad():
+        records = answering.score(np.array([2, 0, 1]))
+    rows = answering.read(records)
     plan = plan_writing(answerer.evaluation, read_config(str(tmp_path / "model"), None))
     assert isinstance(answerer.evaluation, QuestionEvaluation)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
@@ -111,11 +114,13 @@ def test_a_written_answer_has_the_likelihood_of_its_tokens(tmp_path):
         prompt, own = data.prompt_tokens(0), list(data.answers[0])
         with torch.no_grad():
             logits = model(torch.tensor([prompt + own])).logits[0].log_softmax(-1)
-        return math.exp(sum(logits[len(prompt) - 1 + place, token].item() for place, token in enumerate(own)))
+        return sum(logits[len(prompt) - 1 + place, token].item() for place, token in enumerate(own))
 
-    for question, row in zip(_questions([Item(item, "") for item in items]), found, strict=True):
-        assert row["no_answer_probability"] == pytest.approx(likelihood(question, ""), abs=1e-6)
-        assert row["probability"] == pytest.approx(likelihood(question, row["prediction"]), abs=1e-6)
+    first, second, third = _questions([Item(item, "") for item in items])
+    for question, record, row in zip((third, first, second), records, rows, strict=True):
+        assert -record["no_answer_loss"] == pytest.approx(likelihood(question, ""), abs=1e-3)
+        assert -record["loss"] == pytest.approx(likelihood(question, row["prediction"]), abs=1e-3)
+        assert row["probability"] == round(math.exp(-record["loss"]), 6)
 
 
 # --- what a folder says ---

@@ -1,6 +1,7 @@
 """Rows to chunks: bounded in rows and characters, the same wherever the reading begins, and none kept."""
 
 import weakref
+from itertools import chain
 
 import pytest
 
@@ -76,8 +77,9 @@ def test_the_command_line_is_rows_too():
 
 
 def test_rows_that_are_predicted_are_passed_over():
-    stream = RowStream("rows", "csv", ["text"], rows(5), lambda: None)
-    skip(stream, 3)
-    assert [row.fields["id"] for row in stream.rows] == [3, 4]
+    blank = Row({"text": ""}, "")
+    stream = RowStream("rows", "csv", ["text"], chain(rows(1), [blank, blank], rows(2)), lambda: None)
+    assert skip(stream, READER, 3) == (2, 2)
+    assert [row.fields["id"] for row in stream.rows] == [0, 1]
     with pytest.raises(Refused, match="rows has 0 rows, and 2 are predicted already"):
-        skip(stream, 2)
+        skip(stream, READER, 2)

@@ -121,7 +121,7 @@ def test_standard_input_begins_anew(tmp_path):
     path = tmp_path / "a.csv"
     write(path, ROWS, 2)._file.close()
     out = FileOutput(path, None)
-    assert out.rows == 0 and not out.resumes and (tmp_path / "a.csv.partial").stat().st_size == 0
+    assert out.rows == 0 and (tmp_path / "a.csv.partial").stat().st_size == 0
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
@@ -137,6 +137,19 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Refused, match="cannot be written"):
         FileOutput(tmp_path / "file" / "a.csv", identity)
+    with pytest.raises(Refused, match=r"cannot be written \(File name too long\)"):
+        check_output(tmp_path / f"{'x' * 250}.csv", identity)
+
+
+def test_categories_are_written_as_their_values(tmp_path):
+    table = pyarrow.table({"text": ["a", "b"], "queue": pyarrow.array(["x", None]).dictionary_encode()})
+    path = tmp_path / "a.parquet"
+    out = FileOutput(path, identity)
+    out.open(output_format(path, stream("parquet", table.schema.names, table.schema), [], ["prediction"], False))
+    for row in table.to_pylist():
+        out.add([row | {"prediction": "p"}])
+    out.finish()
+    assert pyarrow.parquet.read_table(path).to_pylist() == [row | {"prediction": "p"} for row in table.to_pylist()]
 
 
 def test_the_record_is_written_at_most_every_so_often(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ def test_a_file_and_its_columns():
     assert (found.source.file, found.source.kind, found.source.columns) == ("-", "csv", ("a", "b"))
     assert (found.model.name, found.model.method, found.top_k, found.prefix) == ("m", "qlora", 1, "")
     assert resolve("one", "two", "--model", "m").source.texts == ("one", "two")
+    assert not found.resumes and not resolve("--model", "m", "--file", "-", "--output", "a.csv").resumes
+    assert resolve("--model", "m", "--file", "a.csv", "--output", "b.csv").resumes
 
 
 @pytest.mark.parametrize(
