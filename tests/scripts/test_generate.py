@@ -52,6 +52,7 @@ def test_validation_loss_falls_every_epoch(workplace, method):
         "template": "Review: {text}\nSentiment:",
         "label_words": ["negative", "positive"],
         "format": "plain",
+        "instruction": "",
     }
     table = run.read_json("parameters.json")
     adapter = table["after"]["groups"]["adapter"]

@@ -92,7 +92,7 @@ answer = tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_
 _ASKED_TEXT = """words = task["prompt"]["label_words"]
 text = "a text to classify"
 prompt = task["prompt"]["template"].replace("{text}", text)
-if task["prompt"]["instruction"]:
+if task["prompt"].get("instruction"):
     prompt = task["prompt"]["instruction"] + "\\n\\n" + prompt"""
 _ASKED_QUESTION = """question = "Who built the tower?"
 context = "The tower at Hook Head was built by monks."

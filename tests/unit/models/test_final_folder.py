@@ -213,7 +213,7 @@ def test_an_adapter_loads_by_the_plain_calls(head, kind, method, from_hub, tmp_p
     wanted, folder = logits(model, head), str(tmp_path)
     load = {"key_mapping": backbone_renaming(model.config)} if head == "span" else {}
     if method == "qlora":
-        load["quantization_config"] = nf4_config("fp32")
+        load["quantization_config"] = nf4_config("fp32", model.config)
     config = AutoConfig.from_pretrained(folder, subfolder="config")
     own = {"id2label": config.id2label, "label2id": config.label2id, "pad_token_id": config.pad_token_id}
     loaders = {"peft": lambda: peft_class.from_pretrained(folder, **own, **load)}
