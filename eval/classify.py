@@ -3,6 +3,7 @@
     python eval/classify.py --model runs/tickets/final
     python eval/classify.py --model runs/tickets/final --test-file new.csv
     python eval/classify.py --model meta-llama/Llama-3.2-1B --test-file new.csv --train-file tickets.csv --shots 8
+    python eval/classify.py --model org/published-tagger --multi-label --test-file new.jsonl
     python eval/classify.py --model runs/mnli/final --dataset nyu-mll/glue/mnli:validation_mismatched
 
 Rows without labels get predictions only.
@@ -21,6 +22,7 @@ def main(args) -> None:
     from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.generator import load_language_model
+    from zerotune.models.multi_label import check_has_head, is_multi_label
     from zerotune.models.pretrained import known_labels, label_columns, read_model
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
@@ -40,7 +42,9 @@ def main(args) -> None:
     config, tokenizer = read_model(settings.model, OWN.name)
     run_split = split_of_run(settings.model.name, OWN.name)
     known = settings.labels or known_labels(settings.model, config)
-    task, data = task_to_evaluate(settings.data, run_split, known)
+    task, data = task_to_evaluate(settings.data, run_split, known, is_multi_label(config))
+    if task.multi_label:
+        check_has_head(settings.model.name, config)
     label_columns(config, task.labels)
     check_prompt_seeds(settings, task, config)
     test, record = load_test(task, data, run_split)

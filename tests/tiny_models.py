@@ -16,10 +16,13 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     PreTrainedTokenizerFast,
 )
 
+# The families of most tests; test_families.py goes through all that are supported.
 CAUSAL = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 ENCODERS = ("distilbert", "bert", "roberta")
 LABELS = ("negative", "positive")
@@ -44,11 +47,40 @@ _SIZES = {
     "pad_token_id": 3,
 }
 _CAUSAL_SIZES = {**_SIZES, "num_key_value_heads": 2, "head_dim": 8, "attn_implementation": "eager"}
-_ENCODER_SIZES = {
+# Windows are shorter than the rows, and what a family has of its own is there.
+_OWN_SIZES = {
+    "ministral": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.1,
+                                       "original_max_position_embeddings": 4}},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    "olmo3": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.4,
+                "logits_scaling": 4.0},
+    "phi3": {"sliding_window": 4},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+                     "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
     "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
-    "bert": {},
     "roberta": {"type_vocab_size": 1},
-}
+    "xlm-roberta": {"type_vocab_size": 1},
+    "electra": {"embedding_size": 16},
+    "albert": {"embedding_size": 16},
+    "deberta-v2": {  # as v3 has them
+        "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+        "pos_att_type": "p2c|c2p", "position_biased_input": False, "type_vocab_size": 0,
+    },
+    "modernbert": {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2,
+                   "mask_token_id": 0},
+}  # fmt: skip
+# Of models whose text part is loaded alone: the kind of that part.
+TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "ministral3", "qwen3_5": "qwen3_5_text"}
+_VISION_SIZES = {
+    "gemma3": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+               "image_size": 8, "patch_size": 4},
+    "mistral3": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                 "head_dim": 8, "image_size": 8, "patch_size": 4},
+    "qwen3_5": {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": 32,
+                "patch_size": 4, "num_position_embeddings": 4},
+}  # fmt: skip
 _FOLDER = tempfile.TemporaryDirectory(prefix="zerotune-tiny-")
 
 
@@ -69,9 +101,7 @@ def word_tokenizer(special: tuple[str, ...] = tuple(SPECIAL), **tokens: str) -> 
 def tiny_model(kind: str) -> str:
     """Make the folder of a published-like checkpoint: an LM with its head, or a BERT with its pooler."""
     folder = str(Path(_FOLDER.name) / kind)
-    sizes = _CAUSAL_SIZES if kind in CAUSAL else {**_SIZES, **_ENCODER_SIZES[kind]}
-    config = AutoConfig.for_model(kind, **sizes)
-    family = AutoModelForCausalLM if kind in CAUSAL else AutoModel if kind == "bert" else AutoModelForMaskedLM
+    config, family = _config_and_class(kind)
     state = torch.get_rng_state()
     torch.manual_seed(1)
     family.from_config(config).save_pretrained(folder)
@@ -79,6 +109,21 @@ def tiny_model(kind: str) -> str:
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     word_tokenizer(**names).save_pretrained(folder)
     return folder
+
+
+def _config_and_class(kind: str) -> tuple:
+    """Return a tiny config and the Auto class as which models of its kind are published."""
+    from zerotune.models.families import is_encoder_family
+
+    if kind in TEXT_PARTS:
+        text, _ = _config_and_class(TEXT_PARTS[kind])
+        outer = {"text_config": text.to_dict(), "vision_config": _VISION_SIZES[kind]}
+        return AutoConfig.for_model(kind, **outer, pad_token_id=3), AutoModelForImageTextToText
+    own = _OWN_SIZES.get(kind, {})
+    if not is_encoder_family(kind):
+        return AutoConfig.for_model(kind, **{**_CAUSAL_SIZES, **own}), AutoModelForCausalLM
+    published = {"bert": AutoModel, "electra": AutoModelForPreTraining, "albert": AutoModelForPreTraining}
+    return AutoConfig.for_model(kind, **{**_SIZES, **own}), published.get(kind, AutoModelForMaskedLM)
 
 
 def model_copy(folder: Path, kind: str = "llama", **config) -> Path:

@@ -6,17 +6,20 @@
     accelerate launch train/classify.py --glue mrpc --model microsoft/deberta-v3-base
     accelerate launch --num_processes 8 train/classify.py --train-file tickets.csv --model mistralai/Mistral-7B-v0.3 \
         --method qlora --head generate
+    accelerate launch train/classify.py --multi-label --train-file tickets.jsonl --label-column queues
 
-Labels are words or numbers, two or more of them, read from the training rows. Without files for validation and test a
-tenth of the rows validates and a tenth tests. The same command starts a run, resumes it, or says that it is finished.
+Labels are words or numbers, two or more of them, read from the training rows. With --multi-label a text has none, one
+or several of them. Without files for validation and test a tenth of the rows validates and a tenth tests. The same
+command starts a run, resumes it, or says that it is finished.
 """
 
 from zerotune.run.process import run_script, say
-from zerotune.settings.flags import train_parser, with_label_flags
+from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS, train_parser, with_label_flags
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import train_settings
 from zerotune.tasks.classify import GLUE, OWN, load
 
+CHOOSE_BY = tuple(dict.fromkeys((*LABEL_METRICS, *LABEL_SET_METRICS)))
 # Training the tiny model of --sample; a flag that is given wins.
 SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
 
@@ -25,10 +28,11 @@ def main(args) -> None:
     from torch.nn import functional
 
     from zerotune.evaluation.text import evaluate_base, evaluate_final
-    from zerotune.evaluation.validation import validate_labels
+    from zerotune.evaluation.validation import validate_label_sets, validate_labels
     from zerotune.models.loading import check_trainable
     from zerotune.models.pretrained import read_model
     from zerotune.report.label_parts import label_parts
+    from zerotune.report.label_set_parts import label_set_parts
     from zerotune.report.run_report import print_run_table, write_report
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
@@ -74,23 +78,32 @@ def main(args) -> None:
         schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
 
         def validate() -> dict[str, float]:
-            return validate_labels(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)
+            measure = validate_label_sets if task.multi_label else validate_labels
+            return measure(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)
 
+        smoothing = settings.optimisation.label_smoothing
         loop = TrainingLoop(run, engine, data["train"], schedule, settings.optimisation, validate, stop_signal)
         for step in loop:  # resumes; between two steps it logs, validates, saves and stops
             for batch in step:  # this rank's micro-batches
                 logits = engine.forward(**batch.inputs)  # of labels or of answers' tokens: [targets, classes]
-                loss = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-                engine.backward(loss * batch.weight, batch.is_last)
+                if task.multi_label:  # each label of a text is a decision of its own: [texts, labels]
+                    targets = batch.targets * (1 - smoothing) + smoothing / 2
+                    losses = functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+                else:
+                    losses = functional.cross_entropy(
+                        logits.float(), batch.targets, label_smoothing=smoothing, reduction="none"
+                    )
+                engine.backward((losses * batch.target_weights).sum() * batch.weight, batch.is_last)
             engine.update(step.rate_factor)
 
         final = save_best(loop, settings, tokenizer, task_record(settings, task, data["train"]))
         engine.free()
         evaluate_final(run, settings, final, task, splits, stop_signal)
-        parts = label_parts(task.labels, {example.id: example.text for example in splits.test})
+        make_parts = label_set_parts if task.multi_label else label_parts
+        parts = make_parts(task.labels, {example.id: example.text for example in splits.test})
         print_run_table(run.path, parts)
         run.finish(loop.progress, lambda: write_report(run.path, parts))
 
 
 if __name__ == "__main__":
-    run_script(main, with_label_flags(train_parser(__doc__, OWN), GLUE, trains=True).parse_args())
+    run_script(main, with_label_flags(train_parser(__doc__, OWN, CHOOSE_BY), GLUE, trains=True).parse_args())

@@ -78,6 +78,7 @@ def main(args) -> None:
             return validate_labels(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)
 
         train = TrainerOrder(**vars(data["train"])) if settings.engine == "trainer" else data["train"]
+        smoothing = settings.optimisation.label_smoothing
         loop = TrainingLoop(run, engine, train, schedule, settings.optimisation, validate, stop_signal)
         if settings.engine == "trainer":
             train_with_trainer(loop, settings)  # transformers.Trainer takes the steps
@@ -85,8 +86,10 @@ def main(args) -> None:
             for step in loop:  # resumes; between two steps it logs, validates, saves and stops
                 for batch in step:  # this rank's micro-batches
                     logits = engine.forward(**batch.inputs)  # of labels or of answers' tokens: [targets, classes]
-                    loss = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-                    engine.backward(loss * batch.weight, batch.is_last)
+                    losses = functional.cross_entropy(
+                        logits.float(), batch.targets, label_smoothing=smoothing, reduction="none"
+                    )
+                    engine.backward((losses * batch.target_weights).sum() * batch.weight, batch.is_last)
                 engine.update(step.rate_factor)
 
         final = save_best(loop, settings, tokenizer, task_record(settings, IMDB, data["train"]))

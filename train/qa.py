@@ -77,15 +77,18 @@ def main(args) -> None:
             most = lengths.max_new_tokens
             return validate_written(engine, validation, splits.validation, tokenizer, most, optimisation, stop_signal)
 
+        smoothing = settings.optimisation.label_smoothing
         loop = TrainingLoop(run, engine, data["train"], schedule, settings.optimisation, validate, stop_signal)
         for step in loop:  # resumes; between two steps it logs, validates, saves and stops
             for batch in step:  # this rank's micro-batches
                 logits = engine.forward(**batch.inputs)
                 if settings.head == "span":  # start and end of every token, [windows, tokens, 2]
-                    loss = window_losses(logits, batch.inputs["attention_mask"], batch.targets).sum()
+                    losses = window_losses(logits, batch.inputs["attention_mask"], batch.targets, smoothing)
                 else:  # of the answers' tokens, [targets, vocabulary]
-                    loss = functional.cross_entropy(logits, batch.targets, reduction="sum")
-                engine.backward(loss * batch.weight, batch.is_last)
+                    losses = functional.cross_entropy(
+                        logits, batch.targets, label_smoothing=smoothing, reduction="none"
+                    )
+                engine.backward(losses.sum() * batch.weight, batch.is_last)
             engine.update(step.rate_factor)
 
         best = logged_evaluation(run, loop.progress.best_step)

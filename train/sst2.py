@@ -73,12 +73,15 @@ def main(args) -> None:
         def validate() -> dict[str, float]:
             return validate_labels(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)
 
+        smoothing = settings.optimisation.label_smoothing
         loop = TrainingLoop(run, engine, data["train"], schedule, settings.optimisation, validate, stop_signal)
         for step in loop:  # resumes; between two steps it logs, validates, saves and stops
             for batch in step:  # this rank's micro-batches
                 logits = engine.forward(**batch.inputs)  # of labels or of answers' tokens: [targets, classes]
-                loss = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-                engine.backward(loss * batch.weight, batch.is_last)
+                losses = functional.cross_entropy(
+                    logits.float(), batch.targets, label_smoothing=smoothing, reduction="none"
+                )
+                engine.backward((losses * batch.target_weights).sum() * batch.weight, batch.is_last)
             engine.update(step.rate_factor)
 
         final = save_best(loop, settings, tokenizer, task_record(settings, SST2, data["train"]))

@@ -29,7 +29,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file aside, then rename it: a reader sees the old file or the new one, after a crash too."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        aside.unlink(missing_ok=True)
+        with aside.open("x", encoding="utf-8") as file:  # a planted link of that name is not followed
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

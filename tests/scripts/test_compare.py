@@ -114,7 +114,7 @@ def test_seeds_that_are_none_have_no_mean(tmp_path, change, reason):
 
 def test_what_seeds_did_not_all_score_has_no_mean(tmp_path):
     """METEOR where WordNet was not there; uncalibrated scores are no settings."""
-    scores = {"exact": 50.0, "f1": 60.0, "exact_ci95": [40, 60], "f1_ci95": [50, 70], "uncalibrated_exact": 1.0}
+    scores = {"exact": 97.5, "f1": 98.0, "exact_ci95": [87, 99], "f1_ci95": [90, 99], "uncalibrated_exact": 1.0}
     first = evaluation(tmp_path / "a", {1}, task="squad", meteor=7.0, meteor_ci95=[6, 8], **scores)
     second = evaluation(tmp_path / "b", {2}, task="squad", seed=1, **{**scores, "uncalibrated_exact": 2.0})
     write_comparison([first, second], tmp_path / "out")

@@ -10,13 +10,20 @@ import pytest
 import torch
 from comparing import BF16_CURVE, WEIGHTS, assert_same_curve, differences, steps_of, weight_difference, weights_of
 from launching import ACCELERATE, REPOSITORY, TORCHRUN, free_port, launch
+from torch.nn import functional
 
-from zerotune.models.pretrained import load_tokenizer
+from zerotune.models.classifier import load_classifier
+from zerotune.models.final_folder import load_final_or_base
+from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.flags import train_parser
+from zerotune.settings.groups import ModelSettings
 from zerotune.settings.resolve import data_settings
+from zerotune.tasks.imdb import IMDB
+from zerotune.tasks.sample import sample_rows
 from zerotune.tasks.sst2 import SST2
 from zerotune.tasks.texts import load
 from zerotune.training.batches import epoch_steps, micro_batches
+from zerotune.training.classification import labelled_data
 
 CONFIGS = REPOSITORY / "ds_configs"
 FULL, LORA, QLORA = [], ["--method", "lora"], ["--method", "qlora"]
@@ -26,6 +33,7 @@ TWO_PROCESSES = {
     "lora": [None, "zero1.json", "zero2.json", "zero3.json"],
     "qlora": [None, "qlora.json"],
 }
+WEIGHTED = ["--class-weights", "balanced", "--label-smoothing", 0.1, "--schedule", "cosine"]
 CASES = [(method, config) for method, configs in TWO_PROCESSES.items() for config in configs]
 
 
@@ -79,6 +87,56 @@ def test_every_shipped_configuration_is_run_above():
 def test_the_token_budget_does_not_change_the_curve(workplace, tokens):
     reference = workplace.train_once("full")
     run = workplace.train(f"budget-{tokens}", "--tokens-per-device", tokens)
+    assert_same_curve(run, reference)
+    assert weight_difference(run, reference) <= WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def skewed(workplace):
+    """Return flags of training on rows of which one in eight is positive."""
+    rows = sample_rows(600, 11)
+    train = [row for row in rows if row[1] == 0][:140] + [row for row in rows if row[1] == 1][:20]
+    flags = []
+    for name, chosen in (("train", train), ("test", rows[500:])):
+        file = workplace.folder / f"skewed-{name}.tsv"
+        file.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in chosen))
+        flags += [f"--{name}-file", file]
+    return [*flags, *WEIGHTED]
+
+
+@pytest.mark.parametrize("task", [SST2, IMDB], ids=["sst2", "imdb"])
+def test_the_training_loss_has_weights_and_smoothing_and_the_validation_loss_is_plain(workplace, skewed, task):
+    if task is SST2:
+        run = workplace.train_once("skewed", *skewed)
+    else:
+        flags, folder = workplace.train_flags("skewed-imdb", *skewed), workplace.folder / "skewed-imdb"
+        run = workplace.server.start("train/imdb.py", flags, folder).wait()
+        assert run.codes == (0,), run.text()
+    args = train_parser("", task).parse_args(list(map(str, workplace.train_flags("unused", *skewed))))
+    splits, tokenizer = load(task, data_settings(args)), load_tokenizer(str(workplace.model), None)
+    config = read_config(str(workplace.model), None)
+    train, validation = (
+        labelled_data(tokenizer, config, part, args.max_length, "head") for part in (splits.train, splits.validation)
+    )
+    rows = epoch_steps(train.lengths, args.batch_size, args.seed, 0)[0]
+    labels, counts = torch.from_numpy(train.labels), torch.from_numpy(np.bincount(train.labels))
+    weights = (len(labels) / (2 * counts))[labels[rows]]
+    assert counts[0] > 5 * counts[1] and set(labels[rows].tolist()) == {0, 1}
+    with torch.no_grad():
+        model = load_classifier(ModelSettings(str(workplace.model)), task.labels, tokenizer)
+        logits = model(**train.inputs(rows, torch.device("cpu")))
+        losses = functional.cross_entropy(logits, labels[rows], label_smoothing=0.1, reduction="none")
+        assert steps_of(run)[0]["loss"] == pytest.approx(float((losses * weights).sum() / weights.sum()), rel=1e-5)
+
+        best, _, _ = load_final_or_base(ModelSettings(str(run.folder / "final")), task.labels)
+        logits = best(**validation.inputs(np.arange(len(validation.ids)), torch.device("cpu")))
+        plain = functional.cross_entropy(logits, torch.from_numpy(validation.labels))
+    assert run.evaluations()[-1]["eval_loss"] == pytest.approx(float(plain), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_curve_of_one_with_weights_and_smoothing(workplace, skewed):
+    reference, run = workplace.train_once("skewed", *skewed), workplace.train("skewed-two", *skewed, world=2)
     assert_same_curve(run, reference)
     assert weight_difference(run, reference) <= WEIGHTS
 

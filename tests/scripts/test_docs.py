@@ -45,7 +45,7 @@ def code_lines(text: str) -> list[str]:
 
 def script_of(word: str) -> str | None:
     """Return the script that a word of a command line starts: itself, a job script's, or the one that was copied."""
-    job = re.fullmatch(r"slurm/(sst2|imdb|qa)\.sh", word)
+    job = re.fullmatch(r"slurm/(sst2|imdb|qa|classify)\.sh", word)
     if job:
         return f"train/{job[1]}.py"
     if word == COPY:

@@ -18,8 +18,10 @@ from comparing import (
     weights_of,
 )
 from launching import FEW_TOKENS
-from test_curves import BF16_CURVE, REFERENCES
+from test_curves import BF16_CURVE, REFERENCES, WEIGHTED
 from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
+
+from zerotune.tasks.chat import PINNED_DATE
 
 # On a CPU torch adds up a large matrix's norm serially, DeepSpeed in other pieces: of the tied embedding's 131,072
 # gradients 1.4e-5 is lost. Measured: 2.6e-5, where losses agree within 2e-7.
@@ -50,15 +52,16 @@ def test_validation_loss_falls_every_epoch(workplace, method):
         "template": "Review: {text}\nSentiment:",
         "label_words": ["negative", "positive"],
         "format": "plain",
+        "instruction": "",
     }
     table = run.read_json("parameters.json")
     adapter = table["after"]["groups"]["adapter"]
     assert table["after"]["total"] == table["before"]["total"] + adapter and table["after"]["head"] == 0
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_killed_run_goes_on_to_the_same_bits(workplace, method):
-    flags = [*GENERATE, "--method", method, *OFTEN]
+@pytest.mark.parametrize(("method", "loss"), [("full", []), ("lora", WEIGHTED)])
+def test_a_killed_run_goes_on_to_the_same_bits(workplace, method, loss):
+    flags = [*GENERATE, "--method", method, *OFTEN, *loss]
     reference = workplace.train_once(f"generate-often-{method}", *flags)
     name = f"generate-killed-{method}"
     workplace.train(name, *flags, expect=-9, **killed_at("os.rename", r"\.writing-step-00000006$"))
@@ -107,7 +110,8 @@ def test_a_chat_model_learns_in_its_template(workplace):
     character_model(folder, CHAT_TEMPLATE)
     flags = [*GENERATE, "--model", folder, "--prompt-format", "chat", "--learning-rate", 1e-2]
     run = workplace.train("generate-chat", *flags, "--limit-train", 64, "--limit-eval", 16, "--eval-every", 4)
-    assert run.read_json("final/task.json")["prompt"]["format"] == "chat"
+    record = run.read_json("final/task.json")
+    assert record["prompt"]["format"] == "chat" and record["chat"]["date_string"] == PINNED_DATE
     losses = [row["eval_loss"] for row in run.evaluations()]
     assert losses[-1] < losses[0]
     metrics = run.read_json("eval/final/metrics.json")

@@ -63,7 +63,7 @@ def test_prompts_differ_in_shots_and_wording_and_share_the_model(workplace, run)
     done = evaluate(workplace, "imdb-seeds", *flags, *PROMPTS)
     summary = done.read_json("summary.json")
     each = [done.read_json(f"seed-{number}/metrics.json") for number in range(3)]
-    assert [one["prompt"] for one in each] == [template for template, _ in IMDB.wordings[:3]]
+    assert [one["prompt"] for one in each] == [wording.template for wording in IMDB.wordings[:3]]
     assert len({tuple(one["shot_ids"]) for one in each}) == 3
     for name in ("accuracy", "precision", "recall", "f1", "uncalibrated_accuracy", "uncalibrated_recall"):
         values = [one[name] for one in each]

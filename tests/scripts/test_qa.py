@@ -203,6 +203,17 @@ def test_a_plan_is_printed_and_nothing_written(qa, head):
     assert "8 of 16 rows on 1 device(s)" in run.text() and "data: 3" in run.text() and not run.folder.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "head"), [("qa", ()), ("qa-generate", GENERATE)])
+def test_label_smoothing_is_in_the_training_loss(qa, name, head):
+    """Its arithmetic is torch's: tests/unit/squad/test_spans.py."""
+    train_once, train, _, _ = qa
+    smoothed = train(f"{name}-smoothed", *head, "--base-eval", "none", "--max-steps", 1, "--label-smoothing", 0.9)
+    first = [run.read_lines("metrics.jsonl")[0]["loss"] for run in (train_once(name, *head), smoothed)]
+    # of a random model both are about the logarithm of the number of classes
+    assert first[0] != first[1] and first[0] == pytest.approx(first[1], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -61,7 +61,11 @@ def test_a_run_by_the_trainer_leaves_what_a_run_by_the_loop_leaves(train, undist
 
 LORA = ["--method", "lora"]
 # LoRA trains without dropout: an encoder's steps can be compared too, where the loop has kernels of its own
-METHODS = {"full": [], "lora": LORA, "encoder": [*LORA, "--model", tiny_model("distilbert")]}
+METHODS = {
+    "full": [],
+    "lora": [*LORA, "--label-smoothing", 0.2, "--schedule", "cosine"],
+    "encoder": [*LORA, "--model", tiny_model("distilbert")],
+}
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -131,6 +135,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(train):
     ("flags", "world", "words"),
     [
         (["--deepspeed", REPOSITORY / "ds_configs/zero2.json"], 1, "--engine trainer runs without DeepSpeed"),
+        (["--class-weights", "balanced"], 1, "which --class-weights balanced forbids"),
         (["--precision", "fp16"], 1, "--engine trainer computes in fp16 on a GPU only"),
         (["--scratch-dir", "/dev/shm"], 1, "--engine trainer saves to the run folder at once"),
         (["--batch-size", 15], 2, "--batch-size 15 is no multiple of 2 processes"),

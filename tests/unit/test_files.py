@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zerotune.files import disk_is_full, follow_umask, full_disk_reason
+from zerotune.files import disk_is_full, follow_umask, full_disk_reason, write_text
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
@@ -40,3 +40,11 @@ def test_what_is_exhausted_is_named(tmp_path, error, words):
 def test_a_disk_without_inodes(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=10, f_favail=0))
     assert full_disk_reason(tmp_path, OSError(errno.ENOSPC, "x")).startswith("no free inodes")
+
+
+def test_a_planted_link_is_not_written_through(tmp_path):
+    private, aside = tmp_path / "private", tmp_path / f".run.json.{os.getpid()}"
+    private.write_text("mine")
+    aside.symlink_to(private)
+    write_text(tmp_path / "run.json", "{}")
+    assert private.read_text() == "mine" and (tmp_path / "run.json").read_text() == "{}" and not aside.exists()

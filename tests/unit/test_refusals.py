@@ -58,7 +58,9 @@ def test_half_a_hub_split(dataset):
 # --- flags ---
 
 
-@pytest.mark.parametrize("flags", [["--model", ""], ["--dataset", ""], ["--seed", str(2**63)]])
+@pytest.mark.parametrize(
+    "flags", [["--model", ""], ["--dataset", ""], ["--seed", str(2**63)], ["--label-smoothing", "1"]]
+)
 def test_values_that_no_run_can_use(flags, capsys):
     with pytest.raises(SystemExit):
         train_parser("", SST2).parse_args(flags)

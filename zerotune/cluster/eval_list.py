@@ -24,7 +24,7 @@ from zerotune.cluster.jobs import TASKS, read_flags
 from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
 from zerotune.metrics.evaluations import read_metrics
 from zerotune.models.model_files import cached_snapshot, model_identity
-from zerotune.run.folder import read_state
+from zerotune.run.run_files import read_state
 from zerotune.settings.names import short_name
 
 SCRIPTS = {Path(name).stem: f"eval/{name}" for name in TASKS}
@@ -160,7 +160,8 @@ def compare(lines: list[Line]) -> None:
         except Refused as error:
             said.append(f"{line.folder.name}: {error}")
             continue
-        score = next((f"{name} {metrics[name]:.4f}" for name in ("accuracy", "f1") if name in metrics), "no labels")
+        names = [name for name in ("accuracy", "exact_match", "f1") if name in metrics]
+        score = f"{names[0]} {metrics[names[0]]:.4f}" if names else "no labels"
         said.append(f"{line.folder.name}: {score} on {metrics['count']:,} items")
     print("\n".join(said), flush=True)
     lacking = [line for line in lines if not line.is_done]

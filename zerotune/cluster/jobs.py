@@ -17,8 +17,9 @@ from pathlib import Path
 from zerotune.cluster import prefetch
 from zerotune.errors import Refused
 from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id
-from zerotune.run.folder import PARTIAL_FOLDER, read_state
+from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.process import run_script
+from zerotune.run.run_files import read_state
 from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
 from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag, with_label_flags
 from zerotune.settings.groups import DataSettings

@@ -22,8 +22,8 @@ from zerotune.files import file_record, file_sha256, hold_lock, read_json, write
 from zerotune.metrics.wordnet import DEBIAN_FOLDER
 from zerotune.models.model_files import WeightIndex, cached_snapshot
 from zerotune.records import FileRecord
+from zerotune.run.run_files import SplitRecord
 from zerotune.tasks.hub import cached_commit, id_and_configuration
-from zerotune.tasks.split_file import SplitRecord
 
 MANIFEST = "zerotune-manifest.json"
 # What transformers and peft read of a repository. Weights in the older .bin form only where there are no others.

@@ -1,6 +1,7 @@
 """Classifier heads that answer for the items of an evaluation."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from zerotune.evaluation.options import TextEvaluation, training_description
 from zerotune.evaluation.scoring import PreparedModel, Scorer
+from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.classifier import SequenceClassifier
 from zerotune.models.final_folder import load_final_or_base
@@ -15,8 +17,10 @@ from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, most_tokens
 from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.splits import Example
+from zerotune.tasks.texts import TextTask
 from zerotune.training.batches import evaluation_batches
-from zerotune.training.classification import LabelledData, check_last_tokens, labelled_data, log_probabilities
+from zerotune.training.classification import LabelledData, check_last_tokens, log_probabilities
+from zerotune.training.label_sets import THRESHOLD, classifier_data, likely_labels, log_sigmoid, logits
 
 
 def head_scorer(model, data, device: torch.device, precision: str) -> Scorer:
@@ -39,6 +43,13 @@ def likeliest(records: list[dict]) -> PredictedLabels:
     return PredictedLabels(scores.argmax(axis=1).tolist(), {"scores": scores.tolist()})
 
 
+def likely(records: list[dict], threshold: float) -> PredictedLabelSets:
+    """Return the labels of each item whose probability is above the threshold."""
+    scores = log_sigmoid(logits(records))
+    predictions = [tuple(np.flatnonzero(row).tolist()) for row in likely_labels(scores, threshold)]
+    return PredictedLabelSets(predictions, scores.tolist())
+
+
 @dataclass(frozen=True)
 class LoadedClassifier:
     """A classifier on its device, and how it reads texts.
@@ -49,6 +60,7 @@ class LoadedClassifier:
         record: task.json, {} for a model that zerotune did not tune.
     """
 
+    task: TextTask
     model: SequenceClassifier
     tokenizer: Any
     config: Any
@@ -59,7 +71,8 @@ class LoadedClassifier:
 
     def data(self, examples: list[Example], cached: bool = True) -> LabelledData:
         """Tokenise examples. Raises Refused: a token has no embedding, or would be read as padding."""
-        found = labelled_data(self.tokenizer, self.config, examples, self.max_length, self.truncation, cached)
+        cut = self.max_length, self.truncation
+        found = classifier_data(self.task, self.tokenizer, self.config, examples, *cut, cached)
         check_token_ids(self.settings.name, self.config, found.token_ids)
         check_last_tokens(self.settings.name, self.config, self.tokenizer, found)
         return found
@@ -76,7 +89,7 @@ def load_head(evaluation: TextEvaluation, task, config, device: torch.device) ->
     default = min(task.max_length, most_tokens(config) or task.max_length)
     max_length = evaluation.text.max_length or record.get("max_length", default)
     truncation = record.get("truncation", evaluation.text.truncation)
-    return LoadedClassifier(model.to(device), tokenizer, config, evaluation.model, record, max_length, truncation)
+    return LoadedClassifier(task, model.to(device), tokenizer, config, evaluation.model, record, max_length, truncation)
 
 
 def prepare_head(
@@ -94,10 +107,14 @@ def prepare_head(
         "prompt_format": None,
         "num_truncated": data.num_truncated,
     }
+    read = likeliest
+    if task.multi_label:
+        description["threshold"] = (record.get("thresholds") or {}).get("probability", THRESHOLD)
+        read = partial(likely, threshold=description["threshold"])
     return PreparedModel(
         score=classifier.scorer(data, device),
         costs=data.lengths,
         batches=evaluation_batches(data.lengths, evaluation.tokens_per_device),
         description=description,
-        read=likeliest,
+        read=read,
     )

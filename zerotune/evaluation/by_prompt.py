@@ -16,7 +16,8 @@ from zerotune.evaluation.options import TextEvaluation, generator_record, traini
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.parameters import published_table
-from zerotune.models.pretrained import check_token_ids, load_tokenizer
+from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens
+from zerotune.models.shared_prefix import keeps_keys_and_values
 from zerotune.run.plan import describe_memory, scoring_memory
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
@@ -56,7 +57,12 @@ class PromptPlan:
     description: dict
 
     def checked(self, data: PromptData, config) -> PromptData:
-        """Return prompts once their tokens are known to have embeddings, those of the texts apart."""
+        """Return prompts once their tokens are known to have embeddings, those of the texts apart.
+
+        Nothing is shared by prompts for a model that does not keep keys and values.
+        """
+        if not keeps_keys_and_values(config):
+            data = replace(data, num_shared=0)
         # beside the texts, whose tokens `check_texts` looks at, all prompts have the same tokens
         first = [*data.context(0), *chain.from_iterable(data.targets[: len(self.prompt.label_words)])]
         check_token_ids(self.settings.name, config, np.array(first))
@@ -70,7 +76,7 @@ def plan_prompt(evaluation: TextEvaluation, task, config) -> PromptPlan:
         Refused: shots do not fit the model's window, or it was tuned for other labels.
     """
     loaded, record = evaluation.model, generator_record(evaluation.model)
-    tokenizer, window = load_tokenizer(loaded.name, loaded.revision), config.max_position_embeddings
+    tokenizer, window = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
     if record is None:
         prompt, description = _published_prompt(evaluation, task, tokenizer, window)
     else:

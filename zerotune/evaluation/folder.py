@@ -6,26 +6,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
 from zerotune.evaluation.scoring import BackOff, PartialScores, PreparedModel, is_finite, score_items
-from zerotune.files import json_sha256, read_json, write_json
+from zerotune.files import file_record, first_damage, json_sha256, read_json, write_json
 from zerotune.metrics.evaluations import EVALUATE_AGAIN, read_metrics
 from zerotune.models.model_files import model_identity
+from zerotune.records import FileRecord
 from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import is_main_process
 
 FINGERPRINT_FILE = ".fingerprint.json"
+# What an evaluation of any task writes, as far as it does.
+RESULT_FILES = ("metrics.json", "predictions.jsonl", "predictions.json", "breakdown.json", "submission.tsv")
 
 
 class Fingerprint(TypedDict):
-    """.fingerprint.json: hashes of all that the results depend on, and of each part by its name."""
+    """.fingerprint.json: hashes of all that the results depend on, of each part by its name, and of the results."""
 
     sha256: str
     parts: dict[str, str]
+    files: NotRequired[dict[str, FileRecord]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ def evaluate_into(
         metrics = {"task": items.task} | described | prepared.description | write(prepared.read(records))
         write_json(folder / "metrics.json", metrics)
         parts = {name: json_sha256(value) for name, value in fingerprint.items()}
-        write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint), "parts": parts})
+        files = {name: file_record(folder / name) for name in RESULT_FILES if (folder / name).exists()}
+        write_json(folder / FINGERPRINT_FILE, {"sha256": json_sha256(fingerprint), "parts": parts, "files": files})
         partial.delete()
     return on_all_ranks(accelerator, metrics)[0]
 
@@ -123,11 +128,20 @@ def _fingerprint(described: dict, items: Items) -> dict:
 
 
 def _differing_parts(folder: Path, fingerprint: dict) -> list[str] | None:
-    """Return the names of what differs from the evaluation whose results a folder holds; None where it holds none."""
+    """Return the names of what differs from the evaluation whose results a folder holds; None where it lacks any.
+
+    Raises:
+        Refused: the results are of the same evaluation, and a file is damaged.
+    """
     if not all((folder / name).exists() for name in (FINGERPRINT_FILE, "metrics.json", "predictions.jsonl")):
         return None
     earlier = read_json(folder / FINGERPRINT_FILE, Fingerprint, EVALUATE_AGAIN)
     if earlier["sha256"] == json_sha256(fingerprint):
+        files = earlier.get("files", {})
+        if not all((folder / name).exists() for name in files):
+            return None
+        if damage := first_damage(folder, files):
+            raise Refused(f"{folder / damage[0]} is damaged ({damage[1]}): {EVALUATE_AGAIN}")
         return []
     parts = earlier["parts"]
     return [name for name, value in fingerprint.items() if parts.get(name) != json_sha256(value)] or ["settings"]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zerotune.files import write_json_lines, write_text
+from zerotune.metrics.label_sets import PredictedLabelSets, label_set_metrics
 from zerotune.metrics.labels import PredictedLabels, label_metrics
 from zerotune.run.process import say
 from zerotune.tasks.splits import Example
@@ -22,6 +23,20 @@ def write_label_results(
     if labels[0] is None:
         _write_submission(folder, examples, predicted.predictions)
     return label_metrics(labels, predicted, label_names)
+
+
+def write_label_set_results(
+    folder: Path, examples: list[Example], predicted: PredictedLabelSets, label_names: Sequence[str]
+) -> dict:
+    """Write predictions.jsonl of texts with any number of labels.
+
+    Returns:
+        The part of metrics.json that was measured, as `label_set_metrics`.
+    """
+    ids, labels = [example.id for example in examples], [example.label for example in examples]
+    columns = {"id": ids, "label": labels, "prediction": predicted.predictions, "scores": predicted.scores}
+    write_predictions(folder, columns)
+    return label_set_metrics(labels, predicted.predictions, label_names)
 
 
 def write_predictions(folder: Path, columns: dict[str, list]) -> None:

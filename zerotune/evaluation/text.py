@@ -6,11 +6,13 @@ from zerotune.evaluation.by_head import prepare_head
 from zerotune.evaluation.by_prompt import LoadModel, prepare_prompt
 from zerotune.evaluation.folder import Items, check_earlier, evaluate_into
 from zerotune.evaluation.options import TextEvaluation, base_model, check_flags, tuned_model
-from zerotune.evaluation.result_files import write_label_results
+from zerotune.evaluation.result_files import write_label_results, write_label_set_results
 from zerotune.evaluation.scoring import PreparedModel
 from zerotune.files import read_json
+from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.generator import load_language_model
+from zerotune.models.multi_label import check_multi_label
 from zerotune.models.pretrained import answers_by_prompt, check_texts, read_config
 from zerotune.run.folder import RunFolder
 from zerotune.run.process import say
@@ -49,8 +51,9 @@ def evaluate(
             return prepare_prompt(evaluation, task, examples, config, accelerator.device, load_model)
         return prepare_head(evaluation, task, examples, config, accelerator.device)
 
-    def write(predicted: PredictedLabels) -> dict:
-        return write_label_results(folder, examples, predicted, task.labels)
+    def write(predicted: PredictedLabels | PredictedLabelSets) -> dict:
+        write_results = write_label_set_results if task.multi_label else write_label_results
+        return write_results(folder, examples, predicted, task.labels)
 
     described, items = evaluation.described(), text_items(evaluation, task, examples)
     return evaluate_into(folder, described, items, prepare, write, accelerator, stop_signal, replace)
@@ -60,6 +63,7 @@ def check_evaluation(
     folder: Path, evaluation: TextEvaluation, task, examples: list[Example], config, tokenizer
 ) -> None:
     """Refuse flags that this model would ignore or cannot follow, and a folder with another evaluation's results."""
+    check_multi_label(evaluation.model, config, task.multi_label)
     check_flags(evaluation, config, tokenizer)
     check_texts(evaluation.model.name, config, tokenizer, (each.text for each in (*evaluation.shots, *examples)))
     check_earlier(folder, evaluation.described(), text_items(evaluation, task, examples))
@@ -69,12 +73,18 @@ def text_items(evaluation: TextEvaluation, task, examples: list[Example]) -> Ite
     """Return the items of an evaluation with all that their scores depend on beside its settings."""
     lines = [f"{example.id}\t{example.text}\t{example.label}" for example in examples]
     shots = [[shot.id, shot.text, shot.label] for shot in evaluation.shots]
-    return Items(task.name, lines, {"shots": shots, "prompt": task.wordings[evaluation.wording]})
+    more = {"shots": shots, "prompt": task.wordings[evaluation.wording]}
+    return Items(task.name, lines, more | ({"multi_label": True} if task.multi_label else {}))
 
 
 def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits, stop_signal) -> None:
-    """Evaluate the model as it is before training into eval/base: zero-shot if it is causal."""
+    """Evaluate the model as it is before training into eval/base: zero-shot if it is causal.
+
+    With --multi-label a causal model is not: a prompt gives one label."""
     if settings.run.base_eval == "none":
+        return
+    if task.multi_label and answers_by_prompt(read_config(settings.model.name, settings.model.revision)):
+        say("base: not evaluated, for a prompt gives one label and --multi-label any number")
         return
     test = splits.test
     if settings.run.base_eval == "subset":
@@ -109,9 +119,15 @@ def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, task, s
 
 
 def accuracy_line(metrics: dict) -> str:
-    """Return accuracy with its 95 % interval in a line; the number of predictions where the items have no labels."""
-    if "accuracy" not in metrics:
+    """Return accuracy with its 95 % interval in a line; the number of predictions where the items have no labels.
+
+    Where items have any number of labels, exact match and micro F1 with theirs."""
+    names = [name for name in ("accuracy", "exact_match", "f1_micro") if name in metrics]
+    if not names:
         return f"{metrics['count']:,} predictions (the items have no labels)"
-    low, high = metrics["accuracy_ci95"]
+    scores = [
+        "{} {:.4f} [{:.4f}, {:.4f}]".format(name.replace("_", " "), metrics[name], *metrics[f"{name}_ci95"])
+        for name in names
+    ]
     unparsable = f", {metrics['num_unparsable']:,} of them unparsable" if metrics.get("num_unparsable") else ""
-    return f"accuracy {metrics['accuracy']:.4f} [{low:.4f}, {high:.4f}] on {metrics['count']:,} items{unparsable}"
+    return f"{', '.join(scores)} on {metrics['count']:,} items{unparsable}"

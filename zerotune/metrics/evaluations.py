@@ -29,8 +29,8 @@ from zerotune.records import Count, check_record
 
 # Tasks whose metrics.json has its scores on 0-100, as their official tools print them.
 TASKS_IN_PERCENT = ("squad",)
-# The share of right items: of labelled texts, and of questions.
-HEADLINES = ("accuracy", "exact")
+# The share of right items: of labelled texts, of texts with any number of labels, and of questions.
+HEADLINES = ("accuracy", "exact_match", "exact")
 # Entries of metrics.json that were measured, beside the scores; the others are settings.
 _MEASURED = (
     "confusion", "loss", "seed", "unparsable_share", "tokens_per_device", "threshold", "abstention_share", "eos_rate",
@@ -69,11 +69,13 @@ class MetricsRecord(TypedDict):
 
 
 class Prediction(TypedDict):
-    """A line of predictions.jsonl: a label and a number, or gold answers and a text; no label where there is none."""
+    """A line of predictions.jsonl: a label's number and another, lists of such numbers, or gold answers and a text.
+
+    No label where there is none."""
 
     id: str
-    label: int | list[str] | None
-    prediction: int | str | None
+    label: int | list[int] | list[str] | None
+    prediction: int | list[int] | str | None
     scores: NotRequired[list[float]]
     exact: NotRequired[Share]
     f1: NotRequired[Share]
@@ -93,7 +95,7 @@ class Evaluation:
 class PairedAccuracy:
     """Two evaluations on the items that both scored; differences are second minus first, in 0-1.
 
-    Accuracy is the share of right items; of questions, the share of exact answers."""
+    Accuracy is the share of right items: of questions, of exact answers; of label sets, of those all right."""
 
     num_common: int
     accuracy_first: float
@@ -117,6 +119,13 @@ def read_metrics(path: Path) -> dict:
     check_record(intervals, dict[str, ScoreInterval | None], path, EVALUATE_AGAIN)
     of_headline = {f"{name}_ci95": metrics.get(f"{name}_ci95") for name in HEADLINES if name in metrics}
     check_record(of_headline, dict[str, ScoreInterval], path, EVALUATE_AGAIN)
+    most = 100.001 if is_in_percent(metrics) else 1
+    for name, value in scores.items():
+        if value > most:
+            raise Refused(f"{path} is damaged ({name} is {value}, wanted 0 to {most:.0f}): {EVALUATE_AGAIN}")
+    for name, bounds in intervals.items():
+        if bounds and not bounds[0] <= bounds[1] <= most:
+            raise Refused(f"{path} is damaged ({name} is {bounds}, wanted a low and a high bound): {EVALUATE_AGAIN}")
     return metrics
 
 
@@ -142,7 +151,21 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
     if metrics["count"] != len(labelled):
         found = f"metrics.json counts {metrics['count']} items, predictions.jsonl has {len(labelled):,}"
         raise Refused(f"the two files of an evaluation must match, in {folder} {found}: evaluate again")
-    return Evaluation(folder, metrics, predictions)
+    evaluation = Evaluation(folder, metrics, predictions)
+    _check_headline(evaluation)
+    return evaluation
+
+
+def _check_headline(evaluation: Evaluation) -> None:
+    """Refuse a share of right items that is not that of the predictions."""
+    metrics = as_proportions(evaluation.metrics)
+    found = float(np.mean([_is_right(line) for line in evaluation.predictions.values()]))
+    for name in HEADLINES:
+        if name in score_names(metrics) and abs(metrics[name] - found) > 1e-6:
+            raise Refused(
+                f"the two files of an evaluation must match, in {evaluation.folder} metrics.json has {name} "
+                f"{metrics[name]:.4f} and predictions.jsonl gives {found:.4f}: evaluate again"
+            )
 
 
 def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
@@ -200,6 +223,13 @@ def paired_f1(first: Evaluation, second: Evaluation) -> PairedMeans | None:
 def score_names(metrics: dict) -> list[str]:
     """Return the names of the scores in metrics.json, in the order of the file."""
     return [name for name in metrics if f"{name}_ci95" in metrics and not name.startswith("uncalibrated_")]
+
+
+def headline(metrics: dict) -> str:
+    """Return the name of the share of right items, which a paired test compares."""
+    if is_in_percent(metrics):
+        return "exact"
+    return "exact_match" if "exact_match" in metrics else "accuracy"
 
 
 def is_in_percent(metrics: dict) -> bool:

@@ -146,10 +146,10 @@ def _scores_of_counts(
     hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray, occur: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Return each score, [...], of the counts of `_label_counts`, [..., labels]."""
-    accuracy = _ratio(hits.sum(axis=-1), labelled.sum(axis=-1))
+    accuracy = ratio(hits.sum(axis=-1), labelled.sum(axis=-1))
     matthews = matthews_correlation(hits, labelled, predicted)
-    f1 = _ratio(2 * hits, labelled + predicted)
-    return _named(accuracy, matthews, _ratio(hits, predicted), _ratio(hits, labelled), f1, occur, label_names)
+    f1 = ratio(2 * hits, labelled + predicted)
+    return _named(accuracy, matthews, ratio(hits, predicted), ratio(hits, labelled), f1, occur, label_names)
 
 
 def matthews_correlation(hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ def matthews_correlation(hits: np.ndarray, labelled: np.ndarray, predicted: np.n
     covariance = num_right * num_items - (labelled * predicted).sum(axis=-1)
     of_predicted = num_items**2 - (predicted**2).sum(axis=-1) - unread**2
     of_labels = num_items**2 - (labelled**2).sum(axis=-1)
-    return _ratio(covariance, np.sqrt(of_predicted * of_labels))
+    return ratio(covariance, np.sqrt(of_predicted * of_labels))
 
 
 def _named(accuracy, matthews, precision, recall, f1, occur, label_names: Sequence) -> dict[str, np.ndarray]:
@@ -177,5 +177,6 @@ def _named(accuracy, matthews, precision, recall, f1, occur, label_names: Sequen
     return {"accuracy": accuracy} | positive | macro | {"matthews": matthews} | accuracies
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return a quotient of floats of one shape, 0 where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)

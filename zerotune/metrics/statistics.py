@@ -1,6 +1,6 @@
 """Compute intervals and paired tests, by pure functions of counts and of per-item scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ from scipy.special import bdtr, ndtri
 
 Interval = tuple[float, float]
 NUM_RESAMPLES = 10_000
+MOST_DRAWN_TOGETHER = 2**24  # counts of resamples in memory at once: 128 MiB
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Interval | None:
@@ -47,10 +48,17 @@ def resample_counts(counts: Sequence[int] | np.ndarray, seed: int) -> np.ndarray
     """Draw all n items with replacement NUM_RESAMPLES times, and count each kind: [NUM_RESAMPLES, kinds].
 
     One multinomial draw over the kinds does that, so the cost does not grow with n."""
+    return np.concatenate(list(resample_counts_in_parts(counts, seed)))
+
+
+def resample_counts_in_parts(counts: Sequence[int] | np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Give what `resample_counts` returns in parts of some resamples each, for kinds by the thousand."""
     counts = np.asarray(counts, dtype=np.int64)
     total = int(counts.sum())
     assert total > 0 and (counts >= 0).all(), counts
-    return np.random.default_rng(seed).multinomial(total, counts / total, size=NUM_RESAMPLES)
+    generator, most = np.random.default_rng(seed), max(1, MOST_DRAWN_TOGETHER // len(counts))
+    for start in range(0, NUM_RESAMPLES, most):
+        yield generator.multinomial(total, counts / total, size=min(most, NUM_RESAMPLES - start))
 
 
 def percentile_interval(scores: np.ndarray, confidence: float = 0.95) -> Interval:

@@ -1,4 +1,7 @@
-"""LoRA on every projection of a model: where it goes, how many weights it has, and how a trained adapter is loaded."""
+"""LoRA on every projection of a model: where it goes, how many weights it has, and how a trained adapter is loaded.
+
+In a model with experts that is its attention: experts are one tensor, which LoRA leaves alone.
+"""
 
 import contextlib
 import os
@@ -8,18 +11,10 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.boundary import reading
-from zerotune.models.heads import SPAN_HEAD, head_module_names, head_of, is_encoder, is_head_parameter, logical_size
+from zerotune.models.families import projection_names, projection_shapes
+from zerotune.models.heads import head_module_names, head_of, is_head_parameter, logical_size, span_module_names
 from zerotune.models.model_files import adapter_base, find_file
 from zerotune.settings.groups import ModelSettings
-
-_SEVEN_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-_LORA_TARGETS = {
-    "distilbert": ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"],
-    # A pattern, because a bare "dense" would also match the pooler.
-    "bert": r".*encoder\.layer\.\d+\."
-    r"(attention\.self\.(query|key|value)|(attention\.output|intermediate|output)\.dense)",
-}
-_LORA_TARGETS["roberta"] = _LORA_TARGETS["bert"]
 
 
 @contextlib.contextmanager
@@ -42,7 +37,7 @@ def add_lora(model, settings: ModelSettings):
 
     task_type, heads = {
         "classify": ("SEQ_CLS", list(head_module_names(model.config))),
-        "span": ("QUESTION_ANS", [SPAN_HEAD]),
+        "span": ("QUESTION_ANS", list(span_module_names(model.config))),
         "generate": ("CAUSAL_LM", None),
     }[head_of(model)]
     lora = LoraConfig(
@@ -50,7 +45,7 @@ def add_lora(model, settings: ModelSettings):
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=_LORA_TARGETS.get(model.config.model_type, _SEVEN_PROJECTIONS),
+        target_modules=projection_names(model),
         modules_to_save=heads,
         revision=settings.revision,
     )
@@ -69,17 +64,7 @@ def add_lora(model, settings: ModelSettings):
 
 def adapter_size(config, rank: int) -> int:
     """Return the number of LoRA weights: rank × (inputs + outputs) of all projections (Hu et al. 2021)."""
-    if config.model_type == "distilbert":
-        hidden, wide, layers = config.dim, config.hidden_dim, config.n_layers
-    else:
-        hidden, wide, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    if is_encoder(config):
-        shapes = [(hidden, hidden)] * 4 + [(hidden, wide), (wide, hidden)]
-    else:
-        width = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-        queries, keys = width * config.num_attention_heads, width * config.num_key_value_heads
-        shapes = [(hidden, queries), (queries, hidden)] + [(hidden, keys)] * 2 + [(hidden, wide)] * 2 + [(wide, hidden)]
-    return layers * sum(rank * (inputs + outputs) for inputs, outputs in shapes)
+    return sum(rank * (inputs + outputs) for inputs, outputs in projection_shapes(config).values())
 
 
 def base_settings(settings: ModelSettings, record: dict | None) -> tuple[ModelSettings, bool]:

@@ -5,27 +5,40 @@ from transformers.utils import is_flash_attn_2_available
 
 from zerotune.errors import Refused
 from zerotune.models import cpu_kernels
+from zerotune.models.branches import FULL, layer_types
+from zerotune.models.families import backbone_class
 from zerotune.models.heads import is_encoder
+
+# What a class of transformers says that it can run.
+_SUPPORT = {
+    "sdpa": "_supports_sdpa",
+    "flash_attention_2": "_supports_flash_attn",
+    "flex_attention": "_supports_flex_attn",
+}
 
 
 def attention_kernel(wanted: str, config) -> str:
     """Return the name of the kernel, by which transformers knows it, that --attention means for a model.
 
-    Gemma-2 caps its attention scores, which sdpa cannot do. Encoders on a CPU have a kernel of our own.
+    Gemma-2 caps its attention scores, which sdpa cannot do, and DeBERTa adds its positions to them. Encoders on a CPU
+    have a kernel of our own, which knows no sliding window (ModernBERT's).
 
     Raises:
         Refused: the model or this machine cannot use the kernel.
     """
     is_capped = getattr(config, "attn_logit_softcapping", None) is not None
-    has_gpu = torch.cuda.is_available()
-    if wanted == "auto" and is_encoder(config) and not has_gpu:
+    model_class, has_gpu = backbone_class(config), torch.cuda.is_available()
+    takes_sdpa = model_class._supports_sdpa and not is_capped
+    if wanted == "auto" and is_encoder(config) and takes_sdpa and not has_gpu and layer_types(config) == (FULL,):
         return cpu_kernels.ATTENTION
     if wanted == "auto":
-        return "eager" if is_capped else "sdpa"
+        return "sdpa" if takes_sdpa else "eager"
     if wanted == "sdpa" and is_capped:
         raise Refused(
             f"--attention sdpa cannot cap scores as {config.model_type} needs; use auto, eager or flash_attention_2"
         )
+    if not getattr(model_class, _SUPPORT.get(wanted, ""), True):
+        raise Refused(f"--attention {wanted} cannot compute the scores of {config.model_type}; use auto or eager")
     if wanted == "flash_attention_2" and not (has_gpu and is_flash_attn_2_available()):
         missing = "flash-attn (pip install 'zerotune[flash]')" if has_gpu else "a GPU, and there is none"
         raise Refused(f"--attention flash_attention_2 needs {missing}; use --attention auto")

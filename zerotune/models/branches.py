@@ -16,12 +16,12 @@ from zerotune.models.device import to_device
 
 TRUNK, PADDING = 0, -1  # branches are numbered from 1
 _MASKED_ATTENTION = ("sdpa", "eager")  # kernels that take a mask of any form
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def can_share(config, attention: str) -> bool:
     """Return whether a model's layers can be masked by branch with an attention kernel (of `attention_kernel`)."""
-    return attention in _MASKED_ATTENTION and set(layer_types(config)) <= {_FULL, _SLIDING}
+    return attention in _MASKED_ATTENTION and set(layer_types(config)) <= {FULL, SLIDING}
 
 
 def layer_types(config) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def layer_types(config) -> tuple[str, ...]:
     types = getattr(config, "layer_types", None)
     if types:
         return tuple(sorted(set(types)))
-    return (_FULL if getattr(config, "sliding_window", None) is None else _SLIDING,)
+    return (FULL if getattr(config, "sliding_window", None) is None else SLIDING,)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def branch_masks(config, queries: Places, keys: Places, dtype: torch.dtype) -> t
     """
     masks = {}
     for kind in layer_types(config):
-        seen = visible(queries, keys, config.sliding_window if kind == _SLIDING else None)
+        seen = visible(queries, keys, config.sliding_window if kind == SLIDING else None)
         masks[kind] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
     return masks if len(masks) > 1 else next(iter(masks.values()))
 

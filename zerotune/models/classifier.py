@@ -2,8 +2,8 @@
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from zerotune.models.families import classifier_class
 from zerotune.models.heads import TunedModel, backbone_inputs, is_encoder
 from zerotune.models.loading import check_settings, load_with_head, make_trainable, tuning_config
 from zerotune.models.pretrained import label_columns, read_config
@@ -34,7 +34,7 @@ class SequenceClassifier(TunedModel):
             input_ids: [B, T].
             attention_mask: [B, T]; 1 on a row's tokens, which are contiguous, and 0 on padding. Causal models take
                 padding on either side, encoders on the right only.
-            token_type_ids: [B, T]; ignored by models without token types (all but BERT).
+            token_type_ids: [B, T]; ignored by models without token types.
         """
         stock = self.stock_model
         inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids)
@@ -50,14 +50,16 @@ class SequenceClassifier(TunedModel):
 def drop_unpooled_tokens(encoder: nn.Module) -> None:
     """Let only the first token, which is pooled, through the last layer after its attention.
 
-    Exact, and saves two thirds of that layer: a ninth of a six-layer encoder.
+    Exact, and saves two thirds of that layer: a ninth of a six-layer encoder. Layers of another form than BERT's and
+    DistilBERT's are left alone (ALBERT's, which all share one; ModernBERT's).
     """
-    if encoder.config.model_type == "distilbert":
+    if hasattr(encoder, "transformer"):
         encoder.transformer.layer[-1].sa_layer_norm.register_forward_hook(
             lambda _, __, output: output[:, :1].contiguous()
         )
-    else:
-        output = encoder.encoder.layer[-1].attention.output
+    # DeBERTa-v2's convolution, beside its first layer, needs all tokens
+    elif hasattr(encoder, "encoder") and len(layers := getattr(encoder.encoder, "layer", ())) > 1:
+        output = layers[-1].attention.output
         output.register_forward_pre_hook(lambda _, inputs: tuple(hidden[:, :1].contiguous() for hidden in inputs))
 
 
@@ -92,4 +94,4 @@ def load_stock_classifier(settings: ModelSettings, labels: tuple[str, ...], toke
     config.id2label = {column: label for label, column in config.label2id.items()}
     config.use_cache = False
     config = tuning_config(config, settings, tokenizer)
-    return load_with_head(settings, config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
+    return load_with_head(settings, config, classifier_class(config))

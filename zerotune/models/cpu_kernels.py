@@ -92,14 +92,14 @@ def join_projections(model: nn.Module) -> None:
     """Compute queries, keys and values of an encoder in one matrix product, which has a third of the overhead.
 
     The parameters stay as they are. The model's three linear layers are no longer called: nothing may wrap them, as
-    LoRA and ZeRO-3 do.
+    LoRA and ZeRO-3 do. Layers of another form than BERT's and DistilBERT's are left alone (ALBERT's).
     """
-    if model.config.model_type == "distilbert":
+    if hasattr(model.base_model, "transformer"):
         for layer in model.base_model.transformer.layer:
             attending, names = layer.attention, ("q_lin", "k_lin", "v_lin")
             attending.forward = partial(_attend, attending, names, attending.out_lin)
     else:
-        for layer in model.base_model.encoder.layer:
+        for layer in getattr(model.base_model.encoder, "layer", ()):
             attending, names = layer.attention.self, ("query", "key", "value")
             attending.forward = partial(_attend, attending, names, nn.Identity())
 

@@ -15,7 +15,7 @@ from zerotune.models.boundary import quiet_transformers
 from zerotune.models.classifier import SequenceClassifier, load_stock_classifier
 from zerotune.models.heads import TunedModel, head_of, is_encoder
 from zerotune.models.model_card import model_card
-from zerotune.models.model_files import file_records, read_record
+from zerotune.models.model_files import CONFIG_FOLDER, file_records, read_record
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.models.span_head import SpanModel, load_stock_span_model
 from zerotune.settings.groups import ModelSettings
@@ -24,8 +24,9 @@ from zerotune.settings.groups import ModelSettings
 def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, state_dict: dict | None = None) -> None:
     """Write the model in float32 into an existing empty folder, from which its README.md loads it without zerotune.
 
-    Full tuning gives a plain checkpoint, LoRA and QLoRA an adapter with its head and config. One process writes; the
-    caller puts the folder in its place.
+    Full tuning gives a plain checkpoint, LoRA and QLoRA an adapter with its head, and its config in config/: beside
+    an adapter, transformers would take a config.json for that of a whole model. One process writes; the caller puts
+    the folder in its place.
 
     Args:
         task: the task's part of task.json.
@@ -40,24 +41,33 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
         _check_float32(weights)
         with quiet_transformers():
-            # under the names of the model's class, not those that backbone_renaming found in its checkpoint
-            stock.save_pretrained(folder, state_dict=weights, save_original_format=False)
+            # under the names of the model's class, not those that a key_mapping found in its checkpoint
+            stock.save_pretrained(folder, state_dict=weights, save_original_format=stock.key_mapping is None)
     else:
         method = "qlora" if getattr(stock, "is_loaded_in_4bit", False) else "lora"
         adapter = tuned.model.peft_config["default"]
         base, revision = _relative(adapter.base_model_name_or_path, folder), adapter.revision
-        _save_adapter(tuned.model, folder, base, state_dict)
+        _save_adapter(tuned.model, folder, state_dict)
+    record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
+    describe_final(folder, stock, tokenizer, record)
+
+
+def describe_final(folder: Path, stock, tokenizer, record: dict) -> None:
+    """Write tokenizer, task.json and README.md beside a model's weights.
+
+    Args:
+        record: content of task.json without the files' hashes.
+    """
     tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         follow_umask(file)
-    record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
-    record["files"] = file_records(folder)
+    record = record | {"files": file_records(folder)}
     (folder / "task.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(stock, record), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(stock, record, tokenizer), encoding="utf-8")
 
 
 def _relative(base: str, folder: Path) -> str:
-    """Return a local base model by its place relative to the adapter's folder: no path of this machine is recorded."""
+    """Return a local base model by its place relative to the adapter's folder, by which both can be moved together."""
     # links resolved: a ".." behind one leads elsewhere
     return os.path.relpath(os.path.realpath(base), os.path.realpath(folder)) if os.path.isdir(base) else base
 
@@ -69,8 +79,12 @@ def _check_float32(weights: dict) -> None:
     assert not wrong, f"final/ is float32, these are not: {wrong[:4]}"
 
 
-def _save_adapter(model, folder: Path, base: str, state_dict: dict | None) -> None:
-    """Write the files of peft's save_pretrained, without its model card and without asking the hub anything."""
+def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
+    """Write the files of peft's save_pretrained, without its model card and without asking the hub anything.
+
+    A local base is named by its place from the working directory, where peft and transformers look for it: no path of
+    this machine is recorded, and they find it from where the run was started.
+    """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
@@ -79,7 +93,9 @@ def _save_adapter(model, folder: Path, base: str, state_dict: dict | None) -> No
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     adapter = copy.copy(model.peft_config["default"])
-    adapter.inference_mode, adapter.base_model_name_or_path = True, base
+    adapter.inference_mode = True
+    if os.path.isdir(adapter.base_model_name_or_path):
+        adapter.base_model_name_or_path = os.path.relpath(adapter.base_model_name_or_path)
     adapter.save_pretrained(str(folder))
     stock = model.get_base_model()
     config = copy.deepcopy(stock.config)
@@ -89,7 +105,7 @@ def _save_adapter(model, folder: Path, base: str, state_dict: dict | None) -> No
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = ""
-    config.save_pretrained(folder)
+    config.save_pretrained(folder / CONFIG_FOLDER)
 
 
 def load_final_or_base(settings: ModelSettings, labels: tuple[str, ...]) -> tuple:

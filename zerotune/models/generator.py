@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from zerotune.errors import Refused
 from zerotune.models.adapters import base_settings, load_adapter
 from zerotune.models.branches import Places, branch_masks, mask_dtype
 from zerotune.models.heads import TunedModel, float32_linear
-from zerotune.models.loading import check_settings, make_trainable, read_weights, tuning_config
+from zerotune.models.loading import check_settings, check_unused_keys, make_trainable, read_weights, tuning_config
 from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import ModelSettings
@@ -44,7 +44,7 @@ class TextGenerator(TunedModel):
             masks = branch_masks(stock.config, places, places, mask_dtype(stock, input_ids.device))
             masking = {"position_ids": positions, "attention_mask": masks}
         hidden = stock.base_model(input_ids=input_ids, use_cache=False, **masking).last_hidden_state
-        return cap_logits(stock.get_output_embeddings()(hidden[rows, columns]), stock.config)
+        return finish_logits(stock.get_output_embeddings()(hidden[rows, columns]), stock.config)
 
 
 def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = None) -> torch.Tensor:
@@ -55,14 +55,19 @@ def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = Non
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):  # peft's: an adapter on the head, or a saved copy of it
         logits = head(hidden).float()
-        return cap_logits(logits if token_ids is None else logits[..., token_ids], model.config)
+        return finish_logits(logits if token_ids is None else logits[..., token_ids], model.config)
     weight = head.weight if token_ids is None else head.weight[token_ids]
-    return cap_logits(functional.linear(hidden.float(), weight.float()), model.config)
+    return finish_logits(functional.linear(hidden.float(), weight.float()), model.config)
 
 
-def cap_logits(logits: torch.Tensor, config) -> torch.Tensor:
-    """Apply Gemma-2's soft cap of the last logits (Gemma Team 2024, arXiv:2408.00118, section 2), if there is one."""
-    cap = getattr(config, "final_logit_softcapping", None)
+def finish_logits(logits: torch.Tensor, config) -> torch.Tensor:
+    """Return an LM head's outputs as the model does: Granite divides them, Gemma-2 caps them.
+
+    The soft cap is that of Gemma Team 2024, arXiv:2408.00118, section 2.
+    """
+    divisor, cap = getattr(config, "logits_scaling", None), getattr(config, "final_logit_softcapping", None)
+    if divisor is not None:
+        logits = logits / divisor
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
@@ -102,12 +107,13 @@ def load_causal_model(settings: ModelSettings, config):
     Raises:
         Refused: no weights can be read, or some of them are missing.
     """
-    model, info = read_weights(settings, config, AutoModelForCausalLM)
+    model, info = read_weights(settings, config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise Refused(
             f"{settings.name} lacks weights of a causal model ({missing}): it can only be evaluated "
             "with the head that it was saved with"
         )
+    check_unused_keys(info["unexpected_keys"])
     model.set_output_embeddings(float32_linear(model.get_output_embeddings(), cast_weights=False))
     return model

@@ -4,28 +4,27 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-ENCODERS = ("distilbert", "bert", "roberta")
-SPAN_HEAD = "qa_outputs"  # of every model with a span head
-_ENCODER_HEADS = {
-    "distilbert": ("pre_classifier", "classifier"),
-    "bert": ("bert.pooler", "classifier"),
-    "roberta": ("classifier",),
-}
+from zerotune.models.families import classifier_class, head_modules, is_encoder_family, span_class
 
 
 def is_encoder(config) -> bool:
-    """Return whether the model attends in both directions and pools its first token."""
-    return config.model_type in ENCODERS
+    """Return whether the model attends in both directions; its classifier pools the first token, or all of them."""
+    return is_encoder_family(config.model_type)
 
 
 def head_module_names(config) -> tuple[str, ...]:
     """Return the paths of the head's modules in a stock sequence-classification model; BERT's pooler is one."""
-    return _ENCODER_HEADS.get(config.model_type, ("score",))
+    return head_modules(classifier_class(config), type(config))
+
+
+def span_module_names(config) -> tuple[str, ...]:
+    """Return the paths of the head's modules in a stock question-answering model: qa_outputs but in ModernBERT."""
+    return head_modules(span_class(config), type(config))
 
 
 def head_of(stock: nn.Module) -> str:
     """Return the head of a stock model: "classify", "span" or "generate"."""
-    if hasattr(stock, SPAN_HEAD):
+    if type(stock).__name__.endswith("ForQuestionAnswering"):
         return "span"
     return "classify" if stock.get_output_embeddings() is None else "generate"
 
@@ -40,7 +39,8 @@ def stock_name(parameter_name: str) -> str:
 
 def is_head_parameter(parameter_name: str, config) -> bool:
     """Return whether a parameter belongs to a classification head or to a span head."""
-    return stock_name(parameter_name).startswith(tuple(f"{head}." for head in (*head_module_names(config), SPAN_HEAD)))
+    heads = (*head_module_names(config), *span_module_names(config))
+    return stock_name(parameter_name).startswith(tuple(f"{head}." for head in heads))
 
 
 def logical_size(parameter) -> int:

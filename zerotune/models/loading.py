@@ -12,17 +12,30 @@ from zerotune.models import cpu_kernels
 from zerotune.models.adapters import add_lora, seeded
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.boundary import quiet_transformers, reading
-from zerotune.models.heads import SPAN_HEAD, head_module_names, is_encoder, is_head_parameter, make_head_float32
+from zerotune.models.families import backbone_class, expert_size, head_modules, text_part_renaming
+from zerotune.models.heads import (
+    head_module_names,
+    is_encoder,
+    make_head_float32,
+    span_module_names,
+)
 from zerotune.models.precision import compute_dtype
-from zerotune.models.pretrained import check_pad_token, check_window
+from zerotune.models.pretrained import check_pad_token, check_window, is_text_part
 from zerotune.settings.groups import ModelSettings
 
-# Never quantised: the heads of every model we support, under every task. transformers matches the beginning or the end
-# of a path: "pooler" alone would match nothing in BERT, whose layer is bert.pooler.dense.
-_NEVER_QUANTISED = ["score", "classifier", "pre_classifier", "pooler.dense", "qa_outputs", "lm_head"]
-_LM_HEAD_KEYS = re.compile(
+# Of a checkpoint, what a model with another head may leave aside: LM heads and those of pretraining, what a text part
+# leaves of the whole, and buffers.
+_OTHER_HEADS = re.compile(
     r"^lm_head\.|^cls\.|^vocab_(transform|layer_norm|projector)\.|(^|\.)pooler\.|position_ids$|inv_freq$"
+    r"|^(lm_predictions|mask_predictions|predictions|sop_classifier|decoder|head)\."
+    r"|^(discriminator_predictions|generator_predictions|generator_lm_head)\."
+    r"|^(model\.)?(vision_tower|multi_modal_projector|visual|mtp)\."
 )
+_HEADS_ON_CAUSAL_MODELS = re.compile(r"^(score|classifier|qa_outputs|v_head)\.")
+_UNUSED = "has weights that this architecture does not use"
+
+# How configs name their rates of dropout, and Mixtral that of its router's noise.
+_DROPOUTS = ("dropout", "dropout_prob", "pdrop", "jitter_noise")
 
 
 def check_settings(settings: ModelSettings) -> None:
@@ -52,6 +65,13 @@ def check_trainable(settings: ModelSettings, config, max_length: int | None) -> 
     if max_length is not None:
         check_window(settings.name, config, max_length)
     check_settings(settings)
+    if settings.activation_checkpointing and not backbone_class(config).supports_gradient_checkpointing:
+        raise Refused(f"--activation-checkpointing is not possible with {config.model_type}: leave it out")
+    if settings.method == "qlora" and expert_size(config):
+        raise Refused(
+            f"--method qlora would leave the experts of {settings.name}, {expert_size(config):,} weights, in 16 bits: "
+            "use --method lora, which adapts the attention beside them, or a model without experts"
+        )
 
 
 def make_trainable(model, settings: ModelSettings):
@@ -91,6 +111,8 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
     Raises:
         Refused: no weights can be read, or some have other shapes.
     """
+    if is_text_part(settings.name, settings.revision, config):
+        key_mapping = text_part_renaming(model_class)
     with reading("the weights", f"--model {settings.name}", "copy the model again"), quiet_transformers():
         model, info = model_class.from_pretrained(
             settings.name,
@@ -98,7 +120,7 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
             config=config,
             dtype=base_dtype(settings),
             attn_implementation=attention_kernel(settings.attention, config),
-            quantization_config=nf4_config(settings.precision) if settings.method == "qlora" else None,
+            quantization_config=nf4_config(settings.precision, config) if settings.method == "qlora" else None,
             ignore_mismatched_sizes=True,  # refused below, in one line
             output_loading_info=True,
             key_mapping=key_mapping,
@@ -109,7 +131,16 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
             f"the weights of {settings.name} do not fit its config.json: {weight} is {list(found)}, wanted "
             f"{list(wanted)} ({len(mismatched)} in all); check that the config belongs to the weights"
         )
+    # of a layer that bitsandbytes has packed, the weight has a class of its own
+    packed = [(name, part) for name, part in model.named_modules() if type(part).__module__.startswith("bitsandbytes")]
+    unpacked = [name for name, part in packed if type(getattr(part, "weight", None)) is torch.nn.Parameter]
+    if unpacked:
+        raise Refused(
+            f"{settings.name} has a config that says that bitsandbytes packed its weights, and {unpacked[0]} is not: "
+            "remove quantization_config from config.json; --load-4bit and --method qlora pack weights while loading"
+        )
     keep_nf4_layout(model)
+    model.key_mapping = key_mapping  # an adapter's README.md names it
     return model, info
 
 
@@ -119,14 +150,17 @@ def base_dtype(settings: ModelSettings) -> torch.dtype:
     return torch.float32 if keeps_float32 else compute_dtype(settings.precision)
 
 
-def nf4_config(precision: str) -> BitsAndBytesConfig:
-    """Return 4-bit NormalFloat with double quantisation, as in QLoRA (Dettmers et al. 2023), heads left out."""
+def nf4_config(precision: str, config) -> BitsAndBytesConfig:
+    """Return 4-bit NormalFloat with double quantisation, as in QLoRA (Dettmers et al. 2023), a model's heads left out.
+
+    transformers matches names with the beginning or the end of a path.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype(precision),
-        llm_int8_skip_modules=_NEVER_QUANTISED,
+        llm_int8_skip_modules=[*dict.fromkeys([*head_module_names(config), *span_module_names(config), "lm_head"])],
     )
 
 
@@ -151,7 +185,7 @@ def tuning_config(config, settings: ModelSettings, tokenizer):
     config.pad_token_id = tokenizer.pad_token_id
     if settings.method != "full" or not is_encoder(config):
         for key in config.to_dict():
-            if key.endswith(("dropout", "dropout_prob")) and isinstance(getattr(config, key), float):
+            if key.endswith(_DROPOUTS) and isinstance(getattr(config, key), float):
                 setattr(config, key, 0.0)
     return config
 
@@ -160,7 +194,7 @@ def tuning_config(config, settings: ModelSettings, tokenizer):
 def _head_read_in_float32(model_class, config):
     """Read a checkpoint's head in float32 beside a 16-bit or 4-bit base, instead of rounding it on the way."""
     before = model_class._keep_in_fp32_modules_strict
-    model_class._keep_in_fp32_modules_strict = {*head_module_names(config), SPAN_HEAD}
+    model_class._keep_in_fp32_modules_strict = {*head_module_names(config), *span_module_names(config)}
     try:
         yield
     finally:
@@ -170,26 +204,38 @@ def _head_read_in_float32(model_class, config):
 def _check_loaded_keys(model, missing, unexpected) -> None:
     """Refuse a checkpoint that leaves part of the backbone random, or that belongs to another architecture.
 
-    Missing may be nothing (a trained classifier), the whole head, or the whole head except a pooler that was trained.
-    Unexpected keys may only belong to other heads.
+    Missing may be nothing (a trained classifier), the whole head, or whole modules of it with the one that gives the
+    logits (a pooler was trained, and ModernBERT's first layer). Unexpected keys may only belong to other heads.
     """
-    head = {name for name, _ in model.named_parameters() if is_head_parameter(name, model.config)}
-    without_pooler = {name for name in head if ".pooler." not in name}
-    wrong = [] if set(missing) in (set(), head, without_pooler) else sorted(set(missing) - head) or sorted(missing)
-    problem = "lacks weights that only a head may lack"
-    if not wrong:
-        wrong = sorted(key for key in unexpected if not _LM_HEAD_KEYS.search(key))
-        problem = "has weights that this architecture does not use"
-    if wrong:
-        shown = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+    names, missing = [name for name, _ in model.named_parameters()], set(missing)
+    parts = [
+        {name for name in names if name.startswith(f"{part}.")}
+        for part in head_modules(type(model), type(model.config))
+    ]
+    absent = set().union(*(part for part in parts if part <= missing))
+    is_head = missing == absent and (not missing or parts[-1] <= missing)
+    wrong = [] if is_head else sorted(missing - set().union(*parts)) or sorted(missing)
+    _refuse_keys("lacks weights that only a head may lack", wrong)
+    _refuse_keys(_UNUSED, [key for key in unexpected if not _OTHER_HEADS.search(key)])
+
+
+def check_unused_keys(unexpected) -> None:
+    """Refuse a causal checkpoint with weights that its config.json leaves unused, but for those of other heads."""
+    known = (_OTHER_HEADS, _HEADS_ON_CAUSAL_MODELS)
+    _refuse_keys(_UNUSED, [key for key in unexpected if not any(each.search(key) for each in known)])
+
+
+def _refuse_keys(problem: str, keys: list[str]) -> None:
+    if keys:
+        shown = ", ".join(sorted(keys)[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
         raise Refused(f"the checkpoint {problem}: {shown}; check that its config.json belongs to its weights")
 
 
 def _draw_missing_head(model, missing, seed: int) -> None:
     """Draw the head parameters that the checkpoint lacked: normal with the config's standard deviation, biases 0.
 
-    They are drawn on the CPU in float32: the same at any precision, device, method and world size. Under ZeRO-3 all
-    ranks take part.
+    A norm's weights are 1. All are drawn on the CPU in float32: the same at any precision, device, method and world
+    size. Under ZeRO-3 all ranks take part.
     """
     generator = torch.Generator().manual_seed(seed)
     deviation = getattr(model.config, "initializer_range", None) or 0.02
@@ -197,7 +243,11 @@ def _draw_missing_head(model, missing, seed: int) -> None:
         if name in missing:
             with _gathered(parameter), torch.no_grad():
                 drawn = torch.randn(parameter.shape, generator=generator) * deviation
-                parameter.copy_(drawn if name.endswith("weight") else torch.zeros_like(drawn))
+                if not name.endswith("weight"):
+                    drawn = torch.zeros_like(drawn)
+                elif drawn.ndim == 1:
+                    drawn = torch.ones_like(drawn)
+                parameter.copy_(drawn)
 
 
 def _gathered(parameter):

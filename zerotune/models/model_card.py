@@ -1,7 +1,12 @@
-"""README.md of final/: what the model is, and the lines that load it without zerotune."""
+"""README.md of final/: what the model is, and a whole prediction in plain transformers and peft, without zerotune."""
 
-from zerotune.models.heads import head_of
-from zerotune.models.span_head import backbone_renaming, has_own_class, span_class
+import json
+
+from zerotune.models.families import generic_part
+from zerotune.models.heads import head_of, is_encoder
+from zerotune.models.model_files import CONFIG_FOLDER
+from zerotune.models.multi_label import PROBLEM_TYPE
+from zerotune.models.pretrained import leading_ids, trailing_ids
 
 _CARD = """# {title}
 
@@ -9,33 +14,101 @@ _CARD = """# {title}
 
 ```python
 {imports}
+
 folder = "."  # where this file is
-model = {line}
+{loading}
 tokenizer = AutoTokenizer.from_pretrained(folder)
+
+{prediction}
 ```
 
-{note}
+{notes}
 """
-_METHODS = {"full": "All weights of", "lora": "A LoRA adapter for", "qlora": "A LoRA adapter (4-bit base) for"}
-_FLOAT32 = 'Keep `dtype="float32"`: the head is float32, and 16 bits would lose small differences.'
-# By head: the end of the title, the end of the Auto class's name, and a note for its users.
-_HEADS = {
-    "classify": ("classifier", "SequenceClassification", _FLOAT32),
-    "generate": (
-        "generator",
-        "CausalLM",
-        "The prompt is in task.json: ask in its words and its format, and let the model end its answer.",
-    ),
-    "span": (
-        "span finder",
-        "QuestionAnswering",
-        "A row is question, then paragraph; `model(**row)` gives `start_logits` and `end_logits` of its tokens. "
-        f"task.json says how long rows are and above which odds there is no answer. {_FLOAT32}",
-    ),
+_METHODS = {
+    "full": "All weights of",
+    "lora": "A LoRA adapter for",
+    "qlora": "A LoRA adapter (4-bit base) for",
+    "merged": "A LoRA adapter merged into",
 }
+_FLOAT32 = 'Keep `dtype="float32"`: the head is float32, and 16 bits would lose small differences.'
+# By head: the end of the title, and the Auto class.
+_HEADS = {
+    "classify": ("classifier", "AutoModelForSequenceClassification"),
+    "generate": ("generator", "AutoModelForCausalLM"),
+    "span": ("span finder", "AutoModelForQuestionAnswering"),
+}
+# The config beside an adapter: with labels and pad id, which its base does not know.
+_ADAPTER_CONFIG = f'config=AutoConfig.from_pretrained(folder, subfolder="{CONFIG_FOLDER}")'
+
+_CLASSIFY = """text = "a text to classify"
+row = tokenizer(text, truncation=True, max_length={max_length}, return_token_type_ids=False, return_tensors="pt")
+with torch.no_grad():
+    logits = model.eval()(**row).logits[0]
+probabilities = logits.{activation}.tolist()
+labels = [model.config.id2label[column] for column in range(len(probabilities))]
+for probability, label in sorted(zip(probabilities, labels), reverse=True):
+    print(f"{{probability:.4f}}  {{label}}")"""
+
+_PAIR_ROW = """row = tokenizer(
+    question, context, truncation="only_second", max_length={max_length}, return_offsets_mapping=True{no_types}
+)
+columns = [column for column, text in enumerate(row.sequence_ids()) if text == 1]  # the context's
+offsets = row.pop("offset_mapping")
+places = [offsets[column] for column in columns]
+null = 0  # the first token stands for "no answer" """.rstrip()
+
+_CAUSAL_ROW = """asked = {before} + tokenizer(question + "\\n", add_special_tokens=False)["input_ids"]
+read = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)
+places = read["offset_mapping"][: {max_length} - len(asked) - {num_after}]
+columns = range(len(asked), len(asked) + len(places))  # the context's
+row = {{"input_ids": asked + read["input_ids"][: len(places)] + {after}}}
+row["attention_mask"] = [1] * len(row["input_ids"])
+null = len(row["input_ids"]) - 1  # the last token stands for "no answer\""""
+
+_SPAN = """question = "Who built the tower?"
+context = "The tower at Hook Head was built by monks."
+{row}
+with torch.no_grad():
+    output = model.eval()(**{{name: torch.tensor([values]) for name, values in row.items()}})
+start, end = output.start_logits[0].tolist(), output.end_logits[0].tolist()
+score, first, last = max(
+    (start[columns[first]] + end[columns[last]], first, last)
+    for first in range(len(columns))
+    for last in range(first, min(first + {max_answer_length}, len(columns)))
+)
+answer = context[places[first][0] : places[last][1]].strip()
+odds = start[null] + end[null] - score  # the higher, the surer that the context has no answer
+print(answer if odds <= {threshold} else "no answer", f"(odds of no answer: {{odds:.4f}})")"""
+
+_GENERATE = """task = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
+{asked}
+row = tokenizer(prompt, add_special_tokens={adds_special}, return_token_type_ids=False, return_tensors="pt")
+written = model.eval().generate(
+    **row, do_sample=False, max_new_tokens={max_new_tokens}, eos_token_id={ends}, pad_token_id=tokenizer.pad_token_id
+)
+answer = tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+{read}"""
+
+_ASKED_TEXT = """words = task["prompt"]["label_words"]
+text = "a text to classify"
+prompt = task["prompt"]["template"].replace("{text}", text)
+if task["prompt"].get("instruction"):
+    prompt = task["prompt"]["instruction"] + "\\n\\n" + prompt"""
+_ASKED_QUESTION = """question = "Who built the tower?"
+context = "The tower at Hook Head was built by monks."
+prompt = task["prompt"]["template"].replace("{question}", question).replace("{context}", context)
+prompt = task["prompt"]["instruction"] + prompt"""
+_CHAT = """
+prompt = tokenizer.apply_chat_template(
+    [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False,
+    date_string=task["chat"]["date_string"],
+) + task["chat"]["answer_opening"]"""
+_READ_LABEL = """found = [word for word in words if answer.casefold().startswith(word.casefold())]
+print(task["labels"][words.index(max(found, key=len))] if found else f"no label: {answer!r}")"""
+_READ_ANSWER = """print("no answer" if answer == task["prompt"]["no_answer"] else answer)"""
 
 
-def model_card(stock, record: dict) -> str:
+def model_card(stock, record: dict, tokenizer) -> str:
     """Return the README of a tuned model.
 
     Args:
@@ -43,41 +116,48 @@ def model_card(stock, record: dict) -> str:
         record: content of task.json.
     """
     head = head_of(stock)
-    title, family, note = _HEADS[head]
-    imports, line = _loading_lines(stock, record, head, f"AutoModelFor{family}")
+    title, model_class = _HEADS[head]
+    imports, definition, loading = _loading_lines(stock, record, head, model_class)
+    needed = ["import torch"]
+    if head == "generate":
+        needed = ["import json", "from pathlib import Path", ""]
+    made = _METHODS["merged" if "merged" in record else record["method"]]
     return _CARD.format(
         title=f"{record.get('task', 'Text')} {title}",
-        description=f"{_METHODS[record['method']]} `{record['base_model']}`, {_purpose(stock, record, head)}",
-        imports=imports,
-        line=line,
-        note=note,
+        description=f"{made} `{record['base_model']}`, {_purpose(stock, record, head)}",
+        imports="\n".join([*needed, *imports]) + definition,
+        loading=loading,
+        prediction=_prediction(stock, record, head, tokenizer),
+        notes="\n".join(_notes(stock, record, head, model_class)),
     )
 
 
-def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[str, str]:
-    """Return the imports, with a class if transformers has none for the model, and the expression that loads it."""
+def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[list[str], str, str]:
+    """Return the imports, a class where transformers has none for the model, and the lines that load it."""
     # transformers before 5.23 loads Gemma-2 with sdpa, which leaves out the capping of its scores
     is_capped = getattr(stock.config, "attn_logit_softcapping", None) is not None
     dtype = 'dtype="float32"' + (', attn_implementation="eager"' if is_capped else "")
     imports, definition = [], ""
-    if head == "span" and not has_own_class(stock.config):
-        backbone = span_class(stock.config).__bases__[1]
-        model_class = "SpanModel"
+    if generic := generic_part(type(stock)):
+        backbone = type(stock).__bases__[1]
+        model_class = "SpanModel" if head == "span" else "Classifier"
         imports = [
-            "from transformers.modeling_layers import GenericForQuestionAnswering",
+            f"from transformers.modeling_layers import {generic.__name__}",
             f"from {backbone.__module__} import {backbone.__name__}",
         ]
-        definition = f"\n\nclass SpanModel(GenericForQuestionAnswering, {backbone.__name__}): ...\n"
-    own_config = "config=AutoConfig.from_pretrained(folder)"  # with labels and pad id, also beside an adapter
+        definition = f"\n\n\nclass {model_class}({generic.__name__}, {backbone.__name__}): ...\n"
     if record["method"] == "full":
-        line = f"{model_class}.from_pretrained(folder, {own_config + ', ' if definition else ''}{dtype})"
+        config = "config=AutoConfig.from_pretrained(folder), " if definition else ""
+        line = f"model = {model_class}.from_pretrained(folder, {config}{dtype})"
     else:
-        arguments = [repr(record["base_model"])]
+        base = record["base_model"]
+        # a folder, by its place relative to this one, or a hub id
+        arguments = [f"folder + {json.dumps('/' + base)}" if base.startswith("..") else json.dumps(base)]
         if record["base_revision"]:
             arguments.append(f"revision={record['base_revision']!r}")
-        arguments += [dtype] if head == "generate" else [own_config, dtype]
-        if head == "span" and backbone_renaming(stock.config):
-            arguments.append(f"key_mapping={backbone_renaming(stock.config)}")
+        arguments += [dtype] if head == "generate" and not stock.key_mapping else [_ADAPTER_CONFIG, dtype]
+        if stock.key_mapping:
+            arguments.append(f"key_mapping={stock.key_mapping}")
         if record["method"] == "qlora":
             nf4 = stock.config.quantization_config
             arguments.append(
@@ -86,13 +166,71 @@ def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[st
                 f'bnb_4bit_compute_dtype="{str(nf4.bnb_4bit_compute_dtype).removeprefix("torch.")}", '
                 f"llm_int8_skip_modules={nf4.llm_int8_skip_modules})"
             )
-        line = f"PeftModel.from_pretrained({model_class}.from_pretrained({', '.join(arguments)}), folder)"
+        line = f"base = {model_class}.from_pretrained({', '.join(arguments)})"
+        line += "\nmodel = PeftModel.from_pretrained(base, folder)"
     names = ["AutoTokenizer", *(name for name in ("AutoConfig", "BitsAndBytesConfig") if name in line)]
     names += [] if definition else [model_class]
     imports = [f"from transformers import {', '.join(sorted(names))}", *imports]
     if record["method"] != "full":
         imports = ["from peft import PeftModel", *imports]
-    return "\n".join(imports) + definition, line
+    return imports, definition, line
+
+
+def _prediction(stock, record: dict, head: str, tokenizer) -> str:
+    """Return the lines that predict something with `model` and `tokenizer`, and print it."""
+    if head == "classify":
+        is_multi_label = getattr(stock.config, "problem_type", None) == PROBLEM_TYPE
+        return _CLASSIFY.format(
+            max_length=record["max_length"], activation="sigmoid()" if is_multi_label else "softmax(-1)"
+        )
+    if head == "span":
+        max_length = record["max_length"]
+        if is_encoder(stock.config):
+            has_types = getattr(stock.config, "type_vocab_size", 1) > 1
+            row = _PAIR_ROW.format(max_length=max_length, no_types="" if has_types else ", return_token_type_ids=False")
+        else:
+            after = trailing_ids(tokenizer) or [tokenizer.eos_token_id]
+            row = _CAUSAL_ROW.format(
+                before=leading_ids(tokenizer), max_length=max_length, after=after, num_after=len(after)
+            )
+        threshold = (record["thresholds"] or {}).get("null_odds") or 0.0
+        return _SPAN.format(row=row, max_answer_length=record.get("max_answer_length", 30), threshold=threshold)
+    names_labels, is_chat = "label_words" in record["prompt"], "chat" in record
+    return _GENERATE.format(
+        asked=(_ASKED_TEXT if names_labels else _ASKED_QUESTION) + (_CHAT if is_chat else ""),
+        adds_special=not is_chat,  # a chat template writes its own BOS
+        max_new_tokens=_longest_answer(record, tokenizer),
+        ends=f"[tokenizer.eos_token_id, {record['chat']['end_token']}]" if is_chat else "tokenizer.eos_token_id",
+        read=_READ_LABEL if names_labels else _READ_ANSWER,
+    )
+
+
+def _longest_answer(record: dict, tokenizer) -> int:
+    """Return the most tokens that an answer takes, with its end."""
+    if "label_words" not in record["prompt"]:
+        return record.get("max_new_tokens", 32)
+    answers = [" " + word for word in record["prompt"]["label_words"]]
+    return 1 + max(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers)
+
+
+def _notes(stock, record: dict, head: str, model_class: str):
+    """Yield what a user of the model should know."""
+    if head == "classify":
+        yield _FLOAT32
+        yield '`pipeline("text-classification", model=model, tokenizer=tokenizer)` takes the same two.'
+        if record.get("truncation") == "head-and-tail":
+            yield (
+                "In training a longer text kept a quarter of its tokens from its beginning and the rest from its end; "
+                "here it keeps its beginning."
+            )
+    elif head == "span":
+        yield f"{_FLOAT32} A context that is too long is cut here; zerotune reads it in windows that overlap."
+    plain = generic_part(type(stock)) is None and not stock.key_mapping
+    if record["method"] != "full" and plain:
+        arguments = ["folder", *([_ADAPTER_CONFIG] if head == "classify" else [])]
+        arguments += ["quantization_config=… as above"] if record["method"] == "qlora" else []
+        heads = "" if head == "generate" else " (not in 5.17, which leaves the head as it was drawn)"
+        yield f"\n`{model_class}.from_pretrained({', '.join(arguments)})` of transformers 5.23 loads it too{heads}."
 
 
 def _purpose(stock, record: dict, head: str) -> str:
@@ -102,4 +240,6 @@ def _purpose(stock, record: dict, head: str) -> str:
         words = record["prompt"].get("label_words")
         return f"tuned to answer a prompt with one of: {', '.join(words)}." if words else "tuned to answer questions."
     labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
+    if getattr(stock.config, "problem_type", None) == PROBLEM_TYPE:
+        return f"tuned to give a text none, one or several labels of: {labels}."
     return f"tuned to classify texts. Labels: {labels}."

@@ -17,6 +17,8 @@ from zerotune.records import FileRecord, check_record
 
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
+# Of an adapter's final/: it holds the config.json of the model with its head, which has the labels and the pad id.
+CONFIG_FOLDER = "config"
 
 
 def find_file(name: str | Path, filename: str, revision: str | None) -> str | None:
@@ -40,10 +42,16 @@ def read_record(name: str, revision: str | None) -> dict | None:
     if "base_model" not in record:
         return None
     check_record(record, TaskRecord, path, "restore it, or make final/ again from the run's checkpoints")
-    problem = _prompt_problem(record)
+    problem = _prompt_problem(record) or _label_problem(record, _config_file(name, revision))
     if problem:
         raise Refused(f"{path} is damaged ({problem}): restore it, or make final/ again from the run's checkpoints")
     return record
+
+
+def _config_file(name: str, revision: str | None) -> str | None:
+    """Return the path of a model's config.json, or of an adapter's, None where it has none."""
+    places = ("config.json", f"{CONFIG_FOLDER}/config.json")
+    return next((path for place in places if (path := find_file(name, place, revision))), None)
 
 
 class WeightIndex(TypedDict):
@@ -65,6 +73,7 @@ class TaskRecord(TypedDict):
     task: str
     head: Literal["classify", "generate", "span"]
     prompt: dict[str, Any] | None
+    chat: NotRequired[dict[str, Any]]
     labels: list[str] | None
     max_length: Annotated[int, Ge(1)]
     truncation: NotRequired[Literal["head", "head-and-tail"]]
@@ -99,8 +108,30 @@ def _prompt_problem(record: dict) -> str | None:
     return None
 
 
+class LabelNames(TypedDict):
+    """config.json, as far as it names a classifier's outputs."""
+
+    id2label: NotRequired[dict[str, str]]
+
+
+def _label_problem(record: dict, config: str | None) -> str | None:
+    """Return how a classifier's labels differ from the outputs that its config.json names; None where they do not."""
+    if record["head"] != "classify":
+        return None
+    if record["labels"] is None:
+        return "labels is None, wanted a classifier's"
+    if config is None:
+        return None
+    names = read_json(Path(config), LabelNames, "copy it again").get("id2label")
+    if names is not None and sorted(names.values()) != sorted(record["labels"]):
+        return f"labels is {record['labels']}, and config.json beside it names {', '.join(names.values())}"
+    return None
+
+
 def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, str | None] | None:
     """Return name or folder, and hub revision, of the model that an adapter belongs to; None for a whole model.
+
+    A final/ that was moved together with its base finds it by the place that task.json has, relative to the folder.
 
     Raises:
         Refused: adapter_config.json is damaged or names no model.
@@ -112,12 +143,25 @@ def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, st
     base = config.get("base_model_name_or_path")
     if not (isinstance(base, str) and base):
         raise Refused(f"{path} has base_model_name_or_path {base!r}: wanted the model that the adapter was trained on")
-    if os.path.isdir(name) and not os.path.isabs(base) and os.path.isdir(os.path.join(name, base)):
-        base = os.path.realpath(os.path.join(name, base))  # as save_final writes it: beside the adapter
+    if os.path.isdir(name):
+        base = _local_base(name, base)
     if os.path.isdir(base) and os.path.isfile(os.path.join(base, "adapter_config.json")):
         what = "itself" if os.path.samefile(base, os.path.dirname(path)) else f"{base}, which is an adapter too"
         raise Refused(f"{path} names {what} as its base model: wanted the model that the adapter was trained on")
     return base, config.get("revision")
+
+
+def _local_base(folder: str | Path, base: str) -> str:
+    """Return where the base of an adapter's folder is, if that is a folder here; else its name as it was given.
+
+    Of our own adapters the place in task.json counts first: it is relative to the folder, so that both can be moved
+    together, and task.json may be corrected, where other files are hashed.
+    """
+    record = Path(folder) / "task.json"
+    for place in [read_json(record).get("base_model"), base] if record.is_file() else [base]:
+        if isinstance(place, str) and os.path.isdir(os.path.join(folder, place)):
+            return place if os.path.isabs(place) else os.path.realpath(os.path.join(folder, place))
+    return base
 
 
 def check_adapter(name: str, revision: str | None) -> None:
@@ -133,8 +177,8 @@ def check_adapter(name: str, revision: str | None) -> None:
 
 def file_records(folder: Path) -> dict[str, dict]:
     """Return size and sha256 of the files that an evaluation reads from a folder, once they are on the disk."""
-    files = sorted(path for path in folder.iterdir() if path.name not in ("task.json", "README.md"))
-    return {path.name: file_record(path) for path in files}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ("task.json", "README.md"))
+    return {path.relative_to(folder).as_posix(): file_record(path) for path in files}
 
 
 def check_final(name: str | Path) -> None:
@@ -167,7 +211,8 @@ def model_identity(name: str, revision: str | None) -> str:
         snapshot = cached_snapshot(name, revision)
         return f"commit {snapshot and snapshot.name}"
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")):
+    files = [*folder.iterdir(), folder / CONFIG_FOLDER / "config.json"]
+    for path in sorted(path for path in files if path.is_file() and not path.name.startswith(".")):
         digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
         update_by_blocks(digest, path)
     base = adapter_base(folder)
@@ -232,7 +277,12 @@ def _check_weight_file(path: str) -> None:
         raise Refused(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` there")
     if path.endswith(".safetensors"):
         try:
-            with safe_open(path, "pt"):
-                pass
+            with safe_open(path, "pt") as weights:
+                kinds = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise Refused(f"{path} is damaged ({error}): copy it again") from error
+        # bitsandbytes keeps packed weights as integers, with their scales beside them
+        packed = any(name.endswith((".absmax", ".SCB")) for name in kinds)
+        for name, kind in kinds.items():
+            if name.endswith((".weight", ".bias")) and not packed and not kind.startswith(("F", "BF")):
+                raise Refused(f"{path} has {name} as {kind}: wanted floating-point numbers; copy it again")

@@ -3,12 +3,12 @@
 import copy
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from zerotune.models.adapters import adapter_size
+from zerotune.models.families import backbone_class, classifier_class, span_class
 from zerotune.models.heads import TunedModel, is_encoder, is_head_parameter, logical_size, stock_name
 from zerotune.models.pretrained import is_trained_classifier
-from zerotune.models.span_head import span_class
 from zerotune.settings.groups import ModelSettings
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head", "adapter")
@@ -40,10 +40,12 @@ def published_table(config) -> dict:
     A checkpoint published as a classifier counts with that head. Built on the meta device, without reading a weight.
     """
     if is_encoder(config):
-        classes = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if is_trained_classifier(config) else MODEL_MAPPING
+        model_class = classifier_class(config) if is_trained_classifier(config) else backbone_class(config)
+    elif is_trained_classifier(config):
+        model_class = backbone_class(config)
     else:
-        classes = MODEL_MAPPING if is_trained_classifier(config) else MODEL_FOR_CAUSAL_LM_MAPPING
-    table = _table_on_meta(classes[type(config)], config)
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    table = _table_on_meta(model_class, config)
     if is_trained_classifier(config) and not is_encoder(config):
         # Where ZeRO-3 is on, transformers builds these classifiers through zero.Init, which knows no meta device.
         head = config.num_labels * config.hidden_size
@@ -65,8 +67,7 @@ def model_size(config, head: str, num_labels: int, settings: ModelSettings) -> t
     else:
         config = copy.deepcopy(config)
         config.num_labels = num_labels if head == "classify" else 2
-        classes = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-        table = _table_on_meta(classes[type(config)] if head == "classify" else span_class(config), config)
+        table = _table_on_meta(classifier_class(config) if head == "classify" else span_class(config), config)
         total, head_size = table["total"], table["head"]
     if settings.method == "full":
         return total, total
@@ -92,7 +93,7 @@ def _module_group(name: str, config) -> str:
     for group, parts in (
         ("embedding", ("embed",)),
         ("attention", ("attn", "attention")),
-        ("mlp", ("mlp", "ffn", "intermediate", "output.dense")),
+        ("mlp", ("mlp", "ffn", "intermediate", "output.dense", "encoder.conv")),
     ):
         if any(part in path for part in parts):
             return group

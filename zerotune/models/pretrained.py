@@ -1,29 +1,38 @@
 """A model's config and tokenizer, read and checked before any weight is."""
 
-import json
 import os
 from collections.abc import Iterable
-from functools import cache
 
 import numpy as np
-import torch
+import transformers
 from huggingface_hub import errors as hub_errors
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from zerotune.errors import Refused, listed
-from zerotune.models.boundary import quiet_transformers, reading
+from zerotune.models.boundary import reading
+from zerotune.models.families import (
+    CAUSAL,
+    ENCODERS,
+    SUPPORTED,
+    build_backbone,
+    counts_positions_from_pad,
+    nearest_family,
+    text_part,
+)
 from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import (
+    CONFIG_FOLDER,
     adapter_base,
     check_adapter,
     check_final,
     check_weight_files,
+    find_file,
     is_hub_id,
     read_record,
 )
 from zerotune.settings.groups import ModelSettings
 
-SUPPORTED = ("llama", "gemma", "gemma2", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta")
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>")
 MOST_LAYERS = 1000
 _QUESTIONS = "squad"  # the one task without labels
@@ -64,7 +73,10 @@ def check_base(name: str, revision: str | None) -> None:
     base = adapter_base(name, revision)
     if base is None:
         return
-    way_out = "put it back, or correct base_model_name_or_path in adapter_config.json"
+    place = (
+        "base_model in task.json" if read_record(name, revision) else "base_model_name_or_path in adapter_config.json"
+    )
+    way_out = f"put it back, or correct {place}"
     if not os.path.isdir(base[0]) and not is_hub_id(base[0]):
         raise Refused(f"the adapter {name} belongs to the model {base[0]}, which is not there: {way_out}")
     try:
@@ -75,13 +87,49 @@ def check_base(name: str, revision: str | None) -> None:
 
 
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
-    """Return the config of a hub id or folder. Raises Refused with the way out when it cannot be used here."""
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        if base := adapter_base(name):  # an adapter as peft saves it: its base says what it is
-            return read_config(*base)
-        raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
+    """Return the config of a hub id or folder; of a model of text and images, its text part's.
+
+    An adapter's is in its folder config/, or is that of its base where another tool saved it. Raises Refused with the
+    way out when it cannot be used here.
+    """
+    raw, place = _raw_config(name, revision)
+    if place is None:
+        return read_config(*adapter_base(name, revision))
+    if raw.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise _unsupported(name, raw.get("model_type"))
+    with reading("the config", f"--model {name}", "correct config.json, or copy the model again"):
+        whole = AutoConfig.from_pretrained(name, revision=revision or "main", subfolder=place, trust_remote_code=False)
+        config = text_part(whole)
+        if config.model_type not in SUPPORTED:
+            raise _unsupported(name, config.model_type)
+        check_architecture(config)
+    _check_quantisation(name, config)
+    config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
+    # what a model returns and how it is computed is ours to choose too
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    config.chunk_size_feed_forward = 0
+    return config
+
+
+def is_text_part(name: str, revision: str | None, config: PretrainedConfig) -> bool:
+    """Return whether a config of `read_config` is of a part of the checkpoint: that of a model of text and images."""
+    raw, _ = _raw_config(name, revision)
+    return raw.get("model_type", config.model_type) != config.model_type
+
+
+def _raw_config(name: str, revision: str | None) -> tuple[dict, str | None]:
+    """Return the content of config.json and its `_config_place`; of an adapter without one ({}, None).
+
+    Raises:
+        Refused: it cannot be read, or wants code of its own.
+    """
     try:
-        raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main")
+        place = _config_place(name, revision)
+        if place is None:
+            return {}, None
+        raw, _ = PretrainedConfig.get_config_dict(name, revision=revision or "main", subfolder=place)
+    except Refused:
+        raise
     except (TypeError, RecursionError):  # transformers adds its own keys to a config that it has read
         raw = None
     except (OSError, ValueError) as error:
@@ -91,21 +139,45 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
     architectures = raw.get("architectures") or []
     if not (isinstance(architectures, list) and all(isinstance(each, str) for each in architectures)):
         raise Refused(f"the config of --model {name} has architectures {architectures!r}: wanted a list of class names")
-    if "auto_map" in raw:
+    if not _is_known_code(raw.get("auto_map") or {}):
         raise Refused(
             f"{name} needs code from its repository (auto_map in config.json), which zerotune never runs; "
             f"use a model that transformers knows: {', '.join(SUPPORTED)}"
         )
-    if raw.get("model_type") not in SUPPORTED:
-        raise Refused(
-            f"--model must be one of {', '.join(SUPPORTED)}: {name} is {raw.get('model_type') or 'of no known type'}"
-        )
-    with reading("the config", f"--model {name}", "correct config.json, or copy the model again"):
-        config = AutoConfig.from_pretrained(name, revision=revision or "main")
-        check_architecture(config)
-    _check_quantisation(name, config)
-    config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
-    return config
+    return raw, place
+
+
+def _is_known_code(auto_map) -> bool:
+    """Return whether all classes that a config takes from its repository are in transformers too (Phi-3's are)."""
+    if not isinstance(auto_map, dict):
+        return False
+    names = [str(place).rpartition(".")[2] for part, place in auto_map.items() if part != "AutoTokenizer"]
+    return all(hasattr(transformers, name) for name in names)
+
+
+def _unsupported(name: str, model_type: str | None) -> Refused:
+    """Return the refusal of a model of another family, with the nearest that works and a model of it."""
+    nearest = nearest_family(model_type)
+    return Refused(
+        f"--model must be of a family that zerotune is tested with: {name} is {model_type or 'of no known type'}; the "
+        f"nearest that works is {nearest}, for example {(CAUSAL | ENCODERS)[nearest]} (all: {', '.join(SUPPORTED)})"
+    )
+
+
+def _config_place(name: str, revision: str | None) -> str | None:
+    """Return the folder of config.json inside a model: "", or CONFIG_FOLDER of an adapter; None for one without.
+
+    Raises:
+        OSError: there is no such model, or it cannot be reached.
+        Refused: a folder is neither a model nor an adapter.
+    """
+    if find_file(name, "config.json", revision):
+        return ""
+    if find_file(name, "adapter_config.json", revision):
+        return CONFIG_FOLDER if find_file(name, f"{CONFIG_FOLDER}/config.json", revision) else None
+    if os.path.isdir(name):
+        raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
+    return ""
 
 
 def _check_quantisation(name: str, config: PretrainedConfig) -> None:
@@ -120,10 +192,7 @@ def _check_quantisation(name: str, config: PretrainedConfig) -> None:
 
 
 def check_architecture(config: PretrainedConfig) -> None:
-    """Refuse sizes that no model can have, activations and RoPE kinds that transformers does not know.
-
-    Builds the model without memory for its weights, which runs the architecture's own checks.
-    """
+    """Refuse sizes that no model can have, activations and RoPE kinds that transformers does not know."""
     if not (isinstance(config.vocab_size, int) and config.vocab_size > 0):
         raise Refused(f"config.json has vocab_size {config.vocab_size!r}: wanted a number of embeddings, at least 1")
     layers = getattr(config, "num_hidden_layers", 1)
@@ -135,13 +204,15 @@ def check_architecture(config: PretrainedConfig) -> None:
             f"the pad token must have an embedding: config.json has pad_token_id {pad!r} and the model has "
             f"{config.vocab_size} embeddings; correct it"
         )
-    _build_without_weights(type(config), config.to_json_string())
-
-
-@cache
-def _build_without_weights(config_class: type, content: str) -> None:
-    with torch.device("meta"), quiet_transformers():
-        MODEL_MAPPING[config_class](config_class(**json.loads(content)))
+    if is_encoder(config) and any(getattr(config, key, False) for key in ("is_decoder", "add_cross_attention")):
+        raise Refused("config.json has is_decoder or add_cross_attention: wanted an encoder, which reads both ways")
+    for key, share in config.to_dict().items():
+        is_share = share is None or (isinstance(share, int | float) and 0 <= share <= 1)
+        if key.endswith(("dropout", "dropout_prob")) and not is_share:
+            raise Refused(f"config.json has {key} {share!r}: wanted a share from 0 to 1")
+    if isinstance(getattr(config, "text_config", None), dict):
+        raise Refused(f"config.json has a text_config, which is no part of a {config.model_type}: remove it")
+    build_backbone(config)
 
 
 # Reasons why transformers could not read a config, with the way out; the first that applies counts.
@@ -255,9 +326,18 @@ def check_generator(name: str, config: PretrainedConfig, head_learning_rate: flo
 
 
 def most_tokens(config: PretrainedConfig) -> int | None:
-    """Return how many tokens fit the model's positions, None if unlimited. RoBERTa counts positions from pad + 1."""
+    """Return how many tokens fit the model's positions, None if unlimited. RoBERTa counts positions from pad + 1.
+
+    A LongRoPE model (Phi-3) counts as far as it was first trained: beyond that its positions mean something else for a
+    whole batch as soon as one row is long.
+    """
     window = getattr(config, "max_position_embeddings", None)
-    return window - config.pad_token_id - 1 if window and config.model_type == "roberta" else window
+    if window is None:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return min(window, rope["original_max_position_embeddings"])
+    return window - config.pad_token_id - 1 if counts_positions_from_pad(type(config)) else window
 
 
 def check_window(name: str, config: PretrainedConfig, max_length: int) -> None:
@@ -303,12 +383,18 @@ def load_tokenizer(name: str, revision: str | None):
 
     Pad is the tokenizer's own, else a reserved token, else unk: nothing is added, no embedding resized. Raises Refused.
     """
-    base = adapter_base(name, revision) if os.path.isdir(name) else None
-    if base and not os.path.isfile(os.path.join(name, "tokenizer_config.json")):
-        name, revision = base
     way_out = "tokenizer.json and tokenizer_config.json belong beside the weights, copy them again"
     with reading("the tokenizer", f"--model {name}", way_out):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+        config, base = None, adapter_base(name, revision)
+        if base and not find_file(name, "tokenizer_config.json", revision):
+            name, revision = base
+        elif base:  # some classes depend on the config, which transformers looks for beside the tokenizer alone
+            place = _config_place(name, revision)
+            (of, version), folder = (base, "") if place is None else ((name, revision), place)
+            config = AutoConfig.from_pretrained(of, revision=version or "main", subfolder=folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False, config=config
+        )
         tokenizer("a", truncation=True)
     if not tokenizer.is_fast:
         raise Refused(f"the tokenizer must be a fast one (tokenizer.json): {name} has only {type(tokenizer).__name__}")
@@ -340,6 +426,12 @@ def leading_ids(tokenizer) -> list[int]:
     """Return the special tokens that a tokenizer puts before a text: a causal model's BOS, if it has one."""
     encoding = tokenizer("a").encodings[0]
     return encoding.ids[: encoding.sequence_ids.index(0)]
+
+
+def trailing_ids(tokenizer) -> list[int]:
+    """Return the special tokens that a tokenizer puts behind a text."""
+    encoding = tokenizer("a").encodings[0]
+    return encoding.ids[len(encoding.ids) - encoding.sequence_ids[::-1].index(0) :]
 
 
 def _ensure_one_bos(tokenizer, name: str) -> None:

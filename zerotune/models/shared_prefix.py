@@ -13,6 +13,8 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from zerotune.models.branches import FULL, SLIDING, layer_types
+
 
 class _PrefixLayer(DynamicLayer):
     """A layer's keys and values of the prefix, [1, heads, prefix, dim]: shared by a batch's rows, never changed."""
@@ -65,10 +67,18 @@ class SharedRows(Sequence):
         return len(self.head) + np.array([len(tail) for tail in self.tails])
 
 
+def keeps_keys_and_values(config) -> bool:
+    """Return whether all layers keep keys and values, which prompts can share; Qwen3.5's linear attention does not."""
+    return set(layer_types(config)) <= {FULL, SLIDING}
+
+
 @torch.no_grad()
 def prefix_cache(model, token_ids: Sequence[int], device: torch.device) -> Cache | None:
-    """Return keys and values of a causal model for prompts that begin with the tokens; None for no tokens."""
-    if not token_ids:
+    """Return keys and values of a causal model for prompts that begin with the tokens; None for no tokens.
+
+    Also None for a model that does not keep them (`keeps_keys_and_values`): it reads whole prompts.
+    """
+    if not token_ids or not keeps_keys_and_values(model.config):
         return None
     cache = DynamicCache()  # without the configuration, so that no layer drops tokens outside its window
     model.base_model(torch.tensor([list(token_ids)], device=device), past_key_values=cache, use_cache=True)

@@ -5,12 +5,9 @@ under another name than published checkpoints give it, and would leave it random
 as it is read. Gemma has no such class and gets transformers' generic one.
 """
 
-import functools
-
 import torch
-from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, MODEL_MAPPING
-from transformers.modeling_layers import GenericForQuestionAnswering
 
+from zerotune.models.families import span_class
 from zerotune.models.heads import TunedModel, backbone_inputs, is_encoder
 from zerotune.models.loading import check_settings, load_with_head, make_trainable, tuning_config
 from zerotune.models.pretrained import read_config
@@ -29,29 +26,8 @@ class SpanModel(TunedModel):
         """
         stock = self.stock_model
         inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids)
-        hidden = stock.base_model(**inputs).last_hidden_state
-        if hasattr(stock, "dropout"):  # DistilBERT's, before its head
-            hidden = stock.dropout(hidden)
-        return stock.qa_outputs(hidden)
-
-
-def has_own_class(config) -> bool:
-    """Return whether transformers has a question-answering class for models like this."""
-    return type(config) in MODEL_FOR_QUESTION_ANSWERING_MAPPING
-
-
-def span_class(config) -> type:
-    """Return the class of a backbone with a span head."""
-    if has_own_class(config):
-        return MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
-    return _generic_class(type(config))
-
-
-@functools.cache
-def _generic_class(config_class: type) -> type:
-    backbone = MODEL_MAPPING[config_class]
-    name = backbone.__name__.removesuffix("Model") + "ForQuestionAnswering"
-    return type(name, (GenericForQuestionAnswering, backbone.__bases__[0]), {"config_class": config_class})
+        output = stock(**inputs)
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
 def backbone_renaming(config) -> dict[str, str] | None:

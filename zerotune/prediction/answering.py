@@ -18,6 +18,7 @@ from zerotune.evaluation.options import TextEvaluation, check_flags
 from zerotune.evaluation.scoring import BackOff, Scorer, is_finite
 from zerotune.models.generator import TextGenerator, load_language_model
 from zerotune.models.model_files import read_record
+from zerotune.models.multi_label import is_multi_label
 from zerotune.models.pretrained import (
     answers_by_prompt,
     check_texts,
@@ -55,6 +56,7 @@ from zerotune.tasks.sst2 import SST2
 from zerotune.tasks.texts import joined_pair
 from zerotune.training.batches import evaluation_batches
 from zerotune.training.classification import log_probabilities
+from zerotune.training.label_sets import THRESHOLD, likely_labels, log_sigmoid, logits
 
 _TASKS = {task.name: task for task in (SST2, IMDB, OWN)}
 DECIMALS = 6  # of a probability
@@ -153,10 +155,7 @@ def answer_chunk(answering: Answering, device: torch.device, is_stopped: Callabl
 
 
 def label_columns(scores: np.ndarray, labels: tuple[str, ...], top_k: int) -> list[dict]:
-    """Return the new columns of texts, given the labels' natural log-probabilities, [texts, labels].
-
-    This is where a model of several labels a text (problem_type "multi_label_classification") would differ.
-    """
+    """Return the new columns of texts, given the labels' natural log-probabilities, [texts, labels]."""
     probabilities = np.exp(scores.astype(np.float64))
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
     found = []
@@ -167,12 +166,35 @@ def label_columns(scores: np.ndarray, labels: tuple[str, ...], top_k: int) -> li
     return found
 
 
+def label_set_columns(
+    scores: np.ndarray, labels: tuple[str, ...], top_k: int, separator: str, threshold: float
+) -> list[dict]:
+    """Return the new columns of texts that have any number of labels, given each label's own log-probability.
+
+    The prediction is the labels above the threshold, with the separator between them; its probability is that of
+    exactly these, as each label is decided by itself.
+
+    Args:
+        scores: [texts, labels].
+    """
+    ranked = label_columns(scores, labels, top_k)
+    found = []
+    for row, chosen, columns in zip(
+        np.exp(scores.astype(np.float64)), likely_labels(scores, threshold), ranked, strict=True
+    ):
+        probability = round(float(np.where(chosen, row, 1 - row).prod()), DECIMALS)
+        names = separator.join(labels[place] for place in np.flatnonzero(chosen))
+        found.append(columns | {"prediction": names, "probability": probability})
+    return found
+
+
 @dataclass(frozen=True)
 class LabelAnswerer:
     """A model that gives each text a label: by a head, or by the likelihood of the labels after a prompt.
 
     Attributes:
         names: the columns of a pair as the model was tuned on them; () for one text, or where they are not known.
+        threshold: the probability above which a text has a label, of a model that gives any number of them.
     """
 
     settings: PredictSettings
@@ -181,6 +203,7 @@ class LabelAnswerer:
     config: object
     tokenizer: object
     names: tuple[str, ...]
+    threshold: float = THRESHOLD
     asks: bool = False
 
     @property
@@ -241,15 +264,17 @@ class LabelAnswerer:
 
     def _answering(self, score: Scorer, lengths: np.ndarray) -> Answering:
         def read(records: list[dict]) -> list[dict]:
-            return label_columns(log_probabilities(records), self.task.labels, self.settings.top_k)
+            labels, top_k = self.task.labels, self.settings.top_k
+            if not self.task.multi_label:
+                return label_columns(log_probabilities(records), labels, top_k)
+            scores, separator = log_sigmoid(logits(records)), self.task.label_separator
+            return label_set_columns(scores, labels, top_k, separator, self.threshold)
 
         return Answering(score, lengths, evaluation_batches(lengths, self.settings.tokens_per_device), read)
 
 
 def _label_answerer(settings: PredictSettings, config, tokenizer, record: dict | None) -> LabelAnswerer:
     name = settings.model.name
-    if getattr(config, "problem_type", None) == "multi_label_classification":
-        raise Refused(f"{name} gives a text several labels, which eval/predict.py does not do yet: give another model")
     known = known_labels(settings.model, config)
     if known is not None and settings.labels is not None:
         raise Refused(f"--labels is for a model without labels, and {name} has {listed(known)}: leave it out")
@@ -270,6 +295,7 @@ def _label_answerer(settings: PredictSettings, config, tokenizer, record: dict |
     if task.name == OWN.name:
         run_split = split_of_run(name, OWN.name)
         of_run = DataSettings(**run_split["settings"]) if run_split else DataSettings()
+        of_run = replace(of_run, multi_label=of_run.multi_label or is_multi_label(config))
         task = with_labels(task_of(of_run), tuple(labels))
         names = (task.text_columns[0], task.pair_column) if task.pair_column else ()
         if run_split:
@@ -281,7 +307,8 @@ def _label_answerer(settings: PredictSettings, config, tokenizer, record: dict |
         tokens_per_device=settings.tokens_per_device,
     )
     check_flags(evaluation, config, tokenizer)
-    return LabelAnswerer(settings, evaluation, task, config, tokenizer, names)
+    threshold = ((record or {}).get("thresholds") or {}).get("probability", THRESHOLD)
+    return LabelAnswerer(settings, evaluation, task, config, tokenizer, names, threshold)
 
 
 def _check_number_of_texts(name: str, given: tuple[str, ...] | None, of_run: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from zerotune.metrics.statistics import PairedMeans, holm_adjusted
 from zerotune.report import figures, html
 from zerotune.report.curves import curves_of_runs, read_history
 from zerotune.report.tables import scores_block, timings_table
-from zerotune.run.folder import read_run_record
+from zerotune.run.run_files import check_run_files, read_run_record
 
 
 def write_comparison(folders: Sequence[Path], output_dir: Path) -> Path:
@@ -78,7 +78,7 @@ def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
     if len(tasks) > 1:
         found = " and ".join(tasks)
         raise Refused(f"a comparison is of one task, the folders hold {found}: compare each task by itself")
-    headline = "exact" if evaluations.is_in_percent(read[0].metrics) else "accuracy"
+    headline = evaluations.headline(read[0].metrics)
     for one in read:
         if headline not in evaluations.score_names(one.metrics) or not isinstance(one.metrics[headline], int | float):
             found = f"{one.folder}/metrics.json does not"
@@ -143,6 +143,8 @@ def _training_section(folders: Sequence[Path]) -> str:
     runs = [run for run in runs if (run / "metrics.jsonl").exists() and (run / "run.json").exists()]
     if not runs:
         return ""
+    for run in runs:
+        check_run_files(run)
     names, histories = short_names(runs), [read_history(run) for run in runs]
     timings = timings_table(names, [read_run_record(run / "run.json") for run in runs], histories)
     return html.section("Training", timings, curves_of_runs(names, histories))

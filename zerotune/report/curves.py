@@ -7,20 +7,22 @@ from pathlib import Path
 
 from zerotune.report import figures, html
 from zerotune.report.figures import Series
-from zerotune.run.folder import read_metrics_lines
+from zerotune.run.run_files import read_metrics_lines
 
 # key of a line, title, label of the y axis; evaluations are drawn as points
 _FIGURES = (
     ("loss", "Loss", "loss (mean cross-entropy, nats)"),
     ("eval_loss", "Loss on the validation split", "loss (mean cross-entropy, nats)"),
     ("eval_accuracy", "Accuracy on the validation split", "accuracy"),
+    ("eval_exact_match", "All labels right on the validation split", "exact match"),
+    ("eval_f1_micro", "F1 over all labels on the validation split", "F1, micro"),
     ("eval_exact", "Exact answers on the validation split", "exact, %"),
     ("eval_f1", "F1 on the validation split", "F1, %"),
     ("learning_rate", "Learning rate", "learning rate"),
     ("grad_norm", "Gradient norm", "gradient norm before clipping"),
     ("epoch", "Epoch", "epoch"),
 )
-_SCORES = ("eval_accuracy", "eval_exact", "eval_f1")
+_SCORES = ("eval_accuracy", "eval_exact_match", "eval_f1_micro", "eval_exact", "eval_f1")
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,18 @@ def flattened(value: Mapping, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def metric_title(name: str) -> str:
-    """Return accuracy on negative for accuracy_negative; F1, macro for f1_macro; HasAns F1 for HasAns_f1."""
+    """Return accuracy on negative for accuracy_negative; F1, macro for f1_macro; HasAns F1 for HasAns_f1.
+
+    And F1 on negative for f1_label_negative."""
     if name.startswith("accuracy_"):
         return f"accuracy on {name.removeprefix('accuracy_')}"
+    if name.startswith("f1_label_"):
+        return f"F1 on {name.removeprefix('f1_label_')}"
     if name == "matthews":
         return "Matthews' correlation × 100"
-    return OVERLAP_TITLES.get(name) or name.replace("f1", "F1").replace("_macro", ", macro").replace("_", " ")
+    return OVERLAP_TITLES.get(name) or name.replace("f1", "F1").replace("_macro", ", macro").replace(
+        "_micro", ", micro"
+    ).replace("_", " ")
 
 
 def score_cell(metrics: dict, name: str) -> str | tuple[str, str]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_text
@@ -13,9 +12,8 @@ from zerotune.metrics.statistics import PairedMeans
 from zerotune.report import figures, html
 from zerotune.report.curves import History, curves_of_run, read_history
 from zerotune.report.tables import data_section, parameters_section, run_section, scores_block
-from zerotune.run.folder import RunRecord
 from zerotune.run.process import is_main_process, say
-from zerotune.tasks.split_file import SplitRecord
+from zerotune.run.run_files import ParametersRecord, RunRecord, SplitRecord
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def read_run_files(run_dir: Path, prediction: type) -> RunFiles:
     """
     run, parameters, split = (
         read_json(path, form) if (path := run_dir / name).is_file() else {}
-        for name, form in (("run.json", RunRecord), ("parameters.json", dict[str, Any]), ("split.json", SplitRecord))
+        for name, form in (("run.json", RunRecord), ("parameters.json", ParametersRecord), ("split.json", SplitRecord))
     )
     base = _read_scores(run_dir, "base", prediction, "This run has no base evaluation.")
     tuned = _read_scores(run_dir, "final", prediction, "This run has no final evaluation yet.")
@@ -224,7 +222,8 @@ def _paired_sentences(files: RunFiles, items: str) -> str:
     accuracy, f1 = files.accuracy, files.f1
     if isinstance(accuracy, str):
         return accuracy
-    score, change = "exact" if f1 else "accuracy", " ".join(html.change(accuracy))
+    score = html.metric_title(evaluations.headline(files.tuned.metrics))
+    change = " ".join(html.change(accuracy))
     sentences = (
         f"On the {accuracy.num_common:,} {items} that both scored, {score} went from "
         f"{html.percent(accuracy.accuracy_first)} to {html.percent(accuracy.accuracy_second)}: {change} (Newcombe's "

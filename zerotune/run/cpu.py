@@ -52,7 +52,7 @@ def give_back_memory() -> None:
         return
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    if resident > LARGEST_SHARE * _memory_limit() / num_processes:
+    if resident > LARGEST_SHARE * memory_limit() / num_processes:
         libc.malloc_trim(0)
 
 
@@ -63,7 +63,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def _memory_limit() -> int:
+def memory_limit() -> int:
     """Return the bytes of memory of this machine, or of the job's control group and those around it."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     groups = Path("/proc/self/cgroup")

@@ -9,9 +9,6 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NotRequired
-
-from typing_extensions import TypedDict
 
 from zerotune.errors import Preempted, Refused
 from zerotune.files import (
@@ -21,13 +18,12 @@ from zerotune.files import (
     full_disk_reason,
     json_sha256,
     read_json,
-    read_json_lines,
     write_json,
     write_json_lines,
 )
-from zerotune.records import Count
 from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
+from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
 from zerotune.run.upload import upload_final
 from zerotune.settings.groups import FlagRecord, RunSettings
 
@@ -49,38 +45,14 @@ RESULTS = (
 )  # fmt: skip
 
 
-class State(TypedDict):
-    """state.json."""
-
-    state: Literal["running", "preempted", "refused", "finished"]
-    reason: NotRequired[str | None]
-
-
-class RunRecord(TypedDict):
-    """run.json, as far as it is read back."""
-
-    flags: dict[str, Any]
-    run_id: NotRequired[str]
-    typed_flags: NotRequired[list[str]]
-    identity: NotRequired[dict[str, Any]]
-    world: NotRequired[dict[str, Any]]
-    timings: NotRequired[dict[str, float | None]]
-
-
-class MetricsLine(TypedDict, extra_items=float | None):
-    """A line of metrics.jsonl: a logged step or an evaluation."""
-
-    step: Count
-
-
 def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool:
     """Check the run folder's contents before anything is loaded.
 
     Returns:
         Whether the very same run is finished: there is nothing left to do.
     Raises:
-        Refused: `--resume never`; files of something else; or flags that change the run differ, each named with both
-            values.
+        Refused: `--resume never`; files of something else; flags that change the run differ, each named with both
+            values; or a record is damaged.
     """
     folder = settings.output_dir
     _check_place(folder)
@@ -94,22 +66,29 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         return False
     if settings.resume == "never":
         raise Refused(f"{folder} already holds a run and --resume never forbids resuming: choose another --output-dir")
-    changed = changed_flags(settings.flags, folder / "run.json")
-    # a run that was refused before it had anything may start again with the flags that the refusal asked for
-    if changed and (held or read_state(folder).get("state") != "refused"):
-        listed = ", ".join(f"--{name.replace('_', '-')} was {was}, is {now}" for name, (was, now) in changed.items())
-        raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
+    _refuse_other_flags(settings, bool(held))
     for name in ("checkpoints", "final", "eval"):
         if os.path.exists(folder / name) and not os.path.isdir(folder / name):
             raise Refused(f"{folder / name} is a file, not a folder: delete it, or use another --output-dir")
-    finished = read_state(folder).get("state") == "finished"
-    if finished and (folder / "checkpoints").exists() and (problem := _final_problem(folder / "final")):
+    if read_state(folder).get("state") != "finished":
+        return False
+    check_run_files(folder)
+    if (folder / "checkpoints").exists() and (problem := _final_problem(folder / "final")):
         if says_finished:
             say(f"{folder} was finished but its final/ {problem}: it is made again from the checkpoints")
         return False
-    if finished and says_finished:
+    if says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")
-    return finished
+    return True
+
+
+def _refuse_other_flags(settings: RunSettings, holds_results: bool) -> None:
+    folder = settings.output_dir
+    changed = changed_flags(settings.flags, folder / "run.json")
+    # a run that was refused before it had anything may start again with the flags that the refusal asked for
+    if changed and (holds_results or read_state(folder).get("state") != "refused"):
+        listed = ", ".join(f"--{name.replace('_', '-')} was {was}, is {now}" for name, (was, now) in changed.items())
+        raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
 
 
 def _final_problem(final: Path) -> str | None:
@@ -155,22 +134,6 @@ def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, obje
 def held_results(folder: Path) -> list[str]:
     """Return which of RESULTS a folder holds, and which scores of an unfinished evaluation."""
     return [name for name in (*RESULTS, PARTIAL_FOLDER) if os.path.lexists(folder / name)]
-
-
-def read_state(folder: Path) -> State | dict:
-    """Return state.json, or {} when there is none. Raises Refused where it is damaged."""
-    path = folder / "state.json"
-    return read_json(path, State) if os.path.exists(path) else {}
-
-
-def read_run_record(path: Path) -> RunRecord:
-    """Return a run.json. Raises Refused where it is damaged."""
-    return read_json(path, RunRecord)
-
-
-def read_metrics_lines(path: Path) -> list[MetricsLine]:
-    """Return the lines of a metrics.jsonl. Raises Refused where one is damaged."""
-    return read_json_lines(path, MetricsLine)
 
 
 class RunFolder:

@@ -84,7 +84,7 @@ def _layer_bytes(config, trains_all: bool, narrow: int, scored_tokens: int) -> f
     if getattr(config, "num_key_value_heads", None) is None:
         return ENCODER_BYTES * hidden * narrow / 2 + scores
     num_norms = 4 if config.model_type.startswith(("gemma2", "gemma3")) else 2
-    return HIDDEN_BYTES[num_norms, trains_all] * hidden + NUM_MLP_TENSORS * config.intermediate_size * narrow + scores
+    return HIDDEN_BYTES[num_norms, trains_all] * hidden + NUM_MLP_TENSORS * _mlp_width(config) * narrow + scores
 
 
 def logit_bytes(config, model: ModelSettings, tokens_per_device: int, answers_per_token: float) -> float:
@@ -133,7 +133,7 @@ def scoring_memory(
     for rows, longest in batches:
         seen = num_shared + longest
         # input, output, queries, the MLP's two; keys and values of each row, and the same repeated for each query head
-        tokens = rows * longest * (3 * hidden + heads * width + 2 * config.intermediate_size) * narrow
+        tokens = rows * longest * (3 * hidden + heads * width + 2 * _mlp_width(config)) * narrow
         attended = rows * seen * (keys_and_values + 2 * heads * width * narrow)
         # eager attention, which capped scores need, keeps them and their softmax, which is float32
         scores = rows * heads * longest * seen * (narrow + 4) if capped else 0
@@ -158,6 +158,11 @@ def writing_memory(
 
 def _narrow_bytes(model: ModelSettings) -> int:
     return 4 if model.precision == "fp32" else 2
+
+
+def _mlp_width(config) -> int:
+    """Return the width of the MLP, with experts that of all those that a token goes through."""
+    return config.intermediate_size * (getattr(config, "num_experts_per_tok", None) or 1)
 
 
 def _head_width(config) -> int:

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 from zerotune.errors import (
     EXIT_BUG,
@@ -26,6 +27,8 @@ from zerotune.terminal import make_output_tolerant
 
 RANK_0_SPEAKS = "zerotune: rank 0 speaks"  # a key of the process group's store
 SECONDS_FOR_RANK_0 = 3
+SECONDS_WITHOUT_A_WORD = 5
+_Item = TypeVar("_Item")
 RECORDED_VERSIONS = (
     "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",
 )  # fmt: skip
@@ -117,6 +120,20 @@ def say(line: str) -> None:
     """Print on rank 0 only."""
     if is_main_process():
         print(line, flush=True)
+
+
+def say_how_far(items: Iterable[_Item], activity: str, unit: str, size: int = 1) -> Iterator[_Item]:
+    """Yield the items; say "ACTIVITY: 312,000 UNIT so far" after SECONDS_WITHOUT_A_WORD, then twice that, …
+
+    Args:
+        size: how many units an item is.
+    """
+    started, wait = time.monotonic(), SECONDS_WITHOUT_A_WORD
+    for number, item in enumerate(items):
+        if number * size % 1000 == 0 and time.monotonic() - started >= wait:
+            say(f"{activity}: {number * size:,} {unit} so far")
+            wait *= 2
+        yield item
 
 
 def describe_process() -> dict:

@@ -42,6 +42,14 @@ def positive_or_none(text: str) -> float | None:
     return value
 
 
+def fraction_below_1(text: str) -> float:
+    """Parse a number from 0 to below 1."""
+    value = fraction(text)
+    if value == 1:
+        raise ValueError(text)
+    return value
+
+
 def fraction(text: str) -> float:
     """Parse a number from 0 to 1."""
     value = float(text)

@@ -167,7 +167,7 @@ def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | 
 
 
 def _check_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | None) -> None:
-    cures = {"optimizer": "--optimizer, --learning-rate", "scheduler": "--warmup-ratio, --learning-rate"}
+    cures = {"optimizer": "--optimizer, --learning-rate", "scheduler": "--schedule, --warmup-ratio, --learning-rate"}
     for section, cure in cures.items():
         if not _is_left_open(config.get(section, "auto")):
             raise Refused(f'the DeepSpeed file has a section "{section}": remove it and use {cure}')

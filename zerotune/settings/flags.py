@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zerotune.settings.argument_types import (
     fraction,
+    fraction_below_1,
     non_empty,
     non_negative_float,
     non_negative_int,
@@ -14,11 +15,18 @@ from zerotune.settings.argument_types import (
 )
 from zerotune.terminal import make_output_tolerant
 
+# That can choose the best checkpoint, the first by default: of texts with one label each, and of those with any number.
+LABEL_METRICS = ("accuracy", "f1_macro", "matthews", "loss")
+LABEL_SET_METRICS = ("f1_micro", "f1_macro", "exact_match", "loss")
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
 
-def train_parser(description: str, task) -> argparse.ArgumentParser:
-    """Return the parser of a train script: the flags that every task has, with the defaults of a task module."""
+def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METRICS) -> argparse.ArgumentParser:
+    """Return the parser of a train script: the flags that every task has, with the defaults of a task module.
+
+    Args:
+        choose_by: metrics that can choose the best checkpoint, the first by default.
+    """
     parser = new_parser(description)
     add_model_flags(parser)
     group = add_training_method_flags(
@@ -42,7 +50,15 @@ def train_parser(description: str, task) -> argparse.ArgumentParser:
         help="the part of a longer text that a classifier head sees; head-and-tail: a quarter from its head, "
         "the rest from its end (default %(default)s)",
     )
-    add_optimisation_flags(parser, ("accuracy", "f1_macro", "matthews", "loss"))
+    group = add_optimisation_flags(parser, choose_by)
+    group.add_argument(
+        "--class-weights",
+        choices=("none", "balanced"),
+        default="none",
+        help="weight of an example in the loss by its label; balanced: rows / (labels × the label's rows), counted in "
+        "the train split; with --multi-label of a label that a text has, rows without / rows with it "
+        "(default %(default)s)",
+    )
     add_run_flags(parser)
     return parser
 
@@ -75,6 +91,14 @@ def with_label_flags(parser: argparse.ArgumentParser, glue: Iterable[str], train
         "--label-column", type=non_empty, metavar="NAME", help="column of the labels (default: label, or a usual name)"
     )
     group.add_argument("--glue", choices=sorted(glue), help="columns, labels and data set of one of GLUE's tasks")
+    default = f"; {LABEL_SET_METRICS[0]} is then the default of --choose-by" if trains else " (default: as the model)"
+    group.add_argument("--multi-label", action="store_true", help=f"a text has none, one or several labels{default}")
+    group.add_argument(
+        "--label-separator",
+        type=non_empty,
+        metavar="TEXT",
+        help="between the labels of one text, where they are no list (default: a comma)",
+    )
     if not trains:
         group.add_argument(
             "--labels",
@@ -98,6 +122,22 @@ def eval_parser(description: str, task) -> argparse.ArgumentParser:
         help=f"tokens a text is cut to (default: the model folder's, else {task.max_length})",
     )
     _add_prompt_flags(parser)
+    return parser
+
+
+def publish_parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of eval/publish.py."""
+    parser = new_parser(description)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder with an adapter in final/, or that final/")
+    parser.add_argument(
+        "--merge", type=Path, required=True, metavar="FOLDER", help="new folder for the base with the adapter merged in"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="type of the stored weights; a head is always float32 (default %(default)s: as the base has them)",
+    )
     return parser
 
 
@@ -221,8 +261,11 @@ def add_training_data_flags(parser: argparse.ArgumentParser):
     return group
 
 
-def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]) -> None:
-    """Add the optimiser's flags, and the metrics that can choose the best checkpoint, the first by default."""
+def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]):
+    """Add the optimiser's flags, and the metrics that can choose the best checkpoint, the first by default.
+
+    Returns the group.
+    """
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=positive_int, help="passes over the train split (default: 3)")
     group.add_argument("--max-steps", type=positive_int, help="stop the schedule after so many optimizer steps")
@@ -244,6 +287,12 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
     group.add_argument(
         "--head-learning-rate", type=non_negative_float, help="peak, of a new head (default: 5 × the other)"
     )
+    group.add_argument(
+        "--schedule",
+        choices=("linear", "cosine", "constant"),
+        default="linear",
+        help="learning rate after the warmup: falls to 0 along a line or half a cosine, or stays (default %(default)s)",
+    )
     group.add_argument("--warmup-ratio", type=fraction, default=0.06, help="share of all steps (default %(default)s)")
     group.add_argument("--weight-decay", type=non_negative_float, default=0.01, help="AdamW's (default %(default)s)")
     group.add_argument(
@@ -251,6 +300,14 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
         type=positive_or_none,
         default=1.0,
         help="clip to this norm; none: no clipping (default %(default)s)",
+    )
+    group.add_argument(
+        "--label-smoothing",
+        type=fraction_below_1,
+        default=0.0,
+        metavar="P",
+        help="share of a target's probability, below 1, that is spread evenly over all classes: labels, positions of a "
+        "window, or the vocabulary (default %(default)s)",
     )
     group.add_argument(
         "--patience", type=positive_int, help="stop after so many evaluations without gain (default: never)"
@@ -267,6 +324,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
     group.add_argument(
         "--seed", type=non_negative_int, default=0, help="of head, order and dropout (default %(default)s)"
     )
+    return group
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -42,6 +42,8 @@ class DataSettings:
     Attributes:
         text_column, label_column: of labels of the user's own, "A,B" for a pair of texts; None: the task's.
         glue: the name of one of GLUE's tasks.
+        multi_label: a text has none, one or several labels.
+        label_separator: between the labels of a text that may have several; None: a comma.
     """
 
     sample: bool = False
@@ -60,6 +62,8 @@ class DataSettings:
     text_column: str | None = None
     label_column: str | None = None
     glue: str | None = None
+    multi_label: bool = False
+    label_separator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,9 @@ class OptimisationSettings:
         tokens_per_device: most padded tokens in one micro-batch on one device.
         learning_rate: peak; head_learning_rate: peak of a new head, None where there is none.
         max_grad_norm: None: no clipping.
+        schedule: of the learning rate after the warmup: "linear", "cosine" or "constant".
+        label_smoothing: share of a target's probability that is spread over all classes, from 0 to below 1.
+        class_weights: of labels in the loss: "none", or "balanced" over the training split.
         patience: stop after this many evaluations without gain; None: never.
         choose_by: metric of the validation split that picks the best checkpoint.
         eval_every: optimizer steps between evaluations; None: an epoch.
@@ -141,6 +148,9 @@ class OptimisationSettings:
     choose_by: str
     eval_every: int | None
     seed: int
+    schedule: str = "linear"
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.flags import LABEL_SET_METRICS
 from zerotune.settings.groups import (
     DataSettings,
     EvalSettings,
@@ -53,7 +54,11 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         deepspeed = fill_deepspeed_config(deepspeed, args.batch_size, args.max_grad_norm, precision)
     tokens = tokens_per_device(args.tokens_per_device, TRAIN_TOKENS)
     output_dir = args.output_dir or default_run_folder(task, model, args.method, head)
+    choose_by = args.choose_by
+    if getattr(args, "multi_label", False) and "choose_by" not in args.typed:
+        choose_by = LABEL_SET_METRICS[0]
     resolved = {
+        "choose_by": choose_by,
         "epochs": epochs,
         "learning_rate": rate,
         "head_learning_rate": head_rate,

@@ -317,7 +317,7 @@ class WritingPlan:
 
     def encode(self, questions: list[Question]) -> GenerationData:
         """Tokenise questions with room for their answers. Raises Refused: one does not fit, or has an unknown token."""
-        lengths, positions = self.lengths, self.config.max_position_embeddings
+        lengths, positions = self.lengths, most_tokens(self.config)
         data = encode_questions(
             self.tokenizer, self.prompt, questions, lengths.max_length, positions, lengths.max_new_tokens
         )
@@ -333,7 +333,7 @@ def plan_writing(evaluation: QuestionEvaluation, config) -> WritingPlan:
     """
     loaded, record = evaluation.model, generator_record(evaluation.model)
     lengths = resolve_questions(evaluation.questions, False, None, record)
-    tokenizer, num_positions = load_tokenizer(loaded.name, loaded.revision), config.max_position_embeddings
+    tokenizer, num_positions = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
     if record is None:
         shots, num_cut = fit_solved_questions(tokenizer, evaluation.shots, num_positions)
         prompt = QuestionPrompt(uses_chat(evaluation.prompt.format, tokenizer, loaded.name), shots)

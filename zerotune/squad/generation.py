@@ -80,10 +80,15 @@ class GenerationData:
     def prompt_groups(self) -> Groups:
         """Return the parts of a row when answers are written.
 
-        The prefix is computed only once, but its keys and values take memory in each row: a part of it counts.
+        A prefix that is shared is computed only once, but its keys and values take memory in each row: a part of it
+        counts.
         """
         own = np.array([len(question) for question in self.questions])
-        return self._groups(own, len(self.prefix) // PREFIX_TOKENS_PER_TOKEN)
+        return self._groups(own, self._num_prefix_counted)
+
+    @property
+    def _num_prefix_counted(self) -> int:
+        return len(self.prefix) // PREFIX_TOKENS_PER_TOKEN if self.shares else len(self.prefix)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -142,8 +147,7 @@ class GenerationData:
             Its rows, the tokens of its longest row without the prefix, and the most tokens written in a row.
         """
         units = self.prompt_groups.by_group(rows)
-        num_prefix = len(self.prefix) // PREFIX_TOKENS_PER_TOKEN
-        longest = max(map(self.prompt_groups.row_length, units)) - num_prefix
+        longest = max(map(self.prompt_groups.row_length, units)) - self._num_prefix_counted
         return len(units), longest, num_new_tokens * max(map(len, units))
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:

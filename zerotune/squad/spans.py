@@ -28,16 +28,25 @@ ABSENT = -1e30
 # --- arithmetic ---
 
 
-def window_losses(logits: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def window_losses(
+    logits: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Return each window's loss, the mean of the cross entropies of its start and its end: float32 [windows].
 
     Args:
         logits: [windows, T, 2], of start and end. Padding gets no probability.
         attention_mask: [windows, T], 0 on padding.
         targets: int64 [windows, 2], columns of the answer's first and last token; the loss is 0 where they are UNKNOWN.
+        label_smoothing: share of a target's probability that is spread evenly over the window's tokens.
     """
-    logits = logits.float().masked_fill(attention_mask[..., None] == 0, -torch.inf)
-    return functional.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="none").mean(dim=1)
+    padding = attention_mask[..., None] == 0
+    logits = logits.float().masked_fill(padding, -torch.inf)
+    losses = functional.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="none")
+    if label_smoothing:  # torch's own would spread it over the padding too, and be infinite
+        surprisals = -logits.log_softmax(dim=1).masked_fill(padding, 0.0)
+        spread = surprisals.sum(dim=1) / attention_mask.sum(dim=1, keepdim=True)
+        losses = (1 - label_smoothing) * losses + label_smoothing * spread.masked_fill(targets == UNKNOWN, 0.0)
+    return losses.mean(dim=1)
 
 
 def window_spans(

@@ -58,7 +58,7 @@ def tokenise(
             say(f"train: {spans['train'].windows.num_lost:,} answers are whole in no window and train nothing")
         return spans
     prompt = QuestionPrompt(uses_chat(settings.prompt.format, tokenizer, settings.model.name))
-    num_positions = config.max_position_embeddings
+    num_positions = most_tokens(config)
     shares = can_share(config, attention_kernel(settings.model.attention, config))
     num_new_tokens = {"train": 0, "validation": lengths.max_new_tokens}
     return {

@@ -14,7 +14,7 @@ from zerotune.evaluation.generation import answer_texts, end_tokens, write_answe
 from zerotune.evaluation.scoring import Scorer
 from zerotune.models.branches import PADDING, TRUNK, Places, branch_masks, can_share, mask_dtype
 from zerotune.models.device import to_device
-from zerotune.models.generator import cap_logits
+from zerotune.models.generator import finish_logits
 from zerotune.models.precision import autocast
 from zerotune.models.shared_prefix import prefix_cache
 from zerotune.squad.generation import GenerationData
@@ -141,7 +141,7 @@ class GreedyWriter:
         ).last_hidden_state
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return cap_logits(self.model.get_output_embeddings()(hidden), self.model.config)
+        return finish_logits(self.model.get_output_embeddings()(hidden), self.model.config)
 
     def _prefix_places(self, num_rows: int) -> Places:
         """Return the places of the prefix, the same in each row."""

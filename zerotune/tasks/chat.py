@@ -1,13 +1,23 @@
-"""Chat templates: conversations as text, and where in it the model's answer begins."""
+"""Chat templates: conversations as text, and where in it the model's answer begins.
+
+A template is a program of the model's publisher. It runs a few times only, within limits, on placeholders that stand
+for what the turns say; texts are then put in their place. So a text is always whole, whatever its length, and no text
+can make a template run long.
+"""
 
 import re
+from functools import lru_cache
 
 from zerotune.errors import Refused
+from zerotune.run.bounded import OverLimit, call_bounded
 
 # Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"
-# Placeholders for a question and its answer while a template is examined; no template writes such words itself.
-_QUESTION, _ANSWER = "the-question-asked", "the-answer-given"
+# A placeholder is as long as a long text and has what a template might escape. The vertical tabs at its ends show
+# whether the template strips what it is given.
+_BODY = 'It\'s a "probe" <b>& {x} é.\n' * 4000
+_EDGE = "\v"
+MAX_CHARACTERS = 20_000_000
 _OPEN_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(\s*)\Z")
 
 
@@ -27,13 +37,54 @@ def render_chat(tokenizer, turns: list[dict[str, str]], asks: bool) -> str:
     Args:
         asks: end it where the assistant's next turn begins.
     Raises:
-        Refused: the template fails.
+        Refused: the template fails, takes too long, or does not write each turn once and whole.
     """
+    around = _around_turns(tokenizer, str(tokenizer.chat_template), tuple(turn["role"] for turn in turns), asks)
+    written = [
+        (turn["content"].strip() if strips else turn["content"]) + after
+        for turn, (strips, after) in zip(turns, around[1:], strict=True)
+    ]
+    return around[0][1] + "".join(written)
+
+
+@lru_cache(maxsize=256)
+def _around_turns(tokenizer, template: str, roles: tuple[str, ...], asks: bool) -> tuple[tuple[bool, str], ...]:
+    """Return what a template writes before the first turn's content and after each one's, and whether it strips that.
+
+    Args:
+        template: the tokenizer's own, of which there may be another one later.
+    """
+    bodies = [f"{place}. {_BODY}{place}." for place in range(len(roles))]
+    turns = [{"role": role, "content": f"{_EDGE}{body}{_EDGE}"} for role, body in zip(roles, bodies, strict=True)]
+
+    def render() -> str:
+        text = tokenizer.apply_chat_template(turns, add_generation_prompt=asks, tokenize=False, date_string=PINNED_DATE)
+        if len(text) > MAX_CHARACTERS:
+            raise OverLimit(f"writes {len(text):,} characters")
+        return text
+
     try:
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=asks, tokenize=False, date_string=PINNED_DATE)
-    except Exception as error:  # a template is a program of the model's publisher: it may raise anything
+        text = call_bounded(render)
+    except OverLimit as error:
+        raise _unusable(tokenizer, str(error)) from error
+    except Exception as error:  # it may raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
         raise _unusable(tokenizer, f"fails with {type(error).__name__}: {reason}") from error
+    around, strips = [], False
+    for role, body in zip(roles, bodies, strict=True):
+        what = "answer" if role == "assistant" else "question"
+        if body not in text:
+            raise _unusable(tokenizer, f"changes or leaves out a part of the {what}")
+        if (count := text.count(body)) > 1:
+            raise _unusable(tokenizer, f"writes the {what} {count} times, wanted once")
+    for body in bodies:
+        before, found, text = text.partition(body)
+        if not found:
+            raise _unusable(tokenizer, "writes the turns of a conversation in another order")
+        kept = before.endswith(_EDGE), text.startswith(_EDGE)
+        around.append((strips, before.removesuffix(_EDGE)))
+        strips, text = not all(kept), text.removeprefix(_EDGE)
+    return *around, (strips, text)
 
 
 def answer_opening(tokenizer) -> tuple[str, str]:
@@ -44,14 +95,12 @@ def answer_opening(tokenizer) -> tuple[str, str]:
     A generation prompt that ends inside a thought, as DeepSeek-R1's does, gets the thought's end.
 
     Raises:
-        Refused: the template fails, or leaves out or repeats what it is given.
+        Refused: as `render_chat`.
     """
-    asked = render_chat(tokenizer, [user(_QUESTION)], asks=True)
-    answered = render_chat(tokenizer, [user(_QUESTION), assistant(_ANSWER)], asks=False)
-    for content, count in (("question", asked.count(_QUESTION)), ("answer", answered.count(_ANSWER))):
-        if count != 1:
-            raise _unusable(tokenizer, f"writes the {content} {count} times, wanted once")
-    opening = answered[len(asked) : answered.index(_ANSWER)] if answered.startswith(asked) else ""
+    question, answer = "the-question-asked", "the-answer-given"
+    asked = render_chat(tokenizer, [user(question)], asks=True)
+    answered = render_chat(tokenizer, [user(question), assistant(answer)], asks=False)
+    opening = answered[len(asked) : answered.rindex(answer)] if answered.startswith(asked) else ""
     before = opening.rstrip(" ")
     if thought := _OPEN_THOUGHT.search(asked + before):
         tag, space = thought.groups()

@@ -9,6 +9,9 @@ A made-up file:
 
 Two text columns are a pair. An encoder reads a pair as two segments; all other models read one text, `subject: Two
 invoices`, and in the next line `body: I was …`.
+
+With --multi-label a row has none, one or several labels: `queue` may be "billing,returns", "" or, in jsonl and parquet
+files, a list.
 """
 
 from dataclasses import replace
@@ -18,14 +21,22 @@ from zerotune.errors import Refused
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
 from zerotune.tasks.files import Source
-from zerotune.tasks.labels import collect_labels, label_word, parse_label, parse_own_label
-from zerotune.tasks.sample import sample_tickets
+from zerotune.tasks.labels import (
+    collect_labels,
+    label_word,
+    label_words,
+    parse_label,
+    parse_label_set,
+    parse_own_label,
+)
+from zerotune.tasks.sample import sample_ticket_queues, sample_tickets
 from zerotune.tasks.splits import Splits, draw_validation
 from zerotune.tasks.texts import TextTask, Wording, label_column_of, read_source, read_sources, split
 
 VALIDATION_SHARE = 0.1
+LABEL_SEPARATOR = ","  # unless --label-separator says otherwise
 # With more labels than this a prompt does not list them: it would be longer than the text.
-MOST_LISTED = 100
+MOST_IN_PROMPT = 100
 
 OWN = TextTask(
     name="classify",
@@ -68,7 +79,7 @@ def _glue(name: str, columns: tuple[str, ...], labels: tuple[str, ...], test_spl
 
 def wordings_of(labels: tuple[str, ...]) -> tuple[Wording, ...]:
     """Return prompts that ask for one of the labels by its own name."""
-    instruction = f"Give each text one of these labels: {', '.join(labels)}." if len(labels) <= MOST_LISTED else ""
+    instruction = f"Give each text one of these labels: {', '.join(labels)}." if len(labels) <= MOST_IN_PROMPT else ""
     templates = (
         "Text: {text}\nLabel:",
         "{text}\nThe label of this text is",
@@ -96,8 +107,7 @@ def load(settings: DataSettings) -> tuple[TextTask, Splits]:
     task = task_of(settings)
     read = read_sources(task, settings)
     if not task.labels:
-        _, train = read["train"]
-        task = with_labels(task, labels_of(task, train))
+        task = with_labels(task, labels_of(task, read["train"][1]))
     return task, split(task, settings, read)
 
 
@@ -105,9 +115,17 @@ def task_of(settings: DataSettings) -> TextTask:
     """Return the task that the data flags describe: one of GLUE's, or one whose labels are still to be read.
 
     Raises:
-        Refused: more than two text columns.
+        Refused: more than two text columns; flags about several labels that do not fit the others.
     """
     task = GLUE[settings.glue] if settings.glue else OWN
+    if settings.label_separator and not settings.multi_label:
+        raise Refused("--label-separator is between the labels of one text: add --multi-label, or leave it out")
+    if settings.multi_label:
+        if settings.glue:
+            raise Refused(f"--glue {settings.glue} has one label for each text: leave --multi-label out")
+        separator = settings.label_separator or LABEL_SEPARATOR
+        read_label = partial(parse_label_set, separator=separator)
+        task = replace(task, label_separator=separator, read_label=read_label, sample=sample_ticket_queues)
     if settings.text_column:
         first, *others = named_columns(settings.text_column)
         task = replace(task, text_columns=(first,), pair_column=others[0] if others else None)
@@ -137,7 +155,11 @@ def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
         Refused: as `collect_labels`.
     """
     column = label_column_of(task, source, needs_labels=True)
-    words = [label_word(fields.get(column), source.where(row)) for row, fields in enumerate(source.rows)]
+    rows = ((fields.get(column), source.where(row)) for row, fields in enumerate(source.rows))
+    if task.multi_label:
+        words = [word for value, where in rows for word in label_words(value, task.label_separator, where) or ()]
+    else:
+        words = [label_word(value, where) for value, where in rows]
     named = source.class_names.get(column)
     present = set(words)
     order = tuple(name for name in named if name in present) if named else None
@@ -145,7 +167,7 @@ def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
 
 
 def task_to_evaluate(
-    settings: DataSettings, run_split: dict | None, known_labels: tuple[str, ...] | None
+    settings: DataSettings, run_split: dict | None, known_labels: tuple[str, ...] | None, multi_label: bool = False
 ) -> tuple[TextTask, DataSettings]:
     """Return the task that a model is evaluated on, and the data settings with the columns of the model's run.
 
@@ -153,9 +175,11 @@ def task_to_evaluate(
         run_split: split.json of the model's run.
         known_labels: those that the user names or that the model was tuned or published for; None: those of
             --train-file, else of the items themselves.
+        multi_label: whether the model gives a text any number of labels; --multi-label says so too.
     Raises:
         Refused: bad input or flags.
     """
+    settings = replace(settings, multi_label=settings.multi_label or multi_label)
     if run_split is not None:
         of_run = DataSettings(**run_split["settings"])
         settings = replace(
@@ -163,6 +187,8 @@ def task_to_evaluate(
             glue=settings.glue or of_run.glue,
             text_column=settings.text_column or of_run.text_column,
             label_column=settings.label_column or of_run.label_column,
+            multi_label=settings.multi_label or of_run.multi_label,
+            label_separator=settings.label_separator or of_run.label_separator,
         )
     task = task_of(settings)
     if task.labels and known_labels in (None, task.labels):
@@ -171,4 +197,5 @@ def task_to_evaluate(
         train_file = replace(settings, sample=False, dataset=None) if settings.train_file else settings
         origin = sources.train_origin(task, train_file) if settings.train_file else sources.test_origin(task, settings)
         known_labels = labels_of(task, read_source(origin or sources.train_origin(task, settings)))
-    return with_labels(replace(task, read_label=parse_own_label), known_labels), settings
+    own = task if task.multi_label else replace(task, read_label=parse_own_label)
+    return with_labels(own, known_labels), settings

@@ -9,19 +9,44 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 from zerotune.errors import Refused
+from zerotune.run.process import say_how_far
 
 FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
 # Most bytes of text in a file, unpacked, and in a line: a small .gz may hold more than any memory.
 MOST_BYTES, MOST_LINE_BYTES = 2**31, 2**26
 _BYTES_A_READ = 2**20
+
+
+class Table(Sequence):
+    """Rows that all have the same columns, each a dict when it is read: kept by column, they take a third of the
+    memory of a list of dicts."""
+
+    def __init__(self, columns: dict[str, list]):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def __getitem__(self, row: int) -> dict:
+        return {name: values[row] for name, values in self.columns.items()}
+
+    def __iter__(self) -> Iterator[dict]:
+        names = list(self.columns)
+        return (dict(zip(names, values, strict=True)) for values in zip(*self.columns.values(), strict=True))
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
 
 @dataclass(frozen=True)
@@ -35,8 +60,8 @@ class Source:
     """
 
     name: str
-    rows: list[dict]
-    lines: list[int] | None
+    rows: Sequence[dict]
+    lines: Sequence[int] | None
     record: dict
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -44,9 +69,11 @@ class Source:
         """Return the place of a row for messages."""
         return f"{self.name} line {self.lines[row]}" if self.lines is not None else f"{self.name} row {row}"
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         """Return the columns in order of first appearance; jsonl rows may differ in theirs."""
+        if isinstance(self.rows, Table):
+            return list(self.rows.columns)
         return list(dict.fromkeys(chain.from_iterable(self.rows)))
 
 
@@ -98,7 +125,7 @@ def require_file_sha256(path: Path, wanted: str) -> None:
         )
 
 
-def rows_sha256(rows: list[dict]) -> str:
+def rows_sha256(rows: Sequence[dict]) -> str:
     """Return a hash of rows that have no file: sha256 over one json line per row."""
     digest = hashlib.sha256()
     for row in rows:
@@ -122,10 +149,10 @@ def _read_file(path: Path) -> Source:
         rows, lines = _parse_parquet(data, path), None
     else:
         parse = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}[kind]
-        text = decode_text(data, path, MOST_LINE_BYTES)
-        if not text.strip():
+        data = _text_bytes(data, path, MOST_LINE_BYTES).rstrip(b"\r\n")
+        if not sum(len(block.strip()) for block in _blocks(data, path)):  # also finds what is not UTF-8 in any line
             raise Refused(f"{path} is empty (blank lines only); give a file with a header and rows")
-        rows, lines = parse(text, path)
+        rows, lines = parse(data, path)
     if not rows:
         raise Refused(f"{path} holds no rows; give a file with at least one row below the header")
     return Source(str(path), rows, lines, {**record, "rows": len(rows)})
@@ -146,6 +173,12 @@ def decode_text(data: bytes, path: Path, most_line_bytes: int = MOST_BYTES) -> s
     Raises:
         Refused: the bytes are no text, or there are too many of them, in all or in a line.
     """
+    data = _text_bytes(data, path, most_line_bytes)
+    return _decode(data, 0, len(data), path)
+
+
+def _text_bytes(data: bytes, path: Path, most_line_bytes: int) -> bytes | bytearray:
+    """Return the bytes of a file's text, unpacked. Raises Refused as `decode_text`, but not for other than UTF-8."""
     if path.name.lower().endswith(".gz"):
         data = _unpack(data, path)
         if not data:
@@ -153,7 +186,8 @@ def decode_text(data: bytes, path: Path, most_line_bytes: int = MOST_BYTES) -> s
     else:
         refuse_gzip(data, path)
     _check_size(data, path, most_line_bytes)
-    return decode_part(data, path)
+    _refuse_no_text(data, path)
+    return data
 
 
 def refuse_gzip(data: bytes, path: Path | str) -> None:
@@ -163,25 +197,55 @@ def refuse_gzip(data: bytes, path: Path | str) -> None:
         raise Refused(f"{path} holds gzip data; {way_out}")
 
 
+def _blocks(data: bytes | bytearray, path: Path) -> Iterator[str]:
+    """Yield the text of whole lines, about _BYTES_A_READ bytes at a time: one sign beyond Latin-1 makes a string take
+    two or four times its bytes."""
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start + _BYTES_A_READ) + 1 or len(data)
+        yield _decode(data, start, end, path)
+        start = end
+
+
+def _decode(data: bytes | bytearray, start: int, end: int, path: Path) -> str:
+    """Decode data[start:end], less a byte order mark where all of `data` begins."""
+    try:
+        text = data[start:end].decode()
+    except UnicodeDecodeError as error:
+        raise _no_utf8(error, path, _line_at(data, start), start) from None
+    return text if start else text.removeprefix("\ufeff")
+
+
 def decode_part(data: bytes, path: Path | str, line: int = 1, offset: int = 0) -> str:
     """Decode UTF-8 text that begins at a line, from 1, and at an offset in bytes of a file.
 
     Raises:
         Refused: the bytes are no text; the message names line and offset.
     """
+    _refuse_no_text(data, path, line, offset)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise _no_utf8(error, path, line, offset) from None
+    return text if offset else text.removeprefix("\ufeff")
+
+
+def _refuse_no_text(data: bytes | bytearray, path: Path | str, line: int = 1, offset: int = 0) -> None:
+    """Refuse UTF-16 and NUL bytes."""
     if offset == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Refused(f"{path} is UTF-16; wanted UTF-8 (iconv -f UTF-16 -t UTF-8 converts it)")
     nul = data.find(b"\0")
     if nul >= 0:
         where = f"{path} line {line - 1 + _line_at(data, nul)}"
         raise Refused(f"{where}: NUL byte at offset {offset + nul}; wanted plain UTF-8 text")
-    try:
-        return data.decode("utf-8" if offset else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        where, found = f"{path} line {line - 1 + _line_at(data, error.start)}", data[error.start]
-        raise Refused(
-            f"{where}: byte 0x{found:02x} at offset {offset + error.start} is not UTF-8; convert the file"
-        ) from None
+
+
+def _no_utf8(error: UnicodeDecodeError, path: Path | str, line: int, offset: int) -> Refused:
+    """Return the refusal of bytes that begin at a line and an offset of a file."""
+    found, line = error.object[error.start], line - 1 + _line_at(error.object, error.start)
+    return Refused(
+        f"{path} line {line}: byte 0x{found:02x} at offset {offset + error.start} is not UTF-8; convert the file"
+    )
 
 
 def _unpack(data: bytes, path: Path) -> bytearray:
@@ -221,50 +285,67 @@ def _header(fields: list[str], path: Path | str) -> list[str]:
     return names
 
 
-def _row(header: list[str], fields: list[str], path: Path | str, line: int) -> dict:
+def _check_width(header: list[str], fields: list[str], path: Path | str, line: int) -> list[str]:
     if len(fields) != len(header):
         raise Refused(
             f"{path} line {line}: {len(fields)} fields, but the header has {len(header)} ({_shown(header)}); "
             "correct the line"
         )
-    return dict(zip(header, fields, strict=True))
+    return fields
 
 
-def _parse_tsv(text: str, path: Path) -> tuple[list[dict], list[int]]:
+def _lines(data: bytes, path: Path) -> Iterator[str]:
+    """Yield the lines, and say how far they are where that takes long."""
     # not str.splitlines: that also splits at U+2028, U+0085 and form feeds inside a sentence
-    return _lists(tsv_rows(iter(text.rstrip("\r\n").split("\n")), path)[1])
+    lines = (block.removesuffix("\n").split("\n") for block in _blocks(data, path))
+    return say_how_far(chain.from_iterable(lines), f"reading {path.name}", "lines")
 
 
-def _parse_csv(text: str, path: Path) -> tuple[list[dict], list[int]]:
-    return _lists(csv_rows(io.StringIO(text.rstrip("\r\n"), newline=""), path, len(text))[1])
+def _parse_tsv(data: bytes, path: Path) -> tuple[Table, array]:
+    return _table(*tsv_fields(_lines(data, path), path))
 
 
-def _parse_jsonl(text: str, path: Path) -> tuple[list[dict], list[int]]:
-    return _lists(jsonl_rows(iter(text.rstrip("\r\n").split("\n")), path))
+def _parse_csv(data: bytes, path: Path) -> tuple[Table, array]:
+    lines = chain.from_iterable(io.StringIO(block, newline="") for block in _blocks(data, path))
+    header, rows = csv_fields(lines, path, len(data))
+    return _table(header, say_how_far(rows, f"reading {path.name}", "rows"))
 
 
-def _lists(rows: Iterator[tuple[int, dict]]) -> tuple[list[dict], list[int]]:
-    found, lines = [], []
-    for line, row in rows:
-        found.append(row)
+def _parse_jsonl(data: bytes, path: Path) -> tuple[list[dict], array]:
+    rows, lines = [], array("q")
+    for line, row in jsonl_rows(_lines(data, path), path):
+        rows.append({sys.intern(name): value for name, value in row.items()})
         lines.append(line)
-    return found, lines
+    return rows, lines
 
 
-def tsv_rows(lines: Iterator[str], path: Path | str) -> tuple[list[str], Iterator[tuple[int, dict]]]:
-    """Return the header of a tsv, and its rows, each with its line from 1. Raises Refused, naming the line."""
+def _table(header: list[str], rows: Iterator[tuple[int, list[str]]]) -> tuple[Table, array]:
+    columns, lines = [[] for _ in header], array("q")
+    for line, fields in rows:
+        lines.append(line)
+        for column, value in zip(columns, fields, strict=True):
+            column.append(value)
+    return Table(dict(zip(header, columns, strict=True))), lines
+
+
+def tsv_fields(lines: Iterator[str], path: Path | str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the header of a tsv, and the fields of its rows, each with its line from 1.
+
+    Raises:
+        Refused: naming the line.
+    """
     header = _header(_tsv_fields(next(lines)), path)
-    return header, ((number, _row(header, _tsv_fields(line), path, number)) for number, line in enumerate(lines, 2))
+    return header, ((at, _check_width(header, _tsv_fields(line), path, at)) for at, line in enumerate(lines, start=2))
 
 
 def _tsv_fields(line: str) -> list[str]:
     return line.removesuffix("\n").removesuffix("\r").split("\t")
 
 
-def csv_rows(
+def csv_fields(
     lines: Iterator[str], path: Path | str, most_characters: int
-) -> tuple[list[str], Iterator[tuple[int, dict]]]:
-    """Return the header of a csv, and its rows, each with the line from 1 at which it starts.
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the header of a csv, and the fields of its rows, each with the line from 1 at which it starts.
 
     Args:
         lines: with their line ends, which a quoted field may hold.
@@ -274,10 +355,9 @@ def csv_rows(
     """
     # the limit is global to the process and only ever raised: the default refuses fields over 131,072 characters
     csv.field_size_limit(max(csv.field_size_limit(), most_characters))
-    reader = csv.reader(lines, strict=True)
-    rows = _csv_fields(reader, path)
+    rows = _csv_fields(csv.reader(lines, strict=True), path)
     header = _header(next(rows)[1], path)
-    return header, ((line, _row(header, fields, path, line)) for line, fields in rows)
+    return header, ((line, _check_width(header, fields, path, line)) for line, fields in rows)
 
 
 def _csv_fields(reader, path: Path | str) -> Iterator[tuple[int, list[str]]]:
@@ -302,12 +382,12 @@ def jsonl_rows(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, di
         yield number, row
 
 
-def _parse_parquet(data: bytes, path: Path) -> list[dict]:
+def _parse_parquet(data: bytes, path: Path) -> Table:
     import pyarrow
     import pyarrow.parquet
 
     with reading_parquet(path):
-        return pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
+        return Table(pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pydict())
 
 
 @contextmanager

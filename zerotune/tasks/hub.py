@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.tasks.files import Source, first_line, rows_sha256
+from zerotune.tasks.files import Source, Table, first_line, rows_sha256
 
 
 def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
@@ -64,17 +64,24 @@ def id_and_configuration(dataset: str) -> tuple[str, str | None]:
 
 
 def _class_names(table) -> dict[str, tuple[str, ...]]:
+    """Return the names of the classes in each column of class numbers, or of lists of such."""
     from datasets import ClassLabel
 
-    classes = {name: each for name, each in table.features.items() if isinstance(each, ClassLabel)}
-    return {name: tuple(each.names) for name, each in classes.items() if each.names}
+    classes = {name: getattr(each, "feature", each) for name, each in table.features.items()}
+    return {name: tuple(each.names) for name, each in classes.items() if isinstance(each, ClassLabel) and each.names}
 
 
-def _hub_rows(table) -> list[dict]:
+def _hub_rows(table) -> Table:
     columns = table.to_dict()
     for name, classes in _class_names(table).items():
-        columns[name] = [None if value in (None, -1) else classes[value] for value in columns[name]]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        columns[name] = [_named(value, classes) for value in columns[name]]
+    return Table(columns)
+
+
+def _named(value: int | list[int] | None, classes: tuple[str, ...]) -> str | list | None:
+    if isinstance(value, list):
+        return [_named(each, classes) for each in value]
+    return None if value in (None, -1) else classes[value]
 
 
 def cached_commit(table) -> str | None:

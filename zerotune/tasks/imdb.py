@@ -38,7 +38,7 @@ IMDB = TextTask(
     sample_train=(4000, 1),
     sample_test=(600, 2),
     labels=("negative", "positive"),
-    text_columns=("text", "review"),
+    text_columns=("text", "review", "sentence"),
     label_columns=("label", "sentiment"),
     clean=strip_markup,
     draw_validation=partial(draw_validation, share=VALIDATION_SHARE),

@@ -69,8 +69,10 @@ def parse_own_label(value, labels: tuple[str, ...], where: str) -> int | None:
         Refused: the word is none of the labels; the message names row and value.
     """
     word = label_word(value, where)
-    if word is None:
-        return None
+    return None if word is None else _place(word, labels, where)
+
+
+def _place(word: str, labels: tuple[str, ...], where: str) -> int:
     label = _places(labels).get(word)
     if label is None:
         raise Refused(
@@ -78,6 +80,41 @@ def parse_own_label(value, labels: tuple[str, ...], where: str) -> int | None:
             "train on rows with this label"
         )
     return label
+
+
+def label_words(value, separator: str, where: str) -> list[str] | None:
+    """Return the labels of a row that may have several, as `label_word`s; None for a missing value (None, NaN).
+
+    Args:
+        value: a list of labels, or a text with `separator` between them; an empty one has no label. Else one label.
+    Raises:
+        Refused: as `label_word`; a label of a list is missing; a text is a list as Python prints it.
+    """
+    if isinstance(value, str):
+        if value.strip().startswith("[") and value.strip().endswith("]"):
+            raise Refused(
+                f"{where}: the labels are {value.strip()[:40]!r}: write them with {separator!r} between them and "
+                "without brackets, or as lists in a jsonl or parquet file"
+            )
+        words = [label_word(part, where) for part in value.split(separator)]
+        return list(dict.fromkeys(word for word in words if word is not None))
+    if not isinstance(value, list | tuple):
+        word = label_word(value, where)
+        return None if word is None else [word]
+    words = [label_word(each, where) for each in value]
+    if None in words:
+        raise Refused(f"{where}: one of the {len(words)} labels is missing: leave it out, or fill it in")
+    return list(dict.fromkeys(words))
+
+
+def parse_label_set(value, labels: tuple[str, ...], where: str, separator: str) -> tuple[int, ...] | None:
+    """Return the numbers of a row's `label_words`, rising; () for none of the labels, None where they are missing.
+
+    Raises:
+        Refused: a word is none of the labels; the message names row and value.
+    """
+    words = label_words(value, separator, where)
+    return None if words is None else tuple(sorted(_place(word, labels, where) for word in words))
 
 
 @lru_cache
@@ -98,7 +135,7 @@ def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, .
     if not counts:
         raise Refused(f"{source}: no row has a label: name the column of the labels by --label-column")
     if len(counts) == 1:
-        raise Refused(f"{source}: all rows are {listed(counts)}, and there is nothing to tell apart: give two labels")
+        raise Refused(f"{source}: the only label is {listed(counts)}, with nothing to tell apart: give two labels")
     if len(counts) > MOST_LABELS or (len(counts) > MOST_LISTED and len(counts) == counts.total()):
         found = f"{len(counts):,} different labels in {counts.total():,} rows"
         raise Refused(
@@ -146,8 +183,8 @@ def count_line(counts: dict[str, int]) -> str:
 
 def require_labels(examples: list, name: str, labels: tuple[str, ...], way_out: str, every: bool = True) -> None:
     """Raise Refused where the examples called `name` are none or unlabelled or, with `every`, lack a label."""
-    found = Counter(example.label for example in examples)
-    if not examples or None in found:
+    found = {label for example in examples for label in example.labels}
+    if not examples or any(example.label is None for example in examples):
         raise Refused(f"{name}: {'the rows have no labels' if examples else 'no rows'}; {way_out}")
     missing = [label for index, label in enumerate(labels) if index not in found]
     if every and missing:

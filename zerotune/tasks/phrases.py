@@ -1,54 +1,86 @@
 """Phrases inside sentences: which texts are contained, word for word, in which others."""
 
-from bisect import bisect_right
+from array import array
 from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from zerotune.run.process import say_how_far
+
+TEXTS_AT_ONCE = 2000
 
 
 class PhraseIndex:
     """Finds which of a set of normalised texts are contained in another text, word for word.
 
-    A text that starts at some word of a sentence is a prefix of the sentence from there. In a sorted list every prefix
-    of a string is the greatest entry not above it, or a prefix of that entry: one bisection per word, then a walk along
-    prefixes. The closing space of every key keeps matches to whole words."""
+    The texts are a trie: a node is the first words of some of them. From each word of another text the trie is walked
+    down along the text, one depth after the other, for thousands of words at once.
+
+    Attributes:
+        texts: the distinct texts.
+        words: each word of a text with its number. One number more is a word of no text, and follows each text.
+        steps: of each depth, int64[its nodes]: parent's number * (len(words) + 1) + last word's number. They are
+            sorted, and the place of a node is its number.
+        ends: of each depth, int32[its nodes]: which text ends at the node, -1 for none.
+    """
 
     def __init__(self, texts: Iterable[str]):
-        self.keys = sorted({text + " " for text in texts})
-        self.prefix_of: list[int] = []  # of each key, the longest other key that is a prefix of it; -1: none
-        open_prefixes = [-1]
-        for number, key in enumerate(self.keys):
-            while len(open_prefixes) > 1 and not key.startswith(self.keys[open_prefixes[-1]]):
-                open_prefixes.pop()
-            self.prefix_of.append(open_prefixes[-1])
-            open_prefixes.append(number)
+        self.texts = list(dict.fromkeys(texts))
+        self.words: dict[str, int] = {}
+        for text in self.texts:
+            for word in text.split(" "):
+                self.words.setdefault(word, len(self.words))
+        self.steps, self.ends = [], []
+        words, places = self._numbered(self.texts)
+        text, node = np.arange(len(self.texts), dtype=np.int32), np.zeros(len(self.texts), dtype=np.int64)
+        while len(text):
+            step, node = np.unique(self._codes(node, words[places]), return_inverse=True)
+            is_end = words[places + 1] == len(self.words)
+            end = np.full(len(step), -1, dtype=np.int32)
+            end[node[is_end]] = text[is_end]
+            self.steps.append(step)
+            self.ends.append(end)
+            text, node, places = text[~is_end], node[~is_end], places[~is_end] + 1
 
-    def inside(self, text: str) -> Iterator[str]:
-        """Yield every indexed text that is contained in `text`, `text` itself too; some of them several times."""
-        for entry in self._longest_from_each_word(text + " "):
-            while entry >= 0:
-                yield self.keys[entry][:-1]
-                entry = self.prefix_of[entry]
+    def inside(self, texts: list[str]) -> set[str]:
+        """Return every indexed text that is contained in one of `texts`, or is one of them."""
+        return {self.texts[number] for _, found in self._contained(texts) for number in found.tolist()}
 
     def outermost(self) -> set[str]:
         """Return the indexed texts that are contained in no other one."""
-        keys, prefix_of = self.keys, self.prefix_of
-        is_inner = bytearray(len(keys))
-        # longest first: whatever an inner text contains was found when the text around it was searched
-        for number in sorted(range(len(keys)), key=lambda number: -len(keys[number])):
-            if not is_inner[number]:
-                for entry in self._longest_from_each_word(keys[number]):
-                    entry = prefix_of[entry] if entry == number else entry
-                    while entry >= 0 and not is_inner[entry]:  # the prefixes of an inner text are marked already
-                        is_inner[entry] = True
-                        entry = prefix_of[entry]
-        return {key[:-1] for key, inner in zip(keys, is_inner, strict=True) if not inner}
+        is_inner = np.zeros(len(self.texts), dtype=bool)
+        longest_first = np.argsort([-len(text) for text in self.texts], kind="stable")
+        firsts = range(0, len(self.texts), TEXTS_AT_ONCE)
+        for first in say_how_far(firsts, "looking for phrases of other texts", "texts", TEXTS_AT_ONCE):
+            numbers = longest_first[first : first + TEXTS_AT_ONCE]
+            numbers = numbers[~is_inner[numbers]]  # what an inner text contains was found in the longer one around it
+            for around, found in self._contained([self.texts[number] for number in numbers.tolist()]):
+                is_inner[found[found != numbers[around]]] = True
+        return {text for text, inner in zip(self.texts, is_inner.tolist(), strict=True) if not inner}
 
-    def _longest_from_each_word(self, rest: str) -> Iterator[int]:
-        """Yield the longest key that starts at each word, as its number, where there is one."""
-        keys, prefix_of = self.keys, self.prefix_of
-        while rest:
-            entry = bisect_right(keys, rest) - 1
-            while entry >= 0 and not rest.startswith(keys[entry]):
-                entry = prefix_of[entry]
-            if entry >= 0:
-                yield entry
-            rest = rest[rest.index(" ") + 1 :]
+    def _contained(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield pairs of numbers, depth by depth: of a text among `texts`, and of an indexed text inside it."""
+        words, starts = self._numbered(texts)
+        around = np.repeat(np.arange(len(texts)), np.diff(starts, append=len(words)))
+        places, node = np.arange(len(words)), np.zeros(len(words), dtype=np.int64)
+        for step, end in zip(self.steps, self.ends, strict=True):
+            codes = self._codes(node, words[places])
+            node = np.minimum(np.searchsorted(step, codes), len(step) - 1)
+            is_there = step[node] == codes
+            around, places, node = around[is_there], places[is_there] + 1, node[is_there]
+            if not len(node):
+                return
+            found = end[node]
+            yield around[found >= 0], found[found >= 0]
+
+    def _codes(self, node: np.ndarray, word: np.ndarray) -> np.ndarray:
+        return node * (len(self.words) + 1) + word
+
+    def _numbered(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of the words of all texts, one text after the other, and where each text starts."""
+        no_word, words, starts = len(self.words), array("i"), array("q")
+        for text in texts:
+            starts.append(len(words))
+            words.extend([self.words.get(word, no_word) for word in text.split(" ")])
+            words.append(no_word)
+        return np.array(words, dtype=np.int32), np.array(starts, dtype=np.int64)

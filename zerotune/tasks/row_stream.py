@@ -16,7 +16,7 @@ from zerotune.errors import Refused
 from zerotune.tasks.files import (
     FILE_KINDS,
     MOST_LINE_BYTES,
-    csv_rows,
+    csv_fields,
     decode_part,
     file_kind,
     jsonl_rows,
@@ -24,7 +24,7 @@ from zerotune.tasks.files import (
     reading_file,
     reading_parquet,
     refuse_gzip,
-    tsv_rows,
+    tsv_fields,
 )
 
 STREAM_KINDS = ("txt", *FILE_KINDS)
@@ -119,7 +119,8 @@ def open_rows(file: str, kind: str | None = None) -> RowStream:
         numbered = jsonl_rows(lines, name)
         columns = None
     else:
-        columns, numbered = csv_rows(lines, name, MOST_LINE_BYTES) if kind == "csv" else tsv_rows(lines, name)
+        columns, rows = csv_fields(lines, name, MOST_LINE_BYTES) if kind == "csv" else tsv_fields(lines, name)
+        numbered = ((line, dict(zip(columns, fields, strict=True))) for line, fields in rows)
     first_rows = list(islice(numbered, NUM_FIRST_ROWS))
     if not first_rows:
         raise Refused(f"{name} holds no rows; give a file with at least one row below the header")

@@ -155,6 +155,16 @@ def sample_tickets(num_rows: int, seed: int) -> list[tuple[str, str]]:
 
     MIXED_TICKETS of them are about two things, and belong to either. The same seed gives the same rows.
     """
+    return [(text, queue) for text, queue, _ in _tickets(num_rows, seed)]
+
+
+def sample_ticket_queues(num_rows: int, seed: int) -> list[tuple[str, list[str]]]:
+    """Return the rows of `sample_tickets` with all the queues that a message belongs to."""
+    return [(text, queues) for text, _, queues in _tickets(num_rows, seed)]
+
+
+def _tickets(num_rows: int, seed: int) -> list[tuple[str, str, list[str]]]:
+    """Return messages, one queue of each, and all queues of each."""
     rng = random.Random(f"tickets {seed}")
     tickets, rows = _TEXT["tickets"], {}
     queues = list(tickets["queues"])
@@ -168,8 +178,8 @@ def sample_tickets(num_rows: int, seed: int) -> list[tuple[str, str]]:
         told = " And ".join(written(rng.choice(tickets["queues"][each])) for each in wanted)
         text = written(rng.choice(tickets["openings"])) + told
         text = f"{text[0].upper()}{text[1:]} {written(rng.choice(tickets['closings']))}".strip()
-        rows.setdefault(text, rng.choice(wanted))
-    return sorted(rows.items(), key=lambda row: rng.random())
+        rows.setdefault(text, (text, rng.choice(wanted), sorted({*wanted})))
+    return sorted(rows.values(), key=lambda row: rng.random())
 
 
 def review_lines(seed: int) -> list[str]:

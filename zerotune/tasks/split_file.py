@@ -1,64 +1,13 @@
-"""split.json read back: its form, and whether the sources and items of a run are still those that it describes."""
+"""split.json read back: whether the sources and items of a run are still those that it describes."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NotRequired, Required
-
-from annotated_types import Ge
-from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import json_sha256, read_json
-from zerotune.records import Count
-from zerotune.settings.groups import DataSettings
+from zerotune.files import json_sha256
+from zerotune.run.run_files import check_run_files, read_split
 from zerotune.tasks.files import require_file_sha256
-
-
-class SourceRecord(TypedDict):
-    """split.json's entry for a source of rows: a file, a hub data set or a sample."""
-
-    sha256: str
-    rows: NotRequired[Count]
-    path: NotRequired[str]
-    dataset: NotRequired[str]
-    sample: NotRequired[str]
-    revision: NotRequired[str | None]
-
-
-class PartRecord(TypedDict):
-    """split.json's entry for a part."""
-
-    count: Count
-    labels: NotRequired[dict[str, Count] | None]
-    ids_sha256: str
-
-
-class SplitRecord(TypedDict, total=False):
-    """split.json of a run or of an evaluation, as far as every one has it."""
-
-    task: str
-    rule: str
-    splits: dict[str, PartRecord]
-    sources: dict[str, SourceRecord]
-    notes: list[str]
-    removed_rows: dict[str, Count]
-
-
-class _TrainSource(TypedDict, extra_items=SourceRecord):
-    train: SourceRecord
-
-
-_SIZES = ("train_size", "validation_size", "test_size", "limit_train", "limit_eval")
-_SETTINGS = DataSettings.__annotations__ | dict.fromkeys(_SIZES, Annotated[int, Ge(1)] | None)
-
-
-class RunSplit(SplitRecord):
-    """split.json of a run: all that rebuilds its parts."""
-
-    splits: Required[dict[str, PartRecord]]
-    sources: Required[_TrainSource]
-    settings: Required[TypedDict("SettingsRecord", _SETTINGS, closed=True)]
 
 
 def reporting_sha256(record: dict) -> str:
@@ -71,16 +20,21 @@ def reporting_sha256(record: dict) -> str:
 
 def split_of_run(model: str, task: str) -> dict | None:
     """Return split.json of the run whose final/ this model is; None where it is of another task or of no run."""
-    path = Path(model).resolve().parent / "split.json"
-    if not (os.path.exists(Path(model) / "task.json") and path.exists()):
+    run = run_of_final(model)
+    if run is None:
         return None
-    record = read_split(path)
+    if (run / "run.json").exists():
+        check_run_files(run)
+    record = read_split(run / "split.json")
     return record if record.get("task") == task else None
 
 
-def read_split(path: Path) -> dict:
-    """Return the content of a run's split.json, from which its parts can be rebuilt. Raises Refused: it is damaged."""
-    return read_json(path, RunSplit, "restore it, or give --test-file")
+def run_of_final(model: str) -> Path | None:
+    """Return the folder of the run whose final/ this model is; None for any other. Either may be reached by a link."""
+    if not os.path.exists(Path(model) / "task.json"):
+        return None
+    places = (Path(os.path.abspath(model)).parent, Path(model).resolve().parent)
+    return next((place for place in places if (place / "split.json").exists()), None)
 
 
 def require_unchanged_files(run_split: dict, names: Iterable[str]) -> None:

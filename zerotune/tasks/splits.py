@@ -8,39 +8,48 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from zerotune.errors import Refused
 from zerotune.randomness import random_order
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks.phrases import PhraseIndex
+from zerotune.tasks.stratification import draw_iteratively
 
 # A slice of whole sentences has as many rows as SST-2's validation set, but no larger share of its rows or sentences.
 SENTENCES, SHARE_OF_ROWS, SHARE_OF_SENTENCES = 872, 0.10, 0.25
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One text.
 
     Attributes:
         id: stable: "train-17" is row 17, from 0, of the train source.
-        label: None where the row has none.
+        label: the label's number; where a row may have several labels, the numbers of all, rising; None where the row
+            is not labelled.
         index: the number that an unlabelled row has in a column of its own; None without one.
         pair: the two texts of which `text` is made, for models that read two; None where there is one.
+        normalised: `normalise_text` of the text.
     """
 
     id: str
     text: str
-    label: int | None
+    label: int | tuple[int, ...] | None
     index: str | None = None
     pair: tuple[str, str] | None = None
 
-    @cached_property
-    def normalised(self) -> str:
-        """Return `normalise_text` of the text."""
-        return normalise_text(self.text)
+    normalised: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "normalised", normalise_text(self.text))
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The numbers of all labels that the row has."""
+        if isinstance(self.label, tuple):
+            return self.label
+        return () if self.label is None else (self.label,)
 
 
 @dataclass(frozen=True)
@@ -54,17 +63,22 @@ class Splits:
 
 
 def normalise_text(text: str) -> str:
-    """Return the form in which two texts count as the same: NFC, case folded, single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    """Return the form in which two texts count as the same: NFC, case folded, single spaces.
+
+    A text in that form is returned itself: it takes no memory twice."""
+    normalised = " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return text if normalised == text else normalised
 
 
 def count_repeats(examples: list[Example]) -> dict:
     """Return {"duplicates": rows that repeat text and label of an earlier one, "conflicting_texts": texts with several
     labels}."""
-    distinct = {(example.normalised, example.label) for example in examples}
-    num_labels = Counter(text for text, _ in distinct)
-    conflicts = sum(number > 1 for number in num_labels.values())
-    return {"duplicates": len(examples) - len(distinct), "conflicting_texts": conflicts}
+    first_label, others = {}, set()
+    for example in examples:
+        if first_label.setdefault(example.normalised, example.label) != example.label:
+            others.add((example.normalised, example.label))
+    num_distinct = len(first_label) + len(others)
+    return {"duplicates": len(examples) - num_distinct, "conflicting_texts": len({text for text, _ in others})}
 
 
 def without_texts_of(examples: list[Example], others: Iterable[Example]) -> list[Example]:
@@ -74,6 +88,16 @@ def without_texts_of(examples: list[Example], others: Iterable[Example]) -> list
 
 
 # --- draws by seed ---
+
+
+def have_label_sets(examples: list[Example]) -> bool:
+    """Return whether each example may have several labels."""
+    return bool(examples) and isinstance(examples[0].label, tuple)
+
+
+def _drawn_by_label_sets(examples: list[Example], size: int, seed: int, purpose: str) -> list[Example]:
+    order = random_order(len(examples), seed, purpose).tolist()
+    return [examples[position] for position in draw_iteratively([each.labels for each in examples], size, order)]
 
 
 def _shares(counts: list[int], size: int) -> list[int]:
@@ -115,6 +139,8 @@ def stratified_subset(examples: list[Example], size: int, seed: int, purpose: st
     Draws for different purposes are independent under one seed."""
     if size >= len(examples):
         return list(examples)
+    if have_label_sets(examples):
+        return _drawn_by_label_sets(examples, size, seed, purpose)
     groups = _by_label(examples)
     return _draw(examples, groups, _shares([len(group) for group in groups], size), seed, purpose)
 
@@ -125,20 +151,42 @@ def stratified_split(
     """Return (rest, drawn): a share of the examples, stratified by label, and the others in their old order.
 
     At least one example of each label stays."""
-    groups, size = _by_label(examples), round(len(examples) * share)
-    counts = [len(group) for group in groups]
-    shares = _shares(counts, size)
-    if any(number == count for number, count in zip(shares, counts, strict=True)):
-        rest = [count - 1 for count in counts]
-        shares = _shares(rest, min(size, sum(rest))) if any(rest) else rest
-    drawn = _draw(examples, groups, shares, seed, purpose)
+    size = round(len(examples) * share)
+    if have_label_sets(examples):
+        drawn = _leaving_each_label(examples, _drawn_by_label_sets(examples, size, seed, purpose))
+    else:
+        groups = _by_label(examples)
+        counts = [len(group) for group in groups]
+        shares = _shares(counts, size)
+        if any(number == count for number, count in zip(shares, counts, strict=True)):
+            rest = [count - 1 for count in counts]
+            shares = _shares(rest, min(size, sum(rest))) if any(rest) else rest
+        drawn = _draw(examples, groups, shares, seed, purpose)
     ids = {example.id for example in drawn}
     return [example for example in examples if example.id not in ids], drawn
 
 
+def _leaving_each_label(examples: list[Example], drawn: list[Example]) -> list[Example]:
+    """Return the drawn examples but, for each label that no other example has, the first of its rows."""
+    num_left = Counter(label for example in examples for label in example.labels)
+    num_left.subtract(label for example in drawn for label in example.labels)
+    kept = []
+    for example in drawn:
+        if any(num_left[label] == 0 for label in example.labels):
+            num_left.update(example.labels)
+        else:
+            kept.append(example)
+    return kept
+
+
 def balanced_subset(examples: list[Example], size: int, seed: int, flag: str) -> list[Example]:
     """Draw `size` examples, as many of each label (the first labels one more where it does not divide), in their old
-    order. Raises Refused, naming the flag that asks for it, where a label has too few rows."""
+    order. Raises Refused, naming the flag that asks for it, where a label has too few rows or a row several labels."""
+    if have_label_sets(examples):
+        raise Refused(
+            f"{flag} {size}: a balanced subset has as many rows of each label, and with --multi-label a row may have "
+            "several: use --limit-train and --limit-eval"
+        )
     groups = _by_label(examples)
     shares = [size // len(groups) + (number < size % len(groups)) for number in range(len(groups))]
     fewest = min(len(group) for group in groups)
@@ -183,10 +231,12 @@ def draw_validation(
 ) -> tuple[list[Example], list[Example], str]:
     """Return (rest of train, validation slice, a note): a stratified share of train, or `balanced_size` rows of it, as
     many of each label. Rows with the text of a drawn one leave train."""
-    if balanced_size is None:
-        drawn = stratified_subset(train, round(share * len(train)), seed, "choose")
-    else:
+    if balanced_size is not None:
         drawn = balanced_subset(train, balanced_size, seed, "--validation-size")
+    elif have_label_sets(train):
+        _, drawn = stratified_split(train, share, seed, "choose")
+    else:
+        drawn = stratified_subset(train, round(share * len(train)), seed, "choose")
     return without_texts_of(train, drawn), drawn, f"{len(drawn)} rows of train validate"
 
 
@@ -210,17 +260,17 @@ def draw_validation_sentences(
 def whole_sentences(examples: list[Example], index: PhraseIndex) -> list[Example]:
     """Return the examples whose normalised text is contained, word for word, in no other of the `index` of all; of
     equal rows with one label the first, and none of equal rows with several labels."""
-    whole = index.outermost()
-    equal: dict[str, list[Example]] = {}
+    whole, first, conflicting = index.outermost(), {}, set()
     for example in examples:
-        if example.normalised in whole:
-            equal.setdefault(example.normalised, []).append(example)
-    return [rows[0] for rows in equal.values() if len({row.label for row in rows}) == 1]
+        text = example.normalised
+        if text in whole and first.setdefault(text, example).label != example.label:
+            conflicting.add(text)
+    return [example for text, example in first.items() if text not in conflicting]
 
 
 def without_phrases_of(examples: list[Example], sentences: list[Example], index: PhraseIndex) -> list[Example]:
     """Return the examples, all of the `index`, whose normalised text is contained in none of `sentences`."""
-    contained = {text for sentence in sentences for text in index.inside(sentence.normalised)}
+    contained = index.inside([sentence.normalised for sentence in sentences])
     return [example for example in examples if example.normalised not in contained]
 
 
@@ -238,7 +288,11 @@ def ids_sha256(examples: list) -> str:
 
 
 def describe(examples: list[Example], labels: tuple[str, ...]) -> dict:
-    """Return split.json's entry for a part: {"count", "labels": {name: count}, "ids_sha256"}."""
-    found = Counter(example.label for example in examples)
-    names = {"unlabelled": found[None]} if found[None] else {name: found[index] for index, name in enumerate(labels)}
-    return {"count": len(examples), "labels": names, "ids_sha256": ids_sha256(examples)}
+    """Return split.json's entry for a part: {"count", "labels": {name: rows with it}, "ids_sha256"}.
+
+    Where rows may have several labels, "without_label" counts those that have none."""
+    found = Counter(label for example in examples for label in example.labels)
+    num_unlabelled = sum(example.label is None for example in examples)
+    names = {"unlabelled": num_unlabelled} if num_unlabelled else {name: found[i] for i, name in enumerate(labels)}
+    without = {"without_label": sum(not each.label for each in examples)} if have_label_sets(examples) else {}
+    return {"count": len(examples), "labels": names, **without, "ids_sha256": ids_sha256(examples)}

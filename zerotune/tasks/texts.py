@@ -5,12 +5,13 @@ A task module (zerotune/tasks/sst2.py) describes its data by a TextTask.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from zerotune.errors import Refused, listed
+from zerotune.run.process import say_how_far
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
 from zerotune.tasks.files import Source, clean_text, find_column, read_file, rows_sha256
@@ -48,7 +49,9 @@ class TextTask(Corpus):
         text_columns, label_columns: accepted names; the first one that is there is read.
         pair_column: the second text of a pair; None where a row has one text.
         columns_way_out: how to name other columns, as the end of a message.
-        read_label: (value, labels, place) -> the label's index, or None for a row without one.
+        read_label: (value, labels, place) -> the label's index, or None for a row without one; where a text may have
+            several labels, their indices.
+        label_separator: stands between the labels of a text that may have several; None: a text has one.
         clean: takes out of a text what is no text, such as markup.
         draw_validation: (train, seed, balanced size or None) -> (rest of train, validation slice, a note).
     """
@@ -60,9 +63,15 @@ class TextTask(Corpus):
     label_columns: tuple[str, ...]
     pair_column: str | None = None
     columns_way_out: str = ""
-    read_label: Callable[[object, tuple[str, ...], str], int | None] = parse_label
+    read_label: Callable[[object, tuple[str, ...], str], int | tuple[int, ...] | None] = parse_label
+    label_separator: str | None = None
     clean: Callable[[str], str] | None = None
     draw_validation: Callable[[list[Example], int, int | None], tuple[list[Example], list[Example], str]]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text has none, one or several of the labels, not exactly one."""
+        return self.label_separator is not None
 
 
 def load(task: TextTask, settings: DataSettings) -> Splits:
@@ -80,12 +89,12 @@ def read_sources(task: TextTask, settings: DataSettings) -> dict[str, tuple[Orig
 
 
 def split(task: TextTask, settings: DataSettings, read: dict[str, tuple[Origin, Source]]) -> Splits:
-    """Return what `load` does, of rows that are read already."""
+    """Return what `load` does, of rows that are read already. Empties `read`: rows that are examples need no memory."""
     labels, give_labels, rows, records = task.labels, _give_labels(task), {}, {}
     predict = f"a run reports on labelled rows; predict these with eval/{task.name}.py --test-file"
-    for name, (origin, source) in read.items():
+    for name in list(read):
         way_out = predict if name == "test" else give_labels
-        rows[name], records[name] = label_rows(task, origin, source, way_out)
+        rows[name], records[name] = label_rows(task, *read.pop(name), way_out)
     seed, removed, notes = settings.split_seed, {}, []
     train, validation, test = rows["train"] + rows.get("more", []), rows.get("validation"), rows.get("test")
     num_rows = len(train)
@@ -214,20 +223,23 @@ def _clean(task: TextTask, value, where: str) -> str:
 
 
 def _alternatives(names: tuple[str, ...]) -> str:
-    """Return "'text' (or 'review')"."""
-    return f"{' (or '.join(map(repr, names))}{')' * (len(names) - 1)}"
+    """Return "'text' (or 'review', 'sentence')"."""
+    first, *others = map(repr, names)
+    return f"{first} (or {', '.join(others)})" if others else first
 
 
 def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: bool) -> list[Example]:
     """Return one Example per row, with ids prefix-0, prefix-1, …; without a label column all are unlabelled.
 
-    An unlabelled row keeps its index for submission.tsv, where it has one. Raises Refused for an empty text, an unknown
-    label, a source with labels in only some of its rows, and an index that is empty or occurs twice."""
+    So they are with --multi-label where no row has a label. An unlabelled row keeps its index for submission.tsv, where
+    it has one. Raises Refused for an empty text, an unknown label, a source with labels in only some of its rows, and
+    an index that is empty or occurs twice."""
     text_column = _column(task, source, task.text_columns)
     pair_column = task.pair_column and _column(task, source, (task.pair_column,))
     label_column = label_column_of(task, source, needs_labels)
     examples, index_column = [], next((name for name in INDEX_COLUMNS if name in source.columns), None)
-    for row, fields in enumerate(source.rows):
+    rows = say_how_far(source.rows, f"checking the texts of {source.name}", "rows")
+    for row, fields in enumerate(rows):
         where = source.where(row)
         text, pair = _clean(task, fields.get(text_column), where), None
         if pair_column:
@@ -239,6 +251,8 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
     repeated = [index for index, count in Counter(example.index for example in examples).items() if index and count > 1]
     if repeated:
         raise Refused(f"{source.name}: the index {repeated[0]} occurs twice; give each row its own, or leave them out")
+    if task.multi_label and not any(example.label for example in examples):
+        examples = [replace(example, label=None) for example in examples]
     unlabelled = [row for row, example in enumerate(examples) if example.label is None]
     if unlabelled and len(unlabelled) < len(examples):
         raise Refused(

@@ -13,6 +13,7 @@ from zerotune.models.heads import is_encoder
 from zerotune.tasks.splits import Example
 from zerotune.tasks.tokens import Encoded, encode_texts
 from zerotune.training.batches import LengthBatches
+from zerotune.training.class_weights import weights_of
 from zerotune.training.data import Batch
 
 UNLABELLED = -100  # cross entropy ignores it
@@ -21,16 +22,23 @@ UNLABELLED = -100  # cross entropy ignores it
 def labelled_data(
     tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
 ) -> "LabelledData":
-    """Tokenise examples for a classifier head; an encoder reads a pair of texts as two segments.
+    """Tokenise examples, each with one label, for a classifier head, as `encode_examples`."""
+    encoded = encode_examples(tokenizer, config, examples, max_length, truncation, cached)
+    labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
+    return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
+
+
+def encode_examples(
+    tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
+) -> Encoded:
+    """Tokenise the texts of examples for a classifier head; an encoder reads a pair of texts as two segments.
 
     Args:
         cached: take the tokens from the cache where it has them, and keep them there.
     """
     reads_pairs = is_encoder(config)
     texts = [example.pair or example.text if reads_pairs else example.text for example in examples]
-    encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir() if cached else None, truncation)
-    labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
-    return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
+    return encode_texts(tokenizer, texts, max_length, default_cache_dir() if cached else None, truncation)
 
 
 def check_last_tokens(name: str, config, tokenizer, data: "LabelledData") -> None:
@@ -52,19 +60,21 @@ def check_last_tokens(name: str, config, tokenizer, data: "LabelledData") -> Non
 
 @dataclass(frozen=True)
 class LabelledData(LengthBatches):
-    """Texts ready for a classification head.
+    """Texts ready for a classification head, with one label each.
 
     Attributes:
         ids: stable id of each example, [num_examples].
         encoded: token ids of each example.
         labels: int64 class of each example, [num_examples]; -100 where it is not known.
         pad_id: token id that fills short rows; masked, so that its value never counts.
+        class_weights: of each label in the training loss, float64 [num_labels]; None: all count the same.
     """
 
     ids: list[str]
     encoded: Encoded
     labels: np.ndarray
     pad_id: int
+    class_weights: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -81,9 +91,9 @@ class LabelledData(LengthBatches):
         """All token ids, one example after the other: int32 [tokens]."""
         return self.encoded.ids
 
-    def num_targets(self, rows: np.ndarray) -> int:
-        """Return the divisor of the sum of some examples' losses: one label each."""
-        return len(rows)
+    def num_targets(self, rows: np.ndarray) -> float:
+        """Return the divisor of the sum of some examples' losses: the sum of their weights, or their number."""
+        return float(weights_of(self.labels[rows], self.class_weights).sum())
 
     def inputs(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
         """Build right-padded model inputs of some examples: int64 [rows, longest], on the device."""
@@ -104,8 +114,10 @@ class LabelledData(LengthBatches):
         return {name: to_device(values, device) for name, values in inputs.items()}
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of a `SequenceClassifier`, and the classes [rows] of some examples."""
-        return Batch(self.inputs(rows, device), to_device(self.labels[rows], device))
+        """Build the inputs of a `SequenceClassifier`, and the classes [rows] of some examples with their weights."""
+        labels = self.labels[rows]
+        weights = weights_of(labels, self.class_weights).astype(np.float32)
+        return Batch(self.inputs(rows, device), to_device(labels, device), to_device(weights, device))
 
     @property
     def scored_lengths(self) -> np.ndarray:

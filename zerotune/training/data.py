@@ -13,12 +13,16 @@ class Batch:
 
     Attributes:
         inputs: keyword arguments of the model's forward.
-        targets: what the loss compares the model's output with: classes [rows], start and end columns [windows, 2], or
-            the tokens of the answers [tokens]. int64.
+        targets: what the loss compares the model's output with, int64: classes [rows], start and end columns
+            [windows, 2], or the tokens of the answers [tokens]. Where a text may have several labels, 0 or 1 for each:
+            float32 [rows, labels].
+        target_weights: what each target's loss is multiplied by, float32 [rows], [rows, labels] or [tokens]; None for
+            SQuAD, where all count the same.
     """
 
     inputs: dict[str, torch.Tensor]
     targets: torch.Tensor
+    target_weights: torch.Tensor | None = None
 
 
 class TrainingData(Protocol):
@@ -41,8 +45,11 @@ class TrainingData(Protocol):
     def num_tokens(self, rows: np.ndarray) -> int:
         """Count the tokens that the model reads of some examples in one batch, without padding."""
 
-    def num_targets(self, rows: np.ndarray) -> int:
-        """Return the divisor of the sum of some examples' losses: the number of labels, windows or answer tokens."""
+    def num_targets(self, rows: np.ndarray) -> float:
+        """Return the divisor of the sum of some examples' losses: the number of labels, windows or answer tokens.
+
+        Where they have weights, the sum of those.
+        """
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
         """Build the model inputs and the targets of some examples."""

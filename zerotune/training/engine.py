@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from zerotune.files import follow_umask
+from zerotune.models import cpu_kernels
+from zerotune.models.attention import attention_kernel
 from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_generator
-from zerotune.models.heads import TunedModel, is_encoder
+from zerotune.models.heads import TunedModel
+from zerotune.models.multi_label import PROBLEM_TYPE
 from zerotune.models.parameters import format_table, parameter_groups, parameter_table, published_table
 from zerotune.models.precision import autocast
 from zerotune.models.span_head import load_span_model
@@ -52,9 +55,13 @@ def load_engine(
     """
     model_settings = settings.model
     if settings.engine == "trainer":  # transformers' own forward pass
-        attention = "sdpa" if model_settings.attention == "auto" and is_encoder(config) else model_settings.attention
+        attention = model_settings.attention
+        if attention_kernel(attention, config) == cpu_kernels.ATTENTION:
+            attention = "sdpa"
         model_settings = replace(model_settings, attention=attention, drop_unpooled=False)
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
+    if settings.data.multi_label:
+        model.config.problem_type = PROBLEM_TYPE
     before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))

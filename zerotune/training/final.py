@@ -7,11 +7,13 @@ from zerotune.errors import Refused
 from zerotune.files import json_sha256, sync_folder
 from zerotune.models.final_folder import save_final
 from zerotune.models.used_rows import restore_whole_embedding
-from zerotune.run.folder import FREE_FLAGS, RunFolder, read_metrics_lines
+from zerotune.run.folder import FREE_FLAGS, RunFolder
 from zerotune.run.launch import from_rank_0
 from zerotune.run.process import is_main_process
+from zerotune.run.run_files import read_metrics_lines
 from zerotune.settings.groups import TrainSettings
 from zerotune.training import checkpoints
+from zerotune.training.generation import chat_record
 from zerotune.training.loop import TrainingLoop
 
 
@@ -50,6 +52,8 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
             "engine": settings.engine,
             "training_sha256": _training_sha256(settings, loop.data.ids),
         }
+        if (record["prompt"] or {}).get("format") == "chat":
+            record["chat"] = chat_record(tokenizer)
         save_final(engine.module, tokenizer, aside, record, state)
         sync_folder(aside)
         shutil.rmtree(place, ignore_errors=True)

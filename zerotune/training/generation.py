@@ -5,7 +5,7 @@ is trained is what is evaluated.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
@@ -14,11 +14,12 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.device import to_device
-from zerotune.tasks.chat import assistant, render_chat, user
+from zerotune.tasks.chat import PINNED_DATE, answer_opening, assistant, render_chat, user
 from zerotune.tasks.cutting import token_ids
 from zerotune.tasks.prompts import Prompt, PromptData, answers_overlap, encode_prompts, log_softmax
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import LengthBatches
+from zerotune.training.class_weights import weights_of
 from zerotune.training.data import Batch
 
 
@@ -32,6 +33,7 @@ class AnswerData(LengthBatches):
         prompt: the wording.
         prompts: each example's prompt with the answers of all labels, as they are evaluated.
         end: token ids that end an answer; [] where the answers of `prompts` have them already.
+        class_weights: of each label in the training loss, float64 [num_labels]; None: all count the same.
     """
 
     ids: list[str]
@@ -39,6 +41,7 @@ class AnswerData(LengthBatches):
     prompt: Prompt
     prompts: PromptData
     end: list[int]
+    class_weights: np.ndarray | None = None
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -75,13 +78,19 @@ class AnswerData(LengthBatches):
         answer = prompts.targets[number]
         return [*prompts.rows[number], answer[-1], *self.end], len(answer) + len(self.end)
 
-    def num_targets(self, items: np.ndarray) -> int:
-        """Return what the sum of some examples' losses is divided by: the tokens of their answers."""
-        return int(self.num_answer_tokens[items].sum())
+    def num_targets(self, items: np.ndarray) -> float:
+        """Return the divisor of the sum of some examples' losses: the sum of the weights of their answers' tokens, or
+        the number of these tokens."""
+        return float(self._token_weights(items).sum())
+
+    def _token_weights(self, items: np.ndarray) -> np.ndarray:
+        """Return the weight of each token of some examples' answers, that of the example's label: float64 [tokens]."""
+        return np.repeat(weights_of(self.labels[items], self.class_weights), self.num_answer_tokens[items])
 
     def batch(self, items: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of an `TextGenerator`, and the tokens [tokens] of some examples' own answers."""
-        return self._answered([self.row(item, self.labels[item]) for item in items], device)
+        """Build the inputs of a `TextGenerator`, and the tokens [tokens] of some examples' own answers, weighted."""
+        batch = self._answered([self.row(item, self.labels[item]) for item in items], device)
+        return replace(batch, target_weights=to_device(self._token_weights(items).astype(np.float32), device))
 
     def _answered(self, rows: list[tuple[list[int], int]], device: torch.device) -> Batch:
         """Build inputs and targets of rows with their numbers of answer tokens.
@@ -120,15 +129,18 @@ class AnswerData(LengthBatches):
         found = log_probabilities.gather(1, batch.targets[:, None])[:, 0].cpu().numpy()
         counts = np.array([count for _, count in rows])
         starts = np.cumsum(counts) - counts
-        ends = starts + counts - len(self.end)
-        sums = np.add.reduceat(found, np.stack([starts, ends], axis=1).flatten()).reshape(-1, 2)  # of word, of end
+        sums = np.add.reduceat(found, starts)  # of answers with their ends
         if single:
             words = to_device(np.array([self.prompts.targets[item] for item in items]), device)
             likelihoods = log_probabilities[to_device(starts, device)].gather(1, words).cpu().numpy()
-            losses = -sums.sum(axis=1)
+            losses = -sums
         else:
-            likelihoods = sums[:, 0].reshape(-1, num_labels)
-            losses = -sums.sum(axis=1).reshape(-1, num_labels)[np.arange(len(items)), own]
+            of_words = sums
+            if self.end:
+                ends = starts + counts - len(self.end)
+                of_words = np.add.reduceat(found, np.stack([starts, ends], axis=1).flatten())[::2]
+            likelihoods = of_words.reshape(-1, num_labels)
+            losses = -sums.reshape(-1, num_labels)[np.arange(len(items)), own]
         pairs = zip(likelihoods.tolist(), losses.tolist(), strict=True)
         return [{"log_likelihoods": values, "loss": loss} for values, loss in pairs]
 
@@ -148,6 +160,16 @@ def prompt_record(prompt: Prompt) -> dict:
         "label_words": list(prompt.label_words),
         "format": "chat" if prompt.chat else "plain",
         "instruction": prompt.instruction,
+    }
+
+
+def chat_record(tokenizer) -> dict:
+    """Return what task.json records of a chat template, so that a prompt can be put in it without zerotune."""
+    chat = Prompt("question", ("answer",), chat=True)
+    return {
+        "date_string": PINNED_DATE,
+        "answer_opening": answer_opening(tokenizer)[0],
+        "end_token": end_of_answer(tokenizer, chat)[-1],
     }
 
 

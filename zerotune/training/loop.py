@@ -34,13 +34,13 @@ from zerotune.training.saving import Saver, resume
 from zerotune.training.schedule import Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MicroBatch(Batch):
     """A rank's part of a step.
 
     Attributes:
-        weight: what the sum of its losses is multiplied by: 1 over the targets of the whole step on all ranks. 0 for a
-            filler, which keeps a rank with less work in step with the others.
+        weight: what the sum of its losses is multiplied by: 1 over the targets of the whole step on all ranks, or over
+            the sum of their weights. 0 for a filler, which keeps a rank with less work in step with the others.
         is_last: whether it is this rank's last one, with which the ranks exchange gradients.
     """
 
@@ -192,7 +192,7 @@ class TrainingLoop:
                 torch.manual_seed(derive_seed(self.optimisation.seed, step, rank, number))
             with self.engine.gradients_stay_local(is_last):
                 batch = data.batch(own if len(own) else filler, accelerator.device)
-                yield MicroBatch(batch.inputs, batch.targets, weight, is_last)
+                yield MicroBatch(**vars(batch), weight=weight, is_last=is_last)
 
     # --- its loss, read one step late where nothing needs it sooner, so that a GPU never waits for the host ---
 

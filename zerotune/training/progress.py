@@ -18,7 +18,8 @@ class Progress:
         best_step, best_value: of the best evaluation on the validation split; greater is better.
         evaluations_without_gain: since the best one.
         train_seconds: spent in steps, without evaluations and saves.
-        loss_sum, num_targets: since the last evaluation, the sum of the training loss and what it is a sum over.
+        loss_sum, num_targets: since the last evaluation, the sum of the training loss and what it is a sum over: the
+            number of targets, or the sum of their weights.
         evaluated_step: the last step whose evaluation is done.
     """
 
@@ -31,7 +32,7 @@ class Progress:
     num_examples: Count = 0
     num_tokens: Count = 0
     loss_sum: float = 0.0
-    num_targets: Count = 0
+    num_targets: Annotated[float, Ge(0)] = 0.0
     evaluated_step: Count = 0
 
     def count_step(self, num_examples: int, num_tokens: int) -> None:
@@ -40,7 +41,7 @@ class Progress:
         self.num_examples += num_examples
         self.num_tokens += num_tokens
 
-    def count_loss(self, loss: float, num_targets: int) -> None:
+    def count_loss(self, loss: float, num_targets: float) -> None:
         """Add a step's mean loss to the mean since the last evaluation."""
         self.loss_sum += loss * num_targets
         self.num_targets += num_targets
@@ -48,7 +49,7 @@ class Progress:
     def take_mean_loss(self) -> float:
         """Return the mean training loss since the last call."""
         mean = self.loss_sum / self.num_targets
-        self.loss_sum, self.num_targets = 0.0, 0
+        self.loss_sum, self.num_targets = 0.0, 0.0
         return mean
 
     def record_evaluation(self, value: float, patience: int | None) -> bool:

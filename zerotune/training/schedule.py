@@ -1,5 +1,6 @@
 """The schedule of a run: learning rate, evaluations, checkpoints. Pure functions of the step number."""
 
+import math
 from dataclasses import dataclass
 
 from zerotune.settings.groups import OptimisationSettings, RunSettings
@@ -8,7 +9,11 @@ from zerotune.training.batches import num_steps_per_epoch
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps are counted from 1. `num_steps` is the planned length; patience may end the run earlier."""
+    """Steps are counted from 1. `num_steps` is the planned length; patience may end the run earlier.
+
+    Attributes:
+        shape: of the rate after the warmup: "linear", "cosine" or "constant".
+    """
 
     num_steps: int
     steps_per_epoch: int
@@ -16,13 +21,21 @@ class Schedule:
     eval_every: int
     checkpoint_every: int
     log_every: int
+    shape: str = "linear"
 
     def rate_factor(self, step: int) -> float:
-        """Return the share of the peak rate at a step: linear from 0 over the warmup, then linear to 0 at the end."""
+        """Return the share of the peak rate at a step: linear from 0 over the warmup, then as `shape` says.
+
+        "linear" falls to 0 at the end, "cosine" too along half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983,
+        equation 5, without restarts); "constant" stays at the peak.
+        """
         done = step - 1
         if done < self.warmup_steps:
             return (done + 1) / (self.warmup_steps + 1)
-        return (self.num_steps - done) / max(1, self.num_steps - self.warmup_steps)
+        if self.shape == "constant":
+            return 1.0
+        left = (self.num_steps - done) / max(1, self.num_steps - self.warmup_steps)
+        return left if self.shape == "linear" else (1 - math.cos(math.pi * left)) / 2
 
     def epoch(self, step: int) -> int:
         """Return the epoch of a step, from 0."""
@@ -54,4 +67,5 @@ def plan_schedule(optimisation: OptimisationSettings, run: RunSettings, num_exam
         eval_every=optimisation.eval_every or steps_per_epoch,
         checkpoint_every=run.checkpoint_every,
         log_every=run.log_every,
+        shape=optimisation.schedule,
     )

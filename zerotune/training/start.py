@@ -9,9 +9,10 @@ import numpy as np
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
 from zerotune.models.model_files import model_identity
-from zerotune.run.folder import RunFolder, held_results, read_run_record
+from zerotune.run.folder import RunFolder, held_results
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import say
+from zerotune.run.run_files import read_run_record
 from zerotune.run.upload import check_upload
 from zerotune.settings.groups import RunSettings, TrainSettings
 from zerotune.tasks.splits import Splits

@@ -1,17 +1,25 @@
 """Training on labelled text: the parts that are specific to a classifier's head and a generator's."""
 
+from dataclasses import replace
+
 from zerotune.errors import Refused
-from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, read_names_as_text
+from zerotune.models.multi_label import check_multi_label
+from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, most_tokens, read_names_as_text
+from zerotune.run.process import say
+from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS
 from zerotune.settings.groups import TrainSettings
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
-from zerotune.training.classification import LabelledData, check_last_tokens, labelled_data
+from zerotune.training.class_weights import balanced_weights, positive_weights
+from zerotune.training.classification import LabelledData, check_last_tokens
 from zerotune.training.generation import AnswerData, encode_answers, prompt_record
+from zerotune.training.label_sets import THRESHOLD, classifier_data
 
 
 def check_head(settings: TrainSettings, config, tokenizer) -> None:
     """Refuse a head that the model cannot have, and flags that are about the other one."""
     name, prompt_format = settings.model.name, settings.prompt.format
+    _check_labels(settings, config)
     if settings.head == "generate":
         check_generator(name, config, settings.optimisation.head_learning_rate, "classify")
         if settings.text.truncation != "head":
@@ -23,12 +31,24 @@ def check_head(settings: TrainSettings, config, tokenizer) -> None:
     uses_chat(prompt_format, tokenizer, name)
 
 
+def _check_labels(settings: TrainSettings, config) -> None:
+    """Refuse flags and models that give one label where a text may have several, or the other way round."""
+    multi_label, choose_by = settings.data.multi_label, settings.optimisation.choose_by
+    if multi_label and settings.head == "generate":
+        raise Refused("--head generate writes one label, and --multi-label gives any number: use --head classify")
+    fitting, other = (LABEL_SET_METRICS, LABEL_METRICS) if multi_label else (LABEL_METRICS, LABEL_SET_METRICS)
+    if choose_by in {*other} - {*fitting}:
+        flag = "with" if multi_label else "without"
+        raise Refused(f"--choose-by {choose_by} is not measured {flag} --multi-label: choose {' or '.join(fitting)}")
+    check_multi_label(settings.model, config, multi_label)
+
+
 def tokenise(
     settings: TrainSettings, task, splits: Splits, config, tokenizer
 ) -> dict[str, LabelledData] | dict[str, AnswerData]:
     """Tokenise the training and validation splits for the run's head; a classifier's come from the cache if they can.
 
-    The test split's tokens are only checked.
+    The test split's tokens are only checked. The training split has the class weights.
 
     Args:
         task: zerotune.tasks.texts.TextTask; the first of its wordings is a generator's prompt.
@@ -44,17 +64,29 @@ def tokenise(
         if tokenizer.pad_token_id in (tokenizer.unk_token_id, tokenizer.eos_token_id):  # texts may end with it
             parts["test"] = splits.test
         data = {
-            name: labelled_data(tokenizer, config, examples, max_length, settings.text.truncation)
+            name: classifier_data(task, tokenizer, config, examples, max_length, settings.text.truncation)
             for name, examples in parts.items()
         }
         for part in data.values():
             check_last_tokens(settings.model.name, config, tokenizer, part)
-        return {name: data[name] for name in ("train", "validation")}
-    template, label_words, instruction = task.wordings[0]
-    chat = uses_chat(settings.prompt.format, tokenizer, settings.model.name)
-    prompt = Prompt(template, label_words, chat, instruction=instruction)
-    window = config.max_position_embeddings
-    return {name: encode_answers(tokenizer, prompt, examples, max_length, window) for name, examples in parts.items()}
+    else:
+        template, label_words, instruction = task.wordings[0]
+        chat = uses_chat(settings.prompt.format, tokenizer, settings.model.name)
+        prompt = Prompt(template, label_words, chat, instruction=instruction)
+        window = most_tokens(config)
+        data = {
+            name: encode_answers(tokenizer, prompt, examples, max_length, window) for name, examples in parts.items()
+        }
+    train = data["train"]
+    if settings.optimisation.class_weights == "balanced":
+        if task.multi_label:
+            weights = positive_weights(train.labels)
+        else:
+            weights = balanced_weights(train.labels, len(task.labels))
+        train = replace(train, class_weights=weights)
+        shown = (f"{label} {weight:.4g}" for label, weight in zip(task.labels, train.class_weights, strict=True))
+        say(f"train: class weights {', '.join(shown)}")
+    return {"train": train, "validation": data["validation"]}
 
 
 def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData) -> dict:
@@ -66,5 +98,5 @@ def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData)
         "labels": list(task.labels),
         "max_length": settings.text.max_length,
         "truncation": settings.text.truncation,
-        "thresholds": None,
+        "thresholds": {"probability": THRESHOLD} if task.multi_label else None,
     }

@@ -29,6 +29,11 @@ def check_trainer_flags(settings: TrainSettings) -> None:
     num_processes, batch_size = int(os.environ.get("WORLD_SIZE", "1")), settings.optimisation.batch_size
     if settings.head == "generate":
         raise Refused("--engine trainer tunes a classifier: use --head classify, or --engine loop")
+    if settings.optimisation.class_weights != "none":
+        raise Refused(
+            "--engine trainer divides a step's loss by its number of examples, which --class-weights "
+            f"{settings.optimisation.class_weights} forbids: leave that out, or use --engine loop"
+        )
     if settings.deepspeed is not None:
         raise Refused("--engine trainer runs without DeepSpeed: leave it out, or use --engine loop")
     if settings.run.scratch_dir:
@@ -72,7 +77,7 @@ def train_with_trainer(loop: TrainingLoop, settings: TrainSettings) -> None:
         args=_training_arguments(settings, loop.data, schedule.num_steps - first.number + 1),
         data_collator=_Collator(loop.data),
         train_dataset=range(len(loop.data.ids) + 1),  # rows, which the collator makes batches of; the last is filler
-        compute_loss_func=_StepLoss(engine),
+        compute_loss_func=_StepLoss(engine, settings.optimisation.label_smoothing),
         optimizers=(engine.optimizer, scheduler),
         callbacks=[_BetweenSteps(steps, first, settings.optimisation.seed, loop)],
     )
@@ -152,16 +157,18 @@ class _Collator:
 class _StepLoss:
     """`mean_over_step`, which also adds up a step's loss for the loop."""
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
+    def __init__(self, engine: Engine, label_smoothing: float):
+        self.engine, self.label_smoothing = engine, label_smoothing
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        loss = mean_over_step(logits, labels, num_items_in_batch)
+        loss = mean_over_step(logits, labels, num_items_in_batch, self.label_smoothing)
         self.engine.note_loss(loss)
         return loss
 
 
-def mean_over_step(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+def mean_over_step(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Return a micro-batch's part of the step's mean cross entropy; the Trainer undoes DDP's division by the ranks.
 
     Without such a function the Trainer takes the mean of micro-batch means; and it multiplies the loss by the number of
@@ -172,7 +179,9 @@ def mean_over_step(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batc
         labels: [rows], UNLABELLED in rows that only fill up a batch.
         num_items_in_batch: labelled rows of the step over all micro-batches and ranks.
     """
-    loss_sum = functional.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="sum")
+    loss_sum = functional.cross_entropy(
+        logits.float(), labels, ignore_index=UNLABELLED, reduction="sum", label_smoothing=label_smoothing
+    )
     return loss_sum / num_items_in_batch
 
 

@@ -107,8 +107,8 @@ def test_another_evaluation_is_refused_by_name_or_replaces(tmp_path, change, ite
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("metrics.json", "{", "metrics.json is damaged .Expecting"),
-        ("metrics.json", '{"setting": "test"}', r"metrics.json is damaged \(count is missing\): delete the file and"),
+        ("metrics.json", "{", "metrics.json is damaged .*: delete the file and"),
+        ("predictions.jsonl", '{"prediction": 1.5}\n', "predictions.jsonl is damaged .*: delete the file and"),
         (".fingerprint.json", '{"sha256": 7}', r".fingerprint.json is damaged \(sha256 is 7, wanted a valid string\)"),
     ],
 )

@@ -27,6 +27,7 @@ TASK = SimpleNamespace(
     name="mood",
     labels=("negative", "positive"),
     max_length=40,
+    multi_label=False,
     wordings=(
         Wording("film {text} was", ("bad", "good")),
         Wording("{text}\nSo it was", ("dull", "very bright")),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import IDS, LABELS, task_record, tiny_model, tuned_model
+from tiny_models import IDS, LABELS, task_record, tiny_model, tuned_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
@@ -34,7 +34,7 @@ def test_adapters_that_are_refused(tmp_path):
     save_final(model, tokenizer, tmp_path, task_record())
     with pytest.raises(Refused, match="is an adapter"):
         load_classifier(ModelSettings(str(tmp_path), None, "full"), LABELS, tokenizer)
-    with pytest.raises(Refused, match="trained for negative, positive"):
+    with pytest.raises(Refused, match="trained for 'negative', 'positive'"):
         load_final_or_base(ModelSettings(str(tmp_path)), ("no", "yes"))
     weights = load_file(tmp_path / "adapter_model.safetensors")
     for part in ("score", "q_proj.lora_B"):
@@ -53,8 +53,12 @@ def test_adapters_that_are_refused(tmp_path):
         with pytest.raises(Refused, match=words):
             load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/base"}))
+    record = json.loads((tmp_path / "task.json").read_text())
+    (tmp_path / "task.json").write_text(json.dumps(record | {"base_model": "../gone"}))
     with pytest.raises(Refused, match="/gone/base"):
         load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
+    with pytest.raises(Refused, match=r"/gone/base, which is not there: put it back, or correct base_model in"):
+        read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
 
 
 def test_an_adapters_weights_are_those_of_its_base(tmp_path):
@@ -134,6 +138,24 @@ def test_an_adapter_without_a_config_is_read_as_its_base_says(tmp_path):
     made_by_peft(tmp_path, LoraConfig(r=2, target_modules=PROJECTIONS, task_type="CAUSAL_LM"))
     config, tokenizer = read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
     assert config.model_type == "llama" and len(tokenizer) > 5
+
+
+@pytest.mark.parametrize("has_tokenizer", [False, True])
+def test_an_adapter_of_pefts_in_the_cache_of_the_hub_is_read_as_its_base_says(has_tokenizer, own_cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    snapshot = own_cache / "hub" / "models--org--by-peft" / "snapshots" / ("e" * 40)
+    snapshot.mkdir(parents=True)
+    reference = snapshot.parent.parent / "refs" / "main"
+    reference.parent.mkdir()
+    reference.write_text("e" * 40)
+    logits = made_by_peft(snapshot, LoraConfig(r=2, target_modules=PROJECTIONS, task_type="CAUSAL_LM"))
+    if has_tokenizer:
+        word_tokenizer(unk_token="<unk>", bos_token="<s>", pad_token="</s>").save_pretrained(snapshot)
+    config, tokenizer = read_model(ModelSettings("org/by-peft"), "sst2", LABELS)
+    assert config.model_type == "llama" and tokenizer.pad_token == ("</s>" if has_tokenizer else "<pad>")
+    model = load_language_model(ModelSettings("org/by-peft"), torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, logits, atol=2e-6, rtol=0)
 
 
 def test_an_adapter_that_names_itself_as_its_base(tmp_path):

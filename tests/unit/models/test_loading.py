@@ -94,6 +94,10 @@ def test_dropout_only_in_full_tuning_of_encoders(tmp_path):
 
     llama = model_copy(tmp_path / "llama", "llama", attention_dropout=0.1)
     assert rates(llama, "full") == {0.0}
+    phi3 = model_copy(tmp_path / "phi3", "phi3", resid_pdrop=0.1, embd_pdrop=0.1)
+    assert rates(phi3, "full") == {0.0}
+    mixtral = model_copy(tmp_path / "mixtral", "mixtral", router_jitter_noise=0.1)
+    assert load(mixtral, "full").config.router_jitter_noise == 0.0
     assert 0.1 in rates(tiny_model("bert"), "full") and 0.2 in rates(tiny_model("distilbert"), "full")
     assert rates(tiny_model("bert"), "lora") == rates(tiny_model("distilbert"), "lora") == {0.0}
 
@@ -197,3 +201,20 @@ def test_a_model_without_weights_or_without_an_embedding_of_its_pad_token(tmp_pa
         load(weightless)
     with pytest.raises(Refused, match="must have an embedding"):
         load(model_copy(tmp_path / "small", vocab_size=3))
+
+
+def test_a_config_with_fewer_layers_than_the_weights_is_refused(tmp_path):
+    folder = model_copy(tmp_path / "m", "llama", num_hidden_layers=1)
+    with pytest.raises(Refused, match=r"has weights that this architecture does not use: model\.layers\.1"):
+        load_language_model(ModelSettings(str(folder)), torch.device("cpu"))
+    rewrite_weights(
+        model_copy(tmp_path / "n", "llama"), lambda weights: weights.update({"score.weight": torch.ones(2)})
+    )
+    load_language_model(ModelSettings(str(tmp_path / "n")), torch.device("cpu"))
+
+
+def test_weights_that_only_the_config_calls_packed_are_refused(tmp_path):
+    packed = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    folder = model_copy(tmp_path / "m", "llama", quantization_config=packed)
+    with pytest.raises(Refused, match=r"says that bitsandbytes packed its weights, and .* is not: remove"):
+        load_language_model(ModelSettings(str(folder)), torch.device("cpu"))

@@ -85,3 +85,14 @@ def test_only_a_record_of_ours_is_read(tmp_path):
     record = saved_record()
     (tmp_path / "task.json").write_text(json.dumps(record))
     assert read_record(str(tmp_path), None)["task"] == "sst2"
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers(tmp_path, kind):
+    (tmp_path / "config.json").write_text("{}")
+    weights = {"norm.weight": torch.ones(2), "embeddings.position_ids": torch.arange(3)}
+    save_file(weights, tmp_path / "model.safetensors")
+    check_weight_files(str(tmp_path))
+    save_file(weights | {"norm.weight": torch.ones(2).to(kind)}, tmp_path / "model.safetensors")
+    with pytest.raises(Refused, match=r"has norm\.weight as .*: wanted floating-point numbers"):
+        check_weight_files(str(tmp_path))

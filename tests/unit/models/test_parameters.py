@@ -6,9 +6,9 @@ from tiny_models import tiny_model, tuned_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from zerotune.models.adapters import add_lora
+from zerotune.models.families import span_class
 from zerotune.models.parameters import format_table, model_size, parameter_groups, parameter_table, published_table
 from zerotune.models.pretrained import read_config
-from zerotune.models.span_head import span_class
 from zerotune.settings.groups import ModelSettings
 
 # Llama-3.2-1B as published.

@@ -42,7 +42,9 @@ def test_models_that_are_refused(tmp_path):
         read_config(str(tmp_path / "empty"), None)
     with pytest.raises(Refused, match=r"auto_map.*never runs"):
         read_config(str(model_copy(tmp_path / "llama", "llama", auto_map={"AutoConfig": "code.Config"})), None)
-    with pytest.raises(Refused, match=r"must be one of llama.* is gpt2"):
+    with pytest.raises(
+        Refused, match=r"is gpt2; the nearest that works is llama, for example meta-llama/\S+ \(all: llama, .*albert"
+    ):
         read_config(str(model_copy(tmp_path / "mistral", "mistral", model_type="gpt2")), None)
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "config.json").write_text('{"model_type": ')
@@ -121,14 +123,15 @@ def test_labels_that_a_published_classifier_may_have(names, columns):
     ],
 )
 def test_labels_of_something_else(names):
-    found = f"negative, positive: it was trained for {', '.join(names)}; train from its base model, or evaluate a model"
+    theirs = ", ".join(map(repr, names))
+    found = f"'negative', 'positive': it was trained for {theirs}; train from its base model, or evaluate a model"
     with pytest.raises(Refused, match=found):
         label_columns(classifier_config(names), LABELS)
 
 
 def test_beginnings_that_fit_two_labels_mean_neither():
     assert label_columns(classifier_config(("refu", "repl")), ("refund", "reply")) == [0, 1]
-    with pytest.raises(Refused, match="it was trained for re, reply"):
+    with pytest.raises(Refused, match="it was trained for 're', 'reply'"):
         label_columns(classifier_config(("re", "reply")), ("refund", "reply"))
 
 
@@ -320,6 +323,9 @@ def test_only_a_causal_model_can_be_tuned_to_write():
         {"num_hidden_layers": 10**7},
         {"architectures": [5]},
         {"hidden_size": "64"},
+        {"attention_dropout": 2},
+        {"attention_dropout": "x"},
+        {"text_config": {"vocab_size": 3}},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -355,3 +361,16 @@ def test_a_git_lfs_pointer_is_named(tmp_path):
 def test_a_config_chooses_no_kernel(tmp_path):
     folder = model_copy(tmp_path / "m", _attn_implementation="org/kernel", attn_implementation="org/kernel")
     assert read_config(str(folder), None)._attn_implementation == "eager"
+
+
+def test_what_a_model_returns_is_not_the_configs_choice(tmp_path):
+    changes = {"return_dict": False, "output_attentions": True, "output_hidden_states": True}
+    config = read_config(str(model_copy(tmp_path / "m", "bert", chunk_size_feed_forward=3, **changes)), None)
+    assert config.return_dict and not (config.output_attentions or config.output_hidden_states)
+    assert config.chunk_size_feed_forward == 0
+
+
+@pytest.mark.parametrize("key", ["is_decoder", "add_cross_attention"])
+def test_an_encoder_that_would_read_one_way_is_refused(tmp_path, key):
+    with pytest.raises(Refused, match="wanted an encoder, which reads both ways"):
+        read_config(str(model_copy(tmp_path / "m", "bert", **{key: True})), None)

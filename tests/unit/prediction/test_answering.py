@@ -11,7 +11,7 @@ from tiny_models import character_model, model_copy, task_record, tiny_model, tu
 
 from zerotune.errors import Refused
 from zerotune.models.final_folder import save_final
-from zerotune.prediction.answering import answer_chunk, answerer_of, label_columns, span_columns
+from zerotune.prediction.answering import answer_chunk, answerer_of, label_columns, label_set_columns, span_columns
 from zerotune.prediction.inputs import Item
 from zerotune.prediction.settings import InputSettings, PredictSettings
 from zerotune.settings.groups import DataSettings, ModelSettings
@@ -52,6 +52,14 @@ def test_labels_are_ranked_by_probability():
     assert first == {"prediction": "b", "probability": 0.5, "top_k": top}
     assert [each["label"] for each in second["top_k"]] == ["a", "c"]  # of equal ones the first label
     assert label_columns(scores, ("a", "b", "c"), 1)[0] == {"prediction": "b", "probability": 0.5}
+
+
+def test_labels_that_are_decided_one_by_one():
+    scores = np.log(np.array([[0.9, 0.6, 0.1], [0.4, 0.5, 0.2]], np.float32))
+    several, none = label_set_columns(scores, ("a", "b", "c"), 2, ";", 0.5)
+    assert several["prediction"] == "a;b" and several["probability"] == pytest.approx(0.9 * 0.6 * 0.9, abs=1e-6)
+    assert [each["label"] for each in several["top_k"]] == ["a", "b"]
+    assert none["prediction"] == "" and none["probability"] == pytest.approx(0.6 * 0.5 * 0.8, abs=1e-6)
 
 
 def test_no_answer_competes_with_the_spans():
@@ -115,7 +123,7 @@ def test_a_pair_is_read_as_it_was_tuned(tmp_path):
     """A causal model's pair is one text with the names of the run's columns, whatever the new file calls them."""
     final = tmp_path / "final"
     final.mkdir()
-    save_final(*tuned_model(tiny_model("llama"), "full"), final, task_record(task="classify", labels=["a", "b"]))
+    save_final(*tuned_model(tiny_model("llama"), "full"), final, task_record(task="classify"))
     of_run = {"sample": False, "text_column": "subject,body", "split_seed": 0}
     record = {"task": "classify", "splits": {}, "sources": {"train": {"sha256": "0"}}}
     record["settings"] = asdict(DataSettings(**of_run))
@@ -130,13 +138,12 @@ def test_a_pair_is_read_as_it_was_tuned(tmp_path):
         answerer_of(settings(final, source=InputSettings(file="x.csv", columns=("text",))))
 
 
-def test_an_encoder_without_a_head_and_several_labels_a_text_are_refused(tmp_path):
+def test_an_encoder_without_a_head_and_a_lone_label_are_refused(tmp_path):
     with pytest.raises(Refused, match="has no trained head"):
         answerer_of(settings(tiny_model("bert")))
     names = {"architectures": ["BertForSequenceClassification"], "problem_type": "multi_label_classification"}
     several = model_copy(tmp_path / "several", "bert", **names)
-    with pytest.raises(Refused, match="several labels"):
-        answerer_of(settings(several))
+    assert answerer_of(settings(several)).task.multi_label
     one = model_copy(tmp_path / "one", "bert", architectures=["BertForSequenceClassification"], id2label={"0": "x"})
     with pytest.raises(Refused, match="two or more different labels are wanted, and there is 'x'"):
         answerer_of(settings(one))

@@ -20,10 +20,10 @@ def test_freed_blocks_go_back_under_pressure_alone(monkeypatch):
     kept = blocks[::50]  # each pins what lies below it on the heap
     del blocks
     before = resident_bytes()
-    monkeypatch.setattr(cpu, "_memory_limit", lambda: 2**50)
+    monkeypatch.setattr(cpu, "memory_limit", lambda: 2**50)
     cpu.give_back_memory()
     assert resident_bytes() > before - BLOCK_BYTES * NUM_BLOCKS // 20
-    monkeypatch.setattr(cpu, "_memory_limit", lambda: 1)
+    monkeypatch.setattr(cpu, "memory_limit", lambda: 1)
     cpu.give_back_memory()
     assert resident_bytes() < before - BLOCK_BYTES * NUM_BLOCKS // 2
     assert len(kept) == NUM_BLOCKS // 50
@@ -37,8 +37,8 @@ def test_the_limit_of_a_group_around_the_jobs_own_counts(monkeypatch):
     }
     monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
     monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
-    assert cpu._memory_limit.__wrapped__() == 2**20
+    assert cpu.memory_limit.__wrapped__() == 2**20
 
 
 def test_the_limit_is_the_machines_or_the_jobs():
-    assert 0 < cpu._memory_limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < cpu.memory_limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

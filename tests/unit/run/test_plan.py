@@ -100,6 +100,12 @@ def test_what_a_layer_keeps_is_what_was_counted(config, method, precision, score
     assert found == pytest.approx(counted, rel=0.02 if precision == "bf16" else 0.05)
 
 
+def test_a_token_goes_through_several_experts():
+    experts = SimpleNamespace(**vars(LLAMA_1B), num_experts_per_tok=2)
+    found, one = (kept_of_a_token(config, "lora", "bf16", 0) for config in (experts, LLAMA_1B))
+    assert found - one == 16 * 4 * 8192 * 2, "the four tensors of a second gated MLP in each layer, in 16 bits"
+
+
 def test_what_is_offloaded_takes_nothing():
     zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "none"}}
     kept = offloaded({"zero_optimization": zero})

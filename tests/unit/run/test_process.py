@@ -8,7 +8,8 @@ import pytest
 from safetensors import SafetensorError
 
 from zerotune.errors import NotJoined, Refused
-from zerotune.run.process import check_launcher, check_names, run_script
+from zerotune.run import process
+from zerotune.run.process import check_launcher, check_names, run_script, say_how_far
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,19 @@ def test_a_rank_that_found_nobody_speaks_for_itself(capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert ending(NotJoined("nobody came")) == 2
     assert capsys.readouterr().err.startswith("refused: rank 3 on ")
+
+
+def test_a_long_reading_says_how_far_it_is(monkeypatch, capsys):
+    """Each thousand rows take a second here: a line after 5, 10 and 20 seconds."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(process.time, "monotonic", lambda: next(clock))
+    assert list(say_how_far(range(30_000), "reading a.csv", "rows")) == list(range(30_000))
+    expected = [f"reading a.csv: {number:,} rows so far" for number in (4000, 9000, 19000)]
+    assert capsys.readouterr().out.splitlines() == expected
+    assert len(list(say_how_far(range(4), "searching", "rows", size=10_000))) == 4
+    assert capsys.readouterr().out == ""
+    assert len(list(say_how_far(range(6), "searching", "rows", size=10_000))) == 6
+    assert capsys.readouterr().out == "searching: 40,000 rows so far\n"
+    monkeypatch.setenv("RANK", "1")
+    assert len(list(say_how_far(range(9000), "reading a.csv", "rows"))) == 9000
+    assert capsys.readouterr().out == ""

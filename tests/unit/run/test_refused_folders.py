@@ -12,10 +12,11 @@ from default_settings import run_settings
 from zerotune.errors import Refused
 from zerotune.metrics.evaluations import read_evaluation
 from zerotune.report.comparison import write_comparison
-from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run, read_metrics_lines
+from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run
 from zerotune.run.process import run_script
+from zerotune.run.run_files import read_metrics_lines, read_split
 from zerotune.settings.groups import DataSettings
-from zerotune.tasks.split_file import read_split, split_of_run
+from zerotune.tasks.split_file import split_of_run
 
 FLAGS = {"seed": 0}
 ALONE = SimpleNamespace(num_processes=1)
@@ -118,8 +119,62 @@ def test_a_run_folder_that_cannot_be_made(tmp_path, name):
 )
 def test_a_damaged_split_json(tmp_path, change, words):
     (tmp_path / "split.json").write_text(json.dumps(SPLIT | change))
-    with pytest.raises(Refused, match=rf"split.json is damaged \({words}.*: restore it, or give --test-file"):
+    with pytest.raises(Refused, match=rf"split.json is damaged \({words}.*: restore it, or copy final/"):
         read_split(tmp_path / "split.json")
+
+
+DAMAGE = [
+    ("split.json", {"task": "sst2", "splits": {"test": 3}}, "splits.test is 3, wanted"),
+    ("parameters.json", {"before": {}}, "before.total is missing"),
+    ("metrics.jsonl", {"step": 1, "loss": "x"}, "loss is 'x', wanted a valid number"),
+    ("metrics.jsonl", None, "its last line has no end"),
+    ("run.json", {"flags": FLAGS, "timings": {"train_s": "x"}}, "timings.train_s is 'x', wanted a valid number"),
+    ("run.json", {"flags": FLAGS, "versions": 7}, "versions is 7, wanted a valid dictionary"),
+]
+
+
+@pytest.mark.parametrize(("name", "record", "words"), DAMAGE)
+def test_all_records_of_a_finished_run_are_looked_at_when_it_is_started_again(tmp_path, name, record, words):
+    finished_run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert check_earlier_run(run_settings(tmp_path, FLAGS)) is True
+    (tmp_path / name).write_text(json.dumps(record) + "\n" if record else '{"step": 1}\n{"st')
+    with pytest.raises(Refused, match=rf"{name} .*is damaged \({words}"):
+        check_earlier_run(run_settings(tmp_path, FLAGS))
+
+
+@pytest.mark.parametrize(("name", "record", "words"), DAMAGE)
+def test_and_when_its_final_is_evaluated(tmp_path, name, record, words):
+    (finished_run(tmp_path) / "final").mkdir()
+    (tmp_path / "final" / "task.json").write_text("{}")
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT))
+    (tmp_path / name).write_text(json.dumps(record) + "\n" if record else '{"step": 1}\n{"st')
+    with pytest.raises(Refused, match=rf"{name} .*is damaged \({words}"):
+        split_of_run(str(tmp_path / "final"), "sst2")
+
+
+def test_and_when_it_is_compared(tmp_path):
+    scored = '{"task": "sst2", "setting": "head", "count": 1, "accuracy": 1.0, "accuracy_ci95": [0.2, 1.0]}'
+    folders = []
+    for name in "ab":
+        (finished_run(tmp_path / name) / "eval").mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+        folders.append(evaluation(tmp_path / name / "eval" / "final", metrics=scored))
+    write_comparison(folders, tmp_path / "out")
+    (tmp_path / "b" / "parameters.json").write_text("[]")
+    with pytest.raises(Refused, match=r"b/parameters.json is damaged \(it is \[\], wanted a valid dictionary\)"):
+        write_comparison(folders, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_run_of_a_final_on_another_disk(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "task.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "final").symlink_to(tmp_path / "disk")
+    (tmp_path / "run" / "split.json").write_text(json.dumps(SPLIT))
+    assert split_of_run(str(tmp_path / "run" / "final"), "sst2") == SPLIT
+    assert split_of_run(str(tmp_path / "disk"), "sst2") is None  # not of any run
 
 
 def test_the_run_of_a_final_named_by_a_dot(tmp_path, monkeypatch):
@@ -202,6 +257,9 @@ def evaluation(folder, **changes):
         ),
         ({"metrics": METRICS.format('1, "f1": 0.5, "f1_ci95": [0]')}, r"\(f1_ci95 is \[0\], wanted"),
         ({"metrics": METRICS.format('1, "f1": 0.5, "f1_ci95": 7')}, r"\(f1_ci95 is 7, wanted a valid list\)"),
+        ({"metrics": METRICS.format('1, "f1": 1.5, "f1_ci95": [0, 1]')}, r"\(f1 is 1.5, wanted 0 to 1\)"),
+        ({"metrics": METRICS.format('1, "f1": 0.5, "f1_ci95": [1, 0]')}, r"\(f1_ci95 is \[1, 0\], wanted a low"),
+        ({"metrics": METRICS.format('1, "accuracy": 0.5, "accuracy_ci95": [0, 1]')}, r"0.5000 and .* gives 1.0000"),
         ({"metrics": METRICS.format('1, "seed": [1]')}, r"\(seed is \[1\], wanted a valid integer\)"),
     ],
 )

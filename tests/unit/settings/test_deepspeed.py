@@ -81,7 +81,7 @@ def fill(config, precision="fp32"):
         ({"optimizer": {"type": "Adam"}}, 'a section "optimizer": remove it and use --optimizer, --learning-rate'),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}}, 'a section "optimizer": remove it'),
         ({"optimizer": {"type": "AdamW"}}, 'a section "optimizer": remove it'),
-        ({"scheduler": {"type": "WarmupLR"}}, 'a section "scheduler": remove it and use --warmup-ratio'),
+        ({"scheduler": {"type": "WarmupLR"}}, 'a section "scheduler": remove it and use --schedule, --warmup-'),
         ({"zero_optimization": {}}, "stage 0"),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},

@@ -164,6 +164,11 @@ def test_the_shape_of_a_batch_that_is_written():
     assert ALONE.writing_shape(ALL[[1, 5]], 10) == (2, len(DATA.contexts[1]) + max(prompts[1], prompts[5]), 10)
 
 
+def test_a_prompt_that_is_written_alone_costs_its_whole_length():
+    assert ALONE.prompt_groups.row_length(ALL[:1]) == len(ALONE.prompt_tokens(0))
+    assert DATA.prompt_groups.row_length(ALL[:1]) < len(DATA.prompt_tokens(0))
+
+
 def test_shots_are_part_of_the_prefix():
     prompt = QuestionPrompt(shots=(SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),))
     data = encode_questions(TOKENIZER, prompt, make_questions(), 400, 512, num_new_tokens=10)

@@ -4,7 +4,13 @@ import pytest
 
 from zerotune.errors import Refused
 from zerotune.settings.groups import PromptSettings, QuestionSettings
-from zerotune.squad.settings import SPAN_DEFAULTS, WRITING_DEFAULTS, refuse_other_heads_flags, resolve_questions
+from zerotune.squad.settings import (
+    SPAN_DEFAULTS,
+    WRITING_DEFAULTS,
+    qa_train_parser,
+    refuse_other_heads_flags,
+    resolve_questions,
+)
 
 
 def test_flags_win_over_the_folder_and_the_folder_over_defaults():
@@ -33,3 +39,10 @@ def test_a_head_has_no_use_for_the_other_ones_flags():
         refuse_other_heads_flags(spans, plain, False, "m")
     with pytest.raises(Refused, match="m has no use for --max-new-tokens, --prompt-format, --shots: leave it out"):
         refuse_other_heads_flags(QuestionSettings(max_new_tokens=3), PromptSettings(2, format="chat"), True, "m")
+
+
+def test_questions_have_no_class_weights(capsys):
+    assert qa_train_parser("").parse_args(["--label-smoothing", "0.1", "--schedule", "cosine"]).label_smoothing == 0.1
+    with pytest.raises(SystemExit):
+        qa_train_parser("").parse_args(["--class-weights", "balanced"])
+    assert "--class-weights" in capsys.readouterr().err

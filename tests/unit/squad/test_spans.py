@@ -98,6 +98,25 @@ def test_the_loss_of_a_window_by_hand():
     assert losses.tolist() == pytest.approx([np.log(2), np.log(4), 0.0])
 
 
+def test_a_smoothed_loss_is_torchs_on_each_window_without_its_padding():
+    generator = torch.Generator().manual_seed(5)
+    logits, lengths = torch.randn(4, 6, 2, generator=generator), [6, 3, 2, 4]
+    mask = torch.tensor([[1] * length + [0] * (6 - length) for length in lengths])
+    targets = torch.tensor([[1, 4], [0, 2], [1, 1], [UNKNOWN, UNKNOWN]])
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    losses = window_losses(ours, mask, targets, label_smoothing=0.3)
+    alone = [
+        F.cross_entropy(row[:length].T, target, ignore_index=UNKNOWN, label_smoothing=0.3, reduction="none")
+        for row, length, target in zip(theirs, lengths, targets, strict=True)
+    ]
+    wanted = torch.stack(alone).mean(dim=1)
+    torch.testing.assert_close(losses, wanted)
+    assert losses[3] == 0 and losses[0] != window_losses(logits, mask, targets)[0]
+    losses.sum().backward()
+    wanted.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 # --- questions with their windows ---
 
 

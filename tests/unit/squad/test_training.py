@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from default_settings import optimisation_settings, run_settings
 from span_cases import make_questions
+from transformers import AutoConfig
 
 from zerotune.errors import Refused
 from zerotune.settings.groups import DataSettings, ModelSettings, PromptSettings, QuestionSettings, TrainSettings
@@ -46,7 +47,7 @@ def settings_of(head, tmp_path, questions=None, prompt=None, head_learning_rate=
 
 
 def config_of(kind):
-    return SimpleNamespace(model_type=kind, architectures=None, max_position_embeddings=256)
+    return AutoConfig.for_model(kind, max_position_embeddings=256)
 
 
 def test_a_head_has_the_lengths_of_its_kind(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 from zerotune.errors import Refused
+from zerotune.run import bounded
 from zerotune.tasks.chat import answer_opening, assistant, render_chat, user
 
 QUESTION = "{% for turn in messages %}{% if turn.role == 'user' %}U:{{ turn.content }}\n"
@@ -47,13 +48,43 @@ def test_a_conversation_has_a_pinned_date():
         ("{{ 1 / 0 }}", "fails with ZeroDivisionError"),
         (
             "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}",
-            "writes the question 0 times, wanted once",
+            "changes or leaves out a part of the question",
         ),
         ("{% for m in messages %}{{ m.content * 3 }}{% endfor %}", "writes the question 3 times, wanted once"),
-        ("{{ messages[0].content }}", "writes the answer 0 times, wanted once"),
+        ("{% for m in messages %}{{ m.content[:60] }}{% endfor %}", "changes or leaves out a part of the question"),
+        ("{% for m in messages %}{{ m.content[:99999] }}{% endfor %}", "changes or leaves out a part of the question"),
+        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "changes or leaves out a part of the question"),
+        (
+            "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+            "writes the turns .* in another order",
+        ),
+        ("{{ messages[0].content }}", "changes or leaves out a part of the answer"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused(template, problem):
     with pytest.raises(Refused, match=rf"the chat template of .* {problem}.*: use --prompt-format plain") as refused:
         answer_opening(tokenizer_with(template))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ 10 ** 9999999 ** 2 }}", "takes more than . s"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than . s"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'a' * 10 ** 10 }}", "takes more than 1 GiB"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'a' * 3 * 10 ** 7 }}", "writes 30,.* characters"),
+    ],
+)
+def test_a_template_that_computes_without_end_is_refused(template, problem, monkeypatch):
+    monkeypatch.setattr(bounded, "CPU_SECONDS", 1)
+    with pytest.raises(Refused, match=rf"the chat template of .* {problem}.*: use --prompt-format plain"):
+        answer_opening(tokenizer_with(template))
+
+
+def test_a_text_stands_in_a_conversation_as_the_template_would_write_it():
+    template = "{% for m in messages %}[{{ m.role }}]{{ CONTENT }}[/]{% endfor %}"
+    turns = [user(" a film \n"), assistant("fine"), user("x" * 200_000)]
+    for content in ("m.content", "m.content | trim"):
+        tokenizer = tokenizer_with(template.replace("CONTENT", content))
+        assert render_chat(tokenizer, turns, asks=False) == tokenizer.apply_chat_template(turns, tokenize=False)

@@ -81,7 +81,7 @@ def test_csv_fields_may_hold_newlines_and_pass_the_default_limit(tmp_path):
     path = write(tmp_path, "rows.csv", f'text,label\n"one\ntwo ""three""",1\n"{long_text}",0\n')
     source = read_file(path)
     assert [row["text"] for row in source.rows] == ['one\ntwo "three"', long_text]
-    assert source.lines == [2, 4]
+    assert list(source.lines) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,59 @@ def test_a_line_that_is_too_long(tmp_path, monkeypatch, compressed):
 
 
 def test_a_file_that_does_not_fit_the_memory(tmp_path, monkeypatch):
-    def no_memory(data, path, most_line_bytes):
+    def no_memory(path):
         raise MemoryError
 
-    monkeypatch.setattr(files, "decode_text", no_memory)
+    monkeypatch.setattr(files, "read_bytes", no_memory)
     with pytest.raises(Refused, match="not enough memory"):
         read_file(write(tmp_path, "a.tsv", tsv().encode()))
+
+
+@pytest.mark.parametrize(("kind", "form"), [("tsv", tsv), ("csv", csv_text), ("jsonl", jsonl)])
+def test_text_is_decoded_in_pieces_that_change_nothing(tmp_path, monkeypatch, kind, form):
+    monkeypatch.setattr(files, "_BYTES_A_READ", 16)
+    rows = [{"sentence": f"naive \u2028 {number}", "label": "1"} for number in range(40)]
+    ends = form(rows).replace("\n", "\r\n")
+    assert read_file(write(tmp_path, f"rows.{kind}", b"\xef\xbb\xbf" + ends.encode())).rows == rows
+    lines = form(rows).encode().split(b"\n")
+    lines[31] = lines[31].replace(b"naive", b"na\xffve")
+    bad = b"\n".join(lines)
+    for start in (b"", b"\xef\xbb\xbf"):
+        path, place = write(tmp_path, f"bad.{kind}", start + bad), len(start) + bad.index(b"\xff")
+        with pytest.raises(Refused, match=f"line 32: byte 0xff at offset {place} is not UTF-8"):
+            read_file(path)
+
+
+def test_quoted_newlines_at_the_ends_of_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_BYTES_A_READ", 4)
+    texts = [f"{'one' * number}\n\r\ntwo\r" for number in range(9)]
+    path = write(tmp_path, "rows.csv", "text,label\n" + "".join(f'"{text}",1\r\n' for text in texts))
+    source = read_file(path)
+    assert [row["text"] for row in source.rows] == texts
+    # each text has line ends of three kinds, and its row one more
+    assert list(source.lines) == list(range(2, 2 + 4 * 9, 4))
+
+
+def test_memory_of_a_file_is_a_few_times_its_size(tmp_path):
+    """One sign beyond the basic plane makes a str of the whole file take four bytes a sign, several times over."""
+    content = tsv([{"sentence": f"{number} " + "word " * 60, "label": "1"} for number in range(10_000)]).encode()
+    path = write(tmp_path, "rows.tsv", content + "\U0001f3ac\t1\n".encode())
+    tracemalloc.start()
+    source = read_file(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert source.rows[10_000] == {"sentence": "\U0001f3ac", "label": "1"}
+    # the bytes twice (they are cut at the end) or a string a row beside them, and a block of four bytes a sign
+    assert peak < 5 * len(content)
+
+
+def test_a_table_is_a_list_of_rows():
+    table = files.Table({"a": [1, 2], "b": [None, "x"]})
+    rows = [{"a": 1, "b": None}, {"a": 2, "b": "x"}]
+    assert table == rows and list(table) == rows and [table[0], table[-1]] == rows and len(table) == 2
+    assert table != rows[:1]
+    assert not files.Table({}) and not files.Table({"a": []})
+    assert files.rows_sha256(table) == files.rows_sha256(rows)
 
 
 def test_broken_gzip(tmp_path):

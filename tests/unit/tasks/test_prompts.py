@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
+from tiny_models import CHAT_TEMPLATE, byte_tokenizer, character_model, tiny_model
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,6 +17,7 @@ from zerotune.models.shared_prefix import SharedRows
 from zerotune.tasks.prompts import (
     Prompt,
     PromptData,
+    answers_overlap,
     calibrate,
     draw_shots,
     encode_prompts,
@@ -153,8 +154,8 @@ def test_exactly_one_bos(characters, chat):
     ],
 )
 def test_who_gets_a_chat_prompt(wanted, name, has_template, chat):
-    tokenizer = SimpleNamespace(chat_template=CHAT_TEMPLATE if has_template else None)
-    tokenizer.apply_chat_template = lambda turns, **_: "".join(turn["content"] for turn in turns)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE if has_template else None
     assert uses_chat(wanted, tokenizer, name) is chat
 
 
@@ -352,3 +353,38 @@ def test_the_tokens_that_answers_follow_are_never_shared(characters):
         whole = data.log_likelihoods(model, np.array([0]), CPU)
         shared = data.log_likelihoods(model, np.array([0]), CPU, data.prefix(model, CPU))
     np.testing.assert_allclose(shared, whole, atol=2e-6)
+
+
+# --- labels of the user's own ---
+
+OVERLAPPING = Prompt("{text} is", ("art", "art history", "history"), instruction="Say what it is.")
+
+
+def test_an_instruction_stands_once_before_the_solved_examples(characters):
+    tokenizer, _ = characters
+    shots = (("a", 0), ("b", 2))
+    plain = Prompt("{text} is", OVERLAPPING.label_words, shots=shots, instruction="Say what it is.")
+    assert plain.render(None, "c") == "Say what it is.\n\na is art\n\nb is history\n\nc is"
+    chat = Prompt("{text} is", OVERLAPPING.label_words, True, shots, "Say what it is.").render(tokenizer, "c")
+    without = Prompt("{text} is", OVERLAPPING.label_words, True, shots).render(tokenizer, "c")
+    assert chat == without.replace("a is", "Say what it is.\n\na is", 1)
+
+
+def test_labels_of_which_one_begins_another_are_compared_with_their_ends(characters):
+    tokenizer, model = characters
+    assert answers_overlap(tokenizer, OVERLAPPING) and not answers_overlap(tokenizer, Prompt("{text} is", WORDS))
+    end = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    data = encode_prompts(tokenizer, OVERLAPPING, ["a lute"], 20, 60, end)
+    with torch.no_grad():
+        found = data.log_likelihoods(model, np.arange(1), CPU)[0]
+    for label, word in enumerate(OVERLAPPING.label_words):
+        context = tokenizer("Say what it is.\n\na lute is")["input_ids"]
+        whole = [*tokenizer(f"Say what it is.\n\na lute is {word}")["input_ids"], *end]
+        with torch.no_grad():
+            logits = model(torch.tensor([whole]), use_cache=False).logits[0].log_softmax(-1)
+        wanted = sum(float(logits[place - 1, whole[place]]) for place in range(len(context), len(whole)))
+        assert found[label] == pytest.approx(wanted, abs=1e-4)
+    without = encode_prompts(tokenizer, OVERLAPPING, ["a lute"], 20, 60)
+    with torch.no_grad():
+        without = without.log_likelihoods(model, np.arange(1), CPU)[0]
+    assert without[0] > without[1] and found[0] < without[0]

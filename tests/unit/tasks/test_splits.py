@@ -43,6 +43,19 @@ def test_repeats_and_removal_by_normalised_text():
     assert ids(without_texts_of(rows, examples(["SO GOOD", "Bad"]))) == ["train-3", "train-4"]
 
 
+def test_an_example_does_not_hold_its_text_twice():
+    text = "a warm film"
+    same = Example("train-0", text, 1)
+    assert same.text is text and same.normalised is text
+    assert Example("train-0", "A warm  film", 1).normalised == text
+    assert not hasattr(same, "__dict__")
+
+
+def test_repeats_with_several_labels_are_counted_once_a_text():
+    rows = examples(["a", "a", "A", "a", "b", "b", "b"], [0, 1, 2, 1, 3, 3, 3])
+    assert count_repeats(rows) == {"duplicates": 3, "conflicting_texts": 1}
+
+
 def test_draws_are_pinned():
     """Golden: recorded from this code. A change here moves the splits of every user."""
     rows = examples([f"text {number}" for number in range(10)])

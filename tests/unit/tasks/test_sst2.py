@@ -168,7 +168,8 @@ def test_one_class_and_unlabelled_files_are_refused(files):
     with pytest.raises(Refused, match=r"test\.tsv: the rows have no labels; .* eval/sst2\.py --test-file"):
         load(SST2, flags(**files))
     files["test_file"].write_text("sentence\na\n")
-    with pytest.raises(Refused, match=r"wrong columns: found 'sentence'; wanted 'sentence' \(or 'text'\) and 'label'"):
+    columns = r"'sentence' \(or 'text', 'review'\) and 'label' \(or 'sentiment'\)"
+    with pytest.raises(Refused, match=f"wrong columns: found 'sentence'; wanted {columns}"):
         load(SST2, flags(**files))
 
 

@@ -174,3 +174,20 @@ def test_default_cache_dir(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / ".cache" / "zerotune"
+
+
+def test_a_pair_is_two_segments_as_the_tokenizer_makes_them(tmp_path):
+    tokenizer = make_tokenizer(None, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    pairs = [("a warm film", "dull"), ("film", "a dull and long film"), ("warm warm warm", "film")]
+    encoded = encode_texts(tokenizer, pairs, 8, tmp_path)
+    wanted = tokenizer([a for a, _ in pairs], [b for _, b in pairs], truncation=True, max_length=8)
+    assert [encoded.row(number).tolist() for number in range(3)] == wanted["input_ids"]
+    assert encoded.type_ids.tolist() == [kind for row in wanted["token_type_ids"] for kind in row]
+    assert encoded.num_truncated == 1
+    joined = encode_texts(tokenizer, [f"{a} {b}" for a, b in pairs], 8, tmp_path)
+    assert joined.ids.tolist() != encoded.ids.tolist()
+    with pytest.raises(Refused, match="head-and-tail is for one text"):
+        encode_texts(tokenizer, pairs, 8, tmp_path, "head-and-tail")

@@ -206,3 +206,20 @@ def test_loaded_for_evaluation_it_scores_as_it_did(kind, method, tmp_path):
         again = data.prompts.log_likelihoods(load_language_model(settings, CPU), ALL, CPU)
     np.testing.assert_allclose(log_softmax(again), wanted, atol=1e-5)
     assert read_record(str(tmp_path), None)["method"] == method
+
+
+def test_overlapping_answers_are_trained_as_they_are_compared(letters):
+    """The end belongs to the answers, once; the loss counts it, and so does the likelihood."""
+    tokenizer = load_tokenizer(letters, None)
+    prompt = Prompt("{text} is", ("art", "art history", "history"), instruction="Say what.")
+    examples = [Example(f"t-{number}", text, number % 3) for number, text in enumerate(TEXTS)]
+    data = encode_answers(tokenizer, prompt, examples, 90, 128)
+    for item, example in enumerate(examples):
+        tokens, count = data.row(item, example.label)
+        word = prompt.label_words[example.label]
+        assert tokenizer.decode(tokens) == f"<s>Say what.\n\n{example.text} is {word}</s>" and count == len(word) + 2
+    model, _ = generator(letters)
+    with torch.no_grad():
+        records = data.scores(model, ALL, CPU)
+    own = [record["log_likelihoods"][example.label] for record, example in zip(records, examples, strict=True)]
+    assert [-value for value in own] == pytest.approx([record["loss"] for record in records], rel=1e-5)

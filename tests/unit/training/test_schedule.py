@@ -5,7 +5,7 @@ import torch
 from default_settings import optimisation_settings, run_settings
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_scheduler
 
 from zerotune.training.schedule import Schedule, plan_schedule
 
@@ -34,9 +34,22 @@ def test_without_warmup_the_first_step_has_the_peak_rate():
     assert [schedule(4, 0).rate_factor(step) for step in range(1, 5)] == [1, 0.75, 0.5, 0.25]
 
 
-def transformers_rates(num_steps, warmup_steps):
+GOLDEN = {
+    "linear": [1, 0.75, 0.5, 0.25],
+    "cosine": [1, 0.853553, 0.5, 0.146447],  # (1 + cos(0, 45, 90 and 135 degrees)) / 2
+    "constant": [1, 1, 1, 1],
+}
+
+
+@pytest.mark.parametrize("shape", GOLDEN)
+def test_after_the_same_warmup_the_shapes_differ(shape):
+    rates = [schedule(6, 2, shape=shape).rate_factor(step) for step in range(1, 7)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, *GOLDEN[shape]], rel=1e-5)
+
+
+def transformers_rates(name, num_steps, warmup_steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps, num_steps)
+    scheduler = get_scheduler(name, optimizer, warmup_steps, num_steps)
     rates = []
     for _ in range(num_steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -46,20 +59,23 @@ def transformers_rates(num_steps, warmup_steps):
 
 
 @pytest.mark.parametrize(("num_steps", "warmup_steps"), [(8, 0), (8, 3), (100, 6), (5, 4), (1, 0)])
-def test_after_the_warmup_it_is_the_schedule_of_transformers(num_steps, warmup_steps):
+@pytest.mark.parametrize(
+    ("shape", "name"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")]
+)
+def test_after_the_warmup_it_is_the_schedule_of_transformers(shape, name, num_steps, warmup_steps):
     """Its warmup begins at 0, so that its first step changes nothing; ours begins at 1 / (warmup + 1)."""
-    ours = [schedule(num_steps, warmup_steps).rate_factor(step) for step in range(1, num_steps + 1)]
-    theirs = transformers_rates(num_steps, warmup_steps)
+    ours = [schedule(num_steps, warmup_steps, shape=shape).rate_factor(step) for step in range(1, num_steps + 1)]
+    theirs = transformers_rates(name, num_steps, warmup_steps)
     assert ours[warmup_steps:] == pytest.approx(theirs[warmup_steps:])
     expected = [(done + 1) / (warmup_steps + 1) for done in range(warmup_steps)]
     assert ours[:warmup_steps] == pytest.approx(expected)
     assert theirs[:warmup_steps] == pytest.approx([done / warmup_steps for done in range(warmup_steps)])
 
 
-@given(num_steps=st.integers(1, 300), share=st.floats(0, 1))
-def test_every_step_has_a_rate_above_0_and_the_peak_is_1(num_steps, share):
+@given(num_steps=st.integers(1, 300), share=st.floats(0, 1), shape=st.sampled_from(list(GOLDEN)))
+def test_every_step_has_a_rate_above_0_and_the_peak_is_1(num_steps, share, shape):
     warmup_steps = round(num_steps * share)
-    rates = [schedule(num_steps, warmup_steps).rate_factor(step) for step in range(1, num_steps + 1)]
+    rates = [schedule(num_steps, warmup_steps, shape=shape).rate_factor(step) for step in range(1, num_steps + 1)]
     assert all(0 < rate <= 1 for rate in rates)
     assert warmup_steps == num_steps or max(rates) == 1
 
@@ -80,10 +96,11 @@ def test_things_are_due_at_their_steps_and_at_the_end():
         ({"max_steps": 50}, (50, 3, 100)),
         ({"max_steps": 1000}, (300, 18, 100)),
         ({"warmup_ratio": 0.0, "eval_every": 7}, (300, 0, 7)),
-        ({"warmup_ratio": 1.0, "epochs": 1}, (100, 100, 100)),
+        ({"warmup_ratio": 1.0, "epochs": 1, "schedule": "cosine"}, (100, 100, 100)),
     ],
 )
 def test_flags_make_the_plan(changes, expected):
     plan = plan_schedule(optimisation_settings(**changes), run_settings("run"), num_examples=32 * 99 + 1)
     assert (plan.num_steps, plan.warmup_steps, plan.eval_every) == expected
     assert (plan.steps_per_epoch, plan.checkpoint_every, plan.log_every) == (100, 500, 10)
+    assert plan.shape == changes.get("schedule", "linear")

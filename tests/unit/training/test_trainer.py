@@ -37,12 +37,17 @@ def test_a_step_is_cut_into_as_few_equal_micro_batches_as_fit(num_examples, long
     assert cut_step(num_examples, longest, budget) == expected
 
 
-def test_parts_of_a_step_add_up_to_its_mean_loss():
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_parts_of_a_step_add_up_to_its_mean_loss(smoothing):
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(8, 2, generator=generator), torch.tensor([0, 1, 1, 0, 1, -100, -100, -100])
-    parts = [mean_over_step(logits[rows], labels[rows], torch.tensor(5)) for rows in (slice(0, 4), slice(4, 8))]
-    assert sum(parts).item() == pytest.approx(functional.cross_entropy(logits[:5], labels[:5]).item(), rel=1e-6)
-    assert mean_over_step(logits[5:], labels[5:], torch.tensor(5)).item() == 0  # a micro-batch of filler alone
+    parts = [
+        mean_over_step(logits[rows], labels[rows], torch.tensor(5), smoothing) for rows in (slice(0, 4), slice(4, 8))
+    ]
+    wanted = functional.cross_entropy(logits[:5], labels[:5], label_smoothing=smoothing)
+    assert sum(parts).item() == pytest.approx(wanted.item(), rel=1e-6)
+    # a micro-batch of filler alone
+    assert mean_over_step(logits[5:], labels[5:], torch.tensor(5), smoothing).item() == 0
 
 
 def order(seed=0):

@@ -1,0 +1,33 @@
+"""eval/publish.py: what it prints and refuses, and that an evaluation of the merged model answers as the run did."""
+
+import subprocess
+import sys
+import time
+
+from launching import REPOSITORY
+from test_generate import GENERATE, LEARNS
+
+SCRIPT = REPOSITORY / "eval" / "publish.py"
+
+
+def test_a_merged_run_answers_as_the_run_does(workplace):
+    run = workplace.train_once("generate-learns-lora", *GENERATE, *LEARNS, "--method", "lora")
+    target = workplace.folder / "published"
+    published = workplace.server.start("eval/publish.py", [run.folder, "--merge", target], target).wait()
+    assert published.codes == (0,), published.text()
+    assert "merged, in float32: " in published.text() and f"merged model: {target}" in published.text()
+    flags = ["--model", target, "--test-file", workplace.test_file, "--limit-eval", 48]
+    merged = workplace.evaluate("published-eval", *flags)
+    answers = {line["id"]: line["prediction"] for line in run.read_lines("eval/final/predictions.jsonl")}
+    again = {line["id"]: line["prediction"] for line in merged.read_lines("predictions.jsonl")}
+    assert answers == again and len(answers) == 48
+    refused = workplace.server.start("eval/publish.py", [run.folder, "--merge", target], target).wait()
+    assert "--merge must name a new folder" in refused.refusal()
+
+
+def test_help_is_quick_and_shows_the_launch_line():
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    # Measured 0.1 s on a quiet machine; torch alone takes more than 2 s.
+    assert time.perf_counter() - start < 2
+    assert result.returncode == 0 and "python eval/publish.py runs/" in result.stdout

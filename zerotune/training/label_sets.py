@@ -1,0 +1,81 @@
+"""Texts that have none, one or several labels, for a classifier head that decides on each label by itself."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from zerotune.models.device import to_device
+from zerotune.tasks.splits import Example
+from zerotune.training.classification import LabelledData, encode_examples, labelled_data
+from zerotune.training.data import Batch
+
+# A text has the labels whose probability is above this; task.json records it.
+THRESHOLD = 0.5
+
+
+def classifier_data(
+    task, tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
+) -> "LabelledData | LabelSetData":
+    """Tokenise examples as `labelled_data` does, with the kind of targets that the task has.
+
+    Args:
+        task: zerotune.tasks.texts.TextTask.
+    """
+    if not task.multi_label:
+        return labelled_data(tokenizer, config, examples, max_length, truncation, cached)
+    encoded = encode_examples(tokenizer, config, examples, max_length, truncation, cached)
+    labels = label_matrix([example.labels for example in examples], len(task.labels))
+    return LabelSetData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
+
+
+def label_matrix(label_sets: list[tuple[int, ...]], num_labels: int) -> np.ndarray:
+    """Return 1 where an example has a label and 0 elsewhere: float32 [num_examples, num_labels]."""
+    labels = np.zeros((len(label_sets), num_labels), dtype=np.float32)
+    for row, label_set in enumerate(label_sets):
+        labels[row, list(label_set)] = 1
+    return labels
+
+
+@dataclass(frozen=True)
+class LabelSetData(LabelledData):
+    """Texts ready for a classification head, with any number of labels each.
+
+    Attributes:
+        labels: 1 where an example has a label, else 0: float32 [num_examples, num_labels]; 0 too where none is known.
+        class_weights: of each label in the training loss of the examples that have it, float64 [num_labels].
+    """
+
+    def num_targets(self, rows: np.ndarray) -> float:
+        """Return the divisor of the sum of some examples' losses: their number."""
+        return float(len(rows))
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        """Build the inputs of a `SequenceClassifier`, and 0 or 1 for each label [rows, labels] with its weight."""
+        labels, weights = self.labels[rows], self.class_weights
+        weights = np.ones_like(labels) if weights is None else np.where(labels > 0, weights, 1).astype(np.float32)
+        return Batch(self.inputs(rows, device), to_device(labels, device), to_device(weights, device))
+
+    def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
+        """Return a record for each example: the logit of each label."""
+        return [{"logits": values} for values in forward(**self.inputs(rows, device)).float().tolist()]
+
+    def mean_loss(self, records: list[dict]) -> float:
+        """Return the mean loss of an example, given all examples' records: binary cross entropy, summed over labels."""
+        found = logits(records)
+        return float((np.logaddexp(0, found) - self.labels * found).sum(axis=1).mean())
+
+
+def logits(records: list[dict]) -> np.ndarray:
+    """Return the labels' logits that the records hold, float32 [items, labels]."""
+    return np.array([record["logits"] for record in records], dtype=np.float32)
+
+
+def log_sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the natural log-probability of each label by itself, of its logit, [items, labels]."""
+    return -np.logaddexp(0, -logits)
+
+
+def likely_labels(log_probabilities: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """Return where a label's probability is above the threshold, bool [items, labels]."""
+    return log_probabilities > np.log(np.float32(threshold))
