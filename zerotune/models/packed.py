@@ -23,7 +23,7 @@ from zerotune.models.families import backbone_class, counts_positions_from_pad
 from zerotune.models.heads import is_encoder
 from zerotune.settings.groups import ModelSettings
 
-ATTENTION = "zerotune_varlen"
+ATTENTION = "varlen"
 # Encoders whose pooled tokens `classifier.drop_unpooled_tokens` can take from a packed row.
 _PACKED_ENCODERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra")
 _WIDEST_HEAD = 256  # of flash attention

@@ -63,6 +63,11 @@ def epoch_steps(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
     return [steps[index] for index in random_order(len(steps), seed, f"steps of epoch {epoch}")]
 
 
+def _size(falling: np.ndarray, packs: bool) -> int:
+    """Return the tokens of a batch of examples of falling lengths: their own, or with padding."""
+    return int(falling.sum() if packs else falling[0] * len(falling))
+
+
 def cut_by_budget(lengths: np.ndarray, budget: int, packs: bool = False) -> list[slice]:
     """Cut examples that are sorted by falling length into runs of at most `budget` tokens.
 
@@ -72,14 +77,13 @@ def cut_by_budget(lengths: np.ndarray, budget: int, packs: bool = False) -> list
         packs: count the examples' own tokens; else padding too (longest × count).
     """
     runs, start, total = [], 0, 0
-    for index in range(len(lengths) + 1):
-        if index < len(lengths):
-            total += int(lengths[index])
-        size = total if packs else int(lengths[start]) * (index - start + 1) if start < len(lengths) else 0
-        if index > start and (index == len(lengths) or size > budget):
+    for index, length in enumerate(lengths.tolist()):
+        total += length
+        size = total if packs else int(lengths[start]) * (index - start + 1)
+        if size > budget and index > start:
             runs.append(slice(start, index))
-            start, total = index, int(lengths[index]) if index < len(lengths) else 0
-    return runs
+            start, total = index, length
+    return [*runs, slice(start, len(lengths))] if len(lengths) else []
 
 
 def micro_batches(
@@ -100,7 +104,7 @@ def micro_batches(
     sorted_lengths = lengths[order]
     num_rounds = math.ceil(len(cut_by_budget(sorted_lengths, budget, packs)) / world_size)
     runs = _even_runs(sorted_lengths, budget, num_rounds * world_size, packs)
-    runs.sort(key=lambda run: -int(sorted_lengths[run.start]) * (run.stop - run.start))
+    runs.sort(key=lambda run: -_size(sorted_lengths[run], packs))
     ranks: list[list[np.ndarray]] = [[] for _ in range(world_size)]
     for turn in range(num_rounds):
         dealt = runs[turn * world_size : (turn + 1) * world_size]

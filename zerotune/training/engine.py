@@ -63,6 +63,7 @@ def load_engine(
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
     if train.packs:
         use_packed_attention(model.stock_model)
+    run.update_json("run.json", attention=model.config._attn_implementation)
     if settings.data.multi_label:
         model.config.problem_type = PROBLEM_TYPE
     before, after = published_table(config), parameter_table(model)

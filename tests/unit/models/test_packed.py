@@ -14,7 +14,7 @@ from zerotune.models import packed
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.classifier import load_classifier
 from zerotune.models.device import on_device
-from zerotune.models.families import SUPPORTED
+from zerotune.models.families import CAUSAL, SUPPORTED
 from zerotune.models.generator import load_generator
 from zerotune.models.packed import pack, packs_rows, use_packed_attention, why_not_packed
 from zerotune.models.pretrained import load_tokenizer, read_config
@@ -79,12 +79,11 @@ def outcome(model, inputs, mask, head):
 
 
 @pytest.mark.parametrize("way", ["full", "lora", "checkpointing"])
-@pytest.mark.parametrize("head", LOADERS)
-@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize(
+    ("kind", "head"), [(kind, head) for kind in PACKED for head in LOADERS if head != "generate" or kind in CAUSAL]
+)
 def test_packed_rows_give_the_padded_models_logits_and_gradients(kind, head, way):
-    config, tokenizer = read_config(tiny_model(kind), None), load_tokenizer(tiny_model(kind), None)
-    if head == "generate" and packed.is_encoder(config):
-        pytest.skip("an encoder writes nothing")
+    tokenizer = load_tokenizer(tiny_model(kind), None)
     method, recomputes = ("lora", False) if way == "lora" else ("full", way == "checkpointing")
     settings = ModelSettings(tiny_model(kind), None, method, attention="varlen", activation_checkpointing=recomputes)
     model = LOADERS[head](settings, tokenizer).train(recomputes)
