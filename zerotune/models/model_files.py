@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from zerotune.errors import Refused
 from zerotune.files import file_record, first_damage, read_json, update_by_blocks
 from zerotune.records import FileRecord, check_record
+from zerotune.run.process import say
 
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
@@ -85,7 +86,7 @@ class TaskRecord(TypedDict):
     doc_stride: NotRequired[Annotated[int, Ge(0)]]
     max_answer_length: NotRequired[Annotated[int, Ge(1)]]
     n_best: NotRequired[Annotated[int, Ge(1)]]
-    files: dict[str, FileRecord]
+    files: NotRequired[dict[str, FileRecord]]
 
 
 def _prompt_problem(record: dict) -> str | None:
@@ -182,9 +183,14 @@ def file_records(folder: Path) -> dict[str, dict]:
 
 
 def check_final(name: str | Path) -> None:
-    """Refuse a final/ folder whose files are not those that its run wrote; reads all of them."""
+    """Refuse a final/ folder whose files are not those that its run wrote; reads all of them.
+
+    One that was written before hashes were is not checked, which is said."""
     record = read_record(name, None) if os.path.isdir(name) else None
     if record is None:
+        return
+    if "files" not in record:
+        say(f"{Path(name) / 'task.json'} has no hashes of the folder's files: they are not checked for damage")
         return
     files = record["files"]
     if not any(file.endswith(".safetensors") for file in files):
