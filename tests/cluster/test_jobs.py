@@ -49,10 +49,16 @@ def test_gpus_that_slurm_gives_decide_the_number_of_ranks(site, undisturbed):
 
 @pytest.mark.parametrize(
     ("script", "dataset"),
-    [("sst2.sh", "stanfordnlp/sst2"), ("imdb.sh", "stanfordnlp/imdb"), ("qa.sh", "rajpurkar/squad_v2")],
+    [
+        ("sst2.sh", "stanfordnlp/sst2"),
+        ("imdb.sh", "stanfordnlp/imdb"),
+        ("qa.sh", "rajpurkar/squad_v2"),
+        ("classify.sh", "nyu-mll/glue/mrpc"),
+    ],
 )
 def test_what_is_not_in_the_cache_ends_a_job_before_anything_is_launched(script, dataset, site):
-    job = site.submit(script, "--model", "org/absent", options=["--nodes=2"]).wait("FAILED", seconds=60)
+    glue = ["--glue", "mrpc"] if script == "classify.sh" else []
+    job = site.submit(script, "--model", "org/absent", *glue, options=["--nodes=2"]).wait("FAILED", seconds=60)
     assert "model org/absent (never fetched)" in job.log
     assert f"bash slurm/prefetch.sh --model org/absent --dataset {dataset}" in job.log
     assert job.log.splitlines()[-1].startswith("refused: ")
