@@ -22,6 +22,8 @@ from random_models import (
     used_ids,
 )
 
+from zerotune.models.packed import packs_rows, use_packed_attention
+
 PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet of H100 and H200 SXM
 ASSUMED_UTILISATION = 0.3  # to estimate how many steps fill the time
 USABLE_MEMORY = 0.92  # of the device's, by the plan's estimate
@@ -132,6 +134,8 @@ class Bench:
         make = random_language_model if setup.generates else random_model
         model = make(config, settings, self.device)
         counts = weight_counts(model)
+        if packs_rows(settings, config) and not setup.generates:
+            use_packed_attention(model.stock_model)
         ids = None if setup.generates else used_ids(setup.task, config.vocab_size)
         engine = build_engine(model, settings, ids, setup.deepspeed)
         if setup.compiled:
@@ -161,7 +165,10 @@ class Bench:
         per_step = flops * mean * batch_size
         num_steps = 4 if self.toy else int(self.limit_s * ASSUMED_UTILISATION * PEAK_FLOPS / per_step)
         num_steps = min(MAX_STEPS, max(MIN_STEPS, num_steps))
-        data = random_rows(num_steps * batch_size, setup.shape.config(self.toy).vocab_size, 0, setup.task)
+        config = setup.shape.config(self.toy)
+        data = random_rows(num_steps * batch_size, config.vocab_size, 0, setup.task)
+        settings = settings_for(setup.shape, "bf16", attention=setup.attention)
+        data = replace(data, packs=packs_rows(settings, config))
         return data, data.epoch_steps(batch_size, 0, 0)
 
     def wait(self) -> None:

@@ -14,7 +14,9 @@ from tiny_models import CAUSAL, LABELS, tiny_model
 from torch import nn
 from torch.nn import functional
 
+from zerotune.models import packed
 from zerotune.models.classifier import load_classifier
+from zerotune.models.device import on_device
 from zerotune.models.parameters import parameter_groups
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.run.folder import RunFolder
@@ -220,3 +222,42 @@ def test_packed_attention_of_the_trial_is_attention_within_examples():
         found.append([states.float() for states in (given, q.grad, k.grad, v.grad)])
     for rounded, exact in zip(*found, strict=True):
         assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+@needs_cuda
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_kernel_of_packed_rows_gives_the_references_numbers(causal, window):
+    """Values and gradients, with fewer key than query heads; bf16 keeps 8 bits."""
+    assert packed.kernel_works()
+    lengths, draw = (5, 1, 130, 64), torch.Generator().manual_seed(0)
+    bounds = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32)
+    inputs = [torch.randn(1, heads, sum(lengths), 64, generator=draw) for heads in (8, 2, 2)]
+    upstream = torch.randn(1, sum(lengths), 8, 64, generator=draw)
+    found = []
+    for device in ("cuda", "cpu"):
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        query, key, value = (states.bfloat16().to(device, dtype).requires_grad_() for states in inputs)
+        given = {"cu_seq_lens_q": bounds.to(device), "max_length_q": max(lengths), "is_causal": causal}
+        mixed, _ = packed.attention(None, query, key, value, None, sliding_window=window, **given)
+        mixed.float().mul(upstream.to(device)).sum().backward()
+        found.append([states.float().cpu() for states in (mixed, query.grad, key.grad, value.grad)])
+    for rounded, exact in zip(*found, strict=True):
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "bert"])
+def test_packed_rows_give_the_padded_logits(kind):
+    """A whole model in bf16, beside sdpa's."""
+    found = []
+    for attention in ("sdpa", "varlen"):
+        classifier = classifier_of(kind, precision="bf16", attention=attention).eval()
+        inputs = {"input_ids": np.array([[5, 6, 7, 3], [5, 9, 3, 3]])}
+        inputs["attention_mask"] = np.array([[1, 1, 1, 0], [1, 1, 0, 0]])
+        if attention == "varlen":
+            packed.use_packed_attention(classifier.stock_model)
+            inputs = packed.pack(inputs)
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            found.append(classifier(**on_device(inputs, DEVICE)))
+    torch.testing.assert_close(*found, atol=0.03, rtol=0.03)

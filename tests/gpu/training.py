@@ -42,7 +42,7 @@ def train(bench: Bench, setup: Setup, tokens: int, batch_size: int | None = None
     micro_tokens = max(data.num_padded_tokens(micro) for micro in micros)
     planned = planned_bytes(built.counts, built.config, built.settings, micro_tokens, longest_row(setup.task))
     return figures(timed, [data.num_tokens(step) for step in steps], len(steps[0]), built.flops) | {
-        "attention": setup.attention,
+        "attention": "varlen" if data.packs else setup.attention,
         "checkpointing": setup.checkpointing,
         "micro_batches": len(micros) / len(steps),
         "padding": sum(map(data.num_padded_tokens, micros)) / data.num_tokens(np.arange(len(data.ids))),
@@ -125,7 +125,7 @@ def train_with_trainer(bench: Bench, setup: Setup, tokens: int) -> dict:
         "tokens_per_s": real / clock.seconds,
         "utilisation": real * flops / clock.seconds / PEAK_FLOPS,
         "loss": loss,
-        "attention": setup.attention,
+        "attention": "varlen" if data.packs else setup.attention,
         "checkpointing": setup.checkpointing,
         "micro_batches": accumulation,
         "padding": padded / real,
