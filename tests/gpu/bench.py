@@ -135,7 +135,7 @@ class Bench:
         model = make(config, settings, self.device)
         counts = weight_counts(model)
         if packs_rows(settings, config) and not setup.generates:
-            use_packed_attention(model.stock_model)
+            use_packed_attention(model)
         ids = None if setup.generates else used_ids(setup.task, config.vocab_size)
         engine = build_engine(model, settings, ids, setup.deepspeed)
         if setup.compiled:

@@ -92,7 +92,7 @@ def test_seeds_of_one_command_give_mean_and_spread(tmp_path):
     assert (accuracy["mean"], accuracy["sd"]) == pytest.approx((0.9, 0.1))
     assert (accuracy["low"], accuracy["high"]) == (0.8, 1.0)
     names = score_names(json.loads((other / "metrics.json").read_text()))
-    assert len(names) == 9 and spread["metrics"] == names and set(names) <= spread.keys()
+    assert len(names) == 10 and spread["metrics"] == names and set(names) <= spread.keys()
     assert "90.00 ± 10.00" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -64,5 +64,5 @@ def test_the_page_from_a_csv_to_a_merged_model(workplace, tmp_path):
         text for command, text in printed.items() if command.startswith("eval/predict.py") and "got lost" in command
     )
     assert len(shown.splitlines()) == 2
-    assert os.path.exists(tmp_path / "models" / "tickets" / "model.safetensors")
+    assert os.path.exists(tmp_path / "tickets-merged" / "model.safetensors")
     assert run(sys.executable, "-c", loading).startswith("[{'label': ")
