@@ -49,6 +49,43 @@ def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(workplace):
     assert not list(run.folder.rglob(".writing*"))
 
 
+# the best so far at an evaluation between two checkpoints is saved without the optimizer's state
+BETWEEN = ["--checkpoint-every", 3, "--eval-every", 2, "--keep-checkpoints", 1]
+DEATHS_BETWEEN = [
+    (("open", r"\.writing-best-00000002/model\.safetensors$"), None),
+    (("open", r"best-00000002/COMPLETE$"), None),  # renamed, not marked
+    (("os.rename", r"\.writing-step-00000003$"), None),  # the best counts, and no checkpoint knows of it
+    (("os.rename", r"\.writing-step-00000006$"), 3),
+    (("os.rename", r"\.writing-final$"), 8),
+]
+
+
+@pytest.mark.slow
+def test_a_run_killed_around_its_best_evaluation_resumes_from_a_whole_checkpoint(workplace):
+    reference = workplace.train("between-undisturbed", *BETWEEN)
+    for death, newest in DEATHS_BETWEEN:
+        run = workplace.train("between-killed", *BETWEEN, expect=-9, **killed_at(*death))
+        assert newest_step(run) == newest, death
+    assert_same_bits(workplace.train("between-killed", *BETWEEN), reference)
+
+
+@pytest.mark.slow
+def test_two_processes_save_when_rank_0s_clock_says_so(workplace):
+    """Both take part, or they would wait for each other. It is always time: each save begins when one has ended."""
+    flags = [*OFTEN, "--keep-checkpoints", 3, "--checkpoint-every", "0.000001m"]
+    reference = workplace.train("two-undisturbed-None", *OFTEN, world=2)
+    job = workplace.server.start(
+        "train/sst2.py",
+        workplace.train_flags("two-by-the-clock", *flags),
+        workplace.folder / "two-by-the-clock",
+        world=2,
+        **killed_at("os.rename", r"\.writing-step-0000000[2-7]$", 2),
+    )
+    run = job.wait()
+    assert run.codes[0] == -9 and newest_step(run) is not None, run.text()
+    assert_same_bits(workplace.train("two-by-the-clock", *flags, world=2), reference)
+
+
 VARIANTS = {
     "dropout": ["--model", "distilbert", "--max-length", 60],
     "bf16": ["--precision", "bf16"],

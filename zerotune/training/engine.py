@@ -1,6 +1,5 @@
 """A model with its optimizer, the same for plain data parallelism and DeepSpeed: backward, clip, update, save, load."""
 
-import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from zerotune.run.folder import RunFolder
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings, TrainSettings
 from zerotune.training.data import TrainingData
-from zerotune.training.snapshot import StateFile
+from zerotune.training.snapshot import StateFile, bytes_on_node
 from zerotune.training.zero_state import BYTES_A_WEIGHT, KINDS, load_zero_state, zero_state_files
 
 # Written by plain runs; zero_state.py names those of ZeRO.
@@ -219,10 +218,9 @@ class Engine:
         return self.num_trainable * (BYTES_A_WEIGHT // len(KINDS) if weights_alone else BYTES_A_WEIGHT)
 
     def snapshot_bytes(self) -> int:
-        """Estimate the bytes of a checkpoint's files from all ranks of this node."""
-        if self.deepspeed:
-            return self.checkpoint_bytes() * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // self._place()[1]
-        return self.checkpoint_bytes() if self.accelerator.is_main_process else 0
+        """Estimate the bytes of a checkpoint's files from the ranks of this node; 0 on ranks that have none."""
+        has_files = self.deepspeed or self.accelerator.is_main_process
+        return bytes_on_node(self.checkpoint_bytes(), self.deepspeed) if has_files else 0
 
     def state_files(self, weights_alone: bool = False) -> list[StateFile]:
         """Return this rank's files of a checkpoint: trainable weights and optimizer state.

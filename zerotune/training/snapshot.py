@@ -3,6 +3,7 @@
 A copy is taken between two steps, in the time that the memory needs; a thread writes it while training continues.
 """
 
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,6 +46,14 @@ class StateFile:
             with path.open("wb") as file:  # torch tells why this one could not be written
                 torch.save(self.content, file)
         return path
+
+
+def bytes_on_node(num_bytes: int, is_sharded: bool) -> int:
+    """Return the bytes of a checkpoint that are copied on the first node: its ranks' shards, or all of it by rank 0."""
+    if not is_sharded:
+        return num_bytes
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    return num_bytes * local // world
 
 
 class HostMemory:
