@@ -41,6 +41,7 @@ class BackgroundSaves:
         self.carrier, self.keep, self.accelerator = carrier, keep, accelerator
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future | None = None
+        self._deleting: Future | None = None
         self._target, self._progress, self._num_bytes = Path(), {}, 0
 
     @property
@@ -82,6 +83,7 @@ class BackgroundSaves:
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
+        self._check_deletion()
         entries, problem = {}, None
         try:
             entries = writing.result()
@@ -89,10 +91,20 @@ class BackgroundSaves:
             problem = str(refusal)
         checkpoints.publish(self._target, self._progress, entries, problem, self._num_bytes, self.accelerator)
         if self.accelerator.is_main_process:
-            checkpoints.prune(self._target, self.keep)
+            checkpoints.delete_leftovers(self._target.parent)
+            # a file system takes its time over large files; the thread does this before it writes the next ones
+            superseded = checkpoints.superseded(self._target, self.keep)
+            self._deleting = self._thread.submit(checkpoints.delete, superseded)
 
     def close(self) -> None:
         """Call `finish`, and free what the copies needed; no further ones are saved."""
         self.finish()
+        self._check_deletion()
         self._thread.shutdown()
         self.carrier.close()
+
+    def _check_deletion(self) -> None:
+        """Wait for the deletion of what is no longer kept. Raises what it raised."""
+        if self._deleting is not None:
+            deleting, self._deleting = self._deleting, None
+            deleting.result()

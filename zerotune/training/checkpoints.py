@@ -263,10 +263,15 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
 
 
 def prune(last: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, the best that each of them knows of, and the one just saved.
+    """Delete what `superseded` names and what killed saves have left. Args as there."""
+    delete_leftovers(last.parent)
+    delete(superseded(last, keep))
 
-    Checkpoints without a marker, of another run, and of later steps, from which the run did not resume, do not count
-    and are deleted.
+
+def superseded(last: Path, keep: int) -> list[Path]:
+    """Return all but the newest `keep` checkpoints, the best that each of them knows of, and the one just saved.
+
+    Checkpoints without a marker, of another run, and of later steps, from which the run did not resume, do not count.
 
     Args:
         last: the one just saved, a best one or one to resume from.
@@ -276,9 +281,11 @@ def prune(last: Path, keep: int) -> None:
     counted = [folder for folder in _step_folders(root) if folder <= newest and _counts(folder, run_id)]
     # if the newest is torn, an older one resumes with the best that it knew
     protected = {last, *counted[-keep:]} | {best_of(folder) for folder in counted[-keep:]}
-    for folder in [*_step_folders(root), *_folders(root, "best")]:
-        if folder not in protected:
-            _delete(folder)
+    return [folder for folder in [*_step_folders(root), *_folders(root, "best")] if folder not in protected]
+
+
+def delete_leftovers(root: Path) -> None:
+    """Delete what saves that were cut short have left; none is under way."""
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover)
 
@@ -300,11 +307,12 @@ def _folders(root: Path, kind: str) -> list[Path]:
     return sorted(folder for folder in root.glob(f"{kind}-[0-9]*") if folder.is_dir())
 
 
-def _delete(folder: Path) -> None:
-    """Delete a checkpoint; of a link to one, the link alone."""
-    if folder.is_symlink():
-        folder.unlink()
-        return
-    # without its marker it no longer counts if the deletion is cut short
-    (folder / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+def delete(folders: list[Path]) -> None:
+    """Delete checkpoints; of a link to one, the link alone."""
+    for folder in folders:
+        if folder.is_symlink():
+            folder.unlink()
+            continue
+        # without its marker it no longer counts if the deletion is cut short
+        (folder / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(folder)
