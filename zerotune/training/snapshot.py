@@ -108,8 +108,10 @@ def _reserve(num_bytes: int, pinned: bool) -> np.ndarray:
     memory = np.empty(num_bytes, np.uint8)
     if pinned:
         runtime, address = torch.cuda.cudart(), memory.ctypes.data
-        torch.cuda.check_error(int(runtime.cudaHostRegister(address, num_bytes, 0)))
-        weakref.finalize(memory, lambda: runtime.cudaHostUnregister(address))
+        error = int(runtime.cudaHostRegister(address, num_bytes, 1))  # 1: for all devices of this process
+        if error:
+            raise RuntimeError(f"{num_bytes} bytes of host memory for checkpoints cannot be pinned: CUDA error {error}")
+        weakref.finalize(memory, runtime.cudaHostUnregister, address)
     return memory
 
 
