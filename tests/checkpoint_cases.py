@@ -39,7 +39,13 @@ def record_of(step, best_step=None, run_id="ours"):
 
 
 def save(root, step, num_bytes=1000, best_step=None, run_id="ours"):
-    return checkpoints.save(root, record_of(step, best_step, run_id), write(step), num_bytes, ALONE)
+    target = checkpoints.step_folder(root, step)
+    return checkpoints.save(target, record_of(step, best_step, run_id), write(step), num_bytes, ALONE)
+
+
+def save_best(root, step):
+    """Save a step's weights alone: the best so far."""
+    return checkpoints.save(checkpoints.best_folder(root, step), record_of(step, step), write(step), 1000, ALONE)
 
 
 def names(root):

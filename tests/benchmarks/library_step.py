@@ -105,7 +105,9 @@ def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_devi
 def save_checkpoint(engine: Engine, root: Path) -> Path:
     """Save a checkpoint as the loop does: on the disk, hashed and marked as complete."""
     record = {"run_id": "benchmark", "step": 1, "progress": asdict(Progress(step=1)), "num_processes": 1}
-    return checkpoints.save(root, record, engine.save, engine.checkpoint_bytes(), engine.accelerator)
+    return checkpoints.save(
+        checkpoints.step_folder(root, 1), record, engine.save, engine.checkpoint_bytes(), engine.accelerator
+    )
 
 
 def load_checkpoint(engine: Engine, folder: Path) -> None:

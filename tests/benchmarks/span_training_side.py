@@ -53,6 +53,7 @@ def train_ours(args, data, tokenizer):
     from zerotune.settings.groups import (
         DataSettings,
         FlagRecord,
+        Interval,
         ModelSettings,
         OptimisationSettings,
         RunSettings,
@@ -88,7 +89,9 @@ def train_ours(args, data, tokenizer):
                 eval_every=None,
                 seed=args.seed,
             ),
-            run=RunSettings(Path(folder) / "run", FlagRecord({}), checkpoint_every=10**6, keep_checkpoints=1),
+            run=RunSettings(
+                Path(folder) / "run", FlagRecord({}), checkpoint_every=Interval(steps=10**6), keep_checkpoints=1
+            ),
         )
         with RunFolder(settings.run, accelerator) as run:
             engine = load_engine(run, settings, read_config(args.model, None), tokenizer, (), data)

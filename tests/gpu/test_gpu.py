@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from default_settings import optimisation_settings, run_settings
+from safetensors.torch import load_file
 from tiny_models import CAUSAL, LABELS, tiny_model
 from torch import nn
 from torch.nn import functional
@@ -27,6 +28,7 @@ from zerotune.training.classification import LabelledData
 from zerotune.training.engine import Engine, build_optimizer
 from zerotune.training.loop import TrainingLoop
 from zerotune.training.schedule import Schedule
+from zerotune.training.snapshot import HostMemory, StateFile
 
 HAS_CUDA = torch.cuda.is_available()
 ON_CPU = os.environ.get("ZEROTUNE_GPU_TESTS_ON_CPU") == "1" and not HAS_CUDA
@@ -261,3 +263,18 @@ def test_packed_rows_give_the_padded_logits(kind):
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             found.append(classifier(**on_device(inputs, DEVICE)))
     torch.testing.assert_close(*found, atol=0.03, rtol=0.03)
+
+
+def test_a_copy_of_the_state_is_of_the_moment_when_it_was_taken(tmp_path):
+    """A GPU copies 128 MB to pinned memory before what is queued afterwards changes them."""
+    state = {str(number): torch.full((2**24,), float(number), device=DEVICE) for number in (1, 2)}
+    memory = HostMemory()
+    for turn in range(2):  # the second uses the same memory
+        write = memory.begin([StateFile("model.safetensors", state)], tmp_path, 0)
+        for tensor in state.values():
+            tensor.add_(10)
+        assert torch.from_numpy(memory._memory).is_pinned() == HAS_CUDA
+        write()
+        for name, tensor in load_file(tmp_path / "model.safetensors").items():
+            assert tensor.eq(int(name) + 10 * turn).all()
+    memory.close()

@@ -17,7 +17,8 @@ from zerotune.training.checkpoints import defect, newest_whole, step_folder
 LORA = ["--method", "lora"]
 
 
-# One run, killed again and again: when it is about to do this, with this newest whole checkpoint on the disk.
+# One run, killed again and again: when it is about to do this, with this newest whole checkpoint on the disk. A thread
+# writes and hashes the files meanwhile; the next save waits for it.
 DEATHS = [
     (("open", r"metrics\.jsonl$", 2), None),  # between two steps
     (("os.mkdir", r"\.writing-step-00000002$"), None),  # nothing written
@@ -25,7 +26,7 @@ DEATHS = [
     (("open", r"\.writing-step-00000002/\.manifest\.json"), None),
     (("os.rename", r"\.writing-step-00000002$"), None),  # hashed, not renamed
     (("open", r"step-00000002/COMPLETE$"), None),  # renamed, not marked
-    (("open", r"metrics\.jsonl$", 4), 2),  # step 4 done again
+    (("os.mkdir", r"\.writing-step-00000004$"), 2),  # step 4 done again
     (("os.rename", r"\.writing-step-00000004$"), 2),
     (("os.remove", r"step-00000002/COMPLETE$"), 4),  # about to delete the older one
     (("os.rmdir", r"step-00000002$"), 6),  # half deleted
@@ -46,6 +47,43 @@ def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(workplace):
     assert_same_bits(run, reference)
     assert run.read_json("state.json") == {"state": "finished", "reason": None}
     assert not list(run.folder.rglob(".writing*"))
+
+
+# the best so far at an evaluation between two checkpoints is saved without the optimizer's state
+BETWEEN = ["--checkpoint-every", 3, "--eval-every", 2, "--keep-checkpoints", 1]
+DEATHS_BETWEEN = [
+    (("open", r"\.writing-best-00000002/model\.safetensors$"), None),
+    (("open", r"best-00000002/COMPLETE$"), None),  # renamed, not marked
+    (("os.rename", r"\.writing-step-00000003$"), None),  # the best counts, and no checkpoint knows of it
+    (("os.rename", r"\.writing-step-00000006$"), 3),
+    (("os.rename", r"\.writing-final$"), 8),
+]
+
+
+@pytest.mark.slow
+def test_a_run_killed_around_its_best_evaluation_resumes_from_a_whole_checkpoint(workplace):
+    reference = workplace.train("between-undisturbed", *BETWEEN)
+    for death, newest in DEATHS_BETWEEN:
+        run = workplace.train("between-killed", *BETWEEN, expect=-9, **killed_at(*death))
+        assert newest_step(run) == newest, death
+    assert_same_bits(workplace.train("between-killed", *BETWEEN), reference)
+
+
+@pytest.mark.slow
+def test_two_processes_save_when_rank_0s_clock_says_so(workplace):
+    """Both take part, or they would wait for each other. It is always time: each save begins when one has ended."""
+    flags = [*OFTEN, "--keep-checkpoints", 3, "--checkpoint-every", "0.000001m"]
+    reference = workplace.train("two-undisturbed-None", *OFTEN, world=2)
+    job = workplace.server.start(
+        "train/sst2.py",
+        workplace.train_flags("two-by-the-clock", *flags),
+        workplace.folder / "two-by-the-clock",
+        world=2,
+        **killed_at("os.rename", r"\.writing-step-0000000[2-7]$", 2),
+    )
+    run = job.wait()
+    assert run.codes[0] == -9 and newest_step(run) is not None, run.text()
+    assert_same_bits(workplace.train("two-by-the-clock", *flags, world=2), reference)
 
 
 VARIANTS = {
@@ -113,7 +151,7 @@ def test_two_processes_go_on_bit_for_bit(workplace, config, flags, deaths):
     ("signal_name", "event", "path", "stopped_after"),
     [
         ("SIGTERM", "open", r"metrics\.jsonl$", 2),
-        ("SIGUSR1", "os.rename", r"\.writing-step-00000004$", 5),  # during a save
+        ("SIGUSR1", "os.mkdir", r"\.writing-step-00000004$", 5),  # as a save begins
         ("SIGUSR1", "open", r"parameters\.json", 1),  # before the first step
     ],
 )
@@ -134,7 +172,9 @@ def test_a_signal_to_one_rank_stops_all(workplace):
     run = workplace.train(
         "two-stopped", *flags, world=2, expect=75, rank=1, **killed_at("open", own_shard, do="SIGTERM")
     )
-    assert run.read_json("state.json")["state"] == "preempted" and newest_step(run) == 3
+    assert run.read_json("state.json")["state"] == "preempted"
+    # a thread writes that file, so that the signal comes in this step or a later one
+    assert newest_step(run) == int(run.read_json("state.json")["reason"].split("after step ")[1].split()[0]) >= 3
     workplace.train("two-stopped", *flags, world=2)
 
 
@@ -166,7 +206,7 @@ def stopped(workplace):
     """A run stopped after step 5, with checkpoints of steps 4 and 5."""
     flags = [*OFTEN, "--keep-checkpoints", 2]
     run = workplace.train(
-        "stopped", *flags, expect=75, **killed_at("os.rename", r"\.writing-step-00000004$", 1, "SIGTERM")
+        "stopped", *flags, expect=75, **killed_at("os.mkdir", r"\.writing-step-00000004$", 1, "SIGTERM")
     )
     assert newest_step(run) == 5
     return run

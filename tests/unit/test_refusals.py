@@ -80,6 +80,14 @@ def test_a_named_checkpoint_must_be_one_of_the_run(tmp_path):
         start.check_run_flags(run_settings(tmp_path / "a", resume=str(other)))
 
 
+def test_weights_alone_are_not_resumed_from(tmp_path):
+    folder = tmp_path / "checkpoints" / "best-00000002"
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+    with pytest.raises(Refused, match="holds the weights of a best evaluation without the optimizer's state"):
+        start.check_run_flags(run_settings(tmp_path, resume=str(folder)))
+
+
 def test_a_tracker_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(start, "find_spec", lambda name: None)
     with pytest.raises(Refused, match="pip install"):

@@ -66,13 +66,37 @@ def _glibc() -> ctypes.CDLL | None:
 def memory_limit() -> int:
     """Return the bytes of memory of this machine, or of the job's control group and those around it."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for folder in _control_groups():
+        file = folder / "memory.max"
+        if file.exists() and (text := file.read_text().strip()) != "max":
+            limits.append(int(text))
+    return min(limits)
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that this machine and the job's control groups have left, without what they cache."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _read(Path("/proc/meminfo")))
+    free = [1024 * int(found[1]) if found else memory_limit()]
+    for folder in _control_groups():
+        limit, used = _read(folder / "memory.max").strip(), _read(folder / "memory.current")
+        cached = re.search(r"^inactive_file (\d+)", _read(folder / "memory.stat"), re.MULTILINE)
+        if limit.isdecimal() and used:
+            free.append(int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return max(0, min(free))
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _control_groups() -> list[Path]:
+    """Return the folders of this process's control group and of those around it, of version 2."""
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text().splitlines() if groups.exists() else []:
         if line.startswith("0::"):
             group = Path("/sys/fs/cgroup", line.removeprefix("0::/"))
-            files = [folder / "memory.max" for folder in (group, *group.parents)]
-            limits += [int(text) for file in files if file.exists() and (text := file.read_text().strip()) != "max"]
-    return min(limits)
+            return [group, *group.parents]
+    return []
 
 
 def _threads_were_asked_for() -> bool:

@@ -174,6 +174,11 @@ def _keys_and_values_bytes(config, model: ModelSettings) -> int:
     return 2 * config.num_key_value_heads * _head_width(config) * _narrow_bytes(model)
 
 
+def describe_bytes(num_bytes: float) -> str:
+    """Return a size in GiB, or in MiB where it is smaller than one."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.2f} MiB"
+
+
 def describe_memory(need: MemoryNeed | ScoringMemory) -> str:
     """Return the estimate as one line."""
     unit, name = (GIB, "GiB") if need.total >= GIB else (2**20, "MiB")

@@ -1,5 +1,7 @@
 """Types of flags for argparse: each turns a flag's text into its value or raises ValueError."""
 
+from zerotune.settings.groups import Interval
+
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
@@ -15,6 +17,16 @@ def non_negative_int(text: str) -> int:
     if not 0 <= value < 2**63:
         raise ValueError(text)
     return value
+
+
+def steps_or_minutes(text: str) -> Interval:
+    """Parse a whole number of steps, such as 500, or minutes, such as 10m or 0.5m."""
+    if not text.endswith("m"):
+        return Interval(steps=positive_int(text))
+    minutes = non_negative_float(text.removesuffix("m"))
+    if minutes == 0:
+        raise ValueError(text)
+    return Interval(minutes=minutes)
 
 
 def non_negative_float(text: str) -> float:

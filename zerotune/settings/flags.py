@@ -12,6 +12,7 @@ from zerotune.settings.argument_types import (
     non_negative_int,
     positive_int,
     positive_or_none,
+    steps_or_minutes,
 )
 from zerotune.terminal import make_output_tolerant
 
@@ -343,9 +344,10 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--checkpoint-every",
-        type=positive_int,
-        default=500,
-        help="optimizer steps between checkpoints (default %(default)s)",
+        type=steps_or_minutes,
+        default="10m",
+        metavar="STEPS|MINUTESm",
+        help="optimizer steps between checkpoints, or minutes as in 10m (default %(default)s)",
     )
     group.add_argument(
         "--scratch-dir",

@@ -167,13 +167,24 @@ class FlagRecord:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """The time between two checkpoints: so many optimizer steps, or so many minutes; the other is None."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __str__(self) -> str:
+        return str(self.steps) if self.minutes is None else f"{self.minutes:g}m"
+
+
+@dataclass(frozen=True)
 class RunSettings:
-    """Where a run writes, and how it saves, resumes and logs. Intervals are in optimizer steps."""
+    """Where a run writes, and how it saves, resumes and logs. `log_every` is in optimizer steps."""
 
     output_dir: Path
     flags: FlagRecord
     resume: str = "auto"
-    checkpoint_every: int = 500
+    checkpoint_every: Interval = Interval(minutes=10)
     scratch_dir: Path | None = None
     keep_checkpoints: int = 2
     log_every: int = 10

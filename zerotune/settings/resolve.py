@@ -10,6 +10,7 @@ from zerotune.settings.groups import (
     DataSettings,
     EvalSettings,
     FlagRecord,
+    Interval,
     ModelSettings,
     OptimisationSettings,
     PromptSettings,
@@ -122,7 +123,9 @@ def tokens_per_device(wanted: int | None, on_gpu: int) -> int:
 def record_flags(args: Namespace, resolved: dict[str, object]) -> FlagRecord:
     """Return the flags as plain JSON values, with those of `resolved` in place of the given ones."""
     values = {name: value for name, value in vars(args).items() if name != "typed"} | resolved
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in sorted(values.items())}
+    plain = {
+        name: str(value) if isinstance(value, (Path, Interval)) else value for name, value in sorted(values.items())
+    }
     return FlagRecord(plain, getattr(args, "typed", frozenset()))
 
 

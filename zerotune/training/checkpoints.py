@@ -1,6 +1,7 @@
 """Checkpoints that are whole or do not count: written aside, hashed, renamed, marked COMPLETE last.
 
 checkpoints/step-00000120/   …state files…  progress.json  manifest.json  COMPLETE
+checkpoints/best-00000100/   the same of a best evaluation, without the optimizer's state: no run resumes from it
 """
 
 import shutil
@@ -47,34 +48,50 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def save(root: Path, progress: dict, write: Callable[[Path], list[Path]], num_bytes: int, accelerator) -> Path:
+def best_folder(root: Path, step: int) -> Path:
+    """Return the folder of a step's weights without optimizer state."""
+    return root / f"best-{step:08d}"
+
+
+def weights_folder(root: Path, step: int) -> Path:
+    """Return where the weights of an evaluated step are: in its checkpoint, else in the folder of weights alone."""
+    whole = step_folder(root, step)
+    return whole if (whole / MARKER).exists() else best_folder(root, step)
+
+
+def holds_weights_alone(folder: Path) -> bool:
+    """Return whether a folder is one of `best_folder`, from which no run can resume."""
+    return folder.resolve().name.startswith("best-")
+
+
+def save(target: Path, progress: dict, write: Callable[[Path], list[Path]], num_bytes: int, accelerator) -> Path:
     """Save a checkpoint, all ranks together.
 
     Args:
-        root: the run's checkpoints/ folder.
-        progress: a CheckpointRecord; its step names the folder.
+        target: step_folder or best_folder of the step.
+        progress: a CheckpointRecord.
         write: writes this rank's state files into a folder and returns them.
         num_bytes: about how many bytes all ranks write; checked against the free disk before anything is written.
     Raises:
         Refused: the disk is too full. Earlier checkpoints are as they were, and nothing half-written is left.
     """
-    aside = prepare(root, progress["step"], num_bytes, accelerator)
+    aside = prepare(target, num_bytes, accelerator)
     entries, problem = {}, None
     try:
         entries = hash_files(aside, write(aside))
     except Exception as error:
-        problem = full_disk_line(root, num_bytes, error)
-    return publish(root, progress, entries, problem, num_bytes, accelerator)
+        problem = full_disk_line(target.parent, num_bytes, error)
+    return publish(target, progress, entries, problem, num_bytes, accelerator)
 
 
-def prepare(root: Path, step: int, num_bytes: int, accelerator) -> Path:
-    """Make the folder to write a step's checkpoint into; all ranks take part. Raises Refused: the disk is full."""
-    aside = root / f".writing-{step_folder(root, step).name}"
-    agree(accelerator, _make_aside(root, aside, num_bytes) if accelerator.is_main_process else None)
+def prepare(target: Path, num_bytes: int, accelerator) -> Path:
+    """Make the folder to write a checkpoint into; all ranks take part. Raises Refused: the disk is full."""
+    aside = _aside(target)
+    agree(accelerator, _make_aside(aside, num_bytes) if accelerator.is_main_process else None)
     return aside
 
 
-def publish(root: Path, progress: dict, entries: dict, problem: str | None, num_bytes: int, accelerator) -> Path:
+def publish(target: Path, progress: dict, entries: dict, problem: str | None, num_bytes: int, accelerator) -> Path:
     """Turn the folder that `prepare` made into a checkpoint that counts; all ranks take part.
 
     Args:
@@ -83,8 +100,7 @@ def publish(root: Path, progress: dict, entries: dict, problem: str | None, num_
     Raises:
         Refused: a rank has a problem, or the disk is full by now. Nothing half-written is left.
     """
-    target = step_folder(root, progress["step"])
-    aside = root / f".writing-{target.name}"
+    aside = _aside(target)
     problems, manifest = on_all_ranks(accelerator, problem), {}
     for part in on_all_ranks(accelerator, entries):
         assert not manifest.keys() & part.keys(), "a file belongs to one rank"
@@ -110,7 +126,12 @@ def _finish(aside: Path, target: Path, manifest: dict, progress: dict, num_bytes
     return None
 
 
-def _make_aside(root: Path, aside: Path, num_bytes: int) -> str | None:
+def _aside(target: Path) -> Path:
+    return target.with_name(f".writing-{target.name}")
+
+
+def _make_aside(aside: Path, num_bytes: int) -> str | None:
+    root = aside.parent
     root.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
     if shutil.disk_usage(root).free < num_bytes + SPARE_BYTES:
@@ -203,7 +224,8 @@ def defect(folder: Path, run_id: str | None = None) -> str | None:
 def _contradiction(record: CheckpointRecord, folder: Path) -> str | None:
     """Return how a progress.json contradicts itself or its folder's name."""
     step, progress = record["step"], record["progress"]
-    if step_folder(folder.parent, step).name != folder.name or progress["step"] != step:
+    names = (step_folder(folder.parent, step).name, best_folder(folder.parent, step).name)
+    if folder.name not in names or progress["step"] != step:
         return f"{PROGRESS} is of step {step}, its progress of step {progress['step']}"
     for name in ("best_step", "evaluated_step"):
         if (progress[name] or 0) > step:
@@ -217,9 +239,9 @@ def read_progress(folder: Path) -> CheckpointRecord:
 
 
 def best_of(folder: Path) -> Path | None:
-    """Return the checkpoint of the best evaluation that a whole checkpoint knows of; None before the first one."""
+    """Return where the best weights are that a whole checkpoint knows of; None before the first evaluation."""
     best_step = read_progress(folder)["progress"]["best_step"]
-    return None if best_step is None else step_folder(folder.parent, best_step)
+    return None if best_step is None else weights_folder(folder.parent, best_step)
 
 
 def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, list[str]]:
@@ -240,20 +262,30 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
     return None, passed_over
 
 
-def prune(root: Path, keep: int, step: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best that each of them knows of, after a save at `step`.
+def prune(last: Path, keep: int) -> None:
+    """Delete what `superseded` names and what killed saves have left. Args as there."""
+    delete_leftovers(last.parent)
+    delete(superseded(last, keep))
 
-    Checkpoints without a marker, of another run, and of later steps, from which the run did not resume, do not count
-    and are deleted.
+
+def superseded(last: Path, keep: int) -> list[Path]:
+    """Return all but the newest `keep` checkpoints, the best that each of them knows of, and the one just saved.
+
+    Checkpoints without a marker, of another run, and of later steps, from which the run did not resume, do not count.
+
+    Args:
+        last: the one just saved, a best one or one to resume from.
     """
-    last = step_folder(root, step)
-    run_id = read_progress(last)["run_id"]
-    counted = [folder for folder in _step_folders(root) if folder <= last and _counts(folder, run_id)]
+    root, record = last.parent, read_progress(last)
+    run_id, newest = record["run_id"], step_folder(root, record["step"])
+    counted = [folder for folder in _step_folders(root) if folder <= newest and _counts(folder, run_id)]
     # if the newest is torn, an older one resumes with the best that it knew
-    protected = {*counted[-keep:]} | {best_of(folder) for folder in counted[-keep:]}
-    for folder in _step_folders(root):
-        if folder not in protected:
-            _delete(folder)
+    protected = {last, *counted[-keep:]} | {best_of(folder) for folder in counted[-keep:]}
+    return [folder for folder in [*_step_folders(root), *_folders(root, "best")] if folder not in protected]
+
+
+def delete_leftovers(root: Path) -> None:
+    """Delete what saves that were cut short have left; none is under way."""
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover)
 
@@ -267,15 +299,20 @@ def _counts(folder: Path, run_id: str) -> bool:
 
 
 def _step_folders(root: Path) -> list[Path]:
-    """Return the folders of checkpoints, whole or not, by step."""
-    return sorted(folder for folder in root.glob("step-[0-9]*") if folder.is_dir())
+    """Return the folders of checkpoints to resume from, whole or not, by step."""
+    return _folders(root, "step")
 
 
-def _delete(folder: Path) -> None:
-    """Delete a checkpoint; of a link to one, the link alone."""
-    if folder.is_symlink():
-        folder.unlink()
-        return
-    # without its marker it no longer counts if the deletion is cut short
-    (folder / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+def _folders(root: Path, kind: str) -> list[Path]:
+    return sorted(folder for folder in root.glob(f"{kind}-[0-9]*") if folder.is_dir())
+
+
+def delete(folders: list[Path]) -> None:
+    """Delete checkpoints; of a link to one, the link alone."""
+    for folder in folders:
+        if folder.is_symlink():
+            folder.unlink()
+            continue
+        # without its marker it no longer counts if the deletion is cut short
+        (folder / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(folder)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from zerotune.files import follow_umask
 from zerotune.models import cpu_kernels
 from zerotune.models.attention import attention_kernel
 from zerotune.models.classifier import load_classifier
@@ -24,7 +23,8 @@ from zerotune.run.folder import RunFolder
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings, TrainSettings
 from zerotune.training.data import TrainingData
-from zerotune.training.zero_state import BYTES_A_WEIGHT, load_zero_state, save_zero_state
+from zerotune.training.snapshot import StateFile, bytes_on_node
+from zerotune.training.zero_state import BYTES_A_WEIGHT, KINDS, load_zero_state, zero_state_files
 
 # Written by plain runs; zero_state.py names those of ZeRO.
 WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.pt"
@@ -217,17 +217,33 @@ class Engine:
         self.accelerator.free_memory()  # empties the device's cache before it lets go of them
         release_memory()
 
-    def checkpoint_bytes(self) -> int:
-        """Estimate the bytes that `save` writes on all ranks together: weights and two float32 moments."""
-        return self.num_trainable * BYTES_A_WEIGHT
+    def checkpoint_bytes(self, weights_alone: bool = False) -> int:
+        """Estimate the bytes of a checkpoint, of all ranks together: float32 weights and, with them, two moments."""
+        return self.num_trainable * (BYTES_A_WEIGHT // len(KINDS) if weights_alone else BYTES_A_WEIGHT)
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write trainable weights and optimizer state into `folder`. Returns the files that this rank wrote."""
+    def snapshot_bytes(self) -> int:
+        """Estimate the bytes of a checkpoint's files from the ranks of this node; 0 on ranks that have none."""
+        has_files = self.deepspeed or self.accelerator.is_main_process
+        return bytes_on_node(self.checkpoint_bytes(), self.deepspeed) if has_files else 0
+
+    def state_files(self, weights_alone: bool = False) -> list[StateFile]:
+        """Return this rank's files of a checkpoint: trainable weights and optimizer state.
+
+        They hold the state itself, not a copy: write or copy them before the next step.
+
+        Args:
+            weights_alone: leave out the optimizer's state.
+        """
         if self.deepspeed:
-            return save_zero_state(folder, self.model.optimizer, self._names(), *self._place())
+            return zero_state_files(self.model.optimizer, self._names(), *self._place(), weights_alone)
         if not self.accelerator.is_main_process:
             return []
-        return save_training_state(folder, self.module, {"optimizer": self.optimizer, "scaler": self.scaler})
+        stateful = {} if weights_alone else {"optimizer": self.optimizer, "scaler": self.scaler}
+        return training_state_files(self.module, stateful)
+
+    def save(self, folder: Path, weights_alone: bool = False) -> list[Path]:
+        """Write `state_files` into a folder. Returns the files that this rank wrote."""
+        return [file.write(folder) for file in self.state_files(weights_alone)]
 
     def load(self, folder: Path, weights_alone: bool = False) -> None:
         """Restore what any number of ranks wrote by `save`, bit for bit; under DeepSpeed with adamw8bit, as many.
@@ -255,20 +271,17 @@ class Engine:
         return None
 
 
-def save_training_state(folder: Path, module: nn.Module, stateful: dict) -> list[Path]:
-    """Write the weights that train and the states of some objects (None where there is none). Returns the files."""
-    from safetensors.torch import save_file
-
-    save_file(_trainable_weights(module), folder / WEIGHTS_FILE)
-    follow_umask(folder / WEIGHTS_FILE)
-    states = {name: part.state_dict() if part else None for name, part in stateful.items()}
-    with (folder / OPTIMIZER_FILE).open("wb") as file:  # torch tells why this one could not be written
-        torch.save(states, file)
-    return [folder / WEIGHTS_FILE, folder / OPTIMIZER_FILE]
+def training_state_files(module: nn.Module, stateful: dict) -> list[StateFile]:
+    """Return the files of the weights that train, and of the states of some objects (None where there is none)."""
+    files = [StateFile(WEIGHTS_FILE, _trainable_weights(module))]
+    if stateful:
+        states = {name: part.state_dict() if part else None for name, part in stateful.items()}
+        files.append(StateFile(OPTIMIZER_FILE, states))
+    return files
 
 
 def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None:
-    """Restore what `save_training_state` wrote, bit for bit: the weights, and the states of the objects given."""
+    """Restore what `training_state_files` held, bit for bit: the weights, and the states of the objects given."""
     from safetensors.torch import load_file
 
     stored, own = load_file(folder / WEIGHTS_FILE), _trainable_weights(module)

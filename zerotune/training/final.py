@@ -27,7 +27,7 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
     """
     engine, progress, final = loop.engine, loop.progress, loop.run.path / "final"
     if progress.best_step != progress.step:
-        best = checkpoints.step_folder(loop.saver.root, progress.best_step)
+        best = checkpoints.weights_folder(loop.saver.root, progress.best_step)
         problem = from_rank_0(loop.accelerator, lambda: checkpoints.defect(best, loop.run.run_id))
         if problem:
             raise Refused(

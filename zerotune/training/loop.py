@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class _Unread:
 
     number: int
     rows: np.ndarray
-    moving_step: int | None
+    on_its_way: Path | None
     reading: LateReading
 
 
@@ -123,7 +124,8 @@ class TrainingLoop:
         self._epoch_steps: tuple[int, list[np.ndarray]] = (-1, [])
         self._unread: _Unread | None = None
         self._stop_wanted = False
-        self._moved_step: int | None = None  # of the newest checkpoint whose files all ranks have moved from scratch
+        self._save_wanted = False  # by the clock
+        self._arrived: Path | None = None  # the newest checkpoint whose files all ranks have written in the background
 
     def __iter__(self) -> Iterator[Step]:
         """Yield the steps that are left; between two of them log, validate, save and stop where that is due.
@@ -197,16 +199,20 @@ class TrainingLoop:
     # --- its loss, read one step late where nothing needs it sooner, so that a GPU never waits for the host ---
 
     def _take_status(self, step: Step) -> None:
-        """Queue the reading of a step's loss and gradient norm, and of the ranks' flags: asked to stop, files moved."""
+        """Queue the reading of a step's loss and gradient norm, and of the ranks' flags.
+
+        The flags: asked to stop, files arrived, a checkpoint is due by rank 0's clock.
+        """
         loss, norm = self.engine.take_loss_and_norm()
-        moving_step = self.saver.moving_step
-        flags = (self.stop_signal.name is not None, moving_step is not None and self.saver.has_moved)
+        on_its_way = self.saver.on_its_way
+        is_due = self.accelerator.is_main_process and self.saver.is_due_by_clock
+        flags = (self.stop_signal.name is not None, self.saver.has_arrived, is_due)
         status = torch.stack([loss, *(torch.full_like(loss, float(flag)) for flag in flags)])
         if self.accelerator.num_processes > 1:
             status = self.accelerator.reduce(status, "sum")
         self._read_status()
         norm = torch.as_tensor(norm, dtype=status.dtype, device=status.device)
-        self._unread = _Unread(step.number, step.rows, moving_step, LateReading(torch.cat([status, norm[None]])))
+        self._unread = _Unread(step.number, step.rows, on_its_way, LateReading(torch.cat([status, norm[None]])))
         self.progress.count_step(len(step.rows), self.data.num_tokens(step.rows))
 
     def _read_status(self) -> dict | None:
@@ -214,16 +220,17 @@ class TrainingLoop:
         if self._unread is None:
             return None
         unread, self._unread = self._unread, None
-        loss, num_stops, num_moved, norm = unread.reading.read()
+        loss, num_stops, num_arrived, num_due, norm = unread.reading.read()
         self._check_finite(unread.number, unread.rows, loss, norm)
         self.progress.count_loss(loss, self.data.num_targets(unread.rows))
         self._stop_wanted = self._stop_wanted or num_stops > 0
-        self._moved_step = unread.moving_step if num_moved == self.accelerator.num_processes else None
+        self._save_wanted = self._save_wanted or num_due > 0
+        self._arrived = unread.on_its_way if num_arrived == self.accelerator.num_processes else None
         return {"loss": loss, "grad_norm": norm}
 
     def _read_status_where_due(self) -> dict | None:
         schedule, step = self.schedule, self.progress.step
-        due = schedule.logs_at(step) or schedule.evaluates_at(step) or schedule.saves_at(step)
+        due = schedule.logs_at(step) or schedule.evaluates_at(step) or schedule.saves_at(step) or self._save_wanted
         on_cpu = self.accelerator.device.type == "cpu"  # where reading late gains nothing
         return self._read_status() if due or self._stop_wanted or on_cpu else None
 
@@ -251,8 +258,8 @@ class TrainingLoop:
             status: loss and grad_norm of the last step; None where it is not to be logged.
         """
         schedule, step = self.schedule, self.progress.step
-        if self._moved_step is not None and self._moved_step == self.saver.moving_step:
-            self.saver.finish_move()
+        if self._arrived is not None and self._arrived == self.saver.on_its_way:
+            self.saver.finish()
         if schedule.logs_at(step):
             self._log_step(status)
         self._evaluate_and_save()
@@ -272,8 +279,11 @@ class TrainingLoop:
             self.saver.save(self.progress)
             self.saver.close()
             raise
-        if improved or schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted:
+        if schedule.saves_at(step) or self.progress.stopped_early or self._stop_wanted or self._save_wanted:
             self.saver.save(self.progress)
+            self._save_wanted = False
+        elif improved:
+            self.saver.save(self.progress, weights_alone=True)
 
     def _log_step(self, status: dict) -> None:
         progress = self.progress

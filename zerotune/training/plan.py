@@ -9,10 +9,20 @@ from zerotune.errors import Refused
 from zerotune.models.attention import attention_kernel
 from zerotune.models.parameters import model_size
 from zerotune.models.pretrained import check_token_ids
-from zerotune.run.plan import MemoryNeed, describe_memory, logit_bytes, memory_need, offloaded, why_not_fit
+from zerotune.run.plan import (
+    MemoryNeed,
+    describe_bytes,
+    describe_memory,
+    logit_bytes,
+    memory_need,
+    offloaded,
+    why_not_fit,
+)
 from zerotune.settings.groups import TrainSettings
 from zerotune.training.data import TrainingData
 from zerotune.training.schedule import plan_schedule
+from zerotune.training.snapshot import bytes_on_node
+from zerotune.training.zero_state import BYTES_A_WEIGHT
 
 
 def plan_training(settings: TrainSettings, config, train: TrainingData, num_labels: int) -> str:
@@ -35,7 +45,8 @@ def plan_training(settings: TrainSettings, config, train: TrainingData, num_labe
         need = replace(need, activations=need.activations + logits)
     _refuse_too_large(settings, need, total)
     weights = f"model: {total:,} weights, {trainable:,} of them trained ({model.method}, {model.precision})"
-    return "\n".join([weights, *_describe_steps(settings, train, world_size), describe_memory(need)])
+    saves = _describe_checkpoints(settings, trainable)
+    return "\n".join([weights, *_describe_steps(settings, train, world_size), describe_memory(need), saves])
 
 
 def _refuse_too_large(settings: TrainSettings, need: MemoryNeed, num_weights: int) -> None:
@@ -53,6 +64,18 @@ def _refuse_too_large(settings: TrainSettings, need: MemoryNeed, num_weights: in
     problem = why_not_fit(need, device_bytes, settings.model.method)
     if problem:
         raise Refused(problem)
+
+
+def _describe_checkpoints(settings: TrainSettings, num_trainable: int) -> str:
+    """Return the size of a checkpoint and of its copy. Less where an embedding trains only the rows in use."""
+    every = settings.run.checkpoint_every
+    often = f"every {every.steps} steps" if every.minutes is None else f"every {every.minutes:g} minutes"
+    num_bytes = num_trainable * BYTES_A_WEIGHT
+    line = f"checkpoints: up to {describe_bytes(num_bytes)} each, {often}"
+    if settings.run.scratch_dir:
+        return f"{line}, by way of {settings.run.scratch_dir}"
+    copied = bytes_on_node(num_bytes, settings.deepspeed is not None)
+    return f"{line}; a copy of {describe_bytes(copied)} in the host memory of a node while one is written"
 
 
 def _describe_steps(settings: TrainSettings, train: TrainingData, world_size: int) -> list[str]:

@@ -1,22 +1,31 @@
 """Saving a run's checkpoints, and selecting the one that it resumes from."""
 
+import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from zerotune.errors import Refused
+from zerotune.run.cpu import free_memory
 from zerotune.run.folder import RunFolder
-from zerotune.run.launch import from_rank_0
+from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import is_main_process, say
 from zerotune.training import checkpoints
+from zerotune.training.background import BackgroundSaves
 from zerotune.training.engine import Engine
 from zerotune.training.progress import Progress
-from zerotune.training.scratch import ScratchSaves
+from zerotune.training.scratch import Scratch
+from zerotune.training.snapshot import HostMemory
+
+# The copy may take this share of the host memory that is free when training starts.
+LARGEST_SNAPSHOT = 0.5
 
 
 class Saver:
     """The checkpoints of a run. All ranks call every method together.
 
-    With --scratch-dir, a checkpoint is first written to a node-local disk and moved in the background.
+    They are copied to host memory, or with --scratch-dir to a node-local disk, and written from there in the
+    background. Where host memory is short, training waits until they are written.
 
     Raises:
         Refused: a rank cannot write in --scratch-dir.
@@ -27,23 +36,52 @@ class Saver:
         self.run, self.engine, self.accelerator = run, engine, engine.accelerator
         self.root = settings.output_dir / "checkpoints"
         self._keep = settings.keep_checkpoints
-        self._scratch = None
-        if settings.scratch_dir:
-            self._scratch = ScratchSaves(settings.scratch_dir, self.root, self._keep, self.accelerator)
+        minutes = settings.checkpoint_every.minutes
+        self._seconds_between = None if minutes is None else 60 * minutes
+        self._last_save = time.monotonic()
+        self._background = None
+        carrier = self._choose_carrier(settings.scratch_dir)
+        if carrier:
+            self._background = BackgroundSaves(carrier, self._keep, self.accelerator)
+
+    def _choose_carrier(self, scratch_dir: Path | None) -> Scratch | HostMemory | None:
+        if scratch_dir:
+            return Scratch(scratch_dir, self.root, self.accelerator)
+        need, free = self.engine.snapshot_bytes(), free_memory()
+        fits = need <= LARGEST_SNAPSHOT * free
+        shortages = on_all_ranks(self.accelerator, None if fits else (need, free))
+        short = next((each for each in shortages if each), None)
+        if short is None:
+            return HostMemory()
+        need_gib, free_gib = (each / 2**30 for each in short)
+        say(
+            f"training waits while a checkpoint is written: a copy in host memory takes {need_gib:.1f} GiB a node and "
+            f"{free_gib:.1f} GiB are free; --scratch-dir with a disk of the node shortens that"
+        )
+        return None
 
     @property
-    def moving_step(self) -> int | None:
-        """The step of a checkpoint that is on its way from scratch; None without one."""
-        return self._scratch.step if self._scratch else None
+    def on_its_way(self) -> Path | None:
+        """The folder of a checkpoint that is being written in the background; None without one."""
+        return self._background.target if self._background else None
 
     @property
-    def has_moved(self) -> bool:
+    def has_arrived(self) -> bool:
         """Whether this rank's files of that checkpoint are in the run folder."""
-        return self._scratch is not None and self._scratch.has_arrived
+        return self._background is not None and self._background.has_arrived
 
-    def save(self, progress: Progress) -> None:
+    @property
+    def is_due_by_clock(self) -> bool:
+        """Whether --checkpoint-every is in minutes and they have passed since the last checkpoint; rank 0's counts."""
+        if self._seconds_between is None or self.on_its_way is not None:
+            return False
+        return time.monotonic() - self._last_save >= self._seconds_between
+
+    def save(self, progress: Progress, weights_alone: bool = False) -> None:
         """Save a checkpoint of this step, and delete those that are no longer kept.
 
+        Args:
+            weights_alone: leave out the optimizer's state: for a best evaluation at a step where no other is due.
         Raises:
             Refused: the disk is full. Earlier checkpoints are as they were.
         """
@@ -54,22 +92,26 @@ class Saver:
             "num_processes": self.accelerator.num_processes,
         }
         self.run.check_ours()
-        num_bytes = self.engine.checkpoint_bytes()
-        if self._scratch:
-            self._scratch.start(record, self.engine.save, num_bytes)
+        if not weights_alone:
+            self._last_save = time.monotonic()
+        name_folder = checkpoints.best_folder if weights_alone else checkpoints.step_folder
+        target, num_bytes = name_folder(self.root, progress.step), self.engine.checkpoint_bytes(weights_alone)
+        if self._background:
+            self._background.start(target, record, self.engine.state_files(weights_alone), num_bytes)
             return
-        checkpoints.save(self.root, record, self.engine.save, num_bytes, self.accelerator)
+        write = partial(self.engine.save, weights_alone=weights_alone)
+        checkpoints.save(target, record, write, num_bytes, self.accelerator)
         if is_main_process():
-            checkpoints.prune(self.root, self._keep, progress.step)
+            checkpoints.prune(target, self._keep)
 
-    def finish_move(self) -> None:
-        """Make a checkpoint whose files all ranks have moved from scratch count."""
-        self._scratch.finish()
+    def finish(self) -> None:
+        """Make the checkpoint count whose files have arrived from all ranks."""
+        self._background.finish()
 
     def close(self) -> None:
-        """Wait for a checkpoint that is on its way from scratch; no further ones are saved."""
-        if self._scratch:
-            self._scratch.close()
+        """Wait for a checkpoint that is being written in the background; no further ones are saved."""
+        if self._background:
+            self._background.close()
 
 
 def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
@@ -115,6 +157,7 @@ def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | Non
     folder = Path(wanted)
     if folder.resolve().parent != root.resolve():
         return None, [], f"--resume {folder} is no checkpoint of this run: name one in {root}, or use --resume auto"
+    assert not checkpoints.holds_weights_alone(folder), "refused when the run started"
     problem = checkpoints.defect(folder, run_id)
     if problem:
         return None, [], f"--resume {folder}: {problem}: name a whole checkpoint of this run, or use --resume auto"

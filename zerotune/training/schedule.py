@@ -12,6 +12,7 @@ class Schedule:
     """Steps are counted from 1. `num_steps` is the planned length; patience may end the run earlier.
 
     Attributes:
+        checkpoint_every: steps; None where checkpoints are due by the clock.
         shape: of the rate after the warmup: "linear", "cosine" or "constant".
     """
 
@@ -19,7 +20,7 @@ class Schedule:
     steps_per_epoch: int
     warmup_steps: int
     eval_every: int
-    checkpoint_every: int
+    checkpoint_every: int | None
     log_every: int
     shape: str = "linear"
 
@@ -46,8 +47,8 @@ class Schedule:
         return step % self.eval_every == 0 or step == self.num_steps
 
     def saves_at(self, step: int) -> bool:
-        """Return whether a checkpoint is due after this step."""
-        return step % self.checkpoint_every == 0 or step == self.num_steps
+        """Return whether a checkpoint is due after this step, whatever the clock says."""
+        return step == self.num_steps or (self.checkpoint_every is not None and step % self.checkpoint_every == 0)
 
     def logs_at(self, step: int) -> bool:
         """Return whether metrics.jsonl gets a line for this step."""
@@ -65,7 +66,7 @@ def plan_schedule(optimisation: OptimisationSettings, run: RunSettings, num_exam
         steps_per_epoch=steps_per_epoch,
         warmup_steps=round(num_steps * optimisation.warmup_ratio),
         eval_every=optimisation.eval_every or steps_per_epoch,
-        checkpoint_every=run.checkpoint_every,
+        checkpoint_every=run.checkpoint_every.steps,
         log_every=run.log_every,
         shape=optimisation.schedule,
     )

@@ -2,8 +2,7 @@
 
 DIR/zerotune-RUN/rank-0/…    this rank's files on their way
 
-A thread of each rank copies, verifies and hashes them. What the ranks have to agree on is done by their main threads
-together, at a step's boundary or when training ends: only then does a checkpoint count.
+A thread of each rank copies, verifies and hashes them.
 """
 
 import contextlib
@@ -13,34 +12,29 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
 from zerotune.training import checkpoints
+from zerotune.training.snapshot import StateFile
 
 _CHUNK_BYTES = 2**22
 
 
-class ScratchSaves:
-    """The checkpoints of a run, one on its way at a time. All ranks call every method together.
+class Scratch:
+    """A rank's folder on scratch for the files of one checkpoint. All ranks make it and close it together.
 
     Args:
         scratch: --scratch-dir: on each node's own disk, or in its memory (/dev/shm).
         root: the run's checkpoints/ folder.
-        keep: --keep-checkpoints.
     Raises:
         Refused: a rank cannot write in `scratch`.
     """
 
-    def __init__(self, scratch: Path, root: Path, keep: int, accelerator):
-        self.root, self.keep, self.accelerator = root, keep, accelerator
+    def __init__(self, scratch: Path, root: Path, accelerator):
         self._of_run = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}"
         self._own = self._of_run / f"rank-{accelerator.process_index}"
-        self._thread = ThreadPoolExecutor(1)
-        self._moving: Future | None = None
-        self._progress, self._num_bytes = {}, 0
         first = accelerator.is_local_main_process
         checkpoints.agree(accelerator, _attempt(scratch, self._make_run_folder) if first else None)
         checkpoints.agree(accelerator, _attempt(scratch, self._own.mkdir))
@@ -58,56 +52,24 @@ class ScratchSaves:
             shutil.rmtree(self._of_run)
         self._of_run.mkdir(mode=0o700)
 
-    @property
-    def step(self) -> int | None:
-        """The step of the checkpoint that is on its way, None without one."""
-        return self._progress["step"] if self._moving else None
+    def begin(self, files: list[StateFile], aside: Path, num_bytes: int) -> Callable[[], dict[str, dict]]:
+        """Write a rank's files to scratch. Returns what a thread has to do: move them to `aside`.
 
-    @property
-    def has_arrived(self) -> bool:
-        """Whether this rank's files of the checkpoint on its way are in the run folder."""
-        return self._moving is not None and self._moving.done()
-
-    def start(self, progress: dict, write: Callable[[Path], list[Path]], num_bytes: int) -> None:
-        """Write a checkpoint to scratch and set it on its way, once the one before counts.
-
-        Args and Raises: as `checkpoints.save`; `finish` reports a disk that fills up.
+        Args:
+            num_bytes: of the checkpoint, for the message where a disk is full.
+        Raises:
+            Refused: the scratch disk is full.
         """
-        self.finish()
-        aside = checkpoints.prepare(self.root, progress["step"], num_bytes, self.accelerator)
-        self._progress, self._num_bytes = progress, num_bytes
         source = self._own / aside.name
         try:
             source.mkdir()
-            files = write(source)
+            written = [file.write(source) for file in files]
         except Exception as error:
-            self._moving = Future()
-            self._moving.set_exception(Refused(checkpoints.full_disk_line(self._own, num_bytes, error)))
-        else:
-            self._moving = self._thread.submit(_move, files, source, aside, num_bytes)
-
-    def finish(self) -> None:
-        """Wait for the checkpoint on its way, make it count, and delete what is no longer kept.
-
-        Raises:
-            Refused: a disk is full. Earlier checkpoints are as they were.
-        """
-        if self._moving is None:
-            return
-        moving, self._moving = self._moving, None
-        entries, problem = {}, None
-        try:
-            entries = moving.result()
-        except Refused as refusal:
-            problem = str(refusal)
-        checkpoints.publish(self.root, self._progress, entries, problem, self._num_bytes, self.accelerator)
-        if self.accelerator.is_main_process:
-            checkpoints.prune(self.root, self.keep, self._progress["step"])
+            raise Refused(checkpoints.full_disk_line(self._own, num_bytes, error)) from error
+        return lambda: _move(written, source, aside, num_bytes)
 
     def close(self) -> None:
-        """Call `finish`, and leave nothing on the scratch disk."""
-        self.finish()
-        self._thread.shutdown()
+        """Leave nothing on the scratch disk."""
         shutil.rmtree(self._own)
         with contextlib.suppress(OSError):  # other ranks of this node are not done
             self._of_run.rmdir()

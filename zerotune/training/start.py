@@ -33,6 +33,11 @@ def check_run_flags(settings: RunSettings) -> None:
             raise Refused(
                 f"--resume {folder} is no checkpoint of this run: name one of {root}, or copy that run's whole folder"
             )
+        if checkpoints.holds_weights_alone(folder):
+            raise Refused(
+                f"--resume {folder} holds the weights of a best evaluation without the optimizer's state: name a "
+                "step-… folder, or use --resume auto"
+            )
     if settings.tracker == "wandb" and find_spec("wandb") is None:
         raise Refused("--tracker wandb needs wandb, which is not installed: pip install 'zerotune[wandb]'")
     if settings.push_to_hub:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from zerotune.files import follow_umask
+from zerotune.training.snapshot import StateFile
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 BYTES_A_WEIGHT = 4 * len(KINDS)
@@ -31,41 +31,40 @@ class Shard(NamedTuple):
     length: int
 
 
-def save_zero_state(folder: Path, zero, names: dict[nn.Parameter, str], rank: int, world_size: int) -> list[Path]:
-    """Write the weights and moments that this rank keeps. Returns its files.
+def zero_state_files(
+    zero, names: dict[nn.Parameter, str], rank: int, world_size: int, weights_alone: bool = False
+) -> list[StateFile]:
+    """Return the files of the weights and moments that this rank keeps.
 
     Args:
         zero: DeepSpeed's ZeRO optimizer, of stage 1, 2 or 3.
         names: of the parameters that train.
+        weights_alone: leave out the optimizer's state.
     """
-    from safetensors.torch import save_file
-
     partitions = list(_partitions(zero))
     files, metadata = [], None
-    if _moves(zero.optimizer):
+    kinds = KINDS[:1] if weights_alone else _kinds(zero.optimizer)
+    if _moves(zero.optimizer) and not weights_alone:
         steps = {float(_state(zero.optimizer, flat)["step"]) for flat, _ in partitions}
         assert len(steps) == 1, f"AdamW has made {sorted(steps)} steps: one number is kept for all weights"
         metadata = {"step": str(steps.pop())}
-    else:
-        files.append(_quantised_file(folder, rank, world_size))
-        with files[0].open("wb") as file:  # torch tells why this one could not be written
-            torch.save([zero.optimizer.state[flat] for flat, _ in partitions], file)
-    for kind in _kinds(zero.optimizer):  # a file each, so that a GPU's are in host memory one after the other
-        files.append(folder / f"{kind}-{rank + 1:05d}-of-{world_size:05d}.safetensors")
+    for kind in kinds:  # a file each, so that a GPU's are in host memory one after the other where they are not copied
         tensors = {
             f"{shard.start}:{names[shard.parameter]}": _values(zero.optimizer, flat, kind, shard)
             for flat, shards in partitions
             for shard in shards
         }
-        save_file(tensors, files[-1], metadata)
-        follow_umask(files[-1])
+        files.append(StateFile(f"{kind}-{rank + 1:05d}-of-{world_size:05d}.safetensors", tensors, metadata))
+    if not (weights_alone or _moves(zero.optimizer)):
+        states = [zero.optimizer.state[flat] for flat, _ in partitions]
+        files.append(StateFile(_quantised_name(rank, world_size), states))
     return files
 
 
 def load_zero_state(
     folder: Path, zero, names: dict[nn.Parameter, str], rank: int, world_size: int, weights_alone: bool = False
 ) -> None:
-    """Restore the state that any number of ranks wrote by `save_zero_state`, bit for bit; all ranks take part.
+    """Restore the state that any number of ranks wrote from `zero_state_files`, bit for bit; all ranks take part.
 
     Quantised moments are restored by as many ranks as have written them.
 
@@ -83,7 +82,7 @@ def load_zero_state(
             for shard in shards:
                 _read(pieces[names[shard.parameter]], shard.start, _values(zero.optimizer, flat, kind, shard))
     if not (weights_alone or _moves(zero.optimizer)):
-        states = torch.load(_quantised_file(folder, rank, world_size), map_location="cpu", weights_only=True)
+        states = torch.load(folder / _quantised_name(rank, world_size), map_location="cpu", weights_only=True)
         for (flat, _), state in zip(_partitions(zero), states, strict=True):
             zero.optimizer.state[flat] = {
                 key: value.to(flat.device) if torch.is_tensor(value) else value for key, value in state.items()
@@ -100,8 +99,8 @@ def _kinds(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     return KINDS if _moves(optimizer) else KINDS[:1]
 
 
-def _quantised_file(folder: Path, rank: int, world_size: int) -> Path:
-    return folder / f"state-{rank + 1:05d}-of-{world_size:05d}.pt"
+def _quantised_name(rank: int, world_size: int) -> str:
+    return f"state-{rank + 1:05d}-of-{world_size:05d}.pt"
 
 
 def _spread_weights(zero) -> None:

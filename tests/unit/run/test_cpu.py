@@ -40,5 +40,21 @@ def test_the_limit_of_a_group_around_the_jobs_own_counts(monkeypatch):
     assert cpu.memory_limit.__wrapped__() == 2**20
 
 
+def test_the_jobs_groups_leave_what_they_do_not_use_or_only_cache(monkeypatch):
+    files = {
+        "/proc/self/cgroup": "0::/job_7/task_0\n",
+        "/proc/meminfo": "MemTotal: 900 kB\nMemAvailable:     500 kB\n",
+        "/sys/fs/cgroup/job_7/task_0/memory.max": "max\n",
+        "/sys/fs/cgroup/job_7/memory.max": f"{400 * 1024}\n",
+        "/sys/fs/cgroup/job_7/memory.current": f"{350 * 1024}\n",
+        "/sys/fs/cgroup/job_7/memory.stat": f"anon 1\ninactive_file {150 * 1024}\nactive_file 7\n",
+    }
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert cpu.free_memory() == 200 * 1024
+    del files["/proc/self/cgroup"]
+    assert cpu.free_memory() == 500 * 1024
+
+
 def test_the_limit_is_the_machines_or_the_jobs():
-    assert 0 < cpu.memory_limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < cpu.free_memory() <= cpu.memory_limit() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from zerotune.run.plan import (
     why_not_fit,
     writing_memory,
 )
-from zerotune.settings.groups import DataSettings, ModelSettings, TrainSettings
+from zerotune.settings.groups import DataSettings, Interval, ModelSettings, TrainSettings
 from zerotune.training.plan import plan_training
 
 LLAMA_1B = SimpleNamespace(
@@ -162,3 +163,35 @@ def test_the_final_evaluation_of_full_tuning_has_to_fit_in_its_own_precision(hea
     data = SimpleNamespace(token_ids=np.array([1]), lengths=np.array([100]), answer_share=0.02)
     with pytest.raises(Refused, match=words) if words else nullcontext():
         plan_training(settings, config, data, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "deepspeed", "words"),
+    [
+        ({}, None, "every 10 minutes; a copy of 12.89 GiB in the host memory of a node while one is written"),
+        (
+            {"checkpoint_every": Interval(steps=500)},
+            {"zero_optimization": {"stage": 2}},
+            "every 500 steps; a copy of 3.22",
+        ),
+        ({"scratch_dir": Path("/scratch")}, None, "every 10 minutes, by way of /scratch"),
+    ],
+)
+def test_the_plan_tells_what_a_checkpoint_and_its_copy_take(changes, deepspeed, words, monkeypatch):
+    """1.153 billion float32 weights with two moments; under ZeRO two of eight processes are on a node."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("zerotune.training.plan.model_size", lambda *given: (1_153_000_000, 1_153_000_000))
+    config = MistralConfig(vocab_size=32768, pad_token_id=0)
+    settings = TrainSettings(
+        "sst2",
+        "classify",
+        ModelSettings("m"),
+        DataSettings(),
+        optimisation_settings(),
+        run_settings("run", **changes),
+        deepspeed=deepspeed,
+    )
+    data = SimpleNamespace(token_ids=np.array([1]), lengths=np.array([100]), answer_share=0.02)
+    line = plan_training(settings, config, data, 2).splitlines()[-1]
+    assert line.startswith(f"checkpoints: up to 12.89 GiB each, {words}")

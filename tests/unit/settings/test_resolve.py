@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from zerotune.errors import Refused
 from zerotune.settings.flags import eval_parser, train_parser
+from zerotune.settings.groups import Interval
 from zerotune.settings.resolve import eval_settings, train_settings
 from zerotune.tasks.sst2 import SST2
 
@@ -40,6 +42,27 @@ def test_flags_are_recorded_as_plain_values_with_those_that_were_typed():
     assert flags.typed == {"model", "seed", "output_dir"}
     assert flags.values["output_dir"] == "runs/a" and flags.values["head_learning_rate"] == pytest.approx(1e-4)
     assert flags.values["epochs"] == 3 and "typed" not in flags.values
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        (None, Interval(minutes=10)),
+        ("500", Interval(steps=500)),
+        ("10m", Interval(minutes=10)),
+        ("0.5m", Interval(minutes=0.5)),
+    ],
+)
+def test_checkpoints_are_so_many_steps_or_minutes_apart(flag, expected):
+    run = resolve("--model", "m", *(["--checkpoint-every", flag] if flag else [])).run
+    assert run.checkpoint_every == expected and run.flags.values["checkpoint_every"] == (flag or "10m")
+
+
+@pytest.mark.parametrize("flag", ["0", "-5", "1.5", "0m", "-1m", "m", "infm", "nanm", "10 min", "10h", ""])
+def test_no_other_interval_is_accepted(flag, capsys):
+    with pytest.raises((SystemExit, Refused)):
+        resolve("--model", "m", f"--checkpoint-every={flag}")
+    print(capsys.readouterr().err)
 
 
 def test_the_run_folder_is_named_after_task_model_method_and_head():

@@ -6,15 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoint_cases import ALONE, Usage, deaths, names, record_of, save
+from checkpoint_cases import ALONE, Usage, deaths, names, record_of, save, save_best
 
 from zerotune.errors import Refused
 from zerotune.training import checkpoints
 
 
 def save_and_prune(root, step, keep=1):
-    save(root, step)
-    checkpoints.prune(root, keep, step)
+    checkpoints.prune(save(root, step), keep)
 
 
 def test_a_saved_checkpoint_is_whole_and_readable(tmp_path):
@@ -186,7 +185,7 @@ def test_a_run_that_went_back_stays_there(tmp_path):
 def test_the_newest_and_the_best_are_kept(tmp_path, keep, best_step, left):
     for step in range(1, 6):
         save(tmp_path, step, best_step=best_step if best_step and step >= best_step else None)
-    checkpoints.prune(tmp_path, keep, 5)
+    checkpoints.prune(checkpoints.step_folder(tmp_path, 5), keep)
     assert names(tmp_path) == [f"step-{step:08d}" for step in left]
     assert all(checkpoints.defect(path) is None for path in tmp_path.iterdir())
 
@@ -195,7 +194,7 @@ def test_the_best_that_an_older_kept_checkpoint_knew_is_kept(tmp_path):
     """If the newest is torn, the older one resumes, and needs the best checkpoint of its own time."""
     for step, best_step in ((2, 2), (4, 2), (6, 6)):
         save(tmp_path, step, best_step=best_step)
-    checkpoints.prune(tmp_path, 2, 6)
+    checkpoints.prune(checkpoints.step_folder(tmp_path, 6), 2)
     assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000006"]
 
 
@@ -208,6 +207,51 @@ def test_a_checkpoint_whose_best_is_damaged_is_passed_over(tmp_path):
     assert "step-00000006 is passed over: its best checkpoint step-00000004 is damaged" in lines[0]
 
 
+def test_weights_alone_are_kept_while_a_checkpoint_knows_them_as_the_best(tmp_path):
+    """No run resumes from them: with --keep-checkpoints 1 the newest whole checkpoint stays, and the best it knew."""
+    kept = []
+
+    def note(last):
+        checkpoints.prune(last, 1)
+        kept.append(names(tmp_path))
+        newest, _ = checkpoints.newest_whole(tmp_path)
+        assert newest == (None if len(kept) == 1 else newest) and all(path.suffix == "" for path in tmp_path.iterdir())
+
+    note(save_best(tmp_path, 2))
+    note(save(tmp_path, 3, best_step=2))
+    note(save_best(tmp_path, 4))
+    note(save_best(tmp_path, 5))  # killed here, the run resumes after step 3, whose best is step 2
+    note(save(tmp_path, 6, best_step=5))
+    note(save(tmp_path, 7, best_step=7))
+    assert [" ".join(f"{name[0]}{int(name[5:])}" for name in each) for each in kept] == [
+        "b2",
+        "b2 s3",
+        "b2 b4 s3",
+        "b2 b5 s3",
+        "b5 s6",
+        "s7",
+    ]
+
+
+def test_a_checkpoint_whose_best_weights_are_damaged_is_passed_over(tmp_path):
+    older, best = save(tmp_path, 3), save_best(tmp_path, 5)
+    newer = save(tmp_path, 6, best_step=5)
+    assert checkpoints.newest_whole(tmp_path) == (newer, []) and checkpoints.best_of(newer) == best
+    (best / "weights.bin").write_bytes(b"")
+    found, (line,) = checkpoints.newest_whole(tmp_path)
+    assert found == older and "its best checkpoint best-00000005 is damaged (weights.bin has 0 bytes" in line
+
+
+def test_after_death_anywhere_in_a_save_of_weights_alone_the_run_resumes_as_before(tmp_path):
+    """Step 1 is its own best; the weights of step 2, which are better, count once a checkpoint knows of them."""
+    for root in deaths(tmp_path, lambda root: checkpoints.prune(save_best(root, 2), 1)):
+        checkpoints.put_back_replaced(root)
+        found, lines = checkpoints.newest_whole(root)
+        assert found == root / "step-00000001" and lines == []
+        save_and_prune(root, 3)
+        assert names(root) == ["step-00000003"]
+
+
 def test_what_was_passed_over_does_not_count_as_kept(tmp_path):
     """A folder without a marker, and one of a later step that was found damaged, protect nothing from being newest."""
     for step in (4, 5, 6, 9):
@@ -215,7 +259,7 @@ def test_what_was_passed_over_does_not_count_as_kept(tmp_path):
     (tmp_path / "step-00000005" / "COMPLETE").unlink()
     (tmp_path / "step-00000009" / "weights.bin").write_bytes(b"")
     (tmp_path / ".writing-step-00000007").mkdir()
-    checkpoints.prune(tmp_path, 2, 6)
+    checkpoints.prune(checkpoints.step_folder(tmp_path, 6), 2)
     assert names(tmp_path) == ["step-00000004", "step-00000006"]
 
 
@@ -242,7 +286,7 @@ def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path,
 
     folder = save(tmp_path, 1)
     with pytest.raises(Refused, match=r"disk full|disk quota exceeded"):
-        checkpoints.save(tmp_path, record_of(2), fill, 1000, ALONE)
+        checkpoints.save(checkpoints.step_folder(tmp_path, 2), record_of(2), fill, 1000, ALONE)
     assert names(tmp_path) == ["step-00000001"] and checkpoints.newest_whole(tmp_path) == (folder, [])
 
 
@@ -251,7 +295,7 @@ def test_another_error_of_a_writer_is_not_taken_for_a_full_disk(tmp_path):
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        checkpoints.save(tmp_path, record_of(2), fail, 1000, ALONE)
+        checkpoints.save(checkpoints.step_folder(tmp_path, 2), record_of(2), fail, 1000, ALONE)
 
 
 def test_step_folders_sort_by_step():

@@ -15,7 +15,8 @@ from waiting import wait_until
 from zerotune.errors import Preempted, Refused
 from zerotune.run.folder import RunFolder
 from zerotune.run.stopping import StopSignal
-from zerotune.training import checkpoints, scratch
+from zerotune.settings.groups import Interval
+from zerotune.training import checkpoints, scratch, snapshot
 from zerotune.training.batches import LengthBatches, epoch_steps
 from zerotune.training.data import Batch
 from zerotune.training.engine import Engine, build_optimizer
@@ -80,13 +81,30 @@ class Data(LengthBatches):
         return Batch({"features": FEATURES[rows]}, TARGETS[rows])
 
 
-def make_loop(folder, values=None, num_steps=12, dropout=0.0, stop=None, scratch_dir=None, resume="auto", **flags):
-    """Make a loop that evaluates after every second step; `values` are its results, the best is the greatest."""
+def make_loop(
+    folder,
+    values=None,
+    num_steps=12,
+    dropout=0.0,
+    stop=None,
+    scratch_dir=None,
+    resume="auto",
+    minutes=None,
+    **flags,
+):
+    """Make a loop that evaluates after every second step and saves after every fifth.
+
+    Args:
+        values: results of the evaluations, the best is the greatest.
+    """
     given = {"batch_size": BATCH, "tokens_per_device": 40, "learning_rate": RATE, "seed": 7}
     model = Model(dropout)
     groups = [{"params": list(model.parameters()), "lr": RATE, "weight_decay": DECAY}]
     engine = Engine(Accelerator(), model, build_optimizer("adamw", groups, "cpu"), "fp32", MAX_NORM)
-    schedule = Schedule(num_steps, 5, 2, eval_every=2, checkpoint_every=5, log_every=1)
+    every = Interval(steps=5) if minutes is None else Interval(minutes=minutes)
+    schedule = Schedule(
+        num_steps, 5, 2, eval_every=flags.get("eval_every", 2), checkpoint_every=every.steps, log_every=1
+    )
     stop = stop or Stop()
 
     def validate():
@@ -97,7 +115,14 @@ def make_loop(folder, values=None, num_steps=12, dropout=0.0, stop=None, scratch
         return {"loss": -float(value), "accuracy": float(value)}
 
     folder.mkdir(exist_ok=True)
-    run = RunFolder(run_settings(folder, scratch_dir=scratch_dir, resume=resume), Accelerator())
+    settings = run_settings(
+        folder,
+        scratch_dir=scratch_dir,
+        resume=resume,
+        checkpoint_every=every,
+        keep_checkpoints=2 if minutes is None else 9,
+    )
+    run = RunFolder(settings, Accelerator())
     run.run_id = "of these tests"  # as run.json would tell it to every start
     loop = TrainingLoop(run, engine, Data(), schedule, optimisation_settings(**given | flags), validate, stop)
     return loop
@@ -123,7 +148,12 @@ def weights(loop):
 
 
 def saved_steps(loop):
-    return [int(path.name.removeprefix("step-")) for path in sorted(loop.saver.root.iterdir())]
+    """Return the steps whose weights are there: of checkpoints to resume from and of weights alone."""
+    return sorted(int(path.name.rpartition("-")[2]) for path in loop.saver.root.iterdir())
+
+
+def name_of(folder):
+    return folder and folder.name
 
 
 # --- arithmetic ---
@@ -291,14 +321,105 @@ def test_a_checkpoint_from_scratch_counts_at_the_step_after_its_arrival(tmp_path
     def look(stop):
         if loop.progress.step == 6:
             let_go.set()
-            wait_until(lambda: loop.saver.has_moved, "the checkpoint of step 5 has arrived")
+            wait_until(lambda: loop.saver.has_arrived, "the checkpoint of step 5 has arrived")
         newest, _ = checkpoints.newest_whole(loop.saver.root)
-        seen.append((loop.progress.step, loop.saver.moving_step, newest and newest.name))
+        seen.append((loop.progress.step, name_of(loop.saver.on_its_way), name_of(newest)))
         return 0
 
     loop = make_loop(tmp_path / "run", [look] * 6, scratch_dir=tmp_path / "scratch")
     train(loop)
-    assert seen[2:4] == [(6, 5, "step-00000002"), (8, None, "step-00000005")]
+    assert seen[2:4] == [(6, "step-00000005", None), (8, None, "step-00000005")]
+
+
+def test_minutes_count_from_the_last_checkpoint_by_rank_0s_clock(tmp_path, monkeypatch):
+    """A step takes 40 seconds here: two minutes are over after the third step since the last checkpoint.
+
+    Memory is short, so that no save is put off by the one before.
+    """
+    monkeypatch.setattr("zerotune.training.saving.free_memory", lambda: 0)
+    monkeypatch.setattr("zerotune.training.saving.time", SimpleNamespace(monotonic=lambda: 40 * loop.progress.step))
+    loop = SimpleNamespace(progress=Progress())
+    loop = make_loop(tmp_path / "run", [0] * 6, num_steps=11, minutes=2)
+    train(loop)
+    # the flag of a step is raised before the step counts
+    assert [step for step in saved_steps(loop) if step != 2] == [4, 8, 11]
+
+
+@pytest.mark.parametrize(("rank", "saves"), [(0, [4, 7]), (1, [7])])
+def test_a_rank_saves_when_the_status_says_that_rank_0s_clock_does(tmp_path, monkeypatch, rank, saves):
+    loop = make_loop(tmp_path / "run", [-step for step in range(6)], num_steps=7, minutes=1e9)
+    ticks = {4}
+    monkeypatch.setattr(type(loop.saver), "is_due_by_clock", property(lambda saver: loop.progress.step + 1 in ticks))
+    loop.accelerator.is_main_process = rank == 0
+    wanted = []
+    monkeypatch.setattr(loop.saver, "save", lambda progress, weights_alone=False: wanted.append(progress.step))
+    train(loop)
+    assert [step for step in wanted if step != 2] == saves
+
+
+def test_a_save_by_the_clock_is_put_off_until_the_one_before_is_written(tmp_path, monkeypatch):
+    let_go, write = threading.Event(), snapshot._write
+    monkeypatch.setattr(snapshot, "_write", lambda *given: (let_go.wait(60), write(*given))[1])
+
+    def look(stop):
+        if loop.progress.step == 6:
+            let_go.set()
+            wait_until(lambda: loop.saver.has_arrived, "the checkpoint of step 1 has arrived")
+        return -loop.progress.step
+
+    values = [-1, -1, look, -1, -1, -1]
+    loop = make_loop(tmp_path / "run", values, num_steps=7, minutes=1e-9, eval_every=6)
+    train(loop)
+    assert sorted(map(name_of, loop.saver.root.iterdir())) == ["best-00000006", "step-00000001", "step-00000007"]
+
+
+def test_a_checkpoint_written_while_training_continues_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    """That of step 5 is written after step 8; the best, of step 6, waits for it and has no optimizer state."""
+    let_go, write = threading.Event(), snapshot._write
+
+    def write_when_let_go(files, event, aside, num_bytes):
+        if aside.name.endswith("step-00000005"):
+            assert let_go.wait(60)
+        return write(files, event, aside, num_bytes)
+
+    monkeypatch.setattr(snapshot, "_write", write_when_let_go)
+    values = [1, 1, 1, lambda stop: let_go.set() or 2, 0, 0]
+    whole = make_loop(tmp_path / "whole", values)
+    train(whole)
+    assert let_go.is_set() and whole.progress.best_step == 8
+    found = {path.name: {file.name for file in path.iterdir()} for path in whole.saver.root.iterdir()}
+    records = {"manifest.json", "progress.json", "COMPLETE"}
+    assert found["best-00000008"] == {"model.safetensors"} | records
+    assert found["step-00000010"] == found["step-00000012"] == {"model.safetensors", "optimizer.pt"} | records
+    assert found.keys() == {"best-00000008", "step-00000010", "step-00000012"}
+
+    killed = make_loop(tmp_path / "killed", values)
+    for step in killed:
+        for batch in step:
+            errors = killed.engine.forward(**batch.inputs) - batch.targets
+            killed.engine.backward(errors.square().sum() * batch.weight, batch.is_last)
+        killed.engine.update(step.rate_factor)
+        if step.number == 10:  # step 5 counts, and the weights of step 8 that no checkpoint knows of
+            break
+    again = make_loop(tmp_path / "killed", values)
+    assert checkpoints.newest_whole(again.saver.root)[0].name == "step-00000005"
+    train(again)
+    assert logged(again) == logged(whole) and weights(again).equal(weights(whole))
+    assert again.progress.best_step == 8
+
+
+def test_where_memory_is_short_training_waits_for_a_save_and_says_so(tmp_path, monkeypatch, capsys):
+    whole = make_loop(tmp_path / "whole", [0] * 6)
+    train(whole)
+    assert "training waits" not in capsys.readouterr().out
+    need = whole.engine.snapshot_bytes()
+    for free, waits in ((2 * need, False), (2 * need - 1, True)):
+        monkeypatch.setattr("zerotune.training.saving.free_memory", lambda free=free: free)
+        loop = make_loop(tmp_path / str(free), [0] * 6)
+        assert ("training waits while a checkpoint is written: a copy" in capsys.readouterr().out) == waits
+        train(loop)
+        assert loop.saver.on_its_way is None and saved_steps(loop) == saved_steps(whole)
+        assert logged(loop) == logged(whole) and weights(loop).equal(weights(whole))
 
 
 def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path):

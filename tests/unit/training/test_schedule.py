@@ -14,7 +14,7 @@ FLAGS = {
     "max_steps": None,
     "warmup_ratio": 0.06,
     "eval_every": None,
-    "checkpoint_every": 500,
+    "checkpoint_every": None,
     "log_every": 10,
 }
 
@@ -86,6 +86,8 @@ def test_things_are_due_at_their_steps_and_at_the_end():
     assert [step for step in steps if plan.evaluates_at(step)] == [5, 10, 11]
     assert [step for step in steps if plan.saves_at(step)] == [4, 8, 11]
     assert [step for step in steps if plan.logs_at(step)] == [1, 3, 6, 9, 11]
+    by_clock = schedule(11, 0, checkpoint_every=None)
+    assert [step for step in steps if by_clock.saves_at(step)] == [11]
     assert [plan.epoch(step) for step in steps] == [0] * 5 + [1] * 5 + [2]
 
 
@@ -102,5 +104,5 @@ def test_things_are_due_at_their_steps_and_at_the_end():
 def test_flags_make_the_plan(changes, expected):
     plan = plan_schedule(optimisation_settings(**changes), run_settings("run"), num_examples=32 * 99 + 1)
     assert (plan.num_steps, plan.warmup_steps, plan.eval_every) == expected
-    assert (plan.steps_per_epoch, plan.checkpoint_every, plan.log_every) == (100, 500, 10)
+    assert (plan.steps_per_epoch, plan.checkpoint_every, plan.log_every) == (100, None, 10)
     assert plan.shape == changes.get("schedule", "linear")

@@ -11,7 +11,8 @@ from checkpoint_cases import Usage, deaths, names, record_of
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
 from zerotune.training import checkpoints, scratch
-from zerotune.training.scratch import ScratchSaves
+from zerotune.training.background import BackgroundSaves
+from zerotune.training.scratch import Scratch
 
 ALONE = SimpleNamespace(
     num_processes=1, process_index=0, is_main_process=True, is_local_main_process=True, wait_for_everyone=lambda: None
@@ -19,17 +20,27 @@ ALONE = SimpleNamespace(
 FILES = ("weights.bin", "moments.bin")
 
 
-def write(step):
-    def write_state(folder):
-        for number, name in enumerate(FILES):
-            (folder / name).write_bytes(f"{step:03d} {number}".encode() * 100)
-        return [folder / name for name in FILES]
+class Bytes:
+    """A file of a checkpoint."""
 
-    return write_state
+    def __init__(self, name, content):
+        self.name, self.content = name, content
+
+    def write(self, folder):
+        (folder / self.name).write_bytes(self.content)
+        return folder / self.name
+
+
+def files(step):
+    return [Bytes(name, f"{step:03d} {number}".encode() * 100) for number, name in enumerate(FILES)]
 
 
 def open_saves(tmp_path, keep=1):
-    return ScratchSaves(tmp_path / "scratch", tmp_path / "root", keep, ALONE)
+    return BackgroundSaves(Scratch(tmp_path / "scratch", tmp_path / "root", ALONE), keep, ALONE)
+
+
+def start(saves, root, step, files_of_step=None, num_bytes=1000):
+    saves.start(checkpoints.step_folder(root, step), record_of(step), files_of_step or files(step), num_bytes)
 
 
 @pytest.fixture
@@ -43,13 +54,13 @@ def held(monkeypatch):
 
 def test_training_goes_on_while_a_checkpoint_is_on_its_way(tmp_path, held):
     saves = open_saves(tmp_path)
-    assert saves.step is None and not saves.has_arrived
-    saves.start(record_of(1), write(1), 1000)
-    assert saves.step == 1 and not saves.has_arrived
+    assert saves.target is None and not saves.has_arrived
+    start(saves, tmp_path / "root", 1)
+    assert saves.target == checkpoints.step_folder(tmp_path / "root", 1) and not saves.has_arrived
     assert checkpoints.newest_whole(tmp_path / "root") == (None, [])
     held.set()
     saves.finish()
-    assert saves.step is None and not saves.has_arrived
+    assert saves.target is None and not saves.has_arrived
     folder, passed_over = checkpoints.newest_whole(tmp_path / "root")
     assert (folder.name, passed_over) == ("step-00000001", [])
     assert sorted(path.name for path in folder.iterdir()) == sorted(
@@ -64,7 +75,7 @@ def test_training_goes_on_while_a_checkpoint_is_on_its_way(tmp_path, held):
 def test_the_next_checkpoint_waits_for_the_one_before(tmp_path):
     saves = open_saves(tmp_path, keep=2)
     for step in (1, 2, 3):
-        saves.start(record_of(step), write(step), 1000)
+        start(saves, tmp_path / "root", step)
         assert checkpoints.newest_whole(tmp_path / "root")[0] == (
             None if step == 1 else checkpoints.step_folder(tmp_path / "root", step - 1)
         )
@@ -73,8 +84,8 @@ def test_the_next_checkpoint_waits_for_the_one_before(tmp_path):
 
 
 def save_and_leave(root):
-    saves = ScratchSaves(root.with_name(f"scratch-{root.name}"), root, 1, ALONE)
-    saves.start(record_of(2), write(2), 1000)
+    saves = BackgroundSaves(Scratch(root.with_name(f"scratch-{root.name}"), root, ALONE), 1, ALONE)
+    start(saves, root, 2)
     saves.close()
 
 
@@ -93,15 +104,16 @@ def test_after_death_anywhere_the_newest_whole_checkpoint_is_right(tmp_path):
 # --- what goes wrong ---
 
 
-def fill(folder):
-    (folder / "weights.bin").write_bytes(b"half")
-    raise OSError(28, "No space left on device")
+class Full:
+    def write(self, folder):
+        (folder / "weights.bin").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
 
 
 def test_a_full_scratch_disk_leaves_the_earlier_checkpoint(tmp_path):
     saves = open_saves(tmp_path)
-    saves.start(record_of(1), write(1), 1000)
-    saves.start(record_of(2), fill, 2**20)
+    start(saves, tmp_path / "root", 1)
+    start(saves, tmp_path / "root", 2, [Full()], 2**20)
     assert saves.has_arrived  # what there is to know of it
     with pytest.raises(Refused, match=r"disk full: .*scratch.* has .*; a checkpoint takes about 1 MiB"):
         saves.finish()
@@ -110,10 +122,10 @@ def test_a_full_scratch_disk_leaves_the_earlier_checkpoint(tmp_path):
 
 def test_a_run_folder_that_fills_meanwhile_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     saves = open_saves(tmp_path)
-    saves.start(record_of(1), write(1), 1000)
+    start(saves, tmp_path / "root", 1)
     saves.finish()
-    monkeypatch.setattr(scratch, "_copy", lambda file, copy: fill(copy.parent))
-    saves.start(record_of(2), write(2), 1000)
+    monkeypatch.setattr(scratch, "_copy", lambda file, copy: Full().write(copy.parent))
+    start(saves, tmp_path / "root", 2)
     with pytest.raises(Refused, match=r"disk full: .*root has"):
         saves.finish()
     assert names(tmp_path / "root") == ["step-00000001"]
@@ -123,7 +135,8 @@ def test_a_run_folder_without_room_is_refused_before_anything_is_written(tmp_pat
     saves = open_saves(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 2**40 - 2**27, 2**27))
     with pytest.raises(Refused, match="disk full"):
-        saves.start(record_of(1), lambda folder: pytest.fail("written"), 2**27)
+        start(saves, tmp_path / "root", 1, num_bytes=2**27)
+    assert list((tmp_path / "scratch").glob("*/*/*")) == []
 
 
 def test_a_file_that_changes_on_its_way_never_counts(tmp_path, monkeypatch):
@@ -136,7 +149,7 @@ def test_a_file_that_changes_on_its_way_never_counts(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scratch, "_copy", spoil)
     saves = open_saves(tmp_path)
-    saves.start(record_of(1), write(1), 1000)
+    start(saves, tmp_path / "root", 1)
     with pytest.raises(OSError, match="changed on its way"):
         saves.finish()
     assert checkpoints.newest_whole(tmp_path / "root")[0] is None
@@ -157,11 +170,11 @@ def test_a_folder_planted_on_the_scratch_disk_is_not_used(tmp_path, planted):
     place = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}"
     place.symlink_to(elsewhere) if planted == "link" else place.touch()
     with pytest.raises(Refused, match="is a link or belongs to somebody else"):
-        ScratchSaves(scratch, root, 1, ALONE)
+        Scratch(scratch, root, ALONE)
     assert (elsewhere / "precious").exists()
 
 
 def test_the_scratch_folder_is_private(tmp_path):
     saves = open_saves(tmp_path)
-    assert stat.S_IMODE(saves._of_run.stat().st_mode) == 0o700
+    assert stat.S_IMODE(saves.carrier._of_run.stat().st_mode) == 0o700
     saves.close()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from zerotune.training.zero_state import KINDS, load_zero_state, save_zero_state
+from zerotune.training.zero_state import KINDS, load_zero_state, zero_state_files
 
 # Two groups of parameters: some smaller than a partition, one cut by many, one of a single element.
 GROUPS = ({"layer.weight": (7, 5), "layer.bias": (3,), "scale": (1,)}, {"head.weight": (2, 11)})
@@ -93,8 +93,9 @@ class Rank:
             checkpoint_event_epilogue=lambda: self.calls.append("gather"),
         )
 
-    def save(self, folder):
-        return save_zero_state(folder, self.zero, self.names, self.rank, self.world)
+    def save(self, folder, weights_alone=False):
+        files = zero_state_files(self.zero, self.names, self.rank, self.world, weights_alone)
+        return [file.write(folder) for file in files]
 
     def load(self, folder, weights_alone=False):
         load_zero_state(folder, self.zero, self.names, self.rank, self.world, weights_alone)
@@ -127,6 +128,18 @@ def test_every_number_of_ranks_reads_what_every_other_wrote(tmp_path, stage, sav
             rank = Rank(stage, number, world)
             rank.load(tmp_path / "saved")
             assert_same_state(rank, Rank(stage, number, world, true_values()))
+
+
+def test_weights_alone_are_all_that_is_read_for_final(tmp_path):
+    (tmp_path / "saved").mkdir()
+    for number in range(2):
+        rank = Rank(3, number, 2, true_values())
+        (file,) = rank.save(tmp_path / "saved", weights_alone=True)
+        assert file.name.startswith("weight-")
+    rank = Rank(2, 0, 1)
+    rank.load(tmp_path / "saved", weights_alone=True)
+    for ours, theirs in zip(rank.flats, Rank(2, 0, 1, true_values()).flats, strict=True):
+        assert ours.equal(theirs)
 
 
 def test_stages_read_each_others_files(tmp_path):

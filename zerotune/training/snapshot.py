@@ -1,0 +1,129 @@
+"""A rank's part of a checkpoint as files that have yet to be written, and a copy of it in host memory.
+
+A copy is taken between two steps, in the time that the memory needs; a thread writes it while training continues.
+"""
+
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from zerotune.errors import Refused
+from zerotune.files import follow_umask
+from zerotune.training import checkpoints
+
+# Of the first byte of a tensor, for fast copies.
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """One file of a checkpoint.
+
+    Attributes:
+        name: with `.safetensors`, `content` is a dictionary of tensors; else whatever torch.save writes.
+        metadata: strings for a safetensors file's header.
+    """
+
+    name: str
+    content: object
+    metadata: dict[str, str] | None = None
+
+    def write(self, folder: Path) -> Path:
+        """Write the file. Returns its path."""
+        from safetensors.torch import save_file
+
+        path = folder / self.name
+        if path.suffix == ".safetensors":
+            save_file(self.content, path, self.metadata)
+            follow_umask(path)
+        else:
+            with path.open("wb") as file:  # torch tells why this one could not be written
+                torch.save(self.content, file)
+        return path
+
+
+def bytes_on_node(num_bytes: int, is_sharded: bool) -> int:
+    """Return the bytes of a checkpoint that are copied on the first node: its ranks' shards, or all of it by rank 0."""
+    if not is_sharded:
+        return num_bytes
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    return num_bytes * local // world
+
+
+class HostMemory:
+    """Memory for one copy of a rank's state, as large as the largest copy so far; pinned where a GPU has the state."""
+
+    def __init__(self):
+        self._memory = np.empty(0, np.uint8)
+
+    def begin(self, files: list[StateFile], aside: Path, num_bytes: int) -> Callable[[], dict[str, dict]]:
+        """Copy a rank's files to this memory. Returns what a thread has to do: write them into `aside`.
+
+        The copy before must have been written. A GPU copies once it has done what is queued, before later steps.
+
+        Args:
+            num_bytes: of the checkpoint, for the message where the disk is full.
+        """
+        tensors = [leaf for file in files for leaf in tree_leaves(file.content) if torch.is_tensor(leaf)]
+        places = _places(tensors)
+        on_gpu = any(tensor.is_cuda for tensor in tensors)
+        if places[-1] > len(self._memory):
+            self._memory = np.empty(0, np.uint8)  # freed before the larger one is made
+            self._memory = _reserve(places[-1], on_gpu)
+        starts = iter(places)
+
+        def copy(tensor: torch.Tensor) -> torch.Tensor:
+            start = next(starts)
+            # a storage of its own: torch.save writes the whole storage of a view
+            taken = torch.from_numpy(self._memory[start : start + tensor.nbytes])
+            return taken.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
+
+        copied = [replace(file, content=tree_map_only(torch.Tensor, copy, file.content)) for file in files]
+        event = torch.cuda.Event() if on_gpu else None
+        if event:
+            event.record()
+        return lambda: _write(copied, event, aside, num_bytes)
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._memory = np.empty(0, np.uint8)
+
+
+def _places(tensors: list[torch.Tensor]) -> list[int]:
+    """Return the first byte of each tensor's copy, and the bytes of all together."""
+    places = [0]
+    for tensor in tensors:
+        places.append(places[-1] + -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT)
+    return places
+
+
+def _reserve(num_bytes: int, pinned: bool) -> np.ndarray:
+    """Return memory of this size. PyTorch's own pinned memory comes in powers of two, up to twice what is needed."""
+    memory = np.empty(num_bytes, np.uint8)
+    if pinned:
+        runtime, address = torch.cuda.cudart(), memory.ctypes.data
+        error = int(runtime.cudaHostRegister(address, num_bytes, 1))  # 1: for all devices of this process
+        if error:
+            raise RuntimeError(f"{num_bytes} bytes of host memory for checkpoints cannot be pinned: CUDA error {error}")
+        weakref.finalize(memory, runtime.cudaHostUnregister, address)
+    return memory
+
+
+def _write(files: list[StateFile], event: torch.cuda.Event | None, aside: Path, num_bytes: int) -> dict[str, dict]:
+    """Write files into a checkpoint's folder, once a GPU has copied them. Returns their manifest entries.
+
+    Raises:
+        Refused: the disk is full.
+    """
+    if event:
+        event.synchronize()
+    try:
+        return checkpoints.hash_files(aside, [file.write(aside) for file in files])
+    except Exception as error:
+        raise Refused(checkpoints.full_disk_line(aside.parent, num_bytes, error)) from error
