@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from default_settings import optimisation_settings
 from torch import nn
 from torch.nn import functional
 
@@ -120,6 +119,8 @@ def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_devi
         counts: of `weight_counts`.
         longest: tokens of the longest row, whose scores eager attention keeps.
     """
+    from default_settings import optimisation_settings  # in tests/, which only tests and tests/gpu have on their path
+
     optimisation = optimisation_settings(tokens_per_device=tokens_per_device)
     scored = longest if attention_kernel(settings.attention, config) == "eager" else 0
     world = (1, frozenset())

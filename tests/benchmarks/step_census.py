@@ -8,7 +8,7 @@ numbers. Every operation that would launch kernels is counted with the bytes tha
 floating-point operations. Times are predicted from the rates below: counted, not measured.
 
 A CPU build of torch has no fake tensors on "cuda". The census runs on "cpu" and replaces what CUDA does otherwise
-(`LikeCuda`): fused attention, dropout in one kernel, layer norms in float32 under autocast. Fake tensors have no
+(`fake_gpu`): fused attention, dropout in one kernel, layer norms in float32 under autocast. Fake tensors have no
 numbers to read, so that host reads are counted on real ones: a toy of as many layers, on rows of the same lengths.
 """
 
@@ -29,7 +29,6 @@ from random_models import SHAPES, Shape, random_language_model, random_model, ra
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -208,22 +207,6 @@ class HostReads(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-class LikeCuda(TorchFunctionMode):
-    """Makes torch call inside the block, on a CPU's fake tensors, the operations that it would call on CUDA's."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is functional.scaled_dot_product_attention:
-            return _fused_attention(*args, **kwargs)
-        if function is functional.layer_norm and torch.is_autocast_enabled("cpu"):
-            wide = [value.float() if isinstance(value, torch.Tensor) else value for value in args]
-            with torch.autocast("cpu", enabled=False):
-                return functional.layer_norm(*wide, **kwargs)
-        if function is functional.dropout:
-            return _dropout(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
 def _fused_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """Call the kernel that CUDA's scaled_dot_product_attention chooses in 16 bits: with a mask not the flash kernel."""
     del enable_gqa  # the flash kernel shares keys between queries by itself
@@ -243,6 +226,18 @@ def _fused_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal
     )[0]
 
 
+_cpu_layer_norm = functional.layer_norm
+
+
+def _layer_norm(values, *args, **kwargs):
+    """Call the norm as CUDA's autocast does, in float32."""
+    if not torch.is_autocast_enabled("cpu"):
+        return _cpu_layer_norm(values, *args, **kwargs)
+    wide = [value.float() if isinstance(value, torch.Tensor) else value for value in args]
+    with torch.autocast("cpu", enabled=False):
+        return _cpu_layer_norm(values.float(), *wide, **kwargs)
+
+
 def _dropout(values, p=0.5, training=True, inplace=False):
     return torch.ops.aten.native_dropout(values, p, True)[0] if training and p else values
 
@@ -257,7 +252,9 @@ def fake_gpu():
     is_enabled = torch.is_autocast_enabled
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
-        LikeCuda(),
+        mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
+        mock.patch.object(functional, "layer_norm", _layer_norm),
+        mock.patch.object(functional, "dropout", _dropout),
         mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
         mock.patch.object(torch, "is_autocast_enabled", lambda device_type="cpu": is_enabled(device_type)),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: True),

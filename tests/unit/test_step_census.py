@@ -1,5 +1,7 @@
 """The benchmark that counts a step's kernels on fake tensors: what it counts of an operation, and of a step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from library_step import build_engine, micro_batch
@@ -113,6 +115,19 @@ def test_the_matrix_products_are_those_of_a_real_step(case, toys):
         engine.backward(micro_batch(engine, data.batch(micros[0], CPU), len(step)), is_last=True)
     found = sum(one["flops"] for one in row["operations"] if one["operation"] in ("mm", "addmm"))
     assert found == sum(real.get_flop_counts()["Global"].get(product, 0) for product in (aten.mm, aten.addmm))
+
+
+def test_recomputed_layers_are_counted(toys):
+    plain, recomputed = (
+        census_of("llama-1b-lora", "sst2", 8, replace(WANTED, activation_checkpointing=recomputes))["operations"]
+        for recomputes in (False, True)
+    )
+    attention = "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"
+    kernels = [
+        [one["launches"] for one in row if (one["phase"], one["operation"] in attention) == ("backward", True)]
+        for row in (plain, recomputed)
+    ]
+    assert kernels == [[], [2]], "of a toy's two layers"
 
 
 def test_tied_weights_stay_tied():
