@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from default_settings import optimisation_settings
 from torch import nn
 from torch.nn import functional
 
@@ -75,18 +74,42 @@ def optimizer_step(engine: Engine, data, rows: np.ndarray, tokens_per_device: in
     num_targets = data.num_targets(rows)
     (micros,) = data.micro_batches(rows, tokens_per_device, 1)
     for number, micro in enumerate(micros):
-        batch = data.batch(micro, engine.accelerator.device)
-        logits = engine.forward(**batch.inputs)
-        loss = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        engine.backward(loss / num_targets, is_last=number == len(micros) - 1)
+        loss = micro_batch(engine, data.batch(micro, engine.accelerator.device), num_targets)
+        engine.backward(loss, is_last=number == len(micros) - 1)
     engine.update(1.0)
     loss, _ = engine.take_loss_and_norm()
     return loss
 
 
+def micro_batch(engine: Engine, batch, num_targets: float) -> torch.Tensor:
+    """Return the part of a step's mean loss that a micro-batch has, a float32 scalar with its graph.
+
+    Args:
+        batch: of the data's `batch`.
+        num_targets: of the whole step.
+    """
+    logits = engine.forward(**batch.inputs)
+    return functional.cross_entropy(logits.float(), batch.targets, reduction="sum") / num_targets
+
+
 def weight_counts(model: nn.Module) -> dict:
     """Return {"total", "trainable", "groups": {"attention", "mlp", "adapter" …}} of a stock, peft or tuned model."""
     return parameter_table(model)
+
+
+def useful_flops(counts: dict) -> int:
+    """Return the useful floating-point operations for a real token.
+
+    6 for each trained matrix weight (2 forward, 2 for the gradient of the input, 2 for that of the weight; Kaplan et
+    al. 2020, section 2.1), 4 for each frozen one. Embeddings, head, padding, attention scores and recomputation do not
+    count; what a faster way leaves out still does.
+
+    Args:
+        counts: of `weight_counts`.
+    """
+    groups = counts["groups"]
+    backbone = groups["attention"] + groups["mlp"]
+    return 4 * backbone + 6 * groups["adapter"] if groups["adapter"] else 6 * backbone
 
 
 def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_device: int, longest: int) -> float:
@@ -96,6 +119,8 @@ def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_devi
         counts: of `weight_counts`.
         longest: tokens of the longest row, whose scores eager attention keeps.
     """
+    from default_settings import optimisation_settings  # in tests/, which only tests and tests/gpu have on their path
+
     optimisation = optimisation_settings(tokens_per_device=tokens_per_device)
     scored = longest if attention_kernel(settings.attention, config) == "eager" else 0
     world = (1, frozenset())

@@ -110,9 +110,15 @@ class Shape:
     method: str
     sizes: dict
 
-    def config(self, toy: bool) -> PretrainedConfig:
-        """Return the config for two classes; the toy has the same architecture and a few thousand weights."""
+    def config(self, toy: bool, all_layers: bool = False) -> PretrainedConfig:
+        """Return the config for two classes; the toy has the same architecture and a few thousand weights.
+
+        Args:
+            all_layers: give the toy as many layers as the shape has, instead of two.
+        """
         small = TOY_ENCODERS.get(self.sizes["model_type"], TOY_CAUSAL) if toy else {}
+        if all_layers:
+            small = {name: size for name, size in small.items() if name not in ("num_hidden_layers", "n_layers")}
         sizes = self.sizes | small
         return AutoConfig.for_model(**sizes, num_labels=len(LABELS), pad_token_id=0, use_cache=False)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from library_step import build_engine, planned_bytes, weight_counts
+from library_step import build_engine, planned_bytes, useful_flops, weight_counts
 from random_models import (
     Shape,
     longest_row,
@@ -218,16 +218,6 @@ class Bench:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchroniz" in str(warning.message) for warning in caught)
-
-
-def useful_flops(counts: dict) -> int:
-    """For a real token: 6 for each trained matrix weight (2 forward, 2 for the gradient of the input, 2 for that of the
-    weight; Kaplan et al. 2020, section 2.1), 4 for each frozen one. Embeddings, head, padding, attention scores and
-    recomputation do not count; what a faster way leaves out still does.
-    """
-    groups = counts["groups"]
-    backbone = groups["attention"] + groups["mlp"]
-    return 4 * backbone + 6 * groups["adapter"] if groups["adapter"] else 6 * backbone
 
 
 def layers_of(tuned) -> torch.nn.ModuleList:

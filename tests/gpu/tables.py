@@ -46,7 +46,7 @@ def _head(facts: dict, device: dict | None) -> str:
         f"{facts['date']}, {device['device']}{toy}, CUDA {device['cuda']}, driver {device['driver']}, {versions}.\n"
         f"A large bf16 matrix product runs at {device['matmul_flops'] / 1e12:,.0f} TFLOP/s here, a large copy at "
         f"{device['copy_bytes_per_s'] / 1e12:.2f} TB/s (read and written). Utilisation is of {PEAK_FLOPS / 1e12:.0f} "
-        "TFLOP/s, by useful operations on real tokens: see bench.useful_flops."
+        "TFLOP/s, by useful operations on real tokens: see library_step.useful_flops."
     )
 
 

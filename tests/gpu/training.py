@@ -5,8 +5,16 @@ import time
 
 import numpy as np
 import torch
-from bench import PEAK_FLOPS, Bench, Setup, Timed, useful_flops
-from library_step import PEAK_RATE, WEIGHT_DECAY, fresh_accelerator, optimizer_step, planned_bytes, weight_counts
+from bench import PEAK_FLOPS, Bench, Setup, Timed
+from library_step import (
+    PEAK_RATE,
+    WEIGHT_DECAY,
+    fresh_accelerator,
+    optimizer_step,
+    planned_bytes,
+    useful_flops,
+    weight_counts,
+)
 from random_models import longest_row, random_model, settings_for
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments

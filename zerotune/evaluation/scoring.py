@@ -18,6 +18,7 @@ from zerotune.records import Count, record_problem
 from zerotune.run.cpu import give_back_memory
 from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.launch import from_rank_0, on_all_ranks
+from zerotune.run.out_of_memory import is_out_of_memory
 from zerotune.training.batches import cut_by_budget
 
 # Indices [batch] -> one record for each of these items: an object of JSON, whose numbers are finite in a sound model.
@@ -128,7 +129,7 @@ class BackOff:
         try:
             return self.score(items)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         # outside of the except block, where the traceback keeps the tensors that did not fit
         longest = int(self.costs[items].max())
@@ -141,12 +142,6 @@ class BackOff:
         self.budget = longest * len(items) // 2
         print(f"out of memory: continuing with {self.budget:,} padded tokens in a batch", flush=True)
         return self(items)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "DefaultCPUAllocator: can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def score_items(

@@ -59,7 +59,26 @@ def add_lora(model, settings: ModelSettings):
     assert found == expected, f"LoRA has {found} weights, not {expected}: a target module was missed"
     others = {name for name in trainable if ".lora_" not in name}
     assert bool(others) == bool(heads) and all(is_head_parameter(name, model.config) for name in others), sorted(others)
+    cast_only_outside_autocast(adapted)
     return adapted
+
+
+def cast_only_outside_autocast(adapted) -> None:
+    """Keep peft from casting a projection's input to the adapter's float32 where autocast computes in 16 bits.
+
+    Autocast would cast it back at once: two passes over the activations, a seventh of a LoRA step, that change no bit.
+    Outside of autocast a 16-bit input needs the cast. Which of the two holds is seen at each forward pass.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in adapted.modules() if isinstance(layer, BaseTunerLayer)]
+
+    def choose(backbone, _) -> None:
+        casts = not torch.is_autocast_enabled(next(backbone.parameters()).device.type)
+        for layer in layers:
+            layer.cast_input_dtype_enabled = casts
+
+    adapted.get_base_model().base_model.register_forward_pre_hook(choose)
 
 
 def adapter_size(config, rank: int) -> int:

@@ -5,6 +5,7 @@ import contextlib
 from transformers.utils import logging as transformers_logging
 
 from zerotune.errors import Refused
+from zerotune.run.out_of_memory import is_out_of_device_memory
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def reading(what: str, name: str, way_out: str):
     except Refused:
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # the device's, which is not about the files
+        if is_out_of_device_memory(error):  # which is not about the files; the host's may be about their sizes
             raise
         found = _first_line(error)
         described = found if isinstance(error, OSError | ValueError) and found else f"{type(error).__name__}: {found}"

@@ -5,6 +5,7 @@ import os
 import re
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from zerotune.errors import Refused
@@ -78,8 +79,17 @@ def make_trainable(model, settings: ModelSettings):
     """Return a stock model as it is trained: with adapters unless in full, with activation checkpointing if asked."""
     tuned = model if settings.method == "full" else add_lora(model, settings)
     if settings.activation_checkpointing:  # after peft, which would change a model that has it
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # a layer without dropout draws no numbers: the generators' states need not be kept for its second pass
+        how = {"use_reentrant": False, "preserve_rng_state": has_dropout(tuned)}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     return tuned
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Return whether a model drops anything: by a module, or by a number in its configuration (attention)."""
+    names = ("attention_dropout", "attention_probs_dropout_prob", "dropout")
+    by_config = any(getattr(module.config, name, 0) for name in names)
+    return by_config or any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules())
 
 
 def load_with_head(settings: ModelSettings, config, model_class, key_mapping=None):
@@ -133,7 +143,7 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
         )
     # of a layer that bitsandbytes has packed, the weight has a class of its own
     packed = [(name, part) for name, part in model.named_modules() if type(part).__module__.startswith("bitsandbytes")]
-    unpacked = [name for name, part in packed if type(getattr(part, "weight", None)) is torch.nn.Parameter]
+    unpacked = [name for name, part in packed if type(getattr(part, "weight", None)) is nn.Parameter]
     if unpacked:
         raise Refused(
             f"{settings.name} has a config that says that bitsandbytes packed its weights, and {unpacked[0]} is not: "

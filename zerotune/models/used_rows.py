@@ -20,13 +20,14 @@ class UsedRowsEmbedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding, used: np.ndarray):
         super().__init__()
-        rows = torch.from_numpy(np.sort(used).astype(np.int64))
+        ids = np.sort(used).astype(np.int64)
+        rows = torch.from_numpy(ids)
         place = torch.full((embedding.num_embeddings,), -1)
         place[rows] = torch.arange(len(rows))
         table = embedding.weight.detach()
         self.padding_idx = embedding.padding_idx
-        has_padding = self.padding_idx is not None and place[self.padding_idx] >= 0
-        self._padding_place = int(place[self.padding_idx]) if has_padding else None
+        has_padding = self.padding_idx is not None and self.padding_idx in ids
+        self._padding_place = int(np.searchsorted(ids, self.padding_idx)) if has_padding else None
         self.unused_decay = 1.0
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("place", place, persistent=False)

@@ -22,6 +22,7 @@ from zerotune.files import (
     write_json_lines,
 )
 from zerotune.run.launch import device_name, from_rank_0
+from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
 from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
 from zerotune.run.upload import upload_final
@@ -217,30 +218,39 @@ class RunFolder:
     def __exit__(self, kind, error, traceback) -> None:
         if not is_main_process():
             return
-        full = None
+        refusal = None
         if error is not None and not self._is_ours():
             self._lock.close()
             if isinstance(error, OSError):
                 raise Refused(self._lost_line()) from error
             return
-        if isinstance(error, Refused):
-            self._write_last_state("refused", str(error))
-        elif isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt):
             error.args = (self._after_interrupt(),)
             self._write_last_state("preempted", f"interrupted: {error}")
         elif isinstance(error, Preempted):
             self._write_last_state("preempted", str(error))
-        elif error is not None and disk_is_full(self.path, error):
-            full = Refused(
-                f"{full_disk_reason(self.path, error)} ({error}); {full_disk_cure(error)} and start the same command "
-                "again, it resumes from the last checkpoint"
-            )
-            self._write_last_state("refused", str(full))
+        elif error is not None:
+            refusal = self._refusal_of(error)
+        if refusal is not None:
+            self._write_last_state("refused", str(refusal))
         if self.tracker is not None:
             self.tracker.finish()
         self._lock.close()
-        if full is not None:
-            raise full from error
+        if refusal is not None and refusal is not error:
+            raise refusal from error
+
+    def _refusal_of(self, error: BaseException) -> Refused | None:
+        """Return an error that is no bug as a refusal: it is one, or memory or disk are full. None for others."""
+        if isinstance(error, Refused):
+            return error
+        if is_out_of_memory(error):
+            return out_of_memory_refusal(error, self.settings.flags.values)
+        if not disk_is_full(self.path, error):
+            return None
+        return Refused(
+            f"{full_disk_reason(self.path, error)} ({error}); {full_disk_cure(error)} and start the same command "
+            "again, it resumes from the last checkpoint"
+        )
 
     def _after_interrupt(self) -> str:
         saved = sorted(self.path.glob("checkpoints/step-*/COMPLETE"))

@@ -77,7 +77,21 @@ def start_accelerator(deepspeed_config: dict | None):
     except torch.distributed.DistError as error:
         raise NotJoined(_who_was_waited_for(os.environ, error)) from error
     check_world(accelerator.num_processes, os.environ, parent_command())
+    multiply_in_full_float32()
     return accelerator
+
+
+def multiply_in_full_float32() -> None:
+    """Compute products of float32 matrices in float32, never in TF32, whose 10 bits of mantissa are those of fp16.
+
+    That is torch's default for matrix products, but not for convolutions, nor where Accelerate was told to compile or
+    the environment has TORCH_ALLOW_TF32_CUBLAS_OVERRIDE. Heads and --precision fp32 ask for float32 to be exact, and
+    all large products are in 16 bits otherwise.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def collective_timeout(environment: Mapping[str, str]) -> timedelta:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -23,11 +23,14 @@ from zerotune.errors import (
     Refused,
 )
 from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, write_json
+from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.terminal import make_output_tolerant
 
 RANK_0_SPEAKS = "zerotune: rank 0 speaks"  # a key of the process group's store
 SECONDS_FOR_RANK_0 = 3
 SECONDS_WITHOUT_A_WORD = 5
+# Settings of PyTorch's allocator on GPUs: their newer name, their older one, and AMD's.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _Item = TypeVar("_Item")
 RECORDED_VERSIONS = (
     "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",
@@ -177,12 +180,22 @@ def _write_state_file(path: Path, reason: str) -> str:
     return ""
 
 
+def let_segments_grow(environment: MutableMapping[str, str]) -> None:
+    """Let PyTorch's allocator on CUDA grow its segments, unless the user has set it. Call before torch is imported.
+
+    Micro-batches differ in shape: segments of fixed sizes fragment, until memory that is free fits no tensor.
+    """
+    if not any(name in environment for name in ALLOCATOR_VARIABLES):
+        environment.update(dict.fromkeys(ALLOCATOR_VARIABLES[:2], "expandable_segments:True"))
+
+
 def run_script(main, args) -> None:
     """Run a script's main(args) and end the process as the contract says.
 
     0: done, 2: refused, 75: preempted and saved, 130: interrupted; anything else is a bug.
     """
     make_output_tolerant()
+    let_segments_grow(os.environ)
     try:
         check_launcher(os.environ)
         check_names(sys.argv)
@@ -198,6 +211,8 @@ def run_script(main, args) -> None:
     except Exception as error:
         if disk_error_number(error) is not None:
             _end_process(EXIT_REFUSED, _refusal(args, Refused(_disk_line(error))), sys.stderr)
+        if is_out_of_memory(error):
+            _end_process(EXIT_REFUSED, _refusal(args, out_of_memory_refusal(error, vars(args))), sys.stderr)
         if not _in_process_group():
             raise
         traceback.print_exc()

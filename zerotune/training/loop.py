@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from zerotune.errors import Preempted, Refused
+from zerotune.models.loading import has_dropout
 from zerotune.models.used_rows import decay_unused_rows
 from zerotune.randomness import derive_seed
 from zerotune.run.cpu import give_back_memory
@@ -323,10 +324,3 @@ class TrainingLoop:
         factors = [self.schedule.rate_factor(earlier) for earlier in range(1, step + 1)]
         rate, decay = self.optimisation.learning_rate, self.optimisation.weight_decay
         decay_unused_rows(self.engine.module, factors, rate, decay)
-
-
-def has_dropout(module: torch.nn.Module) -> bool:
-    """Return whether a model drops anything: by a module, or by a number in its configuration (attention)."""
-    names = ("attention_dropout", "attention_probs_dropout_prob", "dropout")
-    by_config = any(getattr(module.config, name, 0) for name in names)
-    return by_config or any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in module.modules())

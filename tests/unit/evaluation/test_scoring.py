@@ -220,6 +220,16 @@ def test_an_item_that_does_not_fit_alone_is_refused():
         score_items(BackOff(fits(20, []), LENGTHS), evaluation_batches(LENGTHS, 120), alone())
 
 
+def test_a_gpus_other_words_for_it_are_known_too():
+    def score_one(items):
+        if len(items) > 1:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return score(items)
+
+    items = np.arange(4)
+    assert BackOff(score_one, LENGTHS_ALIKE)(items) == score(items)
+
+
 def test_another_error_is_no_lack_of_memory():
     def broken(items):
         raise RuntimeError("shapes do not match")

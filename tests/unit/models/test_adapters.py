@@ -1,6 +1,7 @@
 """Adapters: how LoRA is drawn, whose weights they belong to, and those that are refused."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import IDS, LABELS, task_record, tiny_model, tuned_model, word_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from zerotune.errors import Refused
@@ -15,6 +17,7 @@ from zerotune.models.adapters import base_settings
 from zerotune.models.classifier import load_classifier
 from zerotune.models.final_folder import load_final_or_base, save_final
 from zerotune.models.generator import answer_logits, load_language_model
+from zerotune.models.precision import autocast
 from zerotune.models.pretrained import load_tokenizer, read_model
 from zerotune.settings.groups import ModelSettings
 
@@ -27,6 +30,61 @@ def test_lora_draws_are_seeded_too():
         return [p for n, p in model.named_parameters() if "lora_A" in n]
 
     assert all(map(torch.equal, draws(0), draws(0))) and not any(map(torch.equal, draws(0), draws(1)))
+
+
+class Widenings(TorchDispatchMode):
+    """Counts the casts of 16-bit tensors to float32."""
+
+    num = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        widens = operation is torch.ops.aten._to_copy.default and args[0].dtype == torch.bfloat16
+        self.num += widens and kwargs["dtype"] == torch.float32
+        return operation(*args, **kwargs or {})
+
+
+def pass_of(kind, method, precision, autocasts):
+    """Return logits and gradients of a classifier with an adapter that does something, and the casts of its forward."""
+    folder = tiny_model(kind)
+    settings = ModelSettings(folder, None, method, precision=precision)
+    model = load_classifier(settings, LABELS, load_tokenizer(folder, None)).train()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    with Widenings() as widenings, autocast("cpu", precision) if autocasts else nullcontext():
+        logits = model(IDS, torch.ones_like(IDS))
+    logits.square().sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return logits, gradients, widenings.num
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "precision", "autocasts"),
+    [
+        ("llama", "lora", "bf16", True),
+        ("gemma2", "lora", "bf16", True),
+        ("bert", "lora", "bf16", True),
+        ("llama", "qlora", "bf16", True),
+        ("llama", "lora", "bf16", False),
+        ("llama", "qlora", "bf16", False),
+        ("llama", "lora", "fp32", True),
+    ],
+)
+def test_an_adapters_input_is_cast_only_outside_autocast_to_the_same_bits(
+    kind, method, precision, autocasts, plain_four_bits, monkeypatch
+):
+    logits, gradients, num_casts = pass_of(kind, method, precision, autocasts)
+    monkeypatch.setattr("zerotune.models.adapters.cast_only_outside_autocast", lambda adapted: None)
+    stock_logits, stock_gradients, num_stock_casts = pass_of(kind, method, precision, autocasts)
+    assert torch.equal(logits, stock_logits) and all(
+        torch.equal(gradient, stock_gradients[name]) for name, gradient in gradients.items()
+    )
+    if autocasts and precision == "bf16":
+        assert num_casts < num_stock_casts
+    else:
+        assert num_casts == num_stock_casts
 
 
 def test_adapters_that_are_refused(tmp_path):

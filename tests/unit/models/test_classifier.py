@@ -92,6 +92,24 @@ def test_activation_checkpointing_changes_no_gradient(kind, method):
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "has_dropout"),
+    [
+        ("llama", {}, False),
+        ("llama", {"method": "lora"}, False),
+        ("llama", {"method": "lora", "lora_dropout": 0.1}, True),
+        ("bert", {}, True),
+        ("bert", {"method": "lora"}, False),
+    ],
+)
+def test_recomputed_layers_keep_the_generators_state_only_for_dropout(kind, changes, has_dropout, monkeypatch):
+    model = load(kind, activation_checkpointing=True, **changes).train()
+    get_rng_state, reads = torch.get_rng_state, []
+    monkeypatch.setattr(torch, "get_rng_state", lambda: reads.append(1) or get_rng_state())
+    model(*padded(ROWS)).sum().backward()
+    assert bool(reads) == has_dropout
+
+
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_an_evaluation_between_two_steps_of_qlora_changes_no_gradient(kind):
     model = load(kind, "qlora", precision="bf16").train()

@@ -131,6 +131,14 @@ def test_a_full_disk_is_a_refusal_with_a_way_out(tmp_path):
     assert read_state(tmp_path)["state"] == "refused" and "disk full" in read_state(tmp_path)["reason"]
 
 
+def test_out_of_memory_is_a_refusal_with_the_ways_out_of_its_flags(tmp_path):
+    flags = {"tokens_per_device": 8192, "activation_checkpointing": False, "method": "lora"}
+    way_out = "use a smaller --tokens-per-device, --activation-checkpointing, --method qlora, or"
+    with pytest.raises(Refused, match=way_out), RunFolder(run_settings(tmp_path, flags), ALONE):
+        raise RuntimeError("CUDA error: out of memory")
+    assert read_state(tmp_path)["state"] == "refused" and way_out in read_state(tmp_path)["reason"]
+
+
 def test_the_state_is_set_even_where_no_new_file_can_be_written(tmp_path, monkeypatch):
     run = RunFolder(run_settings(tmp_path), ALONE)
 

@@ -1,6 +1,7 @@
 """The meaning of the launcher's environment, and the launches that are refused."""
 
 import pytest
+import torch
 
 from zerotune.errors import Refused
 from zerotune.run import launch
@@ -65,3 +66,18 @@ def test_fsdp_is_refused_with_what_to_use_instead(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(Refused, match=r"--deepspeed ds_configs/zero3\.json"):
         launch.start_accelerator(None)
+
+
+def test_products_in_float32_are_not_rounded_to_tf32(monkeypatch):
+    """Whatever stood before, as some images' environment sets it, and what Accelerate does where it compiles."""
+
+    class CompilingAccelerator:
+        num_processes = 1
+
+        def __init__(self, **_):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+    monkeypatch.setattr("accelerate.Accelerator", CompilingAccelerator)
+    launch.start_accelerator(None)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32

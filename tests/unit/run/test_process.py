@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from zerotune.errors import NotJoined, Refused
 from zerotune.run import process
-from zerotune.run.process import check_launcher, check_names, run_script, say_how_far
+from zerotune.run.process import ALLOCATOR_VARIABLES, check_launcher, check_names, run_script, say_how_far
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch):
         check_names([])
 
 
-def ending(error):
+def ending(error, **flags):
     def main(args):
         raise error
 
     with pytest.raises(SystemExit) as stopped:
-        run_script(main, Namespace())
+        run_script(main, Namespace(**flags))
     return stopped.value.code
 
 
@@ -95,6 +95,32 @@ def test_a_disk_that_takes_no_more_is_a_refusal_in_any_script(capsys, error, wor
     assert ending(error) == 2
     line = capsys.readouterr().err
     assert line.startswith(words) and line.count("\n") == 1
+
+
+def test_out_of_memory_is_a_refusal_in_any_script(capsys):
+    assert ending(RuntimeError("CUDA error: out of memory"), tokens_per_device=8192) == 2
+    line = "refused: out of memory (CUDA error: out of memory): use a smaller --tokens-per-device, or a device with"
+    assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": ""}, {"PYTORCH_CUDA_ALLOC_CONF": ""}),
+        ({"PYTORCH_HIP_ALLOC_CONF": "backend:native"}, {"PYTORCH_HIP_ALLOC_CONF": "backend:native"}),
+    ],
+)
+def test_segments_grow_unless_the_user_says_otherwise(given, found, monkeypatch):
+    for name in ALLOCATOR_VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what a script sets is undone
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    seen = {}
+    run_script(lambda args: seen.update(os.environ), Namespace())
+    assert {name: seen[name] for name in ALLOCATOR_VARIABLES if name in seen} == found
 
 
 def test_another_error_is_a_bug():

@@ -13,6 +13,7 @@ from torch import nn
 from waiting import wait_until
 
 from zerotune.errors import Preempted, Refused
+from zerotune.models.loading import has_dropout
 from zerotune.run.folder import RunFolder
 from zerotune.run.stopping import StopSignal
 from zerotune.settings.groups import Interval
@@ -20,7 +21,7 @@ from zerotune.training import checkpoints, scratch, snapshot
 from zerotune.training.batches import LengthBatches, epoch_steps
 from zerotune.training.data import Batch
 from zerotune.training.engine import Engine, build_optimizer
-from zerotune.training.loop import TrainingLoop, has_dropout
+from zerotune.training.loop import TrainingLoop
 from zerotune.training.progress import Progress
 from zerotune.training.schedule import Schedule
 
