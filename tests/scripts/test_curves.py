@@ -182,3 +182,16 @@ def test_an_evaluation_tells_the_mean_training_loss_since_the_last_one(workplace
     losses = [row["loss"] for row in steps_of(run)]
     told = [row["train_loss"] for row in run.read_lines("metrics.jsonl") if "train_loss" in row]
     assert told == pytest.approx([np.mean(losses[:4]), np.mean(losses[4:])], rel=1e-6)
+
+
+@pytest.mark.parametrize("flags", [[], LORA, ["--head", "generate"]], ids=["full", "lora", "generate"])
+def test_packed_rows_give_the_curve_of_padded_ones(workplace, flags):
+    """The steps are the same; only their cuts differ, in which padding does not count."""
+    name = "-".join(["packed", *flags[1:]])
+    reference = workplace.train(f"{name}-reference", *flags) if flags else workplace.train_once("full")
+    run = workplace.train(name, "--attention", "varlen", *flags)
+    assert_same_curve(run, reference)
+    assert weight_difference(run, reference) <= WEIGHTS
+    assert (run.read_json("run.json")["attention"], reference.read_json("run.json")["attention"]) == ("varlen", "sdpa")
+    if not flags:
+        assert_same_curve(workplace.train(f"{name}-two", "--attention", "varlen", world=2), reference)

@@ -1,6 +1,6 @@
 """Classifier heads that answer for the items of an evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.classifier import SequenceClassifier
 from zerotune.models.final_folder import load_final_or_base
+from zerotune.models.packed import packs_rows, use_packed_attention
 from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, most_tokens
 from zerotune.settings.groups import ModelSettings
@@ -75,7 +76,7 @@ class LoadedClassifier:
         found = classifier_data(self.task, self.tokenizer, self.config, examples, *cut, cached)
         check_token_ids(self.settings.name, self.config, found.token_ids)
         check_last_tokens(self.settings.name, self.config, self.tokenizer, found)
-        return found
+        return replace(found, packs=packs_rows(self.settings, self.config))
 
     def scorer(self, data: LabelledData, device: torch.device) -> Scorer:
         """Return a scorer of tokenised examples."""
@@ -89,6 +90,8 @@ def load_head(evaluation: TextEvaluation, task, config, device: torch.device) ->
     default = min(task.max_length, most_tokens(config) or task.max_length)
     max_length = evaluation.text.max_length or record.get("max_length", default)
     truncation = record.get("truncation", evaluation.text.truncation)
+    if packs_rows(evaluation.model, config):
+        use_packed_attention(model.stock_model)
     return LoadedClassifier(task, model.to(device), tokenizer, config, evaluation.model, record, max_length, truncation)
 
 

@@ -8,6 +8,7 @@ from zerotune.models import cpu_kernels
 from zerotune.models.branches import FULL, layer_types
 from zerotune.models.families import backbone_class
 from zerotune.models.heads import is_encoder
+from zerotune.models.packed import why_not_packed
 
 # What a class of transformers says that it can run.
 _SUPPORT = {
@@ -20,8 +21,9 @@ _SUPPORT = {
 def attention_kernel(wanted: str, config) -> str:
     """Return the name of the kernel, by which transformers knows it, that --attention means for a model.
 
-    Gemma-2 caps its attention scores, which sdpa cannot do, and DeBERTa adds its positions to them. Encoders on a CPU
-    have a kernel of our own, which knows no sliding window (ModernBERT's).
+    varlen is the kernel of packed rows (`packed.packs_rows`), and means sdpa, or eager, where rows are padded. Gemma-2
+    caps its attention scores, which sdpa cannot do, and DeBERTa adds its positions to them. Encoders on a CPU have a
+    kernel of our own, which knows no sliding window (ModernBERT's).
 
     Raises:
         Refused: the model or this machine cannot use the kernel.
@@ -31,7 +33,9 @@ def attention_kernel(wanted: str, config) -> str:
     takes_sdpa = model_class._supports_sdpa and not is_capped
     if wanted == "auto" and is_encoder(config) and takes_sdpa and not has_gpu and layer_types(config) == (FULL,):
         return cpu_kernels.ATTENTION
-    if wanted == "auto":
+    if wanted == "varlen" and (problem := why_not_packed(config)):
+        raise Refused(f"--attention varlen: {problem}; use --attention auto")
+    if wanted in ("auto", "varlen"):
         return "sdpa" if takes_sdpa else "eager"
     if wanted == "sdpa" and is_capped:
         raise Refused(
@@ -47,6 +51,11 @@ def attention_kernel(wanted: str, config) -> str:
 
 def check_kernel_precision(attention: str, precision: str) -> None:
     """Refuse an attention kernel that does not compute in the precision."""
+    if attention == "varlen" and precision == "fp32" and torch.cuda.is_available():
+        raise Refused(
+            "--attention varlen computes in 16 bits on a GPU and the precision is fp32: use --precision bf16, or "
+            "--attention auto"
+        )
     if attention == "flash_attention_2" and precision == "fp32":
         raise Refused(
             "--attention flash_attention_2 computes in 16 bits and the precision is fp32: use --precision bf16, on a "

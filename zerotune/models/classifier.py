@@ -1,11 +1,14 @@
 """A classifier: a linear head on the pooled token of any backbone, with float32 logits."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from zerotune.models.families import classifier_class
-from zerotune.models.heads import TunedModel, backbone_inputs, is_encoder
+from zerotune.models.heads import TunedModel, is_encoder
 from zerotune.models.loading import check_settings, load_with_head, make_trainable, tuning_config
+from zerotune.models.packed import backbone_inputs
 from zerotune.models.pretrained import label_columns, read_config
 from zerotune.settings.groups import ModelSettings
 
@@ -22,11 +25,21 @@ class SequenceClassifier(TunedModel):
         super().__init__(model)
         columns = [self.config.label2id[label] for label in labels or ()]
         self._columns = columns if columns != sorted(columns) else None
+        self._bounds: torch.Tensor | None = None
         if drop_unpooled and is_encoder(self.config):
-            drop_unpooled_tokens(self.stock_model.base_model)
+            drop_unpooled_tokens(self.stock_model.base_model, self._pooled)
+
+    def _pooled(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states of the tokens that are pooled, [B, 1, dim], of all tokens' [B, T, dim] or packed."""
+        return (hidden[:, :1] if self._bounds is None else hidden[0, self._bounds[:-1].long(), None]).contiguous()
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        bounds: torch.Tensor | None = None,
+        **packing,
     ) -> torch.Tensor:
         """Return float32 logits [B, num_labels] of a padded batch; those of a row without tokens mean nothing.
 
@@ -35,32 +48,39 @@ class SequenceClassifier(TunedModel):
             attention_mask: [B, T]; 1 on a row's tokens, which are contiguous, and 0 on padding. Causal models take
                 padding on either side, encoders on the right only.
             token_type_ids: [B, T]; ignored by models without token types.
+            bounds, packing: of `packed.pack`, for a packed row.
         """
         stock = self.stock_model
-        inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids)
+        inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids, bounds, **packing)
+        self._bounds = bounds
         if is_encoder(stock.config):
             logits = stock(**inputs).logits
         else:
             hidden = stock.base_model(**inputs).last_hidden_state
-            rows = torch.arange(len(hidden), device=hidden.device)
-            logits = stock.score(hidden[rows, last_positions(attention_mask)])
+            if bounds is None:
+                rows = torch.arange(len(hidden), device=hidden.device)
+                hidden = hidden[rows, last_positions(attention_mask)]
+            else:
+                hidden = hidden[0, bounds[1:].long() - 1]
+            logits = stock.score(hidden)
         return logits if self._columns is None else logits[:, self._columns]
 
 
-def drop_unpooled_tokens(encoder: nn.Module) -> None:
+def drop_unpooled_tokens(encoder: nn.Module, pooled: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Let only the first token, which is pooled, through the last layer after its attention.
 
     Exact, and saves two thirds of that layer: a ninth of a six-layer encoder. Layers of another form than BERT's and
     DistilBERT's are left alone (ALBERT's, which all share one; ModernBERT's).
+
+    Args:
+        pooled: hidden states of all tokens -> those of the first ones, [B, 1, dim].
     """
     if hasattr(encoder, "transformer"):
-        encoder.transformer.layer[-1].sa_layer_norm.register_forward_hook(
-            lambda _, __, output: output[:, :1].contiguous()
-        )
+        encoder.transformer.layer[-1].sa_layer_norm.register_forward_hook(lambda _, __, output: pooled(output))
     # DeBERTa-v2's convolution, beside its first layer, needs all tokens
     elif hasattr(encoder, "encoder") and len(layers := getattr(encoder.encoder, "layer", ())) > 1:
         output = layers[-1].attention.output
-        output.register_forward_pre_hook(lambda _, inputs: tuple(hidden[:, :1].contiguous() for hidden in inputs))
+        output.register_forward_pre_hook(lambda _, inputs: tuple(map(pooled, inputs)))
 
 
 def last_positions(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from zerotune.models.branches import Places, branch_masks, mask_dtype
 from zerotune.models.heads import TunedModel, float32_linear
 from zerotune.models.loading import check_settings, check_unused_keys, make_trainable, read_weights, tuning_config
 from zerotune.models.model_files import read_record
+from zerotune.models.packed import packed_arguments
 from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import ModelSettings
 
@@ -27,6 +28,8 @@ class TextGenerator(TunedModel):
         columns: torch.Tensor,
         positions: torch.Tensor | None = None,
         branches: torch.Tensor | None = None,
+        bounds: torch.Tensor | None = None,
+        longest: int | None = None,
     ) -> torch.Tensor:
         """Return float32 logits [N, vocabulary] of the token that follows each of N positions of a batch.
 
@@ -36,6 +39,7 @@ class TextGenerator(TunedModel):
             rows, columns: the positions, [N] each.
             positions, branches: [B, T] each, of `branches.BranchRows`; for rows with branches that must not see each
                 other.
+            bounds, longest: of `packed.pack`, for a packed row, which has positions too.
         """
         stock = self.stock_model
         masking = {}
@@ -43,7 +47,9 @@ class TextGenerator(TunedModel):
             places = Places(positions, branches)
             masks = branch_masks(stock.config, places, places, mask_dtype(stock, input_ids.device))
             masking = {"position_ids": positions, "attention_mask": masks}
-        hidden = stock.base_model(input_ids=input_ids, use_cache=False, **masking).last_hidden_state
+        elif bounds is not None:
+            masking = packed_arguments(stock.config, positions, bounds, longest)
+        hidden = stock.base_model(input_ids=input_ids, **{"use_cache": False} | masking).last_hidden_state
         return finish_logits(stock.get_output_embeddings()(hidden[rows, columns]), stock.config)
 
 

@@ -107,15 +107,3 @@ class TunedModel(nn.Module):
     def stock_model(self) -> nn.Module:
         """The transformers model, without peft's wrapper (its layers still hold the adapters)."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-
-def backbone_inputs(
-    config, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None
-) -> dict:
-    """Return a stock model's arguments for a padded batch [B, T]: token types if it has them, positions by length."""
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if not is_encoder(config):
-        return inputs | {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0), "use_cache": False}
-    if token_type_ids is not None and getattr(config, "type_vocab_size", 1) > 1:
-        inputs["token_type_ids"] = token_type_ids
-    return inputs

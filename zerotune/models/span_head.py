@@ -8,8 +8,9 @@ as it is read. Gemma has no such class and gets transformers' generic one.
 import torch
 
 from zerotune.models.families import span_class
-from zerotune.models.heads import TunedModel, backbone_inputs, is_encoder
+from zerotune.models.heads import TunedModel, is_encoder
 from zerotune.models.loading import check_settings, load_with_head, make_trainable, tuning_config
+from zerotune.models.packed import backbone_inputs
 from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import ModelSettings
 
@@ -18,16 +19,24 @@ class SpanModel(TunedModel):
     """A stock model with a span head and float32 logits."""
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
+        **packing,
     ) -> torch.Tensor:
         """Return float32 logits [B, T, 2] of start and end, for every token of a padded batch; padding's mean nothing.
 
         The arguments are those of `SequenceClassifier.forward`.
         """
         stock = self.stock_model
-        inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids)
-        output = stock(**inputs)
-        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+        output = stock(**backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids, **packing))
+        logits = torch.stack([output.start_logits, output.end_logits], dim=-1)
+        if places is None:
+            return logits
+        padded = logits.new_zeros(attention_mask.numel(), 2).index_copy(0, places, logits[0])
+        return padded.view(*attention_mask.shape, 2)
 
 
 def backbone_renaming(config) -> dict[str, str] | None:

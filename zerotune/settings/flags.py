@@ -189,9 +189,10 @@ def add_model_flags(parser: argparse.ArgumentParser, has_default: bool = True) -
     group.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
     group.add_argument(
         "--attention",
-        choices=("auto", "sdpa", "eager", "flash_attention_2", "flex_attention"),
+        choices=("auto", "sdpa", "eager", "flash_attention_2", "flex_attention", "varlen"),
         default="auto",
-        help="attention kernel (default %(default)s: eager for Gemma-2, our own for encoders on a CPU, else sdpa)",
+        help="attention kernel; varlen: rows without padding (default %(default)s: varlen on a GPU in 16 bits where it "
+        "can; else eager for Gemma-2, our own for encoders on a CPU, sdpa)",
     )
     group.add_argument(
         "--precision",

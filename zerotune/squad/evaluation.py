@@ -19,6 +19,7 @@ from zerotune.models.final_folder import load_final_span
 from zerotune.models.generator import load_language_model
 from zerotune.models.heads import is_encoder
 from zerotune.models.model_files import read_record
+from zerotune.models.packed import packs_rows, use_packed_attention
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import check_texts, check_token_ids, load_tokenizer, most_tokens, read_config
 from zerotune.models.span_head import SpanModel
@@ -193,7 +194,7 @@ class SpanFinder:
         """Tokenise questions. Raises Refused as `span_data`, and for a token without an embedding."""
         found = span_data(self.tokenizer, questions, self.lengths, self.config, cached)
         check_token_ids(self.settings.name, self.config, found.token_ids)
-        return found
+        return replace(found, packs=packs_rows(self.settings, self.config))
 
     def scorer(self, data: SpanData, device: torch.device) -> Scorer:
         """Return a scorer of tokenised questions."""
@@ -211,6 +212,8 @@ def load_spans(evaluation: QuestionEvaluation, config, device: torch.device) -> 
     loaded = evaluation.model
     record, lengths = read_record(loaded.name, loaded.revision) or {}, span_lengths(evaluation, config)
     model, tokenizer, _ = load_final_span(loaded)
+    if packs_rows(loaded, config):
+        use_packed_attention(model.stock_model)
     threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
     return SpanFinder(model.to(device), tokenizer, config, loaded, record, lengths, threshold)
 

@@ -9,6 +9,7 @@ from array import array
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +59,7 @@ class GenerationData:
     pad_id: int
     num_truncated: int
     shares: bool = True
+    packs: ClassVar[bool] = False  # questions of a paragraph share its tokens instead
 
     @cached_property
     def num_answer_tokens(self) -> np.ndarray:

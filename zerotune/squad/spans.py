@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional
 
 from zerotune.files import default_cache_dir
-from zerotune.models.device import to_device
+from zerotune.models.device import on_device, to_device
 from zerotune.models.heads import is_encoder
+from zerotune.models.packed import pack
 from zerotune.settings.groups import QuestionSettings
 from zerotune.squad.questions import Question
 from zerotune.squad.windows import UNKNOWN, Windows, cut_windows
@@ -137,6 +138,7 @@ class SpanData(LengthBatches):
         pad_id: token id that fills short rows; masked, so that its value never counts.
         num_best: spans that `scores` finds for a question.
         max_answer_length: most tokens of a span.
+        packs: whether a batch's windows are one packed row (zerotune/models/packed.py).
     """
 
     questions: list[Question]
@@ -144,6 +146,7 @@ class SpanData(LengthBatches):
     pad_id: int
     num_best: int
     max_answer_length: int
+    packs: bool = False
 
     @cached_property
     def ids(self) -> list[str]:
@@ -194,7 +197,7 @@ class SpanData(LengthBatches):
         """Build the rows of some questions' windows, [windows, longest], and the columns of their answers."""
         windows = self.windows_of(rows)
         inputs = self.windows.inputs(windows, self.pad_id)
-        inputs = {name: to_device(values, device) for name, values in inputs.items()}
+        inputs = on_device(pack(inputs) if self.packs else inputs, device)
         return Batch(inputs, to_device(self.windows.labels[windows], device))
 
     def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:

@@ -7,6 +7,7 @@ import numpy as np
 from zerotune.evaluation.scoring import score_items
 from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import can_share
+from zerotune.models.packed import packs_rows
 from zerotune.models.pretrained import check_generator, check_texts, most_tokens, read_names_as_text
 from zerotune.run.process import say
 from zerotune.run.stopping import StopSignal
@@ -56,7 +57,8 @@ def tokenise(
         spans = {name: span_data(tokenizer, questions, lengths, config) for name, questions in parts.items()}
         if spans["train"].windows.num_lost:
             say(f"train: {spans['train'].windows.num_lost:,} answers are whole in no window and train nothing")
-        return spans
+        packs = packs_rows(settings.model, config)
+        return {name: replace(part, packs=packs) for name, part in spans.items()}
     prompt = QuestionPrompt(uses_chat(settings.prompt.format, tokenizer, settings.model.name))
     num_positions = most_tokens(config)
     shares = can_share(config, attention_kernel(settings.model.attention, config))

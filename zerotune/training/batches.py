@@ -16,10 +16,11 @@ STEPS_PER_LENGTH_GROUP = 100
 class LengthBatches:
     """The batches of data whose examples share nothing: examples of similar lengths go together.
 
-    A subclass has `lengths`, the tokens of each example.
+    A subclass has `lengths`, the tokens of each example, and `packs`, whether a batch is one row without padding.
     """
 
     lengths: np.ndarray
+    packs: bool = False
 
     def epoch_steps(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
         """Call `epoch_steps` with these lengths."""
@@ -27,7 +28,7 @@ class LengthBatches:
 
     def micro_batches(self, step: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
         """Call `micro_batches` with these lengths."""
-        return micro_batches(step, self.lengths, budget, world_size)
+        return micro_batches(step, self.lengths, budget, world_size, self.packs)
 
     def num_tokens(self, rows: np.ndarray) -> int:
         """Return the tokens that the model reads of some examples in one batch."""
@@ -35,7 +36,7 @@ class LengthBatches:
 
     def num_padded_tokens(self, rows: np.ndarray) -> int:
         """Return the same with the padding."""
-        return int(self.lengths[rows].max()) * len(rows)
+        return self.num_tokens(rows) if self.packs else int(self.lengths[rows].max()) * len(rows)
 
 
 def num_steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -62,35 +63,48 @@ def epoch_steps(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
     return [steps[index] for index in random_order(len(steps), seed, f"steps of epoch {epoch}")]
 
 
-def cut_by_budget(lengths: np.ndarray, budget: int) -> list[slice]:
-    """Cut examples that are sorted by falling length into runs of at most `budget` padded tokens (longest × count).
+def _size(falling: np.ndarray, packs: bool) -> int:
+    """Return the tokens of a batch of examples of falling lengths: their own, or with padding."""
+    return int(falling.sum() if packs else falling[0] * len(falling))
+
+
+def cut_by_budget(lengths: np.ndarray, budget: int, packs: bool = False) -> list[slice]:
+    """Cut examples that are sorted by falling length into runs of at most `budget` tokens.
 
     A single example longer than the budget gets its own run.
+
+    Args:
+        packs: count the examples' own tokens; else padding too (longest × count).
     """
-    runs, start = [], 0
-    for index in range(1, len(lengths) + 1):
-        if index == len(lengths) or int(lengths[start]) * (index - start + 1) > budget:
+    runs, start, total = [], 0, 0
+    for index, length in enumerate(lengths.tolist()):
+        total += length
+        size = total if packs else int(lengths[start]) * (index - start + 1)
+        if size > budget and index > start:
             runs.append(slice(start, index))
-            start = index
-    return runs
+            start, total = index, length
+    return [*runs, slice(start, len(lengths))] if len(lengths) else []
 
 
-def micro_batches(step: np.ndarray, lengths: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
+def micro_batches(
+    step: np.ndarray, lengths: np.ndarray, budget: int, world_size: int, packs: bool = False
+) -> list[list[np.ndarray]]:
     """Cut one step into micro-batches for every rank: as few as fit the budget, as even as they can be.
 
     Args:
         step: indices of the step's examples, [batch].
         lengths: tokens of every example of the data set, [num_examples].
-        budget: most padded tokens in one micro-batch, exceeded only by a single long example.
+        budget: most tokens in one micro-batch, exceeded only by a single long example.
+        packs: whether a micro-batch is one row without padding, which then does not count.
     Returns:
         For each rank a list of index arrays. The lists are equally long; a rank with less work has empty arrays, for
         collective operations (DDP, ZeRO-3) hang when one rank makes fewer passes than another.
     """
     order = step[np.argsort(-lengths[step], kind="stable")]
     sorted_lengths = lengths[order]
-    num_rounds = math.ceil(len(cut_by_budget(sorted_lengths, budget)) / world_size)
-    runs = _even_runs(sorted_lengths, budget, num_rounds * world_size)
-    runs.sort(key=lambda run: -int(sorted_lengths[run.start]) * (run.stop - run.start))
+    num_rounds = math.ceil(len(cut_by_budget(sorted_lengths, budget, packs)) / world_size)
+    runs = _even_runs(sorted_lengths, budget, num_rounds * world_size, packs)
+    runs.sort(key=lambda run: -_size(sorted_lengths[run], packs))
     ranks: list[list[np.ndarray]] = [[] for _ in range(world_size)]
     for turn in range(num_rounds):
         dealt = runs[turn * world_size : (turn + 1) * world_size]
@@ -100,16 +114,16 @@ def micro_batches(step: np.ndarray, lengths: np.ndarray, budget: int, world_size
     return ranks
 
 
-def _even_runs(sorted_lengths: np.ndarray, budget: int, max_runs: int) -> list[slice]:
+def _even_runs(sorted_lengths: np.ndarray, budget: int, max_runs: int, packs: bool) -> list[slice]:
     """Cut into at most `max_runs` runs whose largest run is smallest (binary search over the size of a run)."""
     low, high = 1, budget
     while low < high:
         middle = (low + high) // 2
-        if len(cut_by_budget(sorted_lengths, middle)) <= max_runs:
+        if len(cut_by_budget(sorted_lengths, middle, packs)) <= max_runs:
             high = middle
         else:
             low = middle + 1
-    return cut_by_budget(sorted_lengths, low)
+    return cut_by_budget(sorted_lengths, low, packs)
 
 
 def evaluation_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:

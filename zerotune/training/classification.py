@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from zerotune.errors import Refused
 from zerotune.files import default_cache_dir
-from zerotune.models.device import to_device
+from zerotune.models.device import on_device, to_device
 from zerotune.models.heads import is_encoder
+from zerotune.models.packed import pack
 from zerotune.tasks.splits import Example
 from zerotune.tasks.tokens import Encoded, encode_texts
 from zerotune.training.batches import LengthBatches
@@ -68,6 +69,7 @@ class LabelledData(LengthBatches):
         labels: int64 class of each example, [num_examples]; -100 where it is not known.
         pad_id: token id that fills short rows; masked, so that its value never counts.
         class_weights: of each label in the training loss, float64 [num_labels]; None: all count the same.
+        packs: whether a batch is one packed row (zerotune/models/packed.py).
     """
 
     ids: list[str]
@@ -75,6 +77,7 @@ class LabelledData(LengthBatches):
     labels: np.ndarray
     pad_id: int
     class_weights: np.ndarray | None = None
+    packs: bool = False
 
     @property
     def lengths(self) -> np.ndarray:
@@ -96,7 +99,7 @@ class LabelledData(LengthBatches):
         return float(weights_of(self.labels[rows], self.class_weights).sum())
 
     def inputs(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
-        """Build right-padded model inputs of some examples: int64 [rows, longest], on the device."""
+        """Build model inputs of some examples, on the device: right-padded int64 [rows, longest], or a packed row."""
         tokens = [self.encoded.row(row) for row in rows]
         longest = max(len(row) for row in tokens)
         input_ids = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
@@ -111,7 +114,7 @@ class LabelledData(LengthBatches):
                 start, stop = self.encoded.offsets[row : row + 2]
                 types[index, : stop - start] = self.encoded.type_ids[start:stop]
             inputs["token_type_ids"] = types
-        return {name: to_device(values, device) for name, values in inputs.items()}
+        return on_device(pack(inputs) if self.packs else inputs, device)
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
         """Build the inputs of a `SequenceClassifier`, and the classes [rows] of some examples with their weights."""

@@ -31,10 +31,12 @@ class TrainingData(Protocol):
     Attributes:
         ids: stable id of each example, [num_examples].
         lengths: tokens of each example, int64 [num_examples].
+        packs: whether a batch is one packed row (zerotune/models/packed.py), which the model must be told.
     """
 
     ids: list[str]
     lengths: np.ndarray
+    packs: bool
 
     def epoch_steps(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
         """Split one epoch into optimizer steps: rows of each, which together hold every example exactly once."""

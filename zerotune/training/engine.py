@@ -15,6 +15,7 @@ from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel
 from zerotune.models.multi_label import PROBLEM_TYPE
+from zerotune.models.packed import use_packed_attention
 from zerotune.models.parameters import format_table, parameter_groups, parameter_table, published_table
 from zerotune.models.precision import autocast
 from zerotune.models.span_head import load_span_model
@@ -60,6 +61,9 @@ def load_engine(
             attention = "sdpa"
         model_settings = replace(model_settings, attention=attention, drop_unpooled=False)
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
+    if train.packs:
+        use_packed_attention(model.stock_model)
+    run.update_json("run.json", attention=model.config._attn_implementation)
     if settings.data.multi_label:
         model.config.problem_type = PROBLEM_TYPE
     before, after = published_table(config), parameter_table(model)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from zerotune.errors import Refused
-from zerotune.models.device import to_device
+from zerotune.models.device import on_device, to_device
+from zerotune.models.packed import pack
 from zerotune.tasks.chat import PINNED_DATE, answer_opening, assistant, render_chat, user
 from zerotune.tasks.cutting import token_ids
 from zerotune.tasks.prompts import Prompt, PromptData, answers_overlap, encode_prompts, log_softmax
@@ -34,6 +35,7 @@ class AnswerData(LengthBatches):
         prompts: each example's prompt with the answers of all labels, as they are evaluated.
         end: token ids that end an answer; [] where the answers of `prompts` have them already.
         class_weights: of each label in the training loss, float64 [num_labels]; None: all count the same.
+        packs: whether a batch is one packed row (zerotune/models/packed.py).
     """
 
     ids: list[str]
@@ -42,6 +44,7 @@ class AnswerData(LengthBatches):
     prompts: PromptData
     end: list[int]
     class_weights: np.ndarray | None = None
+    packs: bool = False
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -96,7 +99,8 @@ class AnswerData(LengthBatches):
         """Build inputs and targets of rows with their numbers of answer tokens.
 
         Returns:
-            inputs: input_ids [B, T], and rows and columns [N] of the positions whose next token is an answer's.
+            inputs: input_ids [B, T], and rows and columns [N] of the positions whose next token is an answer's; of a
+                packed row, its positions and bounds too.
             targets: those tokens, [N], row after row.
         """
         input_ids = np.full((len(rows), max(len(tokens) for tokens, _ in rows) - 1), self.prompts.pad_id)
@@ -105,9 +109,17 @@ class AnswerData(LengthBatches):
         counts = [count for _, count in rows]
         # a token is predicted where the one before it is read
         columns = [len(tokens) - 1 - count + place for tokens, count in rows for place in range(count)]
-        inputs = {"input_ids": input_ids, "rows": np.repeat(np.arange(len(rows)), counts), "columns": np.array(columns)}
+        owners, columns = np.repeat(np.arange(len(rows)), counts), np.array(columns)
+        inputs = {"input_ids": input_ids, "rows": owners, "columns": columns}
+        if self.packs:
+            lengths = np.array([len(tokens) - 1 for tokens, _ in rows])
+            mask = (np.arange(input_ids.shape[1]) < lengths[:, None]).astype(np.int64)
+            row = pack({"input_ids": input_ids, "attention_mask": mask})
+            inputs = {name: row[name] for name in ("input_ids", "bounds", "longest")}
+            inputs |= {"positions": row["position_ids"], "rows": np.zeros_like(owners)}
+            inputs["columns"] = row["bounds"][owners] + columns
         answers = np.array([token for tokens, count in rows for token in tokens[-count:]])
-        return Batch({name: to_device(values, device) for name, values in inputs.items()}, to_device(answers, device))
+        return Batch(on_device(inputs, device), to_device(answers, device))
 
     @property
     def scored_lengths(self) -> np.ndarray:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from zerotune.errors import Refused
 from zerotune.models.multi_label import check_multi_label
+from zerotune.models.packed import packs_rows
 from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, most_tokens, read_names_as_text
 from zerotune.run.process import say
 from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS
@@ -86,7 +87,8 @@ def tokenise(
         train = replace(train, class_weights=weights)
         shown = (f"{label} {weight:.4g}" for label, weight in zip(task.labels, train.class_weights, strict=True))
         say(f"train: class weights {', '.join(shown)}")
-    return {"train": train, "validation": data["validation"]}
+    packs = settings.engine == "loop" and packs_rows(settings.model, config)
+    return {"train": replace(train, packs=packs), "validation": replace(data["validation"], packs=packs)}
 
 
 def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData) -> dict:

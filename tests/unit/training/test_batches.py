@@ -20,16 +20,17 @@ def test_every_id_exactly_once_an_epoch(lengths, batch_size, seed, epoch):
 
 
 @settings(max_examples=200)
-@given(lengths=LENGTHS, budget=st.integers(1, 2000), batch_size=st.integers(1, 64))
-def test_same_step_at_any_world_size_and_budget_kept(lengths, budget, batch_size):
+@given(lengths=LENGTHS, budget=st.integers(1, 2000), batch_size=st.integers(1, 64), packs=st.booleans())
+def test_same_step_at_any_world_size_and_budget_kept(lengths, budget, batch_size, packs):
     step = batching.epoch_steps(lengths, batch_size, seed=0, epoch=0)[0]
     for world_size in (1, 2, 4, 8):
-        ranks = batching.micro_batches(step, lengths, budget, world_size)
+        ranks = batching.micro_batches(step, lengths, budget, world_size, packs)
         assert len(ranks) == world_size
         assert len({len(rank) for rank in ranks}) == 1, "every rank makes the same number of passes"
         batches = [batch for rank in ranks for batch in rank if len(batch)]
         assert sorted(np.concatenate(batches).tolist()) == sorted(step.tolist())
-        assert all(len(batch) == 1 or lengths[batch].max() * len(batch) <= budget for batch in batches)
+        sizes = [lengths[batch].sum() if packs else lengths[batch].max() * len(batch) for batch in batches]
+        assert all(len(batch) == 1 or size <= budget for batch, size in zip(batches, sizes, strict=True))
 
 
 @given(lengths=LENGTHS, budget=st.integers(1, 2000))
@@ -44,6 +45,12 @@ def test_evaluation_covers_every_item_once(lengths, budget):
     batches = batching.evaluation_batches(lengths, budget)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert all(len(batch) == 1 or lengths[batch].max() * len(batch) <= budget for batch in batches)
+
+
+def test_padding_does_not_count_where_a_batch_is_one_row():
+    lengths = np.array([10, 2, 2, 2, 2, 2])
+    assert batching.cut_by_budget(lengths, 20, packs=True) == [slice(0, 6)]
+    assert batching.cut_by_budget(lengths, 20) == [slice(0, 2), slice(2, 6)]
 
 
 def test_golden_cut():

@@ -1,0 +1,139 @@
+"""Packed rows: the padded model's logits and gradients, without padding, a mask or a question to the device."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import LABELS, tiny_model
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zerotune.errors import Refused
+from zerotune.models import packed
+from zerotune.models.attention import attention_kernel, check_kernel_precision
+from zerotune.models.classifier import load_classifier
+from zerotune.models.device import on_device
+from zerotune.models.families import CAUSAL, SUPPORTED
+from zerotune.models.generator import load_generator
+from zerotune.models.packed import pack, packs_rows, use_packed_attention, why_not_packed
+from zerotune.models.pretrained import load_tokenizer, read_config
+from zerotune.models.span_head import load_span_model
+from zerotune.settings.groups import ModelSettings
+
+CPU = torch.device("cpu")
+PACKED = [kind for kind in SUPPORTED if why_not_packed(read_config(tiny_model(kind), None)) is None]
+LENGTHS = [3, 9, 5, 7, 12]
+LOADERS = {
+    "classify": lambda settings, tokenizer: load_classifier(settings, LABELS, tokenizer),
+    "span": load_span_model,
+    "generate": load_generator,
+}
+
+
+def padded_batch():
+    """Texts of several lengths, one longer than the tiny models' sliding windows, padded on the right."""
+    generator = np.random.default_rng(0)
+    ids = np.full((len(LENGTHS), max(LENGTHS)), 3)
+    for row, length in enumerate(LENGTHS):
+        ids[row, :length] = [1, *generator.integers(4, 14, length - 1)]
+    mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generator_inputs(inputs):
+    """The positions of each text's last two tokens."""
+    owners, columns = (
+        np.repeat(np.arange(len(LENGTHS)), 2),
+        np.array([end - back for end in LENGTHS for back in (2, 1)]),
+    )
+    plain = {"input_ids": inputs["input_ids"], "rows": owners, "columns": columns}
+    row = pack(inputs)
+    packed_row = {name: row[name] for name in ("input_ids", "bounds", "longest")}
+    packed_row |= {"positions": row["position_ids"], "rows": np.zeros_like(owners)}
+    return plain, packed_row | {"columns": row["bounds"][owners] + columns}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that wait for a device's number."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "is_nonzero"))
+        return function(*args, **(kwargs or {}))
+
+
+def outcome(model, inputs, mask, head):
+    """Return the logits of real tokens, and the gradients of a loss on them."""
+    model.zero_grad()
+    logits = model(**on_device(inputs, CPU))
+    if head == "span":
+        logits = logits[torch.from_numpy(mask) == 1]
+    targets = torch.arange(len(logits)) % 2
+    functional.cross_entropy(logits, targets).backward()
+    gradients = {name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None}
+    return logits.detach(), gradients
+
+
+@pytest.mark.parametrize("way", ["full", "lora", "checkpointing"])
+@pytest.mark.parametrize(
+    ("kind", "head"), [(kind, head) for kind in PACKED for head in LOADERS if head != "generate" or kind in CAUSAL]
+)
+def test_packed_rows_give_the_padded_models_logits_and_gradients(kind, head, way):
+    tokenizer = load_tokenizer(tiny_model(kind), None)
+    method, recomputes = ("lora", False) if way == "lora" else ("full", way == "checkpointing")
+    settings = ModelSettings(tiny_model(kind), None, method, attention="varlen", activation_checkpointing=recomputes)
+    model = LOADERS[head](settings, tokenizer).train(recomputes)
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    inputs = padded_batch()
+    plain, row = generator_inputs(inputs) if head == "generate" else (inputs, pack(inputs))
+    wanted, wanted_gradients = outcome(model, plain, inputs["attention_mask"], head)
+    use_packed_attention(model.stock_model)
+    with HostReads() as reads:
+        found, gradients = outcome(model, row, inputs["attention_mask"], head)
+    torch.testing.assert_close(found, wanted, atol=3e-6, rtol=1e-5)
+    assert gradients.keys() == wanted_gradients.keys() and len(gradients) > 3
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted_gradients[name], atol=3e-6, rtol=1e-4)
+    assert reads.count == 0
+
+
+def test_what_a_packed_row_is():
+    inputs = {"input_ids": np.array([[5, 6, 0], [7, 8, 9]]), "attention_mask": np.array([[1, 1, 0], [1, 1, 1]])}
+    row = pack(inputs | {"token_type_ids": np.array([[0, 1, 0], [0, 0, 1]])})
+    assert row["input_ids"].tolist() == [[5, 6, 7, 8, 9]] and row["token_type_ids"].tolist() == [[0, 1, 0, 0, 1]]
+    assert row["position_ids"].tolist() == [[0, 1, 0, 1, 2]] and row["places"].tolist() == [0, 1, 3, 4, 5]
+    assert row["bounds"].tolist() == [0, 2, 5] and row["bounds"].dtype == np.int32 and row["longest"] == 3
+
+
+def test_who_reads_packed_rows():
+    assert {"llama", "gemma", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta"} <= {*PACKED}
+    assert not {"qwen3_5_text", "deberta-v2", "albert", "modernbert"} & {*PACKED}
+    config = read_config(tiny_model("llama"), None)
+    assert packs_rows(ModelSettings("m", attention="varlen"), config)
+    assert not packs_rows(ModelSettings("m", attention="sdpa", precision="bf16"), config)
+    assert packs_rows(ModelSettings("m", precision="bf16"), config) == (
+        torch.cuda.is_available() and packed.kernel_works()
+    )
+    with pytest.raises(Refused, match="--attention varlen: deberta-v2 computes its attention in a way of its own"):
+        attention_kernel("varlen", read_config(tiny_model("deberta-v2"), None))
+
+
+def test_what_a_gpu_packs(monkeypatch):
+    """By default where the kernel gives the reference's numbers; what it cannot do, and float32, are refused."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(packed, "kernel_works", lambda: True)
+    config, narrow = read_config(tiny_model("llama"), None), ModelSettings("m", precision="bf16")
+    assert packs_rows(narrow, config) and not packs_rows(replace(narrow, precision="fp32"), config)
+    assert not packs_rows(narrow, read_config(tiny_model("gemma2"), None))
+    monkeypatch.setattr(packed, "kernel_works", lambda: False)
+    assert not packs_rows(narrow, config)
+    with pytest.raises(Refused, match="the kernel cannot cap scores as gemma2 needs"):
+        attention_kernel("varlen", read_config(tiny_model("gemma2"), None))
+    with pytest.raises(Refused, match="--attention varlen computes in 16 bits on a GPU"):
+        check_kernel_precision("varlen", "fp32")

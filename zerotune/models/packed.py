@@ -1,0 +1,203 @@
+"""Packed rows: the examples of a batch in one row, without padding and without a mask.
+
+    tokens     a a a a b b c c c
+    positions  0 1 2 3 0 1 0 1 2
+    bounds     0       4   6     9
+
+Positions restart with each example. transformers builds no mask for a kernel that has no mask function, and hands the
+bounds to it in every layer; so an example sees its own tokens alone, and the device is never asked for a number.
+
+On CUDA the kernel is `torch.nn.attention.varlen`, in 16 bits. Elsewhere it is a reference, example by example.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from zerotune.models.branches import FULL, SLIDING, layer_types
+from zerotune.models.families import backbone_class, counts_positions_from_pad
+from zerotune.models.heads import is_encoder
+from zerotune.settings.groups import ModelSettings
+
+ATTENTION = "varlen"
+# Encoders whose pooled tokens `classifier.drop_unpooled_tokens` can take from a packed row.
+_PACKED_ENCODERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra")
+_WIDEST_HEAD = 256  # of flash attention
+
+
+def packs_rows(settings: ModelSettings, config) -> bool:
+    """Return whether a model reads packed rows: where --attention says varlen, and by default on a GPU in 16 bits."""
+    if settings.attention == "varlen":
+        return True
+    is_default = settings.attention == "auto" and settings.precision != "fp32" and torch.cuda.is_available()
+    return is_default and why_not_packed(config) is None and kernel_works()
+
+
+def why_not_packed(config) -> str | None:
+    """Return why a model cannot read packed rows, None where it can."""
+    if is_encoder(config):
+        if config.model_type not in _PACKED_ENCODERS:
+            return f"{config.model_type} computes its attention in a way of its own"
+    elif not set(layer_types(config)) <= {FULL, SLIDING}:
+        return f"{config.model_type} has layers that are no attention"
+    if not backbone_class(config)._supports_attention_backend:
+        return f"{config.model_type} takes no other kernel than its own"
+    if torch.cuda.is_available():
+        if getattr(config, "attn_logit_softcapping", None) is not None:
+            return f"the kernel cannot cap scores as {config.model_type} needs"
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if width > _WIDEST_HEAD:
+            return f"the kernel takes heads of at most {_WIDEST_HEAD} numbers, and these have {width}"
+    return None
+
+
+@cache
+def kernel_works() -> bool:
+    """Return whether this GPU's kernel gives the reference's numbers for two short examples."""
+    try:
+        generator = torch.Generator().manual_seed(0)
+        query, key, value = (torch.randn(1, 4, 24, 64, generator=generator) for _ in range(3))
+        bounds = torch.tensor([0, 9, 24], dtype=torch.int32)
+        wanted = _reference(query, key, value, bounds, 64**-0.5, True, 5)
+        on_gpu = (tensor.cuda().to(torch.bfloat16) for tensor in (query, key, value))
+        found = _varlen(*on_gpu, bounds.cuda(), 15, 64**-0.5, True, 5)
+        return bool((found.float().cpu() - wanted).abs().max() < 0.05)
+    except (ImportError, RuntimeError, TypeError, ValueError, NotImplementedError):
+        return False
+
+
+def use_packed_attention(model: nn.Module) -> None:
+    """Let a stock model, and all its parts, read packed rows from now on."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation"):
+            config._attn_implementation = ATTENTION
+
+
+def pack(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray | int]:
+    """Return the inputs of a batch as one packed row.
+
+    Args:
+        inputs: padded on the right: input_ids, attention_mask and, where there are any, token_type_ids, int64 [B, T].
+    Returns:
+        input_ids, position_ids and token_type_ids, int64 [1, N]; bounds, where the examples begin and the last one
+        ends, int32 [B + 1]; longest, the tokens of the longest one; places, int64 [N], of the tokens in the padded
+        batch, row by row; and its attention_mask.
+    """
+    mask = inputs["attention_mask"]
+    places, lengths = np.flatnonzero(mask), mask.sum(axis=1)
+    names = [name for name in ("input_ids", "token_type_ids") if name in inputs]
+    packed: dict[str, np.ndarray | int] = {name: inputs[name].reshape(-1)[places][None] for name in names}
+    packed |= {"position_ids": (places % mask.shape[1])[None], "places": places, "attention_mask": mask}
+    return packed | {"bounds": bounds_of(lengths), "longest": int(lengths.max())}
+
+
+def bounds_of(lengths: np.ndarray) -> np.ndarray:
+    """Return where examples of these lengths begin in a row, and where the last one ends: int32 [B + 1]."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+
+
+def backbone_inputs(
+    config,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    token_type_ids: torch.Tensor | None = None,
+    bounds: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    longest: int | None = None,
+    **_,
+) -> dict:
+    """Return a stock model's arguments for a padded batch [B, T], or for a packed row where bounds are given.
+
+    Token types are kept where the model has them. Positions are by length.
+    """
+    inputs = {"input_ids": input_ids}
+    if token_type_ids is not None and getattr(config, "type_vocab_size", 1) > 1:
+        inputs["token_type_ids"] = token_type_ids
+    if bounds is not None:
+        return inputs | packed_arguments(config, position_ids, bounds, longest)
+    inputs["attention_mask"] = attention_mask
+    if is_encoder(config):
+        return inputs
+    return inputs | {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0), "use_cache": False}
+
+
+def packed_arguments(config, position_ids: torch.Tensor, bounds: torch.Tensor, longest: int) -> dict:
+    """Return the arguments of a stock model's forward that make a row a packed one.
+
+    Args:
+        position_ids: [1, N], from 0 in each example.
+    """
+    if is_encoder(config) and counts_positions_from_pad(type(config)):
+        position_ids = position_ids + config.pad_token_id + 1
+    own = {"position_ids": position_ids, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    own |= {"max_length_q": longest, "max_length_k": longest}
+    return own if is_encoder(config) else own | {"use_cache": False}
+
+
+def attention(  # noqa: PLR0913 - transformers' arguments
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """Return the attention [1, N, heads, dim] of a packed row's query, key and value [1, heads, N, dim].
+
+    Args:
+        sliding_window: a token of a causal model sees as many, itself included; of an encoder so many on each side.
+    """
+    assert attention_mask is None and cu_seq_lens_q is not None, "the rows of this model are packed"
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.is_cuda:
+        assert softcap is None and not dropout, "the kernel neither caps scores nor drops them"
+        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal, sliding_window), None
+    return _reference(query, key, value, cu_seq_lens_q, scaling, causal, sliding_window, softcap, dropout), None
+
+
+def _varlen(query, key, value, bounds, longest, scaling, causal, window) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    narrow = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.get_autocast_dtype("cuda")
+    groups = query.shape[1] // key.shape[1]
+    # after RoPE queries and keys are float32 under autocast
+    query, key, value = (each[0].transpose(0, 1).to(narrow) for each in (query, key, value))
+    if groups > 1:
+        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    left = -1 if window is None else window - 1 if causal else window
+    sides = (left, 0) if causal else (left, left)
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=sides)[None]
+
+
+def _reference(query, key, value, bounds, scaling, causal, window, softcap=None, dropout=0.0) -> torch.Tensor:  # noqa: PLR0913
+    lengths = bounds.diff().tolist()
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    mixed = []
+    for q, k, v in zip(*(each.split(lengths, dim=2) for each in (query, key, value)), strict=True):
+        scores = q @ k.transpose(2, 3) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        distance = torch.arange(scores.shape[-1])[:, None] - torch.arange(scores.shape[-1])
+        hidden = (distance < 0) if causal else torch.zeros_like(distance, dtype=torch.bool)
+        if window is not None:
+            hidden = hidden | (distance >= window if causal else distance.abs() > window)
+        weights = scores.masked_fill(hidden.to(scores.device), -torch.inf).softmax(-1, dtype=torch.float32)
+        mixed.append(functional.dropout(weights.to(v.dtype), dropout, dropout > 0) @ v)
+    return torch.cat(mixed, dim=2).transpose(1, 2).contiguous()
+
+
+AttentionInterface.register(ATTENTION, attention)
