@@ -122,7 +122,7 @@ def test_recomputed_layers_are_counted(toys):
         census_of("llama-1b-lora", "sst2", 8, replace(WANTED, activation_checkpointing=recomputes))["operations"]
         for recomputes in (False, True)
     )
-    attention = "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"
+    attention = "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention", "_varlen_attn"
     kernels = [
         [one["launches"] for one in row if (one["phase"], one["operation"] in attention) == ("backward", True)]
         for row in (plain, recomputed)
