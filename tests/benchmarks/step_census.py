@@ -17,7 +17,7 @@ import contextlib
 import math
 import time
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from unittest import mock
 
@@ -25,14 +25,25 @@ import numpy as np
 import torch
 from benchmarking import conditions, markdown_table, write_record
 from library_step import build_engine, micro_batch, prompt_data, useful_flops, weight_counts
-from random_models import SHAPES, Shape, random_language_model, random_model, random_rows, settings_for, used_ids
+from random_models import (
+    SHAPES,
+    Shape,
+    longest_row,
+    random_language_model,
+    random_model,
+    random_rows,
+    settings_for,
+    used_ids,
+)
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from transformers import AttentionInterface
 
+from zerotune.models import packed
 from zerotune.models.attention import attention_kernel
 from zerotune.training.generation import AnswerData
 
@@ -238,6 +249,14 @@ def _layer_norm(values, *args, **kwargs):
         return _cpu_layer_norm(values.float(), *wide, **kwargs)
 
 
+def _packed_attention(module, query, key, value, attention_mask, **given):
+    """Call the kernel that packed rows have on CUDA."""
+    causal = module.is_causal if given.get("is_causal") is None else given["is_causal"]
+    bounds, longest = given["cu_seq_lens_q"], given["max_length_q"]
+    window = given.get("sliding_window")
+    return packed._varlen(query, key, value, bounds, longest, given["scaling"], causal, window), None
+
+
 def _dropout(values, p=0.5, training=True, inplace=False):
     return torch.ops.aten.native_dropout(values, p, True)[0] if training and p else values
 
@@ -255,6 +274,7 @@ def fake_gpu():
         mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
         mock.patch.object(functional, "layer_norm", _layer_norm),
         mock.patch.object(functional, "dropout", _dropout),
+        mock.patch.dict(AttentionInterface._global_mapping, {packed.ATTENTION: _packed_attention}),
         mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
         mock.patch.object(torch, "is_autocast_enabled", lambda device_type="cpu": is_enabled(device_type)),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: True),
@@ -262,10 +282,13 @@ def fake_gpu():
         yield
 
 
-def chosen_attention(wanted: str, config) -> str:
-    """Return the attention kernel that --attention means where there is a GPU."""
-    with mock.patch.object(torch.cuda, "is_available", lambda: True):
-        return attention_kernel(wanted, config)
+def chosen_attention(settings, config) -> tuple[str, bool]:
+    """Return the kernel that --attention means where there is a GPU, and whether the rows are packed."""
+    with (
+        mock.patch.object(torch.cuda, "is_available", lambda: True),
+        mock.patch.object(packed, "kernel_works", lambda: True),
+    ):
+        return attention_kernel(settings.attention, config), packed.packs_rows(settings, config)
 
 
 def make_fake(model: nn.Module) -> None:
@@ -338,9 +361,12 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
     started = time.perf_counter()
     shape, generates = CASES[case]
     config = shape.config(toy=False)
-    kernel = chosen_attention(wanted.attention, config)
-    settings = settings_for(shape, "bf16", attention=kernel, activation_checkpointing=wanted.activation_checkpointing)
-    data = task_rows(task, 100 * batch_size, config.vocab_size, generates)
+    settings = settings_for(
+        shape, "bf16", attention=wanted.attention, activation_checkpointing=wanted.activation_checkpointing
+    )
+    kernel, packs = chosen_attention(settings, config)
+    settings = replace(settings, attention=kernel)
+    data = replace(task_rows(task, 100 * batch_size, config.vocab_size, generates), packs=packs)
     step, micros = typical_step(data, batch_size, wanted.tokens_per_device)
     make = random_language_model if generates else random_model
     with torch.device("meta"):
@@ -349,6 +375,8 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
     census = Census()
     with fake_gpu():
         make_fake(model)
+        if packs:
+            packed.use_packed_attention(model)
         engine = build_engine(model, settings, None if generates else used_ids(task, config.vocab_size))
         with census:
             loss = micro_batch(engine, data.batch(micros[0], CPU), data.num_targets(step))
@@ -360,8 +388,8 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
         census.phase = "optimizer"
         with census:
             engine.update(1.0)
-    return _row(case, task, kernel, data, step, micros, counts, census) | {
-        "host_reads": count_host_reads(shape, generates, task, batch_size, settings, wanted),
+    return _row(case, task, packed.ATTENTION if packs else kernel, data, step, micros, counts, census) | {
+        "host_reads": count_host_reads(shape, generates, task, batch_size, settings, packs),
         "census_s": time.perf_counter() - started,
     }
 
@@ -395,19 +423,27 @@ def _row(case, task, kernel, data, step, micros, counts, census) -> dict:
     }
 
 
-def count_host_reads(shape: Shape, generates: bool, task: str, batch_size: int, settings, wanted: Wanted) -> dict:
+def _no_attention(query, key, value, *_, **__):
+    """Stand for the packed kernel of CUDA, which reads nothing on the host: its reference here does."""
+    groups = query.shape[1] // key.shape[1]
+    return (query + (key + value).repeat_interleave(groups, dim=1)).to(value.dtype).transpose(1, 2)
+
+
+def count_host_reads(shape: Shape, generates: bool, task: str, batch_size: int, settings, packs: bool) -> dict:
     """Count the host reads of a real micro-batch and update: {"micro": Counter, "optimizer": Counter}.
 
     The model is the shape's toy with as many layers as the shape has; the rows are the first eight of the micro-batch.
     """
     config = shape.config(toy=True, all_layers=True)
-    data = task_rows(task, 100 * batch_size, config.vocab_size, generates)
-    step, micros = typical_step(data, batch_size, wanted.tokens_per_device)
+    data = replace(task_rows(task, 100 * batch_size, config.vocab_size, generates), packs=packs)
+    step, micros = typical_step(data, batch_size, batch_size * longest_row(task))
     rows = micros[0][np.linspace(0, len(micros[0]) - 1, min(8, len(micros[0]))).astype(int)]
     make = random_language_model if generates else random_model
     model = make(config, settings, CPU)
+    if packs:
+        packed.use_packed_attention(model)
     engine = build_engine(model, settings, None if generates else used_ids(task, config.vocab_size))
-    with HostReads() as reads:
+    with HostReads() as reads, mock.patch.object(packed, "_reference", _no_attention):
         loss = micro_batch(engine, data.batch(rows, CPU), data.num_targets(step))
         engine.backward(loss, is_last=True)
     with HostReads() as of_update:
