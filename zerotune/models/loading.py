@@ -20,6 +20,7 @@ from zerotune.models.heads import (
     make_head_float32,
     span_module_names,
 )
+from zerotune.models.packed import drops_scores
 from zerotune.models.precision import compute_dtype
 from zerotune.models.pretrained import check_pad_token, check_window, is_text_part
 from zerotune.settings.groups import ModelSettings
@@ -56,6 +57,11 @@ def check_settings(settings: ModelSettings) -> None:
 def check_trainable(settings: ModelSettings, config, max_length: int | None) -> None:
     """Refuse a model that cannot be trained with the settings, and texts longer than its positions."""
     attention_kernel(settings.attention, config)
+    if settings.attention == "varlen" and torch.cuda.is_available() and drops_scores(settings, config):
+        raise Refused(
+            "--attention varlen has no dropout on a GPU, and full tuning of an encoder has: use --attention auto, or "
+            "--method lora"
+        )
     if settings.attention == "flex_attention" and not torch.cuda.is_available():
         raise Refused("--attention flex_attention trains on a GPU only, and there is none; use --attention auto")
     if getattr(config, "quantization_config", None) is not None:

@@ -34,7 +34,13 @@ def packs_rows(settings: ModelSettings, config) -> bool:
     if settings.attention == "varlen":
         return True
     is_default = settings.attention == "auto" and settings.precision != "fp32" and torch.cuda.is_available()
-    return is_default and why_not_packed(config) is None and kernel_works()
+    return is_default and not drops_scores(settings, config) and why_not_packed(config) is None and kernel_works()
+
+
+def drops_scores(settings: ModelSettings, config) -> bool:
+    """Return whether a model that is tuned has dropout among its attention scores: only an encoder in full tuning."""
+    rates = (getattr(config, name, 0.0) for name in ("attention_probs_dropout_prob", "attention_dropout"))
+    return settings.method == "full" and is_encoder(config) and any(rates)
 
 
 def why_not_packed(config) -> str | None:

@@ -16,6 +16,7 @@ from zerotune.models.classifier import load_classifier
 from zerotune.models.device import on_device
 from zerotune.models.families import CAUSAL, SUPPORTED
 from zerotune.models.generator import load_generator
+from zerotune.models.loading import check_trainable
 from zerotune.models.packed import pack, packs_rows, use_packed_attention, why_not_packed
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.models.span_head import load_span_model
@@ -131,6 +132,11 @@ def test_what_a_gpu_packs(monkeypatch):
     config, narrow = read_config(tiny_model("llama"), None), ModelSettings("m", precision="bf16")
     assert packs_rows(narrow, config) and not packs_rows(replace(narrow, precision="fp32"), config)
     assert not packs_rows(narrow, read_config(tiny_model("gemma2"), None))
+    encoder = read_config(tiny_model("bert"), None)
+    encoder.attention_probs_dropout_prob = 0.1  # the kernel has no dropout; LoRA trains without
+    assert not packs_rows(narrow, encoder) and packs_rows(replace(narrow, method="lora"), encoder)
+    with pytest.raises(Refused, match="--attention varlen has no dropout on a GPU"):
+        check_trainable(ModelSettings("m", precision="bf16", attention="varlen"), encoder, None)
     monkeypatch.setattr(packed, "kernel_works", lambda: False)
     assert not packs_rows(narrow, config)
     with pytest.raises(Refused, match="the kernel cannot cap scores as gemma2 needs"):
