@@ -11,6 +11,7 @@ On CUDA the kernel is `torch.nn.attention.varlen`, in 16 bits. Elsewhere it is a
 """
 
 from functools import cache
+from inspect import signature
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def kernel_works() -> bool:
     """Return whether this GPU's kernel gives the reference's numbers for two short examples."""
     try:
         generator = torch.Generator().manual_seed(0)
-        query, key, value = (torch.randn(1, 4, 24, 64, generator=generator) for _ in range(3))
+        query, key, value = (torch.randn(1, heads, 24, 64, generator=generator) for heads in (4, 2, 2))
         bounds = torch.tensor([0, 9, 24], dtype=torch.int32)
         wanted = _reference(query, key, value, bounds, 64**-0.5, True, 5)
         on_gpu = (tensor.cuda().to(torch.bfloat16) for tensor in (query, key, value))
@@ -181,11 +182,13 @@ def _varlen(query, key, value, bounds, longest, scaling, causal, window) -> torc
     groups = query.shape[1] // key.shape[1]
     # after RoPE queries and keys are float32 under autocast
     query, key, value = (each[0].transpose(0, 1).to(narrow) for each in (query, key, value))
-    if groups > 1:
-        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    more = {"enable_gqa": True} if groups > 1 else {}
+    if groups > 1 and "enable_gqa" not in signature(varlen_attn).parameters:  # torch 2.11
+        key, value, more = *(each.repeat_interleave(groups, dim=1) for each in (key, value)), {}
     left = -1 if window is None else window - 1 if causal else window
     sides = (left, 0) if causal else (left, left)
-    return varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=sides)[None]
+    lengths = bounds, bounds, longest, longest
+    return varlen_attn(query, key, value, *lengths, scale=scaling, window_size=sides, **more)[None]
 
 
 def _reference(query, key, value, bounds, scaling, causal, window, softcap=None, dropout=0.0) -> torch.Tensor:  # noqa: PLR0913
