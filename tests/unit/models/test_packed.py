@@ -143,3 +143,37 @@ def test_what_a_gpu_packs(monkeypatch):
         attention_kernel("varlen", read_config(tiny_model("gemma2"), None))
     with pytest.raises(Refused, match="--attention varlen computes in 16 bits on a GPU"):
         check_kernel_precision("varlen", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("causal", "window", "sides"),
+    [(True, None, (-1, 0)), (True, 5, (4, 0)), (False, None, (-1, -1)), (False, 5, (5, 5))],
+)
+@pytest.mark.parametrize("takes_groups", [True, False])
+def test_what_the_gpus_kernel_is_given(monkeypatch, causal, window, sides, takes_groups):
+    """16 bits, [tokens, heads, dim], and the sides that a token sees, its own place not counted."""
+    from torch.nn.attention import varlen
+
+    given = {}
+
+    def kernel(query, key, value, bounds, _, longest, __, *, scale, window_size, enable_gqa=False):
+        given.update(
+            keys=key.shape, dtype=key.dtype, sides=window_size, groups=enable_gqa, longest=longest, scale=scale
+        )
+        return query
+
+    def without_groups(*states, scale, window_size):
+        return kernel(*states, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel if takes_groups else without_groups)
+    query, key = torch.randn(1, 4, 24, 8), torch.randn(1, 2, 24, 8)
+    bounds = torch.tensor([0, 9, 24], dtype=torch.int32)
+    found = packed._varlen(query, key, key.bfloat16(), bounds, 15, 0.1, causal, window)
+    assert found.shape == (1, 24, 4, 8) and given == {
+        "keys": (24, 2 if takes_groups else 4, 8),
+        "dtype": torch.bfloat16,
+        "sides": sides,
+        "groups": takes_groups,
+        "longest": 15,
+        "scale": 0.1,
+    }
