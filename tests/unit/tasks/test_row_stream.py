@@ -70,7 +70,7 @@ def test_standard_input_is_text_unless_it_is_said(monkeypatch):
         ("a.csv", b"text\nx\n\xffz\n", "line 3: byte 0xff at offset 7 is not UTF-8"),
         ("a.csv", b"\xff\xfet", "UTF-16"),
         ("a.csv", gzip.compress(b"text\nx\n", mtime=0), "holds gzip data; name it a.csv.gz"),
-        ("a.csv.gz", gzip.compress(b"text\nx\n" * 99)[:-9], "broken gzip"),
+        ("a.csv.gz", gzip.compress(b"text\nx\n" * 99, mtime=0)[:-9], "broken gzip"),
         ("a.csv.gz", b"text\nx\n", "broken gzip"),
         ("a.jsonl", b'{"text": "x"}\n[1]\n', "line 2: list, wanted one JSON object per line"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": "x"}\n', "line 2: not JSON"),
