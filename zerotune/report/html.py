@@ -81,10 +81,14 @@ def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequ
             number = (f"{count:,}" if count else "") if is_large else f"{count:,}<small>{share:.1%}</small>"
             shade = f"background: rgb(var(--wash) / {0.5 * share:.3f})"
             cells += f'<td style="{shade}" title="{share:.1%}">{number}</td>'
-        lines.append(f"<tr><th>{'' if is_large else 'labelled '}{escape(label)}</th>{cells}</tr>")
+        named = f'title="labelled {escape(label)}">{"" if is_large else "labelled "}{escape(label)}'
+        lines.append(f"<tr><th {named}</th>{cells}</tr>")
     columns = [*(f"{'' if is_large else 'predicted '}{label}" for label in labels), "no label read"]
     columns = columns[: len(confusion[0])]
-    top = "".join(f'<th style="text-align: center"><span>{escape(column)}</span></th>' for column in columns)
+    top = "".join(
+        f'<th style="text-align: center" title="{escape(column)}"><span>{escape(column)}</span></th>'
+        for column in columns
+    )
     return (
         f'<div class="confusion{" large" if is_large else ""}"><h3>{escape(title)}</h3><div class="scroll"><table>\n'
         f"<thead><tr><th></th>{top}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table></div></div>"
