@@ -13,7 +13,7 @@ from zerotune.run.process import run_script, say
 from zerotune.settings.flags import eval_parser, with_label_flags
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import eval_settings
-from zerotune.tasks.classify import GLUE, OWN, task_to_evaluate
+from zerotune.tasks.classify import GLUE, OWN, data_of_model, task_to_evaluate
 
 
 def main(args) -> None:
@@ -22,6 +22,7 @@ def main(args) -> None:
     from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.generator import load_language_model
+    from zerotune.models.model_files import read_record
     from zerotune.models.multi_label import check_has_head, is_multi_label
     from zerotune.models.pretrained import known_labels, label_columns, read_model
     from zerotune.run.cpu import use_whole_cpu
@@ -42,7 +43,8 @@ def main(args) -> None:
     config, tokenizer = read_model(settings.model, OWN.name)
     run_split = split_of_run(settings.model.name, OWN.name)
     known = settings.labels or known_labels(settings.model, config)
-    task, data = task_to_evaluate(settings.data, run_split, known, is_multi_label(config))
+    of_run = data_of_model(read_record(settings.model.name, settings.model.revision), run_split)
+    task, data = task_to_evaluate(settings.data, of_run, known, is_multi_label(config))
     if task.multi_label:
         check_has_head(settings.model.name, config)
     label_columns(config, task.labels)

@@ -40,8 +40,8 @@ _HEADS = {
 # The config beside an adapter: with labels and pad id, which its base does not know.
 _ADAPTER_CONFIG = f'config=AutoConfig.from_pretrained(folder, subfolder="{CONFIG_FOLDER}")'
 
-_CLASSIFY = """text = "a text to classify"
-row = tokenizer(text, truncation=True, max_length={max_length}, return_token_type_ids=False, return_tensors="pt")
+_CLASSIFY = """{text}
+row = tokenizer({read}, truncation=True, max_length={max_length}{no_types}, return_tensors="pt")
 with torch.no_grad():
     logits = model.eval()(**row).logits[0]
 probabilities = logits.{activation}.tolist()
@@ -180,8 +180,18 @@ def _prediction(stock, record: dict, head: str, tokenizer) -> str:
     """Return the lines that predict something with `model` and `tokenizer`, and print it."""
     if head == "classify":
         is_multi_label = getattr(stock.config, "problem_type", None) == PROBLEM_TYPE
+        names = ((record.get("columns") or {}).get("text_column") or "").split(",")
+        text, read, no_types = 'text = "a text to classify"', "text", ", return_token_type_ids=False"
+        if len(names) == 2 and is_encoder(stock.config):  # two segments
+            text, read = 'first, second = "a text", "the text that belongs to it"', "first, second"
+            no_types = "" if getattr(stock.config, "type_vocab_size", 1) > 1 else no_types
+        elif len(names) == 2:  # as it was trained
+            first, second = (name.strip() for name in names)
+            example = f"{first}: a text\n{second}: the text that belongs to it"
+            text = f"text = {json.dumps(example, ensure_ascii=False)}"
+        activation = "sigmoid()" if is_multi_label else "softmax(-1)"
         return _CLASSIFY.format(
-            max_length=record["max_length"], activation="sigmoid()" if is_multi_label else "softmax(-1)"
+            text=text, read=read, no_types=no_types, max_length=record["max_length"], activation=activation
         )
     if head == "span":
         max_length = record["max_length"]

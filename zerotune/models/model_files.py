@@ -68,6 +68,15 @@ class AdapterRecord(TypedDict):
     peft_type: NotRequired[str | None]
 
 
+class ColumnsRecord(TypedDict):
+    """task.json's entry about the columns of the rows, as the flags of train/classify.py named them."""
+
+    text_column: str | None
+    label_column: str | None
+    glue: str | None
+    label_separator: str | None
+
+
 class TaskRecord(TypedDict):
     """The task.json of a final/ folder, as far as an evaluation relies on it."""
 
@@ -87,6 +96,7 @@ class TaskRecord(TypedDict):
     max_answer_length: NotRequired[Annotated[int, Ge(1)]]
     n_best: NotRequired[Annotated[int, Ge(1)]]
     files: NotRequired[dict[str, FileRecord]]
+    columns: NotRequired[ColumnsRecord | None]
 
 
 def _prompt_problem(record: dict) -> str | None:

@@ -31,7 +31,7 @@ from zerotune.models.pretrained import (
 from zerotune.prediction.inputs import Item, Reader
 from zerotune.prediction.settings import PredictSettings
 from zerotune.run.cpu import give_back_memory
-from zerotune.settings.groups import DataSettings, ModelSettings, PromptSettings, QuestionSettings, TextSettings
+from zerotune.settings.groups import ModelSettings, PromptSettings, QuestionSettings, TextSettings
 from zerotune.squad.evaluation import (
     QuestionEvaluation,
     SpanFinder,
@@ -48,7 +48,7 @@ from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 from zerotune.squad.settings import SPAN_DEFAULTS
 from zerotune.squad.spans import span_data
 from zerotune.squad.writing import read_answers, writing_scorer
-from zerotune.tasks.classify import OWN, task_of, with_labels
+from zerotune.tasks.classify import OWN, data_of_model, task_of, with_labels
 from zerotune.tasks.imdb import IMDB
 from zerotune.tasks.split_file import split_of_run
 from zerotune.tasks.splits import Example
@@ -294,11 +294,11 @@ def _label_answerer(settings: PredictSettings, config, tokenizer, record: dict |
     names = ()
     if task.name == OWN.name:
         run_split = split_of_run(name, OWN.name)
-        of_run = DataSettings(**run_split["settings"]) if run_split else DataSettings()
+        of_run = data_of_model(record, run_split)
         of_run = replace(of_run, multi_label=of_run.multi_label or is_multi_label(config))
         task = with_labels(task_of(of_run), tuple(labels))
         names = (task.text_columns[0], task.pair_column) if task.pair_column else ()
-        if run_split:
+        if run_split or of_run.text_column:
             _check_number_of_texts(name, settings.source.columns, names or task.text_columns[:1])
     evaluation = TextEvaluation(
         model=settings.model,

@@ -8,6 +8,7 @@ from zerotune.errors import Refused
 from zerotune.settings.argument_types import non_empty, positive_int
 from zerotune.settings.flags import add_model_flags, add_prompt_format, new_parser
 from zerotune.settings.groups import ModelSettings
+from zerotune.settings.names import final_of_run
 from zerotune.settings.precision import resolve_precision
 from zerotune.settings.resolve import EVAL_TOKENS, tokens_per_device
 from zerotune.tasks.classify import named_columns
@@ -131,16 +132,6 @@ def predict_settings(args: argparse.Namespace) -> PredictSettings:
         prefix=args.prefix,
         tokens_per_device=tokens_per_device(args.tokens_per_device, EVAL_TOKENS),
     )
-
-
-def final_of_run(name: str) -> str:
-    """Return final/ of a run's folder, and any other model as it is. Raises Refused: the run has no final/ yet."""
-    folder = Path(name)
-    if (folder / "config.json").exists() or not (folder / "run.json").exists():
-        return name
-    if not (folder / "final").is_dir():
-        raise Refused(f"the run {name} has no final/ yet: start its command again until it is finished")
-    return str(folder / "final")
 
 
 def _input_settings(args: argparse.Namespace) -> InputSettings:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from zerotune.errors import Refused
 from zerotune.files import default_cache_dir
 from zerotune.settings.flags import DEFAULT_MODEL
 
@@ -39,3 +40,13 @@ def default_run_folder(task_name: str, model: str, method: str, head: str | None
 def default_eval_folder(task_name: str, model: str) -> Path:
     """Return the default of an eval script's --output-dir."""
     return Path("runs") / f"eval-{task_name}-{short_name(model)}"
+
+
+def final_of_run(name: str) -> str:
+    """Return final/ of a run's folder, and any other model as it is. Raises Refused: the run has no final/ yet."""
+    folder = Path(name)
+    if (folder / "config.json").exists() or not (folder / "run.json").exists():
+        return name
+    if not (folder / "final").is_dir():
+        raise Refused(f"the run {name} has no final/ yet: start its command again until it is finished")
+    return str(folder / "final")

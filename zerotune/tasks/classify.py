@@ -34,6 +34,8 @@ from zerotune.tasks.splits import Splits, draw_validation
 from zerotune.tasks.texts import TextTask, Wording, label_column_of, read_source, read_sources, split
 
 VALIDATION_SHARE = 0.1
+# The flags about columns that a model remembers.
+COLUMN_FLAGS = ("text_column", "label_column", "glue", "label_separator")
 LABEL_SEPARATOR = ","  # unless --label-separator says otherwise
 # With more labels than this a prompt does not list them: it would be longer than the text.
 MOST_IN_PROMPT = 100
@@ -166,30 +168,33 @@ def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
     return collect_labels(words, f"{source.name}, column {column!r}", order)
 
 
+def data_of_model(record: dict | None, run_split: dict | None) -> DataSettings:
+    """Return the data settings that a model was tuned with, as far as they are known.
+
+    Args:
+        record: task.json of the model; it knows the columns also where the folder was copied or merged.
+        run_split: split.json of its run.
+    """
+    if run_split is not None:
+        return DataSettings(**run_split["settings"])
+    return DataSettings(**((record or {}).get("columns") or {}))
+
+
 def task_to_evaluate(
-    settings: DataSettings, run_split: dict | None, known_labels: tuple[str, ...] | None, multi_label: bool = False
+    settings: DataSettings, of_run: DataSettings, known_labels: tuple[str, ...] | None, multi_label: bool = False
 ) -> tuple[TextTask, DataSettings]:
     """Return the task that a model is evaluated on, and the data settings with the columns of the model's run.
 
     Args:
-        run_split: split.json of the model's run.
+        of_run: of `data_of_model`.
         known_labels: those that the user names or that the model was tuned or published for; None: those of
             --train-file, else of the items themselves.
         multi_label: whether the model gives a text any number of labels; --multi-label says so too.
     Raises:
         Refused: bad input or flags.
     """
-    settings = replace(settings, multi_label=settings.multi_label or multi_label)
-    if run_split is not None:
-        of_run = DataSettings(**run_split["settings"])
-        settings = replace(
-            settings,
-            glue=settings.glue or of_run.glue,
-            text_column=settings.text_column or of_run.text_column,
-            label_column=settings.label_column or of_run.label_column,
-            multi_label=settings.multi_label or of_run.multi_label,
-            label_separator=settings.label_separator or of_run.label_separator,
-        )
+    found = {name: getattr(settings, name) or getattr(of_run, name) for name in COLUMN_FLAGS}
+    settings = replace(settings, multi_label=settings.multi_label or of_run.multi_label or multi_label, **found)
     task = task_of(settings)
     if task.labels and known_labels in (None, task.labels):
         return task, settings

@@ -117,7 +117,8 @@ def _published_test(corpus: Corpus, settings: DataSettings) -> Origin | None:
 def _hub_split(corpus: Corpus, settings: DataSettings, split: str) -> tuple[str, str, str | None]:
     dataset = settings.dataset or corpus.dataset
     if dataset is None:
-        raise Refused(f"{corpus.title} need rows: give --train-file, --dataset (a hub id) or --sample")
+        flags = "--train-file (to evaluate, --test-file), --dataset (a hub id) or --sample"
+        raise Refused(f"{corpus.title} need rows: give {flags}")
     if ":" in dataset:
         raise Refused(f"--dataset {dataset}: one split can be evaluated, but not trained on; give the id alone")
     return dataset, split, settings.dataset_revision

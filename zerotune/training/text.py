@@ -9,6 +9,7 @@ from zerotune.models.pretrained import answers_by_prompt, check_generator, check
 from zerotune.run.process import say
 from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS
 from zerotune.settings.groups import TrainSettings
+from zerotune.tasks.classify import COLUMN_FLAGS, OWN
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
 from zerotune.training.class_weights import balanced_weights, positive_weights
@@ -101,4 +102,5 @@ def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData)
         "max_length": settings.text.max_length,
         "truncation": settings.text.truncation,
         "thresholds": {"probability": THRESHOLD} if task.multi_label else None,
+        "columns": {name: getattr(settings.data, name) for name in COLUMN_FLAGS} if task.name == OWN.name else None,
     }

@@ -148,19 +148,32 @@ def test_an_evaluation_takes_columns_and_items_of_the_run_and_the_models_labels(
     path = write_csv(tmp_path / "a.csv", rows, ("body", "queue"))
     _, splits = classify.load(DataSettings(train_file=path, text_column="body", label_column="queue"))
     run_split = json.loads(json.dumps(splits.record))
-    task, settings = classify.task_to_evaluate(DataSettings(), run_split, ("a", "b"))
+    task, settings = classify.task_to_evaluate(DataSettings(), classify.data_of_model(None, run_split), ("a", "b"))
     assert load_test(task, settings, run_split)[0] == splits.test
     other = write_csv(tmp_path / "b.csv", [("x", "b")], ("body", "queue"))
-    task, settings = classify.task_to_evaluate(DataSettings(test_file=other), run_split, ("a", "b"))
+    task, settings = classify.task_to_evaluate(
+        DataSettings(test_file=other), classify.data_of_model(None, run_split), ("a", "b")
+    )
     assert [row.label for row in load_test(task, settings, run_split)[0]] == [1]
+
+
+def test_a_copied_or_merged_model_knows_its_columns(tmp_path):
+    """Without its run's split.json: a usual name for a text column must not be taken for the pair that it was."""
+    columns = {"text_column": "subject,message", "label_column": "team", "glue": None, "label_separator": None}
+    rows = [("a subject", "a message", "b")]
+    path = write_csv(tmp_path / "b.csv", rows, ("subject", "message", "team"))
+    of_run = classify.data_of_model({"columns": columns}, None)
+    task, settings = classify.task_to_evaluate(DataSettings(test_file=path), of_run, ("a", "b"))
+    (row,), _ = load_test(task, settings, None)
+    assert row.text == "subject: a subject\nmessage: a message" and row.label == 1
 
 
 def test_a_model_without_labels_is_asked_for_those_of_the_rows(tmp_path):
     test = write_csv(tmp_path / "b.csv", rows_of(("x", "y"), 3))
-    assert classify.task_to_evaluate(DataSettings(test_file=test), None, None)[0].labels == ("x", "y")
+    assert classify.task_to_evaluate(DataSettings(test_file=test), DataSettings(), None)[0].labels == ("x", "y")
     train = write_csv(tmp_path / "a.csv", rows_of(("x", "y", "z")))
     settings = DataSettings(test_file=test, train_file=train)
-    assert classify.task_to_evaluate(settings, None, None)[0].labels == ("x", "y", "z")
+    assert classify.task_to_evaluate(settings, DataSettings(), None)[0].labels == ("x", "y", "z")
 
 
 def test_glue_tasks_know_their_columns_and_labels(tmp_path):
