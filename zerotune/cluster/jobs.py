@@ -23,7 +23,7 @@ from zerotune.run.run_files import read_state
 from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
 from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag, with_label_flags
 from zerotune.settings.groups import DataSettings
-from zerotune.settings.names import default_eval_folder, default_run_folder, model_or_default
+from zerotune.settings.names import default_eval_folder, default_run_folder, final_of_run, model_or_default
 from zerotune.settings.resolve import data_settings
 from zerotune.squad.settings import qa_eval_parser, qa_train_parser
 from zerotune.tasks.classify import GLUE, OWN
@@ -81,7 +81,7 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
     """Read the flags of a train or eval script with its own parser.
 
     Raises:
-        Refused: it is no script of a task, or it would refuse the flags.
+        Refused: it is no script of a task, it would refuse the flags, or the run to evaluate has no final/ yet.
     """
     name = "/".join(Path(script).parts[-2:])
     if name not in PARSERS:
@@ -100,6 +100,7 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
         folder = flags.output_dir or default_run_folder(task, model, flags.method, flags.head)
         given |= {"deepspeed": flags.deepspeed, "push_to_hub": flags.push_to_hub}
     else:
+        model = final_of_run(model)
         folder = flags.output_dir or default_eval_folder(task, model)
         given |= {"shots": flags.shots, "scores_file": getattr(flags, "score", None) is not None}
     return Wanted(script, task, trains, model, folder=folder, **given)
@@ -203,14 +204,12 @@ def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
     if wanted.trains:
         return [] if data.train_file else [ours]
     split_file = Path(wanted.model).parent / "split.json"
-    of_run = prefetch.dataset_of_split(split_file) if split_file.exists() else ours
+    is_told = data.dataset or data.split or data.glue
+    found = ours if is_told or not split_file.exists() else prefetch.dataset_of_split(split_file)
     drawn_from_file = data.train_file and data.split not in (None, "official")
-    found = []
-    if not (data.validation_file or data.test_file or drawn_from_file):
-        found.append(ours if data.dataset or data.split or data.glue else of_run)
-    if wanted.shots and not data.train_file:
-        found.append(ours if data.dataset or data.split or data.glue else of_run)
-    return found
+    reads_tests = not (data.validation_file or data.test_file or drawn_from_file)
+    reads_shots = wanted.shots and not data.train_file
+    return [found] if reads_tests or reads_shots else []
 
 
 def prefetch_items(arguments: list[str]) -> None:

@@ -160,6 +160,12 @@ def test_items_of_a_command_line(tmp_path):
     (tmp_path / "run" / "split.json").write_text(json.dumps({"sources": {"train": source | {"sha256": "5a"}}}))
     found = items("eval/sst2.py", "--model", str(final))
     assert found == [Item("model", "org/base", "v2"), Item("dataset", "stanfordnlp/sst2", "abc")]
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert items("eval/sst2.py", "--model", str(tmp_path / "run")) == found  # a run stands for its final/
+    (final / "adapter_config.json").unlink()
+    final.rmdir()
+    with pytest.raises(Refused, match="has no final/ yet"):
+        items("eval/sst2.py", "--model", str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
