@@ -118,6 +118,14 @@ def _without_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _check_known(rows: list[dict], columns: set[str]) -> None:
+    """Refuse rows that have more than these columns."""
+    for row in rows:
+        if not row.keys() <= columns:
+            name = next(name for name in row if name not in columns)
+            raise Refused(f"a row has a column {name!r} that the first rows had not: use an --output .jsonl")
+
+
 class Table:
     """A csv, or a tsv of GLUE's form: without quotes, so that no value may hold a tab or a line end.
 
@@ -134,11 +142,8 @@ class Table:
         return self._lines([self.columns])
 
     def encode(self, rows: list[dict]) -> bytes:
-        """Return the rows. Raises Refused for a column without a header, and for what a tsv cannot hold."""
-        for row in rows:
-            if not row.keys() <= self._known:
-                name = next(name for name in row if name not in self._known)
-                raise Refused(f"a row has a column {name!r} that the first rows had not: use an --output .jsonl")
+        """Return the rows. Raises Refused for a column that the first rows had not, and for what a tsv cannot hold."""
+        _check_known(rows, self._known)
         return self._lines([[_cell(row.get(name)) for name in self.columns] for row in rows])
 
     def _lines(self, rows: list[list[str]]) -> bytes:
@@ -175,32 +180,25 @@ class Arrow:
 
     def __init__(self, schema):
         self.schema = schema
+        self._known = set(schema.names)
 
     def start(self) -> bytes:
         """Return the types."""
         return self.schema.serialize().to_pybytes()
 
     def encode(self, rows: list[dict]) -> bytes:
-        """Return a record batch. Raises Refused for values of another type than the first rows'."""
+        """Return a record batch. Raises Refused for a column or a type of values that the first rows had not."""
         import pyarrow
 
+        _check_known(rows, self._known)
         try:
-            batch = pyarrow.RecordBatch.from_pylist(_all_columns(rows, self.schema.names), schema=self.schema)
+            batch = pyarrow.RecordBatch.from_pylist(rows, schema=self.schema)
         except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise Refused(
                 f"a value is of another type than those of its column in the first rows ({first_line(error)}): use an "
                 "--output .jsonl"
             ) from None
         return batch.serialize().to_pybytes()
-
-
-def _all_columns(rows: list[dict], names: list[str]) -> list[dict]:
-    known = set(names)
-    for row in rows:
-        if not row.keys() <= known:
-            name = next(name for name in row if name not in known)
-            raise Refused(f"a row has a column {name!r} that the first rows had not: use an --output .jsonl")
-    return rows
 
 
 def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], asks: bool):
