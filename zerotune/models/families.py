@@ -1,4 +1,4 @@
-"""What a model is, read from transformers' classes and from its modules, which are built here without weights."""
+"""Kinds of models, read from transformers' classes and from its modules, which are built here without weights."""
 
 import difflib
 import json

@@ -1,4 +1,4 @@
-"""What is predicted: the rows of a file, or of the command line, in chunks that fit memory."""
+"""Input of predictions: the rows of a file, or of the command line, in chunks that fit memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ CHUNK_ROWS, CHUNK_CHARACTERS = 0.5, 128
 
 
 class Item(NamedTuple):
-    """What a model reads of a row: a text, or two (a pair, or question and context), and the row's place."""
+    """A row's text, or its two texts (a pair, or question and context), and the row's place."""
 
     texts: tuple[str, ...]
     where: str

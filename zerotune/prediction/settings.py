@@ -17,7 +17,7 @@ from zerotune.tasks.row_stream import STANDARD_INPUT, STREAM_KINDS
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What is predicted: texts, or one question and its context, or the rows of a file.
+    """Input of predictions: texts, or one question and its context, or the rows of a file.
 
     Attributes:
         file: a path, or "-" for standard input.
