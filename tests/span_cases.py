@@ -16,6 +16,7 @@ def pair_tokenizer(tokenizer=None):
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=special
     )
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which are saved
     return tokenizer
 
 

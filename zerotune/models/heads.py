@@ -12,6 +12,11 @@ def is_encoder(config) -> bool:
     return is_encoder_family(config.model_type)
 
 
+def has_token_types(config) -> bool:
+    """Return whether the model tells the two texts of a pair apart by the types of their tokens."""
+    return getattr(config, "type_vocab_size", 1) > 1
+
+
 def head_module_names(config) -> tuple[str, ...]:
     """Return the paths of the head's modules in a stock sequence-classification model; BERT's pooler is one."""
     return head_modules(classifier_class(config), type(config))

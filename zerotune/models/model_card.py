@@ -3,7 +3,7 @@
 import json
 
 from zerotune.models.families import generic_part
-from zerotune.models.heads import head_of, is_encoder
+from zerotune.models.heads import has_token_types, head_of, is_encoder
 from zerotune.models.model_files import CONFIG_FOLDER
 from zerotune.models.multi_label import PROBLEM_TYPE
 from zerotune.models.pretrained import leading_ids, trailing_ids
@@ -40,6 +40,7 @@ _HEADS = {
 # The config beside an adapter: with labels and pad id, which its base does not know.
 _ADAPTER_CONFIG = f'config=AutoConfig.from_pretrained(folder, subfolder="{CONFIG_FOLDER}")'
 
+_NO_TYPES = ", return_token_type_ids=False"
 _CLASSIFY = """{text}
 row = tokenizer({read}, truncation=True, max_length={max_length}{no_types}, return_tensors="pt")
 with torch.no_grad():
@@ -89,8 +90,8 @@ written = model.eval().generate(
 answer = tokenizer.decode(written[0, row["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 {read}"""
 
-_ASKED_TEXT = """words = task["prompt"]["label_words"]
-text = "a text to classify"
+_ASKED_TEXT = """
+words = task["prompt"]["label_words"]
 prompt = task["prompt"]["template"].replace("{text}", text)
 if task["prompt"].get("instruction"):
     prompt = task["prompt"]["instruction"] + "\\n\\n" + prompt"""
@@ -168,6 +169,8 @@ def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[li
             )
         line = f"base = {model_class}.from_pretrained({', '.join(arguments)})"
         line += "\nmodel = PeftModel.from_pretrained(base, folder)"
+        if head == "span" and has_token_types(stock.config):
+            line += ".get_base_model()  # with the adapter; peft's wrapper would drop the token types"
     names = ["AutoTokenizer", *(name for name in ("AutoConfig", "BitsAndBytesConfig") if name in line)]
     names += [] if definition else [model_class]
     imports = [f"from transformers import {', '.join(sorted(names))}", *imports]
@@ -178,17 +181,13 @@ def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[li
 
 def _prediction(stock, record: dict, head: str, tokenizer) -> str:
     """Return the lines that predict something with `model` and `tokenizer`, and print it."""
+    pair_types = "" if has_token_types(stock.config) else _NO_TYPES
     if head == "classify":
         is_multi_label = getattr(stock.config, "problem_type", None) == PROBLEM_TYPE
-        names = ((record.get("columns") or {}).get("text_column") or "").split(",")
-        text, read, no_types = 'text = "a text to classify"', "text", ", return_token_type_ids=False"
-        if len(names) == 2 and is_encoder(stock.config):  # two segments
+        text, read, no_types = _example_line(record), "text", _NO_TYPES
+        if record.get("pair_columns") and is_encoder(stock.config):  # two segments
             text, read = 'first, second = "a text", "the text that belongs to it"', "first, second"
-            no_types = "" if getattr(stock.config, "type_vocab_size", 1) > 1 else no_types
-        elif len(names) == 2:  # as it was trained
-            first, second = (name.strip() for name in names)
-            example = f"{first}: a text\n{second}: the text that belongs to it"
-            text = f"text = {json.dumps(example, ensure_ascii=False)}"
+            no_types = pair_types
         activation = "sigmoid()" if is_multi_label else "softmax(-1)"
         return _CLASSIFY.format(
             text=text, read=read, no_types=no_types, max_length=record["max_length"], activation=activation
@@ -196,8 +195,7 @@ def _prediction(stock, record: dict, head: str, tokenizer) -> str:
     if head == "span":
         max_length = record["max_length"]
         if is_encoder(stock.config):
-            has_types = getattr(stock.config, "type_vocab_size", 1) > 1
-            row = _PAIR_ROW.format(max_length=max_length, no_types="" if has_types else ", return_token_type_ids=False")
+            row = _PAIR_ROW.format(max_length=max_length, no_types=pair_types)
         else:
             after = trailing_ids(tokenizer) or [tokenizer.eos_token_id]
             row = _CAUSAL_ROW.format(
@@ -207,12 +205,20 @@ def _prediction(stock, record: dict, head: str, tokenizer) -> str:
         return _SPAN.format(row=row, max_answer_length=record.get("max_answer_length", 30), threshold=threshold)
     names_labels, is_chat = "label_words" in record["prompt"], "chat" in record
     return _GENERATE.format(
-        asked=(_ASKED_TEXT if names_labels else _ASKED_QUESTION) + (_CHAT if is_chat else ""),
+        asked=(_example_line(record) + _ASKED_TEXT if names_labels else _ASKED_QUESTION) + (_CHAT if is_chat else ""),
         adds_special=not is_chat,  # a chat template writes its own BOS
         max_new_tokens=_longest_answer(record, tokenizer),
         ends=f"[tokenizer.eos_token_id, {record['chat']['end_token']}]" if is_chat else "tokenizer.eos_token_id",
         read=_READ_LABEL if names_labels else _READ_ANSWER,
     )
+
+
+def _example_line(record: dict) -> str:
+    """Return the line that sets a text; of a pair both with the names of their columns, as in training."""
+    text = "a text to classify"
+    if pair := record.get("pair_columns"):
+        text = f"{pair[0]}: a text\n{pair[1]}: the text that belongs to it"
+    return f"text = {json.dumps(text, ensure_ascii=False)}"
 
 
 def _longest_answer(record: dict, tokenizer) -> int:

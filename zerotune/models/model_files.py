@@ -97,6 +97,7 @@ class TaskRecord(TypedDict):
     n_best: NotRequired[Annotated[int, Ge(1)]]
     files: NotRequired[dict[str, FileRecord]]
     columns: NotRequired[ColumnsRecord | None]
+    pair_columns: NotRequired[list[str] | None]
 
 
 def _prompt_problem(record: dict) -> str | None:

@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 
 from zerotune.models.branches import FULL, SLIDING, layer_types
 from zerotune.models.families import backbone_class, counts_positions_from_pad
-from zerotune.models.heads import is_encoder
+from zerotune.models.heads import has_token_types, is_encoder
 from zerotune.settings.groups import ModelSettings
 
 ATTENTION = "varlen"
@@ -123,7 +123,7 @@ def backbone_inputs(
     Token types are kept where the model has them. Positions are by length.
     """
     inputs = {"input_ids": input_ids}
-    if token_type_ids is not None and getattr(config, "type_vocab_size", 1) > 1:
+    if token_type_ids is not None and has_token_types(config):
         inputs["token_type_ids"] = token_type_ids
     if bounds is not None:
         return inputs | packed_arguments(config, position_ids, bounds, longest)

@@ -297,7 +297,7 @@ def _label_answerer(settings: PredictSettings, config, tokenizer, record: dict |
         of_run = data_of_model(record, run_split)
         of_run = replace(of_run, multi_label=of_run.multi_label or is_multi_label(config))
         task = with_labels(task_of(of_run), tuple(labels))
-        names = (task.text_columns[0], task.pair_column) if task.pair_column else ()
+        names = task.pair_columns or ()
         if run_split or of_run.text_column:
             _check_number_of_texts(name, settings.source.columns, names or task.text_columns[:1])
     evaluation = TextEvaluation(

@@ -73,6 +73,11 @@ class TextTask(Corpus):
         """Whether a text has none, one or several of the labels, not exactly one."""
         return self.label_separator is not None
 
+    @property
+    def pair_columns(self) -> tuple[str, str] | None:
+        """The columns of a pair of texts; None where a row has one text."""
+        return (self.text_columns[0], self.pair_column) if self.pair_column else None
+
 
 def load(task: TextTask, settings: DataSettings) -> Splits:
     """Return the rows that train, validate and test.

@@ -103,4 +103,5 @@ def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData)
         "truncation": settings.text.truncation,
         "thresholds": {"probability": THRESHOLD} if task.multi_label else None,
         "columns": {name: getattr(settings.data, name) for name in COLUMN_FLAGS} if task.name == OWN.name else None,
+        "pair_columns": task.pair_columns,
     }

@@ -20,12 +20,13 @@ from zerotune.models.final_folder import save_final
 from zerotune.models.multi_label import PROBLEM_TYPE, check_has_head, check_multi_label, is_multi_label
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.groups import DataSettings, ModelSettings, TrainSettings
+from zerotune.tasks.classify import task_of
 from zerotune.tasks.splits import Example, Splits
 from zerotune.training.label_sets import classifier_data
 from zerotune.training.text import check_head
 from zerotune.training.text import task_record as record_of_task
 
-TASK = SimpleNamespace(name="topics", labels=LABELS, max_length=16, multi_label=True, wordings=((),))
+TASK = SimpleNamespace(name="topics", labels=LABELS, max_length=16, multi_label=True, wordings=((),), pair_columns=None)
 TEXTS = ("the film was good", "a bad film", "not very good", "very dull", "bright", "the film was not bad")
 SETS = ((0,), (0, 1), (), (1,), (), (0, 1))
 EXAMPLES = [Example(f"test-{n}", text, labels) for n, (text, labels) in enumerate(zip(TEXTS, SETS, strict=True))]
@@ -201,3 +202,14 @@ def test_task_json_holds_the_threshold(tmp_path):
     assert record_of_task(settings_of(tmp_path), TASK, None)["thresholds"] == {"probability": 0.5}
     single = SimpleNamespace(**vars(TASK) | {"multi_label": False})
     assert record_of_task(settings_of(tmp_path), single, None)["thresholds"] is None
+
+
+def test_task_json_holds_the_columns_of_a_pair(tmp_path):
+    """Also those that no flag names, for the README of final/."""
+    for flags, columns in (
+        ({"glue": "mrpc"}, ("sentence1", "sentence2")),
+        ({"text_column": "a, b"}, ("a", "b")),
+        ({"text_column": "a"}, None),
+    ):
+        task = task_of(DataSettings(**flags))
+        assert record_of_task(settings_of(tmp_path), task, None)["pair_columns"] == columns

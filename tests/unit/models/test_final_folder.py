@@ -233,6 +233,21 @@ def test_an_adapter_loads_by_the_plain_calls(head, kind, method, from_hub, tmp_p
             assert plain.config.id2label == dict(enumerate(LABELS)), loader
 
 
+def test_an_encoders_span_adapter_reads_token_types_by_its_base_model(tmp_path):
+    """peft's own class drops them."""
+    model, tokenizer = tuned_model(tiny_model("bert"), "lora", "span")
+    save_final(model, tokenizer, tmp_path, task_record("span"))
+    ids = torch.tensor([[1, 7, 2, 5, 2]])
+    types = torch.tensor([[0, 0, 0, 1, 1]])
+    plain = AutoPeftModelForQuestionAnswering.from_pretrained(tmp_path).get_base_model().eval()
+    with torch.no_grad():
+        wanted = model(ids, torch.ones_like(ids), types)
+        found = plain(input_ids=ids, token_type_ids=types)
+        assert not torch.allclose(wanted, model(ids, torch.ones_like(ids)), atol=1e-3)
+    found = torch.stack([found.start_logits, found.end_logits], dim=-1)
+    torch.testing.assert_close(found, wanted, atol=5e-6, rtol=0)
+
+
 @pytest.mark.skipif(not READS_HEADS, reason="this transformers leaves out the head of an adapter")
 def test_an_adapter_with_other_than_two_labels_and_a_base_without_a_pad(tmp_path):
     """The config is needed: without it the call fails on the head's shape, and never answers with another one."""

@@ -1,5 +1,6 @@
 """The code of final/README.md, run as a reader would: it prints what zerotune predicts."""
 
+import ast
 import contextlib
 import io
 import re
@@ -10,6 +11,7 @@ import torch
 from span_cases import ask, pair_tokenizer
 from tiny_models import (
     CHAT_TEMPLATE,
+    LABELS,
     character_model,
     model_copy,
     move_weights,
@@ -26,6 +28,7 @@ from zerotune.settings.groups import ModelSettings, QuestionSettings
 from zerotune.squad.prompts import QuestionPrompt, question_prompt_record
 from zerotune.squad.spans import span_data
 from zerotune.tasks.prompts import Prompt
+from zerotune.tasks.texts import joined_pair
 from zerotune.training.generation import chat_record, end_of_answer, prompt_record
 
 MANY = tuple(f"class {number}" for number in range(20))
@@ -35,7 +38,8 @@ def printed(final, **texts):
     """Run the README's code from another working directory, with its texts replaced; return the lines it prints."""
     (code,) = re.findall(r"```python\n(.*?)```", (final / "README.md").read_text(), re.DOTALL)
     for name, text in {"folder": str(final), **texts}.items():
-        code, count = re.subn(rf'^{name} = "[^"\n]*"', f"{name} = {text!r}", code, flags=re.MULTILINE)
+        line = f"{name} = {text!r}"
+        code, count = re.subn(rf'^{name} = "[^"\n]*"', lambda _, line=line: line, code, flags=re.MULTILINE)
         assert count == 1, name
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
@@ -65,6 +69,33 @@ def test_a_classifier_prints_its_labels_with_probabilities(kind, method, labels,
     lines = [line.split("  ") for line in printed(final, text=text)]
     assert [label for _, label in lines] == [labels[place] for place in wanted.argsort(descending=True)]
     assert [float(probability) for probability, _ in lines] == pytest.approx(sorted(wanted.tolist())[::-1], abs=1e-4)
+
+
+def test_an_encoder_prints_what_it_predicts_of_a_pair(tmp_path):
+    """The two texts are two segments."""
+    tokenizer = pair_tokenizer()
+    model = load_classifier(ModelSettings(tiny_model("bert"), None, "full"), ("no", "yes"), tokenizer)
+    move_weights(model.eval())
+    record = task_record(labels=["no", "yes"], pair_columns=["premise", "hypothesis"])
+    final = saved(model, tokenizer, tmp_path / "final", record)
+    row = tokenizer("a text", "the text that belongs to it", return_tensors="pt")
+    assert row["token_type_ids"].any()
+    with torch.no_grad():
+        wanted = model(**row).softmax(-1)[0].max()
+    assert float(printed(final)[0].split()[0]) == pytest.approx(float(wanted), abs=1e-4)
+
+
+@pytest.mark.parametrize("head", ["classify", "generate"])
+def test_a_causal_models_card_shows_a_pair_as_it_was_trained(head, tmp_path):
+    tokenizer = load_tokenizer(tiny_model("llama"), None)
+    settings = ModelSettings(tiny_model("llama"), None, "full")
+    model = load_generator(settings, tokenizer) if head == "generate" else load_classifier(settings, LABELS, tokenizer)
+    record = task_record(head, pair_columns=["premise", "hypothesis"])
+    final = saved(model, tokenizer, tmp_path / "final", record)
+    (line,) = re.findall(r"^text = .*", (final / "README.md").read_text(), re.MULTILINE)
+    shown = joined_pair(("premise", "hypothesis"), ("a text", "the text that belongs to it"))
+    assert ast.literal_eval(line.removeprefix("text = ")) == shown
+    assert printed(final, text=shown)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
