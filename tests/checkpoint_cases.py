@@ -85,3 +85,19 @@ def deaths(tmp_path, action):
             return
         assert status == -signal.SIGKILL
     raise AssertionError("more than 200 operations in one save")
+
+
+def newest_after_deaths(tmp_path, save_second):
+    """Yield a root, its newest whole checkpoint and that one's step for each death in saving step 2 after step 1.
+
+    After each the run resumes and saves again: all leftovers of the death are gone then.
+    """
+    found_steps = []
+    for root in deaths(tmp_path, save_second):
+        found, _ = checkpoints.newest_whole(root)
+        found_steps.append(checkpoints.read_progress(found)["step"])
+        yield root, found, found_steps[-1]
+        save_second(root)
+        assert checkpoints.newest_whole(root) == (root / "step-00000002", [])
+        assert names(root) == ["step-00000002"]
+    assert found_steps == sorted(found_steps) and set(found_steps) == {1, 2}

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoint_cases import ALONE, Usage, deaths, names, record_of, save, save_best
+from checkpoint_cases import ALONE, Usage, deaths, names, newest_after_deaths, record_of, save, save_best
 
 from zerotune.errors import Refused
 from zerotune.training import checkpoints
@@ -131,15 +131,8 @@ def test_a_passed_over_checkpoint_is_replaced_by_the_next_save_of_its_step(tmp_p
 
 
 def test_after_death_anywhere_in_a_save_the_newest_whole_checkpoint_is_right(tmp_path):
-    found_steps = []
-    for root in deaths(tmp_path, lambda root: save_and_prune(root, 2)):
-        found, _ = checkpoints.newest_whole(root)
-        found_steps.append(checkpoints.read_progress(found)["step"])
-        assert (found / "weights.bin").read_bytes() == f"{found_steps[-1]:03d} 0".encode() * 100
-        save_and_prune(root, 2)  # the run resumes: all leftovers are gone
-        assert checkpoints.newest_whole(root) == (root / "step-00000002", [])
-        assert names(root) == ["step-00000002"]
-    assert found_steps == sorted(found_steps) and set(found_steps) == {1, 2}
+    for _, found, step in newest_after_deaths(tmp_path, lambda root: save_and_prune(root, 2)):
+        assert (found / "weights.bin").read_bytes() == f"{step:03d} 0".encode() * 100
 
 
 def test_after_death_while_a_damaged_checkpoint_is_replaced_an_older_one_is_left(tmp_path):
