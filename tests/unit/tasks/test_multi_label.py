@@ -126,7 +126,7 @@ def test_rows_of_which_none_has_a_label_are_unlabelled(tmp_path, value):
     train = write_jsonl(tmp_path / "a.jsonl", several())
     test = write_jsonl(tmp_path / "b.jsonl", [{"text": f"x {n}", "labels": value} for n in range(3)])
     settings = DataSettings(test_file=test, multi_label=True)
-    task, settings = classify.task_to_evaluate(settings, None, ("a", "b", "c"))
+    task, settings = classify.task_to_evaluate(settings, DataSettings(), ("a", "b", "c"))
     assert [row.label for row in load_test(task, settings, None)[0]] == [None] * 3
     with pytest.raises(Refused, match="the rows have no labels; a run reports on labelled rows"):
         load(train, test_file=test)
@@ -162,10 +162,12 @@ def test_an_evaluation_reads_labels_as_the_run_or_the_model_does(tmp_path):
         csv.writer(file).writerows([["text", "topics"], *rows])
     _, splits = load(str(path), label_separator="|", label_column="topics")
     run_split = json.loads(json.dumps(splits.record))
-    task, settings = classify.task_to_evaluate(DataSettings(), run_split, ("a", "b", "c"))
+    task, settings = classify.task_to_evaluate(DataSettings(), classify.data_of_model(None, run_split), ("a", "b", "c"))
     assert task.multi_label and load_test(task, settings, run_split)[0] == splits.test
     test = write_jsonl(tmp_path / "b.jsonl", [{"text": "x", "labels": "c,a"}])
-    task, settings = classify.task_to_evaluate(DataSettings(test_file=test), None, ("a", "b", "c"), multi_label=True)
+    task, settings = classify.task_to_evaluate(
+        DataSettings(test_file=test), DataSettings(), ("a", "b", "c"), multi_label=True
+    )
     assert [row.label for row in load_test(task, settings, None)[0]] == [(0, 2)]
 
 
