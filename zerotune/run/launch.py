@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zerotune.errors import NotJoined, Refused
+from zerotune.run.build_lock import survive_killed_builds
 from zerotune.run.cpu import parent_command
 from zerotune.run.process import is_main_process
 from zerotune.settings.deepspeed import choose_deepspeed_accelerator
@@ -59,6 +60,7 @@ def start_accelerator(deepspeed_config: dict | None):
     on_cpu = not torch.cuda.is_available()
     if deepspeed_config is not None:
         _find_build_tools()
+        survive_killed_builds()
         _become_own_world_when_alone()
     if deepspeed_config is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # rank 0 writes and hashes final/ and plain checkpoints while the others wait; without a backend, DeepSpeed on
