@@ -15,7 +15,7 @@ from zerotune.models.pretrained import read_config
 @cache
 def shapes() -> dict[str, dict]:
     """Return {short name: {"ids", "parameters", "config"}} of the models whose shapes are known."""
-    return tomllib.loads(Path(__file__).with_name("shapes.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def known_shape(name: str) -> str | None:

@@ -150,7 +150,7 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
         f"{model.name}: {model.method}, {model.precision}, --head {settings.head}"
         + (f" (the published shape of {shape}; no file of the model was read)" if shape else ""),
         format_table(published_table(config), _whole(counts.table)),
-        _architecture(config),
+        describe_architecture(config),
         *notes,
         *_describe_data(splits, train),
         *_describe_steps(settings, splits, train, batch, counts, devices),
@@ -247,7 +247,7 @@ def _whole(table: dict) -> dict:
     return whole | {"groups": {name: round(count) for name, count in table["groups"].items()}}
 
 
-def _architecture(config) -> str:
+def describe_architecture(config) -> str:
     """Return the table of sizes that a paper prints, in a line for the names and one for the numbers."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
