@@ -157,7 +157,7 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
         _describe_checkpoints(settings, counts.table["trainable"]),
         f"largest micro-batch: {batch.rows} rows, {batch.longest} tokens in the longest",
         f"{describe_memory(need)}",
-        "  counted by PyTorch on fake tensors; " + _assumptions(devices),
+        "  " + _how_counted(config, counts, devices),
     ]
     if devices.memory is not None:
         num_weights = counts.table["total"]
@@ -301,6 +301,8 @@ def _describe_steps(settings, splits, train, batch: MicroBatch, counts: StepCoun
             f"steps: {num_steps:,} of {optimisation.batch_size} rows on {devices.number} device(s), "
             f"{schedule.steps_per_epoch:,} an epoch{passes}"
         ]
+    if not counts.flops:
+        return lines
     flops = flops_a_token * num_tokens
     rate, what = _rate(settings.model.precision, devices)
     seconds = flops / (rate * devices.number)
@@ -330,10 +332,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _assumptions(devices: Devices) -> str:
+def _how_counted(config, counts: StepCounts, devices: Devices) -> str:
+    if not counts.flops:
+        return f"without activations, which PyTorch cannot count of {config.model_type}: leave room for them"
     if devices.on_gpu:
-        return "CUDA context and DeepSpeed's gathered weights are assumed, not counted"
-    return "the process itself (Python, libraries, data) comes on top"
+        rest = "CUDA context and DeepSpeed's gathered weights are assumed"
+    else:
+        rest = "the process itself (Python, libraries, data) comes on top"
+    return f"counted by PyTorch on fake tensors; {rest}"
 
 
 def _describe_checkpoints(settings: TrainSettings, num_trainable: float) -> str:

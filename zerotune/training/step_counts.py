@@ -88,7 +88,8 @@ class StepCounts:
     Attributes:
         table: of `parameter_table`, as the run trains the model.
         peaks: bytes by kind at the peak of each phase of the step.
-        flops: floating-point operations of the micro-batch, forward and backward.
+        flops: floating-point operations of the micro-batch, forward and backward; 0 where PyTorch cannot count them,
+            nor activations, for an operation of the model (Qwen3.5's states, Mixtral's experts in full tuning).
         largest_layer: weights of the largest matrix of a layer.
     """
 
@@ -180,8 +181,19 @@ def _count_layers(config, settings, head, num_labels, used_ids, batch: MicroBatc
             train_used_rows(tuned.stock_model, used_ids)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MemTracker's, about modules that are called by another's forward
-            peaks, flops = _take_step(tuned.train(), settings.precision, inputs, targets, batch.is_alone)
+            try:
+                peaks, flops = _take_step(tuned.train(), settings.precision, inputs, targets, batch.is_alone)
+            except RuntimeError:  # an operation that fake tensors do not have, or that asks for their numbers
+                peaks, flops = _held_alone(tuned), 0
     return {"table": table, "peaks": peaks, "flops": flops, "largest_layer": max(sizes, default=0)}
+
+
+def _held_alone(tuned: TunedModel) -> dict[str, dict[str, float]]:
+    """Return what a device holds at an update: weights, float32 gradients and two moments."""
+    held = {id(each): each.numel() * each.element_size() for each in (*tuned.parameters(), *tuned.buffers())}
+    trained = sum(each.numel() for each in tuned.parameters() if each.requires_grad)
+    kinds = dict.fromkeys(_KINDS.values(), 0.0) | {"parameters": sum(held.values())}
+    return {"update": kinds | {"gradients": 4.0 * trained, "optimizer": 8.0 * trained}}
 
 
 def _model_on_meta(config, settings: ModelSettings, head: str, num_labels: int, kernel: str) -> nn.Module:

@@ -73,6 +73,16 @@ def test_only_the_rows_that_are_used_train():
     assert whole.peaks["update"]["gradients"] - rows.peaks["update"]["gradients"] == 4 * saved
 
 
+def test_of_an_operation_that_is_not_counted_weights_and_moments_are():
+    """Mixtral's grouped products want weights of one type, which fake tensors check."""
+    sizes = SMALL | {"num_local_experts": 2}
+    config = AutoConfig.for_model("mixtral", **sizes, pad_token_id=0)
+    counts = count_step(config, ModelSettings("m", precision="bf16"), "classify", 2, BATCH, on_gpu=True)
+    held, total = counts.peaks["update"], counts.table["total"]
+    assert counts.flops == 0 == held["activations"]
+    assert (held["gradients"], held["optimizer"]) == (4 * total, 8 * total) and held["parameters"] >= 4 * total
+
+
 def test_what_is_recomputed_is_not_kept():
     config = next(shape for shape in SHAPES if shape.name == "Llama-3.2-1B").config(toy=False)
     plain, recomputed = (
