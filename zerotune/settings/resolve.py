@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
+from zerotune.errors import Refused
 from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
 from zerotune.settings.flags import LABEL_SET_METRICS
 from zerotune.settings.groups import (
@@ -36,7 +37,7 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         task: "sst2", "imdb", "classify" or "squad".
         sample_defaults: `epochs` and `learning_rate` of training the tiny model of --sample.
     Raises:
-        Refused: the DeepSpeed file cannot be read or contradicts the flags.
+        Refused: the DeepSpeed file cannot be read or contradicts the flags; flags of a plan without one.
     """
     head = args.head
     of_sample = sample_defaults if args.sample and args.model is None else {}
@@ -49,6 +50,8 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
     if head_rate is None and head != "generate":
         head_rate = HEAD_RATE_FACTOR * rate
     deepspeed = read_deepspeed_config(args.deepspeed)
+    if not args.plan and (args.devices or args.device_memory):
+        raise Refused("--devices and --device-memory say what a plan is for: add --plan, or leave them out")
     for_gpu = args.plan and args.device_memory is not None
     precision = "bf16" if for_gpu and args.precision == "auto" else resolve_precision(args.precision, deepspeed)
     stage = zero_stage(deepspeed)
