@@ -377,7 +377,7 @@ def _fitting(
             counts[is_full] = _count(settings, config, num_labels, batch, devices, None, model)
         for stage in stages:
             if (method, stage) != ("qlora", 3):  # which is refused
-                sharding = Sharding(stage, devices.number, {"overlap_comm": True} if method != "qlora" else {})
+                sharding = Sharding(stage, devices.number, {"overlap_comm": (method, stage) != ("qlora", 2)})
                 needs[method, stage] = _need_of(counts[is_full], model, optimizer, sharding, devices)
     final_fits = _final_bytes(settings, counts[True].table["total"]) <= devices.memory
     fitting = [each for each, need in needs.items() if fits(need, devices.memory) and (final_fits or each[0] != "full")]
