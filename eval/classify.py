@@ -19,6 +19,7 @@ from zerotune.tasks.classify import GLUE, OWN, data_of_model, task_to_evaluate
 def main(args) -> None:
     from functools import cache
 
+    from zerotune.evaluation.plan import describe_batches, plan_evaluation
     from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.generator import load_language_model
@@ -35,25 +36,32 @@ def main(args) -> None:
 
     stop_signal = StopSignal()
     settings = eval_settings(args, OWN.name)
-    check_earlier_run(settings.run, says_finished=False)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+    make_sample_model(settings.model.name)
 
     # Read the model's configuration, the test items and the shots, and refuse what cannot work: nothing is loaded yet.
-    make_sample_model(settings.model.name)
-    config, tokenizer = read_model(settings.model, OWN.name)
-    run_split = split_of_run(settings.model.name, OWN.name)
-    known = settings.labels or known_labels(settings.model, config)
-    of_run = data_of_model(read_record(settings.model.name, settings.model.revision), run_split)
-    task, data = task_to_evaluate(settings.data, of_run, known, is_multi_label(config))
-    if task.multi_label:
-        check_has_head(settings.model.name, config)
-    label_columns(config, task.labels)
-    check_prompt_seeds(settings, task, config)
-    test, record = load_test(task, data, run_split)
-    labelled = load_shots(task, data, run_split, test) if settings.prompt.shots else []
-    evaluations = plan_evaluations(settings, task, labelled, record)  # one, or one for each of --prompt-seeds
-    for folder, evaluation in evaluations.items():
-        check_evaluation(folder, evaluation, task, test, config, tokenizer)
+    def read() -> tuple:
+        config, tokenizer = read_model(settings.model, OWN.name, needs_weights=not settings.run.plan)
+        run_split = split_of_run(settings.model.name, OWN.name)
+        known = settings.labels or known_labels(settings.model, config)
+        of_run = data_of_model(read_record(settings.model.name, settings.model.revision), run_split)
+        task, data = task_to_evaluate(settings.data, of_run, known, is_multi_label(config))
+        if task.multi_label:
+            check_has_head(settings.model.name, config)
+        label_columns(config, task.labels)
+        check_prompt_seeds(settings, task, config)
+        test, record = load_test(task, data, run_split)
+        labelled = load_shots(task, data, run_split, test) if settings.prompt.shots else []
+        evaluations = plan_evaluations(settings, task, labelled, record)  # one, or one for each of --prompt-seeds
+        for folder, evaluation in evaluations.items():
+            check_evaluation(folder, evaluation, task, test, config, tokenizer)
+        return evaluations, task, test, config, record
+
+    if settings.run.plan:
+        say(plan_evaluation(settings, lambda: describe_batches(*read()[:-1])))
+        return
+    check_earlier_run(settings.run, says_finished=False)
+    evaluations, task, test, _, record = read()
 
     accelerator = start_accelerator(None)
     with RunFolder(settings.run, accelerator) as run:

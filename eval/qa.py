@@ -28,12 +28,13 @@ def main(args) -> None:
         score_predictions(args.score, data_settings(args), run_settings, args.seed)
         return
 
+    from zerotune.evaluation.plan import plan_evaluation
     from zerotune.models.pretrained import read_model
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
     from zerotune.run.stopping import StopSignal
-    from zerotune.squad.evaluation import QuestionEvaluation, check_evaluation, evaluate
+    from zerotune.squad.evaluation import QuestionEvaluation, check_evaluation, describe_batches, evaluate
     from zerotune.squad.prompts import draw_solved_questions
     from zerotune.squad.report import print_scores
     from zerotune.squad.sample import make_sample_model
@@ -42,27 +43,34 @@ def main(args) -> None:
 
     stop_signal = StopSignal()
     settings = eval_settings(args, TASK)
-    check_earlier_run(settings.run, says_finished=False)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+    make_sample_model(settings.model.name)
 
     # Read the model's configuration, the questions and the shots, and refuse what cannot work: nothing is loaded yet.
-    make_sample_model(settings.model.name)
-    config, tokenizer = read_model(settings.model, TASK)
-    run_split = split_of_run(settings.model.name, TASK)
-    questions, record = load_test(settings.data, run_split)
-    shots, num_shots = (), settings.prompt.shots
-    if num_shots:
-        shots = draw_solved_questions(load_shots(settings.data, run_split, questions), num_shots, settings.seed)
-    evaluation = QuestionEvaluation(
-        model=settings.model,
-        questions=settings.questions,
-        prompt=settings.prompt,
-        tokens_per_device=settings.tokens_per_device,
-        seed=settings.seed,
-        shots=shots,
-        data_sha256=reporting_sha256(record),
-    )
-    check_evaluation(settings.run.output_dir, evaluation, questions, config, tokenizer)
+    def read() -> tuple:
+        config, tokenizer = read_model(settings.model, TASK, needs_weights=not settings.run.plan)
+        run_split = split_of_run(settings.model.name, TASK)
+        questions, record = load_test(settings.data, run_split)
+        shots, num_shots = (), settings.prompt.shots
+        if num_shots:
+            shots = draw_solved_questions(load_shots(settings.data, run_split, questions), num_shots, settings.seed)
+        evaluation = QuestionEvaluation(
+            model=settings.model,
+            questions=settings.questions,
+            prompt=settings.prompt,
+            tokens_per_device=settings.tokens_per_device,
+            seed=settings.seed,
+            shots=shots,
+            data_sha256=reporting_sha256(record),
+        )
+        check_evaluation(settings.run.output_dir, evaluation, questions, config, tokenizer)
+        return evaluation, questions, config, record
+
+    if settings.run.plan:
+        say(plan_evaluation(settings, lambda: describe_batches(*read()[:-1])))
+        return
+    check_earlier_run(settings.run, says_finished=False)
+    evaluation, questions, _, record = read()
 
     accelerator = start_accelerator(None)
     with RunFolder(settings.run, accelerator) as run:

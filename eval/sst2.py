@@ -18,6 +18,7 @@ from zerotune.tasks.sst2 import SST2
 def main(args) -> None:
     from functools import cache
 
+    from zerotune.evaluation.plan import describe_batches, plan_evaluation
     from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.generator import load_language_model
@@ -32,19 +33,26 @@ def main(args) -> None:
 
     stop_signal = StopSignal()
     settings = eval_settings(args, SST2.name)
-    check_earlier_run(settings.run, says_finished=False)
     use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+    make_sample_model(settings.model.name)
 
     # Read the model's configuration, the test items and the shots, and refuse what cannot work: nothing is loaded yet.
-    make_sample_model(settings.model.name)
-    config, tokenizer = read_model(settings.model, SST2.name, SST2.labels)
-    check_prompt_seeds(settings, SST2, config)
-    run_split = split_of_run(settings.model.name, SST2.name)
-    test, record = load_test(SST2, settings.data, run_split)
-    labelled = load_shots(SST2, settings.data, run_split, test) if settings.prompt.shots else []
-    evaluations = plan_evaluations(settings, SST2, labelled, record)  # one, or one for each of --prompt-seeds
-    for folder, evaluation in evaluations.items():
-        check_evaluation(folder, evaluation, SST2, test, config, tokenizer)
+    def read() -> tuple:
+        config, tokenizer = read_model(settings.model, SST2.name, SST2.labels, needs_weights=not settings.run.plan)
+        check_prompt_seeds(settings, SST2, config)
+        run_split = split_of_run(settings.model.name, SST2.name)
+        test, record = load_test(SST2, settings.data, run_split)
+        labelled = load_shots(SST2, settings.data, run_split, test) if settings.prompt.shots else []
+        evaluations = plan_evaluations(settings, SST2, labelled, record)  # one, or one for each of --prompt-seeds
+        for folder, evaluation in evaluations.items():
+            check_evaluation(folder, evaluation, SST2, test, config, tokenizer)
+        return evaluations, SST2, test, config, record
+
+    if settings.run.plan:
+        say(plan_evaluation(settings, lambda: describe_batches(*read()[:-1])))
+        return
+    check_earlier_run(settings.run, says_finished=False)
+    evaluations, _, test, _, record = read()
 
     accelerator = start_accelerator(None)
     with RunFolder(settings.run, accelerator) as run:

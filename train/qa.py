@@ -20,6 +20,8 @@ SAMPLE = {"span": {"epochs": 8, "learning_rate": 3e-3}, "generate": {"epochs": 1
 
 
 def main(args) -> None:
+    from functools import partial
+
     from torch.nn import functional
 
     from zerotune.models.loading import check_trainable
@@ -34,16 +36,27 @@ def main(args) -> None:
     from zerotune.squad.sample import make_sample_model
     from zerotune.squad.spans import window_losses
     from zerotune.squad.splits import load
-    from zerotune.squad.training import check_head, task_record, tokenise, validate_spans, validate_written
+    from zerotune.squad.training import (
+        check_head,
+        task_record,
+        tokenise,
+        tokenise_for_plan,
+        validate_spans,
+        validate_written,
+    )
     from zerotune.training.engine import load_engine
     from zerotune.training.final import logged_evaluation, save_best
     from zerotune.training.loop import TrainingLoop
-    from zerotune.training.plan import plan_training
+    from zerotune.training.plan import check_fits, plan_training
     from zerotune.training.schedule import plan_schedule
     from zerotune.training.start import check_run_flags, start_run
 
     stop_signal = StopSignal()
     settings = train_settings(args, TASK, SAMPLE[args.head])
+    if settings.run.plan:
+        make_sample_model(settings.model.name)
+        say(plan_training(settings, lambda: (TASK, load(settings.data)), partial(tokenise_for_plan, settings)))
+        return
     if check_earlier_run(settings.run):
         return
 
@@ -56,10 +69,7 @@ def main(args) -> None:
     lengths = check_head(settings, config, tokenizer)
     check_trainable(settings.model, config, lengths.max_length)
     data = tokenise(settings, lengths, splits, config, tokenizer)
-    plan = plan_training(settings, config, data["train"], num_labels=0)
-    if settings.run.plan:
-        say(plan)
-        return
+    check_fits(settings, config, data["train"], num_labels=0)
 
     accelerator = start_accelerator(settings.deepspeed)
     with RunFolder(settings.run, accelerator) as run:

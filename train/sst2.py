@@ -20,6 +20,8 @@ SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
 
 
 def main(args) -> None:
+    from functools import partial
+
     from torch.nn import functional
 
     from zerotune.evaluation.text import evaluate_base, evaluate_final
@@ -37,13 +39,17 @@ def main(args) -> None:
     from zerotune.training.engine import load_engine
     from zerotune.training.final import save_best
     from zerotune.training.loop import TrainingLoop
-    from zerotune.training.plan import plan_training
+    from zerotune.training.plan import check_fits, plan_training
     from zerotune.training.schedule import plan_schedule
     from zerotune.training.start import check_run_flags, start_run
-    from zerotune.training.text import check_head, task_record, tokenise
+    from zerotune.training.text import check_head, task_record, tokenise, tokenise_for_plan
 
     stop_signal = StopSignal()
     settings = train_settings(args, SST2.name, SAMPLE)
+    if settings.run.plan:
+        make_sample_model(settings.model.name)
+        say(plan_training(settings, lambda: (SST2, load(SST2, settings.data)), partial(tokenise_for_plan, settings)))
+        return
     if check_earlier_run(settings.run):
         return
 
@@ -56,10 +62,7 @@ def main(args) -> None:
     check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)
     data = tokenise(settings, SST2, splits, config, tokenizer)
-    plan = plan_training(settings, config, data["train"], len(SST2.labels))
-    if settings.run.plan:
-        say(plan)
-        return
+    check_fits(settings, config, data["train"], len(SST2.labels))
 
     accelerator = start_accelerator(settings.deepspeed)
     with RunFolder(settings.run, accelerator) as run:

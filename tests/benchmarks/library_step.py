@@ -14,14 +14,13 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn import functional
 
-from zerotune.models.attention import attention_kernel
 from zerotune.models.classifier import SequenceClassifier
 from zerotune.models.generator import TextGenerator
 from zerotune.models.parameters import parameter_groups, parameter_table
 from zerotune.models.shared_prefix import SharedRows
 from zerotune.models.used_rows import train_used_rows
 from zerotune.run.launch import start_accelerator
-from zerotune.run.plan import memory_need
+from zerotune.run.plan import Sharding, memory_need
 from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from zerotune.settings.groups import ModelSettings
 from zerotune.squad.generation import GenerationData
@@ -30,6 +29,7 @@ from zerotune.tasks.prompts import PromptData
 from zerotune.training import checkpoints
 from zerotune.training.engine import Engine, build_optimizer
 from zerotune.training.progress import Progress
+from zerotune.training.step_counts import MicroBatch, count_step
 
 PEAK_RATE, HEAD_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 5e-5, 0.01, 1.0
 
@@ -112,19 +112,19 @@ def useful_flops(counts: dict) -> int:
     return 4 * backbone + 6 * groups["adapter"] if groups["adapter"] else 6 * backbone
 
 
-def planned_bytes(counts: dict, config, settings: ModelSettings, tokens_per_device: int, longest: int) -> float:
-    """Return the plan's estimate of a device's memory.
+def planned_bytes(config, settings: ModelSettings, tokens: int, longest: int, used_ids: np.ndarray | None) -> float:
+    """Return the plan's memory of a device, CUDA context left out, for a classifier and a step of one micro-batch.
 
     Args:
-        counts: of `weight_counts`.
-        longest: tokens of the longest row, whose scores eager attention keeps.
+        tokens: padded, of the micro-batch.
+        longest: tokens of its longest row.
+        used_ids: token ids that training reads.
     """
-    from default_settings import optimisation_settings  # in tests/, which only tests and tests/gpu have on their path
-
-    optimisation = optimisation_settings(tokens_per_device=tokens_per_device)
-    scored = longest if attention_kernel(settings.attention, config) == "eager" else 0
-    world = (1, frozenset())
-    return memory_need(counts["total"], counts["trainable"], config, settings, optimisation, world, scored).total
+    rows = max(1, tokens // longest)
+    batch = MicroBatch(rows, longest, rows * longest, is_alone=True)
+    counts = count_step(config, settings, "classify", 2, batch, torch.cuda.is_available(), used_ids)
+    sizes = counts.peaks, counts.table, counts.largest_layer
+    return memory_need(*sizes, settings, "adamw", Sharding(), on_gpu=False).total
 
 
 def save_checkpoint(engine: Engine, root: Path) -> Path:

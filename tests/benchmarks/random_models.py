@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from zerotune.models.attention import attention_kernel
 from zerotune.models.heads import float32_linear, is_head_parameter, make_head_float32
-from zerotune.models.loading import base_dtype, keep_nf4_layout, make_trainable
+from zerotune.models.loading import base_dtype, keep_nf4_layout, make_trainable, set_dropout, use_cpu_kernels
 from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.tokens import Encoded
 from zerotune.training.classification import LabelledData
@@ -141,8 +141,9 @@ def settings_for(shape: Shape, precision: str, **changed) -> ModelSettings:
 
 def random_model(config: PretrainedConfig, settings: ModelSettings, device: torch.device) -> nn.Module:
     """Make a stock or peft model as zerotune.models.classifier.load_classifier would, but with random weights."""
-    model = _random_stock(AutoModelForSequenceClassification, config, settings, device)
+    model = _random_stock(AutoModelForSequenceClassification, set_dropout(config, settings), settings, device)
     make_head_float32(model)
+    use_cpu_kernels(model, settings)
     return make_trainable(model, settings).to(device)
 
 

@@ -7,13 +7,11 @@ A step goes through zerotune's own batches, model, engine and optimizer, on tens
 numbers. Every operation that would launch kernels is counted with the bytes that it reads and writes and its
 floating-point operations. Times are predicted from the rates below: counted, not measured.
 
-A CPU build of torch has no fake tensors on "cuda". The census runs on "cpu" and replaces what CUDA does otherwise
-(`fake_gpu`): fused attention, dropout in one kernel, layer norms in float32 under autocast. Fake tensors have no
-numbers to read, so that host reads are counted on real ones: a toy of as many layers, on rows of the same lengths.
+The fake tensors are those of zerotune/models/fake.py, on the CPU with what CUDA does otherwise. They have no numbers to
+read, so that host reads are counted on real ones: a toy of as many layers, on rows of the same lengths.
 """
 
 import argparse
-import contextlib
 import math
 import time
 from collections import Counter, defaultdict
@@ -36,15 +34,12 @@ from random_models import (
     used_ids,
 )
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from transformers import AttentionInterface
 
 from zerotune.models import packed
-from zerotune.models.attention import attention_kernel
+from zerotune.models.fake import chosen_attention, fake_gpu, make_fake
 from zerotune.training.generation import AnswerData
 
 # Rates of an H100 SXM that large kernels reach (field experience, not data sheets): matrix products in 16 bits, in
@@ -218,94 +213,8 @@ class HostReads(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def _fused_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """Call the kernel that CUDA's scaled_dot_product_attention chooses in 16 bits: with a mask not the flash kernel."""
-    del enable_gqa  # the flash kernel shares keys between queries by itself
-    if torch.is_autocast_enabled("cpu"):
-        narrow = torch.get_autocast_dtype("cpu")
-        query, key, value = query.to(narrow), key.to(narrow), value.to(narrow)
-    if attn_mask is None:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[
-            0
-        ]
-    bias = attn_mask
-    if bias.dtype == torch.bool:
-        bias = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(attn_mask.logical_not(), -math.inf)
-    bias = bias.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-    return torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, bias, True, dropout_p, is_causal, scale=scale
-    )[0]
-
-
-_cpu_layer_norm = functional.layer_norm
-
-
-def _layer_norm(values, *args, **kwargs):
-    """Call the norm as CUDA's autocast does, in float32."""
-    if not torch.is_autocast_enabled("cpu"):
-        return _cpu_layer_norm(values, *args, **kwargs)
-    wide = [value.float() if isinstance(value, torch.Tensor) else value for value in args]
-    with torch.autocast("cpu", enabled=False):
-        return _cpu_layer_norm(values.float(), *wide, **kwargs)
-
-
-def _packed_attention(module, query, key, value, attention_mask, **given):
-    """Call the kernel that packed rows have on CUDA."""
-    causal = module.is_causal if given.get("is_causal") is None else given["is_causal"]
-    bounds, longest = given["cu_seq_lens_q"], given["max_length_q"]
-    window = given.get("sliding_window")
-    return packed._varlen(query, key, value, bounds, longest, given["scaling"], causal, window), None
-
-
-def _dropout(values, p=0.5, training=True, inplace=False):
-    return torch.ops.aten.native_dropout(values, p, True)[0] if training and p else values
-
-
-@contextlib.contextmanager
-def fake_gpu():
-    """Make every tensor fake, and torch call what it would on CUDA, inside the block.
-
-    Accelerate moves a model to its device, which fake parameters do not survive; they are there already. peft asks
-    whether "autocast" is on, by which torch means CUDA's. Norms of gradients are taken of many tensors at once.
-    """
-    is_enabled = torch.is_autocast_enabled
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        mock.patch.object(functional, "scaled_dot_product_attention", _fused_attention),
-        mock.patch.object(functional, "layer_norm", _layer_norm),
-        mock.patch.object(functional, "dropout", _dropout),
-        mock.patch.dict(AttentionInterface._global_mapping, {packed.ATTENTION: _packed_attention}),
-        mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
-        mock.patch.object(torch, "is_autocast_enabled", lambda device_type="cpu": is_enabled(device_type)),
-        mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: True),
-    ):
-        yield
-
-
-def chosen_attention(settings, config) -> tuple[str, bool]:
-    """Return the kernel that --attention means where there is a GPU, and whether the rows are packed."""
-    with (
-        mock.patch.object(torch.cuda, "is_available", lambda: True),
-        mock.patch.object(packed, "kernel_works", lambda: True),
-    ):
-        return attention_kernel(settings.attention, config), packed.packs_rows(settings, config)
-
-
-def make_fake(model: nn.Module) -> None:
-    """Replace the parameters and buffers of a model on "meta", inside `fake_gpu`; those that are tied stay so."""
-    made: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if id(parameter) not in made:
-                    made[id(parameter)] = _fake_parameter(parameter)
-                module._parameters[name] = made[id(parameter)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _fake_parameter(parameter: nn.Parameter) -> nn.Parameter:
+def fake_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    """Return a fake parameter in place of one on "meta", also of one in 4 bits."""
     if type(parameter).__name__ != "Params4bit":
         return nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
     from bitsandbytes.functional import QuantState
@@ -374,7 +283,7 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
     counts = weight_counts(model)
     census = Census()
     with fake_gpu():
-        make_fake(model)
+        make_fake(model, fake_parameter)
         if packs:
             packed.use_packed_attention(model)
         engine = build_engine(model, settings, None if generates else used_ids(task, config.vocab_size))

@@ -87,7 +87,6 @@ class Bench:
         self.toy = self.device.type == "cpu"
         self.limit_s = 0.1 if self.toy else 2.5  # of stepping in one measurement
         self._key, self._built, self._compiled = None, None, False
-        self._counts: dict[str, dict] = {}  # of models by name
 
     def tokens(self, real: int) -> int:
         """Scale a number of tokens: of the toy a part, but no less than the longest row."""
@@ -103,12 +102,8 @@ class Bench:
             return setup
         config = setup.shape.config(self.toy)
         settings = settings_for(setup.shape, "bf16", attention=setup.attention)
-        name = setup.shape.name
-        if name not in self._counts:
-            model = random_model(config, replace(settings, method="full"), torch.device("meta"))
-            self._counts[name] = weight_counts(model)
-        counts = self._counts[name] | ({} if setup.shape.method == "full" else {"trainable": 0})  # adapters are small
-        needed = planned_bytes(counts, config, settings, tokens, longest_row(setup.task))
+        used = used_ids(setup.task, config.vocab_size)
+        needed = planned_bytes(config, settings, tokens, longest_row(setup.task), used)
         usable = float("inf") if self.toy else USABLE_MEMORY * torch.cuda.mem_get_info()[1]
         return replace(setup, checkpointing=needed > usable)
 

@@ -15,7 +15,7 @@ from library_step import (
     useful_flops,
     weight_counts,
 )
-from random_models import longest_row, random_model, settings_for
+from random_models import longest_row, random_model, settings_for, used_ids
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -48,7 +48,8 @@ def train(bench: Bench, setup: Setup, tokens: int, batch_size: int | None = None
     peak = bench.peak_bytes()
     waits = bench.count_waits(lambda: [take(step) for step in steps[:WAIT_STEPS]])
     micro_tokens = max(data.num_padded_tokens(micro) for micro in micros)
-    planned = planned_bytes(built.counts, built.config, built.settings, micro_tokens, longest_row(setup.task))
+    used = used_ids(setup.task, built.config.vocab_size)
+    planned = planned_bytes(built.config, built.settings, micro_tokens, longest_row(setup.task), used)
     return figures(timed, [data.num_tokens(step) for step in steps], len(steps[0]), built.flops) | {
         "attention": "varlen" if data.packs else setup.attention,
         "checkpointing": setup.checkpointing,

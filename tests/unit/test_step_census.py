@@ -6,9 +6,11 @@ import pytest
 import torch
 from library_step import build_engine, micro_batch
 from random_models import Shape, random_model, settings_for, used_ids
-from step_census import CASES, CPU, Census, HostReads, Wanted, census_of, fake_gpu, make_fake, task_rows, typical_step
+from step_census import CASES, CPU, Census, HostReads, Wanted, census_of, task_rows, typical_step
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
+
+from zerotune.models.fake import fake_gpu, make_fake
 
 WIDE, NARROW = 4, 2  # bytes of a float32 and of a bf16 number
 WANTED = Wanted("auto", tokens_per_device=4096, activation_checkpointing=False)

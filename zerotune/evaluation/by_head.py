@@ -13,6 +13,7 @@ from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.classifier import SequenceClassifier
 from zerotune.models.final_folder import load_final_or_base
+from zerotune.models.model_files import read_record
 from zerotune.models.packed import packs_rows, use_packed_attention
 from zerotune.models.precision import autocast
 from zerotune.models.pretrained import check_token_ids, is_trained_classifier, most_tokens
@@ -87,12 +88,23 @@ def load_head(evaluation: TextEvaluation, task, config, device: torch.device) ->
     """Load a model with a classifier head: a final/ folder's, a published one, or an untrained one."""
     model, tokenizer, record = load_final_or_base(evaluation.model, task.labels)
     record = record or {}
-    default = min(task.max_length, most_tokens(config) or task.max_length)
-    max_length = evaluation.text.max_length or record.get("max_length", default)
-    truncation = record.get("truncation", evaluation.text.truncation)
+    max_length, truncation = head_lengths(evaluation, task, config, record)
     if packs_rows(evaluation.model, config):
         use_packed_attention(model.stock_model)
     return LoadedClassifier(task, model.to(device), tokenizer, config, evaluation.model, record, max_length, truncation)
+
+
+def head_lengths(evaluation: TextEvaluation, task, config, record: dict | None = None) -> tuple[int, str]:
+    """Return most tokens of a text, and the part of a longer one that is read.
+
+    Args:
+        record: task.json, {} for a model that zerotune did not tune; None: it is read.
+    """
+    if record is None:
+        record = read_record(evaluation.model.name, evaluation.model.revision) or {}
+    default = min(task.max_length, most_tokens(config) or task.max_length)
+    max_length = evaluation.text.max_length or record.get("max_length", default)
+    return max_length, record.get("truncation", evaluation.text.truncation)
 
 
 def prepare_head(

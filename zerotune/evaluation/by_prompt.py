@@ -18,7 +18,7 @@ from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens
 from zerotune.models.shared_prefix import keeps_keys_and_values
-from zerotune.run.plan import describe_memory, scoring_memory
+from zerotune.run.plan import ScoringMemory, describe_memory, scoring_memory
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.cutting import fit_shots
@@ -115,6 +115,23 @@ def prepare_prompt(
         "num_truncated": data.num_truncated,
     }
     _say_what_is_cut(description, len(examples))
+    costs, batches, memory = prompt_batches(evaluation, plan, data, config)
+    say(describe_memory(memory))
+    model = load_model(loaded, device)
+    if evaluation.prompt.answer_by == "generation":
+        score, read = _writing_scorer(model, data, tokenizer, prompt, device), partial(_read_written, tokenizer, prompt)
+    else:
+        score, read = prompt_scorer(model, data, device), likeliest
+    if evaluation.prompt.calibrate == "contextual":
+        free = encode(texts=list(CONTENT_FREE_TEXTS))
+        read = partial(_likeliest_calibrated, _log_likelihoods(model, free, device))
+    return PreparedModel(score, costs, batches, description, read)
+
+
+def prompt_batches(
+    evaluation: TextEvaluation, plan: PromptPlan, data: PromptData, config
+) -> tuple[np.ndarray, list[np.ndarray], ScoringMemory]:
+    """Return the cost of each item in tokens, the batches, and the memory of a device that scores them."""
     writes = evaluation.prompt.answer_by == "generation"
     costs = data.context_lengths if writes else data.lengths
     batches = evaluation_batches(costs, evaluation.tokens_per_device)
@@ -123,16 +140,7 @@ def prepare_prompt(
     else:
         num_shared = data.num_shared
         shapes = [(len(batch) * data.rows_per_item, data.longest_own(batch)) for batch in batches]
-    say(describe_memory(scoring_memory(config, loaded, published_table(config)["total"], num_shared, shapes)))
-    model = load_model(loaded, device)
-    if writes:
-        score, read = _writing_scorer(model, data, tokenizer, prompt, device), partial(_read_written, tokenizer, prompt)
-    else:
-        score, read = prompt_scorer(model, data, device), likeliest
-    if evaluation.prompt.calibrate == "contextual":
-        free = encode(texts=list(CONTENT_FREE_TEXTS))
-        read = partial(_likeliest_calibrated, _log_likelihoods(model, free, device))
-    return PreparedModel(score, costs, batches, description, read)
+    return costs, batches, scoring_memory(config, plan.settings, published_table(config)["total"], num_shared, shapes)
 
 
 def _published_prompt(evaluation: TextEvaluation, task, tokenizer, window: int) -> tuple[Prompt, dict]:

@@ -114,11 +114,16 @@ def load_with_head(settings: ModelSettings, config, model_class, key_mapping=Non
     _check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
     make_head_float32(model)
     _draw_missing_head(model, info["missing_keys"], settings.seed)
+    use_cpu_kernels(model, settings)
+    return model, info["missing_keys"]
+
+
+def use_cpu_kernels(model, settings: ModelSettings) -> None:
+    """Let an encoder with our own attention on a CPU use our other kernels too."""
     if model.config._attn_implementation == cpu_kernels.ATTENTION:
         cpu_kernels.use_cheap_dropout(model)
         if settings.method == "full" and settings.zero_stage != 3:
             cpu_kernels.join_projections(model)
-    return model, info["missing_keys"]
 
 
 def read_weights(settings: ModelSettings, config, model_class, key_mapping=None) -> tuple:
@@ -199,6 +204,11 @@ def tuning_config(config, settings: ModelSettings, tokenizer):
     """
     check_pad_token(settings.name, config, tokenizer)
     config.pad_token_id = tokenizer.pad_token_id
+    return set_dropout(config, settings)
+
+
+def set_dropout(config, settings: ModelSettings):
+    """Return the config, changed in place, with dropout only in full tuning of encoders."""
     if settings.method != "full" or not is_encoder(config):
         for key in config.to_dict():
             if key.endswith(_DROPOUTS) and isinstance(getattr(config, key), float):

@@ -38,12 +38,13 @@ MOST_LAYERS = 1000
 _QUESTIONS = "squad"  # the one task without labels
 
 
-def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = ()) -> tuple:
+def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = (), needs_weights: bool = True) -> tuple:
     """Return the config and tokenizer of a model, after all checks that need no weight.
 
     Args:
         task: "sst2", "imdb", "classify" or "squad".
         labels: of a classifier.
+        needs_weights: check that its weight files are there.
     Raises:
         Refused: one of them cannot be read or used, weight files are missing or cut short, or the model was tuned for
             another kind of task or other labels.
@@ -61,8 +62,9 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = ())
     if labels:
         label_columns(config, labels)
     check_adapter(name, revision)
-    check_weight_files(name)
-    check_final(name)
+    if needs_weights:
+        check_weight_files(name)
+        check_final(name)
     tokenizer = load_tokenizer(name, revision)
     check_pad_token(name, config, tokenizer)
     return config, tokenizer

@@ -31,7 +31,7 @@ from zerotune.settings.groups import FlagRecord, RunSettings
 # Flags that may differ when a run resumes: they do not change its numbers, up to rounding.
 FREE_FLAGS = {
     "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
-    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir",
+    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir", "devices", "device_memory",
 }  # fmt: skip
 # Folder of an evaluation's scores until it is done.
 PARTIAL_FOLDER = ".partial"

@@ -1,105 +1,134 @@
-"""Estimates of a run's memory before a weight is loaded. Pure arithmetic over counts."""
+"""A run's memory by use, and whether it fits. Pure arithmetic over counts."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 
-from zerotune.settings.groups import ModelSettings, OptimisationSettings
+from zerotune.settings.groups import ModelSettings
 
 GIB = 2**30
-# Bytes that a layer keeps of a token for its backward pass. An encoder's, a unit of hidden size, in 16 bits and without
-# attention scores, which sdpa and flash kernels do not keep: Korthikanti et al. 2022, arXiv:2205.05198, equation 2.
-ENCODER_BYTES = 34
-# A causal model's, counted in PyTorch's saved tensors (Llama-3.2-1B, Mistral-7B, Qwen2-0.5B, Gemma-2B, Gemma-2-2B: to
-# 2 % in 16 bits, 5 % in 32): a unit of hidden size by the layer's norms, which are float32, and whether they train; the
-# gated MLP's four tensors; a token that a head attends to where eager attention keeps the scores.
-HIDDEN_BYTES = {(2, False): 25, (2, True): 31, (4, False): 33, (4, True): 49}
-NUM_MLP_TENSORS = 4
-SCORE_BYTES = 8
-ADAM_BYTES = {"adamw": 8, "adamw8bit": 2}
 NF4_BYTES = 0.516  # half a byte and the double-quantised scales (Dettmers et al. 2023, section 3)
+MOMENTS_8BIT = 0.254  # of float32 moments: a byte each, and a float32 scale for 256 of them (bitsandbytes)
+CONTEXT_BYTES = 0.5 * GIB  # assumed of CUDA's context with the kernels of torch and cuBLAS's workspace
+# DeepSpeed's defaults, in elements: of a bucket, and of ZeRO-3's gathered weights.
+BUCKET_SIZE, LIVE_WEIGHTS = 5e8, 1e9
+USABLE = 0.95  # of a device, for what the allocator cannot use
+STAGES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that one device needs, by their use."""
+    """Bytes that one device needs at the peak of a step, by their use."""
 
-    weights: float
+    parameters: float
     gradients: float
     optimizer: float
     activations: float
+    temporary: float
+    deepspeed_buckets: float = 0.0
+    cuda_context: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it, in bytes."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return sum(getattr(self, part.name) for part in fields(self))
 
 
-def offloaded(deepspeed: dict | None) -> frozenset[str]:
-    """Return which of "optimizer" and "param" a DeepSpeed configuration keeps in host memory."""
-    zero = (deepspeed or {}).get("zero_optimization", {})
-    parts = ("optimizer", "param")
-    return frozenset(part for part in parts if (zero.get(f"offload_{part}") or {}).get("device", "none") != "none")
+@dataclass(frozen=True)
+class Sharding:
+    """How a step's memory is divided among devices.
+
+    Attributes:
+        stage: ZeRO's, 0 without DeepSpeed.
+        devices: number of them.
+        zero: the DeepSpeed file's section zero_optimization.
+    """
+
+    stage: int = 0
+    devices: int = 1
+    zero: Mapping = field(default_factory=dict)
+
+    def key(self, name: str, default: float) -> float:
+        """Return a number of the DeepSpeed file, else the default."""
+        value = self.zero.get(name, default)
+        return default if value == "auto" else value
+
+    @property
+    def on_host(self) -> frozenset[str]:
+        """Which of "optimizer" and "param" are kept in host memory."""
+        parts, zero = ("optimizer", "param"), self.zero
+        return frozenset(part for part in parts if (zero.get(f"offload_{part}") or {}).get("device", "none") != "none")
 
 
 def memory_need(
-    num_weights: int,
-    num_trainable: int,
-    config,
+    peaks: Mapping[str, Mapping[str, float]],
+    table: dict,
+    largest_layer: int,
     model: ModelSettings,
-    optimisation: OptimisationSettings,
-    world: tuple[int, frozenset[str]],
-    scored_tokens: int = 0,
+    optimizer: str,
+    sharding: Sharding,
+    on_gpu: bool,
 ) -> MemoryNeed:
-    """Estimate the memory of one device at the largest micro-batch that --tokens-per-device allows.
+    """Return the memory of one device at the peak of a step.
 
     Args:
-        num_weights: logical weights of the model with its head and adapters.
-        world: number of devices, and what `offloaded` says.
-        scored_tokens: the longest row, where eager attention keeps its scores; else 0.
+        peaks: bytes by kind in each phase of the step without DeepSpeed, counted with a base that is not packed.
+        table: of `parameter_table`.
+        largest_layer: weights of the largest matrix of a layer.
+        optimizer: "adamw" or "adamw8bit".
     """
-    world_size, kept_on_host = world
-    stage = model.zero_stage or 0
+    needs = [_phase_need(kinds, table, largest_layer, model, optimizer, sharding) for kinds in peaks.values()]
+    context = CONTEXT_BYTES if on_gpu else 0.0
+    return replace(max(needs, key=lambda need: need.total), cuda_context=context)
+
+
+def _phase_need(kinds, table, largest_layer, model: ModelSettings, optimizer: str, sharding: Sharding) -> MemoryNeed:
+    need, stage, share = MemoryNeed(**kinds), sharding.stage, 1 / sharding.devices
     narrow = 4 if model.precision == "fp32" else 2
-    num_frozen = num_weights - num_trainable
-    frozen_bytes = {"full": 0, "lora": 4 if stage == 3 else narrow, "qlora": NF4_BYTES}[model.method]
-    # autocast keeps a 16-bit copy of each float32 matrix for the length of a pass
-    trained_bytes = 4 + (narrow if model.method == "full" and narrow == 2 else 0)
-    weights = (num_frozen * frozen_bytes + num_trainable * trained_bytes) / (world_size if stage == 3 else 1)
-    gradients = 4 * num_trainable / (world_size if stage >= 2 else 1)
-    copies = 4 if stage in (1, 2) else 0  # DeepSpeed steps on a float32 copy of its share
-    optimizer = (ADAM_BYTES[optimisation.optimizer] + copies) * num_trainable / (world_size if stage >= 1 else 1)
-    optimizer = 0 if "optimizer" in kept_on_host else optimizer
-    weights = 0 if "param" in kept_on_host else weights
-    kept = _layer_bytes(config, model.method == "full", narrow, scored_tokens)
-    if model.activation_checkpointing:  # one layer's, and the inputs of all; float32 from an embedding that is
-        kept += config.num_hidden_layers * config.hidden_size * (4 if model.method == "full" else narrow)
-    else:
-        kept *= config.num_hidden_layers
-    return MemoryNeed(weights, gradients, optimizer, kept * optimisation.tokens_per_device)
+    projections = table["groups"]["attention"] + table["groups"]["mlp"]
+    if model.method == "qlora":  # a matrix is unpacked while it multiplies
+        need = replace(
+            need,
+            parameters=need.parameters - projections * (narrow - NF4_BYTES),
+            temporary=need.temporary + largest_layer * narrow,
+        )
+    if optimizer == "adamw8bit":
+        need = replace(need, optimizer=need.optimizer * MOMENTS_8BIT)
+    if stage >= 1:  # DeepSpeed steps on a float32 copy of its share
+        copies = 4 * table["trainable"] if stage < 3 else 0
+        need = replace(need, optimizer=(need.optimizer + copies) * share)
+    if stage >= 2:
+        need = replace(need, gradients=need.gradients * share)
+    if stage == 3:
+        # weights are gathered in 16 bits, where without DeepSpeed autocast keeps copies of what trains; all are float32
+        copies = projections * narrow if model.method == "full" and narrow == 2 else 0
+        frozen = table["total"] - table["trainable"]
+        need = replace(need, parameters=need.parameters + frozen * (4 - narrow))
+        gathered = min(table["total"], sharding.key("stage3_max_live_parameters", LIVE_WEIGHTS)) * narrow
+        need = replace(
+            need,
+            parameters=need.parameters * share,
+            activations=max(0.0, need.activations - copies),
+            temporary=need.temporary + gathered,
+        )
+    if "optimizer" in sharding.on_host:
+        need = replace(need, optimizer=0.0)
+    if "param" in sharding.on_host:
+        need = replace(need, parameters=0.0)
+    return replace(need, deepspeed_buckets=_bucket_bytes(sharding, narrow))
 
 
-def _layer_bytes(config, trains_all: bool, narrow: int, scored_tokens: int) -> float:
-    """Return the bytes that one layer keeps of a token for its backward pass."""
-    hidden = config.hidden_size
-    scores = config.num_attention_heads * scored_tokens * SCORE_BYTES
-    if getattr(config, "num_key_value_heads", None) is None:
-        return ENCODER_BYTES * hidden * narrow / 2 + scores
-    num_norms = 4 if config.model_type.startswith(("gemma2", "gemma3")) else 2
-    return HIDDEN_BYTES[num_norms, trains_all] * hidden + NUM_MLP_TENSORS * _mlp_width(config) * narrow + scores
+def _bucket_bytes(sharding: Sharding, narrow: int) -> float:
+    """Return the bytes of the buckets in which DeepSpeed collects gradients: one for each type that it exchanges.
 
-
-def logit_bytes(config, model: ModelSettings, tokens_per_device: int, answers_per_token: float) -> float:
-    """Return the bytes that a generator's LM head adds to the activations of its largest micro-batch.
-
-    Of each answer's token float32 logits, their log-softmax and their gradient; and of a frozen head in 16 bits its
-    float32 copy.
-
-    Args:
-        tokens_per_device: of one micro-batch.
-        answers_per_token: largest share of an example's tokens at which logits are computed.
+    Below stage 3 they are float32, and double where communication overlaps (DeepSpeed 0.19, setup_buckets).
     """
-    is_copied = model.method != "full" and model.precision != "fp32"
-    copy = 4 * config.hidden_size * config.vocab_size if is_copied else 0
-    return 3 * 4 * config.vocab_size * answers_per_token * tokens_per_device + copy
+    if not sharding.stage or not sharding.key("contiguous_gradients", True):
+        return 0.0
+    types = {4, narrow}
+    size = sharding.key("reduce_bucket_size", BUCKET_SIZE)
+    if sharding.stage == 3:
+        return size * sum(types)
+    return size * 4 * len(types) * (2 if sharding.key("overlap_comm", False) else 1)
 
 
 @dataclass(frozen=True)
@@ -182,13 +211,20 @@ def describe_bytes(num_bytes: float) -> str:
 def describe_memory(need: MemoryNeed | ScoringMemory) -> str:
     """Return the estimate as one line."""
     unit, name = (GIB, "GiB") if need.total >= GIB else (2**20, "MiB")
-    parts = ", ".join(f"{part.name.replace('_', ' ')} {getattr(need, part.name) / unit:.2f}" for part in fields(need))
+    used = [(part.name.replace("_", " "), getattr(need, part.name) / unit) for part in fields(need)]
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in used if size or name in ("weights", "shared prefix"))
+    parts = parts.replace("deepspeed", "DeepSpeed's").replace("cuda", "CUDA")
     return f"memory a device: about {need.total / unit:.2f} {name} ({parts})"
 
 
-def why_not_fit(need: MemoryNeed, device_bytes: int, method: str) -> str | None:
+def fits(need: MemoryNeed, device_bytes: float) -> bool:
+    """Return whether a device is large enough."""
+    return need.total <= USABLE * device_bytes
+
+
+def why_not_fit(need: MemoryNeed, device_bytes: float, method: str) -> str | None:
     """Return a line with the ways out when a device is too small; None when it fits."""
-    if need.total <= device_bytes:
+    if fits(need, device_bytes):
         return None
     smaller = {
         "full": "--method lora or qlora, ",

@@ -1,5 +1,8 @@
 """Types of flags for argparse: each turns a flag's text into its value or raises ValueError."""
 
+import re
+from argparse import ArgumentTypeError
+
 from zerotune.settings.groups import Interval
 
 
@@ -68,3 +71,11 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise ValueError(text)
     return value
+
+
+def gibibytes(text: str) -> int:
+    """Parse the memory of a device, such as 80G or 23.5, in GiB. Returns bytes."""
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)(?:G|GB|GiB)?", text)
+    if not size or not float(size[1]):
+        raise ArgumentTypeError(f"must be GiB, such as 80G, not {text!r}")
+    return int(float(size[1]) * 2**30)

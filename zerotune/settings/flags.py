@@ -7,6 +7,7 @@ from pathlib import Path
 from zerotune.settings.argument_types import (
     fraction,
     fraction_below_1,
+    gibibytes,
     non_empty,
     non_negative_float,
     non_negative_int,
@@ -153,6 +154,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
         help="most padded tokens in one forward pass on one device (default: 16384, on a CPU 2048)",
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help=f"{seed_help} (default %(default)s)")
+    group.add_argument("--plan", action="store_true", help="print the evaluation's batches and memory, and stop")
     group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
     group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
     group = parser.add_argument_group("data, evaluation")
@@ -367,12 +369,29 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         default="subset",
         help="evaluate before training on 1,000 test items, all of them, or not at all (default %(default)s)",
     )
-    group.add_argument("--plan", action="store_true", help="print the plan of the run and its memory, and stop")
+    group.add_argument(
+        "--plan",
+        action="store_true",
+        help="print the plan of the run, its memory and its steps, and stop; reads no weights, and of a model that is "
+        "not here only its name",
+    )
+    add_device_flags(group)
     group.add_argument(
         "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="default %(default)s"
     )
     group.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload final/ when the run is finished")
     group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
+
+
+def add_device_flags(group) -> None:
+    """Add the flags that say which devices a plan is for."""
+    group.add_argument("--devices", type=positive_int, help="number of GPUs of a --plan (default: as launched)")
+    group.add_argument(
+        "--device-memory",
+        type=gibibytes,
+        metavar="SIZE",
+        help="plan for GPUs of so many GiB, as in 80G: what fits, and how to launch it (default: the device here)",
+    )
 
 
 def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:

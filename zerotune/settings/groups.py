@@ -179,7 +179,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run writes, and how it saves, resumes and logs. `log_every` is in optimizer steps."""
+    """Where a run writes, and how it saves, resumes and logs. `log_every` is in optimizer steps.
+
+    Attributes:
+        devices, device_memory: that a plan is for, the memory in bytes; None: those that are here.
+    """
 
     output_dir: Path
     flags: FlagRecord
@@ -190,6 +194,8 @@ class RunSettings:
     log_every: int = 10
     base_eval: str = "subset"
     plan: bool = False
+    devices: int | None = None
+    device_memory: int | None = None
     tracker: str = "none"
     push_to_hub: str | None = None
 

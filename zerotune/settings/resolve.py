@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
+from zerotune.errors import Refused
 from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
 from zerotune.settings.flags import LABEL_SET_METRICS
 from zerotune.settings.groups import (
@@ -36,7 +37,7 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         task: "sst2", "imdb", "classify" or "squad".
         sample_defaults: `epochs` and `learning_rate` of training the tiny model of --sample.
     Raises:
-        Refused: the DeepSpeed file cannot be read or contradicts the flags.
+        Refused: the DeepSpeed file cannot be read or contradicts the flags; flags of a plan without one.
     """
     head = args.head
     of_sample = sample_defaults if args.sample and args.model is None else {}
@@ -49,11 +50,15 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
     if head_rate is None and head != "generate":
         head_rate = HEAD_RATE_FACTOR * rate
     deepspeed = read_deepspeed_config(args.deepspeed)
-    precision = resolve_precision(args.precision, deepspeed)
+    if not args.plan and (args.devices or args.device_memory):
+        raise Refused("--devices and --device-memory say what a plan is for: add --plan, or leave them out")
+    for_gpu = args.plan and args.device_memory is not None
+    precision = "bf16" if for_gpu and args.precision == "auto" else resolve_precision(args.precision, deepspeed)
     stage = zero_stage(deepspeed)
     if deepspeed is not None:
         deepspeed = fill_deepspeed_config(deepspeed, args.batch_size, args.max_grad_norm, precision)
-    tokens = tokens_per_device(args.tokens_per_device, TRAIN_TOKENS)
+    tokens = TRAIN_TOKENS if for_gpu else tokens_per_device(args.tokens_per_device, TRAIN_TOKENS)
+    tokens = args.tokens_per_device or tokens
     output_dir = args.output_dir or default_run_folder(task, model, args.method, head)
     choose_by = args.choose_by
     if getattr(args, "multi_label", False) and "choose_by" not in args.typed:
@@ -96,7 +101,7 @@ def eval_settings(args: Namespace, task: str) -> EvalSettings:
             precision=resolve_precision(args.precision, None),
         ),
         data=data_settings(args),
-        run=RunSettings(output_dir=output_dir, flags=record_flags(args, resolved)),
+        run=RunSettings(output_dir=output_dir, flags=record_flags(args, resolved), plan=args.plan),
         prompt=_prompt_settings(args),
         text=_group(TextSettings, args),
         questions=_group(QuestionSettings, args),

@@ -300,6 +300,28 @@ def prepare_writing(
     )
 
 
+def describe_batches(evaluation: QuestionEvaluation, questions: list[Question], config) -> list[str]:
+    """Return lines about the questions, the prompt, the batches and the memory of an evaluation."""
+    lines = [f"questions: {len(questions):,}"]
+    most = f"of at most {evaluation.tokens_per_device:,} padded tokens"
+    if finds_spans(config, evaluation.model):
+        tokenizer = load_tokenizer(evaluation.model.name, evaluation.model.revision)
+        data = span_data(tokenizer, questions, span_lengths(evaluation, config), config)
+        batches = evaluation_batches(data.scored_lengths, evaluation.tokens_per_device)
+        return [*lines, f"batches: {len(batches):,} {most}, by a span head"]
+    plan = plan_writing(evaluation, config)
+    data, num_new_tokens = plan.encode(questions), plan.lengths.max_new_tokens
+    batches = data.writing_batches(evaluation.tokens_per_device)
+    sizes = [data.writing_shape(batch, num_new_tokens) for batch in batches]
+    memory = writing_memory(config, plan.settings, published_table(config)["total"], len(data.prefix), sizes)
+    return [
+        *lines,
+        f"prompt: {plan.description['setting']}, {len(data.prefix):,} tokens shared by all, {data.num_truncated:,} cut",
+        f"batches: {len(batches):,} {most}, {num_new_tokens} new tokens in an answer at most",
+        describe_memory(memory),
+    ]
+
+
 @dataclass(frozen=True)
 class WritingPlan:
     """How a causal model is asked to write answers, known before a weight is loaded.

@@ -72,6 +72,12 @@ def tokenise(
     }
 
 
+def tokenise_for_plan(settings: TrainSettings, task: str, splits: Splits, config, tokenizer) -> dict:
+    """Call `tokenise` with the lengths of `check_head`."""
+    del task
+    return tokenise(settings, check_head(settings, config, tokenizer), splits, config, tokenizer)
+
+
 def validate_spans(
     engine: Engine, data: SpanData, optimisation: OptimisationSettings, stop_signal: StopSignal
 ) -> dict[str, float]:

@@ -1,76 +1,352 @@
-"""The plan of a training run and its needs, printed before a weight is loaded."""
+"""The plan of a training run and its needs, before a weight is loaded: also of a model that is not on this machine."""
 
+import math
 import os
-from dataclasses import replace
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 
 from zerotune.errors import Refused
-from zerotune.models.attention import attention_kernel
-from zerotune.models.parameters import model_size
-from zerotune.models.pretrained import check_token_ids
+from zerotune.models.fake import chosen_attention
+from zerotune.models.heads import is_encoder
+from zerotune.models.loading import check_trainable
+from zerotune.models.packed import packs_rows
+from zerotune.models.parameters import format_table, model_size, published_table
+from zerotune.models.precision import compute_dtype
+from zerotune.models.pretrained import check_generator, check_token_ids, load_tokenizer, most_tokens
+from zerotune.models.shapes import config_to_plan, has_tokenizer
 from zerotune.run.plan import (
+    GIB,
+    STAGES,
     MemoryNeed,
+    Sharding,
     describe_bytes,
     describe_memory,
-    logit_bytes,
+    fits,
     memory_need,
-    offloaded,
     why_not_fit,
 )
-from zerotune.settings.groups import TrainSettings
+from zerotune.settings.groups import ModelSettings, TrainSettings
 from zerotune.training.data import TrainingData
 from zerotune.training.schedule import plan_schedule
 from zerotune.training.snapshot import bytes_on_node
+from zerotune.training.step_counts import MicroBatch, StepCounts, count_step
 from zerotune.training.zero_state import BYTES_A_WEIGHT
 
+# Where no data says: labels of a classifier, tokens of a row and of its answer.
+LABELS, WINDOW, ANSWER = 2, 384, {"classify": 0, "span": 0, "generate": 2}
+# What a plan assumes that a GPU does in a second: about 40 % of an H100's peak in 16 bits, and in float32.
+GPU_FLOPS = {"bf16": 400e12, "fp16": 400e12, "fp32": 40e12}
+# Runs that take less of a GPU than this, by their weights alone, are started without counting.
+SURELY_FITS = 0.05
+_DEEPSPEED_FILES = {1: "ds_configs/zero1.json", 2: "ds_configs/zero2.json", 3: "ds_configs/zero3.json"}
 
-def plan_training(settings: TrainSettings, config, train: TrainingData, num_labels: int) -> str:
-    """Describe a run in a few lines: weights, data, steps and memory.
+
+@dataclass(frozen=True)
+class Devices:
+    """What a run is planned for.
+
+    Attributes:
+        number: of devices.
+        memory: of each in bytes; None where it is not limited here (a CPU).
+        on_gpu: whether they are GPUs.
+    """
+
+    number: int
+    memory: int | None
+    on_gpu: bool
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> "Devices":
+        """Return those of --devices and --device-memory, else those that are here."""
+        number = settings.run.devices or int(os.environ.get("WORLD_SIZE", "1"))
+        memory, has_gpu = settings.run.device_memory, torch.cuda.is_available()
+        if memory is None and has_gpu:
+            memory = torch.cuda.mem_get_info()[1]
+        return cls(number, memory, memory is not None)
+
+
+# --- before a run ---
+
+
+def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels: int) -> None:
+    """Refuse a run that will not fit its GPU; a small one, and one on a CPU, is not counted.
 
     Args:
         num_labels: of a classifier.
     Raises:
-        Refused: a token has no embedding, or the run will not fit its GPU.
+        Refused: also where a token has no embedding.
     """
-    model, optimisation = settings.model, settings.optimisation
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    check_token_ids(model.name, config, train.token_ids)
-    total, trainable = model_size(config, settings.head, num_labels, model)
-    scored_tokens = int(train.lengths.max()) if attention_kernel(model.attention, config) == "eager" else 0
-    world = (world_size, offloaded(settings.deepspeed))
-    need = memory_need(total, trainable, config, model, optimisation, world, scored_tokens)
-    if settings.head == "generate":
-        logits = logit_bytes(config, model, optimisation.tokens_per_device, train.answer_share)
-        need = replace(need, activations=need.activations + logits)
-    _refuse_too_large(settings, need, total)
-    weights = f"model: {total:,} weights, {trainable:,} of them trained ({model.method}, {model.precision})"
-    saves = _describe_checkpoints(settings, trainable)
-    return "\n".join([weights, *_describe_steps(settings, train, world_size), describe_memory(need), saves])
-
-
-def _refuse_too_large(settings: TrainSettings, need: MemoryNeed, num_weights: int) -> None:
-    if not torch.cuda.is_available():
+    check_token_ids(settings.model.name, config, train.token_ids)
+    devices = Devices.of(settings)
+    if not devices.on_gpu:
         return
-    device_bytes = torch.cuda.mem_get_info()[1]
-    # a generator is evaluated in the run's precision, heads on float32 weights
-    precision = settings.model.precision if settings.head == "generate" else "fp32"
-    final_bytes = num_weights * (4 if precision == "fp32" else 2)
-    if settings.model.method == "full" and final_bytes > device_bytes:
-        raise Refused(
-            f"--method full ends by evaluating final/, whose {precision} weights take {final_bytes / 2**30:.0f} "
-            f"GiB, and a device has {device_bytes / 2**30:.0f} GiB: use --method lora or qlora"
-        )
-    problem = why_not_fit(need, device_bytes, settings.model.method)
+    total, trainable = model_size(config, settings.head, num_labels, settings.model)
+    _check_final_evaluation(settings, total, devices)
+    if 4 * total + 14 * trainable < SURELY_FITS * devices.memory:
+        return
+    batch = _largest_batch(settings, config, train, devices)
+    counts = _count(settings, config, num_labels, batch, devices, _used_ids(settings, train))
+    problem = why_not_fit(_need(settings, counts, devices), devices.memory, settings.model.method)
     if problem:
         raise Refused(problem)
 
 
-def _describe_checkpoints(settings: TrainSettings, num_trainable: int) -> str:
+def _check_final_evaluation(settings: TrainSettings, num_weights: int, devices: Devices) -> None:
+    if settings.model.method == "full" and _final_bytes(settings, num_weights) > devices.memory:
+        precision = settings.model.precision if settings.head == "generate" else "fp32"
+        raise Refused(
+            f"--method full ends by evaluating final/, whose {precision} weights take "
+            f"{_final_bytes(settings, num_weights) / GIB:.0f} GiB, and a device has {devices.memory / GIB:.0f} GiB: "
+            "use --method lora or qlora"
+        )
+
+
+def _final_bytes(settings: TrainSettings, num_weights: int) -> int:
+    """Return the bytes of a tuned model's weights: a generator's in the run's precision, float32 under a head."""
+    is_wide = settings.head != "generate" or settings.model.precision == "fp32"
+    return num_weights * (4 if is_wide else 2)
+
+
+# --- --plan ---
+
+
+def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -> str:
+    """Describe a run: its parameters, architecture, data, steps, memory, arithmetic, and the devices that it fits.
+
+    Needs no file of a model whose shape is known, and no data: of what is missing it says so.
+
+    Args:
+        load: () -> (the task, its splits).
+        tokenise: (task, splits, config, tokenizer) -> the tokenised splits by name.
+    Raises:
+        Refused: what is there cannot be used; or the run will not fit the GPU that is here.
+    """
+    started = time.perf_counter()
+    model, devices = settings.model, Devices.of(settings)
+    config, shape = config_to_plan(model.name, model.revision)
+    max_length = settings.text.max_length or settings.questions.max_length
+    check_trainable(model, config, max_length)
+    if settings.head == "generate":
+        check_generator(model.name, config, settings.optimisation.head_learning_rate, "classify or span")
+    splits, data, notes = _read(settings, config, shape, load, tokenise)
+    num_labels = _num_labels(splits)
+    train = data["train"] if data else None
+    if train is None:
+        batch = _assumed_batch(settings, config, max_length or WINDOW, devices)
+    else:
+        check_token_ids(model.name, config, train.token_ids)
+        train = _as_on_devices(train, model, config, devices)
+        batch = _largest_batch(settings, config, train, devices)
+    used = None if train is None else _used_ids(settings, train)
+    counts = _count(settings, config, num_labels, batch, devices, used)
+    need = _need(settings, counts, devices)
+    lines = [
+        f"{model.name}: {model.method}, {model.precision}, --head {settings.head}"
+        + (f" (the published shape of {shape}; no file of the model was read)" if shape else ""),
+        format_table(published_table(config), _whole(counts.table)),
+        describe_architecture(config),
+        *notes,
+        *_describe_data(splits, train),
+        *_describe_steps(settings, splits, train, batch, counts, devices),
+        _describe_checkpoints(settings, counts.table["trainable"]),
+        f"largest micro-batch: {batch.rows} rows, {batch.longest} tokens in the longest",
+        f"{describe_memory(need)}",
+        "  " + _how_counted(config, counts, devices),
+    ]
+    if devices.memory is not None:
+        num_weights = counts.table["total"]
+        problem = why_not_fit(need, devices.memory, model.method)
+        if settings.run.device_memory is None:  # the GPU that is here
+            _check_final_evaluation(settings, num_weights, devices)
+            if problem:
+                raise Refused(problem)
+        lines += _fitting(settings, config, num_labels, batch, devices, counts)
+    return "\n".join([*lines, f"planned in {time.perf_counter() - started:.1f} s"])
+
+
+def _read(settings: TrainSettings, config, shape: str | None, load, tokenise) -> tuple:
+    """Return the splits and the tokenised data, None for what is not here, and lines that say why."""
+    try:
+        task, splits = load()
+    except Refused as refusal:
+        given = settings.data
+        if given.sample or any((given.train_file, given.validation_file, given.test_file)):
+            raise
+        return None, None, [f"data: not here, so that steps are unknown ({refusal})"]
+    if shape or not has_tokenizer(settings.model.name, settings.model.revision):
+        return splits, None, ["tokens: unknown without a tokenizer; rows of --max-length are assumed"]
+    tokenizer = load_tokenizer(settings.model.name, settings.model.revision)
+    return splits, tokenise(task, splits, config, tokenizer), []
+
+
+def _num_labels(splits) -> int:
+    parts = splits.record["splits"] if splits else {}
+    return len(parts.get("train", {}).get("labels") or ()) or LABELS
+
+
+def _as_on_devices(train: TrainingData, model: ModelSettings, config, devices: Devices) -> TrainingData:
+    """Return data packed as it will be on the devices that are planned for."""
+    packs = chosen_attention(model, config)[1] if devices.on_gpu else packs_rows(model, config)
+    return replace(train, packs=packs) if "packs" in {each.name for each in fields(train)} else train
+
+
+def _largest_batch(settings: TrainSettings, config, train: TrainingData, devices: Devices) -> MicroBatch:
+    """Return the shape of the largest micro-batch of a step of the longest rows."""
+    optimisation = settings.optimisation
+    longest = np.argsort(-train.lengths, kind="stable")[: optimisation.batch_size]
+    ranks = train.micro_batches(longest, optimisation.tokens_per_device, devices.number)
+    rows = max((rows for rank in ranks for rows in rank if len(rows)), key=train.num_padded_tokens)
+    return MicroBatch.of(train.batch(rows, torch.device("cpu")).inputs, is_alone=len(ranks[0]) == 1)
+
+
+def _assumed_batch(settings: TrainSettings, config, longest: int, devices: Devices) -> MicroBatch:
+    """Return the shape of a micro-batch of rows of the most tokens, where there is no data."""
+    optimisation, answer = settings.optimisation, ANSWER[settings.head]
+    if settings.head == "generate" and settings.task == "squad":
+        answer = settings.questions.max_new_tokens or 32
+    longest = min(longest, most_tokens(config) or longest)
+    a_device = math.ceil(optimisation.batch_size / devices.number)
+    rows = max(1, min(a_device, optimisation.tokens_per_device // longest))
+    return MicroBatch(rows, longest, rows * longest, rows * answer, is_alone=rows == a_device)
+
+
+def _used_ids(settings: TrainSettings, train: TrainingData) -> np.ndarray | None:
+    """Return the ids whose rows an embedding trains, as `engine.load_engine`; None: all of them."""
+    if settings.head == "generate" or settings.engine != "loop" or settings.model.zero_stage == 3:
+        return None
+    return np.union1d(train.token_ids, [train.pad_id])
+
+
+def _count(settings, config, num_labels, batch, devices: Devices, used_ids, model=None) -> StepCounts:
+    model = model or settings.model
+    return count_step(config, model, settings.head, num_labels, batch, devices.on_gpu, used_ids)
+
+
+def _need(settings: TrainSettings, counts: StepCounts, devices: Devices) -> MemoryNeed:
+    zero = (settings.deepspeed or {}).get("zero_optimization", {})
+    sharding = Sharding(settings.model.zero_stage or 0, devices.number, zero)
+    return _need_of(counts, settings.model, settings.optimisation.optimizer, sharding, devices)
+
+
+def _need_of(counts: StepCounts, model: ModelSettings, optimizer: str, sharding: Sharding, devices) -> MemoryNeed:
+    return memory_need(counts.peaks, counts.table, counts.largest_layer, model, optimizer, sharding, devices.on_gpu)
+
+
+# --- what is printed ---
+
+
+def _whole(table: dict) -> dict:
+    """Return a counted table with whole numbers."""
+    whole = {name: round(table[name]) for name in ("total", "trainable", "head")}
+    return whole | {"groups": {name: round(count) for name, count in table["groups"].items()}}
+
+
+def describe_architecture(config) -> str:
+    """Return the table of sizes that a paper prints, in a line for the names and one for the numbers."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    sizes = {
+        "dim": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": heads,
+        "KV heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head size": size,
+        "MLP": getattr(config, "intermediate_size", None) or getattr(config, "hidden_dim", None),
+        "window": getattr(config, "sliding_window", None) or "–",
+        "context": getattr(config, "max_position_embeddings", None) or "–",
+        "vocabulary": config.vocab_size,
+        "embedding": "tied" if config.tie_word_embeddings and not is_encoder(config) else "–",
+    }
+    shown = {name: f"{value:,}" if isinstance(value, int) else str(value) for name, value in sizes.items()}
+    widths = {name: max(len(name), len(value)) for name, value in shown.items()}
+    return "\n".join(
+        "  ".join(f"{row[name]:>{widths[name]}}" for name in shown) for row in ({n: n for n in shown}, shown)
+    )
+
+
+def _describe_data(splits, train: TrainingData | None) -> list[str]:
+    if splits is None:
+        return []
+    sizes = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    lines = ["splits: " + ", ".join(f"{name} {len(part):,}" for name, part in sizes.items())]
+    if train is not None:
+        rows = np.arange(len(train.ids))
+        lines.append(f"data: {len(rows):,} rows, {train.num_tokens(rows):,} tokens, longest {train.lengths.max():,}")
+    return lines
+
+
+def _describe_steps(settings, splits, train, batch: MicroBatch, counts: StepCounts, devices: Devices) -> list[str]:
+    optimisation = settings.optimisation
+    flops_a_token = counts.flops / (batch.rows * batch.longest if train is None or not train.packs else batch.tokens)
+    if splits is None:
+        num_steps, num_tokens = None, optimisation.batch_size * batch.longest
+        lines = []
+    else:
+        schedule = plan_schedule(optimisation, settings.run, len(splits.train))
+        num_steps, passes, num_tokens = schedule.num_steps, "", optimisation.batch_size * batch.longest
+        if train is not None:
+            steps = train.epoch_steps(optimisation.batch_size, optimisation.seed, epoch=0)
+            cuts = [train.micro_batches(step, optimisation.tokens_per_device, devices.number) for step in steps]
+            micro = [rows for ranks in cuts for rank in ranks for rows in rank if len(rows)]
+            real, num_tokens = sum(map(train.num_tokens, micro)), sum(map(train.num_padded_tokens, micro)) / len(steps)
+            passes = f", {sum(len(ranks[0]) for ranks in cuts) / len(steps):.2f} micro-batches a step"
+            passes += f", {num_tokens * len(steps) / real:.3f} × with padding"
+        lines = [
+            f"steps: {num_steps:,} of {optimisation.batch_size} rows on {devices.number} device(s), "
+            f"{schedule.steps_per_epoch:,} an epoch{passes}"
+        ]
+    if not counts.flops:
+        return lines
+    flops = flops_a_token * num_tokens
+    rate, what = _rate(settings.model.precision, devices)
+    seconds = flops / (rate * devices.number)
+    took = f"{seconds:.3g} s a step" + (f", about {_duration(seconds * num_steps)} of steps" if num_steps else "")
+    most = "" if train is not None else "at most "
+    lines.append(f"arithmetic: {most}{flops / 1e12:.3g} TFLOP a step; {took}, at {rate / 1e12:.3g} TFLOP/s {what}")
+    return lines
+
+
+def _rate(precision: str, devices: Devices) -> tuple[float, str]:
+    """Return floating-point operations a second of one device, and where the number is from."""
+    if devices.on_gpu:
+        return GPU_FLOPS[precision], "a device (assumed: 40 % of an H100's peak)"
+    size, number = 768, 3
+    matrix = torch.ones(size, size, dtype=compute_dtype(precision))
+    matrix @ matrix
+    started = time.perf_counter()
+    for _ in range(number):
+        matrix @ matrix
+    rate = number * 2 * size**3 / (time.perf_counter() - started)
+    return rate, "a device (a matrix product on this CPU, now)"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _how_counted(config, counts: StepCounts, devices: Devices) -> str:
+    if not counts.flops:
+        return f"without activations, which PyTorch cannot count of {config.model_type}: leave room for them"
+    if devices.on_gpu:
+        rest = "CUDA context and DeepSpeed's gathered weights are assumed"
+    else:
+        rest = "the process itself (Python, libraries, data) comes on top"
+    return f"counted by PyTorch on fake tensors; {rest}"
+
+
+def _describe_checkpoints(settings: TrainSettings, num_trainable: float) -> str:
     """Return the size of a checkpoint and of its copy. Less where an embedding trains only the rows in use."""
     every = settings.run.checkpoint_every
     often = f"every {every.steps} steps" if every.minutes is None else f"every {every.minutes:g} minutes"
-    num_bytes = num_trainable * BYTES_A_WEIGHT
+    num_bytes = int(num_trainable * BYTES_A_WEIGHT)
     line = f"checkpoints: up to {describe_bytes(num_bytes)} each, {often}"
     if settings.run.scratch_dir:
         return f"{line}, by way of {settings.run.scratch_dir}"
@@ -78,18 +354,65 @@ def _describe_checkpoints(settings: TrainSettings, num_trainable: int) -> str:
     return f"{line}; a copy of {describe_bytes(copied)} in the host memory of a node while one is written"
 
 
-def _describe_steps(settings: TrainSettings, train: TrainingData, world_size: int) -> list[str]:
-    if not settings.run.plan:
-        return []  # cutting an epoch takes a moment
-    optimisation = settings.optimisation
-    schedule = plan_schedule(optimisation, settings.run, len(train.ids))
-    steps = train.epoch_steps(optimisation.batch_size, optimisation.seed, epoch=0)
-    cuts = [train.micro_batches(step, optimisation.tokens_per_device, world_size) for step in steps]
-    micro = [batch for ranks in cuts for rank in ranks for batch in rank if len(batch)]
-    num_passes = sum(len(ranks[0]) for ranks in cuts)
-    num_tokens, num_padded = sum(map(train.num_tokens, micro)), sum(map(train.num_padded_tokens, micro))
-    return [
-        f"data: {len(train.ids):,} rows, {num_tokens:,} tokens, {num_padded / num_tokens:.3f} × with padding",
-        f"steps: {schedule.num_steps:,} of {optimisation.batch_size} rows on {world_size} device(s), "
-        f"{schedule.steps_per_epoch:,} an epoch, {num_passes / len(steps):.2f} micro-batches a step",
+# --- what fits ---
+
+
+def _fitting(
+    settings: TrainSettings, config, num_labels: int, batch, devices: Devices, counted: StepCounts
+) -> list[str]:
+    """Return the table of methods and ZeRO stages with the GiB that each device needs, and the best one's launch line.
+
+    The best is the first that fits of full tuning, LoRA and QLoRA, each with the lowest stage.
+
+    Args:
+        counted: of the run's own method.
+    """
+    own, optimizer = settings.model.method, settings.optimisation.optimizer
+    stages = STAGES if devices.number > 1 else STAGES[:1]
+    needs: dict[tuple[str, int], MemoryNeed] = {}
+    counts: dict[bool, StepCounts] = {own == "full": counted}
+    for method in ("full", "lora", "qlora"):
+        model, is_full = replace(settings.model, method=method), method == "full"
+        if is_full not in counts:
+            counts[is_full] = _count(settings, config, num_labels, batch, devices, None, model)
+        for stage in stages:
+            if (method, stage) != ("qlora", 3):  # which is refused
+                sharding = Sharding(stage, devices.number, {"overlap_comm": (method, stage) != ("qlora", 2)})
+                needs[method, stage] = _need_of(counts[is_full], model, optimizer, sharding, devices)
+    final_fits = _final_bytes(settings, counts[True].table["total"]) <= devices.memory
+    fitting = [each for each, need in needs.items() if fits(need, devices.memory) and (final_fits or each[0] != "full")]
+    names = ["plain", "ZeRO-1", "ZeRO-2", "ZeRO-3"][: len(stages)]
+    lines = [
+        f"GiB on each of {devices.number} device(s) of {devices.memory / GIB:.4g} GiB (* fits):",
+        "".join(f"{name:>10}" for name in ["", *names]),
     ]
+    for method in ("full", "lora", "qlora"):
+        cells = [_cell(needs.get((method, stage)), (method, stage) in fitting) for stage in stages]
+        lines.append(f"{method:>10}" + "".join(f"{cell:>10}" for cell in cells))
+    if not final_fits:
+        lines.append("full: its final evaluation, on whole weights, fits no device")
+    if not fitting:
+        return [*lines, "none fits: use --activation-checkpointing, a smaller --tokens-per-device, or more devices"]
+    return [*lines, "launch of the first that fits:", f"  {_launch_line(*fitting[0], devices)}"]
+
+
+def _cell(need: MemoryNeed | None, is_fitting: bool) -> str:
+    return "– " if need is None else f"{need.total / GIB:.1f}{'*' if is_fitting else ' '}"
+
+
+def _launch_line(method: str, stage: int, devices: Devices) -> str:
+    """Return the command that was typed, launched on all devices with a method and a ZeRO stage."""
+    kept, skip = [], False
+    replaced = ("--plan", "--devices", "--device-memory", "--method", "--deepspeed")
+    for word in sys.argv[1:]:
+        name, has_value = word.partition("=")[0], "=" in word
+        if skip:
+            skip = False
+        elif name in replaced:
+            skip = name != "--plan" and not has_value
+        else:
+            kept.append(shlex.quote(word))
+    script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "train/sst2.py"
+    launch = ["accelerate launch", *([f"--num_processes {devices.number}"] if devices.number > 1 else [])]
+    file = "ds_configs/qlora.json" if (method, stage) == ("qlora", 2) else _DEEPSPEED_FILES.get(stage)
+    return " ".join([*launch, script, *kept, f"--method {method}", *([f"--deepspeed {file}"] if file else [])])

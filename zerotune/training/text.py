@@ -92,6 +92,12 @@ def tokenise(
     return {"train": replace(train, packs=packs), "validation": replace(data["validation"], packs=packs)}
 
 
+def tokenise_for_plan(settings: TrainSettings, task, splits: Splits, config, tokenizer) -> dict:
+    """Call `tokenise` after `check_head`."""
+    check_head(settings, config, tokenizer)
+    return tokenise(settings, task, splits, config, tokenizer)
+
+
 def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData) -> dict:
     """Return task.json's entries about the task."""
     return {

@@ -85,3 +85,11 @@ def test_an_evaluation_in_four_bits_is_qlora():
     settings = eval_settings(args, "sst2")
     assert (settings.model.method, settings.prompt.shots, settings.prompt.format) == ("qlora", 4, "chat")
     assert settings.run.output_dir == Path("runs/eval-sst2-m") and settings.text.max_length is None
+
+
+def test_a_plan_for_gpus_computes_as_they_do():
+    found = resolve("--model", "m", "--plan", "--devices", "8", "--device-memory", "80G")
+    assert found.run.device_memory == 80 * 2**30 and found.run.devices == 8
+    assert (found.model.precision, found.optimisation.tokens_per_device) == ("bf16", 8192)
+    with pytest.raises(Refused, match="add --plan"):
+        resolve("--model", "m", "--devices", "8")

@@ -1,0 +1,164 @@
+"""The plan that is printed, and the refusal of a run that will not fit."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from default_settings import optimisation_settings, run_settings
+
+from zerotune.errors import Refused
+from zerotune.models.shapes import shape_config
+from zerotune.run.plan import GIB
+from zerotune.settings.groups import DataSettings, Interval, ModelSettings, TextSettings, TrainSettings
+from zerotune.training import plan
+from zerotune.training.plan import check_fits, plan_training
+
+EIGHT_H100 = {"plan": True, "devices": 8, "device_memory": 80 * GIB}
+
+
+def settings(name="Mistral-7B", head="classify", deepspeed=None, run=None, data=None, tokens=8192, **model):
+    model = ModelSettings(name, **{"precision": "bf16"} | model)
+    optimisation = optimisation_settings(tokens_per_device=tokens)
+    chosen = run_settings("run", **run or {})
+    text = TextSettings(max_length=128)
+    return TrainSettings(
+        "sst2", head, model, data or DataSettings(), optimisation, chosen, text=text, deepspeed=deepspeed
+    )
+
+
+def no_data():
+    raise Refused("org/data is not in the local cache and the hub cannot be reached")
+
+
+def planned(*args, **kwargs):
+    return plan_training(settings(*args, **kwargs), no_data, None)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The command line of the plan."""
+    words = [
+        "train/sst2.py",
+        "--plan",
+        "--devices",
+        "8",
+        "--device-memory=80G",
+        "--method",
+        "full",
+        "--epochs",
+        "2",
+        "--output-dir",
+    ]
+    monkeypatch.setattr(sys, "argv", [*words, "my runs/a"])
+
+
+def test_a_gated_model_is_planned_by_its_name_without_data(command):
+    found = planned("meta-llama/Llama-3.1-8B", run=EIGHT_H100)
+    assert "(the published shape of Llama-3.1-8B; no file of the model was read)" in found
+    assert "8,030,261,248" in found and "4,096      32     32         8        128  14,336" in found
+    assert "data: not here, so that steps are unknown (org/data" in found
+    rows = {line.split()[0]: line.split()[1:] for line in found.splitlines() if line.startswith("  ") and "*" in line}
+    assert rows.keys() == {"full", "lora", "qlora"} and rows["qlora"][-1] == "–"
+    assert not rows["full"][0].endswith("*") and rows["full"][3].endswith("*"), "16 bytes a weight are 120 GiB"
+    assert found.splitlines()[-2] == (
+        "  accelerate launch --num_processes 8 train/sst2.py --epochs 2 --output-dir 'my runs/a' "
+        "--method full --deepspeed ds_configs/zero1.json"
+    )
+
+
+def test_a_folder_with_a_config_alone_is_planned(tmp_path, command):
+    shape_config("DistilBERT").save_pretrained(tmp_path)
+    found = planned(str(tmp_path))
+    assert "66,362,880" in found and "shape" not in found and "memory a device" in found
+
+
+def test_nothing_is_guessed_of_an_unknown_model():
+    with pytest.raises(Refused, match=r"a plan also knows, without a file: Llama-3\.2-1B"):
+        planned("no/such-model")
+
+
+def test_data_that_the_user_named_has_to_be_there():
+    with pytest.raises(Refused, match="org/data"):
+        planned("DistilBERT", data=DataSettings(train_file="/no/file.csv"))
+
+
+def test_where_nothing_fits_the_ways_out_are_named(command):
+    found = planned("Gemma-2-9B", run=EIGHT_H100 | {"devices": 1, "device_memory": 4 * GIB})
+    assert "none fits: use --activation-checkpointing" in found
+
+
+def rows_of_100_tokens():
+    batch = {"input_ids": np.zeros((32, 100)), "attention_mask": np.ones((32, 100))}
+    return SimpleNamespace(
+        token_ids=np.array([1]),
+        pad_id=0,
+        lengths=np.full(64, 100),
+        micro_batches=lambda rows, budget, devices: [[rows]] * devices,
+        num_padded_tokens=lambda rows: 100 * len(rows),
+        batch=lambda rows, device: SimpleNamespace(inputs=batch),
+    )
+
+
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """Eight devices of 23.6 GiB."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, int(23.6 * GIB)))
+    monkeypatch.setattr("zerotune.models.packed.kernel_works", lambda: False)
+
+
+@pytest.mark.parametrize(("head", "words"), [("generate", None), ("classify", "whose fp32 weights take 27 GiB")])
+def test_the_final_evaluation_of_full_tuning_has_to_fit_in_its_own_precision(head, words, small_gpu):
+    """Mistral-7B under ZeRO-3: a generator is evaluated in bf16, a head on float32 weights."""
+    run = settings(
+        head=head, deepspeed={"zero_optimization": {"stage": 3}}, zero_stage=3, activation_checkpointing=True
+    )
+    with pytest.raises(Refused, match=words) if words else nullcontext():
+        check_fits(run, shape_config("Mistral-7B"), rows_of_100_tokens(), 2)
+
+
+def test_a_run_that_will_not_fit_is_refused_before_it_starts(small_gpu):
+    with pytest.raises(
+        Refused, match=r"will not fit: needs about .* GiB and a device has 23\.6 GiB: use --method lora"
+    ):
+        check_fits(settings("Llama-3.2-3B"), shape_config("Llama-3.2-3B"), rows_of_100_tokens(), 2)
+    check_fits(settings("Llama-3.2-3B", method="qlora"), shape_config("Llama-3.2-3B"), rows_of_100_tokens(), 2)
+
+
+def test_a_small_model_is_started_without_counting(small_gpu, monkeypatch):
+    monkeypatch.delattr(plan, "count_step")
+    check_fits(settings("DistilBERT"), shape_config("DistilBERT"), rows_of_100_tokens(), 2)
+
+
+def test_packed_rows_and_questions_with_branches_have_their_shapes():
+    columns = {"columns": np.zeros(6)}
+    packed = {"input_ids": np.zeros((1, 50)), "bounds": np.array([0, 20, 50]), "longest": 30}
+    shape = plan.MicroBatch.of(packed, is_alone=True)
+    assert (shape.rows, shape.longest, shape.tokens, shape.is_alone) == (2, 30, 50, True)
+    written = {"input_ids": np.zeros((3, 8)), "branches": np.zeros((3, 8))} | columns
+    shape = plan.MicroBatch.of(written, is_alone=False)
+    assert (shape.rows, shape.tokens, shape.answers, shape.branches) == (3, 24, 6, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "deepspeed", "words"),
+    [
+        ({}, None, "every 10 minutes; a copy of 12.89 GiB in the host memory of a node while one is written"),
+        (
+            {"checkpoint_every": Interval(steps=500)},
+            {"zero_optimization": {"stage": 2}},
+            "every 500 steps; a copy of 3.22",
+        ),
+        ({"scratch_dir": Path("/scratch")}, None, "every 10 minutes, by way of /scratch"),
+    ],
+)
+def test_the_plan_tells_what_a_checkpoint_and_its_copy_take(changes, deepspeed, words, monkeypatch):
+    """1.153 billion float32 weights with two moments; under ZeRO two of eight processes are on a node."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    line = plan._describe_checkpoints(settings(deepspeed=deepspeed, run=changes), 1_153_000_000)
+    assert line.startswith(f"checkpoints: up to 12.89 GiB each, {words}")

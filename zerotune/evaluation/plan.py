@@ -1,0 +1,69 @@
+"""The plan of an evaluation: the model's size and architecture, its batches and their memory, without a weight."""
+
+from collections.abc import Callable
+
+from zerotune.errors import Refused
+from zerotune.evaluation.by_head import head_lengths
+from zerotune.evaluation.by_prompt import plan_prompt, prompt_batches
+from zerotune.evaluation.options import TextEvaluation
+from zerotune.models.parameters import published_table
+from zerotune.models.pretrained import answers_by_prompt, load_tokenizer
+from zerotune.models.shapes import config_to_plan, has_tokenizer
+from zerotune.run.plan import describe_bytes, describe_memory
+from zerotune.settings.groups import EvalSettings
+from zerotune.tasks.splits import Example
+from zerotune.training.batches import evaluation_batches
+from zerotune.training.label_sets import classifier_data
+from zerotune.training.plan import describe_architecture
+
+
+def plan_evaluation(settings: EvalSettings, describe: Callable[[], list[str]]) -> str:
+    """Describe an evaluation; its batches only where data and tokenizer are here.
+
+    Args:
+        describe: () -> lines about its items, prompts, batches and memory.
+    Raises:
+        Refused: what is there cannot be used.
+    """
+    model = settings.model
+    config, shape = config_to_plan(model.name, model.revision)
+    table = published_table(config)
+    groups = ", ".join(f"{name} {count:,}" for name, count in table["groups"].items() if count)
+    lines = [
+        f"{model.name}: {model.precision}"
+        + (f" (the published shape of {shape}; no file of the model was read)" if shape else ""),
+        f"parameters: {table['total']:,} ({groups})",
+        describe_architecture(config),
+    ]
+    if shape or not has_tokenizer(model.name, model.revision):
+        narrow = 4 if model.precision == "fp32" else 2
+        weights = f"weights: {describe_bytes(table['total'] * narrow)} in {model.precision}"
+        return "\n".join([*lines, weights, "batches: unknown without a tokenizer"])
+    try:
+        return "\n".join([*lines, *describe()])
+    except Refused as refusal:
+        data = settings.data
+        if data.sample or any((data.train_file, data.validation_file, data.test_file)) or "cache" not in str(refusal):
+            raise
+        return "\n".join([*lines, f"data: not here, so that batches are unknown ({refusal})"])
+
+
+def describe_batches(evaluations: dict[object, TextEvaluation], task, examples: list[Example], config) -> list[str]:
+    """Return lines about the items, the prompt, the batches and the memory of the first of some evaluations."""
+    evaluation = next(iter(evaluations.values()))
+    lines = [f"items: {len(examples):,}" + (f", put by {len(evaluations)} prompts" if len(evaluations) > 1 else "")]
+    if not answers_by_prompt(config):
+        max_length, truncation = head_lengths(evaluation, task, config)
+        tokenizer = load_tokenizer(evaluation.model.name, evaluation.model.revision)
+        data = classifier_data(task, tokenizer, config, examples, max_length, truncation)
+        batches = evaluation_batches(data.lengths, evaluation.tokens_per_device)
+        return [*lines, f"batches: {len(batches):,} of at most {evaluation.tokens_per_device:,} padded tokens, by head"]
+    plan = plan_prompt(evaluation, task, config)
+    data = plan.checked(plan.encode(texts=[example.text for example in examples]), config)
+    _, batches, memory = prompt_batches(evaluation, plan, data, config)
+    return [
+        *lines,
+        f"prompt: {plan.description['setting']}, {data.num_shared:,} tokens shared by all, {data.num_truncated:,} cut",
+        f"batches: {len(batches):,} of at most {evaluation.tokens_per_device:,} padded tokens",
+        describe_memory(memory),
+    ]

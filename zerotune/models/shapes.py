@@ -1,0 +1,62 @@
+"""Configs of models that are planned without a file of theirs: zerotune/models/shapes.toml."""
+
+import os
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+
+from zerotune.errors import Refused
+from zerotune.models.model_files import find_file
+from zerotune.models.pretrained import read_config
+
+
+@cache
+def shapes() -> dict[str, dict]:
+    """Return {short name: {"ids", "parameters", "config"}} of the models whose shapes are known."""
+    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+
+
+def known_shape(name: str) -> str | None:
+    """Return the short name of a model's shape, given that or a hub id of it, in any case; else None."""
+    wanted = name.casefold()
+    for short, shape in shapes().items():
+        if wanted in (short.casefold(), *(each.casefold() for each in shape["ids"])):
+            return short
+    return None
+
+
+def shape_config(short: str) -> PretrainedConfig:
+    """Return the config of a known shape, by its short name."""
+    shape = shapes()[short]
+    config = AutoConfig.for_model(**shape["config"], pad_token_id=0, use_cache=False)
+    config.architectures = None
+    config._attn_implementation = "eager"  # --attention decides
+    return config
+
+
+def config_to_plan(name: str, revision: str | None) -> tuple[PretrainedConfig, str | None]:
+    """Return a model's config for a plan, and where it is from if not from the model: the name of a known shape.
+
+    Only config.json is read, of a folder or from the hub or its cache.
+
+    Raises:
+        Refused: the config can neither be read nor is the shape known.
+    """
+    short = known_shape(name)
+    if short and "/" not in name and not os.path.isdir(name):
+        return shape_config(short), short
+    try:
+        return read_config(name, revision), None
+    except Refused as refusal:
+        if short and not os.path.isdir(name):
+            return shape_config(short), short
+        raise Refused(f"{refusal} (a plan also knows, without a file: {', '.join(shapes())})") from refusal
+
+
+def has_tokenizer(name: str, revision: str | None) -> bool:
+    """Return whether a folder or hub id has a tokenizer here, or can be asked for one."""
+    if os.path.isdir(name):
+        return any(find_file(name, file, revision) for file in ("tokenizer.json", "tokenizer_config.json"))
+    return "/" in name or known_shape(name) is None

@@ -1,0 +1,356 @@
+"""Memory and arithmetic of one training step, counted by PyTorch on fake tensors before a weight is loaded.
+
+A model of a few layers takes the step: forward, backward, update. What a further layer adds is counted too, and is
+added for each layer that the model has more; so a model of any depth is counted in the time of a shallow one.
+"""
+
+import copy
+import re
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
+from torch.nn import functional
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from zerotune.models.attention import attention_kernel
+from zerotune.models.boundary import quiet_transformers
+from zerotune.models.classifier import SequenceClassifier
+from zerotune.models.fake import chosen_attention, fake_gpu, fake_tensors, make_fake
+from zerotune.models.families import classifier_class, projections, span_class
+from zerotune.models.generator import TextGenerator
+from zerotune.models.heads import TunedModel, float32_linear, make_head_float32
+from zerotune.models.loading import base_dtype, make_trainable, set_dropout, use_cpu_kernels
+from zerotune.models.packed import pack, packs_rows, use_packed_attention
+from zerotune.models.parameters import parameter_groups, parameter_table
+from zerotune.models.precision import autocast
+from zerotune.models.span_head import SpanModel
+from zerotune.models.used_rows import train_used_rows
+from zerotune.settings.groups import ModelSettings
+from zerotune.training.engine import build_optimizer
+
+# MemTracker's kinds by ours. What a forward pass keeps is an activation, what a backward pass makes is temporary.
+_KINDS = {
+    "Parameter": "parameters",
+    "Buffer": "parameters",
+    "Gradient": "gradients",
+    "Optstate": "optimizer",
+    "Activation": "activations",
+    "Other": "activations",
+    "Temp": "temporary",
+}
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The shape of one device's largest micro-batch.
+
+    Attributes:
+        rows: examples, or windows.
+        longest: tokens of the longest one.
+        tokens: real tokens of all, without padding.
+        answers: tokens of all answers, at which a generator computes logits; else 0.
+        branches: whether rows have branches that must not see each other.
+        is_alone: whether a step has no other micro-batch, so that no gradient waits while it is computed.
+    """
+
+    rows: int
+    longest: int
+    tokens: int
+    answers: int = 0
+    branches: bool = False
+    is_alone: bool = False
+
+    @classmethod
+    def of(cls, inputs: dict, is_alone: bool) -> "MicroBatch":
+        """Return the shape of a batch's inputs, padded or packed."""
+        answers, branches = len(inputs.get("columns", ())), "branches" in inputs
+        rows, longest = inputs["input_ids"].shape
+        tokens = rows * longest
+        if "bounds" in inputs:
+            rows, longest = len(inputs["bounds"]) - 1, inputs["longest"]
+        elif "attention_mask" in inputs:
+            tokens = int(inputs["attention_mask"].sum())
+        return cls(rows, longest, tokens, answers, branches, is_alone)
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one device needs for a step without DeepSpeed.
+
+    Attributes:
+        table: of `parameter_table`, as the run trains the model.
+        peaks: bytes by kind at the peak of each phase of the step.
+        flops: floating-point operations of the micro-batch, forward and backward; 0 where PyTorch cannot count them,
+            nor activations, for an operation of the model (Qwen3.5's states, Mixtral's experts in full tuning).
+        largest_layer: weights of the largest matrix of a layer.
+    """
+
+    table: dict
+    peaks: dict[str, dict[str, float]]
+    flops: float
+    largest_layer: int
+
+
+class Kernels(NamedTuple):
+    """How attention is computed: transformers' name of the kernel, whether rows are packed, whether CUDA computes."""
+
+    attention: str
+    packs: bool
+    on_gpu: bool
+
+
+def count_step(
+    config,
+    settings: ModelSettings,
+    head: str,
+    num_labels: int,
+    batch: MicroBatch,
+    on_gpu: bool,
+    used_ids: np.ndarray | None = None,
+) -> StepCounts:
+    """Count a step of a model with its head and adapters, without DeepSpeed.
+
+    The base of QLoRA counts as LoRA's, in the precision: zerotune/run/plan.py packs it, and shards.
+
+    Args:
+        config: of the checkpoint.
+        head: "classify", "span" or "generate".
+        num_labels: of a classifier.
+        used_ids: token ids that training reads, for an embedding that trains only these; None: it trains whole.
+    """
+    settings = replace(settings, method="full" if settings.method == "full" else "lora", zero_stage=None)
+    if on_gpu:
+        kernels = Kernels(*chosen_attention(settings, config), on_gpu)
+    else:
+        kernels = Kernels(attention_kernel(settings.attention, config), packs_rows(settings, config), on_gpu)
+    kind = {"settings": settings, "head": head, "num_labels": num_labels, "used_ids": used_ids}
+    count = partial(_count_layers, batch=batch, kernels=kernels, **kind)
+    base, more = _shallow_configs(config)
+    counted = count(base)
+    total = counted
+    for times, deeper in more:
+        total = tree_map(
+            lambda sum_, first, second, n=times: sum_ + n * (second - first), total, counted, count(deeper)
+        )
+    return StepCounts(**total)
+
+
+def _shallow_configs(config) -> tuple[object, list[tuple[int, object]]]:
+    """Return a config of few layers, and how often to add what each of some deeper ones has more."""
+    kinds = getattr(config, "layer_types", None) or ["layer"] * config.num_hidden_layers
+    distinct = list(dict.fromkeys(kinds))
+    base = distinct if len(distinct) > 1 else distinct * 2
+    if len(kinds) <= len(base) + 1:
+        return config, []
+    left = [(kinds.count(kind) - base.count(kind), [*base, kind]) for kind in distinct]
+    return _with_layers(config, base), [(times, _with_layers(config, layers)) for times, layers in left if times]
+
+
+def _with_layers(config, kinds: list[str]):
+    """Return a copy of a config with these layers; other lists by layer are cut to as many."""
+    changed, depth = copy.deepcopy(config), config.num_hidden_layers
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == depth and hasattr(changed, name):
+            setattr(changed, name, kinds if name == "layer_types" else value[: len(kinds)])
+    changed.num_hidden_layers = len(kinds)
+    return changed
+
+
+def _count_layers(config, settings, head, num_labels, used_ids, batch: MicroBatch, kernels: Kernels) -> dict:
+    """Count a step of the model that a config describes, with all its layers."""
+    with quiet_transformers(), torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = _model_on_meta(config, settings, head, num_labels, kernels.attention)
+    sizes = [layer.weight.numel() for layer in projections(model).values()]
+    inputs, targets = _model_inputs(batch, head, kernels.packs)
+    with fake_gpu() if kernels.on_gpu else fake_tensors():
+        make_fake(model)
+        if kernels.packs:
+            use_packed_attention(model)
+        table = parameter_table(model)
+        tuned = _tuned(model, head, settings)
+        if used_ids is not None:
+            train_used_rows(tuned.stock_model, used_ids)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MemTracker's, about modules that are called by another's forward
+            try:
+                peaks, flops = _take_step(tuned.train(), settings.precision, inputs, targets, batch.is_alone)
+            except RuntimeError:  # an operation that fake tensors do not have, or that asks for their numbers
+                peaks, flops = _held_alone(tuned), 0
+    return {"table": table, "peaks": peaks, "flops": flops, "largest_layer": max(sizes, default=0)}
+
+
+def _held_alone(tuned: TunedModel) -> dict[str, dict[str, float]]:
+    """Return what a device holds at an update: weights, float32 gradients and two moments."""
+    held = {id(each): each.numel() * each.element_size() for each in (*tuned.parameters(), *tuned.buffers())}
+    trained = sum(each.numel() for each in tuned.parameters() if each.requires_grad)
+    kinds = dict.fromkeys(_KINDS.values(), 0.0) | {"parameters": sum(held.values())}
+    return {"update": kinds | {"gradients": 4.0 * trained, "optimizer": 8.0 * trained}}
+
+
+def _model_on_meta(config, settings: ModelSettings, head: str, num_labels: int, kernel: str) -> nn.Module:
+    config = set_dropout(copy.deepcopy(config), settings)
+    config.use_cache = False
+    if config.pad_token_id is None:
+        config.pad_token_id = 0
+    if head == "generate":
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    else:
+        config.num_labels = num_labels if head == "classify" else 2
+        model_class = classifier_class(config) if head == "classify" else span_class(config)
+    model = model_class._from_config(config, dtype=base_dtype(settings), attn_implementation=kernel)
+    if head == "generate":
+        model.set_output_embeddings(float32_linear(model.get_output_embeddings(), cast_weights=False))
+    else:
+        make_head_float32(model)
+        use_cpu_kernels(model, settings)
+    return make_trainable(model, settings)
+
+
+def _tuned(model: nn.Module, head: str, settings: ModelSettings) -> TunedModel:
+    if head == "classify":
+        return SequenceClassifier(model, settings.drop_unpooled)
+    return SpanModel(model) if head == "span" else TextGenerator(model)
+
+
+def _model_inputs(batch: MicroBatch, head: str, packs: bool) -> tuple[dict, torch.Tensor | None]:
+    """Return the arguments of a model's forward for a micro-batch of this shape, and a generator's targets."""
+    lengths = np.full(batch.rows, (batch.tokens - batch.longest) // max(1, batch.rows - 1))
+    lengths[0] = batch.longest
+    mask = (np.arange(batch.longest) < lengths[:, None]).astype(np.int64)
+    inputs = {"input_ids": np.zeros_like(mask), "attention_mask": mask}
+    targets = None
+    if packs:
+        inputs = pack(inputs)
+    if head == "generate":
+        owners = np.arange(batch.answers) % batch.rows
+        chosen = {"rows": owners, "columns": np.zeros_like(owners)}
+        targets = torch.zeros(batch.answers, dtype=torch.int64)
+        if packs:
+            names = {"input_ids": "input_ids", "bounds": "bounds", "longest": "longest", "position_ids": "positions"}
+            inputs = {name: inputs[key] for key, name in names.items()} | chosen | {"rows": np.zeros_like(owners)}
+        else:
+            inputs = {"input_ids": inputs["input_ids"]} | chosen
+            if batch.branches:
+                inputs |= {name: np.zeros_like(mask) for name in ("positions", "branches")}
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items() if isinstance(value, np.ndarray)}
+    return inputs | tensors, targets
+
+
+class _PhaseTracker(MemTracker):
+    """Keeps the peak of each phase by kind of memory, and counts floating-point operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.phase, self.flops = "forward", 0
+        self.peaks: dict[str, dict[str, int]] = {}
+
+    def _update_peak_stats(self, peak_state) -> None:
+        for snapshot in self._curr_mem_snap.values():
+            if snapshot["Total"] > self.peaks.get(self.phase, {}).get("Total", 0):
+                self.peaks[self.phase] = dict(snapshot)
+
+    def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
+        # MemTracker would hang its hooks on frozen parameters too, which torch refuses
+        return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
+
+    def note_gradient(self, parameter: nn.Parameter) -> None:
+        """Count a parameter's gradient, which is there now, as one."""
+        self._update_and_maybe_create_winfos(parameter.grad, _MemRefType.GRAD)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(operation, types, args, kwargs)
+        # the scores of packed rows are left out: their formula reads the rows' bounds, and fake ones have no numbers
+        if operation._overloadpacket in flop_registry and "varlen" not in operation._schema.name:
+            self.flops += flop_registry[operation._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+    def by_kind(self) -> dict[str, dict[str, float]]:
+        """Return the bytes of each kind at the peak of each phase."""
+        peaks = {}
+        for phase, snapshot in self.peaks.items():
+            kinds = dict.fromkeys(_KINDS.values(), 0.0)
+            for kind, num_bytes in snapshot.items():
+                if kind != "Total":
+                    kinds[_KINDS[kind.value]] += num_bytes
+            peaks[phase] = kinds
+        return peaks
+
+
+def _take_step(
+    tuned: TunedModel, precision: str, inputs: dict, targets: torch.Tensor | None, is_alone: bool
+) -> tuple[dict[str, dict[str, float]], int]:
+    """Take a step whose optimizer has its moments already. Returns the peaks by phase, and operations."""
+    optimizer = build_optimizer("adamw", parameter_groups(tuned, 1e-5, 1e-5, 0.01), "cpu")
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    if is_alone:
+        optimizer.zero_grad(set_to_none=True)
+    tracker = _PhaseTracker()
+    tracker.track_external(tuned, optimizer)
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(tracker.note_gradient)
+    _mark_phases(tuned.stock_model, tracker)
+    with tracker:
+        with autocast("cpu", precision):
+            logits = tuned(**inputs).float()
+        loss = _loss(logits, targets)
+        tracker.phase = "backward through the head"
+        loss.backward()
+        tracker.phase = "update"
+        del logits, loss
+        norm = torch.nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
+        optimizer.grad_scale = norm.clamp(min=1.0).float()
+        optimizer.step()
+    return tracker.by_kind(), tracker.flops
+
+
+def _loss(logits: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
+    if targets is None:  # of a span head, start and end over the tokens of each row
+        classes = logits if logits.ndim == 2 else logits.transpose(1, 2).flatten(0, 1)
+        logits, targets = classes, torch.zeros(len(classes), dtype=torch.int64)
+    return functional.cross_entropy(logits, targets, reduction="none").sum()
+
+
+def _mark_phases(stock: nn.Module, tracker: _PhaseTracker) -> None:
+    """Let the tracker know when the backward pass is done with the head, and with the layers.
+
+    Within a phase memory rises or falls layer by layer, so that its peak grows by the same with every further layer.
+    """
+    layers = _layers(stock)
+    if not layers:
+        return
+
+    def mark(hidden: torch.Tensor, phase: str) -> None:
+        def enter(gradient: torch.Tensor) -> None:
+            tracker.phase = phase
+
+        if hidden.requires_grad:
+            hidden.register_hook(enter)
+
+    def after_last(_, __, output) -> None:
+        if tracker.phase == "forward":
+            mark(output[0] if isinstance(output, tuple) else output, "backward through the layers")
+
+    def before_first(_, inputs) -> None:
+        if tracker.phase == "forward" and inputs:
+            mark(inputs[0], "backward through the embedding")
+
+    layers[-1].register_forward_hook(after_last)
+    layers[0].register_forward_pre_hook(before_first)
+
+
+def _layers(stock: nn.Module) -> list[nn.Module]:
+    """Return the repeated layers of a model in their order; [] where they share their weights (ALBERT)."""
+    found = {match[0]: None for path in projections(stock) if (match := re.match(r".*?\.\d+(?=\.)", path))}
+    return [stock.get_submodule(path) for path in found] if len(found) > 1 else []
