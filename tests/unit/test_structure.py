@@ -21,7 +21,7 @@ ROOMS = (  # from the lowest upwards
 # What a run, an evaluation or a user writes; named in documents, never shipped.
 MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh")
 NAMED_PATH = re.compile(
-    r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|slurm|tests|docs|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
+    r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|presets|slurm|tests|docs|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
 )
 
 

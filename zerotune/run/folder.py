@@ -26,13 +26,8 @@ from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
 from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
 from zerotune.run.upload import upload_final
-from zerotune.settings.groups import FlagRecord, RunSettings
+from zerotune.settings.groups import FREE_FLAGS, FlagRecord, RunSettings
 
-# Flags that may differ when a run resumes: they do not change its numbers, up to rounding.
-FREE_FLAGS = {
-    "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
-    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir",
-}  # fmt: skip
 # Folder of an evaluation's scores until it is done.
 PARTIAL_FOLDER = ".partial"
 # A file server keeps the lock of a node that has died for about a minute and a half; the requeued job waits for it.

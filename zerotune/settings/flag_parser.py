@@ -60,8 +60,12 @@ class FlagParser(argparse.ArgumentParser):
             message = f"{required} is missing" if "," not in required else f"{required} are missing"
         raise Refused(f"{message}; --help lists the flags" if required == message and not named else message)
 
+    def flag_names(self) -> list[str]:
+        """Return all flags."""
+        return [name for action in self._actions for name in action.option_strings]
+
     def _refuse_unknown(self, words: list[str]) -> None:
-        known = [name for action in self._actions for name in action.option_strings]
+        known = self.flag_names()
         for word in words:
             flag = word.partition("=")[0]
             if flag not in known:

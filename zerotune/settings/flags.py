@@ -15,20 +15,21 @@ from zerotune.settings.argument_types import (
     steps_or_minutes,
 )
 from zerotune.settings.flag_parser import FlagParser
+from zerotune.settings.names import DEFAULT_MODEL
+from zerotune.settings.train_parser import TrainParser
 
 # That can choose the best checkpoint, the first by default: of texts with one label each, and of those with any number.
 LABEL_METRICS = ("accuracy", "f1_macro", "matthews", "loss")
 LABEL_SET_METRICS = ("f1_micro", "f1_macro", "exact_match", "loss")
-DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
 
-def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METRICS) -> FlagParser:
+def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METRICS) -> TrainParser:
     """Return the parser of a train script: the flags that every task has, with the defaults of a task module.
 
     Args:
         choose_by: metrics that can choose the best checkpoint, the first by default.
     """
-    parser = new_parser(description)
+    parser = new_train_parser(description, task.name)
     add_model_flags(parser)
     group = add_training_method_flags(
         parser,
@@ -163,6 +164,13 @@ def add_evaluation_flags(parser: FlagParser, seed_help: str):
 def new_parser(description: str) -> FlagParser:
     """Return a parser whose help begins with a script's docstring as it is."""
     return FlagParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def new_train_parser(description: str, task_name: str) -> TrainParser:
+    """Return the parser of a train script, which reads presets and plans several runs."""
+    return TrainParser(
+        task_name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
 
 
 def add_model_flags(parser: FlagParser, has_default: bool = True) -> None:
@@ -311,12 +319,38 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
     group.add_argument(
         "--seed", type=non_negative_int, default=0, help="of head, order and dropout (default %(default)s)"
     )
+    group.add_argument(
+        "--seeds",
+        type=non_negative_int,
+        nargs="+",
+        metavar="N",
+        help="a run for each seed, and their mean ± sd",
+    )
+    group.add_argument(
+        "--sweep",
+        type=Path,
+        metavar="FILE",
+        help="a run for each combination of the values in the file, whose lines are a flag and its values; the best on "
+        "the validation split is chosen",
+    )
     return group
 
 
 def add_run_flags(parser: FlagParser) -> None:
     """Add the flags that say how a run is started, saved, resumed and logged."""
     group = parser.add_argument_group("run")
+    group.add_argument(
+        "--preset",
+        type=non_empty,
+        metavar="NAME|FILE",
+        help="flags of a known experiment, of presets/NAME.txt or a file of your own; a flag that is given wins",
+    )
+    group.add_argument(
+        "--launcher",
+        type=non_empty,
+        metavar="COMMAND",
+        help="with --seeds or --sweep: starts each run, as 'accelerate launch --num_processes 8' (default: python)",
+    )
     group.add_argument(
         "--deepspeed", type=Path, metavar="FILE", help="DeepSpeed configuration, such as ds_configs/zero2.json"
     )
