@@ -37,7 +37,7 @@ LOCK_FILE = ".lock"
 RESULTS = (
     "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
     "metrics.json", "submission.tsv", "summary.json", "seed-0", "predictions.json", "breakdown.json", "config.json",
-    "task.json",
+    "task.json", "sweep.json",
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
             values; or a record is damaged.
     """
     folder = settings.output_dir
-    _check_place(folder)
+    check_place(folder)
     held = held_results(folder)
     if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
         if held:
@@ -98,7 +98,7 @@ def _final_problem(final: Path) -> str | None:
         return "is damaged (task.json)"
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Refuse folders that are no place for a run: the root, a home folder, a folder inside another run's files."""
     place = Path(os.path.abspath(folder))
     if place == Path(place.anchor) or place in (Path.home(), Path.cwd()):
