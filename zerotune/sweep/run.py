@@ -1,5 +1,6 @@
 """Start several runs one after the other, each as a process of its own; the same command continues where it stopped."""
 
+import ctypes
 import fcntl
 import os
 import re
@@ -25,6 +26,8 @@ from zerotune.sweep.summary import summarise
 LAUNCHER_VARIABLES = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|GROUP_WORLD_SIZE|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
 )
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
@@ -53,10 +56,13 @@ class SignalRelay:
     def run(self, command: list[str], environment: dict[str, str], is_launcher: bool) -> int:
         """Run a command to its end and return its status.
 
-        It has a process group of its own, so that Ctrl-C in a terminal comes once, from here.
+        It has a process group of its own, so that Ctrl-C in a terminal comes once, from here. It gets SIGTERM where this
+        process is killed.
         """
         self._is_launcher = is_launcher
-        self._process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, process_group=0)
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_end_with_parent
+        )
         if self.noted:  # before the process was known
             self._send(signal.Signals[self.noted])
         try:
@@ -121,6 +127,12 @@ def _check_launch(environment: Mapping[str, str]) -> None:
         f"--seeds and --sweep launch their runs one after the other, and cannot from inside {num_processes} processes: "
         f"start python {sys.argv[0]} with the same flags and --launcher {shlex.quote(line)}"
     )
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its parent dies."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
