@@ -56,7 +56,7 @@ class SignalRelay:
     def run(self, command: list[str], environment: dict[str, str], is_launcher: bool) -> int:
         """Run a command to its end and return its status.
 
-        It has a process group of its own, so that Ctrl-C in a terminal comes once, from here. It gets SIGTERM where this
+        It has a process group of its own, so that Ctrl-C in a terminal comes once, from here. It gets SIGTERM when this
         process is killed.
         """
         self._is_launcher = is_launcher
