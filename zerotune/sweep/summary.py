@@ -274,7 +274,7 @@ def _page(
     sections = [
         html.heading(title, "sweep" if runs.sweep else "seeds"),
         html.section("Ranking" if runs.sweep else "Scores", *scores),
-        html.section("Runs", _run_list(record)),
+        html.section("Runs", _run_list(record, _digits(order[0]))),
         html.section("Training", timings_table(names, records, histories), curves_of_runs(names, histories)),
         html.section("Shared flags", html.table([], html.flattened(dict(runs.flags)), num_text_columns=2)),
     ]
@@ -311,13 +311,13 @@ def _ranking(order: Sequence[Setting], chosen: Setting | None, choose_by: str) -
     return [html.paragraph(f"{text[0].upper()}{text[1:]}."), html.table(headers, rows), html.paragraph(note, "note")]
 
 
-def _run_list(record: dict) -> str:
+def _run_list(record: dict, digits: int) -> str:
     """Return a list of the runs with links to their pages."""
     items = []
     for run in record["runs"]:
         name = escape(run["name"])
         if run["finished"]:
-            found = f"validation {record['choose_by']} {run['validation'][record['choose_by']]:.4f}"
+            found = f"validation {record['choose_by']} {run['validation'][record['choose_by']]:.{digits}f}"
             found += f", best step {run['best_step']:,}"
             name = f'<a href="{quote(run["name"])}/report.html">{name}</a>'
         else:
