@@ -169,9 +169,12 @@ nodes_answer() {
   timeout "$ZEROTUNE_END_TIMEOUT" srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
 }
 
-# end_run STATUS: ends the shell, and deletes files that only a later start of this job would read.
+# delete_job_files: deletes files that only a later start of this job would read.
+delete_job_files() { rm -f "$job_files".{answer,attempts,begun,failed,refusal,stop}; }
+
+# end_run STATUS: ends the shell.
 end_run() {
-  rm -f "$job_files".{answer,attempts,begun,failed,refusal,stop}
+  delete_job_files
   exit "$1"
 }
 
@@ -187,7 +190,7 @@ has_left_resume() {
 
 # run_to_end SCRIPT FLAGS…: the whole job, ends the shell. 0 finished, 2 refused, 75 stopped, 1 out of attempts.
 run_to_end() {
-  local folder state=none progress=none stamp=0 before=0 status=0 again=()
+  local again=() status
   if [ -z "${SLURM_JOB_ID:-}" ]; then  # by bash, on the login node: would the job find what it needs?
     run_python -m zerotune.cluster.jobs plan "$@"
     exit
@@ -196,11 +199,47 @@ run_to_end() {
   trap 'note_stop SIGUSR1' USR1
   trap 'note_stop SIGTERM' TERM
   [ -z "$early_stop" ] || note_stop "$early_stop"
+  case " $* " in
+    *" --seeds"[\ =]* | *" --sweep"[\ =]*) run_members "$@" ;;
+    *) run_one "$@" ;;
+  esac
+  status=$?
+  [ "$status" = 1 ] && exit 1  # out of attempts: the count stays
+  end_run "$status"
+}
+
+# run_members SCRIPT FLAGS…: the runs of --seeds and --sweep one after the other; in an array (--array=1-N), the one of this
+# task. 0 all finished, 2 some refused, 1 some out of attempts.
+run_members() {
+  local number numbers command status worst=0 of_job=$job_files
+  if ! ask members "$@"; then return 2; fi
+  read -r numbers <"$job_files.answer"
+  for number in ${SLURM_ARRAY_TASK_ID:-$numbers}; do
+    ask member "$number" "$@" || return 2
+    mapfile -t command <"$job_files.answer"
+    # a run's attempts are its own
+    job_files=$of_job.$number
+    export ZEROTUNE_FAILED_FILE=$PWD/$job_files.failed ZEROTUNE_STATE_FILE=$PWD/$job_files.state.json
+    again=()
+    run_one "${command[@]}"
+    status=$?
+    [ "$status" = 0 ] || [ "$worst" = 1 ] || worst=$status
+    [ "$status" = 1 ] || delete_job_files
+    job_files=$of_job
+  done
+  run_python -m zerotune.cluster.jobs summarise "$@" || [ "$worst" != 0 ] || worst=2
+  return "$worst"
+}
+
+# run_one SCRIPT FLAGS…: one run until it is finished (returns 0), refused (2) or out of attempts (1). Ends the shell where
+# the job is to start again.
+run_one() {
+  local folder state=none progress=none stamp=0 before=0 status=0
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
   ask plan "$@" 2>"$job_files.refusal" || status=$?
   cat "$job_files.answer" "$job_files.refusal"
-  [ "$status" = 0 ] || end_run 2
-  ask folder "$@" || end_run 2
+  [ "$status" = 0 ] || return 2
+  ask folder "$@" || return 2
   read -r folder <"$job_files.answer"
   while :; do
     ask progress "$folder" && read -r state progress before <"$job_files.answer"
@@ -211,27 +250,30 @@ run_to_end() {
     launch "$@" "${again[@]}" --state-file "$ZEROTUNE_STATE_FILE"
     status=$?
     ask progress "$folder" && read -r state progress stamp <"$job_files.answer"
-    [ "$status" = 0 ] && end_run 0
-    [ -e "$ZEROTUNE_STATE_FILE" ] && end_run 2
+    [ "$status" = 0 ] && return 0
+    [ -e "$ZEROTUNE_STATE_FILE" ] && return 2
     if [ "$stamp" != "$before" ]; then
       case $state in
-        finished) end_run 0 ;;
-        refused) end_run 2 ;;
+        finished) return 0 ;;
+        refused) return 2 ;;
         preempted) stop_reason=${stop_reason:-a signal to the ranks} ;;  # SLURM's first SIGTERM may not reach this script
       esac
     fi
-    go_on_or_end "$progress" "$status"
+    go_on_or_end "$progress" "$status" || return 1
   done
 }
 
 end_as_slurm_does() { stop_with 75 "SLURM ends this job (requeue or scancel); the same command resumes it"; }
 
-# go_on_or_end PROGRESS STATUS: after a launch that ended early; returns where the same job is to launch again.
+# go_on_or_end PROGRESS STATUS: after a launch that ended early; returns 0 where the same job is to launch again, 1 where it
+# has been tried often enough, and ends the shell where another start of the job is to continue.
 go_on_or_end() {
   local tries
   if [ -n "$stop_reason" ] && is_ending; then end_as_slurm_does; fi
-  attempts_left "$1" ||
-    stop_with 1 "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): see above what ended them"
+  if ! attempts_left "$1"; then
+    say "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): see above what ended them"
+    return 1
+  fi
   if [ -s "$ZEROTUNE_FAILED_FILE" ]; then  # the step may never end, and then this job gets no other
     stop_reason=${stop_reason:-a node that has lost the job}
   fi
@@ -239,7 +281,7 @@ go_on_or_end() {
     sleep 2
     if nodes_answer; then
       say "the ranks died (status $2); launched again from the last checkpoint"
-      return
+      return 0
     fi
     # a requeued job waits until SLURM has given up a dead node, 300 s by default (SlurmdTimeout)
     stop_reason="a node that does not answer"

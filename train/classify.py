@@ -25,6 +25,11 @@ SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
 
 
 def main(args) -> None:
+    if args.runs:  # --seeds, --sweep: a process for each run
+        from zerotune.sweep.run import run_all
+
+        return run_all(args.runs)
+
     from functools import partial
 
     from torch.nn import functional

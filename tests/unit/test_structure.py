@@ -16,12 +16,12 @@ LIBRARY = sorted((REPOSITORY / "zerotune").rglob("*.py"))
 SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (REPOSITORY / folder).glob("*.py"))
 ROOMS = (  # from the lowest upwards
     "errors", "randomness", "records", "files", "terminal", "settings", "run", "metrics", "models", "tasks", "training",
-    "evaluation", "report", "squad", "prediction", "cluster",
+    "evaluation", "report", "squad", "prediction", "sweep", "cluster",
 )  # fmt: skip
 # What a run, an evaluation or a user writes; named in documents, never shipped.
 MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh")
 NAMED_PATH = re.compile(
-    r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|slurm|tests|docs|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
+    r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|presets|slurm|tests|docs|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
 )
 
 

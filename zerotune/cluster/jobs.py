@@ -4,6 +4,7 @@
     python -m zerotune.cluster.jobs folder eval/sst2.py --model runs/a/final
     python -m zerotune.cluster.jobs progress runs/a
     python -m zerotune.cluster.jobs prefetch --model meta-llama/Llama-3.2-1B
+    python -m zerotune.cluster.jobs members train/sst2.py --seeds 0 1 2        # and member NUMBER, summarise
 
 Nothing here imports torch: a job script waits for each answer.
 """
@@ -15,17 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zerotune.cluster import prefetch
-from zerotune.errors import Refused
+from zerotune.errors import Refused, listed
+from zerotune.files import hold_lock
 from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id
-from zerotune.run.folder import PARTIAL_FOLDER
+from zerotune.run.folder import LOCK_FILE, PARTIAL_FOLDER
 from zerotune.run.process import run_script
 from zerotune.run.run_files import read_state
 from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
+from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag, with_label_flags
 from zerotune.settings.groups import DataSettings
 from zerotune.settings.names import default_eval_folder, default_run_folder, final_of_run, model_or_default
 from zerotune.settings.resolve import data_settings
+from zerotune.settings.sweeps import Runs
 from zerotune.squad.settings import qa_eval_parser, qa_train_parser
+from zerotune.sweep.folder import check_folder, describe_member, is_finished, open_folder
 from zerotune.tasks.classify import GLUE, OWN
 from zerotune.tasks.imdb import IMDB
 from zerotune.tasks.sst2 import SST2
@@ -83,16 +88,7 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
     Raises:
         Refused: it is no script of a task, it would refuse the flags, or the run to evaluate has no final/ yet.
     """
-    name = "/".join(Path(script).parts[-2:])
-    if name not in PARSERS:
-        raise Refused(f"{script} is no script of a task: wanted one of {', '.join(PARSERS)}")
-    parser = PARSERS[name]()
-
-    def refuse(message: str):
-        raise Refused(f"{message}; python {script} --help lists the flags")
-
-    parser.error = refuse
-    flags = parser.parse_args(arguments)
+    name, flags = _parse(script, arguments)
     task, trains = TASKS[Path(script).name], name.startswith("train/")
     model = model_or_default(flags.model, flags.sample, task)
     given = {"data": data_settings(flags), "revision": flags.revision}
@@ -104,6 +100,59 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
         folder = flags.output_dir or default_eval_folder(task, model)
         given |= {"shots": flags.shots, "scores_file": getattr(flags, "score", None) is not None}
     return Wanted(script, task, trains, model, folder=folder, **given)
+
+
+def _parse(script: str, arguments: list[str]) -> tuple[str, argparse.Namespace]:
+    name = "/".join(Path(script).parts[-2:])
+    if name not in PARSERS:
+        raise Refused(f"{script} is no script of a task: wanted one of {', '.join(PARSERS)}")
+    return name, PARSERS[name]().read(arguments)
+
+
+def read_each(script: str, arguments: list[str]) -> list[Wanted]:
+    """Read the flags of a script, for each of the runs that --seeds and --sweep ask for. Raises as `read_flags`."""
+    runs = read_runs(script, arguments)
+    if runs is None:
+        return [read_flags(script, arguments)]
+    return [read_flags(script, runs.command(member)) for member in runs.members]
+
+
+def read_runs(script: str, arguments: list[str]) -> Runs | None:
+    """Return the runs of --seeds and --sweep, None for a single one. Raises Refused: the flags, or --launcher."""
+    runs = getattr(_parse(script, arguments)[1], "runs", None)
+    if runs is not None and runs.launcher:
+        raise Refused("--launcher has no use on the cluster, where the job script launches each run: leave it out")
+    return runs
+
+
+def print_members(runs: Runs) -> None:
+    """Write sweep.json, and print the numbers of the runs that are not finished, from 1."""
+    check_folder(runs)
+    runs.folder.mkdir(parents=True, exist_ok=True)
+    with hold_lock(runs.folder / LOCK_FILE):  # the tasks of an array start together
+        open_folder(runs)
+    numbered = enumerate(runs.members, start=1)
+    print(*(number for number, member in numbered if not is_finished(runs.folder / member.name)))
+
+
+def print_member(runs: Runs, number: str) -> None:
+    """Print the script and the flags of a run, a word a line. Raises Refused where there is no run of that number."""
+    if not (number.isdecimal() and 1 <= int(number) <= len(runs.members)):
+        count = len(runs.members)
+        raise Refused(f"there is no run {number} of {count}: submit them by sbatch --array=1-{count}")
+    print("\n".join([runs.script, *runs.command(runs.members[int(number) - 1])]))
+
+
+def print_summary(runs: Runs) -> None:
+    """Summarise the runs that are finished. Raises Refused where some are not, in a job that is to run all of them."""
+    from zerotune.sweep.summary import summarise
+
+    with hold_lock(runs.folder / LOCK_FILE):  # the last task of an array sees all others finished
+        report = summarise(runs, {})
+    print(f"report: {report}", flush=True)
+    open_ones = [member.name for member in runs.members if not is_finished(runs.folder / member.name)]
+    if open_ones and "SLURM_ARRAY_TASK_ID" not in os.environ:
+        raise Refused(f"{len(open_ones)} of {len(runs.members)} runs are not finished ({listed(open_ones)})")
 
 
 def progress_of(folder: Path) -> str:
@@ -183,6 +232,10 @@ def items_of(wanted: Wanted) -> list[prefetch.Item]:
     return [*items, WORDNET] if wanted.task == "squad" else items
 
 
+def _items_of_all(every: list[Wanted]) -> list[prefetch.Item]:
+    return list(dict.fromkeys(item for wanted in every for item in items_of(wanted)))
+
+
 def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
     """Return a hub model, and the hub model that an adapter belongs to, as far as it is known yet."""
     items, folder = [], Path(model)
@@ -220,19 +273,19 @@ def prefetch_items(arguments: list[str]) -> None:
     """
     if arguments and Path(arguments[0]).name in TASKS:
         update = "--update" in arguments
-        wanted = read_flags(arguments[0], [flag for flag in arguments[1:] if flag != "--update"])
-        items = items_of(wanted)
+        every = read_each(arguments[0], [flag for flag in arguments[1:] if flag != "--update"])
+        items = _items_of_all(every)
         _fetch(items, update)
         # an adapter says only now which model it belongs to
-        _fetch([item for item in items_of(wanted) if item not in items], update)
+        _fetch([item for item in _items_of_all(every) if item not in items], update)
     else:
-        parser = argparse.ArgumentParser(prog="slurm/prefetch.sh", allow_abbrev=False)
+        parser = FlagParser(prog="slurm/prefetch.sh", allow_abbrev=False)
         parser.add_argument("--model", action="append", default=[], metavar="ID[@REVISION]")
         parser.add_argument("--dataset", action="append", default=[], metavar="ID[@REVISION]")
         parser.add_argument("--wordnet", action="store_true", help="for METEOR")
         parser.add_argument("--update", action="store_true", help="take the newest commit of what is there already")
         parser.add_argument("--verify", action="store_true", help="fetch nothing, hash what the manifest lists")
-        flags = parser.parse_args(arguments)
+        flags = parser.read(arguments)
         if flags.verify:
             _verify()
             return
@@ -265,8 +318,21 @@ def print_progress(folder: Path) -> None:
     print(read_state(folder).get("state", "none"), progress_of(folder), stamp)
 
 
-def print_plan(wanted: Wanted) -> None:
-    """Print the plan of a job. Raises Refused where the job would miss something."""
+def print_plan(script: str, arguments: list[str]) -> None:
+    """Print the plan of a job, or of each of its runs. Raises Refused where the job would miss something."""
+    runs, every = read_runs(script, arguments), read_each(script, arguments)
+    if runs is not None:
+        check_folder(runs)
+        count = len(runs.members)
+        print(
+            f"{count} runs: each in a job of its own by `sbatch --array=1-{count}`, else one after the other in one job"
+        )
+        print(*(describe_member(runs, member) for member in runs.members), sep="\n", flush=True)
+    for wanted in every:
+        _print_plan(wanted)
+
+
+def _print_plan(wanted: Wanted) -> None:
     for line in describe_job(wanted, dict(os.environ)):
         print(line, flush=True)
     if read_state(wanted.folder).get("state") != "finished" and not os.environ.get("ZEROTUNE_ONLINE"):
@@ -274,10 +340,13 @@ def print_plan(wanted: Wanted) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the answer to a verb: plan, folder, progress or prefetch."""
+    """Print the answer to a verb: plan, folder, progress, prefetch, members, member or summarise."""
     verb, *rest = arguments
     answers = {
-        "plan": lambda script, *flags: print_plan(read_flags(script, list(flags))),
+        "plan": lambda script, *flags: print_plan(script, list(flags)),
+        "members": lambda script, *flags: print_members(read_runs(script, list(flags))),
+        "member": lambda number, script, *flags: print_member(read_runs(script, list(flags)), number),
+        "summarise": lambda script, *flags: print_summary(read_runs(script, list(flags))),
         "folder": lambda script, *flags: print(read_flags(script, list(flags)).folder),
         "progress": lambda folder: print_progress(Path(folder)),
         "prefetch": lambda *items: prefetch_items(list(items)),

@@ -31,7 +31,7 @@ def use_whole_cpu(tiny_model: bool) -> None:
     if torch.cuda.is_available():
         return
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", CPU_KERNELS_KEPT)
-    if not _threads_were_asked_for():
+    if not threads_were_asked_for():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(1 if tiny_model else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     libc = _glibc()
@@ -99,7 +99,7 @@ def _control_groups() -> list[Path]:
     return []
 
 
-def _threads_were_asked_for() -> bool:
+def threads_were_asked_for() -> bool:
     """Return whether the user set OMP_NUM_THREADS: it is set here and in the launcher, where there is one."""
     if "OMP_NUM_THREADS" not in os.environ:
         return False

@@ -26,13 +26,8 @@ from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
 from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
 from zerotune.run.upload import upload_final
-from zerotune.settings.groups import FlagRecord, RunSettings
+from zerotune.settings.groups import FREE_FLAGS, FlagRecord, RunSettings
 
-# Flags that may differ when a run resumes: they do not change its numbers, up to rounding.
-FREE_FLAGS = {
-    "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
-    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir", "devices", "device_memory",
-}  # fmt: skip
 # Folder of an evaluation's scores until it is done.
 PARTIAL_FOLDER = ".partial"
 # A file server keeps the lock of a node that has died for about a minute and a half; the requeued job waits for it.
@@ -42,7 +37,7 @@ LOCK_FILE = ".lock"
 RESULTS = (
     "parameters.json", "metrics.jsonl", "checkpoints", "final", "eval", "report.html", "predictions.jsonl",
     "metrics.json", "submission.tsv", "summary.json", "seed-0", "predictions.json", "breakdown.json", "config.json",
-    "task.json",
+    "task.json", "sweep.json",
 )  # fmt: skip
 
 
@@ -56,7 +51,7 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
             values; or a record is damaged.
     """
     folder = settings.output_dir
-    _check_place(folder)
+    check_place(folder)
     held = held_results(folder)
     if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
         if held:
@@ -103,7 +98,7 @@ def _final_problem(final: Path) -> str | None:
         return "is damaged (task.json)"
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Refuse folders that are no place for a run: the root, a home folder, a folder inside another run's files."""
     place = Path(os.path.abspath(folder))
     if place == Path(place.anchor) or place in (Path.home(), Path.cwd()):

@@ -199,6 +199,8 @@ def run_script(main, args) -> None:
     try:
         check_launcher(os.environ)
         check_names(sys.argv)
+        if preset_line := getattr(args, "preset_line", ""):
+            say(preset_line)
         main(args)
     except Refused as error:
         _end_process(EXIT_REFUSED, _refusal(args, error), sys.stderr)

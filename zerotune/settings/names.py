@@ -5,7 +5,8 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import default_cache_dir
-from zerotune.settings.flags import DEFAULT_MODEL
+
+DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
 
 def short_name(model: str) -> str:

@@ -27,6 +27,7 @@ EPOCHS, FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 3, 2e-5, 2e-4, 5
 # Most padded tokens of a micro-batch in training, of a forward pass in evaluation, and of either on a CPU, which gains
 # nothing from large batches.
 TRAIN_TOKENS, EVAL_TOKENS, CPU_TOKENS = 8192, 16384, 2048
+NOT_FLAGS = ("typed", "preset_line", "runs")  # what a parser adds to the flags
 FILE_FLAGS = ("train_file", "validation_file", "test_file")
 
 
@@ -127,7 +128,7 @@ def tokens_per_device(wanted: int | None, on_gpu: int) -> int:
 
 def record_flags(args: Namespace, resolved: dict[str, object]) -> FlagRecord:
     """Return the flags as plain JSON values, with those of `resolved` in place of the given ones."""
-    values = {name: value for name, value in vars(args).items() if name != "typed"} | resolved
+    values = {name: value for name, value in vars(args).items() if name not in NOT_FLAGS} | resolved
     plain = {
         name: str(value) if isinstance(value, (Path, Interval)) else value for name, value in sorted(values.items())
     }

@@ -1,11 +1,11 @@
 """The flags of train/qa.py and eval/qa.py, and their defaults. Imports no torch, so that `--help` is fast."""
 
-import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.settings.argument_types import non_negative_int, positive_int
+from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import (
     add_data_flags,
     add_evaluation_flags,
@@ -16,8 +16,10 @@ from zerotune.settings.flags import (
     add_training_data_flags,
     add_training_method_flags,
     new_parser,
+    new_train_parser,
 )
 from zerotune.settings.groups import PromptSettings, QuestionSettings
+from zerotune.settings.train_parser import TrainParser
 
 # Of a span head, in tokens: the defaults of transformers' run_qa.py.
 SPAN_DEFAULTS = QuestionSettings(max_length=384, doc_stride=128, max_answer_length=30, n_best=20)
@@ -27,9 +29,9 @@ RULES = ("official", "random", "80-20")
 FILES = "json in SQuAD's format; also .gz"
 
 
-def qa_train_parser(description: str) -> argparse.ArgumentParser:
+def qa_train_parser(description: str) -> TrainParser:
     """Build the parser of train/qa.py."""
-    parser = new_parser(description)
+    parser = new_train_parser(description, "squad")
     add_model_flags(parser)
     heads = "span: two logits a token, for the answer's first and last token; generate: a causal model writes it"
     add_prompt_format(add_training_method_flags(parser, ("span", "generate"), heads))
@@ -40,7 +42,7 @@ def qa_train_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def qa_eval_parser(description: str) -> argparse.ArgumentParser:
+def qa_eval_parser(description: str) -> FlagParser:
     """Build the parser of eval/qa.py."""
     parser = new_parser(description)
     add_model_flags(parser)

@@ -7,11 +7,11 @@ from zerotune.errors import Refused
 from zerotune.files import json_sha256, sync_folder
 from zerotune.models.final_folder import save_final
 from zerotune.models.used_rows import restore_whole_embedding
-from zerotune.run.folder import FREE_FLAGS, RunFolder
+from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0
 from zerotune.run.process import is_main_process
 from zerotune.run.run_files import read_metrics_lines
-from zerotune.settings.groups import TrainSettings
+from zerotune.settings.groups import FREE_FLAGS, TrainSettings
 from zerotune.training import checkpoints
 from zerotune.training.generation import chat_record
 from zerotune.training.loop import TrainingLoop

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_run import write_run
 
 from zerotune.cluster import smoke
 from zerotune.cluster.jobs import (
@@ -20,6 +21,7 @@ from zerotune.cluster.jobs import (
     describe_progress,
     items_of,
     progress_of,
+    read_each,
     read_flags,
 )
 from zerotune.cluster.prefetch import Item
@@ -60,9 +62,9 @@ def test_eval_folders_and_tasks():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--model"], "argument --model: expected one argument; python train/sst2.py --help lists the flags"),
-        (["--sample", "--modle", "x"], "unrecognized arguments: --modle x"),
-        (["--epochs", "three"], "argument --epochs: "),
+        (["--model"], "^--model needs a value$"),
+        (["--sample", "--modle", "x"], "^unknown flag --modle: did you mean --model\\?$"),
+        (["--epochs", "three"], "^--epochs must be a whole number, not 'three'$"),
     ],
 )
 def test_flags_that_the_script_would_refuse(flags, words):
@@ -322,6 +324,60 @@ def test_a_busy_controller_is_asked_again_to_requeue(tmp_path, flag, said):
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 75 and ended.stdout == f"slurm: {said}\n"
+
+
+# --- several runs ---
+
+
+def answer(*words, **environment):
+    command = [sys.executable, "-m", "zerotune.cluster.jobs", *map(str, words)]
+    own = {"ZEROTUNE_ONLINE": "1", **os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=own)
+
+
+def test_the_runs_of_seeds_are_numbered_for_an_array(tmp_path):
+    flags = ["train/sst2.py", "--sample", "--seeds", "5", "6", "--output-dir", tmp_path / "several"]
+    plan = answer("plan", *flags).stdout
+    assert plan.startswith(
+        "2 runs: each in a job of its own by `sbatch --array=1-2`, else one after the other in one job"
+    )
+    assert f"run folder: {tmp_path}/several/seed-6: fresh" in plan and not (tmp_path / "several").exists()
+    assert answer("members", *flags).stdout == "1 2\n" and (tmp_path / "several/sweep.json").exists()
+    words = ["train/sst2.py", "--sample", "--seed", "6", "--output-dir", f"{tmp_path}/several/seed-6"]
+    assert answer("member", 2, *flags).stdout.splitlines() == words
+    assert "there is no run 0 of 2: submit them by sbatch --array=1-2" in answer("member", 0, *flags).stderr
+    assert "--launcher has no use on the cluster" in answer("members", *flags, "--launcher", "torchrun").stderr
+    write_run(tmp_path / "several/seed-5", 0.8, 0.7)
+    assert answer("members", *flags).stdout == "2\n"
+    assert answer("summarise", *flags, SLURM_ARRAY_TASK_ID="1").returncode == 0
+    alone = answer("summarise", *flags)
+    assert alone.returncode == 2 and "1 of 2 runs are not finished ('seed-6')" in alone.stderr
+    write_run(tmp_path / "several/seed-6", 0.9, 0.8)
+    done = answer("summarise", *flags)
+    assert done.returncode == 0 and "0.8500 ± 0.0707" in done.stdout
+
+
+@pytest.mark.parametrize(("task", "wanted"), [(None, ["seed-0", "seed-1", "seed-2"]), ("2", ["seed-1"])])
+def test_a_job_does_all_runs_and_a_task_of_an_array_its_own(tmp_path, task, wanted):
+    """run_one is replaced: the second run is refused, and the others are done all the same."""
+    fake = f"{sys.executable} {REPOSITORY / 'tests/fake_run.py'}"
+    line = (
+        f'. slurm/common.sh; job_files={tmp_path}/7; run_one() {{ {fake} "$@" --state-file {tmp_path}/state; }}; '
+        f"run_members train/sst2.py --seeds 0 1 2 --output-dir {tmp_path}/several"
+    )
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several/fates.json").write_text('{"seed-1": "refused"}')
+    environment = {**os.environ, "ZEROTUNE_PYTHON": sys.executable} | ({"SLURM_ARRAY_TASK_ID": task} if task else {})
+    ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2 and (tmp_path / "several/calls.txt").read_text().split() == wanted
+    if task is None:
+        assert "values of 2 of 3 seeds" in ended.stdout and "1 of 3 runs are not finished ('seed-1')" in ended.stderr
+
+
+def test_what_a_sweep_of_models_reads_is_fetched_for_each(tmp_path):
+    (tmp_path / "models.txt").write_text("--model org/a org/b\n")
+    every = read_each("train/sst2.py", ["--sweep", str(tmp_path / "models.txt")])
+    assert [items_of(wanted)[0].name for wanted in every] == ["org/a", "org/b"]
 
 
 # --- the smoke run ---

@@ -18,9 +18,10 @@ from default_settings import run_settings
 from zerotune.errors import Interrupted, Preempted, Refused
 from zerotune.files import write_json
 from zerotune.run import folder
-from zerotune.run.folder import FREE_FLAGS, RunFolder, check_earlier_run
+from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.process import describe_process, run_script, started_at
 from zerotune.run.run_files import read_state
+from zerotune.settings.groups import FREE_FLAGS
 from zerotune.settings.names import short_name
 
 ALONE = SimpleNamespace(num_processes=1)

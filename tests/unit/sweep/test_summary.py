@@ -1,0 +1,107 @@
+"""Scores over seeds, and the choice of a sweep: by the validation split alone."""
+
+import json
+import re
+
+import pytest
+from fake_run import write_run
+
+from zerotune.errors import Refused
+from zerotune.settings.flags import train_parser
+from zerotune.sweep.summary import spread, summarise
+from zerotune.tasks.sst2 import SST2
+
+
+@pytest.fixture
+def rates(tmp_path):
+    (tmp_path / "rates.txt").write_text("--learning-rate 0.1 0.2 0.3\n")
+    return str(tmp_path / "rates.txt")
+
+
+def runs(tmp_path, *flags):
+    return train_parser("", SST2).read([*flags, "--output-dir", str(tmp_path / "parent")]).runs
+
+
+def summary(planned, failed=None) -> dict:
+    report = summarise(planned, failed or {})
+    assert report == planned.folder / "report.html"
+    return json.loads((planned.folder / "summary.json").read_text())
+
+
+def test_the_deviation_is_that_of_a_sample():
+    assert spread([1.0, 2.0, 3.0]) == {"n": 3, "mean": 2.0, "sd": 1.0, "values": [1.0, 2.0, 3.0]}
+    assert spread([0.5])["sd"] is None
+
+
+def test_seeds_give_mean_and_deviation_of_validation_and_test(tmp_path, capsys):
+    planned = runs(tmp_path, "--seeds", "0", "1", "2")
+    for seed in range(3):
+        write_run(planned.folder / f"seed-{seed}", 0.8 + seed / 100, 0.6 + seed / 50)
+    found = summary(planned)
+    (setting,) = found["settings"]
+    assert setting["validation"]["mean"] == pytest.approx(0.81) and setting["validation"]["sd"] == pytest.approx(0.01)
+    assert setting["test"]["accuracy"]["sd"] == pytest.approx(0.02) and setting["test"]["accuracy"]["n"] == 3
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split() == ["mean", "±", "sd", "values", "of", "3", "seeds"]
+    assert out[1].split() == ["validation", "accuracy", "0.8100", "±", "0.0100", "0.8000", "0.8100", "0.8200"]
+    assert out[2].split() == ["test", "accuracy", "0.6200", "±", "0.0200", "0.6000", "0.6200", "0.6400"]
+    page = (planned.folder / "report.html").read_text()
+    assert page.count('<a href="seed-') == 3 and 'href="seed-2/report.html"' in page and "0.6200 ± 0.0200" in page
+
+
+def test_a_sweep_is_chosen_by_validation_and_only_the_chosen_test_score_is_said(tmp_path, rates, capsys):
+    """The best test score is that of 0.1, whose validation score is the worst."""
+    planned = runs(tmp_path, "--sweep", rates, "--seeds", "0", "1")
+    for rate, validation, test in (("0.1", 0.70, 0.9111), ("0.2", 0.74, 0.6222), ("0.3", 0.73, 0.8333)):
+        for seed in (0, 1):
+            write_run(planned.folder / f"learning_rate-{rate}_seed-{seed}", validation + (-1) ** seed * 0.01, test)
+    found = summary(planned)
+    assert found["chosen"] == {"learning_rate": "0.2"} and [one["rank"] for one in found["settings"]] == [3, 1, 2]
+    assert [("test" in one) for one in found["settings"]] == [False, True, False]
+    out = capsys.readouterr().out
+    assert re.search(r"learning rate 0\.2 +0\.7400 ± 0\.0141   2   chosen\nlearning rate 0\.3 ", out)
+    assert out.endswith(
+        "chosen by validation accuracy: learning rate 0.2; test accuracy 0.6222 ± 0.0000 (mean ± sd of 2 seeds)\n"
+    )
+    page = (planned.folder / "report.html").read_text()
+    for text in (out, page, json.dumps(found)):
+        assert "0.6222" in text and "0.9111" not in text and "0.8333" not in text
+
+
+def test_the_lowest_loss_is_chosen_and_of_equal_ones_the_first(tmp_path, rates):
+    planned = runs(tmp_path, "--sweep", rates, "--choose-by", "loss")
+    for rate, validation in (("0.1", 0.7), ("0.2", 0.8), ("0.3", 0.8)):  # losses 0.3, 0.2, 0.2
+        write_run(planned.folder / f"learning_rate-{rate}", validation, 0.5, choose_by="loss")
+    assert summary(planned)["chosen"] == {"learning_rate": "0.2"}
+
+
+def test_a_setting_without_all_of_its_runs_is_not_ranked(tmp_path, rates, capsys):
+    planned = runs(tmp_path, "--sweep", rates, "--seeds", "0", "1")
+    for rate in ("0.1", "0.2"):
+        write_run(planned.folder / f"learning_rate-{rate}_seed-0", 0.5 + float(rate), 0.5)
+    assert summary(planned)["chosen"] is None and "no setting is chosen" in capsys.readouterr().out
+    write_run(planned.folder / "learning_rate-0.1_seed-1", 0.6, 0.5)
+    found = summary(planned, {"learning_rate-0.2_seed-1": "failed with status 1"})
+    assert found["chosen"] == {"learning_rate": "0.1"} and [one["rank"] for one in found["settings"]] == [1, None, None]
+    out = capsys.readouterr().out
+    assert "1 of 2, not ranked" in out and "–   0 of 2, not ranked" in out
+    page = (planned.folder / "report.html").read_text()
+    assert (
+        "learning_rate-0.2_seed-1: failed with status 1" in page and "learning_rate-0.3_seed-1: is not finish" in page
+    )
+
+
+def test_runs_that_validated_on_different_rows_are_not_ranked(tmp_path, rates):
+    planned = runs(tmp_path, "--sweep", rates)
+    for rate in ("0.1", "0.2", "0.3"):
+        write_run(planned.folder / f"learning_rate-{rate}", 0.5, 0.5, rows=rate)
+    with pytest.raises(Refused, match=r"learning_rate-0.1 and learning_rate-0.2 validated on different rows"):
+        summarise(planned, {})
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    planned = runs(tmp_path, "--seeds", "0")
+    write_run(planned.folder / "seed-0", 0.5, 0.5)
+    (planned.folder / "seed-0/metrics.jsonl").write_text("")
+    with pytest.raises(Refused, match=r"seed-0/metrics.jsonl has no eval_accuracy of step 2"):
+        summarise(planned, {})

@@ -1,0 +1,230 @@
+"""Start several runs one after the other, each as a process of its own; the same command continues where it stopped."""
+
+import ctypes
+import fcntl
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, Interrupted, Preempted, Refused
+from zerotune.files import hold_lock, read_json, write_json
+from zerotune.run.cpu import parent_command, threads_were_asked_for
+from zerotune.run.folder import LOCK_FILE
+from zerotune.run.process import say
+from zerotune.run.run_files import State, read_state
+from zerotune.settings.sweeps import Member, Runs
+from zerotune.sweep.folder import check_folder, describe_member, is_finished, open_folder
+from zerotune.sweep.summary import summarise
+
+# What a launcher tells its processes about each other: a run that is started here is a launch of its own.
+LAUNCHER_VARIABLES = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|GROUP_WORLD_SIZE|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
+)
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+
+
+class SignalRelay:
+    """Notes signals to stop and hands each one on to the run that is in progress, which saves itself."""
+
+    def __init__(self):
+        self.noted: str | None = None
+        self._process, self._is_launcher = None, False
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number, frame) -> None:
+        self.noted = self.noted or signal.Signals(number).name
+        self._send(number)
+
+    def _send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            if self._process is None:
+                return
+            if self._is_launcher:  # some do not hand signals on
+                os.killpg(self._process.pid, number)
+            else:
+                self._process.send_signal(number)
+
+    def run(self, command: list[str], environment: dict[str, str], is_launcher: bool) -> int:
+        """Run a command to its end and return its status.
+
+        It has a process group of its own, so that Ctrl-C in a terminal comes once, from here. It gets SIGTERM when this
+        process is killed.
+        """
+        self._is_launcher = is_launcher
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_end_with_parent
+        )
+        if self.noted:  # before the process was known
+            self._send(signal.Signals[self.noted])
+        try:
+            return self._process.wait()
+        finally:
+            self._process = None
+
+    def raise_when_noted(self) -> None:
+        """Raise Preempted, or Interrupted after Ctrl-C, where a signal has come."""
+        if self.noted:
+            kind = Interrupted if self.noted == "SIGINT" else Preempted
+            raise kind(f"stopped by {self.noted}: the same command continues with the runs that are not finished")
+
+
+def run_all(runs: Runs) -> None:
+    """Start each run that is not finished, one after the other, and summarise them.
+
+    A run that is refused or fails is named at the end, and the others are done all the same.
+
+    Raises:
+        Refused: this process is one of several, or the folder holds something else; with nothing started. And at the
+            end, where runs were refused.
+        Preempted: a signal came, and the run in progress has saved itself.
+    """
+    _check_launch(os.environ)
+    if runs.plan:
+        _print_plan(runs)
+        return
+    relay = SignalRelay()
+    open_folder(runs)
+    with _sole_user(runs.folder):
+        write_json(runs.folder / "state.json", {"state": "running", "reason": None})
+        try:
+            failed = _run_each(runs, relay)
+            report = summarise(runs, failed)
+        except Preempted as error:
+            write_json(runs.folder / "state.json", {"state": "preempted", "reason": str(error)})
+            raise
+        except Refused as error:
+            write_json(runs.folder / "state.json", {"state": "refused", "reason": str(error)})
+            raise
+        reason = "; ".join(f"{name} {why}" for name, why in failed.items()) or None
+        write_json(runs.folder / "state.json", {"state": "refused" if failed else "finished", "reason": reason})
+    say(f"report: {report}")
+    if failed:
+        line = f"{len(failed)} of {len(runs.members)} runs are not finished: {reason}; the same command tries again"
+        if all(why.startswith("was refused") for why in failed.values()):
+            raise Refused(line)
+        print(line, file=sys.stderr, flush=True)
+        sys.exit(EXIT_BUG)
+
+
+def _check_launch(environment: Mapping[str, str]) -> None:
+    """Refuse a launch of several processes, with the line to use."""
+    launcher = re.search(r"(accelerate launch|torchrun)\b.*", parent_command().partition(f" {sys.argv[0]} ")[0])
+    wanted = re.search(r"--(?:num[_-]processes|nproc[_-]per[_-]node)[ =](\d+)", launcher[0] if launcher else "")
+    num_processes = max(int(environment.get("WORLD_SIZE", "1")), int(wanted[1]) if wanted else 1)
+    if num_processes == 1:
+        return
+    line = launcher[0].strip() if launcher else f"accelerate launch --num_processes {num_processes}"
+    raise Refused(
+        f"--seeds and --sweep launch their runs one after the other, and cannot from inside {num_processes} processes: "
+        f"start python {sys.argv[0]} with the same flags and --launcher {shlex.quote(line)}"
+    )
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its parent dies."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def _sole_user(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. Raises Refused where another process has it."""
+    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise Refused(f"another job is working in {folder}: wait for it, or use another --output-dir") from None
+    except OSError:
+        pass  # a file system without locks: each run says so
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _print_plan(runs: Runs) -> None:
+    check_folder(runs)
+    say(f"{len(runs.members)} runs of {runs.script} in {runs.folder}, one after the other:")
+    for member in runs.members:
+        say(describe_member(runs, member))
+    first = runs.members[0]
+    say(f"the first one, {first.name}:")
+    status = SignalRelay().run(_command(runs, first, ["--plan"]), _environment(runs), bool(runs.launcher))
+    if status:
+        raise Refused(f"the plan of {first.name} failed, as said above (status {status}): correct its flags")
+
+
+def _run_each(runs: Runs, relay: SignalRelay) -> dict[str, str]:
+    """Run what is not finished. Returns, by the name of each run that is not finished in the end, why."""
+    failed = {}
+    for number, member in enumerate(runs.members, start=1):
+        if is_finished(runs.folder / member.name):
+            say(f"run {number} of {len(runs.members)}: {member.name} is finished")
+            continue
+        relay.raise_when_noted()
+        say(f"run {number} of {len(runs.members)}: {member.name}")
+        problem = _run_member(runs, member, relay)
+        if problem:
+            failed[member.name] = problem
+            say(f"{member.name} {problem}")
+    relay.raise_when_noted()
+    return failed
+
+
+def _run_member(runs: Runs, member: Member, relay: SignalRelay) -> str | None:
+    """Run one member to its end. Returns why it is not finished, None where it is.
+
+    Raises:
+        Preempted: it was stopped, by a signal to this process or to its own.
+    """
+    folder, state_file = runs.folder / member.name, runs.folder / f".{member.name}.state.json"
+    state_file.unlink(missing_ok=True)
+    command = _command(runs, member, ["--state-file", str(state_file)])
+    status = relay.run(command, _environment(runs), bool(runs.launcher))
+    if relay.noted and runs.launcher and (folder / LOCK_FILE).exists():
+        with hold_lock(folder / LOCK_FILE):  # the launcher may have ended before the run had saved itself
+            pass
+    refused_early = state_file.exists()
+    state = read_json(state_file, State) if refused_early else _state(folder)
+    state_file.unlink(missing_ok=True)
+    if is_finished(folder):
+        return None
+    relay.raise_when_noted()
+    if status in (EXIT_PREEMPTED, EXIT_INTERRUPTED) or (status and state.get("state") == "preempted"):
+        kind = Interrupted if status == EXIT_INTERRUPTED else Preempted
+        raise kind(f"{member.name} was stopped: the same command continues there")
+    if state.get("state") == "refused":
+        return f"was refused ({state.get('reason')})"
+    return f"failed with status {status}"
+
+
+def _state(folder: Path) -> dict:
+    try:
+        return read_state(folder)
+    except Refused as error:
+        return {"state": "refused", "reason": str(error)}
+
+
+def _command(runs: Runs, member: Member, more: list[str]) -> list[str]:
+    """Return the command line of a run: this script, by this Python or by --launcher."""
+    return [*(runs.launcher or (sys.executable,)), sys.argv[0], *runs.command(member), *more]
+
+
+def _environment(runs: Runs) -> dict[str, str]:
+    """Return the environment of a run: this process's, but for what a launcher told it alone."""
+    kept = {name: value for name, value in os.environ.items() if not LAUNCHER_VARIABLES.fullmatch(name)}
+    if not threads_were_asked_for():  # `accelerate launch` says 1 where nobody asked
+        kept.pop("OMP_NUM_THREADS", None)
+    if runs.launcher:
+        kept = {name: value for name, value in kept.items() if not name.startswith("ACCELERATE_")}
+    return kept

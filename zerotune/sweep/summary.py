@@ -1,0 +1,326 @@
+"""The scores of several runs together: mean ± standard deviation over seeds, and the ranking of a sweep.
+
+A sweep is ranked by the validation split alone. The test score is then said of the chosen setting and of no other: the
+best of several test scores would be too high.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from zerotune.errors import Refused
+from zerotune.files import read_json, write_json, write_text
+from zerotune.metrics.evaluations import headline, is_in_percent, read_metrics, score_names
+from zerotune.report import html
+from zerotune.report.curves import curves_of_runs, read_history
+from zerotune.report.tables import timings_table
+from zerotune.run.process import say
+from zerotune.run.run_files import read_metrics_lines, read_run_record, read_split
+from zerotune.settings.sweeps import Member, Runs
+from zerotune.sweep.folder import is_finished
+
+NOT_FINISHED = "is not finished"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The results of a finished run.
+
+    Attributes:
+        choose_by: the validation metric that chose its checkpoint.
+        validation: the metrics of that checkpoint on the validation split.
+        test: metrics.json of the final evaluation.
+        validation_ids: a hash of the validation rows.
+    """
+
+    choose_by: str
+    best_step: int
+    validation: Mapping[str, float]
+    test: Mapping[str, object]
+    validation_ids: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs of one setting of a sweep, which differ in their seeds, and the scores of those that are finished."""
+
+    values: Mapping[str, str]
+    members: Sequence[Member]
+    scores: Sequence[Scores]
+
+    @property
+    def name(self) -> str:
+        """The setting in words."""
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.values.items())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its runs are finished."""
+        return len(self.scores) == len(self.members)
+
+    def validation(self) -> dict:
+        """Return the spread of the validation metric that chooses."""
+        return spread([one.validation[one.choose_by] for one in self.scores])
+
+    def tests(self) -> dict[str, dict]:
+        """Return the spread of each test score that all finished runs have."""
+        names = score_names(self.scores[0].test)
+        columns = {name: [one.test.get(name) for one in self.scores] for name in names}
+        return {name: spread(values) for name, values in columns.items() if None not in values}
+
+
+def spread(values: Sequence[float]) -> dict:
+    """Return n, mean, sd (of a sample, n - 1; None for a single value) and the values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"n": len(values), "mean": statistics.fmean(values), "sd": deviation, "values": list(values)}
+
+
+def rank(settings: Sequence[Setting], choose_by: str) -> list[Setting]:
+    """Return the settings whose runs are all finished, the best mean on the validation split first.
+
+    Of equal ones the earlier in the sweep's file comes first.
+    """
+    sign = 1 if choose_by == "loss" else -1
+    return sorted((one for one in settings if one.is_whole), key=lambda one: sign * one.validation()["mean"])
+
+
+def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
+    """Print the scores of the runs that are finished, write summary.json and report.html, and return its path.
+
+    Args:
+        failed: why a run is not finished, by its name; others count as not finished yet.
+    Raises:
+        Refused: no run is finished, the runs validated on different rows, or a run's results are damaged.
+    """
+    finished = {
+        member.name: read_scores(runs.folder / member.name)
+        for member in runs.members
+        if is_finished(runs.folder / member.name)
+    }
+    if not finished:
+        reasons = "; ".join(f"{name} {why}" for name, why in failed.items())
+        raise Refused(f"none of the {len(runs.members)} runs is finished" + (f": {reasons}" if reasons else ""))
+    _check_comparable(finished)
+    choose_by = next(iter(finished.values())).choose_by
+    settings = _by_setting(runs, finished)
+    ranked = rank(settings, choose_by)
+    chosen = ranked[0] if ranked else None
+    record = _record(runs, settings, ranked, failed, finished)
+    write_json(runs.folder / "summary.json", record)
+    lines = _ranking_lines(settings, ranked, choose_by) if runs.sweep else _seed_lines(settings[0], choose_by)
+    for line in lines:
+        say(line)
+    report = runs.folder / "report.html"
+    write_text(report, _page(runs, settings, ranked, chosen, record))
+    return report
+
+
+def read_scores(folder: Path) -> Scores:
+    """Read the results of a finished run. Raises Refused where a file is damaged."""
+    final = read_json(folder / "final/task.json")
+    best_step, choose_by = final.get("best_step"), final.get("choose_by")
+    rows = [row for row in read_metrics_lines(folder / "metrics.jsonl") if row["step"] == best_step]
+    validation = {
+        name.removeprefix("eval_"): value
+        for row in rows
+        for name, value in row.items()
+        if name.startswith("eval_") and value is not None
+    }
+    if choose_by not in validation:
+        raise Refused(f"{folder}/metrics.jsonl has no eval_{choose_by} of step {best_step}: restore it")
+    validation_ids = read_split(folder / "split.json")["splits"]["validation"]["ids_sha256"]
+    test = read_metrics(folder / "eval/final/metrics.json")
+    return Scores(choose_by, best_step, validation, test, validation_ids)
+
+
+def _check_comparable(finished: Mapping[str, Scores]) -> None:
+    (first, one), *others = finished.items()
+    for name, other in others:
+        if other.validation_ids != one.validation_ids:
+            raise Refused(
+                f"{first} and {name} validated on different rows, so that their scores cannot be compared: sweep flags "
+                "that leave the validation split as it is, or give --validation-file"
+            )
+
+
+def _by_setting(runs: Runs, finished: Mapping[str, Scores]) -> list[Setting]:
+    grouped: dict[tuple, list[Member]] = {}
+    for member in runs.members:
+        grouped.setdefault(tuple(member.setting.values()), []).append(member)
+    return [
+        Setting(members[0].setting, members, [finished[one.name] for one in members if one.name in finished])
+        for members in grouped.values()
+    ]
+
+
+def _record(
+    runs: Runs,
+    settings: Sequence[Setting],
+    ranked: Sequence[Setting],
+    failed: Mapping[str, str],
+    finished: Mapping[str, Scores],
+) -> dict:
+    """Return summary.json. With a sweep, only the chosen setting has test scores."""
+    shows_tests = ranked[:1] if runs.sweep else settings
+    return {
+        "script": runs.script,
+        "sweep": {name: list(values) for name, values in runs.sweep.items()},
+        "seeds": list(runs.seeds),
+        "choose_by": next(iter(finished.values())).choose_by,
+        "chosen": dict(ranked[0].values) if runs.sweep and ranked else None,
+        "settings": [
+            {
+                "setting": dict(one.values),
+                "rank": next((number for number, other in enumerate(ranked, 1) if other is one), None),
+                "runs": [member.name for member in one.members],
+                "num_finished": len(one.scores),
+                "validation": one.validation() if one.scores else None,
+            }
+            | ({"test": one.tests()} if any(one is other for other in shows_tests) else {})
+            for one in settings
+        ],
+        "runs": [
+            {
+                "name": member.name,
+                "setting": dict(member.setting),
+                "seed": member.seed,
+                "finished": member.name in finished,
+                "reason": None if member.name in finished else failed.get(member.name, NOT_FINISHED),
+            }
+            | (
+                {"best_step": finished[member.name].best_step, "validation": dict(finished[member.name].validation)}
+                if member.name in finished
+                else {}
+            )
+            for member in runs.members
+        ],
+    }
+
+
+def shown(values: Mapping[str, object], digits: int) -> str:
+    """Return a spread as text: 0.8840 ± 0.0123, or the value alone where there is one."""
+    deviation = "" if values["sd"] is None else f" ± {values['sd']:.{digits}f}"
+    return f"{values['mean']:.{digits}f}{deviation}"
+
+
+def _digits(setting: Setting) -> int:
+    return 2 if setting.scores and is_in_percent(setting.scores[0].test) else 4
+
+
+def _test_names(setting: Setting, choose_by: str) -> list[str]:
+    """Return the test scores that are printed: the share of right items, the metric that chose, and an F1."""
+    tests = setting.tests()
+    wanted = dict.fromkeys((headline(setting.scores[0].test), choose_by, "f1", "f1_macro"))
+    return [name for name in wanted if name in tests][:3]
+
+
+def _seed_lines(setting: Setting, choose_by: str) -> list[str]:
+    """Return the table of runs that differ in their seeds alone."""
+    digits, tests = _digits(setting), setting.tests()
+    finished = setting.scores
+    seeds = [one.seed for one in setting.members]
+    rows = {f"validation {choose_by}": setting.validation()}
+    rows |= {f"test {name}": tests[name] for name in _test_names(setting, choose_by)}
+    told = f"{len(finished)} of {len(seeds)} seeds" if len(finished) < len(seeds) else f"{len(seeds)} seeds"
+    lines = [f"{'':<24}{'mean ± sd':>18}   values of {told}"]
+    for name, values in rows.items():
+        each = "  ".join(f"{value:.{digits}f}" for value in values["values"])
+        lines.append(f"{name.replace('_', ' '):<24}{shown(values, digits):>18}   {each}")
+    return lines
+
+
+def _ranking_lines(settings: Sequence[Setting], ranked: Sequence[Setting], choose_by: str) -> list[str]:
+    """Return the ranking of a sweep by the validation split, and the test scores of the chosen setting."""
+    order = [*ranked, *(one for one in settings if not one.is_whole)]
+    width = max(len(one.name) for one in order) + 2
+    lines = [f"{'':<{width}}{f'validation {choose_by}':>24}   runs"]
+    for one in order:
+        score = shown(one.validation(), _digits(one)) if one.scores else "–"
+        runs = f"{len(one.scores)} of {len(one.members)}, not ranked" if not one.is_whole else str(len(one.members))
+        lines.append(f"{one.name:<{width}}{score:>24}   {runs}{'   chosen' if one is order[0] and ranked else ''}")
+    if not ranked:
+        return [*lines, "no setting is chosen: none has all of its runs"]
+    return [*lines, chosen_sentence(ranked[0], choose_by)]
+
+
+def chosen_sentence(chosen: Setting, choose_by: str) -> str:
+    """Return the test scores of the chosen setting as a sentence."""
+    tests, digits, num_runs = chosen.tests(), _digits(chosen), len(chosen.members)
+    scores = ", ".join(
+        f"test {name.replace('_', ' ')} {shown(tests[name], digits)}" for name in _test_names(chosen, choose_by)
+    )
+    over = f" (mean ± sd of {num_runs} seeds)" if num_runs > 1 else ""
+    return f"chosen by validation {choose_by}: {chosen.name}; {scores}{over}"
+
+
+def _page(
+    runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], chosen: Setting | None, record: dict
+) -> str:
+    choose_by = record["choose_by"]
+    order = [*ranked, *(one for one in settings if not one.is_whole)]
+    names = [
+        member.name for one in order for member in one.members if is_finished(runs.folder / member.name)
+    ]  # the best first: there are colours for a few
+    histories = [read_history(runs.folder / name) for name in names]
+    records = [read_run_record(runs.folder / name / "run.json") for name in names]
+    task = str(records[0].get("task"))
+    num_finished = sum(len(one.scores) for one in settings)
+    title = f"{html.TASK_NAMES.get(task, task)}: {num_finished} of {len(runs.members)} runs"
+    title = title.replace(f"{num_finished} of {num_finished} ", f"{num_finished} ")
+    scores = _ranking(order, chosen, choose_by) if runs.sweep else _seed_table(settings[0], choose_by)
+    sections = [
+        html.heading(title, "sweep" if runs.sweep else "seeds"),
+        html.section("Ranking" if runs.sweep else "Scores", *scores),
+        html.section("Runs", _run_list(record, _digits(order[0]))),
+        html.section("Training", timings_table(names, records, histories), curves_of_runs(names, histories)),
+        html.section("Shared flags", html.table([], html.flattened(dict(runs.flags)), num_text_columns=2)),
+    ]
+    return html.page(f"{runs.folder.resolve().name} – zerotune", sections)
+
+
+def _seed_table(setting: Setting, choose_by: str) -> list[str]:
+    digits = _digits(setting)
+    rows = {f"validation {html.metric_title(choose_by)}": setting.validation()}
+    rows |= {f"test {html.metric_title(name)}": values for name, values in setting.tests().items()}
+    cells = [
+        [name, shown(values, digits), str(values["n"]), *(f"{value:.{digits}f}" for value in values["values"])]
+        for name, values in rows.items()
+    ]
+    finished = len(setting.scores)
+    headers = ["", "mean ± sd", "n", *(f"run {number}" for number in range(1, finished + 1))]
+    if finished == len(setting.members):
+        headers[3:] = [f"seed {member.seed}" for member in setting.members]
+    return [html.table(headers, cells), html.paragraph("Standard deviation of a sample, with n − 1.", "note")]
+
+
+def _ranking(order: Sequence[Setting], chosen: Setting | None, choose_by: str) -> list[str]:
+    rows = []
+    for one in order:
+        score = shown(one.validation(), _digits(one)) if one.scores else "–"
+        place = "chosen" if one is chosen else "" if one.is_whole else "not ranked"
+        rows.append([one.name, score, f"{len(one.scores)} of {len(one.members)}", place])
+    text = chosen_sentence(chosen, choose_by) if chosen else "no setting is chosen: none has all of its runs"
+    note = (
+        "Ranked by the mean on the validation split; ± is the standard deviation of a sample, with n − 1. Test scores "
+        "of the other settings are left out on purpose: the best of several would be too high."
+    )
+    headers = ["setting", f"validation {html.metric_title(choose_by)}", "runs finished", ""]
+    return [html.paragraph(f"{text[0].upper()}{text[1:]}."), html.table(headers, rows), html.paragraph(note, "note")]
+
+
+def _run_list(record: dict, digits: int) -> str:
+    """Return a list of the runs with links to their pages."""
+    items = []
+    for run in record["runs"]:
+        name = escape(run["name"])
+        if run["finished"]:
+            found = f"validation {record['choose_by']} {run['validation'][record['choose_by']]:.{digits}f}"
+            found += f", best step {run['best_step']:,}"
+            name = f'<a href="{quote(run["name"])}/report.html">{name}</a>'
+        else:
+            found = run["reason"]
+        items.append(f"<li>{name}: {escape(found)}</li>")
+    return f"<ul>{''.join(items)}</ul>"
