@@ -171,8 +171,8 @@ def license_section(data) -> str:
     """Return the card's words about its license: the base's, or that none is claimed."""
     if not data.license:
         said = (
-            "None is given here: no card of the base model was at hand that tells its license. The base's license holds "
-            "for this model too; look it up, and name it in `license` above."
+            "None is given here: no card of the base model was at hand that tells its license. The base's "
+            "license holds for this model too; look it up, and name it in `license` above."
         )
     else:
         name = data.license_name if data.license == "other" and data.license_name else data.license

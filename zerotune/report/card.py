@@ -5,7 +5,6 @@ Made from the run folder's files; what the model itself tells is there already (
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from zerotune.files import read_json, write_text
 from zerotune.metrics import evaluations
