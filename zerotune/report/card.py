@@ -12,6 +12,7 @@ from zerotune.metrics.evaluations import Evaluation
 from zerotune.models.model_card import LICENSE_HEADING
 from zerotune.report import html
 from zerotune.run.machine_paths import without_paths
+from zerotune.tasks.hub import id_and_configuration
 
 # The first of the sections that are written here; an earlier card's are replaced.
 _FIRST = "## Scores"
@@ -57,19 +58,21 @@ def _front_matter(files) -> dict:
     from huggingface_hub import EvalResult
 
     sources, task = files.split.get("sources") or {}, files.split.get("task")
-    datasets = sorted({source["dataset"] for source in sources.values() if source.get("dataset")})
+    datasets = sorted({id_and_configuration(one["dataset"])[0] for one in sources.values() if one.get("dataset")})
     is_own = any(source.get("path") for source in sources.values())
     data = {"datasets": datasets or None, "language": "en" if task in _ENGLISH and not is_own else None}
     if not isinstance(files.tuned, Evaluation):
         return data
     metrics, tested = files.tuned.metrics, sources.get("test") or sources.get("train") or {}
     names = [name for name in evaluations.score_names(metrics) if not name.startswith(_OF_ONE_LABEL)]
-    dataset, title = tested.get("dataset"), html.TASK_NAMES.get(task, str(task))
+    dataset, configuration = id_and_configuration(tested.get("dataset") or "")
+    title = html.TASK_NAMES.get(task, str(task))
     results = [
         EvalResult(
             task_type="text-classification" if metrics.get("task") != "squad" else "question-answering",
             dataset_type=dataset or ("sample" if tested.get("sample") else "own-data"),
             dataset_name=dataset or (f"made-up sample for {title}" if tested.get("sample") else _name_of(tested)),
+            dataset_config=configuration,
             dataset_split=tested.get("split") or "test",
             dataset_revision=tested.get("revision"),
             metric_type=_metric_type(name),
