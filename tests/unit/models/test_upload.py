@@ -11,7 +11,7 @@ import torch
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard, snapshot_download
 from tiny_models import LABELS, model_copy, task_record, tuned_model
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from zerotune.errors import Refused
 from zerotune.models.final_folder import save_final
@@ -82,7 +82,8 @@ def test_a_run_is_uploaded_without_paths_of_this_machine_and_loads_from_there(ru
     assert "org/new" in hub.private and "(private: its settings there make it public)" in capsys.readouterr().out
     folder = snapshot_download("org/new")
     check_final(folder)  # the hashes are of the files as they are there
-    assert AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32").config.id2label[0] == LABELS[0]
+    model = AutoModelForSequenceClassification.from_pretrained("org/new", dtype="float32")
+    assert model.config.id2label[0] == LABELS[0] and AutoTokenizer.from_pretrained("org/new").pad_token is not None
 
 
 def test_the_card_is_read_by_the_hub_s_own_parser(runs, base, hub):
