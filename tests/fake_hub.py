@@ -1,5 +1,9 @@
-"""A hub of one's own: the few requests that huggingface_hub and datasets make, answered from memory over HTTP."""
+"""A hub of one's own: the few requests that huggingface_hub and datasets make, answered from memory over HTTP.
 
+Uploads come by the commit API, with weights by Git LFS (HF_HUB_DISABLE_XET).
+"""
+
+import base64
 import hashlib
 import json
 import re
@@ -8,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 API = re.compile(
-    r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)(?:/(?P<verb>revision|tree|paths-info)/(?P<rest>.*))?$"
+    r"/api/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)(?:/(?P<verb>revision|tree|paths-info|preupload|commit)/(?P<rest>.*))?$"
 )
+LFS = re.compile(r"/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch$")
 FILE = re.compile(r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.*)$")
 
 
@@ -18,11 +23,21 @@ class FakeHub:
 
     Args:
         repositories: (kind, id) -> {path: content}, kind "models" or "datasets".
+
+    Attributes:
+        private: names of repositories that were created so.
+        read_only: names of repositories that nobody may write, or of an organisation in which none may be created.
+        num_broken: the next so many uploads of weights are cut off.
+        objects: what was uploaded by Git LFS: sha256 -> content.
     """
 
     def __init__(self, repositories: dict[tuple[str, str], dict[str, bytes]]):
         self.repositories = repositories
         self.requests: list[str] = []
+        self.private: set[str] = set()
+        self.read_only: set[str] = set()
+        self.num_broken = 0
+        self.objects: dict[str, bytes] = {}
         self._history: dict[str, dict[str, bytes]] = {}
 
     def __enter__(self) -> "FakeHub":
@@ -32,7 +47,7 @@ class FakeHub:
             def do_GET(self):
                 hub.answer(self, self.command)
 
-            do_HEAD = do_POST = do_GET
+            do_HEAD = do_POST = do_PUT = do_GET
 
             def log_message(self, *arguments):
                 pass
@@ -62,7 +77,9 @@ class FakeHub:
     def answer(self, request: BaseHTTPRequestHandler, method: str) -> None:
         path = unquote(urlsplit(request.path).path)
         self.requests.append(f"{method} {path}")
-        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        body = self._body(request)
+        if self._write(request, method, path, body):
+            return
         match = API.match(path)
         if match and (match["kind"], match["id"]) in self.repositories:
             self._api(request, match, body)
@@ -77,6 +94,83 @@ class FakeHub:
         content = found[1][match["path"]]
         etag = hashlib.sha256(content).hexdigest()
         self._send(request, 200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": found[0]})
+
+    @staticmethod
+    def _body(request) -> bytes:
+        if request.headers.get("Transfer-Encoding") != "chunked":
+            return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        content = b""
+        while size := int(request.rfile.readline(), 16):
+            content += request.rfile.read(size)
+            request.rfile.readline()
+        request.rfile.readline()
+        return content
+
+    def _write(self, request, method: str, path: str, body: bytes) -> bool:
+        """Answer a request of an upload; return whether it is one."""
+        match, batch = API.match(path), LFS.match(path)
+        if path == "/api/validate-yaml":
+            self._json(request, {"errors": [], "warnings": []})
+        elif path == "/api/repos/create":
+            self._create(request, json.loads(body))
+        elif method == "PUT":
+            if self.num_broken:
+                self.num_broken -= 1
+                request.close_connection = True
+            else:
+                self.objects[path.rpartition("/")[2]] = body
+                self._json(request, {})
+        elif batch:
+            objects = [{"oid": one["oid"], "size": one["size"]} for one in json.loads(body)["objects"]]
+            for one in objects:
+                if one["oid"] not in self.objects:
+                    one["actions"] = {"upload": {"href": f"{self.url}/lfs/{one['oid']}"}}
+            self._json(request, {"objects": objects, "transfer": "basic"})
+        elif match and match["verb"] in ("preupload", "commit"):
+            self._write_files(request, match["id"], match["verb"], body)
+        else:
+            return False
+        return True
+
+    def _create(self, request, asked: dict) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if ("models", name) in self.repositories:
+            self._json(request, {"error": "You already created this model repo", "url": f"{self.url}/{name}"}, 409)
+        elif self.read_only & {name, asked["organization"]}:
+            self._json(request, {"error": "You don't have the rights to create a model there"}, 403)
+        else:
+            self.repositories["models", name] = {}
+            self.private |= {name} if asked.get("visibility") == "private" else set()
+            self._json(request, {"url": f"{self.url}/{name}"})
+
+    def _write_files(self, request, name: str, verb: str, body: bytes) -> None:
+        if name in self.read_only:
+            self._json(request, {"error": "You don't have write access to this repository"}, 403)
+        elif verb == "preupload":
+            paths = [one["path"] for one in json.loads(body)["files"]]
+            modes = ["lfs" if path.endswith(".safetensors") else "regular" for path in paths]
+            files = [
+                {"path": path, "uploadMode": mode, "shouldIgnore": False}
+                for path, mode in zip(paths, modes, strict=True)
+            ]
+            self._json(request, {"files": files})
+        else:
+            self._commit(name, body)
+            sha = self.commit("models", name)
+            self._json(request, {"commitUrl": f"{self.url}/{name}/commit/{sha}", "commitOid": sha, "success": True})
+
+    def _commit(self, name: str, body: bytes) -> None:
+        files = dict(self.repositories["models", name])
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+        self.repositories["models", name] = files
+
+    def _json(self, request, answer, status: int = 200) -> None:
+        self._send(request, status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _api(self, request, match, body: bytes) -> None:
         kind, name, verb, rest = match["kind"], match["id"], match["verb"], match["rest"] or ""
@@ -99,7 +193,7 @@ class FakeHub:
             answer = {
                 "id": name,
                 "sha": sha,
-                "private": False,
+                "private": name in self.private,
                 "gated": False,
                 "disabled": False,
                 "tags": [],

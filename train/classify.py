@@ -38,6 +38,7 @@ def main(args) -> None:
     from zerotune.evaluation.validation import validate_label_sets, validate_labels
     from zerotune.models.loading import check_trainable
     from zerotune.models.pretrained import read_model
+    from zerotune.models.upload import upload_run
     from zerotune.report.label_parts import label_parts
     from zerotune.report.label_set_parts import label_set_parts
     from zerotune.report.run_report import print_run_table, write_report
@@ -62,6 +63,7 @@ def main(args) -> None:
         say(plan_training(settings, lambda: load(settings.data), partial(tokenise_for_plan, settings)))
         return
     if check_earlier_run(settings.run):
+        upload_run(settings.run)
         return
 
     # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
@@ -111,6 +113,7 @@ def main(args) -> None:
         parts = make_parts(task.labels, {example.id: example.text for example in splits.test})
         print_run_table(run.path, parts)
         run.finish(loop.progress, lambda: write_report(run.path, parts))
+    upload_run(settings.run)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ def main(args) -> None:
 
     from zerotune.models.loading import check_trainable
     from zerotune.models.pretrained import read_model
+    from zerotune.models.upload import upload_run
     from zerotune.report.run_report import print_run_table, write_report
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
@@ -63,6 +64,7 @@ def main(args) -> None:
         say(plan_training(settings, lambda: (TASK, load(settings.data)), partial(tokenise_for_plan, settings)))
         return
     if check_earlier_run(settings.run):
+        upload_run(settings.run)
         return
 
     # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
@@ -113,6 +115,7 @@ def main(args) -> None:
         parts = question_parts({question.id: question for question in splits.test})
         print_run_table(run.path, parts)
         run.finish(loop.progress, lambda: write_report(run.path, parts))
+    upload_run(settings.run)
 
 
 if __name__ == "__main__":

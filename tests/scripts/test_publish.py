@@ -1,9 +1,11 @@
 """eval/publish.py: what it prints and refuses, and that an evaluation of the merged model answers as the run did."""
+# Uploads themselves: tests/unit/models/test_upload.py, on a hub of our own.
 
 import subprocess
 import sys
 import time
 
+from huggingface_hub import ModelCard
 from launching import REPOSITORY
 from test_generate import GENERATE, LEARNS
 
@@ -23,6 +25,14 @@ def test_a_merged_run_answers_as_the_run_does(workplace):
     assert answers == again and len(answers) == 48
     refused = workplace.server.start("eval/publish.py", [run.folder, "--merge", target], target).wait()
     assert "--merge must name a new folder" in refused.refusal()
+    offline = workplace.server.start("eval/publish.py", [run.folder, "org/name"], target).wait()
+    assert "ORG/NAME org/name needs the hub and HF_HUB_OFFLINE is set" in offline.refusal()
+    nothing = workplace.server.start("eval/publish.py", [run.folder], target).wait()
+    assert nothing.refusal().startswith("nothing to do: give ORG/NAME to upload the run, or --merge FOLDER")
+    card = ModelCard.load(run.folder / "final" / "README.md")
+    scores = {result.metric_name.partition(" ")[0]: result.metric_value for result in card.data.eval_results}
+    assert scores["accuracy"] == run.read_json("eval/final/metrics.json")["accuracy"]
+    assert "## Scores" in card.text and str(workplace.folder) not in str(card)
 
 
 def test_help_is_quick_and_shows_the_launch_line():

@@ -6,7 +6,7 @@ from default_settings import run_settings
 from zerotune.errors import Refused
 from zerotune.files import read_json, read_json_lines
 from zerotune.models.tiny import tiny_causal_model
-from zerotune.run.upload import check_upload
+from zerotune.models.upload import check_upload
 from zerotune.settings.deepspeed import zero_stage
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks.files import read_file

@@ -209,7 +209,7 @@ def check_offline(wanted: Wanted) -> None:
     if target:
         raise Refused(
             f"--push-to-hub {target} needs a network, which jobs do not have: leave it out, and on the login node "
-            f"`hf upload {target} {wanted.folder / 'final'}` when the run is finished"
+            f"`python eval/publish.py {wanted.folder} {target}` when the run is finished"
         )
     for flag in ("train_file", "validation_file", "test_file"):
         path = getattr(wanted.data, flag)

@@ -26,8 +26,9 @@ from zerotune.run.run_files import SplitRecord
 from zerotune.tasks.hub import cached_commit, id_and_configuration
 
 MANIFEST = "zerotune-manifest.json"
-# What transformers and peft read of a repository. Weights in the older .bin form only where there are no others.
-MODEL_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# What transformers and peft read of a repository, and its card, which has the license. Weights in the older .bin form
+# only where there are no others.
+MODEL_PATTERNS = ["README.md", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 # Mistral's own form of the same weights, as large again.
 UNREAD = ["consolidated*"]
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")

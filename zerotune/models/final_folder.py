@@ -11,6 +11,7 @@ import torch
 from zerotune.errors import Refused
 from zerotune.files import follow_umask
 from zerotune.models.adapters import base_settings, load_adapter
+from zerotune.models.base_license import hub_id
 from zerotune.models.boundary import quiet_transformers
 from zerotune.models.classifier import SequenceClassifier, load_stock_classifier
 from zerotune.models.heads import TunedModel, head_of, is_encoder
@@ -37,7 +38,7 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
     stock = tuned.stock_model
     if tuned.model is stock:
         method, base, revision = "full", stock.config.name_or_path, None
-        base = os.path.basename(os.path.abspath(base)) if os.path.isdir(base) else base
+        base = hub_id(base) or (os.path.basename(os.path.abspath(base)) if os.path.isdir(base) else base)
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
         _check_float32(weights)
         with quiet_transformers():

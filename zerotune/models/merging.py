@@ -12,6 +12,7 @@ import torch
 from zerotune.errors import Refused
 from zerotune.files import sync_folder
 from zerotune.models.adapters import load_adapter
+from zerotune.models.base_license import hub_id
 from zerotune.models.boundary import quiet_transformers
 from zerotune.models.classifier import load_stock_classifier
 from zerotune.models.final_folder import describe_final, load_final_or_base, load_final_span
@@ -147,7 +148,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
         _round_weights(stock, dtype)
         with quiet_transformers():
             stock.save_pretrained(aside, save_original_format=False)
-        name = os.path.basename(base[0]) if os.path.isdir(base[0]) else base[0]
+        name = hub_id(base[0]) or (os.path.basename(base[0]) if os.path.isdir(base[0]) else base[0])
         described = {**record, "method": "full", "merged": record["method"], "base_model": name}
         describe_final(aside, stock, tokenizer, described)
         model_class = type(stock)

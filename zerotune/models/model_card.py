@@ -1,7 +1,11 @@
-"""README.md of final/: what the model is, and a whole prediction in plain transformers and peft, without zerotune."""
+"""README.md of final/, a model card: what the model is, and a whole prediction in plain transformers and peft.
+
+The report's last step adds scores, data and limits to it (zerotune/report/card.py).
+"""
 
 import json
 
+from zerotune.models.base_license import base_license, hub_id
 from zerotune.models.families import generic_part
 from zerotune.models.heads import has_token_types, head_of, is_encoder
 from zerotune.models.model_files import CONFIG_FOLDER
@@ -15,7 +19,7 @@ _CARD = """# {title}
 ```python
 {imports}
 
-folder = "."  # where this file is
+{folder_line}
 {loading}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 
@@ -23,6 +27,8 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
 {notes}
+
+{license}
 """
 _METHODS = {
     "full": "All weights of",
@@ -31,12 +37,15 @@ _METHODS = {
     "merged": "A LoRA adapter merged into",
 }
 _FLOAT32 = 'Keep `dtype="float32"`: the head is float32, and 16 bits would lose small differences.'
-# By head: the end of the title, and the Auto class.
+# By head: the end of the title, the Auto class, and the hub's name of what a pipeline does with it.
 _HEADS = {
-    "classify": ("classifier", "AutoModelForSequenceClassification"),
-    "generate": ("generator", "AutoModelForCausalLM"),
-    "span": ("span finder", "AutoModelForQuestionAnswering"),
+    "classify": ("classifier", "AutoModelForSequenceClassification", "text-classification"),
+    "generate": ("generator", "AutoModelForCausalLM", "text-generation"),
+    "span": ("span finder", "AutoModelForQuestionAnswering", "question-answering"),
 }
+LICENSE_HEADING = "## License"
+# The code's line that says where the model is; an upload puts the repository there.
+FOLDER_LINE = 'folder = "."  # where this file is'
 # The config beside an adapter: with labels and pad id, which its base does not know.
 _ADAPTER_CONFIG = f'config=AutoConfig.from_pretrained(folder, subfolder="{CONFIG_FOLDER}")'
 
@@ -117,20 +126,59 @@ def model_card(stock, record: dict, tokenizer) -> str:
         record: content of task.json.
     """
     head = head_of(stock)
-    title, model_class = _HEADS[head]
+    title, model_class, _ = _HEADS[head]
     imports, definition, loading = _loading_lines(stock, record, head, model_class)
     needed = ["import torch"]
     if head == "generate":
         needed = ["import json", "from pathlib import Path", ""]
     made = _METHODS["merged" if "merged" in record else record["method"]]
-    return _CARD.format(
+    data = _front_matter(stock, record, head)
+    body = _CARD.format(
         title=f"{record.get('task', 'Text')} {title}",
         description=f"{made} `{record['base_model']}`, {_purpose(stock, record, head)}",
         imports="\n".join([*needed, *imports]) + definition,
         loading=loading,
         prediction=_prediction(stock, record, head, tokenizer),
         notes="\n".join(_notes(stock, record, head, model_class)),
+        folder_line=FOLDER_LINE,
+        license=license_section(data),
     )
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _front_matter(stock, record: dict, head: str):
+    """Return what the hub reads of a card, as far as the model itself tells it: a ModelCardData."""
+    from huggingface_hub import ModelCardData
+
+    is_adapter = record["method"] != "full"
+    base = stock.config.name_or_path or record["base_model"]
+    data = ModelCardData(
+        library_name="peft" if is_adapter else "transformers", pipeline_tag=_HEADS[head][2], tags=["zerotune"]
+    )
+    name_base(data, hub_id(base), is_adapter, base_license(base, record["base_revision"]))
+    return data
+
+
+def name_base(data, base: str | None, is_adapter: bool, found_license: dict[str, str]) -> None:
+    """Set a card's base model, None where it is not on the hub, and the base's license where its own card tells one."""
+    data.base_model = base
+    data["base_model_relation"] = ("adapter" if is_adapter else "finetune") if base else None
+    for name in ("license", "license_name", "license_link"):
+        data[name] = found_license.get(name)
+
+
+def license_section(data) -> str:
+    """Return the card's words about its license: the base's, or that none is claimed."""
+    if not data.license:
+        said = (
+            "None is given here: no card of the base model was at hand that tells its license. The base's "
+            "license holds for this model too; look it up, and name it in `license` above."
+        )
+    else:
+        name = data.license_name if data.license == "other" and data.license_name else data.license
+        link = f" ({data.license_link})" if data.license_link else ""
+        said = f"That of the base model, as its card tells it: {name}{link}. It holds for this model too."
+    return f"{LICENSE_HEADING}\n\n{said}"
 
 
 def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[list[str], str, str]:

@@ -18,6 +18,7 @@ from zerotune.run.process import say
 
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
+WEIGHT_ENDS = (".safetensors", ".bin")
 # Of an adapter's final/: it holds the config.json of the model with its head, which has the labels and the pad id.
 CONFIG_FOLDER = "config"
 
@@ -229,7 +230,8 @@ def model_identity(name: str, revision: str | None) -> str:
         return f"commit {snapshot and snapshot.name}"
     digest = hashlib.sha256()
     files = [*folder.iterdir(), folder / CONFIG_FOLDER / "config.json"]
-    for path in sorted(path for path in files if path.is_file() and not path.name.startswith(".")):
+    # README.md, which no result depends on, is completed after the last evaluation
+    for path in sorted(path for path in files if path.is_file() and not path.name.startswith((".", "README"))):
         digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
         update_by_blocks(digest, path)
     base = adapter_base(folder)
@@ -265,7 +267,7 @@ def check_weight_files(name: str) -> None:
     """Raise Refused if a model folder lacks weights or they are cut short; reads only headers. A hub id passes."""
     if not os.path.isdir(name):
         return
-    files = sorted(file for file in os.listdir(name) if file.endswith((".safetensors", ".bin")))
+    files = sorted(file for file in os.listdir(name) if file.endswith(WEIGHT_ENDS))
     wanted = set(files)
     if index := find_file(name, "model.safetensors.index.json", None):
         wanted = set(read_json(Path(index), WeightIndex, "copy it again")["weight_map"].values())

@@ -10,6 +10,7 @@ from zerotune.metrics import evaluations
 from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
 from zerotune.metrics.statistics import PairedMeans
 from zerotune.report import figures, html
+from zerotune.report.card import complete_card
 from zerotune.report.curves import History, curves_of_run, read_history
 from zerotune.report.tables import data_section, parameters_section, run_section, scores_block
 from zerotune.run.process import is_main_process, say
@@ -64,7 +65,7 @@ class ReportParts:
 
 
 def write_report(run_dir: Path, parts: ReportParts) -> Path:
-    """Write run_dir/report.html from the run folder's files, and return its path.
+    """Write run_dir/report.html from the run folder's files and return its path; complete the card of final/ too.
 
     Where a file is missing, a sentence says so.
     """
@@ -83,6 +84,7 @@ def write_report(run_dir: Path, parts: ReportParts) -> Path:
     ]
     report = files.path / "report.html"
     write_text(report, html.page(f"{files.path.resolve().name} – zerotune", sections))
+    complete_card(files, _paired_sentences(files, parts.items))
     return report
 
 

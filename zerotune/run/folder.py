@@ -25,7 +25,6 @@ from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
 from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
-from zerotune.run.upload import upload_final
 from zerotune.settings.groups import FREE_FLAGS, FlagRecord, RunSettings
 
 # Folder of an evaluation's scores until it is done.
@@ -307,13 +306,11 @@ class RunFolder:
         self.timings["startup_s"] = time.time() - started_at() - self.timings.get("base_eval_s", 0.0)
 
     def finish(self, progress, write_report: Callable[[], Path]) -> None:
-        """Write the timings and the report, mark the run as finished, and upload final/ where --push-to-hub says so.
+        """Write the timings and the report, and mark the run as finished.
 
         Args:
             progress: zerotune.training.progress.Progress.
             write_report: writes report.html and returns its path.
-        Raises:
-            Refused: the upload failed; the run is finished all the same.
         """
         if not is_main_process():
             return
@@ -330,8 +327,6 @@ class RunFolder:
         self.update_json("run.json", timings=timings)
         report = write_report()
         self.write_state("finished", None)
-        if self.settings.push_to_hub:
-            upload_final(self.path / "final", self.settings.push_to_hub, report)
         say(f"report: {report}")
 
     def write_json(self, name: str, value) -> None:

@@ -1,8 +1,6 @@
 """Types of flags for argparse: each turns a flag's text into its value, or says what the flag must be."""
 
 import math
-from argparse import ArgumentTypeError
-
 import re
 from argparse import ArgumentTypeError
 

@@ -131,9 +131,14 @@ def eval_parser(description: str, task) -> FlagParser:
 def publish_parser(description: str) -> FlagParser:
     """Return the parser of eval/publish.py."""
     parser = new_parser(description)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder with an adapter in final/, or that final/")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder with a final/, or that final/")
+    parser.add_argument("repository", nargs="?", metavar="ORG/NAME", help="upload to this repository of the hub")
     parser.add_argument(
-        "--merge", type=Path, required=True, metavar="FOLDER", help="new folder for the base with the adapter merged in"
+        "--base-model", metavar="ORG/NAME", help="the base model's hub id, where the run was made from a folder"
+    )
+    parser.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
+    parser.add_argument(
+        "--merge", type=Path, metavar="FOLDER", help="new folder for the base with the adapter merged in"
     )
     parser.add_argument(
         "--dtype",
@@ -398,7 +403,7 @@ def add_run_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="default %(default)s"
     )
-    group.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload final/ when the run is finished")
+    group.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload final/, report and eval/ at the run's end")
     group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
 
 

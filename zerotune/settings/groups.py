@@ -7,7 +7,8 @@ from pathlib import Path
 # Flags that may differ when a run resumes: they do not change its numbers, up to rounding.
 FREE_FLAGS = {
     "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
-    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir", "devices", "device_memory", "preset", "seeds", "sweep", "launcher",
+    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir", "devices", "device_memory", "preset", "seeds",
+    "sweep", "launcher",
 }  # fmt: skip
 
 

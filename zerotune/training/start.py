@@ -9,11 +9,11 @@ import numpy as np
 from zerotune.errors import Refused
 from zerotune.files import json_sha256
 from zerotune.models.model_files import model_identity
+from zerotune.models.upload import check_run_upload
 from zerotune.run.folder import RunFolder, held_results
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import say
 from zerotune.run.run_files import read_run_record
-from zerotune.run.upload import check_upload
 from zerotune.settings.groups import RunSettings, TrainSettings
 from zerotune.tasks.splits import Splits
 from zerotune.training import checkpoints
@@ -41,7 +41,8 @@ def check_run_flags(settings: RunSettings) -> None:
     if settings.tracker == "wandb" and find_spec("wandb") is None:
         raise Refused("--tracker wandb needs wandb, which is not installed: pip install 'zerotune[wandb]'")
     if settings.push_to_hub:
-        check_upload(settings.push_to_hub)
+        flags = settings.flags.values
+        check_run_upload(settings.push_to_hub, str(flags["model"]), str(flags["method"]))
 
 
 def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dict[str, TrainingData]) -> None:

@@ -218,7 +218,7 @@ def test_what_is_missing_is_said_with_the_line_that_fetches_it(own_cache):
 
 
 def test_a_job_cannot_upload_and_wants_its_files(tmp_path):
-    with pytest.raises(Refused, match="hf upload me/mine runs/a/final"):
+    with pytest.raises(Refused, match=r"eval/publish\.py runs/a me/mine"):
         check_offline(read_flags("train/sst2.py", ["--sample", "--push-to-hub", "me/mine", "--output-dir", "runs/a"]))
     with pytest.raises(Refused, match=r"--train-file .*absent\.tsv: no such file on this node"):
         check_offline(

@@ -1,0 +1,99 @@
+"""The model card of a finished run, completed from fabricated records and read by huggingface_hub's own parser."""
+
+import json
+
+from huggingface_hub import ModelCard
+
+from zerotune.metrics.evaluations import Evaluation
+from zerotune.metrics.labels import classification_metrics
+from zerotune.report.card import complete_card
+from zerotune.report.curves import History
+from zerotune.report.run_report import RunFiles
+
+LABELS = ("negative", "positive")
+CARD = """---
+base_model: org/base
+library_name: transformers
+---
+
+# sst2 classifier
+
+Code.
+
+## License
+
+None is given here.
+"""
+
+
+SPLIT = {
+    "task": "sst2",
+    "rule": "official",
+    "split_seed": 0,
+    "splits": {"train": {"count": 1_200, "labels": {"negative": 500, "positive": 700}, "ids_sha256": "ab" * 32}},
+    "sources": {"train": {"dataset": "stanfordnlp/sst2", "rows": 67_349, "sha256": "12" * 32}},
+    "notes": ["removed 31 train rows that are also in test"],
+}
+RUN = {
+    "command": "train/sst2.py --model distilbert/distilbert-base-uncased --output-dir /home/ann/runs/a",
+    "flags": {"method": "full", "seed": 0, "lora_rank": 8},
+    "versions": {"python": "3.11.7"},
+}
+TUNED = classification_metrics([0, 1] * 50, [0, 1] * 40 + [1, 0] * 10, LABELS)
+COMPARISON = "On the 100 items that both scored, accuracy went from 50 % to 80 %."
+
+
+def completed(folder, **split):
+    """Return the card of a fabricated run; completing it again changes nothing."""
+    (folder / "final").mkdir(parents=True)
+    path = folder / "final" / "README.md"
+    path.write_text(CARD)
+    record = {"head": "classify", "labels": list(LABELS), "max_length": 256, "base_model": "org/base"}
+    path.with_name("task.json").write_text(json.dumps(record))
+    tuned = Evaluation(folder, {**TUNED, "task": "sst2", "setting": "classifier head"}, {})
+    files = RunFiles(folder, RUN, {}, SPLIT | split, History([], []), "no base evaluation", tuned, "no test", None)
+    complete_card(files, COMPARISON)
+    once = path.read_text()
+    complete_card(files, COMPARISON)
+    assert path.read_text() == once
+    return ModelCard.load(path)
+
+
+def test_the_model_index_has_the_scores_of_eval_final_with_their_intervals(tmp_path):
+    sources = {
+        "train": SPLIT["sources"]["train"],
+        "test": {"dataset": "stanfordnlp/sst2", "split": "validation", "revision": "8d51e7e", "sha256": "34" * 32},
+    }
+    card = completed(tmp_path / "run", sources=sources)
+    results = {result.metric_name.partition(" ")[0]: result for result in card.data.eval_results}
+    accuracy = results["accuracy"]
+    low, high = TUNED["accuracy_ci95"]
+    assert accuracy.metric_value == TUNED["accuracy"]
+    assert accuracy.metric_name == f"accuracy (95% interval {low:.4g} to {high:.4g})"
+    assert (accuracy.dataset_type, accuracy.dataset_split, accuracy.dataset_revision) == (
+        "stanfordnlp/sst2", "validation", "8d51e7e",
+    )  # fmt: skip
+    assert accuracy.task_type == "text-classification" and results["f1_macro"].metric_type == "f1"
+    assert "accuracy_negative" not in results  # one label's
+    assert card.data.metrics[0] == "accuracy" and "matthews_correlation" in card.data.metrics
+    assert (card.data.datasets, card.data.language) == (["stanfordnlp/sst2"], "en")
+    assert (card.data.base_model, card.data.library_name) == ("org/base", "transformers")  # as they were
+
+
+def test_the_sections_tell_scores_data_training_and_limits_before_the_license(tmp_path):
+    text = completed(tmp_path / "run").text
+    titles = ["# sst2 classifier", "## Scores", "## Data", "## Training", "## Limits", "## License"]
+    assert [line for line in text.splitlines() if line.startswith("#")] == titles
+    assert "| accuracy |" in text and COMPARISON in text and "Code." in text
+    assert f"`{'12' * 32}`" in text and "removed 31 train rows" in text
+    assert "    train/sst2.py --model distilbert/distilbert-base-uncased --output-dir a\n" in text
+    assert "Method full, seed 0, python 3.11.7." in text
+    assert "Texts are cut to 256 tokens" in text and text.rstrip().endswith("None is given here.")
+
+
+def test_own_files_claim_no_language_and_their_folders_stay_here(tmp_path):
+    source = {"path": f"{tmp_path}/secret/tickets.csv", "sha256": "56" * 32}
+    card = completed(tmp_path / "run", task="tickets", sources={"train": source})
+    assert card.data.language is None and card.data.datasets is None
+    assert {result.dataset_name for result in card.data.eval_results} == {"tickets.csv"}
+    assert "tickets.csv" in card.text and "secret" not in card.text

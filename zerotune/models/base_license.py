@@ -1,0 +1,56 @@
+"""The base of a tuned model as its card names it: its id on the hub, and its license, as its own card tells them."""
+
+import os
+import re
+from pathlib import Path
+
+from zerotune.models.model_files import is_hub_id
+
+# Where the hub's cache keeps a model: models--ORG--NAME/snapshots/COMMIT.
+_SNAPSHOT = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
+
+
+def hub_id(name: str) -> str | None:
+    """Return the hub id of a model that is named by it or by its folder in the hub's cache; None of other folders."""
+    if found := _SNAPSHOT.search(os.path.abspath(name)):
+        return f"{found['org']}/{found['name']}"
+    return name if not os.path.isdir(name) and is_hub_id(name) else None
+
+
+def base_license(name: str, revision: str | None = None) -> dict[str, str]:
+    """Return license, license_name and license_link of a model's card, as far as it has them; {} without a card.
+
+    Args:
+        name: a folder, or a hub id whose card is in the cache or can be fetched.
+    """
+    path = _card_path(name, revision)
+    if path is None:
+        return {}
+    from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
+
+    try:
+        data = metadata_load(path) or {}
+    except (ValueError, YAMLError):  # a card whose front matter cannot be read
+        return {}
+    found = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
+    link = found.get("license_link")
+    if link and "://" not in link:  # a file of the base's own repository
+        found.pop("license_link")
+        if repository := hub_id(name):
+            found["license_link"] = f"https://huggingface.co/{repository}/blob/main/{link.removeprefix('./')}"
+    return found if "license" in found else {}
+
+
+def _card_path(name: str, revision: str | None) -> Path | None:
+    if os.path.isdir(name):
+        path = Path(name, "README.md")
+        return path if path.is_file() else None
+    if not is_hub_id(name):
+        return None
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "README.md", revision=revision))
+    except OSError:  # it has none, or the hub cannot be asked
+        return None

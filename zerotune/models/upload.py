@@ -1,0 +1,234 @@
+"""Uploading a run to the Hugging Face hub: final/, report.html and eval/, without paths of this machine."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from zerotune.errors import Refused
+from zerotune.models.base_license import base_license, hub_id
+from zerotune.models.model_card import FOLDER_LINE, LICENSE_HEADING, license_section, name_base
+from zerotune.models.model_files import CONFIG_FOLDER, WEIGHT_ENDS, adapter_base, check_final, read_record
+from zerotune.run.machine_paths import left_paths, without_paths
+from zerotune.run.process import is_main_process, say
+from zerotune.settings.groups import RunSettings
+
+# Texts of the tokenizer and of the items: uploaded as they are, or not at all.
+_UNCHANGED = ("tokenizer.json", "vocab.json", "predictions.json")
+
+
+def check_upload(name: str, what: str = "--push-to-hub") -> None:
+    """Refuse an upload that cannot work: offline, without a token, or not to the name of a repository.
+
+    Args:
+        what: the argument that asks for it.
+    """
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise Refused(f"{what} {name} is no ORG/NAME: {error}") from None
+    if constants.HF_HUB_OFFLINE:
+        raise Refused(f"{what} {name} needs the hub and HF_HUB_OFFLINE is set: unset it, or upload later elsewhere")
+    if get_token() is None:
+        raise Refused(
+            f"{what} {name} needs a token that may write: log in with `hf auth login`, or set HF_TOKEN; or upload "
+            "later elsewhere, by `python eval/publish.py RUN ORG/NAME`"
+        )
+
+
+def check_run_upload(name: str, model: str, method: str) -> None:
+    """Refuse --push-to-hub of a run whose upload would fail at its end.
+
+    Args:
+        model, method: of --model and --method.
+    """
+    check_upload(name)
+    if method != "full" and hub_id(model) is None:
+        raise Refused(
+            f"--push-to-hub {name}: an adapter is of no use without its base, and {model} is a folder: give --model as "
+            f"hub id, or upload later by `python eval/publish.py RUN {name} --base-model ORG/NAME`"
+        )
+
+
+def upload_run(settings: RunSettings) -> None:
+    """Upload a finished run where --push-to-hub says so, on rank 0. Raises Refused as `upload`."""
+    if settings.push_to_hub and not settings.plan and is_main_process():
+        check_upload(settings.push_to_hub)
+        upload(settings.output_dir, settings.push_to_hub)
+
+
+def upload(run: Path, name: str, base: str | None = None, is_public: bool = False) -> None:
+    """Upload a run's model, report and evaluations, in one commit, into a repository that is created if it is missing.
+
+    Files that the repository already has are not sent again.
+
+    Args:
+        run: a run folder, or a model's folder alone.
+        base: hub id of the base model, where the run was made from a folder.
+        is_public: whether a new repository is; else it is private.
+    Raises:
+        Refused: the folder is damaged, an adapter's base is not on the hub, a file names a folder of this machine, the
+            repository holds other weights, or the upload failed.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    files = published_files(run, name, base)
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    api = HfApi()
+    try:
+        api.create_repo(name, exist_ok=True, private=not is_public)
+        info = api.model_info(name)
+        there = [file.rfilename for file in info.siblings or []]
+        _refuse_other_weights(name, there, files)
+        size = sum(operation.upload_info.size for operation in operations)
+        say(f"uploading {len(files)} files, {size / 2**20:,.1f} MiB, to {name}")
+        commit = api.create_commit(name, operations, commit_message=f"Upload {run.resolve().name}")
+    # an LFS or Xet upload raises RuntimeError, refused front matter ValueError, the client's HTTPError the rest
+    except (OSError, RuntimeError, ValueError, HfHubHTTPError.__bases__[0]) as error:
+        if isinstance(error, Refused):
+            raise
+        while error.__cause__ is not None:
+            error = error.__cause__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused(
+            f"the upload to {name} failed ({reason}); nothing is lost here, and what has arrived is not sent again: "
+            f"python eval/publish.py {run} {name}{f' --base-model {base}' if base else ''}"
+        ) from None
+    seen = "private: its settings there make it public" if info.private else "public"
+    say(f"uploaded: {commit.commit_url.partition('/commit/')[0]} ({seen})")
+
+
+def published_files(run: Path, name: str, base: str | None = None) -> dict[str, Path | bytes]:
+    """Return what is uploaded of a run: path in the repository -> file, or content without paths of this machine.
+
+    Raises:
+        Refused: as `upload` does, before anything is sent.
+    """
+    final = run / "final" if (run / "final").is_dir() else run
+    record = read_record(str(final), None) if final.is_dir() else None
+    if record is None or not (final / "README.md").is_file():
+        raise Refused(f"{run} has no final/ with task.json and README.md: name a run folder that is finished")
+    check_final(final)
+    files = {path.relative_to(final).as_posix(): path for path in _files_below(final)}
+    if final == run:  # a model's folder: what lies below it is not the model's
+        files = {place: path for place, path in files.items() if os.path.dirname(place) in ("", CONFIG_FOLDER)}
+    else:
+        files |= {path.relative_to(run).as_posix(): path for path in _files_below(run / "eval")}
+        files |= {"report.html": run / "report.html"} if (run / "report.html").is_file() else {}
+    contents: dict[str, Path | bytes] = {}
+    for place, path in files.items():
+        contents[place] = path if path.name.endswith(WEIGHT_ENDS) else _content(path, run)
+    readme, base = _card(files["README.md"].read_text(encoding="utf-8"), final, record, name, base)
+    contents["README.md"] = readme.encode()
+    if "adapter_config.json" in files:
+        settings = json.loads(contents["adapter_config.json"]) | {"base_model_name_or_path": base}
+        contents["adapter_config.json"] = _as_json(settings)
+    contents["task.json"] = _task(record, contents, base)
+    for place, content in contents.items():
+        text = _header(content) if isinstance(content, Path) else content
+        if left := left_paths(text.decode(errors="replace"), run):
+            raise Refused(
+                f"{files[place]} names {left[0]}, a folder of this machine: take that out of the file, or the file out "
+                "of the folder, before it is uploaded"
+            )
+    return contents
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder in their order, without hidden ones: fingerprints, scores that are not finished."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
+def _content(path: Path, run: Path) -> bytes:
+    """Return a file's content; of settings and pages without paths of this machine."""
+    content = path.read_bytes()
+    if path.suffix == ".html":
+        return without_paths(content.decode(), run).encode()
+    if path.suffix != ".json" or path.name in _UNCHANGED:
+        return content
+    value = json.loads(content)
+    cleaned = _without_paths(value)
+    return content if cleaned == value else _as_json(cleaned)
+
+
+def _without_paths(value):
+    """Return a JSON value in which a string that is a path from the root, or out of the folder, is its last name."""
+    if isinstance(value, dict):
+        return {key: _without_paths(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(each) for each in value]
+    is_path = isinstance(value, str) and value.startswith(("/", "../", "~/")) and "\n" not in value
+    return os.path.basename(value.rstrip("/")) if is_path else value
+
+
+def _as_json(value) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _card(text: str, final: Path, record: dict, name: str, base: str | None) -> tuple[str, str | None]:
+    """Return the card for the hub, and the base model's id there, None where it is unknown.
+
+    Its code loads the repository, and an adapter's base from the hub. A license that the card lacks is the base's.
+    """
+    from huggingface_hub import ModelCard
+
+    card, is_adapter = ModelCard(text), record["method"] != "full"
+    local = adapter_base(final)[0] if is_adapter else None
+    base = base or card.data.base_model or (hub_id(local) if local else None)
+    if is_adapter and base is None:
+        raise Refused(
+            f"{final} is an adapter for {local}, a folder: name it as it is on the hub, with --base-model ORG/NAME, or "
+            "make a whole model by --merge"
+        )
+    if base:
+        same = base == record["base_model"]
+        found = {key: card.data.get(key) for key in ("license", "license_name", "license_link")}
+        found = found if card.data.license else base_license(base, record["base_revision"] if same else None)
+        if found and not card.data.license:
+            name_base(card.data, base, is_adapter, found)
+            card.text = card.text.partition(f"{LICENSE_HEADING}\n")[0] + license_section(card.data) + "\n"
+        name_base(card.data, base, is_adapter, found)
+        if is_adapter:
+            code = "folder + " + json.dumps("/" + record["base_model"])
+            card.text = card.text.replace(code, json.dumps(base))
+        card.text = card.text.replace(f"`{record['base_model']}`", f"`{base}`", 1)
+    imports = "from peft import" if "\nfrom peft import" in card.text else "from transformers import"
+    card.text = card.text.replace(f"\n{imports}", f"\nfrom huggingface_hub import snapshot_download\n{imports}", 1)
+    card.text = card.text.replace(FOLDER_LINE, f"folder = snapshot_download({json.dumps(name)})", 1)
+    return str(card), base
+
+
+def _task(record: dict, contents: dict[str, Path | bytes], base: str | None) -> bytes:
+    """Return task.json with the base's name on the hub and the hashes of the files as they are uploaded."""
+    hashes = dict(record.get("files") or {})
+    for place in hashes:
+        content = contents.get(place)
+        if isinstance(content, bytes):
+            hashes[place] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    named = {"base_model": base or record["base_model"]}
+    return _as_json(_without_paths(record | named) | ({"files": hashes} if hashes else {}))
+
+
+def _header(path: Path) -> bytes:
+    """Return the header of a safetensors file, which may hold any text; of other weights nothing."""
+    if path.suffix != ".safetensors":
+        return b""
+    with path.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def _refuse_other_weights(name: str, there: list[str], files: dict) -> None:
+    other = sorted(path for path in there if path.endswith(WEIGHT_ENDS) and path not in files and "/" not in path)
+    if other:
+        raise Refused(
+            f"{name} holds other weights ({', '.join(other[:3])}), which a program would load beside these: name "
+            "another repository, or delete them there"
+        )
