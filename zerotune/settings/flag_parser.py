@@ -58,6 +58,7 @@ class FlagParser(argparse.ArgumentParser):
         required = message.removeprefix("the following arguments are required: ")
         if required != message:
             message = f"{required} is missing" if "," not in required else f"{required} are missing"
+        message = re.sub(r"(\S{60})\S{60,}", r"\1…", message)
         raise Refused(f"{message}; --help lists the flags" if required == message and not named else message)
 
     def flag_names(self) -> list[str]:

@@ -51,7 +51,7 @@ def test_lines_and_their_folders(write_list):
         (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
         (["org/a sst2 0 0 --prompt-seeds=5"], "--prompt-seeds gives several scores.* write a line per SEED"),
         (["org/a sst2 0 0 'x"], "No closing quotation"),
-        (["org/a sst2 0 0 --calibrat contextual"], "mine.txt line 1: unrecognized arguments: --calibrat"),
+        (["org/a sst2 0 0 --calibrat contextual"], r"mine.txt line 1: unknown flag --calibrat: did you mean --calibrate\?"),
         (["org/a sst2 0 0", "org/a sst2 00 0"], "line 2 writes to .*sst2-a-0shot-seed0-.*, as .* line 1 does"),
     ],
 )
@@ -126,8 +126,8 @@ def test_a_list_with_a_byte_order_mark(write_list):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (f"org/a sst2 {'9' * 5000} 0", "line 1: argument --shots"),
-        (f"org/a sst2 0 {'9' * 30}", "line 1: argument --seed"),
+        (f"org/a sst2 {'9' * 5000} 0", "line 1: --shots must be a whole number, not '9{50,70}…$"),
+        (f"org/a sst2 0 {'9' * 30}", "line 1: --seed must fit 64 bits"),
         ("org/a\0b sst2 0 0", "line 1: holds a NUL character"),
     ],
 )

@@ -65,7 +65,7 @@ def test_one_line_with_the_rule_the_value_and_the_way_out(flags, line):
 
 def test_what_is_missing():
     assert refusal("runs/a", "--merg", "x", parser=publish_parser("")) == "unknown flag --merg: did you mean --merge?"
-    assert refusal("runs/a", parser=publish_parser("")) == "--merge is missing"
+    assert refusal(parser=publish_parser("")) == "RUN is missing"
     assert refusal("--labels", parser=predict_parser("")) == "--labels needs at least one value"
 
 
