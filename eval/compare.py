@@ -9,14 +9,14 @@ deviation too:
     python eval/compare.py runs/seed-*/eval/final --output-dir runs/seeds
 """
 
-import argparse
 from pathlib import Path
 
 from zerotune.run.process import run_script
+from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import new_parser
 
 
-def compare_parser() -> argparse.ArgumentParser:
+def compare_parser() -> FlagParser:
     parser = new_parser(__doc__)
     parser.add_argument(
         "evaluations",

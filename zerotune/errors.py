@@ -1,5 +1,7 @@
 """How a run ends early: the one exception for users, and the exit codes of every script."""
 
+import difflib
+import re
 from collections.abc import Iterable
 
 EXIT_BUG = 1  # as Python ends after a traceback
@@ -31,3 +33,30 @@ def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
     quoted = [repr(name if len(name) <= 40 else f"{name[:37]}...") for name in names]
     more = f" and {len(quoted) - most:,} more" if len(quoted) > most else ""
     return ", ".join(quoted[:most]) + more
+
+
+def nearest(found: str, known: Iterable[str]) -> str | None:
+    """Return the known name that somebody meant who wrote another one; None where none is like it.
+
+    Case, and what stands between words, do not count. A name may also be begun ("--limit"), have more words
+    ("num_train_epochs") or be its initials ("--lr").
+    """
+    by_key = {_key(name): name for name in sorted(known, key=len, reverse=True)}  # of alike ones the shortest
+    key = _key(found)
+    alike = difflib.get_close_matches(key, by_key, n=1, cutoff=0.7)
+    if alike or len(key) < 2:
+        return by_key[alike[0]] if alike else None
+    begun = [name for other, name in by_key.items() if len(key) > 2 and other.startswith(key)]
+    longer = [name for other, name in by_key.items() if len(other) > 3 and other in key]
+    initials = [name for name in by_key.values() if "".join(re.findall(r"(?<![a-z])[a-z]", name.lower())) == key]
+    return next(iter([*reversed(begun), *longer, *initials]), None)
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Return ": did you mean 'text'?" for the end of a message; "" where no name is like it."""
+    meant = nearest(found, known)
+    return f": did you mean {meant!r}?" if meant else ""
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())

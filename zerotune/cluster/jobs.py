@@ -8,7 +8,6 @@
 Nothing here imports torch: a job script waits for each answer.
 """
 
-import argparse
 import os
 import sys
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.process import run_script
 from zerotune.run.run_files import read_state
 from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
+from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag, with_label_flags
 from zerotune.settings.groups import DataSettings
 from zerotune.settings.names import default_eval_folder, default_run_folder, final_of_run, model_or_default
@@ -86,13 +86,7 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
     name = "/".join(Path(script).parts[-2:])
     if name not in PARSERS:
         raise Refused(f"{script} is no script of a task: wanted one of {', '.join(PARSERS)}")
-    parser = PARSERS[name]()
-
-    def refuse(message: str):
-        raise Refused(f"{message}; python {script} --help lists the flags")
-
-    parser.error = refuse
-    flags = parser.parse_args(arguments)
+    flags = PARSERS[name]().read(arguments)
     task, trains = TASKS[Path(script).name], name.startswith("train/")
     model = model_or_default(flags.model, flags.sample, task)
     given = {"data": data_settings(flags), "revision": flags.revision}
@@ -226,13 +220,13 @@ def prefetch_items(arguments: list[str]) -> None:
         # an adapter says only now which model it belongs to
         _fetch([item for item in items_of(wanted) if item not in items], update)
     else:
-        parser = argparse.ArgumentParser(prog="slurm/prefetch.sh", allow_abbrev=False)
+        parser = FlagParser(prog="slurm/prefetch.sh", allow_abbrev=False)
         parser.add_argument("--model", action="append", default=[], metavar="ID[@REVISION]")
         parser.add_argument("--dataset", action="append", default=[], metavar="ID[@REVISION]")
         parser.add_argument("--wordnet", action="store_true", help="for METEOR")
         parser.add_argument("--update", action="store_true", help="take the newest commit of what is there already")
         parser.add_argument("--verify", action="store_true", help="fetch nothing, hash what the manifest lists")
-        flags = parser.parse_args(arguments)
+        flags = parser.read(arguments)
         if flags.verify:
             _verify()
             return

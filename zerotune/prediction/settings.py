@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.settings.argument_types import non_empty, positive_int
+from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import add_model_flags, add_prompt_format, new_parser
 from zerotune.settings.groups import ModelSettings
 from zerotune.settings.names import final_of_run
@@ -62,7 +63,7 @@ class PredictSettings:
         return self.output is not None and not reads_standard_input(self.source)
 
 
-def predict_parser(description: str) -> argparse.ArgumentParser:
+def predict_parser(description: str) -> FlagParser:
     """Build the parser of eval/predict.py."""
     parser = new_parser(description)
     add_model_flags(parser, has_default=False)

@@ -1,46 +1,63 @@
-"""Types of flags for argparse: each turns a flag's text into its value or raises ValueError."""
+"""Types of flags for argparse: each turns a flag's text into its value, or says what the flag must be."""
+
+import math
+from argparse import ArgumentTypeError
 
 from zerotune.settings.groups import Interval
 
 
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
-    value = non_negative_int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    return _whole_number(text, 1)
 
 
 def non_negative_int(text: str) -> int:
     """Parse a whole number from 0 that fits 64 bits."""
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise ValueError(text)
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be a whole number, not {text!r}") from None
+    if value < least:
+        raise ArgumentTypeError(f"must be at least {least}, not {value}")
+    if value >= 2**63:
+        raise ArgumentTypeError(f"must fit 64 bits, which {text} does not")
     return value
+
+
+def _number(text: str, wanted: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"must be {wanted}, not {text!r}") from None
 
 
 def steps_or_minutes(text: str) -> Interval:
     """Parse a whole number of steps, such as 500, or minutes, such as 10m or 0.5m."""
-    if not text.endswith("m"):
+    if text.isdecimal():
         return Interval(steps=positive_int(text))
-    minutes = non_negative_float(text.removesuffix("m"))
-    if minutes == 0:
-        raise ValueError(text)
+    wanted = "steps, such as 500, or minutes, such as 10m"
+    minutes = _number(text.removesuffix("m"), wanted)
+    if not (text.endswith("m") and 0 < minutes < math.inf):
+        raise ArgumentTypeError(f"must be {wanted}, not {text!r}")
     return Interval(minutes=minutes)
 
 
 def non_negative_float(text: str) -> float:
     """Parse a finite number of at least 0."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(text)
+    value = _number(text, "a number")
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"must be a finite number of at least 0, not {text}")
     return value
 
 
 def non_empty(text: str) -> str:
     """Return the word as it is; refuse an empty one, which an unset shell variable gives."""
     if not text:
-        raise ValueError(text)
+        raise ArgumentTypeError("is empty: is a shell variable unset?")
     return text
 
 
@@ -48,23 +65,23 @@ def positive_or_none(text: str) -> float | None:
     """Parse a finite number above 0, or the word none."""
     if text == "none":
         return None
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
+    value = _number(text, "a number above 0, or none")
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"must be a number above 0, or none, not {text}")
     return value
 
 
 def fraction_below_1(text: str) -> float:
     """Parse a number from 0 to below 1."""
-    value = fraction(text)
-    if value == 1:
-        raise ValueError(text)
+    value = _number(text, "a number from 0 to below 1")
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"must be from 0 to below 1, not {text}")
     return value
 
 
 def fraction(text: str) -> float:
     """Parse a number from 0 to 1."""
-    value = float(text)
+    value = _number(text, "a number from 0 to 1")
     if not 0 <= value <= 1:
-        raise ValueError(text)
+        raise ArgumentTypeError(f"must be from 0 to 1, not {text}")
     return value

@@ -14,7 +14,7 @@ from zerotune.settings.argument_types import (
     positive_or_none,
     steps_or_minutes,
 )
-from zerotune.terminal import make_output_tolerant
+from zerotune.settings.flag_parser import FlagParser
 
 # That can choose the best checkpoint, the first by default: of texts with one label each, and of those with any number.
 LABEL_METRICS = ("accuracy", "f1_macro", "matthews", "loss")
@@ -22,7 +22,7 @@ LABEL_SET_METRICS = ("f1_micro", "f1_macro", "exact_match", "loss")
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
 
-def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METRICS) -> argparse.ArgumentParser:
+def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METRICS) -> FlagParser:
     """Return the parser of a train script: the flags that every task has, with the defaults of a task module.
 
     Args:
@@ -64,7 +64,7 @@ def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METR
     return parser
 
 
-def with_engine_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def with_engine_flag(parser: FlagParser) -> FlagParser:
     """Add --engine, for train scripts that can leave the steps to the Hugging Face Trainer. Returns the parser."""
     parser.add_argument_group("optimisation, engine").add_argument(
         "--engine",
@@ -75,7 +75,7 @@ def with_engine_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     return parser
 
 
-def with_label_flags(parser: argparse.ArgumentParser, glue: Iterable[str], trains: bool) -> argparse.ArgumentParser:
+def with_label_flags(parser: FlagParser, glue: Iterable[str], trains: bool) -> FlagParser:
     """Add the flags of labels of the user's own, to a train or an eval script's parser. Returns the parser.
 
     Args:
@@ -111,7 +111,7 @@ def with_label_flags(parser: argparse.ArgumentParser, glue: Iterable[str], train
     return parser
 
 
-def eval_parser(description: str, task) -> argparse.ArgumentParser:
+def eval_parser(description: str, task) -> FlagParser:
     """Return the parser of an eval script: the flags that every task has, with the defaults of a task module."""
     parser = new_parser(description)
     add_model_flags(parser)
@@ -126,7 +126,7 @@ def eval_parser(description: str, task) -> argparse.ArgumentParser:
     return parser
 
 
-def publish_parser(description: str) -> argparse.ArgumentParser:
+def publish_parser(description: str) -> FlagParser:
     """Return the parser of eval/publish.py."""
     parser = new_parser(description)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder with an adapter in final/, or that final/")
@@ -142,7 +142,7 @@ def publish_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
+def add_evaluation_flags(parser: FlagParser, seed_help: str):
     """Add the flags of every eval script besides model and data. Returns the group of the evaluation's data."""
     group = parser.add_argument_group("model, evaluation")
     group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
@@ -160,25 +160,12 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, seed_help: str):
     return group
 
 
-class FlagParser(argparse.ArgumentParser):
-    """A parser that also says which flags were typed."""
-
-    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
-        """Return the flags, with the names of those that were typed in `typed`."""
-        make_output_tolerant()  # --help prints now
-        parsed = super().parse_args(args, namespace)
-        untouched = object()
-        again = super().parse_args(args, argparse.Namespace(**dict.fromkeys(vars(parsed), untouched)))
-        parsed.typed = frozenset(name for name, value in vars(again).items() if value is not untouched)
-        return parsed
-
-
 def new_parser(description: str) -> FlagParser:
     """Return a parser whose help begins with a script's docstring as it is."""
     return FlagParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
-def add_model_flags(parser: argparse.ArgumentParser, has_default: bool = True) -> None:
+def add_model_flags(parser: FlagParser, has_default: bool = True) -> None:
     """Add the flags that choose the model and its computation.
 
     Args:
@@ -204,7 +191,7 @@ def add_model_flags(parser: argparse.ArgumentParser, has_default: bool = True) -
     )
 
 
-def add_training_method_flags(parser: argparse.ArgumentParser, heads: tuple[str, ...], heads_help: str):
+def add_training_method_flags(parser: FlagParser, heads: tuple[str, ...], heads_help: str):
     """Add --head with a task's heads, the first by default, and the method's flags. Returns the group."""
     group = parser.add_argument_group("model, training")
     group.add_argument("--head", choices=heads, default=heads[0], help=f"{heads_help} (default %(default)s)")
@@ -223,9 +210,7 @@ def add_training_method_flags(parser: argparse.ArgumentParser, heads: tuple[str,
 ROW_FILES = "csv, tsv (GLUE quoting), jsonl or parquet; also .gz"
 
 
-def add_data_flags(
-    parser: argparse.ArgumentParser, splits: tuple[str, ...], files: str = ROW_FILES, trains: bool = True
-) -> None:
+def add_data_flags(parser: FlagParser, splits: tuple[str, ...], files: str = ROW_FILES, trains: bool = True) -> None:
     """Add the flags that say where the rows come from and how they are split, for a train or an eval script."""
     helps = {
         "train": files,
@@ -254,7 +239,7 @@ def add_data_flags(
     group.add_argument("--limit-eval", type=positive_int, help=helps["limit"])
 
 
-def add_training_data_flags(parser: argparse.ArgumentParser):
+def add_training_data_flags(parser: FlagParser):
     """Add the flags that limit the number of rows. Returns the group."""
     group = parser.add_argument_group("data, training")
     for split in ("train", "validation", "test"):
@@ -263,7 +248,7 @@ def add_training_data_flags(parser: argparse.ArgumentParser):
     return group
 
 
-def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str, ...]):
+def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
     """Add the optimiser's flags, and the metrics that can choose the best checkpoint, the first by default.
 
     Returns the group.
@@ -329,7 +314,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser, choose_by: tuple[str
     return group
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
+def add_run_flags(parser: FlagParser) -> None:
     """Add the flags that say how a run is started, saved, resumed and logged."""
     group = parser.add_argument_group("run")
     group.add_argument(
@@ -375,7 +360,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
 
 
-def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+def _add_prompt_flags(parser: FlagParser) -> None:
     group = parser.add_argument_group("prompt (causal models without a classifier head)")
     group.add_argument(
         "--shots", type=non_negative_int, default=0, help="labelled examples in the prompt (default %(default)s)"

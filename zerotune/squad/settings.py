@@ -1,11 +1,11 @@
 """The flags of train/qa.py and eval/qa.py, and their defaults. Imports no torch, so that `--help` is fast."""
 
-import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.settings.argument_types import non_negative_int, positive_int
+from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import (
     add_data_flags,
     add_evaluation_flags,
@@ -27,7 +27,7 @@ RULES = ("official", "random", "80-20")
 FILES = "json in SQuAD's format; also .gz"
 
 
-def qa_train_parser(description: str) -> argparse.ArgumentParser:
+def qa_train_parser(description: str) -> FlagParser:
     """Build the parser of train/qa.py."""
     parser = new_parser(description)
     add_model_flags(parser)
@@ -40,7 +40,7 @@ def qa_train_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def qa_eval_parser(description: str) -> argparse.ArgumentParser:
+def qa_eval_parser(description: str) -> FlagParser:
     """Build the parser of eval/qa.py."""
     parser = new_parser(description)
     add_model_flags(parser)
