@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -88,8 +90,24 @@ def _refuse_other_flags(settings: RunSettings, holds_results: bool) -> None:
     changed = changed_flags(settings.flags, folder / "run.json")
     # a run that was refused before it had anything may start again with the flags that the refusal asked for
     if changed and (holds_results or read_state(folder).get("state") != "refused"):
-        listed = ", ".join(f"--{name.replace('_', '-')} was {was}, is {now}" for name, (was, now) in changed.items())
-        raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
+        listed = ", ".join(f"{_flag(name)} was {was}, is {now}" for name, (was, now) in changed.items())
+        raise Refused(
+            f"{folder} holds a run with other flags ({listed}): use the same to resume it, or another folder: "
+            f"--output-dir {_free_folder(folder, changed)}"
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _free_folder(folder: Path, changed: dict[str, tuple[object, object]]) -> Path:
+    """Return a folder that does not exist yet, named after the first flag that differs: runs/sst2-llama-full-epochs-5."""
+    name, (_, value) = next(iter(changed.items()))
+    word = Path(str(value)).name if isinstance(value, str) else "" if value in (True, None) else str(value)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{folder.name}-{name.replace('_', '-')}-{word}"[:100]).strip("-").lower()
+    numbers = (f"{name}-{number}" for number in itertools.count(2))
+    return next(place for place in map(folder.with_name, itertools.chain([name], numbers)) if not place.exists())
 
 
 def _final_problem(final: Path) -> str | None:

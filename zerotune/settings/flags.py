@@ -173,7 +173,7 @@ def add_model_flags(parser: FlagParser, has_default: bool = True) -> None:
     """
     default = f"(default: {DEFAULT_MODEL}; with --sample a tiny Llama)" if has_default else "of a run or model"
     group = parser.add_argument_group("model")
-    group.add_argument("--model", type=non_empty, help=f"hub id or folder {default}")
+    group.add_argument("--model", type=non_empty, help=f"hub id or folder, also of a run {default}")
     group.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
     group.add_argument(
         "--attention",
