@@ -88,6 +88,7 @@ def evaluate_into(
         accelerator,
         partial,
         on_batch=lambda: stop_signal.raise_when_noted(accelerator),
+        activity=f"evaluation {folder}",
     )
     _refuse_not_finite(records, items.lines, described, partial)
     metrics = {}

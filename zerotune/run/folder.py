@@ -102,7 +102,7 @@ def _flag(name: str) -> str:
 
 
 def _free_folder(folder: Path, changed: dict[str, tuple[object, object]]) -> Path:
-    """Return a folder that does not exist yet, named after the first flag that differs: runs/sst2-llama-full-epochs-5."""
+    """Return a folder that does not exist yet, named after the first flag that differs: runs/sst2-m-full-epochs-5."""
     name, (_, value) = next(iter(changed.items()))
     word = Path(str(value)).name if isinstance(value, str) else "" if value in (True, None) else str(value)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{folder.name}-{name.replace('_', '-')}-{word}"[:100]).strip("-").lower()

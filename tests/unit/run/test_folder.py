@@ -73,7 +73,7 @@ def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
     proposed.mkdir()
     with pytest.raises(Refused, match=f"--output-dir {proposed}-2$"):
         check_earlier_run(settings(tmp_path, learning_rate=2e-3))
-    with pytest.raises(Refused, match="-train-file-tickets.csv$"):
+    with pytest.raises(Refused, match=r"-train-file-tickets\.csv$"):
         check_earlier_run(settings(tmp_path, train_file="/data/Tickets.csv"))
 
 
