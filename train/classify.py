@@ -75,7 +75,7 @@ def main(args) -> None:
         evaluate_base(run, settings, task, splits, stop_signal)
 
         engine = load_engine(run, settings, config, tokenizer, task.labels, data["train"])
-        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), len(splits.validation))
 
         def validate() -> dict[str, float]:
             measure = validate_label_sets if task.multi_label else validate_labels

@@ -68,7 +68,8 @@ def main(args) -> None:
         evaluate_base(run, settings, splits, stop_signal)
 
         engine = load_engine(run, settings, config, tokenizer, (), data["train"])
-        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+        num_validation = len(splits.validation) if settings.head == "span" else None  # written answers take long
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), num_validation)
 
         def validate() -> dict[str, float]:
             validation, optimisation = data["validation"], settings.optimisation

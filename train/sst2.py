@@ -68,7 +68,7 @@ def main(args) -> None:
         evaluate_base(run, settings, SST2, splits, stop_signal)
 
         engine = load_engine(run, settings, config, tokenizer, SST2.labels, data["train"])
-        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), len(splits.validation))
 
         def validate() -> dict[str, float]:
             return validate_labels(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)
