@@ -18,7 +18,6 @@ from zerotune.files import (
     first_damage,
     full_disk_cure,
     full_disk_reason,
-    json_sha256,
     read_json,
     write_json,
     write_json_lines,
@@ -27,6 +26,7 @@ from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
 from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
+from zerotune.run.tracker import grouped, scores, start_tracker
 from zerotune.run.upload import upload_final
 from zerotune.settings.groups import FlagRecord, RunSettings
 
@@ -351,11 +351,21 @@ class RunFolder:
             "total_s": time.time() - started_at(),
         }
         self.update_json("run.json", timings=timings)
+        self._track_scores(progress.step)
         report = write_report()
         self.write_state("finished", None)
         if self.settings.push_to_hub:
             upload_final(self.path / "final", self.settings.push_to_hub, report)
         say(f"report: {report}")
+
+    def _track_scores(self, step: int) -> None:
+        """Send the test scores before and after training to the tracker."""
+        if self.tracker is None:
+            return
+        for name, group in (("base", "base"), ("final", "test")):
+            path = self.path / "eval" / name / "metrics.json"
+            if path.exists():
+                self.tracker.log(scores(read_json(path), group), step=step)
 
     def write_json(self, name: str, value) -> None:
         """Write one of the folder's JSON files, on rank 0."""
@@ -369,21 +379,11 @@ class RunFolder:
             write_json(path, (read_json(path) if path.exists() else {}) | values)
 
     def start_tracker(self) -> None:
-        """Send what `log` gets to TensorBoard or Weights & Biases too."""
+        """Send the flags, and what `log` gets, to TensorBoard or Weights & Biases too."""
         kind = self.settings.tracker
         if kind == "none" or not is_main_process():
             return
-        from accelerate.tracking import TensorBoardTracker, WandBTracker
-
-        run_id = json_sha256(str(self.path.resolve()))[:16]
-        tracker = (
-            TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
-            if kind == "tensorboard"
-            # run_name is accelerate's word for a project; a run that resumes logs to the same place
-            else WandBTracker("zerotune", name=self.path.name, id=run_id, resume="allow", dir=self.path)
-        )
-        tracker.start()
-        self.tracker = tracker
+        self.tracker = start_tracker(kind, self.path, self.settings.flags.values)
 
     def log(self, row: dict) -> None:
         """Append a line to metrics.jsonl; `row` has a "step"."""
@@ -393,8 +393,7 @@ class RunFolder:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         if self.tracker is not None:
-            values = {name: value for name, value in row.items() if name != "step" and value is not None}
-            self.tracker.log(values, step=row["step"])
+            self.tracker.log(grouped(row), step=row["step"])
 
     def forget_metrics_after(self, step: int) -> None:
         """Delete the lines that a stopped run logged after its last checkpoint: those steps are done again."""
