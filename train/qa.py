@@ -1,10 +1,10 @@
 """Fine-tune a model to answer questions about a paragraph, or to abstain (SQuAD v2), and compare it with itself before.
 
-    accelerate launch train/qa.py --sample
-    accelerate launch train/qa.py --model distilbert/distilbert-base-uncased
+    python train/qa.py --sample
+    python train/qa.py --model distilbert/distilbert-base-uncased
     accelerate launch --num_processes 8 train/qa.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
-    accelerate launch train/qa.py --model meta-llama/Llama-3.2-1B-Instruct --method lora --head generate
-    accelerate launch train/qa.py --train-file train-v2.0.json --test-file dev-v2.0.json --eval-every 500
+    python train/qa.py --model meta-llama/Llama-3.2-1B-Instruct --method lora --head generate
+    python train/qa.py --train-file train-v2.0.json --test-file dev-v2.0.json --eval-every 500
 
 The same command starts a run, resumes it, or says that it is finished.
 """

@@ -1,11 +1,19 @@
 """Standard output and error that cannot end a run (full, closed, of another encoding), and progress on them."""
 
+import logging
 import os
 import sys
 import time
+import warnings
 
 # Seconds until a log has a first line about something, and between two of them.
 FIRST_LINE, NEXT_LINES = 5, 30
+# What libraries remark that means nothing here, by logger and by how it begins: that DeepSpeed, which transformers
+# imports, sees no GPU, and that bitsandbytes takes its own kernel on a CPU.
+REMARKS = {
+    "DeepSpeed": "Setting accelerator to CPU",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+}
 
 
 class TolerantStream:
@@ -115,3 +123,10 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def hide_remarks() -> None:
+    """Hide REMARKS, and that peft asks transformers by an older name. Call before the libraries are imported."""
+    for name, beginning in REMARKS.items():
+        logging.getLogger(name).addFilter(lambda record, beginning=beginning: not str(record.msg).startswith(beginning))
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -84,3 +84,15 @@ def test_a_terminal_gets_a_live_line(monkeypatch, capsys):
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59, "59 s"), (90, "2 min"), (12_010, "3 h 20 min")])
 def test_durations(seconds, words):
     assert duration(seconds) == words
+
+
+def test_remarks_that_mean_nothing_are_hidden_and_all_else_is_not():
+    code = (
+        "import logging, warnings; from zerotune.terminal import REMARKS, hide_remarks; hide_remarks()\n"
+        "for name, text in REMARKS.items(): logging.getLogger(name).warning(text + ': …'); logging.getLogger(name).warning('kept')\n"
+        "warnings.warn('`is_gradient_checkpointing` is deprecated and will be removed', FutureWarning)\n"
+        "warnings.warn('kept, too', FutureWarning)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("  ")]
+    assert lines[:2] == ["kept", "kept"] and lines[2].endswith("kept, too") and len(lines) == 3, ended.stderr

@@ -24,7 +24,7 @@ from zerotune.errors import (
 )
 from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, write_json
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
-from zerotune.terminal import make_output_tolerant
+from zerotune.terminal import hide_remarks, make_output_tolerant
 
 RANK_0_SPEAKS = "zerotune: rank 0 speaks"  # a key of the process group's store
 SECONDS_FOR_RANK_0 = 3
@@ -195,6 +195,7 @@ def run_script(main, args) -> None:
     0: done, 2: refused, 75: preempted and saved, 130: interrupted; anything else is a bug.
     """
     make_output_tolerant()
+    hide_remarks()
     let_segments_grow(os.environ)
     try:
         check_launcher(os.environ)
