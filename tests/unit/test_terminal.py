@@ -89,7 +89,9 @@ def test_durations(seconds, words):
 def test_remarks_that_mean_nothing_are_hidden_and_all_else_is_not():
     code = (
         "import logging, warnings; from zerotune.terminal import REMARKS, hide_remarks; hide_remarks()\n"
-        "for name, text in REMARKS.items(): logging.getLogger(name).warning(text + ': …'); logging.getLogger(name).warning('kept')\n"
+        "for name, text in REMARKS.items():\n"
+        "    logging.getLogger(name).warning(text + ': …')\n"
+        "    logging.getLogger(name).warning('kept')\n"
         "warnings.warn('`is_gradient_checkpointing` is deprecated and will be removed', FutureWarning)\n"
         "warnings.warn('kept, too', FutureWarning)"
     )
