@@ -1,8 +1,10 @@
 """Standard output and error that cannot end a run (full, closed, of another encoding), and progress on them."""
 
+import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 
@@ -115,6 +117,28 @@ class LoggedProgress:
         numbers = f"{self.unit} {self.done:,} of {self.total:,}, " if self.unit else ""
         line = f"{self.activity}: {numbers}{self.done / self.total:.0%}, about {duration(left)} left"
         print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def say_when_slow(activity: str):
+    """Say "ACTIVITY: 5 s so far" on standard error while the block takes longer than FIRST_LINE seconds, on rank 0.
+
+    For what cannot say how far it is: loading weights, hashing a model.
+    """
+    done = threading.Event()
+
+    def speak() -> None:
+        seconds = FIRST_LINE
+        while not done.wait(seconds if seconds == FIRST_LINE else NEXT_LINES):
+            print(f"{activity}: {seconds} s so far", file=sys.stderr, flush=True)
+            seconds += NEXT_LINES
+
+    if os.environ.get("RANK", "0") == "0":
+        threading.Thread(target=speak, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def duration(seconds: float) -> str:

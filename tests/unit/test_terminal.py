@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
 from zerotune import terminal
-from zerotune.terminal import duration, show_progress
+from zerotune.terminal import duration, say_when_slow, show_progress
 
 PRINTS = "from zerotune.terminal import make_output_tolerant as m; m(); "
 LOOP = "print('α ± β', flush=True); [print('line', n, flush=True) for n in range(2000)]; "
@@ -35,6 +36,16 @@ def test_help_in_ascii(script):
 
 
 # --- progress ---
+
+
+def test_what_cannot_say_how_far_it_is_says_that_it_is_at_work(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "FIRST_LINE", 0.02)
+    with say_when_slow("loading the weights of m"):
+        time.sleep(0.3)
+    with say_when_slow("quick"):
+        pass
+    time.sleep(0.1)
+    assert capsys.readouterr().err == "loading the weights of m: 0.02 s so far\n"
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run
 from zerotune.run.tracker import grouped, scores, start_tracker
 from zerotune.run.upload import upload_final
 from zerotune.settings.groups import FlagRecord, RunSettings
+from zerotune.terminal import say_when_slow
 
 # Flags that may differ when a run resumes: they do not change its numbers, up to rounding.
 FREE_FLAGS = {
@@ -115,7 +116,8 @@ def _final_problem(final: Path) -> str | None:
     if not (final / "task.json").exists():
         return "is gone"
     try:
-        damage = first_damage(final, read_json(final / "task.json").get("files") or {})
+        with say_when_slow(f"checking the files of {final}"):
+            damage = first_damage(final, read_json(final / "task.json").get("files") or {})
         return f"is damaged ({': '.join(damage)})" if damage else None
     except (Refused, AttributeError, KeyError, TypeError):
         return "is damaged (task.json)"

@@ -125,16 +125,20 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def say_how_far(items: Iterable[_Item], activity: str, unit: str, size: int = 1) -> Iterator[_Item]:
+def say_how_far(
+    items: Iterable[_Item], activity: str, unit: str, size: int = 1, total: int | None = None
+) -> Iterator[_Item]:
     """Yield the items; say "ACTIVITY: 312,000 UNIT so far" after SECONDS_WITHOUT_A_WORD, then twice that, …
 
     Args:
         size: how many units an item is.
+        total: of the units, where it is known.
     """
     started, wait = time.monotonic(), SECONDS_WITHOUT_A_WORD
     for number, item in enumerate(items):
-        if number * size % 1000 == 0 and time.monotonic() - started >= wait:
-            say(f"{activity}: {number * size:,} {unit} so far")
+        if (size > 1 or number % 1000 == 0) and time.monotonic() - started >= wait:
+            of_total = f"of {total:,} {unit}" if total is not None else f"{unit} so far"
+            say(f"{activity}: {number * size:,} {of_total}")
             wait *= 2
         yield item
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from zerotune.errors import Refused, did_you_mean
 from zerotune.run.process import say_how_far
+from zerotune.terminal import say_when_slow
 
 FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
 # Most bytes of text in a file, unpacked, and in a line: a small .gz may hold more than any memory.
@@ -394,7 +395,7 @@ def _parse_parquet(data: bytes, path: Path) -> Table:
     import pyarrow
     import pyarrow.parquet
 
-    with reading_parquet(path):
+    with reading_parquet(path), say_when_slow(f"reading {path.name}"):
         return Table(pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pydict())
 
 
