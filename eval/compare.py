@@ -5,7 +5,7 @@
 The paired tests are on the items that both scored. Folders that differ only in the training seed give mean ± standard
 deviation too:
 
-    for seed in 0 1 2; do accelerate launch train/sst2.py --seed $seed --output-dir runs/seed-$seed; done
+    for seed in 0 1 2; do python train/sst2.py --seed $seed --output-dir runs/seed-$seed; done
     python eval/compare.py runs/seed-*/eval/final --output-dir runs/seeds
 """
 

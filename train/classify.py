@@ -1,12 +1,12 @@
 """Fine-tune a model to tell labels of your own apart, and compare it with itself before training.
 
-    accelerate launch train/classify.py --sample
-    accelerate launch train/classify.py --train-file tickets.csv --text-column subject,body --label-column queue
-    accelerate launch train/classify.py --dataset org/name --model FacebookAI/roberta-base --epochs 5
-    accelerate launch train/classify.py --glue mrpc --model microsoft/deberta-v3-base
+    python train/classify.py --sample
+    python train/classify.py --train-file tickets.csv --text-column subject,body --label-column queue
+    python train/classify.py --dataset org/name --model FacebookAI/roberta-base --epochs 5
+    python train/classify.py --glue mrpc --model microsoft/deberta-v3-base
     accelerate launch --num_processes 8 train/classify.py --train-file tickets.csv --model mistralai/Mistral-7B-v0.3 \
         --method qlora --head generate
-    accelerate launch train/classify.py --multi-label --train-file tickets.jsonl --label-column queues
+    python train/classify.py --multi-label --train-file tickets.jsonl --label-column queues
 
 Labels are words or numbers, two or more of them, read from the training rows. With --multi-label a text has none, one
 or several of them. Without files for validation and test a tenth of the rows validates and a tenth tests. The same
@@ -85,7 +85,7 @@ def main(args) -> None:
         evaluate_base(run, settings, task, splits, stop_signal)
 
         engine = load_engine(run, settings, config, tokenizer, task.labels, data["train"])
-        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), len(splits.validation))
 
         def validate() -> dict[str, float]:
             measure = validate_label_sets if task.multi_label else validate_labels

@@ -1,10 +1,10 @@
 """Fine-tune a model to tell positive from negative film reviews (IMDB), and compare it with itself before training.
 
-    accelerate launch train/imdb.py --sample
-    accelerate launch train/imdb.py --split 70-10-20 --output-dir runs/imdb-loop
-    accelerate launch train/imdb.py --split 70-10-20 --output-dir runs/imdb-trainer --engine trainer
+    python train/imdb.py --sample
+    python train/imdb.py --split 70-10-20 --output-dir runs/imdb-loop
+    python train/imdb.py --split 70-10-20 --output-dir runs/imdb-trainer --engine trainer
     accelerate launch --num_processes 8 train/imdb.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
-    accelerate launch train/imdb.py --model mistralai/Mistral-7B-Instruct-v0.3 --method qlora --head generate
+    python train/imdb.py --model mistralai/Mistral-7B-Instruct-v0.3 --method qlora --head generate
 
 The same command starts a run, resumes it, or says that it is finished.
 """
@@ -82,7 +82,7 @@ def main(args) -> None:
         evaluate_base(run, settings, IMDB, splits, stop_signal)
 
         engine = load_engine(run, settings, config, tokenizer, IMDB.labels, data["train"])
-        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), len(splits.validation))
 
         def validate() -> dict[str, float]:
             return validate_labels(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)

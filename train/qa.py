@@ -1,10 +1,10 @@
 """Fine-tune a model to answer questions about a paragraph, or to abstain (SQuAD v2), and compare it with itself before.
 
-    accelerate launch train/qa.py --sample
-    accelerate launch train/qa.py --model distilbert/distilbert-base-uncased
+    python train/qa.py --sample
+    python train/qa.py --model distilbert/distilbert-base-uncased
     accelerate launch --num_processes 8 train/qa.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
-    accelerate launch train/qa.py --model meta-llama/Llama-3.2-1B-Instruct --method lora --head generate
-    accelerate launch train/qa.py --train-file train-v2.0.json --test-file dev-v2.0.json --eval-every 500
+    python train/qa.py --model meta-llama/Llama-3.2-1B-Instruct --method lora --head generate
+    python train/qa.py --train-file train-v2.0.json --test-file dev-v2.0.json --eval-every 500
 
 The same command starts a run, resumes it, or says that it is finished.
 """
@@ -85,7 +85,8 @@ def main(args) -> None:
         evaluate_base(run, settings, splits, stop_signal)
 
         engine = load_engine(run, settings, config, tokenizer, (), data["train"])
-        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+        num_validation = len(splits.validation) if settings.head == "span" else None  # written answers take long
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), num_validation)
 
         def validate() -> dict[str, float]:
             validation, optimisation = data["validation"], settings.optimisation

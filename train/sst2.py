@@ -1,10 +1,10 @@
 """Fine-tune a model to tell positive from negative sentences (SST-2), and compare it with itself before training.
 
-    accelerate launch train/sst2.py --sample
-    accelerate launch train/sst2.py --model distilbert/distilbert-base-uncased
+    python train/sst2.py --sample
+    python train/sst2.py --model distilbert/distilbert-base-uncased
     accelerate launch --num_processes 8 train/sst2.py --model meta-llama/Llama-3.2-1B --deepspeed ds_configs/zero2.json
-    accelerate launch train/sst2.py --model mistralai/Mistral-7B-v0.3 --method qlora --tokens-per-device 2048
-    accelerate launch train/sst2.py --model google/gemma-2-2b-it --method lora --head generate
+    python train/sst2.py --model mistralai/Mistral-7B-v0.3 --method qlora --tokens-per-device 2048
+    python train/sst2.py --model google/gemma-2-2b-it --method lora --head generate
 
 The same command starts a run, resumes it, or says that it is finished.
 """
@@ -78,7 +78,7 @@ def main(args) -> None:
         evaluate_base(run, settings, SST2, splits, stop_signal)
 
         engine = load_engine(run, settings, config, tokenizer, SST2.labels, data["train"])
-        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
+        schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), len(splits.validation))
 
         def validate() -> dict[str, float]:
             return validate_labels(engine, data["validation"], settings.optimisation.tokens_per_device, stop_signal)

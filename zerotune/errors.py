@@ -53,9 +53,9 @@ def nearest(found: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """Return ": did you mean 'text'?" for the end of a message; "" where no name is like it."""
+    """Return " (did you mean 'text'?)" for a message; "" where no name is like it."""
     meant = nearest(found, known)
-    return f": did you mean {meant!r}?" if meant else ""
+    return f" (did you mean {meant!r}?)" if meant else ""
 
 
 def _key(name: str) -> str:

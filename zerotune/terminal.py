@@ -1,7 +1,21 @@
-"""Standard output and error that cannot end a run: full, closed, or of another encoding."""
+"""Standard output and error that cannot end a run (full, closed, of another encoding), and progress on them."""
 
+import contextlib
+import logging
 import os
 import sys
+import threading
+import time
+import warnings
+
+# Seconds until a log has a first line about something, and between two of them.
+FIRST_LINE, NEXT_LINES = 5, 30
+# What libraries remark that means nothing here, by logger and by how it begins: that DeepSpeed, which transformers
+# imports, sees no GPU, and that bitsandbytes takes its own kernel on a CPU.
+REMARKS = {
+    "DeepSpeed": "Setting accelerator to CPU",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+}
 
 
 class TolerantStream:
@@ -56,3 +70,87 @@ def make_output_tolerant() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, TolerantStream(stream))
+
+
+def show_progress(activity: str, total: int, done: int = 0, unit: str = "", hidden: bool = False):
+    """Return a context manager whose `update(number=1)` counts what is done, and shows it on standard error.
+
+    A terminal gets a live line; a job's log a line after FIRST_LINE seconds and then one every NEXT_LINES, with an
+    estimate of the time that is left.
+
+    Args:
+        total, done: how many parts of about the same cost there are, and how many an earlier start has done.
+        unit: "step": parts are shown by their number too, and the line of a terminal stays.
+        hidden: show nothing.
+    """
+    if hidden or not sys.stderr.isatty():
+        return LoggedProgress(activity, total, done, unit, hidden)
+    from tqdm import tqdm
+
+    bar_format = None if unit else "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    shown = {"bar_format": bar_format, "leave": bool(unit), "delay": 0 if unit else 1}
+    return tqdm(desc=activity, total=total, initial=done, unit=unit or "it", mininterval=0.1, **shown)
+
+
+class LoggedProgress:
+    """Progress as lines of a log; see `show_progress`."""
+
+    def __init__(self, activity: str, total: int, done: int = 0, unit: str = "", hidden: bool = False):
+        self.activity, self.total, self.done, self.unit, self.hidden = activity, total, done, unit, hidden
+        self._before, self._started = done, time.monotonic()
+        self._next = self._started + FIRST_LINE
+
+    def __enter__(self) -> "LoggedProgress":
+        return self
+
+    def __exit__(self, *error) -> None:
+        """Say nothing: what follows shows that it is over."""
+
+    def update(self, number: int = 1) -> None:
+        """Count parts that are done, and write a line where one is due."""
+        self.done += number
+        now = time.monotonic()
+        if self.hidden or now < self._next or self.done >= self.total:
+            return
+        self._next = now + NEXT_LINES
+        left = (self.total - self.done) * (now - self._started) / (self.done - self._before)
+        numbers = f"{self.unit} {self.done:,} of {self.total:,}, " if self.unit else ""
+        line = f"{self.activity}: {numbers}{self.done / self.total:.0%}, about {duration(left)} left"
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def say_when_slow(activity: str):
+    """Say "ACTIVITY: 5 s so far" on standard error while the block takes longer than FIRST_LINE seconds, on rank 0.
+
+    For what cannot say how far it is: loading weights, hashing a model.
+    """
+    done = threading.Event()
+
+    def speak() -> None:
+        seconds = FIRST_LINE
+        while not done.wait(seconds if seconds == FIRST_LINE else NEXT_LINES):
+            print(f"{activity}: {seconds} s so far", file=sys.stderr, flush=True)
+            seconds += NEXT_LINES
+
+    if os.environ.get("RANK", "0") == "0":
+        threading.Thread(target=speak, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a reader says it: "45 s", "12 min", "3 h 20 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def hide_remarks() -> None:
+    """Hide REMARKS, and that peft asks transformers by an older name. Call before the libraries are imported."""
+    for name, beginning in REMARKS.items():
+        logging.getLogger(name).addFilter(lambda record, beginning=beginning: not str(record.msg).startswith(beginning))
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -16,7 +16,7 @@ from launching import REPOSITORY
 
 SCRIPTS = sorted(path for folder in ("train", "eval") for path in (REPOSITORY / folder).glob("*.py"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-LAUNCHERS = ("accelerate", "python", "torchrun", "sbatch", "bash", ".venv/bin/accelerate")
+LAUNCHERS = ("accelerate", "python", "torchrun", "sbatch", "bash", ".venv/bin/python")
 COPY = "my_sst2.py"  # of train/sst2.py, in docs/train.md
 COPY_OPTIONS = ("--sample", "--max-steps", 4, "--limit-train", 64, "--limit-eval", 32, "--base-eval", "none")
 # A quick run: what is tested is that the command works.

@@ -18,8 +18,11 @@ ROOMS = (  # from the lowest upwards
     "errors", "randomness", "records", "files", "terminal", "settings", "run", "metrics", "models", "tasks", "training",
     "evaluation", "report", "squad", "prediction", "sweep", "cluster",
 )  # fmt: skip
-# What a run, an evaluation or a user writes; named in documents, never shipped.
-MADE_LATER = ("runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh")
+# What a run, an evaluation or a user writes, and names in trackers; named in documents, never shipped.
+MADE_LATER = (
+    "runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh",
+    "train/loss", "train/mean_loss", "train/learning_rate",
+)  # fmt: skip
 NAMED_PATH = re.compile(
     r"(?<![\w./~$-])((?:train|eval|zerotune|ds_configs|presets|slurm|tests|docs|\.ci)/[\w./-]*\w|\w[\w-]*\.(?:cfg|toml|cff))(?![\w/])"
 )

@@ -86,17 +86,16 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
     """Read the flags of a train or eval script with its own parser.
 
     Raises:
-        Refused: it is no script of a task, it would refuse the flags, or the run to evaluate has no final/ yet.
+        Refused: it is no script of a task, it would refuse the flags, or a run given as --model has no final/ yet.
     """
     name, flags = _parse(script, arguments)
     task, trains = TASKS[Path(script).name], name.startswith("train/")
-    model = model_or_default(flags.model, flags.sample, task)
+    model = final_of_run(model_or_default(flags.model, flags.sample, task))
     given = {"data": data_settings(flags), "revision": flags.revision}
     if trains:
         folder = flags.output_dir or default_run_folder(task, model, flags.method, flags.head)
         given |= {"deepspeed": flags.deepspeed, "push_to_hub": flags.push_to_hub}
     else:
-        model = final_of_run(model)
         folder = flags.output_dir or default_eval_folder(task, model)
         given |= {"shots": flags.shots, "scores_file": getattr(flags, "score", None) is not None}
     return Wanted(script, task, trains, model, folder=folder, **given)

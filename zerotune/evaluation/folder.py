@@ -18,6 +18,7 @@ from zerotune.models.model_files import model_identity
 from zerotune.records import FileRecord
 from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import is_main_process
+from zerotune.terminal import say_when_slow
 
 FINGERPRINT_FILE = ".fingerprint.json"
 # What an evaluation of any task writes, as far as it does.
@@ -88,11 +89,13 @@ def evaluate_into(
         accelerator,
         partial,
         on_batch=lambda: stop_signal.raise_when_noted(accelerator),
+        activity=f"evaluation {folder}",
     )
     _refuse_not_finite(records, items.lines, described, partial)
     metrics = {}
     if is_main_process():
-        metrics = {"task": items.task} | described | prepared.description | write(prepared.read(records))
+        with say_when_slow(f"scoring the answers of {folder}"):
+            metrics = {"task": items.task} | described | prepared.description | write(prepared.read(records))
         write_json(folder / "metrics.json", metrics)
         parts = {name: json_sha256(value) for name, value in fingerprint.items()}
         files = {name: file_record(folder / name) for name in RESULT_FILES if (folder / name).exists()}

@@ -19,6 +19,8 @@ from zerotune.run.cpu import give_back_memory
 from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.out_of_memory import is_out_of_memory
+from zerotune.run.process import is_main_process
+from zerotune.terminal import show_progress
 from zerotune.training.batches import cut_by_budget
 
 # Indices [batch] -> one record for each of these items: an object of JSON, whose numbers are finite in a sound model.
@@ -150,6 +152,7 @@ def score_items(
     accelerator,
     partial: PartialScores | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    activity: str = "evaluation",
 ) -> list[dict]:
     """Score every item once; all ranks take part and all get the result.
 
@@ -157,6 +160,8 @@ def score_items(
         score: called equally often on every rank.
         batches: disjoint index arrays that cover 0…num_items-1, the same on every rank.
         on_batch: called after each batch, on each rank.
+        activity: what progress is called on the terminal. Batches are taken as equally long: they hold about as many
+            tokens.
     Returns:
         The record of each item, in the items' order.
     """
@@ -165,7 +170,8 @@ def score_items(
         partial.open(accelerator.process_index)
     todo = [number for number in range(len(batches)) if number not in done]
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    with torch.no_grad():  # inference_mode's tensors cannot be gathered by ZeRO-3
+    progress = show_progress(activity, len(batches), len(batches) - len(todo), hidden=not is_main_process())
+    with torch.no_grad(), progress:  # inference_mode's tensors cannot be gathered by ZeRO-3
         for start in range(0, len(todo), world_size):
             mine = start + rank < len(todo)
             number = todo[start + rank] if mine else todo[start]  # a rank without work repeats one: ZeRO-3 would hang
@@ -176,6 +182,7 @@ def score_items(
                     partial.add(number, records)
             if accelerator.device.type == "cpu":
                 give_back_memory()
+            progress.update(min(world_size, len(todo) - start))
             on_batch()
     return _in_item_order(_share(done, accelerator), batches)
 

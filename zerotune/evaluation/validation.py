@@ -60,4 +60,5 @@ def _score(engine: Engine, data: LabelledData | AnswerData, tokens_per_device: i
         batches,
         accelerator,
         on_batch=lambda: stop_signal.raise_when_noted(accelerator),
+        activity="validation",
     )

@@ -24,6 +24,7 @@ from zerotune.models.packed import drops_scores
 from zerotune.models.precision import compute_dtype
 from zerotune.models.pretrained import check_pad_token, check_window, is_text_part
 from zerotune.settings.groups import ModelSettings
+from zerotune.terminal import say_when_slow
 
 # Of a checkpoint, what a model with another head may leave aside: LM heads and those of pretraining, what a text part
 # leaves of the whole, and buffers.
@@ -134,7 +135,8 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
     """
     if is_text_part(settings.name, settings.revision, config):
         key_mapping = text_part_renaming(model_class)
-    with reading("the weights", f"--model {settings.name}", "copy the model again"), quiet_transformers():
+    slow = say_when_slow(f"loading the weights of {settings.name}")
+    with reading("the weights", f"--model {settings.name}", "copy the model again"), quiet_transformers(), slow:
         model, info = model_class.from_pretrained(
             settings.name,
             revision=settings.revision or "main",

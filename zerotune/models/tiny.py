@@ -21,12 +21,15 @@ def tiny_causal_model(folder: Path, lines: Callable[[int], list[str]], seed: int
     """
     if _is_complete(folder):
         return
+    from zerotune.models.boundary import quiet_transformers  # imports transformers
+
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         tokenizer = _train_tokenizer(lines(seed))
         tokenizer.save_pretrained(aside)
-        _random_llama(tokenizer, seed).save_pretrained(aside)
+        with quiet_transformers():
+            _random_llama(tokenizer, seed).save_pretrained(aside)
         os.rename(aside, folder)
     except Exception as error:  # tokenizers raises a plain Exception for a full disk
         if not (isinstance(error, OSError) or disk_is_full(folder.parent, error)):

@@ -3,8 +3,10 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -16,7 +18,6 @@ from zerotune.files import (
     first_damage,
     full_disk_cure,
     full_disk_reason,
-    json_sha256,
     read_json,
     write_json,
     write_json_lines,
@@ -25,7 +26,9 @@ from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
 from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
+from zerotune.run.tracker import grouped, scores, start_tracker
 from zerotune.settings.groups import FREE_FLAGS, FlagRecord, RunSettings
+from zerotune.terminal import say_when_slow
 
 # Folder of an evaluation's scores until it is done.
 PARTIAL_FOLDER = ".partial"
@@ -82,8 +85,24 @@ def _refuse_other_flags(settings: RunSettings, holds_results: bool) -> None:
     changed = changed_flags(settings.flags, folder / "run.json")
     # a run that was refused before it had anything may start again with the flags that the refusal asked for
     if changed and (holds_results or read_state(folder).get("state") != "refused"):
-        listed = ", ".join(f"--{name.replace('_', '-')} was {was}, is {now}" for name, (was, now) in changed.items())
-        raise Refused(f"{folder} holds a run with other flags ({listed}): use the same, or another --output-dir")
+        listed = ", ".join(f"{_flag(name)} was {was}, is {now}" for name, (was, now) in changed.items())
+        raise Refused(
+            f"{folder} holds a run with other flags ({listed}): use the same to resume it, or another folder: "
+            f"--output-dir {_free_folder(folder, changed)}"
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _free_folder(folder: Path, changed: dict[str, tuple[object, object]]) -> Path:
+    """Return a folder that does not exist yet, named after the first flag that differs: runs/sst2-m-full-epochs-5."""
+    name, (_, value) = next(iter(changed.items()))
+    word = Path(str(value)).name if isinstance(value, str) else "" if value in (True, None) else str(value)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{folder.name}-{name.replace('_', '-')}-{word}"[:100]).strip("-").lower()
+    numbers = (f"{name}-{number}" for number in itertools.count(2))
+    return next(place for place in map(folder.with_name, itertools.chain([name], numbers)) if not place.exists())
 
 
 def _final_problem(final: Path) -> str | None:
@@ -91,7 +110,8 @@ def _final_problem(final: Path) -> str | None:
     if not (final / "task.json").exists():
         return "is gone"
     try:
-        damage = first_damage(final, read_json(final / "task.json").get("files") or {})
+        with say_when_slow(f"checking the files of {final}"):
+            damage = first_damage(final, read_json(final / "task.json").get("files") or {})
         return f"is damaged ({': '.join(damage)})" if damage else None
     except (Refused, AttributeError, KeyError, TypeError):
         return "is damaged (task.json)"
@@ -325,9 +345,19 @@ class RunFolder:
             "total_s": time.time() - started_at(),
         }
         self.update_json("run.json", timings=timings)
+        self._track_scores(progress.step)
         report = write_report()
         self.write_state("finished", None)
         say(f"report: {report}")
+
+    def _track_scores(self, step: int) -> None:
+        """Send the test scores before and after training to the tracker."""
+        if self.tracker is None:
+            return
+        for name, group in (("base", "base"), ("final", "test")):
+            path = self.path / "eval" / name / "metrics.json"
+            if path.exists():
+                self.tracker.log(scores(read_json(path), group), step=step)
 
     def write_json(self, name: str, value) -> None:
         """Write one of the folder's JSON files, on rank 0."""
@@ -341,21 +371,11 @@ class RunFolder:
             write_json(path, (read_json(path) if path.exists() else {}) | values)
 
     def start_tracker(self) -> None:
-        """Send what `log` gets to TensorBoard or Weights & Biases too."""
+        """Send the flags, and what `log` gets, to TensorBoard or Weights & Biases too."""
         kind = self.settings.tracker
         if kind == "none" or not is_main_process():
             return
-        from accelerate.tracking import TensorBoardTracker, WandBTracker
-
-        run_id = json_sha256(str(self.path.resolve()))[:16]
-        tracker = (
-            TensorBoardTracker(run_name="tensorboard", logging_dir=self.path)
-            if kind == "tensorboard"
-            # run_name is accelerate's word for a project; a run that resumes logs to the same place
-            else WandBTracker("zerotune", name=self.path.name, id=run_id, resume="allow", dir=self.path)
-        )
-        tracker.start()
-        self.tracker = tracker
+        self.tracker = start_tracker(kind, self.path, self.settings.flags.values)
 
     def log(self, row: dict) -> None:
         """Append a line to metrics.jsonl; `row` has a "step"."""
@@ -365,8 +385,7 @@ class RunFolder:
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         if self.tracker is not None:
-            values = {name: value for name, value in row.items() if name != "step" and value is not None}
-            self.tracker.log(values, step=row["step"])
+            self.tracker.log(grouped(row), step=row["step"])
 
     def forget_metrics_after(self, step: int) -> None:
         """Delete the lines that a stopped run logged after its last checkpoint: those steps are done again."""

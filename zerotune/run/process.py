@@ -24,7 +24,7 @@ from zerotune.errors import (
 )
 from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, write_json
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
-from zerotune.terminal import make_output_tolerant
+from zerotune.terminal import hide_remarks, make_output_tolerant
 
 RANK_0_SPEAKS = "zerotune: rank 0 speaks"  # a key of the process group's store
 SECONDS_FOR_RANK_0 = 3
@@ -125,16 +125,20 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def say_how_far(items: Iterable[_Item], activity: str, unit: str, size: int = 1) -> Iterator[_Item]:
+def say_how_far(
+    items: Iterable[_Item], activity: str, unit: str, size: int = 1, total: int | None = None
+) -> Iterator[_Item]:
     """Yield the items; say "ACTIVITY: 312,000 UNIT so far" after SECONDS_WITHOUT_A_WORD, then twice that, …
 
     Args:
         size: how many units an item is.
+        total: of the units, where it is known.
     """
     started, wait = time.monotonic(), SECONDS_WITHOUT_A_WORD
     for number, item in enumerate(items):
-        if number * size % 1000 == 0 and time.monotonic() - started >= wait:
-            say(f"{activity}: {number * size:,} {unit} so far")
+        if (size > 1 or number % 1000 == 0) and time.monotonic() - started >= wait:
+            of_total = f"of {total:,} {unit}" if total is not None else f"{unit} so far"
+            say(f"{activity}: {number * size:,} {of_total}")
             wait *= 2
         yield item
 
@@ -195,6 +199,7 @@ def run_script(main, args) -> None:
     0: done, 2: refused, 75: preempted and saved, 130: interrupted; anything else is a bug.
     """
     make_output_tolerant()
+    hide_remarks()
     let_segments_grow(os.environ)
     try:
         check_launcher(os.environ)

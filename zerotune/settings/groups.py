@@ -137,7 +137,7 @@ class OptimisationSettings:
         class_weights: of labels in the loss: "none", or "balanced" over the training split.
         patience: stop after this many evaluations without gain; None: never.
         choose_by: metric of the validation split that picks the best checkpoint.
-        eval_every: optimizer steps between evaluations; None: an epoch.
+        eval_every: optimizer steps between evaluations; None: as zerotune/training/schedule.py chooses.
         seed: of the head, the order of examples and dropout.
     """
 

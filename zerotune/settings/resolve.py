@@ -38,11 +38,12 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         task: "sst2", "imdb", "classify" or "squad".
         sample_defaults: `epochs` and `learning_rate` of training the tiny model of --sample.
     Raises:
-        Refused: the DeepSpeed file cannot be read or contradicts the flags; flags of a plan without one.
+        Refused: the DeepSpeed file cannot be read or contradicts the flags; flags of a plan without one; a run given
+            as --model has no final/.
     """
     head = args.head
     of_sample = sample_defaults if args.sample and args.model is None else {}
-    model = model_or_default(args.model, args.sample, task)
+    model = final_of_run(model_or_default(args.model, args.sample, task))
     epochs = args.epochs or of_sample.get("epochs", EPOCHS)
     rate = args.learning_rate
     if rate is None:

@@ -94,6 +94,7 @@ def validate_spans(
         evaluation_batches(data.scored_lengths, optimisation.tokens_per_device),
         accelerator,
         on_batch=lambda: stop_signal.raise_when_noted(accelerator),
+        activity="validation",
     )
     return span_values(data, records, optimisation.choose_by)
 
@@ -144,12 +145,13 @@ def validate_written(
         data.loss_batches(optimisation.tokens_per_device),
         accelerator,
         on_batch=check_signal,
+        activity="validation, loss",
     )
     score = writing_scorer(
         engine.module.stock_model, data, tokenizer, max_new_tokens, device, engine.precision, in_step=engine.deepspeed
     )
     batches = data.writing_batches(optimisation.tokens_per_device)
-    written = score_items(score, batches, accelerator, on_batch=check_signal)
+    written = score_items(score, batches, accelerator, on_batch=check_signal, activity="validation, answers")
     answers = read_answers(tokenizer, written)
     scores = official_scores(score_answers(questions, dict(zip(data.ids, answers, strict=True))))
     scores = {name: float(score) for name, score in scores.items() if not name.endswith("total")}

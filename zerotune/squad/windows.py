@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from zerotune.errors import Refused
+from zerotune.run.process import say_how_far
 from zerotune.squad.questions import Question, distinct_paragraphs
 from zerotune.tasks.cutting import whole_texts
 from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key
@@ -168,7 +169,8 @@ def _tokenise(backend, questions: list[str], contexts: list[str]) -> Tokens:
 def _token_ids(backend, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the texts' token ids and each text's offset."""
     ids, lengths = [np.zeros(0, np.int32)], []
-    for first in range(0, len(texts), QUESTIONS_PER_CALL):
+    starts = range(0, len(texts), QUESTIONS_PER_CALL)
+    for first in say_how_far(starts, "tokenising", "questions", QUESTIONS_PER_CALL, len(texts)):
         # takes half the time of encode_batch, which also computes characters
         rows = backend.encode_batch_fast(texts[first : first + QUESTIONS_PER_CALL], add_special_tokens=False)
         ids.append(np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32))
@@ -179,7 +181,8 @@ def _token_ids(backend, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 def _token_ids_and_characters(backend, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the texts' token ids, each text's offset, and the tokens' char_starts and char_ends, [2, tokens]."""
     ids, chars, lengths = [np.zeros(0, np.int32)], [np.zeros((2, 0), np.int32)], []
-    for first in range(0, len(texts), PARAGRAPHS_PER_CALL):
+    starts = range(0, len(texts), PARAGRAPHS_PER_CALL)
+    for first in say_how_far(starts, "tokenising", "paragraphs", PARAGRAPHS_PER_CALL, len(texts)):
         part = texts[first : first + PARAGRAPHS_PER_CALL]
         rows = backend.encode_batch(part, add_special_tokens=False)
         ids.append(np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32))

@@ -19,8 +19,9 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, did_you_mean
 from zerotune.run.process import say_how_far
+from zerotune.terminal import say_when_slow
 
 FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
 # Most bytes of text in a file, unpacked, and in a line: a small .gz may hold more than any memory.
@@ -87,9 +88,9 @@ def file_kind(path: Path) -> str:
     return kind
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file. Raises Refused where it is missing, a folder, unreadable or empty."""
-    with reading_file(path, ", or name the items by --test-file"):
+def read_bytes(path: Path, other_way_out: str = "") -> bytes:
+    """Return the content of a file. Raises Refused where it is empty, and as `reading_file`."""
+    with reading_file(path, other_way_out):
         data = path.read_bytes()
     if not data:
         raise Refused(f"{path} is empty (0 bytes); copy or write the file again")
@@ -108,16 +109,24 @@ def reading_file(path: Path, other_way_out: str = "") -> Iterator[None]:
     except IsADirectoryError:
         raise Refused(f"{path} is a folder; give a file") from None
     except FileNotFoundError:
-        raise Refused(f"{path}: no such file; check the path{other_way_out}") from None
+        raise Refused(f"{path}: no such file{_nearest_file(path)}; check the path{other_way_out}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Refused(f"{path}: broken gzip ({error}); copy or compress the file again") from None
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
 
 
+def _nearest_file(path: Path) -> str:
+    """Return " (did you mean 'FILE'?)" where the folder has a file of nearly that name; "" otherwise."""
+    try:
+        return did_you_mean(path.name, (file.name for file in path.absolute().parent.iterdir() if file.is_file()))
+    except OSError:
+        return ""
+
+
 def require_file_sha256(path: Path, wanted: str) -> None:
     """Raise Refused where the file is missing or has another sha256."""
-    found = hashlib.sha256(read_bytes(path)).hexdigest()
+    found = hashlib.sha256(read_bytes(path, ", or name the items by --test-file")).hexdigest()
     if found != wanted:
         raise Refused(
             f"{path} has changed since the run was split (sha256 {found[:12]}, wanted {wanted[:12]}); restore it, or "
@@ -386,7 +395,7 @@ def _parse_parquet(data: bytes, path: Path) -> Table:
     import pyarrow
     import pyarrow.parquet
 
-    with reading_parquet(path):
+    with reading_parquet(path), say_when_slow(f"reading {path.name}"):
         return Table(pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pydict())
 
 
@@ -418,7 +427,8 @@ def find_column(source, accepted: tuple[str, ...], wanted: str) -> str:
     for name in accepted:
         if name in columns:
             return name
-    raise Refused(f"{source.name}: wrong columns: found {_shown(columns)}; wanted {wanted}")
+    meant = next(filter(None, (did_you_mean(name, columns) for name in accepted)), "")
+    raise Refused(f"{source.name}: wrong columns: found {_shown(columns)}; wanted {wanted}{meant}")
 
 
 def clean_text(value, where: str) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-from zerotune.errors import MOST_LISTED, Refused, listed
+from zerotune.errors import MOST_LISTED, Refused, did_you_mean, listed
 
 # More than this is a column of something else: every label has outputs, prompts and rows in tables.
 MOST_LABELS = 1000
@@ -22,8 +22,8 @@ def parse_label(value, labels: tuple[str, ...], where: str) -> int | None:
     label = spellings(labels).get(word)
     if label is None:
         raise Refused(
-            f"{where}: unknown label {str(value)[:40]!r}; wanted {numbered(labels, 'or')}, "
-            "or train/classify.py and eval/classify.py, which read labels of your own"
+            f"{where}: unknown label {str(value)[:40]!r}{did_you_mean(str(value), labels)}; "
+            f"wanted {numbered(labels, 'or')}, or train/classify.py and eval/classify.py, which read labels of your own"
         )
     return label
 
@@ -76,8 +76,8 @@ def _place(word: str, labels: tuple[str, ...], where: str) -> int:
     label = _places(labels).get(word)
     if label is None:
         raise Refused(
-            f"{where}: unknown label {word[:40]!r}; the {len(labels)} labels are {listed(labels)}: correct the row, or "
-            "train on rows with this label"
+            f"{where}: unknown label {word[:40]!r}{did_you_mean(word, labels)}; the {len(labels)} labels are "
+            f"{listed(labels)}: correct the row, or train on rows with this label"
         )
     return label
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zerotune.errors import Refused
+from zerotune.run.process import say_how_far
 from zerotune.tasks.cutting import whole_texts
 from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key
 
@@ -118,7 +119,8 @@ def _encode(
     backend.no_padding()
     backend.encode_special_tokens = split_special
     ids, types, lengths, num_truncated = [], [], [], 0
-    for start in range(0, len(texts), TEXTS_PER_CALL):
+    starts = range(0, len(texts), TEXTS_PER_CALL)
+    for start in say_how_far(starts, "tokenising", "texts", TEXTS_PER_CALL, len(texts)):
         # half the time of tokenizer(texts), which also computes and converts offsets and masks
         rows = backend.encode_batch_fast(texts[start : start + TEXTS_PER_CALL])
         gaps = [_gap(row, max_length) for row in rows]

@@ -28,6 +28,7 @@ from zerotune.run.folder import RunFolder
 from zerotune.run.process import is_main_process
 from zerotune.run.stopping import StopSignal
 from zerotune.settings.groups import OptimisationSettings
+from zerotune.terminal import show_progress
 from zerotune.training import checkpoints
 from zerotune.training.data import Batch, TrainingData
 from zerotune.training.engine import Engine
@@ -142,7 +143,8 @@ class TrainingLoop:
         self.stop_signal.can_save = True
         if self.schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
             self._evaluate_and_save()  # a stop had interrupted this evaluation
-        with self._progress_bar() as bar:
+        total, hidden = self.schedule.num_steps, not is_main_process()
+        with show_progress("train", total, progress.step, unit="step", hidden=hidden) as bar:
             while not self.is_over:
                 started = time.perf_counter()
                 step = self._step(progress.step + 1)
@@ -161,12 +163,6 @@ class TrainingLoop:
     def is_over(self) -> bool:
         """Whether the schedule's last step is done, or patience has run out."""
         return self.progress.step >= self.schedule.num_steps or self.progress.stopped_early
-
-    def _progress_bar(self) -> tqdm:
-        total, done = self.schedule.num_steps, self.progress.step
-        seconds = 0.1 if sys.stderr.isatty() else 30  # each update of the bar is a line of a job's log
-        hidden = not is_main_process()
-        return tqdm(total=total, initial=done, mininterval=seconds, disable=hidden, desc="train", unit="step")
 
     # --- a step ---
 

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from zerotune.settings.groups import OptimisationSettings, RunSettings
 from zerotune.training.batches import num_steps_per_epoch
 
+# By default an epoch has as many evaluations as cost this share of its time, no more than so many, and at least so many
+# steps apart. A row costs an evaluation a third of what it costs training, which also goes backward.
+EVALUATION_SHARE, MOST_EVALUATIONS, FEWEST_STEPS = 0.1, 4, 10
+
 
 @dataclass(frozen=True)
 class Schedule:
     """Steps are counted from 1. `num_steps` is the planned length; patience may end the run earlier.
 
     Attributes:
+        eval_every: steps; None: an epoch has `evaluations_per_epoch`, the last of them at its end.
         checkpoint_every: steps; None where checkpoints are due by the clock.
         shape: of the rate after the warmup: "linear", "cosine" or "constant".
     """
@@ -19,10 +24,11 @@ class Schedule:
     num_steps: int
     steps_per_epoch: int
     warmup_steps: int
-    eval_every: int
+    eval_every: int | None
     checkpoint_every: int | None
     log_every: int
     shape: str = "linear"
+    evaluations_per_epoch: int = 1
 
     def rate_factor(self, step: int) -> float:
         """Return the share of the peak rate at a step: linear from 0 over the warmup, then as `shape` says.
@@ -44,7 +50,11 @@ class Schedule:
 
     def evaluates_at(self, step: int) -> bool:
         """Return whether the validation split is evaluated after this step."""
-        return step % self.eval_every == 0 or step == self.num_steps
+        if self.eval_every is not None:
+            return step % self.eval_every == 0 or step == self.num_steps
+        before, num = (step - 1) % self.steps_per_epoch, self.evaluations_per_epoch
+        crosses = before * num // self.steps_per_epoch < (before + 1) * num // self.steps_per_epoch
+        return crosses or step == self.num_steps
 
     def saves_at(self, step: int) -> bool:
         """Return whether a checkpoint is due after this step, whatever the clock says."""
@@ -55,8 +65,14 @@ class Schedule:
         return step == 1 or step % self.log_every == 0 or step == self.num_steps
 
 
-def plan_schedule(optimisation: OptimisationSettings, run: RunSettings, num_examples: int) -> Schedule:
-    """Return the schedule of --epochs over a training split of so many examples, cut short by --max-steps."""
+def plan_schedule(
+    optimisation: OptimisationSettings, run: RunSettings, num_examples: int, num_validation: int | None = None
+) -> Schedule:
+    """Return the schedule of --epochs over a training split of so many examples, cut short by --max-steps.
+
+    Args:
+        num_validation: examples of the validation split; None where an evaluation costs more than passing over them.
+    """
     steps_per_epoch = num_steps_per_epoch(num_examples, optimisation.batch_size)
     num_steps = steps_per_epoch * optimisation.epochs
     if optimisation.max_steps is not None:
@@ -65,8 +81,20 @@ def plan_schedule(optimisation: OptimisationSettings, run: RunSettings, num_exam
         num_steps=num_steps,
         steps_per_epoch=steps_per_epoch,
         warmup_steps=round(num_steps * optimisation.warmup_ratio),
-        eval_every=optimisation.eval_every or steps_per_epoch,
+        eval_every=optimisation.eval_every,
         checkpoint_every=run.checkpoint_every.steps,
         log_every=run.log_every,
         shape=optimisation.schedule,
+        evaluations_per_epoch=_evaluations_per_epoch(steps_per_epoch, num_examples, num_validation, optimisation),
     )
+
+
+def _evaluations_per_epoch(
+    steps_per_epoch: int, num_examples: int, num_validation: int | None, optimisation: OptimisationSettings
+) -> int:
+    """Return how many evaluations an epoch has without --eval-every: one where --patience counts them, as published
+    recipes do."""
+    if num_validation is None or optimisation.patience is not None:
+        return 1
+    affordable = int(EVALUATION_SHARE * 3 * num_examples / max(1, num_validation))
+    return max(1, min(MOST_EVALUATIONS, affordable, steps_per_epoch // FEWEST_STEPS))

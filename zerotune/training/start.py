@@ -15,6 +15,7 @@ from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import say
 from zerotune.run.run_files import read_run_record
 from zerotune.settings.groups import RunSettings, TrainSettings
+from zerotune.settings.names import is_sample_model
 from zerotune.tasks.splits import Splits
 from zerotune.training import checkpoints
 from zerotune.training.data import TrainingData
@@ -74,6 +75,10 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
     accelerator.wait_for_everyone()  # all have read before rank 0 writes
     run.describe(splits.record, identity=identity)
     run.start_tracker()
+    if settings.data.sample and accelerator.device.type == "cpu" and not is_sample_model(settings.model.name):
+        say(
+            f"{settings.model.name} has no GPU here, where --sample may take it hours: --limit-train 500 is a quick try"
+        )
     max_length = settings.text.max_length or settings.questions.max_length
     limit = f"to {max_length} tokens" if max_length else "to fit"
     for name, part in data.items():

@@ -51,7 +51,10 @@ def test_lines_and_their_folders(write_list):
         (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
         (["org/a sst2 0 0 --prompt-seeds=5"], "--prompt-seeds gives several scores.* write a line per SEED"),
         (["org/a sst2 0 0 'x"], "No closing quotation"),
-        (["org/a sst2 0 0 --calibrat contextual"], r"mine.txt line 1: unknown flag --calibrat: did you mean --calibrate\?"),
+        (
+            ["org/a sst2 0 0 --calibrat contextual"],
+            r"mine.txt line 1: unknown flag --calibrat: did you mean --calibrate\?",
+        ),
         (["org/a sst2 0 0", "org/a sst2 00 0"], "line 2 writes to .*sst2-a-0shot-seed0-.*, as .* line 1 does"),
     ],
 )

@@ -69,6 +69,13 @@ def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
         check_earlier_run(settings(tmp_path, learning_rate=2e-3, seed=None))
     assert "(--learning-rate was 0.001, is 0.002, --seed was 0, is None)" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+    proposed = tmp_path.with_name(f"{tmp_path.name}-learning-rate-0.002")
+    assert str(refusal.value).endswith(f"or another folder: --output-dir {proposed}")
+    proposed.mkdir()
+    with pytest.raises(Refused, match=f"--output-dir {proposed}-2$"):
+        check_earlier_run(settings(tmp_path, learning_rate=2e-3))
+    with pytest.raises(Refused, match=r"-train-file-tickets\.csv$"):
+        check_earlier_run(settings(tmp_path, train_file="/data/Tickets.csv"))
 
 
 def test_a_default_that_follows_from_a_typed_flag_is_not_reported(tmp_path):

@@ -149,6 +149,8 @@ def test_a_long_reading_says_how_far_it_is(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     assert len(list(say_how_far(range(6), "searching", "rows", size=10_000))) == 6
     assert capsys.readouterr().out == "searching: 40,000 rows so far\n"
+    assert len(list(say_how_far(range(6), "tokenising", "texts", 2048, total=12_000))) == 6
+    assert capsys.readouterr().out == "tokenising: 8,192 of 12,000 texts\n"
     monkeypatch.setenv("RANK", "1")
     assert len(list(say_how_far(range(9000), "reading a.csv", "rows"))) == 9000
     assert capsys.readouterr().out == ""

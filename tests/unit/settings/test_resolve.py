@@ -37,6 +37,17 @@ def test_rates_and_epochs_follow_from_method_head_and_sample(flags, expected):
     assert (found.epochs, found.learning_rate, found.head_learning_rate) == pytest.approx(expected)
 
 
+def test_a_run_given_as_model_is_its_final(tmp_path):
+    (tmp_path / "a" / "final").mkdir(parents=True)
+    (tmp_path / "a" / "run.json").write_text("{}")
+    settings = resolve("--model", str(tmp_path / "a"))
+    assert settings.model.name == str(tmp_path / "a" / "final")
+    assert settings.run.output_dir == Path("runs/sst2-a-full")
+    (tmp_path / "a" / "final").rmdir()
+    with pytest.raises(Refused, match="has no final/ yet"):
+        resolve("--model", str(tmp_path / "a"))
+
+
 def test_flags_are_recorded_as_plain_values_with_those_that_were_typed():
     flags = resolve("--model", "org/m", "--seed", "0", "--output-dir", "runs/a").run.flags
     assert flags.typed == {"model", "seed", "output_dir"}

@@ -216,8 +216,11 @@ def test_broken_gzip(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(Refused, match="no such file"):
+    with pytest.raises(Refused, match=r"none\.tsv: no such file; check the path$"):
         read_file(tmp_path / "none.tsv")
+    (tmp_path / "reviews.tsv").touch()
+    with pytest.raises(Refused, match=r"reviws\.tsv: no such file \(did you mean 'reviews\.tsv'\?\); check the path$"):
+        read_file(tmp_path / "reviws.tsv")
     (tmp_path / "folder.tsv").mkdir()
     with pytest.raises(Refused, match="is a folder"):
         read_file(tmp_path / "folder.tsv")
@@ -228,6 +231,9 @@ def test_wrong_columns_name_both_sides(tmp_path):
     source = read_file(write(tmp_path, "rows.tsv", headless))
     with pytest.raises(Refused, match=r"found 'a very long first line that was meant\.\.\.', '1'; wanted sentence"):
         find_column(source, ("sentence", "text"), "sentence and label")
+    source = read_file(write(tmp_path, "typo.tsv", "text\tLabel\na\t1\n"))
+    with pytest.raises(Refused, match=r"wanted text and label \(did you mean 'Label'\?\)$"):
+        find_column(source, ("label",), "text and label")
 
 
 def test_changed_file_is_named(tmp_path):

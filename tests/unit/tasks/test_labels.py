@@ -5,7 +5,7 @@ import math
 import pytest
 
 from zerotune.errors import Refused
-from zerotune.tasks.labels import parse_label, require_labels
+from zerotune.tasks.labels import parse_label, parse_own_label, require_labels
 from zerotune.tasks.splits import Example
 
 LABELS = ("negative", "positive")
@@ -30,6 +30,13 @@ def test_labels(value, label):
 def test_unknown_labels_are_refused_with_place_and_value(value):
     with pytest.raises(Refused, match=r"rows\.tsv line 7: unknown label .*wanted 0 \(negative\) or 1 \(positive\)"):
         parse_label(value, LABELS, "rows.tsv line 7")
+
+
+def test_a_mistyped_label_gets_the_nearest_one():
+    with pytest.raises(Refused, match=r"unknown label 'postive' \(did you mean 'positive'\?\); wanted"):
+        parse_label("postive", LABELS, "here")
+    with pytest.raises(Refused, match=r"unknown label 'Biling' \(did you mean 'billing'\?\); the 2 labels are"):
+        parse_own_label("Biling", ("billing", "returns"), "here")
 
 
 def test_one_class_only_and_no_labels_are_refused():

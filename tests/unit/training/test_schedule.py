@@ -94,11 +94,11 @@ def test_things_are_due_at_their_steps_and_at_the_end():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, (300, 18, 100)),
-        ({"max_steps": 50}, (50, 3, 100)),
-        ({"max_steps": 1000}, (300, 18, 100)),
+        ({}, (300, 18, None)),
+        ({"max_steps": 50}, (50, 3, None)),
+        ({"max_steps": 1000}, (300, 18, None)),
         ({"warmup_ratio": 0.0, "eval_every": 7}, (300, 0, 7)),
-        ({"warmup_ratio": 1.0, "epochs": 1, "schedule": "cosine"}, (100, 100, 100)),
+        ({"warmup_ratio": 1.0, "epochs": 1, "schedule": "cosine"}, (100, 100, None)),
     ],
 )
 def test_flags_make_the_plan(changes, expected):
@@ -106,3 +106,25 @@ def test_flags_make_the_plan(changes, expected):
     assert (plan.num_steps, plan.warmup_steps, plan.eval_every) == expected
     assert (plan.steps_per_epoch, plan.checkpoint_every, plan.log_every) == (100, None, 10)
     assert plan.shape == changes.get("schedule", "linear")
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_validation", "expected"),
+    [
+        ({}, 100, [25, 50, 75, 100]),
+        ({}, 500, [100]),  # 1.9 would cost a tenth of the time: one
+        ({}, 400, [50, 100]),
+        ({}, 3000, [100]),  # never less than one
+        ({}, None, [100]),  # answers are written
+        ({"patience": 2}, 100, [100]),
+        ({"batch_size": 128}, 100, [13, 25]),  # ten steps apart
+        ({"batch_size": 1024}, 100, [4]),
+        ({"eval_every": 30}, 100, [30, 60, 90, 120]),
+    ],
+)
+def test_an_epoch_has_as_many_evaluations_as_cost_a_tenth_of_it(changes, num_validation, expected):
+    plan = plan_schedule(optimisation_settings(**changes), run_settings("run"), 32 * 99 + 1, num_validation)
+    last = max(plan.steps_per_epoch, expected[-1])
+    assert [step for step in range(1, last + 1) if plan.evaluates_at(step)] == expected
+    second = [step - plan.steps_per_epoch for step in range(last + 1, 2 * last + 1) if plan.evaluates_at(step)]
+    assert second == expected or "eval_every" in changes

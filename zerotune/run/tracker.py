@@ -1,0 +1,64 @@
+"""TensorBoard and Weights & Biases: the run's flags, and its numbers by group, as in `train/loss`, `test/accuracy`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from zerotune.files import json_sha256
+
+
+def grouped(row: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the values of a line of metrics.jsonl by "train/NAME" and "validation/NAME", without missing ones.
+
+    Of an evaluation's line, `train_loss` is the mean since the evaluation before: "train/mean_loss".
+    """
+    is_evaluation, values = "train_loss" in row, {}
+    for name, value in row.items():
+        if value is None or name == "step" or (is_evaluation and name == "epoch"):
+            continue
+        if name == "train_loss":
+            values["train/mean_loss"] = value
+        else:
+            values[f"validation/{name.removeprefix('eval_')}" if is_evaluation else f"train/{name}"] = value
+    return values
+
+
+def scores(metrics: Mapping[str, object], group: str) -> dict[str, float]:
+    """Return the scores of a metrics.json by "GROUP/NAME": what has an interval."""
+    return {f"{group}/{name}": value for name, value in metrics.items() if f"{name}_ci95" in metrics}
+
+
+def start_tracker(kind: str, folder: Path, flags: Mapping[str, object]):
+    """Return a tracker of accelerate's for a run folder, which has the run's flags as hyperparameters.
+
+    A run that resumes logs to the same place.
+
+    Args:
+        kind: "tensorboard" or "wandb".
+    """
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    if kind == "wandb":  # run_name is accelerate's word for a project
+        run_id = json_sha256(str(folder.resolve()))[:16]
+        tracker = WandBTracker("zerotune", name=folder.name, id=run_id, resume="allow", dir=folder)
+        tracker.start()
+        tracker.store_init_configuration(dict(flags))
+        return tracker
+    tracker = TensorBoardTracker(run_name="tensorboard", logging_dir=folder)
+    tracker.start()
+    _write_flags(tracker.writer, flags)
+    return tracker
+
+
+def _write_flags(writer, flags: Mapping[str, object]) -> None:
+    """Write the flags as TensorBoard's hyperparameters of this very run, with what the table shows beside them.
+
+    `SummaryWriter.add_hparams`, and so accelerate, would make a second run of them, at each start.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flags.items()}
+    chosen_by = flags.get("choose_by", "loss")
+    shown = dict.fromkeys(("validation/loss", f"validation/{chosen_by}", f"test/{chosen_by}"), 0.0)
+    for summary in hparams(plain, shown):
+        writer.file_writer.add_summary(summary)
+    writer.flush()
