@@ -104,10 +104,6 @@ def error_list(errors: Iterable[tuple[str, ...]]) -> str:
     return f'<ol class="errors">{"".join(items)}</ol>'
 
 
-def shortened(text: str, most_characters: int) -> str:
-    return text if len(text) <= most_characters else f"{text[:most_characters]} …"
-
-
 def details(summary: str, *parts: str) -> str:
     return "\n".join((f"<details><summary>{escape(summary)}</summary>", *parts, "</details>"))
 

@@ -10,7 +10,6 @@ from zerotune.report.html import (
     p_value_text,
     plain,
     score_cell,
-    shortened,
     table,
 )
 
@@ -30,7 +29,6 @@ def test_words_and_numbers():
         "accuracy_login_macro": "accuracy on login_macro", "rougeL": "ROUGE-L", "precision_macro": "precision, macro",
     }  # fmt: skip
     assert {name: metric_title(name) for name in titles} == titles
-    assert (shortened("tower", 5), shortened("tower", 4)) == ("tower", "towe …")
     assert [plain(value) for value in (None, True, 9999, 66955010, 3e-05, 131072.4, [], [1, "a"])] == [
         "–", "yes", "9999", "66,955,010", "3e-05", "131,072", "none", "1, a",
     ]  # fmt: skip
