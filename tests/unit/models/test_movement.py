@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from tiny_models import move_weights, task_record, tiny_model, tuned_model
 
@@ -40,8 +39,9 @@ def test_a_whole_model(tmp_path, block, monkeypatch):
 def test_an_adapters_product_is_never_formed(tmp_path, head):
     before = finished(tmp_path, "llama", "lora", head)
     moved = weight_movement(tmp_path, tiny_model("llama"), None)
-    adapter, config = load_file(tmp_path / "adapter_model.safetensors"), json.loads(
-        (tmp_path / "adapter_config.json").read_text()
+    adapter, config = (
+        load_file(tmp_path / "adapter_model.safetensors"),
+        json.loads((tmp_path / "adapter_config.json").read_text()),
     )
     scale, change, norm = config["lora_alpha"] / config["r"], 0.0, 0.0
     for name, a in adapter.items():

@@ -3,7 +3,7 @@
 from zerotune.metrics.labels import classification_metrics
 from zerotune.report.html import (
     confusion_table,
-    error_list,
+    example_list,
     flattened,
     interval_text,
     metric_title,
@@ -40,6 +40,6 @@ def test_words_and_numbers():
 
 def test_tables_escape_every_cell():
     html = table([NASTY], [[NASTY], [(NASTY, NASTY)]]) + confusion_table(NASTY, [[0, 0], [1, 3]], [NASTY, NASTY])
-    html += error_list([(NASTY, NASTY), (NASTY, NASTY, NASTY)])
+    html += example_list([(NASTY, NASTY), (NASTY, NASTY, NASTY)])
     assert "<script" not in html and "<b>" not in html
     assert "25.0%" in html and "0.0%" in html
