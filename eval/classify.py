@@ -26,6 +26,9 @@ def main(args) -> None:
     from zerotune.models.model_files import read_record
     from zerotune.models.multi_label import check_has_head, is_multi_label
     from zerotune.models.pretrained import known_labels, label_columns, read_model
+    from zerotune.report.evaluation_report import write_evaluation_report
+    from zerotune.report.label_parts import label_parts
+    from zerotune.report.label_set_parts import label_set_parts
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
@@ -72,6 +75,7 @@ def main(args) -> None:
             say(f"{metrics['setting']}: {accuracy_line(metrics)}; results in {folder}")
         if settings.prompt.seeds:
             summarise_seeds(run.path, settings.prompt.seeds)
+        write_evaluation_report(run.path, (label_set_parts if task.multi_label else label_parts)(task.labels))
         run.write_json("state.json", {"state": "finished", "reason": None})
 
 

@@ -1,12 +1,14 @@
 """Compare evaluations of one task: scores with intervals, and a paired test of each against the first.
 
-    python eval/compare.py runs/a/eval/final runs/b/eval/final --output-dir runs/compare
+    python eval/compare.py runs/a runs/b
+    python eval/compare.py runs/a/eval/base runs/a/eval/final runs/eval-sst2-gemma-2-2b-it --output-dir runs/compare
 
-The paired tests are on the items that both scored. Folders that differ only in the training seed give mean ± standard
-deviation too:
+A run's folder means the evaluation of its final/, a folder of prompt seeds all of its prompts. The table is printed;
+--output-dir keeps it, with curves, as a page. The paired tests are on the items that both scored. Folders that differ
+only in the training seed give mean ± standard deviation too:
 
-    for seed in 0 1 2; do python train/sst2.py --seed $seed --output-dir runs/seed-$seed; done
-    python eval/compare.py runs/seed-*/eval/final --output-dir runs/seeds
+    python train/sst2.py --seeds 0 1 2 --output-dir runs/seeds
+    python eval/compare.py runs/seeds/seed-*
 """
 
 from pathlib import Path
@@ -23,18 +25,21 @@ def compare_parser() -> FlagParser:
         nargs="+",
         type=Path,
         metavar="EVAL_DIR",
-        help="folder with predictions.jsonl and metrics.json; all others are tested against the first one",
+        help="folder of an evaluation, a run or prompt seeds; all others are tested against the first evaluation",
     )
     parser.add_argument(
-        "--output-dir", type=Path, required=True, metavar="DIR", help="folder for report.html and comparison.json"
+        "--output-dir", type=Path, metavar="DIR", help="folder for report.html and comparison.json (default: none)"
     )
     return parser
 
 
 def main(args) -> None:
-    from zerotune.report.comparison import write_comparison
+    from zerotune.report.comparison import comparison_table, read_comparison, write_comparison
 
-    print(f"comparison: {write_comparison(args.evaluations, args.output_dir)}")
+    comparison = read_comparison(args.evaluations)
+    print(comparison_table(comparison))
+    if args.output_dir:
+        print(f"comparison: {write_comparison(comparison, args.output_dir)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ def main(args) -> None:
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.generator import load_language_model
     from zerotune.models.pretrained import read_model
+    from zerotune.report.evaluation_report import write_evaluation_report
+    from zerotune.report.label_parts import label_parts
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
@@ -63,6 +65,7 @@ def main(args) -> None:
             say(f"{metrics['setting']}: {accuracy_line(metrics)}; results in {folder}")
         if settings.prompt.seeds:
             summarise_seeds(run.path, settings.prompt.seeds)
+        write_evaluation_report(run.path, label_parts(IMDB.labels))
         run.write_json("state.json", {"state": "finished", "reason": None})
 
 

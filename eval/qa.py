@@ -30,13 +30,14 @@ def main(args) -> None:
 
     from zerotune.evaluation.plan import plan_evaluation
     from zerotune.models.pretrained import read_model
+    from zerotune.report.evaluation_report import write_evaluation_report
     from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator
     from zerotune.run.stopping import StopSignal
     from zerotune.squad.evaluation import QuestionEvaluation, check_evaluation, describe_batches, evaluate
     from zerotune.squad.prompts import draw_solved_questions
-    from zerotune.squad.report import print_scores
+    from zerotune.squad.report import print_scores, question_parts
     from zerotune.squad.sample import make_sample_model
     from zerotune.squad.splits import load_shots, load_test
     from zerotune.tasks.split_file import reporting_sha256, split_of_run
@@ -78,6 +79,7 @@ def main(args) -> None:
         metrics = evaluate(run.path, evaluation, questions, accelerator, stop_signal)
         print_scores(metrics)
         say(f"results in {run.path}")
+        write_evaluation_report(run.path, question_parts({question.id: question for question in questions}))
         run.write_json("state.json", {"state": "finished", "reason": None})
 
 

@@ -109,8 +109,7 @@ def main(args) -> None:
         final = save_best(loop, settings, tokenizer, task_record(settings, task, data["train"]))
         engine.free()
         evaluate_final(run, settings, final, task, splits, stop_signal)
-        make_parts = label_set_parts if task.multi_label else label_parts
-        parts = make_parts(task.labels, {example.id: example.text for example in splits.test})
+        parts = (label_set_parts if task.multi_label else label_parts)(task.labels)
         print_run_table(run.path, parts)
         run.finish(loop.progress, lambda: write_report(run.path, parts))
     upload_run(settings.run)

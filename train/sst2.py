@@ -97,7 +97,7 @@ def main(args) -> None:
         final = save_best(loop, settings, tokenizer, task_record(settings, SST2, data["train"]))
         engine.free()
         evaluate_final(run, settings, final, SST2, splits, stop_signal)
-        parts = label_parts(SST2.labels, {example.id: example.text for example in splits.test})
+        parts = label_parts(SST2.labels)
         print_run_table(run.path, parts)
         run.finish(loop.progress, lambda: write_report(run.path, parts))
     upload_run(settings.run)

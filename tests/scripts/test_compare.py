@@ -15,7 +15,13 @@ from zerotune.errors import Refused
 from zerotune.files import write_json, write_json_lines
 from zerotune.metrics.evaluations import score_names
 from zerotune.metrics.labels import classification_metrics
-from zerotune.report.comparison import short_names, write_comparison
+from zerotune.report.comparison import (
+    comparison_table,
+    evaluation_folders,
+    evaluation_names,
+    read_comparison,
+    write_comparison,
+)
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "compare.py"
 LABELS, NAMES = [0, 1] * 20, ("negative", "positive")
@@ -71,7 +77,7 @@ def test_three_folders_are_holm_corrected_on_common_items_only(tmp_path):
     first = evaluation(tmp_path / "a", set(range(12)))
     second = evaluation(tmp_path / "b", set(), setting="zero-shot prompt")
     third = evaluation(tmp_path / "c", {0}, labels=LABELS[:10], setting="few-shot prompt")
-    write_comparison([first, second, third], tmp_path / "out")
+    write_comparison(read_comparison([first, second, third]), tmp_path / "out")
     record = json.loads((tmp_path / "out" / "comparison.json").read_text())
     p_values = [pair["p_value"] for pair in record["paired"]]
     assert p_values == pytest.approx([2 * 0.5**12, 2 * 0.5**9])
@@ -83,7 +89,7 @@ def test_three_folders_are_holm_corrected_on_common_items_only(tmp_path):
 def test_seeds_of_one_command_give_mean_and_spread(tmp_path):
     folders = [evaluation(tmp_path / f"seed-{seed}", set(range(4 * seed)), seed=seed) for seed in range(3)]
     other = evaluation(tmp_path / "other", {1, 2, 3}, model="another/model", seed=7)
-    write_comparison([*folders, other], tmp_path / "out")
+    write_comparison(read_comparison([*folders, other]), tmp_path / "out")
     (spread,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"]
     assert spread["seeds"] == [0, 1, 2] and spread["folders"] == [str(folder) for folder in folders]
     accuracy = spread["accuracy"]
@@ -107,7 +113,7 @@ def test_seeds_that_are_none_have_no_mean(tmp_path, change, reason):
     folders = [evaluation(tmp_path / "a", {1}, **change), evaluation(tmp_path / "b", {2}, seed=1)]
     if "training_sha256" in change:
         folders.append(evaluation(tmp_path / "c", {1}, seed=2, **change))
-    write_comparison(folders, tmp_path / "out")
+    write_comparison(read_comparison(folders), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"] == []
     assert f"No mean over seeds: {reason}." in (tmp_path / "out" / "report.html").read_text()
 
@@ -117,7 +123,7 @@ def test_what_seeds_did_not_all_score_has_no_mean(tmp_path):
     scores = {"exact": 97.5, "f1": 98.0, "exact_ci95": [87, 99], "f1_ci95": [90, 99], "uncalibrated_exact": 1.0}
     first = evaluation(tmp_path / "a", {1}, task="squad", meteor=7.0, meteor_ci95=[6, 8], **scores)
     second = evaluation(tmp_path / "b", {2}, task="squad", seed=1, **{**scores, "uncalibrated_exact": 2.0})
-    write_comparison([first, second], tmp_path / "out")
+    write_comparison(read_comparison([first, second]), tmp_path / "out")
     (spread,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"]
     assert spread["metrics"] == ["exact", "f1"]
 
@@ -128,13 +134,13 @@ def test_another_report_is_not_overwritten(tmp_path, held):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / held).write_text('{"mine": 1}')
     with pytest.raises(Refused, match="holds a run or another report: name a folder of its own"):
-        write_comparison(folders, tmp_path / "out")
+        write_comparison(read_comparison(folders), tmp_path / "out")
     assert (tmp_path / "out" / held).read_text() == '{"mine": 1}'
 
 
 def test_the_same_seed_twice_is_no_spread(tmp_path):
     folders = [evaluation(tmp_path / name, {1}, seed=3) for name in ("a", "b")]
-    write_comparison(folders, tmp_path / "out")
+    write_comparison(read_comparison(folders), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"] == []
     assert "No mean over seeds: the seeds do not differ." in (tmp_path / "out" / "report.html").read_text()
 
@@ -158,17 +164,18 @@ def test_runs_are_shown_side_by_side(tmp_path):
     loop = run_of(tmp_path / "by-loop", "loop", train_examples_per_s=300.0, **speed)
     trainer = run_of(tmp_path / "by-trainer", "trainer", num_steps=16, train_examples_per_s=150.0)
     alone = evaluation(tmp_path / "elsewhere" / "final", {2}, method="lora")
-    html = write_comparison([loop, trainer, alone], tmp_path / "out").read_text()
+    html = write_comparison(read_comparison([loop, trainer, alone]), tmp_path / "out").read_text()
     training = html[html.index("<h2>Training</h2>") :]
     training = training[: training.index("</section>")]
     titles = re.findall(r"<h3>(.*?)</h3>", training)
     assert titles == [
         "Loss", "Loss on the validation split", "Accuracy on the validation split",
-        "Learning rate", "Gradient norm", "Epoch",
+        "Learning rate", "Gradient norm",
     ]  # fmt: skip
     assert training.count(">by-loop<") == training.count(">by-trainer<") == 1 + len(titles)
     rows = re.findall(r"<th class=\"long\">(.*?)</th><td.*?>(.*?)</td><td.*?>(.*?)</td>", training)
     assert rows == [
+        ("device", "–", "–"),
         ("engine", "loop", "trainer"),
         ("processes", "2", "2"),
         ("optimizer steps", "20", "16"),
@@ -182,12 +189,12 @@ def test_runs_are_shown_side_by_side(tmp_path):
 
 def test_a_fifth_run_is_named_beneath_the_curves(tmp_path):
     finals = [run_of(tmp_path / name, "loop") for name in ("a", "b", "c", "d", "e")]
-    assert "Without curves: e." in write_comparison(finals, tmp_path / "out").read_text()
+    assert "Without curves: e." in write_comparison(read_comparison(finals), tmp_path / "out").read_text()
 
 
 def test_evaluations_that_belong_to_no_run_have_no_training_section(tmp_path):
     folders = [evaluation(tmp_path / name, {1}) for name in ("a", "b")]
-    assert "<h2>Training</h2>" not in write_comparison(folders, tmp_path / "out").read_text()
+    assert "<h2>Training</h2>" not in write_comparison(read_comparison(folders), tmp_path / "out").read_text()
 
 
 def without(name):
@@ -236,7 +243,7 @@ def test_a_folder_that_is_no_whole_evaluation_is_refused(tmp_path, change, words
     good, bad = evaluation(tmp_path / "good", {1}), evaluation(tmp_path / "bad", {2})
     change(bad)
     with pytest.raises(Refused, match=words) as refusal:
-        write_comparison([good, bad], tmp_path / "out")
+        write_comparison(read_comparison([good, bad]), tmp_path / "out")
     assert str(bad) in str(refusal.value) and "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
 
@@ -252,15 +259,15 @@ def test_a_folder_that_is_no_whole_evaluation_is_refused(tmp_path, change, words
 def test_folders_that_cannot_be_compared_are_refused(tmp_path, options, words):
     folders = [evaluation(tmp_path / "a", {1}), evaluation(tmp_path / "b", {2}, **options)]
     with pytest.raises(Refused, match=words):
-        write_comparison(folders, tmp_path / "out")
+        write_comparison(read_comparison(folders), tmp_path / "out")
 
 
 def test_one_folder_is_no_comparison(tmp_path):
     folder = evaluation(tmp_path / "a", {1})
     with pytest.raises(Refused, match="two evaluation folders or more, got 1"):
-        write_comparison([folder], tmp_path / "out")
+        write_comparison(read_comparison([folder]), tmp_path / "out")
     with pytest.raises(Refused, match="named twice"):
-        write_comparison([folder, tmp_path / "a" / ".." / "a"], tmp_path / "out")
+        write_comparison(read_comparison([folder, tmp_path / "a" / ".." / "a"]), tmp_path / "out")
 
 
 def test_a_refusal_ends_with_2_and_one_line(tmp_path):
@@ -286,10 +293,37 @@ def test_help_is_quick_and_shows_the_launch_line():
     result = compare("--help")
     # Measured 0.1 s; 2 s is the contract, and torch alone takes longer.
     assert time.perf_counter() - start < 2
-    assert result.returncode == 0 and "python eval/compare.py runs/a/eval/final" in result.stdout
+    assert result.returncode == 0 and "python eval/compare.py runs/a runs/b" in result.stdout
 
 
-def test_names_are_the_part_that_differs():
-    assert short_names([Path("runs/a/eval/final"), Path("runs/b/eval/final")]) == ["a", "b"]
-    assert short_names([Path("runs/a/eval/base"), Path("runs/a/eval/final")]) == ["base", "final"]
-    assert short_names([Path("runs/a"), Path("runs/a/eval")]) == ["a", "a/eval"]
+def test_names_have_the_run_and_what_else_tells_them_apart():
+    cases = {
+        ("runs/a/eval/final", "runs/b/eval/final"): ["a", "b"],
+        ("runs/a/eval/base", "runs/a/eval/final"): ["a/base", "a"],
+        ("runs/x/a", "runs/y/a"): ["x/a", "y/a"],
+        ("runs/gemma/seed-0", "runs/gemma/seed-1"): ["gemma/seed-0", "gemma/seed-1"],
+    }
+    assert [evaluation_names(list(map(Path, paths))) for paths in cases] == list(cases.values())
+
+
+def test_runs_and_prompt_seeds_stand_for_their_evaluations(tmp_path):
+    runs = [run_of(tmp_path / name, "loop").parents[1] for name in ("a", "b")]
+    seeds = [evaluation(tmp_path / f"prompts/seed-{number}", {number}) for number in range(11)]
+    write_json(tmp_path / "prompts/summary.json", {"num_seeds": 11})
+    (runs[0] / "final").mkdir()
+    found = [one for folder in (runs[0] / "final", runs[1], tmp_path / "prompts") for one in evaluation_folders(folder)]
+    assert found == [runs[0] / "eval/final", runs[1] / "eval/final", *seeds]
+    comparison = read_comparison([runs[0], tmp_path / "prompts"])
+    assert comparison.names[:2] == ["a", "prompts/seed-0"]
+    lines = comparison_table(comparison).splitlines()
+    assert len(lines) == 1 + 12 + 1 and "prompts, over 11 prompts: accuracy 97.50" in lines[-1]
+    assert "Across prompts" in write_comparison(comparison, tmp_path / "out").read_text()
+
+
+def test_without_a_folder_the_table_is_printed_and_nothing_written(tmp_path):
+    first, second = evaluation(tmp_path / "a", set(range(8))), evaluation(tmp_path / "b", set(range(6, 10)))
+    result = compare(first, second)
+    head, one, other = result.stdout.splitlines()
+    assert head.split()[0] == "accuracy" and one.split()[:3] == ["a", "80.00", "%"]
+    assert other.split()[0] == "b" and "+10.00" in other and "0.29" in other
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -77,7 +77,7 @@ def test_a_run_leaves_what_was_promised(qa):
     validation, test = (run.read_json("split.json")["splits"][name] for name in ("validation", "test"))
     assert validation["count"] > 0 and test["count"] == 60
     report = (run.folder / "report.html").read_text()
-    for said in ("By question word", "HasAns F1", "an oracle and not a result", "BLEU", "Worst errors"):
+    for said in ("By question word", "HasAns F1", "an oracle and not a result", "BLEU", "Errors and right answers"):
         assert said in report, said
     assert "no answer to any" in run.text()
     assert run.read_json("eval/base/metrics.json")["setting"] == "zero-shot prompt"

@@ -140,7 +140,7 @@ def compare(lines: list[Line]) -> None:
     Raises:
         Refused: some are not done; the others are compared all the same.
     """
-    from zerotune.report.comparison import write_comparison
+    from zerotune.report.comparison import read_comparison, write_comparison
 
     said = []
     done = [line for line in lines if line.is_done]
@@ -150,7 +150,7 @@ def compare(lines: list[Line]) -> None:
             said.append(f"{task}: {folders[0]} alone, nothing to compare it with")
             continue
         try:
-            report = write_comparison(folders, lines[0].root / f"compare-{task}")
+            report = write_comparison(read_comparison(folders), lines[0].root / f"compare-{task}")
             said.append(f"{task}: {len(folders)} evaluations compared in {report}")
         except Refused as error:
             said.append(f"{task}: not compared: {error}")

@@ -9,6 +9,9 @@ from zerotune.metrics.labels import PredictedLabels, label_metrics
 from zerotune.run.process import say
 from zerotune.tasks.splits import Example
 
+# Of a text in predictions.jsonl: IMDB's reviews have 1,300 on average.
+MOST_CHARACTERS = 1000
+
 
 def write_label_results(
     folder: Path, examples: list[Example], predicted: PredictedLabels, label_names: Sequence[str]
@@ -18,8 +21,12 @@ def write_label_results(
     Returns:
         The part of metrics.json that was measured, as `label_metrics`.
     """
-    ids, labels = [example.id for example in examples], [example.label for example in examples]
-    write_predictions(folder, {"id": ids, "label": labels, "prediction": predicted.predictions} | predicted.details)
+    labels, found = [example.label for example in examples], predicted.predictions
+    named = {
+        "label_name": [None if label is None else label_names[label] for label in labels],
+        "prediction_name": [None if label is None else label_names[label] for label in found],
+    }
+    write_predictions(folder, {**_texts(examples), "label": labels, "prediction": found} | named | predicted.details)
     if labels[0] is None:
         _write_submission(folder, examples, predicted.predictions)
     return label_metrics(labels, predicted, label_names)
@@ -33,8 +40,12 @@ def write_label_set_results(
     Returns:
         The part of metrics.json that was measured, as `label_set_metrics`.
     """
-    ids, labels = [example.id for example in examples], [example.label for example in examples]
-    columns = {"id": ids, "label": labels, "prediction": predicted.predictions, "scores": predicted.scores}
+    labels, found = [example.label for example in examples], predicted.predictions
+    named = {
+        "label_names": [None if held is None else [label_names[label] for label in held] for held in labels],
+        "prediction_names": [[label_names[label] for label in given] for given in found],
+    }
+    columns = {**_texts(examples), "label": labels, "prediction": found, **named, "scores": predicted.scores}
     write_predictions(folder, columns)
     return label_set_metrics(labels, predicted.predictions, label_names)
 
@@ -43,6 +54,20 @@ def write_predictions(folder: Path, columns: dict[str, list]) -> None:
     """Write predictions.jsonl, a line per item, from columns with a value per item."""
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     write_json_lines(folder / "predictions.jsonl", rows)
+
+
+def _texts(examples: list[Example]) -> dict[str, list]:
+    """Return the columns that say what was scored; num_words counts the whole text, also where it is cut."""
+    return {
+        "id": [example.id for example in examples],
+        "text": [shortened(example.text, MOST_CHARACTERS) for example in examples],
+        "num_words": [len(example.text.split()) for example in examples],
+    }
+
+
+def shortened(text: str, most_characters: int) -> str:
+    """Return a text, cut and marked with " …" where it is longer."""
+    return text if len(text) <= most_characters else f"{text[:most_characters]} …"
 
 
 def _write_submission(folder: Path, examples: list[Example], predictions: list[int | None]) -> None:

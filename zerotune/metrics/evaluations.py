@@ -159,7 +159,7 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
 def _check_headline(evaluation: Evaluation) -> None:
     """Refuse a share of right items that is not that of the predictions."""
     metrics = as_proportions(evaluation.metrics)
-    found = float(np.mean([_is_right(line) for line in evaluation.predictions.values()]))
+    found = float(np.mean([is_right(line) for line in evaluation.predictions.values()]))
     for name in HEADLINES:
         if name in score_names(metrics) and abs(metrics[name] - found) > 1e-6:
             raise Refused(
@@ -193,7 +193,7 @@ def paired_accuracy(first: Evaluation, second: Evaluation) -> PairedAccuracy:
     """Test whether two models are right equally often. Raises Refused as `common_ids` does."""
     common = common_ids(first, second)
     right_first, right_second = (
-        np.array([_is_right(side.predictions[one]) for one in common]) for side in (first, second)
+        np.array([is_right(side.predictions[one]) for one in common]) for side in (first, second)
     )
     _, only_first, only_second, _ = paired_counts(right_first, right_second)
     return PairedAccuracy(
@@ -208,7 +208,8 @@ def paired_accuracy(first: Evaluation, second: Evaluation) -> PairedAccuracy:
     )
 
 
-def _is_right(line: dict) -> bool:
+def is_right(line: dict) -> bool:
+    """Return whether a line of predictions.jsonl has the right answer."""
     return line["exact"] == 1 if "exact" in line else line["prediction"] == line["label"]
 
 

@@ -30,7 +30,7 @@ def parameter_table(model) -> dict:
         size = logical_size(parameter)
         total += size
         trainable += size if parameter.requires_grad else 0
-        groups[_module_group(name, model.config)] += size
+        groups[module_group(name, model.config)] += size
     return {"total": total, "trainable": trainable, "head": groups["head"], "groups": groups}
 
 
@@ -80,7 +80,7 @@ def _table_on_meta(model_class, config) -> dict:
         return parameter_table(model_class(config))
 
 
-def _module_group(name: str, config) -> str:
+def module_group(name: str, config) -> str:
     """Return a parameter's group, by the names that the supported models give their modules."""
     if ".lora_" in name:
         return "adapter"

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 
+from zerotune.metrics.calibration import Bin
+from zerotune.metrics.statistics import wilson_interval
+
 # matplotlib writes out these colours; each is replaced by a variable of the page, which has light and dark modes.
 INK, SOFT, LINE, TUNED, BASE = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 THIRD, FOURTH = "#101112", "#131415"
@@ -19,23 +22,36 @@ RUNS = (TUNED, BASE, THIRD, FOURTH)
 
 @dataclass(frozen=True)
 class Series:
-    """A line: x and y, [points] each; a y that is None, not finite or beyond MOST_DRAWN leaves a gap."""
+    """A line: x and y, [points] each; a y that is None, not finite or beyond MOST_DRAWN leaves a gap.
+
+    One without a label is not in the legend; a faint one is drawn pale, under its smoothed curve.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float | None]
     colour: str = TUNED
     as_points: bool = False
+    is_faint: bool = False
 
 
-def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
-    """Draw lines, or points joined by lines, with a legend if there are several; returns `<svg>`."""
-    figure, axes = _axes(5.2, 3.3)
+def curves(
+    title: str, x_label: str, y_label: str, series: Sequence[Series], steps_per_epoch: float | None = None
+) -> str:
+    """Draw lines, or points joined by lines, with a legend above them if there are several; returns `<svg>`.
+
+    Args:
+        steps_per_epoch: where it is given, the upper axis counts epochs.
+    """
+    num_labelled = sum(bool(one.label) for one in series)
+    figure, axes = _axes(5.2, 3.3 + 0.25 * num_labelled * (num_labelled > 1))
     for one in series:
-        y = [math.nan if value is None or not abs(value) < MOST_DRAWN else value for value in one.y]
+        y = drawable(one.y)
         # a line through a single point would show nothing
         marker = "o" if one.as_points or len(y) == 1 else None
-        axes.plot(one.x, y, color=one.colour, marker=marker, markersize=4.5, linewidth=1.6, label=_literal(one.label))
+        style = {"linewidth": 1.0, "alpha": 0.35} if one.is_faint else {"linewidth": 1.8}
+        label = _literal(one.label) if one.label else "_"  # matplotlib leaves it out of the legend
+        axes.plot(one.x, y, color=one.colour, marker=marker, markersize=4.5, label=label, **style)
     axes.set_xlabel(x_label, color=SOFT)
     axes.set_ylabel(y_label, color=SOFT)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
@@ -43,9 +59,57 @@ def curves(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> 
     axes.locator_params(axis="x", nbins=7, integer=True)
     axes.locator_params(axis="y", nbins=7)
     axes.margins(x=0.02)
-    if len(series) > 1:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=11)
+    if steps_per_epoch:
+        epochs = axes.secondary_xaxis(
+            "top", functions=(lambda step: step / steps_per_epoch, lambda epoch: epoch * steps_per_epoch)
+        )
+        epochs.set_xlabel("epoch", color=SOFT, size=11)
+        epochs.tick_params(colors=SOFT, labelsize=10, length=3)
+        epochs.locator_params(axis="x", nbins=6)
+        epochs.spines["top"].set_color(LINE)
+    _legend(figure, num_labelled)
     return _svg(figure, title)
+
+
+def drawable(values: Sequence[float | None]) -> list[float]:
+    """Return values with NaN for what cannot be drawn."""
+    return [math.nan if value is None or not abs(value) < MOST_DRAWN else value for value in values]
+
+
+def reliability(title: str, named: Sequence[tuple[str, Sequence[Bin], str]]) -> str:
+    """Draw the share of right answers over the mean probability in bins, with Wilson intervals; returns `<svg>`.
+
+    Args:
+        named: name, bins and colour of each model.
+    """
+    figure, axes = _axes(5.2, 4.2)
+    axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1, linestyle="--", label="as likely as it says")
+    lowest = 100.0
+    for name, bins, colour in named:
+        x, y = (
+            [100 * share for share in shares]
+            for shares in zip(*((b.probability, b.num_right / b.count) for b in bins), strict=True)
+        )
+        for at, each in zip(x, bins, strict=True):
+            low, high = wilson_interval(each.num_right, each.count)
+            axes.plot([at, at], [100 * low, 100 * high], color=colour, linewidth=1.2, alpha=0.5)
+        axes.plot(x, y, color=colour, marker="o", markersize=4.5, linewidth=1.6, label=_literal(name))
+        lowest = min(lowest, *x)
+    axes.set_xlim(max(0.0, lowest - 5), 102)
+    axes.set_ylim(-2, 102)
+    axes.grid(color=LINE, linewidth=0.8)
+    axes.set_xlabel("probability of the predicted label, %", color=SOFT)
+    axes.set_ylabel("share that is right, %", color=SOFT)
+    _legend(figure, 1 + len(named))
+    return _svg(figure, title)
+
+
+def _legend(figure, num_entries: int) -> None:
+    """Put a legend above the axes, off the data, unless there is a single entry."""
+    if num_entries > 1:
+        figure.legend(
+            loc="outside upper left", ncols=1 if num_entries > 2 else 2, frameon=False, labelcolor=INK, fontsize=11
+        )
 
 
 def intervals(title: str, x_label: str, rows: Sequence[tuple[str, float, Sequence[float] | None, str]]) -> str:

@@ -1,8 +1,9 @@
-"""Build a self-contained HTML page: inline style, no scripts, nothing to fetch. All text is escaped here."""
+"""Build a self-contained HTML page: inline style, a script that copies, nothing to fetch. All text is escaped here."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from zerotune.metrics.evaluations import PairedAccuracy
 from zerotune.metrics.statistics import PairedMeans
@@ -10,18 +11,27 @@ from zerotune.metrics.text_overlap import OVERLAP_TITLES
 
 TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
 MOST_WIDE_COLUMNS = 6  # of a confusion matrix
+# A page in a file has no clipboard in some browsers: there its command is selected instead.
+COPY_SCRIPT = """<script>
+for (const button of document.querySelectorAll("button.copy")) button.onclick = async () => {
+  const code = button.previousElementSibling;
+  try { await navigator.clipboard.writeText(code.textContent); button.textContent = "copied"; }
+  catch { getSelection().selectAllChildren(code); button.textContent = "selected"; }
+};
+</script>"""
 NO_BREAK, MINUS = "\u00a0", "\u2212"
 
 
 def page(title: str, body: Iterable[str]) -> str:
     """Return a whole document; `body` is HTML."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    content = "\n".join(part for part in body if part)
+    script = COPY_SCRIPT if 'class="copy"' in content else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</main>\n</body>\n</html>\n"
+        f"{content}\n</main>\n{script}</body>\n</html>\n"
     )
 
 
@@ -37,6 +47,28 @@ def section(title: str, *parts: str) -> str:
 
 def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """Return a list of sentences, "" without any."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="said">{items}</ul>' if items else ""
+
+
+def command(text: str) -> str:
+    """Return a command with a button that copies it."""
+    return f'<div class="command"><code>{escape(text)}</code><button type="button" class="copy">copy</button></div>'
+
+
+def file_links(folder: Path, names: Iterable[str]) -> str:
+    """Return links to those of a folder's files that are there, relative to the page in it."""
+    links = [f'<a href="{quote(name)}">{escape(name)}</a>' for name in names if (folder / name).exists()]
+    return f'<p class="files">{" ".join(links)}</p>' if links else ""
+
+
+def beside(*parts: str) -> str:
+    """Return parts next to each other where there is room, else one below the other."""
+    return f'<div class="figures">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>'
 
 
 def card(label: str, value: str, note: str, kind: str = "") -> str:
@@ -95,17 +127,13 @@ def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequ
     )
 
 
-def error_list(errors: Iterable[tuple[str, ...]]) -> str:
-    """Return a list of errors: each the facts, the text and, in small type, its context if there is one."""
+def example_list(examples: Iterable[tuple[str, ...]]) -> str:
+    """Return a list of examples: each the facts, the text and, in small type, its context if there is one."""
     items = []
-    for facts, text, *context in errors:
+    for facts, text, *context in examples:
         below = "".join(f'<p class="small">{escape(one)}</p>' for one in context)
         items.append(f'<li><span class="small">{escape(facts)}</span><p>{escape(text)}</p>{below}</li>')
-    return f'<ol class="errors">{"".join(items)}</ol>'
-
-
-def shortened(text: str, most_characters: int) -> str:
-    return text if len(text) <= most_characters else f"{text[:most_characters]} …"
+    return f'<ol class="examples">{"".join(items)}</ol>'
 
 
 def details(summary: str, *parts: str) -> str:
@@ -126,7 +154,7 @@ def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str
 
 def change(test: PairedAccuracy | PairedMeans) -> tuple[str, str]:
     """Return the difference that a paired test found, in points, and its interval."""
-    difference = f"{100 * test.difference:+.1f}{NO_BREAK}points".replace("-", MINUS)
+    difference = f"{100 * test.difference:+.1f} points".replace("-", MINUS)
     return difference, interval_text(test.difference_ci95, signed=True)
 
 

@@ -1,4 +1,4 @@
-"""Show a run on texts with any number of labels: a table of the labels, and the most confident errors."""
+"""Show evaluations of texts with any number of labels: a table of the labels, errors beside right answers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,29 +7,31 @@ from typing import Annotated, NotRequired
 from annotated_types import Ge, Len, Lt
 from typing_extensions import TypedDict
 
-from zerotune.metrics.evaluations import Evaluation
+from zerotune.metrics.evaluations import Evaluation, is_right
 from zerotune.metrics.label_sets import label_set_metrics
+from zerotune.records import Count
 from zerotune.report import html
-from zerotune.report.label_parts import MOST_CHARACTERS, NUM_ERRORS
-from zerotune.report.run_report import ReportParts, RunFiles
+from zerotune.report.item_parts import NUM_EXAMPLES, both_ends, examples_section, length_section, surest, text_of
+from zerotune.report.run_report import ReportParts
 
 
-def label_set_parts(label_names: Sequence[str], texts: Mapping[str, str] | None = None) -> ReportParts:
-    """Return the report's parts about texts that have none, one or several labels.
-
-    Args:
-        texts: item id -> text, for the errors; a text that is missing is left out.
-    """
+def label_set_parts(label_names: Sequence[str]) -> ReportParts:
+    """Return the report's parts about texts that have none, one or several labels."""
 
     def rescore(lines: list[dict]) -> dict:
         return label_set_metrics([line["label"] for line in lines], [line["prediction"] for line in lines], label_names)
 
-    def sections(files: RunFiles) -> list[str]:
-        return [_label_section(files, label_names), _most_confident_errors(files.tuned, label_names, texts or {})]
+    def sections(evaluations: Mapping[str, Evaluation]) -> list[str]:
+        return [
+            _label_section(evaluations, label_names),
+            length_section(evaluations, "exact match"),
+            _examples(list(evaluations.values())[-1], label_names) if evaluations else "",
+        ]
 
     labels = list[Annotated[int, Ge(0), Lt(len(label_names))]]
     scores = Annotated[list[float], Len(len(label_names), len(label_names))]
     form = {"id": str, "label": labels | None, "prediction": labels, "scores": NotRequired[scores]}
+    form |= {"text": NotRequired[str], "num_words": NotRequired[Count]}
     return ReportParts(
         items="items",
         headline=("exact_match", "f1_micro"),
@@ -44,11 +46,9 @@ def label_set_parts(label_names: Sequence[str], texts: Mapping[str, str] | None 
     )
 
 
-def _label_section(files: RunFiles, label_names: Sequence[str]) -> str:
+def _label_section(evaluations: Mapping[str, Evaluation], label_names: Sequence[str]) -> str:
     parts = []
-    for name, one in (("Base", files.base), ("Tuned", files.tuned)):
-        if not isinstance(one, Evaluation):
-            continue
+    for name, one in evaluations.items():
         rows = [_label_row(one, number, label) for number, label in enumerate(label_names)]
         without = [not line["label"] for line in one.predictions.values()]
         given = [not line["prediction"] for line in one.predictions.values()]
@@ -57,7 +57,7 @@ def _label_section(files: RunFiles, label_names: Sequence[str]) -> str:
         headers = [f"{name}, {one.metrics['count']:,} items", "have it", "are given it", "both"]
         parts.append(html.table([*headers, "precision", "recall", "F1"], rows))
     if not parts:
-        return html.section("Labels", html.paragraph("No evaluation in this run has scores."))
+        return html.section("Labels", html.paragraph("No evaluation here has scores."))
     note = "Items that have a label, that the model gives it, and both. F1 with its bootstrap interval over items."
     return html.section("Labels", *parts, html.paragraph(note, "note"))
 
@@ -72,29 +72,31 @@ def _label_row(evaluation: Evaluation, number: int, label: str) -> list:
     return [label, f"{has:,}", f"{gets:,}", f"{both:,}", *shares, f1]
 
 
-def _most_confident_errors(tuned: Evaluation | str, label_names: Sequence[str], texts: Mapping[str, str]) -> str:
-    title = "Most confident errors of the tuned model"
-    if isinstance(tuned, str):
-        return html.section(title, html.paragraph(tuned))
-    wrong = [
-        (*_worst_decision(line), line)
-        for line in tuned.predictions.values()
-        if line["prediction"] != line["label"] and line.get("scores")
-    ]
+def _examples(evaluation: Evaluation, label_names: Sequence[str]) -> str:
+    def named(numbers: Sequence[int]) -> str:
+        return ", ".join(label_names[number] for number in numbers) or "no label"
+
+    def error(line: dict) -> tuple[str, str]:
+        decision = ""
+        if line.get("scores"):
+            probability, number = _worst_decision(line)
+            is_given = number in line["prediction"]
+            decision = f"{'' if is_given else 'not '}{label_names[number]} with probability {probability:.4f} · "
+        found = f"given {named(line['prediction'])}, labelled {named(line['label'])} · {line['id']}"
+        return decision + found, text_of(line)
+
+    lines = evaluation.predictions.values()
+    wrong = surest(
+        [line for line in lines if not is_right(line)],
+        lambda line: _worst_decision(line)[0] if line.get("scores") else 0.0,
+    )
+    right = sorted((line for line in lines if is_right(line)), key=lambda line: (-len(line["label"]), line["id"]))
+    shown = wrong[:NUM_EXAMPLES]
+    count = f"{len(wrong):,} items are wrong. These {len(shown)} have the wrong decision of highest probability:"
     if not wrong:
-        return html.section(title, html.paragraph("None: every scored item is right, or no scores were kept."))
-    wrong.sort(key=lambda each: (-each[0], each[2]["id"]))
-    errors = []
-    for probability, number, line in wrong[:NUM_ERRORS]:
-        is_given = number in line["prediction"]
-        decision = f"{'' if is_given else 'not '}{label_names[number]} with probability {probability:.4f}"
-        given, labelled = (
-            ", ".join(label_names[each] for each in line[key]) or "no label" for key in ("prediction", "label")
-        )
-        facts = f"{decision} · given {given}, labelled {labelled} · {line['id']}"
-        errors.append((facts, html.shortened(texts.get(line["id"], "(the text is not available)"), MOST_CHARACTERS)))
-    count = f"{len(wrong):,} items are wrong; these {len(errors)} have the wrong decision of highest probability:"
-    return html.section(title, html.paragraph(count), html.error_list(errors))
+        count = "None: every item is right."
+    examples = [(f"{named(line['label'])} · {line['id']}", text_of(line)) for line in both_ends(right)]
+    return examples_section(count, map(error, shown), examples, "Those with the most and the fewest labels:")
 
 
 def _worst_decision(line: dict) -> tuple[float, int]:

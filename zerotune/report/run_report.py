@@ -9,10 +9,10 @@ from zerotune.files import read_json, write_text
 from zerotune.metrics import evaluations
 from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
 from zerotune.metrics.statistics import PairedMeans
-from zerotune.report import figures, html
+from zerotune.report import figures, html, words
 from zerotune.report.card import complete_card
-from zerotune.report.curves import History, curves_of_run, read_history
-from zerotune.report.tables import data_section, parameters_section, run_section, scores_block
+from zerotune.report.curves import History, curves_of_run, epochs_table, read_history
+from zerotune.report.tables import data_section, parameters_section, run_section, scores_block, timings_table
 from zerotune.run.process import is_main_process, say
 from zerotune.run.run_files import ParametersRecord, RunRecord, SplitRecord
 
@@ -22,6 +22,7 @@ class RunFiles:
     """The contents of a run folder. An evaluation or a test that is missing is a sentence with the reason.
 
     Attributes:
+        best_step: of the checkpoint that final/ is made from; None without final/.
         base, tuned: the evaluations before and after training.
         accuracy, f1: both on the items that both scored; f1 is None where items have no F1 of their own.
     """
@@ -31,10 +32,17 @@ class RunFiles:
     parameters: dict
     split: dict
     history: History
+    best_step: int | None
     base: Evaluation | str
     tuned: Evaluation | str
     accuracy: PairedAccuracy | str
     f1: PairedMeans | None
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """The evaluations that are there: "base", "tuned"."""
+        both = {"base": self.base, "tuned": self.tuned}
+        return {name: one for name, one in both.items() if isinstance(one, Evaluation)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class ReportParts:
         columns: scores in the table that a run prints, the first one with its interval.
         prediction: the form of a line of predictions.jsonl.
         rescore: lines of predictions.jsonl -> their scores, as in metrics.json.
-        sections: run folder -> the task's own sections, as HTML.
+        sections: evaluations by name, the main one last -> the task's own sections, as HTML.
+        answers: a model's name and its metrics.json -> sentences about what is striking in its answers.
         remark: metrics.json of the tuned model -> a sentence that completes its scores.
         footnote: metrics.json of the tuned model -> how its scores are counted.
         more_rows: further entries of metrics.json: name -> (title, its value as text).
@@ -58,7 +67,8 @@ class ReportParts:
     columns: tuple[str, ...]
     prediction: type
     rescore: Callable[[list[dict]], dict]
-    sections: Callable[[RunFiles], list[str]]
+    sections: Callable[[Mapping[str, Evaluation]], list[str]]
+    answers: Callable[[str, dict], list[str]] = lambda name, metrics: []
     remark: Callable[[dict], str] = lambda metrics: ""
     footnote: Callable[[dict], str] = lambda metrics: ""
     more_rows: Mapping[str, tuple[str, Callable[[float], str]]] = field(default_factory=dict)
@@ -70,17 +80,15 @@ def write_report(run_dir: Path, parts: ReportParts) -> Path:
     Where a file is missing, a sentence says so.
     """
     files = read_run_files(Path(run_dir), parts.prediction)
-    is_logged = files.history.steps or files.history.evaluations
-    curves = curves_of_run(files.history) if is_logged else html.paragraph("metrics.jsonl holds no logged step.")
     sections = [
         _heading(files),
         f'<div class="cards">{"".join(_cards(files, parts))}</div>',
         html.section("Before and after", *_before_and_after(files, parts)),
-        html.section("Training", curves),
-        *parts.sections(files),
+        _training_section(files),
+        *parts.sections(files.evaluations),
         data_section(files.split),
         parameters_section(files.parameters),
-        run_section(files.run),
+        run_section(files.path, files.run),
     ]
     report = files.path / "report.html"
     write_text(report, html.page(f"{files.path.resolve().name} – zerotune", sections))
@@ -88,13 +96,24 @@ def write_report(run_dir: Path, parts: ReportParts) -> Path:
     return report
 
 
+def _training_section(files: RunFiles) -> str:
+    if not (files.history.steps or files.history.evaluations):
+        return html.section("Training", html.paragraph("metrics.jsonl holds no logged step."))
+    timings = timings_table([""], [files.run], [files.history]) if files.run.get("timings") else ""
+    return html.section(
+        "Training",
+        curves_of_run(files.history),
+        epochs_table(files.history, files.best_step),
+        f"<h3>Speed and memory</h3>{timings}" if timings else "",
+    )
+
+
 def print_run_table(run_dir: Path, parts: ReportParts) -> None:
     """Print a run's scores before and after training, and their difference on the items that both scored."""
     if not is_main_process():
         return
     files, (first, *others) = read_run_files(Path(run_dir), parts.prediction), parts.columns
-    rows = {"base": files.base, "tuned": files.tuned}
-    rows = {name: evaluation for name, evaluation in rows.items() if isinstance(evaluation, Evaluation)}
+    rows = files.evaluations
     scale, digits = (100, 2) if any(evaluations.is_in_percent(one.metrics) for one in rows.values()) else (1, 4)
 
     def interval(bounds, sign: str = "") -> str:
@@ -137,7 +156,9 @@ def read_run_files(run_dir: Path, prediction: type) -> RunFiles:
             accuracy, f1 = evaluations.paired_accuracy(base, tuned), evaluations.paired_f1(base, tuned)
         except Refused as refusal:
             accuracy = f"No paired test: {refusal}."
-    return RunFiles(run_dir, run, parameters, split, read_history(run_dir), base, tuned, accuracy, f1)
+    task = run_dir / "final" / "task.json"
+    best_step = read_json(task).get("best_step") if task.is_file() else None
+    return RunFiles(run_dir, run, parameters, split, read_history(run_dir), best_step, base, tuned, accuracy, f1)
 
 
 def _read_scores(run_dir: Path, name: str, prediction: type, absent: str) -> Evaluation | str:
@@ -196,11 +217,24 @@ def _before_and_after(files: RunFiles, parts: ReportParts) -> list[str]:
     tuned = files.tuned.metrics if isinstance(files.tuned, Evaluation) else None
     remark, footnote = (parts.remark(tuned), parts.footnote(tuned)) if tuned else ("", "")
     return [
-        html.paragraph(_paired_sentences(files, parts.items)),
+        html.bullets(_sentences(files, parts)),
         html.paragraph(remark) if remark else "",
         scores_block(columns, parts.items, parts.headline[0], "before and after", parts.more_rows),
         html.paragraph(footnote, "note") if footnote else "",
+        html.paragraph(_paired_sentences(files, parts.items), "note"),
     ]
+
+
+def _sentences(files: RunFiles, parts: ReportParts) -> list[str]:
+    """Return what the tables of the page show."""
+    said = []
+    for name, one in zip(words.names_of(files.evaluations), files.evaluations.values(), strict=True):
+        said += parts.answers(name, one.metrics)
+    if isinstance(files.accuracy, PairedAccuracy):
+        score = html.metric_title(evaluations.headline(files.tuned.metrics))
+        said.append(words.training_sentence(files.accuracy, score, parts.items))
+    said += words.history_sentences(files.history, files.best_step)
+    return said + [sentence for sentence in [words.movement_sentence(files.parameters.get("moved", {}))] if sentence]
 
 
 def _score_columns(files: RunFiles, parts: ReportParts) -> list[tuple[str, dict, str]]:

@@ -1,11 +1,35 @@
 """Make the tables of a page from metrics.json, split.json, parameters.json and run.json."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from zerotune.metrics.evaluations import score_names
 from zerotune.report import figures, html
 from zerotune.report.curves import History
+
+# Of a binary task whose rarer label has less, accuracy says little: more rows are shown.
+BALANCED_SHARE = 0.35
+FILES = (
+    "final/README.md", "eval/base/metrics.json", "eval/base/predictions.jsonl", "eval/final/metrics.json",
+    "eval/final/predictions.jsonl", "eval/final/predictions.json", "metrics.json", "predictions.jsonl",
+    "predictions.json", "submission.tsv", "summary.json", "metrics.jsonl", "parameters.json", "split.json", "run.json",
+)  # fmt: skip
+
+
+def main_scores(metrics: dict) -> tuple[str, ...]:
+    """Return the names of the scores that a table shows; the others are folded."""
+    if "exact" in metrics:
+        return "exact", "f1", "HasAns_f1", "NoAns_f1"
+    if "exact_match" in metrics:
+        return "exact_match", "f1_micro", "f1_macro", "hamming_loss"
+    if "f1" not in metrics:
+        return "accuracy", "f1_macro", "precision_macro", "recall_macro"
+    labels = tuple(name for name in score_names(metrics) if name.startswith("accuracy_"))
+    counts = [metrics.get(f"count_{name.removeprefix('accuracy_')}", 0) for name in labels]
+    balanced = not any(counts) or min(counts) >= BALANCED_SHARE * sum(counts)
+    return "accuracy", "f1", *labels, *(() if balanced else ("precision", "f1_macro", "matthews"))
 
 
 def scores_block(
@@ -30,16 +54,20 @@ def scores_block(
         if (interval := metrics.get(f"{headline}_ci95"))
     ]
     figure = figures.intervals(f"{score.capitalize()} {what}", f"{score}, % (95 % interval)", dots) if dots else ""
-    rows = [[items, *(f"{metrics['count']:,}" for metrics in every)]]
-    for name in dict.fromkeys(name for metrics in every for name in score_names(metrics)):
-        rows.append([html.metric_title(name), *(html.score_cell(metrics, name) for metrics in every)])
-    for name, (title, shown) in (more_rows or {}).items():
+    shown = main_scores(every[-1])
+    rows, folded = [[items, *(f"{metrics['count']:,}" for metrics in every)]], []
+    for name in dict.fromkeys([*shown, *(name for metrics in every for name in score_names(metrics))]):
+        if any(name in metrics for metrics in every):
+            cells = [html.metric_title(name), *(html.score_cell(metrics, name) for metrics in every)]
+            (rows if name in shown else folded).append(cells)
+    for name, (title, written) in (more_rows or {}).items():
         values = [metrics.get(name) for metrics in every]
         if any(value is not None for value in values):
-            rows.append([title, *("–" if value is None else shown(value) for value in values)])
+            rows.append([title, *("–" if value is None else written(value) for value in values)])
     note = f"95 % intervals: Wilson for proportions, bootstrap over {items} for the other scores."
-    table = html.table(["", *(name for name, *_ in columns)], rows)
-    return f'<div class="wide">{figure}</div>\n{table}\n{html.paragraph(note, "note")}'
+    headers = ["", *(name for name, *_ in columns)]
+    more = html.details(f"{len(folded)} more scores", html.table(headers, folded)) if folded else ""
+    return f'<div class="wide">{figure}</div>\n{html.table(headers, rows)}\n{more}{html.paragraph(note, "note")}'
 
 
 def data_section(split: dict) -> str:
@@ -76,6 +104,8 @@ def data_section(split: dict) -> str:
 def parameters_section(parameters: dict) -> str:
     if not parameters:
         return html.section("Parameters", html.paragraph("This run has no parameters.json."))
+    parameters = dict(parameters)
+    moved = _moved(parameters.pop("moved", {}))
     columns = {name: dict(html.flattened(value)) for name, value in parameters.items() if isinstance(value, Mapping)}
     rest = {name: value for name, value in parameters.items() if name not in columns}
     parts = []
@@ -84,19 +114,66 @@ def parameters_section(parameters: dict) -> str:
         rows = [[key, *(counts.get(key, "–") for counts in columns.values())] for key in keys]
         titles = {"before": "as published", "after": "this run"}
         parts.append(html.table(["", *(titles.get(name, name) for name in columns)], rows))
-    return html.section("Parameters", *parts, html.table([], html.flattened(rest)) if rest else "")
+    return html.section("Parameters", *parts, html.table([], html.flattened(rest)) if rest else "", *moved)
 
 
-def run_section(run: dict) -> str:
-    if not run:
-        return html.section("Run", html.paragraph("This run has no run.json."))
-    rest = dict(run)
-    command, flags = rest.pop("command", None), rest.pop("flags", None)
+def _moved(moved: dict) -> list[str]:
+    """Return how far the weights moved: a table by module group, and a curve by layer."""
+    title = "<h3>How far the weights moved</h3>"
+    if "groups" not in moved:
+        return [title, html.paragraph(f"Not known: {moved['reason']}.")] if "reason" in moved else []
+    groups = sorted(moved["groups"].items(), key=lambda item: -item[1])
+    parts = [title, html.table(["module group", "change"], [(name, html.percent(share, 2)) for name, share in groups])]
+    if len(layers := moved.get("layers", [])) > 2:
+        line = figures.Series("", range(len(layers)), [100 * share for share in layers], as_points=True)
+        parts.append(f'<div class="wide">{figures.curves("Change by layer", "layer", "change, %", [line])}</div>')
+    note = "Norm of the change from the published weights to final/, as a share of their norm before (Frobenius)."
+    return [*parts, html.paragraph(f"{note} Only weights that trained count; a new head is left out.", "note")]
+
+
+def launch_line(run: dict) -> str | None:
+    """Return the command of a run.json with the launcher that starts it; None where it is not recorded."""
+    command, processes = run.get("command"), (run.get("world") or {}).get("num_processes") or 1
+    if not command:
+        return None
     command = " ".join(command) if isinstance(command, list) else command
+    launcher = "python" if processes == 1 else f"accelerate launch --num_processes {processes}"
+    return f"{launcher} {command}"
+
+
+def next_commands(run: dict) -> list[tuple[str, str]]:
+    """Return (what for, command) of what can follow a run or an evaluation; [] where run.json does not say enough."""
+    flags, words = run.get("flags") or {}, str(run.get("command") or "").split()
+    folder, script = flags.get("output_dir"), Path(words[0]).name if words else ""
+    if not folder or not script.endswith(".py"):
+        return []
+    folder = shlex.quote(str(folder))
+    if "train" not in Path(words[0]).parts:
+        return [("Compare it with another evaluation", f"python eval/compare.py {folder} runs/OTHER")]
+    text = '--question "…" --context "…"' if script == "qa.py" else '"a text of yours"'
+    commands = [
+        ("Evaluate it on other items", f"python eval/{script} --model {folder}/final --test-file FILE"),
+        ("Predict", f"python eval/predict.py --model {folder} {text}"),
+        ("Compare it with another run", f"python eval/compare.py {folder} runs/OTHER"),
+    ]
+    if flags.get("method") in ("lora", "qlora"):
+        commands.append(("Merge the adapter into its base", f"python eval/publish.py {folder} --merge models/NAME"))
+    return commands
+
+
+def run_section(folder: Path, run: dict) -> str:
+    """Return the launch line, what can follow, links to the folder's files, and the facts of run.json."""
+    files = html.file_links(folder, FILES)
+    if not run:
+        return html.section("Run", html.paragraph("This run has no run.json."), files)
+    rest, launch = dict(run), launch_line(run)
+    _, flags = rest.pop("command", None), rest.pop("flags", None)
     rows = [_with_unit(name, value) for name, value in html.flattened(rest)]
     return html.section(
         "Run",
-        f"<pre>{escape(command)}</pre>" if command else html.paragraph("The command was not recorded."),
+        html.command(launch) if launch else html.paragraph("The command was not recorded."),
+        *(f"<h3>{escape(title)}</h3>{html.command(command)}" for title, command in next_commands(run)),
+        f"<h3>Files</h3>{files}" if files else "",
         html.table([], rows, num_text_columns=2),
         html.details("All flags", html.table([], html.flattened(flags), num_text_columns=2)) if flags else "",
     )
@@ -106,6 +183,7 @@ def timings_table(names: Sequence[str], runs: Sequence[dict], histories: Sequenc
     """Return a table of several runs' engine, processes and speed, a column for each run.json."""
     steps = [history.steps[-1]["step"] if history.steps else None for history in histories]
     rows = [
+        ["device", *(html.plain((run.get("world") or {}).get("device")) for run in runs)],
         ["engine", *((run.get("flags") or {}).get("engine", "loop") for run in runs)],
         ["processes", *(html.plain((run.get("world") or {}).get("num_processes")) for run in runs)],
         ["optimizer steps", *map(html.plain, steps)],

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -147,7 +148,7 @@ def describe_process() -> dict:
     """Return run.json's entries about the command, the versions and the machine."""
     versions = {name: installed_version(name) for name in RECORDED_VERSIONS}
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "versions": {"python": platform.python_version()} | versions,
         "git_commit": _git_commit(),
     }

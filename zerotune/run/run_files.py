@@ -57,11 +57,20 @@ class ParameterCounts(TypedDict):
     groups: dict[str, Count]
 
 
+class Movement(TypedDict, total=False):
+    """parameters.json's entry about how far training moved the weights: a share by module group, and by layer."""
+
+    groups: dict[str, float]
+    layers: list[float]
+    reason: str
+
+
 class ParametersRecord(TypedDict):
     """parameters.json: the weights of the model as published, and as it is trained."""
 
     before: ParameterCounts
     after: ParameterCounts
+    moved: NotRequired[Movement]
 
 
 class SourceRecord(TypedDict):

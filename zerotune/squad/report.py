@@ -6,6 +6,7 @@ from typing import NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
+from zerotune.evaluation.result_files import shortened
 from zerotune.files import read_json
 from zerotune.metrics.evaluations import (
     EVALUATE_AGAIN,
@@ -18,13 +19,14 @@ from zerotune.metrics.evaluations import (
 )
 from zerotune.metrics.text_overlap import OVERLAP_TITLES
 from zerotune.records import Count
-from zerotune.report import html
-from zerotune.report.run_report import ReportParts, RunFiles
+from zerotune.report import html, words
+from zerotune.report.item_parts import NUM_EXAMPLES, both_ends, examples_section, surest
+from zerotune.report.run_report import ReportParts
 from zerotune.run.process import say
 from zerotune.squad.metrics import ANSWER_ALL, QuestionScores, squad_metrics
 from zerotune.squad.questions import Question
 
-NUM_ERRORS, MOST_CHARACTERS = 12, 900
+MOST_CHARACTERS = 900
 HOW_OVERLAP_COUNTS = (
     "BLEU, ROUGE and METEOR count the questions that have an answer, with every distinct gold answer: BLEU takes them "
     "as references, ROUGE and METEOR the best of them; an abstention shares nothing. ROUGE-2 of one-word answers is 0, "
@@ -57,15 +59,18 @@ def question_parts(questions: Mapping[str, Question]) -> ReportParts:
     """Return the report's parts about a run on SQuAD v2.
 
     Args:
-        questions: question id -> question, for the errors.
+        questions: question id -> question, for the examples.
     """
 
     def rescore(lines: list[dict]) -> dict:
         exact, f1 = (np.array([line[name] for line in lines]) for name in ("exact", "f1"))
         return squad_metrics(QuestionScores(exact, f1, np.array([bool(line["label"]) for line in lines])))
 
-    def sections(files: RunFiles) -> list[str]:
-        return [_breakdown_section(files), _worst_errors(files.tuned, questions)]
+    def sections(evaluations: Mapping[str, Evaluation]) -> list[str]:
+        if not evaluations:
+            return []
+        main = list(evaluations.values())[-1]
+        return [_breakdown_section(main), _examples(main, questions)]
 
     return ReportParts(
         items="questions",
@@ -74,6 +79,7 @@ def question_parts(questions: Mapping[str, Question]) -> ReportParts:
         prediction=QuestionPrediction,
         rescore=rescore,
         sections=sections,
+        answers=_answers,
         remark=_abstentions,
         footnote=_overlap_note,
         more_rows={
@@ -132,8 +138,21 @@ def _abstentions(metrics: dict) -> str:
     return said
 
 
-def _breakdown_section(files: RunFiles) -> str:
-    path = files.path / "eval" / "final" / "breakdown.json"
+def _answers(name: str, metrics: dict) -> list[str]:
+    """Return what is striking about a model's answers: nearly all questions, or none, left unanswered."""
+    left, without = metrics.get("num_abstained", 0) / metrics["total"], metrics.get("NoAns_total", 0) / metrics["total"]
+    name = name[0].upper() + name[1:]
+    if left >= words.NEARLY_ALL:
+        return [f"{name} leaves nearly every question unanswered ({html.percent(left)})."]
+    if without - left >= words.MUCH_MORE:
+        return [
+            f"{name} leaves {html.percent(left)} of the questions unanswered; {html.percent(without)} have no answer."
+        ]
+    return []
+
+
+def _breakdown_section(evaluation: Evaluation) -> str:
+    path = evaluation.folder / "breakdown.json"
     if not path.exists():
         return ""
     parts = []
@@ -146,32 +165,33 @@ def _breakdown_section(files: RunFiles) -> str:
             rows.append([name, f"{found['total']:,}", (exact, interval), *others])
         headers = [title.replace("_", " "), "questions", "exact", "F1", "HasAns F1", "NoAns F1"]
         parts.append(html.table(headers, rows))
-    note = "The tuned model; a question counts under the first question word in it. Wilson intervals."
+    note = "A question counts under the first question word in it. Wilson intervals."
     return html.section("By question word and context length", *parts, html.paragraph(note, "note"))
 
 
-def _worst_errors(tuned: Evaluation | str, questions: Mapping[str, Question]) -> str:
-    title = "Worst errors of the tuned model"
-    if isinstance(tuned, str):
-        return html.section(title, html.paragraph(tuned))
-    wrong = [line for line in tuned.predictions.values() if line["f1"] == 0]
-    if not wrong:
-        return html.section(title, html.paragraph("None: every answer shares a word with a gold answer."))
-    threshold = tuned.metrics.get("threshold")
-    if threshold is None:
-        order = "answers before abstentions"
-        wrong.sort(key=lambda line: (not line["prediction"], line["id"]))
-    else:
-        order = "those farthest from the threshold, where the model is most confident"
-        wrong.sort(key=lambda line: (-abs(line["null_odds"] - threshold), line["id"]))
-    errors = []
-    for line in wrong[:NUM_ERRORS]:
+def _examples(evaluation: Evaluation, questions: Mapping[str, Question]) -> str:
+    lines, threshold = evaluation.predictions.values(), evaluation.metrics.get("threshold")
+
+    def sureness(line: dict) -> float:
+        """Distance from the threshold; without one, answers come before abstentions."""
+        return float(bool(line["prediction"])) if threshold is None else abs(line["null_odds"] - threshold)
+
+    def example(line: dict) -> tuple[str, ...]:
         answered = f"answered “{line['prediction']}”" if line["prediction"] else "left unanswered"
         facts = f"{answered}, gold: {' | '.join(line['label']) or 'no answer'} · {line['id']}"
         question = questions.get(line["id"])
         if question is None:
-            errors.append((facts, "(the question is not available)"))
-        else:
-            errors.append((facts, question.text, html.shortened(question.paragraph.context, MOST_CHARACTERS)))
-    count = f"{len(wrong):,} answers share no word with a gold answer. {len(errors)} of them, {order}:"
-    return html.section(title, html.paragraph(count), html.error_list(errors))
+            return facts, line.get("question") or "(the question is not available)"
+        return facts, question.text, shortened(question.paragraph.context, MOST_CHARACTERS)
+
+    wrong = surest([line for line in lines if line["f1"] == 0], sureness)
+    right = surest([line for line in lines if line["exact"] == 1], sureness)
+    order = "answers before abstentions"
+    if threshold is not None:
+        order = "those farthest from the threshold, where the model is most confident"
+    shown = wrong[:NUM_EXAMPLES]
+    count = f"{len(wrong):,} answers share no word with a gold answer. {len(shown)} of them, {order}:"
+    if not wrong:
+        count = "None: every answer shares a word with a gold answer."
+    how = "Exact answers, the first and the last in the same order:"
+    return examples_section(count, map(example, shown), [example(line) for line in both_ends(right)], how)

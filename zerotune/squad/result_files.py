@@ -17,6 +17,7 @@ def write_question_results(folder: Path, questions: list[Question], predicted: P
     metrics, scores = question_metrics(questions, predicted, seed)
     columns = {
         "id": [question.id for question in questions],
+        "question": [question.text for question in questions],
         "label": [_distinct_golds(question) for question in questions],
         "prediction": predicted.texts,
     }

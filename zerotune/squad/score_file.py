@@ -6,12 +6,13 @@ from pathlib import Path
 
 from zerotune.errors import Refused
 from zerotune.files import read_json, write_json
+from zerotune.report.evaluation_report import write_evaluation_report
 from zerotune.run.folder import check_earlier_run
 from zerotune.run.process import describe_process, say
 from zerotune.settings.groups import DataSettings, RunSettings
 from zerotune.squad.metrics import PredictedAnswers
 from zerotune.squad.questions import TASK, Question
-from zerotune.squad.report import print_scores
+from zerotune.squad.report import print_scores, question_parts
 from zerotune.squad.result_files import write_question_results
 from zerotune.squad.splits import load_test
 from zerotune.tasks.files import check_unicode, decode_text, needs_memory, read_bytes
@@ -60,9 +61,10 @@ def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: in
     found = write_question_results(folder, questions, predicted, seed)
     described = {"task": TASK, "setting": "prediction file", "model": path.name, "seed": None, **identity}
     write_json(folder / "metrics.json", described | found)
-    write_json(folder / "state.json", {"state": "finished", "reason": None})
     print_scores(found)
     say(f"results in {folder}")
+    write_evaluation_report(folder, question_parts({question.id: question for question in questions}))
+    write_json(folder / "state.json", {"state": "finished", "reason": None})
 
 
 def read_predictions(path: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from zerotune.errors import Refused
 from zerotune.files import json_sha256, sync_folder
 from zerotune.models.final_folder import save_final
+from zerotune.models.movement import weight_movement
 from zerotune.models.used_rows import restore_whole_embedding
 from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0
@@ -59,6 +60,9 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
         shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
         sync_folder(place.parent)
+        loop.run.update_json(
+            "parameters.json", moved=weight_movement(place, settings.model.name, settings.model.revision)
+        )
     loop.accelerator.wait_for_everyone()
     return final
 

@@ -3,14 +3,13 @@
 from zerotune.metrics.labels import classification_metrics
 from zerotune.report.html import (
     confusion_table,
-    error_list,
+    example_list,
     flattened,
     interval_text,
     metric_title,
     p_value_text,
     plain,
     score_cell,
-    shortened,
     table,
 )
 
@@ -30,7 +29,6 @@ def test_words_and_numbers():
         "accuracy_login_macro": "accuracy on login_macro", "rougeL": "ROUGE-L", "precision_macro": "precision, macro",
     }  # fmt: skip
     assert {name: metric_title(name) for name in titles} == titles
-    assert (shortened("tower", 5), shortened("tower", 4)) == ("tower", "towe …")
     assert [plain(value) for value in (None, True, 9999, 66955010, 3e-05, 131072.4, [], [1, "a"])] == [
         "–", "yes", "9999", "66,955,010", "3e-05", "131,072", "none", "1, a",
     ]  # fmt: skip
@@ -42,6 +40,6 @@ def test_words_and_numbers():
 
 def test_tables_escape_every_cell():
     html = table([NASTY], [[NASTY], [(NASTY, NASTY)]]) + confusion_table(NASTY, [[0, 0], [1, 3]], [NASTY, NASTY])
-    html += error_list([(NASTY, NASTY), (NASTY, NASTY, NASTY)])
+    html += example_list([(NASTY, NASTY), (NASTY, NASTY, NASTY)])
     assert "<script" not in html and "<b>" not in html
     assert "25.0%" in html and "0.0%" in html

@@ -7,7 +7,7 @@ import pytest
 
 from zerotune.files import read_json, write_json, write_json_lines
 from zerotune.metrics.label_sets import label_set_metrics
-from zerotune.report.comparison import write_comparison
+from zerotune.report.comparison import read_comparison, write_comparison
 from zerotune.report.label_set_parts import label_set_parts
 from zerotune.report.run_report import print_run_table, write_report
 
@@ -24,7 +24,8 @@ def write_evaluation(folder, share_right, seed=3, num_items=60):
         label, prediction = (np.flatnonzero(each).tolist() for each in (held, given))
         line = {"id": f"test-{number}", "label": label, "prediction": prediction}
         lines.append(line | {"scores": np.log(chosen).tolist()})
-    lines[0] |= {"label": [0], "prediction": [0, 1], "scores": [math.log(0.8), math.log(0.97), math.log(0.01)]}
+    lines[0] |= {"text": "charged <b>twice</b>", "label": [0], "prediction": [0, 1]}
+    lines[0]["scores"] = [math.log(0.8), math.log(0.97), math.log(0.01)]
     folder.mkdir(parents=True)
     write_json_lines(folder / "predictions.jsonl", lines)
     metrics = label_set_metrics([each["label"] for each in lines], [each["prediction"] for each in lines], NAMES)
@@ -43,13 +44,13 @@ def run(tmp_path):
 
 def test_the_page_has_a_row_for_each_label_and_the_surest_wrong_decision(run):
     folder, lines = run
-    page = write_report(folder, label_set_parts(NAMES, {"test-0": "charged <b>twice</b>"})).read_text()
+    page = write_report(folder, label_set_parts(NAMES)).read_text()
     has, gets = (sum(1 in line[key] for line in lines) for key in ("label", "prediction"))
     both = sum(1 in line["label"] and 1 in line["prediction"] for line in lines)
-    row = page.split("Tuned, 60 items")[1].split("returns &lt;i&gt;</th>")[1].split("</tr>")[0]
+    row = page.split("tuned, 60 items")[1].split("returns &lt;i&gt;</th>")[1].split("</tr>")[0]
     assert [f'number">{each}</td>' in row for each in (has, gets, both)] == [True] * 3
     assert f"{100 * both / gets:.1f}" in row and "Confusion" not in page
-    first = page.split('<ol class="errors"><li>')[1].split("</li>")[0]
+    first = page.split('<ol class="examples"><li>')[1].split("</li>")[0]
     assert "returns &lt;i&gt; with probability 0.9700 · given billing, returns &lt;i&gt;, labelled billing" in first
     assert "charged &lt;b&gt;twice" in first
     assert "exact match went from" in page and "All labels right on the validation split" in page
@@ -76,7 +77,9 @@ def test_the_run_table(run, capsys):
 
 def test_a_comparison_tests_the_exact_match(run, tmp_path):
     folder, _ = run
-    page = write_comparison([folder / "eval/base", folder / "eval/final"], tmp_path / "compare").read_text()
+    page = write_comparison(
+        read_comparison([folder / "eval/base", folder / "eval/final"]), tmp_path / "compare"
+    ).read_text()
     record = read_json(tmp_path / "compare/comparison.json")
     scores = [one["metrics"]["exact_match"] for one in record["evaluations"]]
     paired = record["paired"][0]

@@ -5,120 +5,19 @@ import math
 import re
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
+from report_cases import LABELS, NASTY, RUN, fabricate_run, predictions, write_evaluation
 
+from zerotune.evaluation.prompt_seeds import summarise_seeds
 from zerotune.files import write_json, write_json_lines
+from zerotune.metrics.evaluations import PairedAccuracy
 from zerotune.metrics.labels import classification_metrics
+from zerotune.report import words
+from zerotune.report.evaluation_report import write_evaluation_report
 from zerotune.report.html import interval_text
 from zerotune.report.label_parts import label_parts
 from zerotune.report.run_report import print_run_table, write_report
-
-LABELS = ("negative", "positive")
-NASTY = '<script>alert("1")</script> & <b>not bold</b>'
-
-
-def predictions(ids, labels, accuracy, seed):
-    """Return lines of predictions.jsonl: each right with probability `accuracy`, more confident where right."""
-    rng = np.random.default_rng(seed)
-    lines = []
-    for identifier, label in zip(ids, labels, strict=True):
-        right = rng.random() < accuracy
-        prediction = int(label if right else 1 - label)
-        probability = 0.5 + 0.499 * rng.beta(4 if right else 2, 1 if right else 2)
-        scores = [math.log(1 - probability), math.log(probability)]
-        lines.append(
-            {
-                "id": identifier,
-                "label": int(label),
-                "prediction": prediction,
-                "scores": scores if prediction == 1 else scores[::-1],
-            }
-        )
-    return lines
-
-
-def write_evaluation(folder, lines, **settings):
-    folder.mkdir(parents=True)
-    write_json_lines(folder / "predictions.jsonl", lines)
-    metrics = classification_metrics([line["label"] for line in lines], [line["prediction"] for line in lines], LABELS)
-    write_json(folder / "metrics.json", {**metrics, "task": "sst2", "setting": "prompt", "seed": 0, **settings})
-
-
-def write_curves(path, num_steps=2_000):
-    rng = np.random.default_rng(1)
-    lines = []
-    for step in [1, *range(10, num_steps + 1, 10)]:
-        progress = step / num_steps
-        line = {"step": step, "epoch": 3 * progress, "loss": 0.12 + 0.57 * math.exp(-5 * progress)}
-        line["loss"] += 0.06 * float(rng.standard_normal())
-        line["learning_rate"] = 3e-5 * min(progress / 0.06, (1 - progress) / 0.94)
-        line["grad_norm"] = None if step == 500 else float(rng.lognormal(0.4, 0.5))
-        line |= {"tokens": 420 * step, "tokens_per_s": 13_300.5}
-        lines.append(line)
-        if step % 200 == 0:
-            accuracy = 0.915 - 0.3 * math.exp(-9 * progress)
-            scores = {"eval_loss": 0.9 - accuracy * 0.72, "eval_accuracy": accuracy}
-            lines.append({"step": step, "epoch": 3 * progress, **scores})
-    write_json_lines(path, lines)
-
-
-RUN = {
-    "command": "train/sst2.py --model distilbert/distilbert-base-uncased --epochs 3 --output-dir runs/sst2-full",
-    "flags": {"model": "distilbert/distilbert-base-uncased", "method": "full", "seed": 0, "learning_rate": 3e-5},
-    "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "bitsandbytes": None},
-    "git_commit": "0123456789abcdef0123456789abcdef01234567",
-    "world": {"num_processes": 2, "device": "cuda", "device_name": "NVIDIA H100 80GB HBM3", "precision": "bf16"},
-    "timings": {
-        "startup_s": 12.3456,
-        "train_s": 431.2,
-        "train_examples_per_s": 468.6,
-        "train_tokens_per_s": 5_912.0,
-        "peak_memory_bytes": 6_442_450_944,
-    },
-}
-PARAMETERS = {
-    "before": {"total": 66_362_880, "trainable": 66_362_880, "head": 0, "groups": {"embedding": 23_837_184}},
-    "after": {"total": 66_955_010, "trainable": 66_955_010, "head": 592_130, "groups": {"adapter": 147_456}},
-}
-SPLIT = {
-    "task": "sst2",
-    "rule": "official: the published validation set reports, whole sentences of train validate",
-    "split_seed": 0,
-    "splits": {
-        "train": {"count": 60_112, "labels": {"negative": 26_610, "positive": 33_502}, "ids_sha256": "ab" * 32},
-        "validation": {"count": 872, "labels": {"negative": 428, "positive": 444}, "ids_sha256": "cd" * 32},
-        "test": {"count": 872, "labels": {"negative": 428, "positive": 444}, "ids_sha256": "ef" * 32},
-    },
-    "sources": {"train": {"dataset": "stanfordnlp/sst2", "rows": 67_349, "sha256": "12" * 32}},
-    "notes": ["8,995 rows occur more than once", "removed 31 train rows that are also in test"],
-    "settings": {"train_size": None},
-    "removed_rows": {"in_test": 31, "in_choose": 6_334},
-}
-WORDS = ["a", "film", "that", "never", "quite", "finds", "its", "feet", "but", "keeps", "heart", "in", "plain", "sight"]
-
-
-def fabricate_run(folder, num_base=500, num_items=872):
-    """Make a run folder as a finished training run leaves it; returns the texts of its items."""
-    rng = np.random.default_rng(7)
-    labels = rng.integers(0, 2, num_items)
-    ids = [f"validation-{number}" for number in range(num_items)]
-    folder.mkdir(parents=True)
-    write_json(folder / "run.json", RUN)
-    write_json(folder / "parameters.json", PARAMETERS)
-    write_json(folder / "split.json", SPLIT)
-    write_curves(folder / "metrics.jsonl")
-    settings = {"model": "distilbert/distilbert-base-uncased", "method": "full"}
-    base = predictions(ids[:num_base], labels[:num_base], 0.52, 2)
-    write_evaluation(folder / "eval" / "base", base, setting="untrained head", **settings)
-    tuned = predictions(ids, labels, 0.91, 3)
-    write_evaluation(folder / "eval" / "final", tuned, setting="classifier head", **settings)
-    texts = {one: " ".join(rng.choice(WORDS, int(rng.integers(4, 40)))) for one in ids}
-    most_confident = max(
-        (line for line in tuned if line["prediction"] != line["label"]), key=lambda line: max(line["scores"])
-    )
-    texts[most_confident["id"]] = NASTY
-    return texts
+from zerotune.report.tables import main_scores
 
 
 class Page(HTMLParser):
@@ -150,7 +49,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
 
@@ -166,8 +65,8 @@ def run(tmp_path_factory):
 
 
 def test_headline_scores_and_paired_test(run):
-    folder, texts = run
-    path = write_report(folder, label_parts(LABELS, texts))
+    folder, _ = run
+    path = write_report(folder, label_parts(LABELS))
     assert path == folder / "report.html"
     page = read(path)
     tuned = json.loads((folder / "eval/final/metrics.json").read_text())
@@ -182,7 +81,7 @@ def test_headline_scores_and_paired_test(run):
 
 
 def test_paired_counts_in_the_page_are_those_of_the_common_items(run):
-    folder, texts = run
+    folder, _ = run
     lines = {
         name: {line["id"]: line for line in map(json.loads, (folder / f"eval/{name}/predictions.jsonl").open())}
         for name in ("base", "final")
@@ -192,28 +91,31 @@ def test_paired_counts_in_the_page_are_those_of_the_common_items(run):
     }
     common = lines["base"].keys() & lines["final"].keys()
     only_tuned, only_base = (len(common & (right[a] - right[b])) for a, b in (("final", "base"), ("base", "final")))
-    page = read(write_report(folder, label_parts(LABELS, texts)))
+    page = read(write_report(folder, label_parts(LABELS)))
     assert f"is right on {only_tuned} of them, the base alone on {only_base};" in page.text
 
 
-def test_one_file_without_scripts_or_anything_to_fetch(run):
-    folder, texts = run
-    path = write_report(folder, label_parts(LABELS, texts))
+def test_one_file_with_nothing_to_fetch(run):
+    folder, _ = run
+    path = write_report(folder, label_parts(LABELS))
     page = read(path)
-    assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
-    assert [value for name, value in page.attributes if name in ("src", "href", "srcset")] == []
+    assert not {"link", "img", "iframe", "object", "image"} & set(page.tags) and page.tags.count("script") == 1
+    assert [value for name, value in page.attributes if name in ("src", "srcset")] == []
+    links = [value for name, value in page.attributes if name == "href" and not value.startswith("#")]
+    assert "eval/final/metrics.json" in links and all((folder / link).exists() for link in links)
     assert all(value.startswith("#") for name, value in page.attributes if name == "xlink:href")
     assert not re.search(r"url\((?!#)|@import", path.read_text())
     assert len(page.ids) == len(set(page.ids)), "ids of the figures differ"
 
 
 def test_texts_are_escaped_and_sorted_by_confidence(run):
-    folder, texts = run
-    path = write_report(folder, label_parts(LABELS, texts))
+    folder, _ = run
+    path = write_report(folder, label_parts(LABELS))
     page = read(path)
     assert NASTY in page.text and "<b>not bold" not in path.read_text()
     shown = [float(value) for value in re.findall(r"with probability (0\.\d+)", page.text)]
-    assert len(shown) == 12 and shown == sorted(shown, reverse=True)
+    shown = shown[: len(shown) // 2]  # right answers follow
+    assert len(shown) == 10 and shown == sorted(shown, reverse=True)
     wrong = [
         math.exp(max(line["scores"]))
         for line in map(json.loads, (folder / "eval/final/predictions.jsonl").open())
@@ -223,9 +125,9 @@ def test_texts_are_escaped_and_sorted_by_confidence(run):
 
 
 def test_curves_have_labelled_axes(run):
-    folder, texts = run
-    page = read(write_report(folder, label_parts(LABELS, texts)))
-    assert page.tags.count("svg") == 6
+    folder, _ = run
+    page = read(write_report(folder, label_parts(LABELS)))
+    assert page.tags.count("svg") == 7  # scores, four curves, change by layer, reliability
     labels = ("optimizer step", "loss (mean cross-entropy, nats)", "learning rate", "gradient norm", "epoch")
     for label in labels:
         assert label in page.text
@@ -233,8 +135,8 @@ def test_curves_have_labelled_axes(run):
 
 
 def test_data_parameters_and_run_facts(run):
-    folder, texts = run
-    page = read(write_report(folder, label_parts(LABELS, texts)))
+    folder, _ = run
+    page = read(write_report(folder, label_parts(LABELS)))
     for text in ("60,112", "6334", "removed 31 train rows that are also in test", "66,955,010", "592,130"):
         assert text in page.text
     assert "as published this run" in page.text and "groups · adapter – 147,456" in page.text
@@ -243,10 +145,9 @@ def test_data_parameters_and_run_facts(run):
 
 
 def test_same_folder_same_bytes(run):
-    folder, texts = run
+    folder, _ = run
     assert (
-        write_report(folder, label_parts(LABELS, texts)).read_bytes()
-        == write_report(folder, label_parts(LABELS, texts)).read_bytes()
+        write_report(folder, label_parts(LABELS)).read_bytes() == write_report(folder, label_parts(LABELS)).read_bytes()
     )
     assert [path.name for path in folder.glob(".*")] == []
 
@@ -341,3 +242,64 @@ def test_three_labels(tmp_path):
     page = read(write_report(tmp_path, label_parts(names)))
     assert "accuracy on login" in page.text and "predicted other" in page.text
     assert "login with probability 0.4066, labelled other" in page.text
+
+
+def test_sentences_say_what_the_tables_show(tmp_path):
+    folder = tmp_path / "run"
+    fabricate_run(folder, num_base=872)
+    lines = [json.loads(line) for line in (folder / "eval/base/predictions.jsonl").open()]
+    write_evaluation(tmp_path / "other", [line | {"prediction": 1} for line in lines], setting="zero-shot prompt")
+    for name in ("predictions.jsonl", "metrics.json"):
+        (tmp_path / "other" / name).rename(folder / "eval/base" / name)
+    (folder / "final").mkdir()
+    write_json(folder / "final/task.json", {"best_step": 1800})
+    page = read(write_report(folder, label_parts(LABELS)))
+    text = page.text.replace("\u00a0", " ")
+    assert "The base model answers positive to nearly everything: to 100.0 % of the items, of which" in text
+    assert re.search(
+        r"Training raised accuracy by \d+\.\d points, from .*: more than chance explains \(p < 0.0001\)", text
+    )
+    assert "Training moved the attention weights by 1.23 % of their norm, the norm weights by 0.04 %." in text
+    assert "The base model is not shown to be better than always answering" in text
+    assert "By length" in text and re.search(r"tuned: (over|under)-confident.* ECE \d", text)
+    assert "6 more scores" in text  # four rows, the rest folded
+    rows = re.findall(r"\b([123]) (?:600|1,200|1,800|2,000) – ", text)
+    assert rows == ["1", "2", "3"] and "All 10 evaluations" in text
+    assert "python train/sst2.py" not in text and "accelerate launch --num_processes 2 train/sst2.py" in text
+
+
+def test_a_change_that_chance_explains_is_said_so():
+    test = PairedAccuracy(100, 0.8, 0.81, 0.01, (-0.05, 0.07), 3, 4, 1.0)
+    assert "no more than chance explains on 100 items" in words.training_sentence(test, "accuracy", "items")
+    assert words.training_sentence(test, "accuracy", "items").startswith("Training raised accuracy by 1.0 points")
+
+
+def test_an_unbalanced_task_shows_more_rows():
+    balanced = classification_metrics([0, 1] * 10, [0, 1] * 10, LABELS)
+    rare = classification_metrics([0] * 18 + [1, 1], [0] * 20, LABELS)
+    assert main_scores(balanced) == ("accuracy", "f1", "accuracy_negative", "accuracy_positive")
+    assert len(main_scores(rare)) == 7
+
+
+def test_an_evaluation_has_a_page(tmp_path, capsys):
+    fabricate_run(tmp_path / "run", num_base=20, num_items=40)
+    folder = tmp_path / "run/eval/final"
+    page = read(write_evaluation_report(folder, label_parts(LABELS)))
+    assert "distilbert-base-uncased" in page.text and "Calibration" in page.text and "Right answers" in page.text
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    lines = [{"id": "a", "label": None, "prediction": 1, "prediction_name": "positive", "text": NASTY}]
+    write_json_lines(folder / "predictions.jsonl", lines)
+    write_json(folder / "metrics.json", {"task": "sst2", "setting": "classifier head", "count": 1})
+    text = read(write_evaluation_report(folder, label_parts(LABELS))).text
+    assert "1 items without labels: there are no scores." in text and NASTY in text and "positive · a" in text
+
+
+def test_prompt_seeds_have_a_page(tmp_path):
+    lines = predictions([f"test-{number}" for number in range(30)], [0, 1] * 15, 0.8, 1)
+    for number in range(3):
+        prompt = {"prompt": "Is {text} good?", "label_words": ["no", "yes"], "shot_ids": ["train-1"], "seed": number}
+        write_evaluation(tmp_path / f"seed-{number}", lines[number:], model="org/m", **prompt)
+    summarise_seeds(tmp_path, 3)
+    page = read(write_evaluation_report(tmp_path, label_parts(LABELS)))
+    assert "Over 3 prompts, accuracy is" in page.text and "Is {text} good? no, yes train-1" in page.text
+    assert ("href", "seed-2/report.html") in page.attributes and (tmp_path / "seed-2/report.html").exists()

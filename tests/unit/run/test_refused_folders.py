@@ -11,7 +11,7 @@ from default_settings import run_settings
 
 from zerotune.errors import Refused
 from zerotune.metrics.evaluations import read_evaluation
-from zerotune.report.comparison import write_comparison
+from zerotune.report.comparison import read_comparison, write_comparison
 from zerotune.run.folder import RESULTS, RunFolder, check_earlier_run
 from zerotune.run.process import run_script
 from zerotune.run.run_files import read_metrics_lines, read_split
@@ -160,10 +160,10 @@ def test_and_when_it_is_compared(tmp_path):
         (finished_run(tmp_path / name) / "eval").mkdir()
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
         folders.append(evaluation(tmp_path / name / "eval" / "final", metrics=scored))
-    write_comparison(folders, tmp_path / "out")
+    write_comparison(read_comparison(folders), tmp_path / "out")
     (tmp_path / "b" / "parameters.json").write_text("[]")
     with pytest.raises(Refused, match=r"b/parameters.json is damaged \(it is \[\], wanted a valid dictionary\)"):
-        write_comparison(folders, tmp_path / "other")
+        write_comparison(read_comparison(folders), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
@@ -271,5 +271,5 @@ def test_evaluations_of_another_form(tmp_path, change, words):
 
 def test_nothing_is_written_of_a_comparison_without_scores(tmp_path):
     with pytest.raises(Refused, match="has accuracy with its interval"):
-        write_comparison([evaluation(tmp_path / name) for name in "ab"], tmp_path / "out")
+        write_comparison(read_comparison([evaluation(tmp_path / name) for name in "ab"]), tmp_path / "out")
     assert not (tmp_path / "out").exists()

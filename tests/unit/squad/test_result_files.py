@@ -24,7 +24,8 @@ def test_results_are_written_and_the_oracle_is_apart(tmp_path):
     assert json.loads((tmp_path / "predictions.json").read_text()) == {"q0": "Hook", "q1": "", "q2": "", "q3": "sea"}
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert lines[1] == {
-        "id": "q1", "label": ["tower"], "prediction": "", "exact": 0.0, "f1": 0.0, "null_odds": 1.0
+        "id": "q1", "question": asked[1].text, "label": ["tower"], "prediction": "", "exact": 0.0, "f1": 0.0,
+        "null_odds": 1.0,
     }  # fmt: skip
     blind = [Question(each.id, each.text, each.paragraph, None) for each in asked]
     metrics = write_question_results(tmp_path, blind, PredictedAnswers([""] * 4))

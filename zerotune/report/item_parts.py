@@ -1,0 +1,112 @@
+"""Show an evaluation's single items: right answers by length, calibration, errors beside right answers."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zerotune.evaluation.result_files import shortened
+from zerotune.metrics.calibration import NUM_BINS, expected_calibration_error, reliability_bins
+from zerotune.metrics.evaluations import Evaluation, is_right
+from zerotune.metrics.statistics import wilson_interval
+from zerotune.report import figures, html
+
+NUM_EXAMPLES, MOST_CHARACTERS = 10, 700
+NUM_LENGTHS = 4
+WELL_CALIBRATED = 0.02
+NO_TEXT = "(the text is not available)"
+
+
+def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
+    """Return the share of right items by quarters of the items' lengths, "" without lengths.
+
+    Args:
+        evaluations: by name; the last one's items are divided.
+        score: name of the share.
+    """
+    lines = {name: list(one.predictions.values()) for name, one in evaluations.items()}
+    every = list(lines.values())[-1] if lines else []
+    if not every or any("num_words" not in line for found in lines.values() for line in found):
+        return ""
+    cuts = np.quantile([line["num_words"] for line in every], np.arange(1, NUM_LENGTHS) / NUM_LENGTHS)
+    bounds = [*sorted({int(cut) for cut in cuts}), max(line["num_words"] for line in every)]
+    bounds, low, rows, intervals = sorted(set(bounds)), 0, [], []
+    for high in bounds:
+        cells = []
+        for found in lines.values():
+            right = [is_right(line) for line in found if low <= line["num_words"] <= high]
+            interval = wilson_interval(sum(right), len(right))
+            shown = html.percent(sum(right) / len(right)) if right else "–"
+            cells.append((shown, f"{html.interval_text(interval)} of {len(right):,}" if right else "no items"))
+        intervals.append(interval)
+        rows.append([f"{low:,} to {high:,} words" if low else f"up to {high:,} words", *cells])
+        low = high + 1
+    first, last = intervals[0], intervals[-1]
+    said = f"No difference between short and long texts is shown: {score} of both may be the same."
+    if first and last and (first[0] > last[1] or first[1] < last[0]):
+        said = (
+            f"{score.capitalize()} is {'lower' if first[0] > last[1] else 'higher'} on long texts than on short ones."
+        )
+    note = f"A quarter of the items each, by words of the whole text; {score} with its Wilson interval."
+    table = html.table(["length", *lines], rows)
+    return html.section("By length", html.paragraph(said) if len(rows) > 1 else "", table, html.paragraph(note, "note"))
+
+
+def calibration_section(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return the reliability diagram and the calibration errors of models that give each label a probability."""
+    named, sentences = [], []
+    colours = (figures.BASE, figures.TUNED)[-len(evaluations) :]
+    for (name, one), colour in zip(evaluations.items(), colours, strict=False):
+        lines = [line for line in one.predictions.values() if line.get("scores") and line["prediction"] is not None]
+        if len(lines) < len(one.predictions):
+            continue
+        sure = [math.exp(line["scores"][line["prediction"]]) for line in lines]
+        right = [is_right(line) for line in lines]
+        bins = reliability_bins(sure, right)
+        mean, share, error = float(np.mean(sure)), float(np.mean(right)), expected_calibration_error(bins)
+        named.append((name, bins, colour))
+        judged = "over-confident" if mean > share else "under-confident"
+        if error < WELL_CALIBRATED:
+            judged = "about as sure as it is right"
+        elif abs(mean - share) < error / 2:
+            judged = "too sure of some answers and not sure enough of others"
+        sentences.append(
+            f"{name}: {judged}. Its answers have a mean probability of {html.percent(mean)}, and {html.percent(share)} "
+            f"are right; ECE {100 * error:.1f} %."
+        )
+    if not named:
+        return ""
+    note = (
+        f"The expected calibration error (Guo et al. 2017, arXiv:1706.04599) is the mean distance of accuracy from "
+        f"probability over {NUM_BINS} bins of equal width, weighted by items. Points below the diagonal are too sure. "
+        "Bars are Wilson intervals."
+    )
+    figure = f'<div class="wide">{figures.reliability("Reliability diagram", named)}</div>'
+    return html.section("Calibration", html.bullets(sentences), figure, html.paragraph(note, "note"))
+
+
+def examples_section(count: str, errors: Sequence[tuple[str, ...]], right: Sequence[tuple[str, ...]], how: str) -> str:
+    """Return errors beside right answers.
+
+    Args:
+        count: how many items are wrong, and which are shown.
+        errors, right: as for `html.example_list`.
+        how: which right answers are shown.
+    """
+    left = f"<h3>Errors</h3>{html.paragraph(count)}{html.example_list(errors)}"
+    other = f"<h3>Right answers</h3>{html.paragraph(how)}{html.example_list(right)}"
+    return html.section("Errors and right answers", html.beside(left, other if right else ""))
+
+
+def surest(lines: Sequence[dict], probability) -> list[dict]:
+    """Return lines by falling probability, equal ones by id."""
+    return sorted(lines, key=lambda line: (-probability(line), line["id"]))
+
+
+def both_ends(lines: list, num: int = NUM_EXAMPLES) -> list:
+    """Return the first and the last of a sorted list, `num` together."""
+    return lines if len(lines) <= num else lines[: num - num // 2] + lines[-(num // 2) :]
+
+
+def text_of(line: dict) -> str:
+    return shortened(line.get("text") or NO_TEXT, MOST_CHARACTERS)

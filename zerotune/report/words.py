@@ -1,0 +1,100 @@
+"""Say in sentences what the tables of a page show."""
+
+from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
+from zerotune.report import html
+from zerotune.report.curves import History
+
+CHANCE = 0.05  # a p-value below it is called more than chance explains
+NEARLY_ALL, MUCH_MORE = 0.95, 0.15
+
+
+def answers_of_labels(name: str, metrics: dict) -> list[str]:
+    """Return what is striking about a model's answers: one label for nearly all, or no better than always that one.
+
+    Args:
+        name: of the model, "the base model".
+        metrics: metrics.json with one label for each item.
+    """
+    labels = [key.removeprefix("count_") for key in metrics if key.startswith("count_")]
+    confusion, count = metrics.get("confusion"), metrics["count"]
+    if not confusion or len(labels) != len(confusion):
+        return []
+    given = [sum(row[number] for row in confusion) / count for number in range(len(labels))]
+    held = [sum(row) / count for row in confusion]
+    most, sentences = max(range(len(labels)), key=given.__getitem__), []
+    found = f"{html.percent(given[most])} of the items, of which {html.percent(held[most])} are"
+    if given[most] >= NEARLY_ALL and given[most] - held[most] > 1 - NEARLY_ALL:
+        sentences.append(f"{name} answers {labels[most]} to nearly everything: to {found}.")
+    elif given[most] - held[most] >= MUCH_MORE:
+        sentences.append(f"{name} answers {labels[most]} too often: to {found}.")
+    unread = metrics.get("unparsable_share") or 0
+    if unread >= 1 - NEARLY_ALL:
+        sentences.append(f"{html.percent(unread)} of the answers of {name} name no label, and count as wrong.")
+    if metrics["accuracy_ci95"][0] <= max(held):
+        majority = labels[held.index(max(held))]
+        sentences.append(
+            f"{name} is not shown to be better than always answering {majority}, which would be right on "
+            f"{html.percent(max(held))}."
+        )
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
+
+
+def training_sentence(test: PairedAccuracy, score: str, items: str) -> str:
+    """Return what training did to the share of right items, and whether that is more than chance."""
+    score = "exact match" if score == "exact" else score
+    points = html.change(test)[0].lstrip("+" + html.MINUS)
+    verb = "raised" if test.difference > 0 else "lowered"
+    p_value = html.p_value_text(test.p_value)
+    if test.difference == 0:
+        return f"Training left {score} as it was."
+    scores = f"from {html.percent(test.accuracy_first)} to {html.percent(test.accuracy_second)}"
+    if test.p_value < CHANCE:
+        return f"Training {verb} {score} by {points}, {scores}: more than chance explains ({p_value})."
+    return (
+        f"Training {verb} {score} by {points}, {scores}: no more than chance explains on {test.num_common:,} {items} "
+        f"({p_value})."
+    )
+
+
+def history_sentences(history: History, best_step: int | None) -> list[str]:
+    """Return how the validation loss went, and which evaluation final/ is."""
+    losses = {line["step"]: line["eval_loss"] for line in history.evaluations if line.get("eval_loss") is not None}
+    if len(losses) < 2:
+        return []
+    lowest, (last, last_loss) = min(losses, key=losses.get), list(losses.items())[-1]
+    if lowest == last:
+        sentence = "Validation loss was still falling at the end: more epochs may help."
+    elif last_loss > 1.1 * losses[lowest]:
+        sentence = (
+            f"Validation loss was lowest at step {lowest:,} ({losses[lowest]:.3f}) and rose to {last_loss:.3f} after "
+            "it: later steps fit the training rows alone."
+        )
+    else:
+        sentence = f"Validation loss has hardly changed since step {lowest:,}, where it was lowest."
+    kept = f" final/ is step {best_step:,} of {last:,}." if best_step and best_step != last else ""
+    return [sentence + kept]
+
+
+def movement_sentence(moved: dict) -> str:
+    """Return which weights training moved most and least, "" where that is not known."""
+    groups = sorted(moved.get("groups", {}).items(), key=lambda item: item[1])
+    if not groups:
+        return ""
+    (least, small), (most, large) = groups[0], groups[-1]
+    said = f"Training moved the {most} weights by {html.percent(large, 2)} of their norm"
+    return f"{said}." if most == least else f"{said}, the {least} weights by {html.percent(small, 2)}."
+
+
+def seeds_sentence(name: str, mean: float, deviation: float | None, low: float, high: float, num: int) -> str:
+    """Return how much a score depends on the prompt."""
+    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    return (
+        f"Over {num} prompts, {html.metric_title(name)} is {100 * mean:.1f}{spread} % (mean ± standard deviation), "
+        f"from {html.percent(low)} to {html.percent(high)}: the prompt alone moves it by "
+        f"{100 * (high - low):.1f} points."
+    )
+
+
+def names_of(evaluations: dict[str, Evaluation]) -> list[str]:
+    """Return the models' names as sentences have them: "the base model"; another name as it is."""
+    return [f"the {name} model" if name in ("base", "tuned") else name for name in evaluations]
