@@ -150,7 +150,9 @@ def duration(seconds: float) -> str:
 
 
 def hide_remarks() -> None:
-    """Hide REMARKS, and that peft asks transformers by an older name. Call before the libraries are imported."""
+    """Hide REMARKS, and that peft and we call transformers by older names. Call before the libraries are imported."""
     for name, beginning in REMARKS.items():
         logging.getLogger(name).addFilter(lambda record, beginning=beginning: not str(record.msg).startswith(beginning))
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    warnings.filterwarnings(
+        "ignore", "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated", FutureWarning
+    )
