@@ -155,6 +155,7 @@ def next_commands(run: dict) -> list[tuple[str, str]]:
         ("Evaluate it on other items", f"python eval/{script} --model {folder}/final --test-file FILE"),
         ("Predict", f"python eval/predict.py --model {folder} {text}"),
         ("Compare it with another run", f"python eval/compare.py {folder} runs/OTHER"),
+        ("Upload it to the hub", f"python eval/publish.py {folder} ORG/NAME"),
     ]
     if flags.get("method") in ("lora", "qlora"):
         commands.append(("Merge the adapter into its base", f"python eval/publish.py {folder} --merge models/NAME"))
