@@ -51,7 +51,9 @@ def completed(folder, **split):
     record = {"head": "classify", "labels": list(LABELS), "max_length": 256, "base_model": "org/base"}
     path.with_name("task.json").write_text(json.dumps(record))
     tuned = Evaluation(folder, {**TUNED, "task": "sst2", "setting": "classifier head"}, {})
-    files = RunFiles(folder, RUN, {}, SPLIT | split, History([], []), "no base evaluation", tuned, "no test", None)
+    files = RunFiles(
+        folder, RUN, {}, SPLIT | split, History([], []), None, "no base evaluation", tuned, "no test", None
+    )
     complete_card(files, COMPARISON)
     once = path.read_text()
     complete_card(files, COMPARISON)
