@@ -32,7 +32,20 @@ TWO_PROCESSES = {
     "qlora": [None, "qlora"],
 }
 GENERATE = ["--head", "generate"]
-LEARNS = ["--limit-train", 400, "--max-steps", 50, "--epochs", 2, "--learning-rate", 1e-2, "--log-every", 5]
+LEARNS = [
+    "--limit-train",
+    400,
+    "--max-steps",
+    50,
+    "--epochs",
+    2,
+    "--learning-rate",
+    1e-2,
+    "--log-every",
+    5,
+    "--eval-every",
+    25,
+]
 
 
 @pytest.mark.parametrize("method", REFERENCES)

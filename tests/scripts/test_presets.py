@@ -21,5 +21,5 @@ def test_a_preset_is_planned(path, workplace):
     plan = workplace.server.start(script_of(path), flags, folder).wait()
     assert plan.codes == (0,), plan.text()
     first, *rest = plan.text().splitlines()
-    assert first.startswith(f"preset {path.stem}: --") and any("weights" in line for line in rest)
+    assert first.startswith(f"preset {path.stem}: --") and any(line.startswith("trainable") for line in rest)
     assert not folder.exists()

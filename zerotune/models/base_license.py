@@ -6,6 +6,9 @@ from pathlib import Path
 
 from zerotune.models.model_files import is_hub_id
 
+# The card's section about it.
+LICENSE_HEADING = "## License"
+
 # Where the hub's cache keeps a model: models--ORG--NAME/snapshots/COMMIT.
 _SNAPSHOT = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/?$")
 

@@ -5,7 +5,7 @@ The report's last step adds scores, data and limits to it (zerotune/report/card.
 
 import json
 
-from zerotune.models.base_license import base_license, hub_id
+from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
 from zerotune.models.families import generic_part
 from zerotune.models.heads import has_token_types, head_of, is_encoder
 from zerotune.models.model_files import CONFIG_FOLDER
@@ -43,7 +43,6 @@ _HEADS = {
     "generate": ("generator", "AutoModelForCausalLM", "text-generation"),
     "span": ("span finder", "AutoModelForQuestionAnswering", "question-answering"),
 }
-LICENSE_HEADING = "## License"
 # The code's line that says where the model is; an upload puts the repository there.
 FOLDER_LINE = 'folder = "."  # where this file is'
 # The config beside an adapter: with labels and pad id, which its base does not know.

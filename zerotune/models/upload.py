@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.models.base_license import base_license, hub_id
-from zerotune.models.model_card import FOLDER_LINE, LICENSE_HEADING, license_section, name_base
+from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
+from zerotune.models.model_card import FOLDER_LINE, license_section, name_base
 from zerotune.models.model_files import CONFIG_FOLDER, WEIGHT_ENDS, adapter_base, check_final, read_record
 from zerotune.run.machine_paths import left_paths, without_paths
 from zerotune.run.process import is_main_process, say

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from zerotune.files import read_json, write_text
 from zerotune.metrics import evaluations
 from zerotune.metrics.evaluations import Evaluation
-from zerotune.models.model_card import LICENSE_HEADING
+from zerotune.models.base_license import LICENSE_HEADING
 from zerotune.report import html
 from zerotune.run.machine_paths import without_paths
 from zerotune.tasks.hub import id_and_configuration

@@ -42,7 +42,7 @@ class FlagParser(argparse.ArgumentParser):
         self._refuse_unknown([word for word in unknown if word.startswith("-")])
         if unknown:
             raise Refused(f"{unknown[0]!r} belongs to no flag; --help lists the flags")
-        untouched = object()
+        untouched = []  # a list, which argparse can add a repeated flag's values to
         again = self.parse_known_args(arguments, argparse.Namespace(**dict.fromkeys(vars(parsed), untouched)))[0]
         parsed.typed = frozenset(name for name, value in vars(again).items() if value is not untouched)
         return parsed
