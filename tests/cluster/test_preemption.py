@@ -93,8 +93,8 @@ def test_a_cancelled_job_is_saved_stays_cancelled_and_goes_on_with_fewer_nodes(s
 
 
 def test_the_time_limit_is_seen_coming(site, cluster):
-    """With a limit of one minute and the signal 40 s before it; SLURM looks every few seconds."""
-    options = ["--time=1", "--signal=B:USR1@40"]
+    """With a limit of two minutes and the signal 80 s before it; SLURM looks every few seconds."""
+    options = ["--time=2", "--signal=B:USR1@80"]
     long = [
         "--max-steps",
         50_000,
