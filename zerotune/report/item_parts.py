@@ -1,7 +1,8 @@
 """Show an evaluation's single items: right answers by length, calibration, errors beside right answers."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -52,16 +53,36 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
     return html.section("By length", html.paragraph(said) if len(rows) > 1 else "", table, html.paragraph(note, "note"))
 
 
-def calibration_section(evaluations: Mapping[str, Evaluation]) -> str:
-    """Return the reliability diagram and the calibration errors of models that give each label a probability."""
+# what is decided about an item: the probability of each decision, and whether it is right
+Decisions = Sequence[tuple[float, bool]]
+
+
+def answer(line: dict) -> Decisions | None:
+    """Return the probability of the label that an item is given, and whether it is right; None without scores."""
+    if not line.get("scores") or line["prediction"] is None:
+        return None
+    return [(math.exp(line["scores"][line["prediction"]]), is_right(line))]
+
+
+def calibration_section(
+    evaluations: Mapping[str, Evaluation],
+    decisions: Callable[[dict], Decisions | None] = answer,
+    plural: str = "answers",
+) -> str:
+    """Return the reliability diagram and the calibration errors of models that give their decisions a probability.
+
+    Args:
+        evaluations: by name; those with an item without probabilities are left out.
+        decisions: gives what is decided about an item, each with its probability and whether it is right.
+        plural: what the decisions are called.
+    """
     named, sentences = [], []
     colours = (figures.BASE, figures.TUNED)[-len(evaluations) :]
     for (name, one), colour in zip(evaluations.items(), colours, strict=False):
-        lines = [line for line in one.predictions.values() if line.get("scores") and line["prediction"] is not None]
-        if len(lines) < len(one.predictions):
+        decided = [decisions(line) for line in one.predictions.values()]
+        if not decided or None in decided:
             continue
-        sure = [math.exp(line["scores"][line["prediction"]]) for line in lines]
-        right = [is_right(line) for line in lines]
+        sure, right = zip(*itertools.chain.from_iterable(decided), strict=True)
         bins = reliability_bins(sure, right)
         mean, share, error = float(np.mean(sure)), float(np.mean(right)), expected_calibration_error(bins)
         named.append((name, bins, colour))
@@ -69,17 +90,17 @@ def calibration_section(evaluations: Mapping[str, Evaluation]) -> str:
         if error < WELL_CALIBRATED:
             judged = "about as sure as it is right"
         elif abs(mean - share) < error / 2:
-            judged = "too sure of some answers and not sure enough of others"
+            judged = f"too sure of some {plural} and not sure enough of others"
         sentences.append(
-            f"{name}: {judged}. Its answers have a mean probability of {html.percent(mean)}, and {html.percent(share)} "
-            f"are right; ECE {100 * error:.1f} %."
+            f"{name}: {judged}. Its {plural} have a mean probability of {html.percent(mean)}, and "
+            f"{html.percent(share)} are right; ECE {100 * error:.1f} %."
         )
     if not named:
         return ""
     note = (
         f"The expected calibration error (Guo et al. 2017, arXiv:1706.04599) is the mean distance of accuracy from "
-        f"probability over {NUM_BINS} bins of equal width, weighted by items. Points below the diagonal are too sure. "
-        "Bars are Wilson intervals."
+        f"probability over {NUM_BINS} bins of equal width, weighted by how many {plural} they hold. Points below the "
+        "diagonal are too sure. Bars are Wilson intervals."
     )
     figure = f'<div class="wide">{figures.reliability("Reliability diagram", named)}</div>'
     return html.section("Calibration", html.bullets(sentences), figure, html.paragraph(note, "note"))

@@ -11,7 +11,16 @@ from zerotune.metrics.evaluations import Evaluation, is_right
 from zerotune.metrics.label_sets import label_set_metrics
 from zerotune.records import Count
 from zerotune.report import html
-from zerotune.report.item_parts import NUM_EXAMPLES, both_ends, examples_section, length_section, surest, text_of
+from zerotune.report.item_parts import (
+    NUM_EXAMPLES,
+    Decisions,
+    both_ends,
+    calibration_section,
+    examples_section,
+    length_section,
+    surest,
+    text_of,
+)
 from zerotune.report.run_report import ReportParts
 
 
@@ -25,6 +34,7 @@ def label_set_parts(label_names: Sequence[str]) -> ReportParts:
         return [
             _label_section(evaluations, label_names),
             length_section(evaluations, "exact match"),
+            calibration_section(evaluations, _decisions, "decisions about a label"),
             _examples(list(evaluations.values())[-1], label_names) if evaluations else "",
         ]
 
@@ -99,10 +109,18 @@ def _examples(evaluation: Evaluation, label_names: Sequence[str]) -> str:
     return examples_section(count, map(error, shown), examples, "Those with the most and the fewest labels:")
 
 
+def _decisions(line: dict) -> Decisions | None:
+    """Return of each label the probability of what is decided about it, given or not, and whether that is right."""
+    if not line.get("scores"):
+        return None
+    given, has = set(line["prediction"]), set(line["label"])
+    probabilities = enumerate(map(math.exp, line["scores"]))
+    return [
+        (each if number in given else 1 - each, (number in given) == (number in has)) for number, each in probabilities
+    ]
+
+
 def _worst_decision(line: dict) -> tuple[float, int]:
     """Return the highest probability of a wrong decision about an item, and the label that it is about."""
-    given = set(line["prediction"])
-    probabilities = {number: math.exp(line["scores"][number]) for number in given ^ set(line["label"])}
-    decisions = {number: each if number in given else 1 - each for number, each in probabilities.items()}
-    worst = max(decisions, key=decisions.get)
-    return decisions[worst], worst
+    probability, number = max((each, -number) for number, (each, right) in enumerate(_decisions(line)) if not right)
+    return probability, -number

@@ -57,6 +57,17 @@ def test_the_page_has_a_row_for_each_label_and_the_surest_wrong_decision(run):
     assert "F1 on billing" in page and "F1, micro" in page and "hamming loss" in page
 
 
+def test_calibration_is_that_of_every_decision_about_a_label(run):
+    folder, lines = run
+    page = write_report(folder, label_set_parts(NAMES)).read_text()
+    given, has = ([[number in line[key] for number in range(3)] for line in lines] for key in ("prediction", "label"))
+    probabilities = np.exp([line["scores"] for line in lines])
+    mean = 100 * np.where(given, probabilities, 1 - probabilities).mean()
+    right = 100 * np.equal(given, has).mean()
+    said = page.split("tuned: under-confident. Its decisions about a label")[1].split("</li>")[0]
+    assert f"mean probability of {mean:.1f}" in said and f"and {right:.1f}" in said
+
+
 def test_a_missing_label_is_a_wrong_decision_too(tmp_path):
     line = {"id": "a", "label": [2], "prediction": [], "scores": [math.log(0.3), math.log(0.3), math.log(0.25)]}
     folder = tmp_path / "eval/final"
