@@ -15,6 +15,8 @@ from zerotune.run.process import run_script
 
 
 def main(args) -> None:
+    settings = predict_settings(args)
+
     from zerotune.prediction.answering import answerer_of
     from zerotune.prediction.job import Job
     from zerotune.prediction.output import take_standard_output
@@ -25,7 +27,6 @@ def main(args) -> None:
     from zerotune.run.stopping import StopSignal
 
     stop_signal = StopSignal()
-    settings = predict_settings(args)
     use_whole_cpu(tiny_model=False)
     printed = None if settings.output else take_standard_output()
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zerotune.errors import Refused
+from zerotune.prediction.output import check_output
 from zerotune.settings.argument_types import non_empty, positive_int
 from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import add_model_flags, add_prompt_format, new_parser
@@ -13,6 +14,7 @@ from zerotune.settings.names import final_of_run
 from zerotune.settings.precision import resolve_precision
 from zerotune.settings.resolve import EVAL_TOKENS, tokens_per_device
 from zerotune.tasks.classify import named_columns
+from zerotune.tasks.files import reading_file
 from zerotune.tasks.row_stream import STANDARD_INPUT, STREAM_KINDS
 
 
@@ -112,10 +114,14 @@ def predict_settings(args: argparse.Namespace) -> PredictSettings:
     """Resolve the flags.
 
     Raises:
-        Refused: no model or a run without one, no input or two of them, or the precision cannot be had.
+        Refused: no model or a run without one, no input or two of them, an input that is not there or an output that
+            is, or the precision cannot be had.
     """
     if args.model is None:
         raise Refused("--model is missing: give a run's folder, an adapter, or a hub id")
+    source = _input_settings(args)
+    if args.output is not None:
+        check_output(args.output, identity=None)  # once more, with what an earlier start left, by the job
     return PredictSettings(
         model=ModelSettings(
             final_of_run(args.model),
@@ -124,7 +130,7 @@ def predict_settings(args: argparse.Namespace) -> PredictSettings:
             attention=args.attention,
             precision=resolve_precision(args.precision, None),
         ),
-        source=_input_settings(args),
+        source=source,
         labels=args.labels and tuple(args.labels),
         max_length=args.max_length,
         prompt_format=args.prompt_format,
@@ -149,6 +155,9 @@ def _input_settings(args: argparse.Namespace) -> InputSettings:
         unused = [flag for flag, value in (("--format", args.format), ("--text-column", args.text_column)) if value]
         if unused:
             raise Refused(f"{' and '.join(unused)} is about --file, and there is none: leave it out")
+    elif args.file != STANDARD_INPUT:
+        with reading_file(Path(args.file)):
+            Path(args.file).stat()
     columns = named_columns(args.text_column) if args.text_column else None
     return InputSettings(tuple(args.texts), args.question, args.context, args.file, args.format, columns)
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from zerotune.errors import Preempted, Refused
+from zerotune.errors import Preempted, Refused, listed
 from zerotune.files import (
     disk_is_full,
     first_damage,
@@ -41,6 +41,9 @@ RESULTS = (
     "metrics.json", "submission.tsv", "summary.json", "seed-0", "predictions.json", "breakdown.json", "config.json",
     "task.json", "sweep.json",
 )  # fmt: skip
+# Everything that is there before run.json, where a start was refused or killed.
+WRITTEN = (*RESULTS, "state.json", "split.json")
+LOG_ENDINGS = (".log", ".out", ".err")
 
 
 def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool:
@@ -56,9 +59,9 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     check_place(folder)
     held = held_results(folder)
     if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
-        if held:
+        if held or (held := foreign_files(folder)):
             raise Refused(
-                f"{folder} holds {', '.join(held)} but no run.json, so they belong to no run: choose a new or empty "
+                f"{folder} holds {listed(held)} but no run.json, so they belong to no run: choose a new or empty "
                 "--output-dir"
             )
         return False
@@ -85,9 +88,9 @@ def _refuse_other_flags(settings: RunSettings, holds_results: bool) -> None:
     changed = changed_flags(settings.flags, folder / "run.json")
     # a run that was refused before it had anything may start again with the flags that the refusal asked for
     if changed and (holds_results or read_state(folder).get("state") != "refused"):
-        listed = ", ".join(f"{_flag(name)} was {was}, is {now}" for name, (was, now) in changed.items())
+        named = ", ".join(f"{_flag(name)} was {was}, is {now}" for name, (was, now) in changed.items())
         raise Refused(
-            f"{folder} holds a run with other flags ({listed}): use the same to resume it, or another folder: "
+            f"{folder} holds a run with other flags ({named}): use the same to resume it, or another folder: "
             f"--output-dir {_free_folder(folder, changed)}"
         )
 
@@ -149,6 +152,17 @@ def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, obje
 def held_results(folder: Path) -> list[str]:
     """Return which of RESULTS a folder holds, and which scores of an unfinished evaluation."""
     return [name for name in (*RESULTS, PARTIAL_FOLDER) if os.path.lexists(folder / name)]
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Return what a folder holds that no script writes into it; a log of the run that begins may be there already."""
+    if not os.path.isdir(folder):
+        return []
+    try:
+        names = sorted(os.listdir(folder))
+    except PermissionError:  # said when the folder is opened
+        return []
+    return [name for name in names if not (name.startswith(".") or name in WRITTEN or name.endswith(LOG_ENDINGS))]
 
 
 class RunFolder:

@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -29,7 +30,9 @@ from zerotune.terminal import hide_remarks, make_output_tolerant
 
 RANK_0_SPEAKS = "zerotune: rank 0 speaks"  # a key of the process group's store
 SECONDS_FOR_RANK_0 = 3
+SECONDS_FOR_A_FIRST_WORD = 2
 SECONDS_WITHOUT_A_WORD = 5
+_has_spoken = threading.Event()
 # Settings of PyTorch's allocator on GPUs: their newer name, their older one, and AMD's.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 _Item = TypeVar("_Item")
@@ -123,6 +126,7 @@ def _tells_the_end() -> bool:
 def say(line: str) -> None:
     """Print on rank 0 only."""
     if is_main_process():
+        _has_spoken.set()
         print(line, flush=True)
 
 
@@ -202,6 +206,7 @@ def run_script(main, args) -> None:
     make_output_tolerant()
     hide_remarks()
     let_segments_grow(os.environ)
+    threading.Thread(target=_say_what_takes_time, daemon=True).start()
     try:
         check_launcher(os.environ)
         check_names(sys.argv)
@@ -227,6 +232,12 @@ def run_script(main, args) -> None:
         _end_process(EXIT_BUG)
     else:
         _end_process(0)
+
+
+def _say_what_takes_time() -> None:
+    """Say that the libraries are loading, where a script has said nothing for a while."""
+    if not _has_spoken.wait(SECONDS_FOR_A_FIRST_WORD) and is_main_process():
+        print("loading the libraries", file=sys.stderr, flush=True)
 
 
 def _disk_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from zerotune.errors import Refused, listed
 from zerotune.files import read_json, write_json
-from zerotune.run.folder import check_place, held_results
+from zerotune.run.folder import check_place, foreign_files, held_results
 from zerotune.run.run_files import read_state
 from zerotune.settings.sweeps import Member, Runs
 
@@ -34,8 +34,8 @@ def check_folder(runs: Runs) -> None:
     if (folder / "run.json").exists():
         raise Refused(f"{folder} holds a single run, and several need a folder of their own: name another --output-dir")
     if not (folder / RECORD).exists():
-        if held := held_results(folder):
-            raise Refused(f"{folder} holds {', '.join(held)} but no {RECORD}: choose a new or empty --output-dir")
+        if held := held_results(folder) or foreign_files(folder):
+            raise Refused(f"{folder} holds {listed(held)} but no {RECORD}: choose a new or empty --output-dir")
         return
     earlier = read_json(folder / RECORD, SweepRecord)
     wanted = _record(runs)

@@ -93,7 +93,18 @@ def test_a_damaged_line_of_metrics_jsonl(tmp_path, line):
 @pytest.mark.parametrize("name", RESULTS)
 def test_files_of_something_else_are_not_overwritten(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(Refused, match=f"holds {name} but no run.json"):
+    with pytest.raises(Refused, match=f"holds '{name}' but no run.json"):
+        check_earlier_run(run_settings(tmp_path, FLAGS))
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_run_and_one_with_a_log_is(tmp_path):
+    (tmp_path / "job-12.log").touch()
+    (tmp_path / ".lock").touch()
+    (tmp_path / "state.json").write_text('{"state": "refused", "reason": "-"}')
+    assert check_earlier_run(run_settings(tmp_path, FLAGS)) is False
+    for name in ("index.md", "train.md"):
+        (tmp_path / name).touch()
+    with pytest.raises(Refused, match=r"holds 'index.md', 'train.md' but no run.json, so they belong to no run"):
         check_earlier_run(run_settings(tmp_path, FLAGS))
 
 

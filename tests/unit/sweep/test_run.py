@@ -83,7 +83,7 @@ def test_other_flags_or_other_runs_are_refused_before_anything_starts(place):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("run.json", "holds a single run"), ("final", "holds final but no sweep.json")]
+    ("name", "words"), [("run.json", "holds a single run"), ("final", "holds 'final' but no sweep.json")]
 )
 def test_a_folder_that_holds_something_else(place, name, words):
     (place.folder / name).mkdir(parents=True)
