@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from zerotune.errors import Refused
 from zerotune.files import file_record, first_damage, read_json, update_by_blocks
 from zerotune.records import FileRecord, check_record
+from zerotune.run.hub_connection import stay_offline_without_network
 from zerotune.run.process import say
 
 LFS_POINTER = b"version https://git-lfs"
@@ -31,6 +32,7 @@ def find_file(name: str | Path, filename: str, revision: str | None) -> str | No
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    stay_offline_without_network()
     try:
         return hf_hub_download(name, filename, revision=revision)
     except EntryNotFoundError:

@@ -10,6 +10,7 @@ from zerotune.errors import Refused
 from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
 from zerotune.models.model_card import FOLDER_LINE, license_section, name_base
 from zerotune.models.model_files import CONFIG_FOLDER, WEIGHT_ENDS, adapter_base, check_final, read_record
+from zerotune.run.hub_connection import is_offline_by_wish, stay_offline_without_network
 from zerotune.run.machine_paths import left_paths, without_paths
 from zerotune.run.process import is_main_process, say
 from zerotune.settings.groups import RunSettings
@@ -32,8 +33,10 @@ def check_upload(name: str, what: str = "--push-to-hub") -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise Refused(f"{what} {name} is no ORG/NAME: {error}") from None
+    stay_offline_without_network()
     if constants.HF_HUB_OFFLINE:
-        raise Refused(f"{what} {name} needs the hub and HF_HUB_OFFLINE is set: unset it, or upload later elsewhere")
+        problem = "HF_HUB_OFFLINE is set: unset it" if is_offline_by_wish() else "it cannot be reached: connect"
+        raise Refused(f"{what} {name} needs the hub and {problem}, or upload later elsewhere")
     if get_token() is None:
         raise Refused(
             f"{what} {name} needs a token that may write: log in with `hf auth login`, or set HF_TOKEN; or upload "

@@ -155,10 +155,10 @@ def _input_settings(args: argparse.Namespace) -> InputSettings:
         unused = [flag for flag, value in (("--format", args.format), ("--text-column", args.text_column)) if value]
         if unused:
             raise Refused(f"{' and '.join(unused)} is about --file, and there is none: leave it out")
-    elif args.file != STANDARD_INPUT:
+    columns = named_columns(args.text_column) if args.text_column else None
+    if args.file not in (None, STANDARD_INPUT):
         with reading_file(Path(args.file)):
             Path(args.file).stat()
-    columns = named_columns(args.text_column) if args.text_column else None
     return InputSettings(tuple(args.texts), args.question, args.context, args.file, args.format, columns)
 
 

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from zerotune.report import figures, html
 NUM_EXAMPLES, MOST_CHARACTERS = 10, 700
 NUM_LENGTHS = 4
 WELL_CALIBRATED = 0.02
+DRAWN_ITEM = re.compile(r"· train-\d+$")  # of a test set that was drawn from the training rows
 NO_TEXT = "(the text is not available)"
 
 
@@ -106,7 +108,7 @@ def calibration_section(
     return html.section("Calibration", html.bullets(sentences), figure, html.paragraph(note, "note"))
 
 
-def examples_section(count: str, errors: Sequence[tuple[str, ...]], right: Sequence[tuple[str, ...]], how: str) -> str:
+def examples_section(count: str, errors: Iterable[tuple[str, ...]], right: Iterable[tuple[str, ...]], how: str) -> str:
     """Return errors beside right answers.
 
     Args:
@@ -114,6 +116,9 @@ def examples_section(count: str, errors: Sequence[tuple[str, ...]], right: Seque
         errors, right: as for `html.example_list`.
         how: which right answers are shown.
     """
+    errors, right = list(errors), list(right)
+    if any(DRAWN_ITEM.search(head) for head, *_ in (*errors, *right)):
+        count += " An id such as train-12 is that of the row that an item was drawn from; the item did not train."
     left = f"<h3>Errors</h3>{html.paragraph(count)}{html.example_list(errors)}"
     other = f"<h3>Right answers</h3>{html.paragraph(how)}{html.example_list(right)}"
     return html.section("Errors and right answers", html.beside(left, other if right else ""))

@@ -81,10 +81,15 @@ def spread(values: Sequence[float]) -> dict:
 def rank(settings: Sequence[Setting], choose_by: str) -> list[Setting]:
     """Return the settings whose runs are all finished, the best mean on the validation split first.
 
-    Of equal ones the earlier in the sweep's file comes first.
+    Of equal ones that with the lower loss comes first, then the earlier in the sweep's file.
     """
     sign = 1 if choose_by == "loss" else -1
-    return sorted((one for one in settings if one.is_whole), key=lambda one: sign * one.validation()["mean"])
+
+    def key(one: Setting) -> tuple[float, float]:
+        losses = [scores.validation.get("loss", 0.0) for scores in one.scores]
+        return sign * one.validation()["mean"], statistics.fmean(losses)
+
+    return sorted((one for one in settings if one.is_whole), key=key)
 
 
 def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
@@ -107,14 +112,13 @@ def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
     choose_by = next(iter(finished.values())).choose_by
     settings = _by_setting(runs, finished)
     ranked = rank(settings, choose_by)
-    chosen = ranked[0] if ranked else None
     record = _record(runs, settings, ranked, failed, finished)
     write_json(runs.folder / "summary.json", record)
     lines = _ranking_lines(settings, ranked, choose_by) if runs.sweep else _seed_lines(settings[0], choose_by)
     for line in lines:
         say(line)
     report = runs.folder / "report.html"
-    write_text(report, _page(runs, settings, ranked, chosen, record))
+    write_text(report, _page(runs, settings, ranked, record))
     return report
 
 
@@ -243,22 +247,27 @@ def _ranking_lines(settings: Sequence[Setting], ranked: Sequence[Setting], choos
         lines.append(f"{one.name:<{width}}{score:>24}   {runs}{'   chosen' if one is order[0] and ranked else ''}")
     if not ranked:
         return [*lines, "no setting is chosen: none has all of its runs"]
-    return [*lines, chosen_sentence(ranked[0], choose_by)]
+    return [*lines, chosen_sentence(ranked, choose_by)]
 
 
-def chosen_sentence(chosen: Setting, choose_by: str) -> str:
-    """Return the test scores of the chosen setting as a sentence."""
+def chosen_sentence(ranked: Sequence[Setting], choose_by: str) -> str:
+    """Return the test scores of the chosen setting as a sentence, which says whether it was alone the best."""
+    chosen, best = ranked[0], ranked[0].validation()["mean"]
+    tied = sum(one.validation()["mean"] == best for one in ranked) - 1
     tests, digits, num_runs = chosen.tests(), _digits(chosen), len(chosen.members)
     scores = ", ".join(
         f"test {name.replace('_', ' ')} {shown(tests[name], digits)}" for name in _test_names(chosen, choose_by)
     )
     over = f" (mean ± sd of {num_runs} seeds)" if num_runs > 1 else ""
-    return f"chosen by validation {choose_by}: {chosen.name}; {scores}{over}"
+    tie = (
+        f" (as good as {tied} other{'s' * (tied > 1)}; of equals the lower validation loss wins, then the first)"
+        if tied
+        else ""
+    )
+    return f"chosen by validation {choose_by}: {chosen.name}{tie}; {scores}{over}"
 
 
-def _page(
-    runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], chosen: Setting | None, record: dict
-) -> str:
+def _page(runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], record: dict) -> str:
     choose_by = record["choose_by"]
     order = [*ranked, *(one for one in settings if not one.is_whole)]
     names = [
@@ -270,7 +279,7 @@ def _page(
     num_finished = sum(len(one.scores) for one in settings)
     title = f"{html.TASK_NAMES.get(task, task)}: {num_finished} of {len(runs.members)} runs"
     title = title.replace(f"{num_finished} of {num_finished} ", f"{num_finished} ")
-    scores = _ranking(order, chosen, choose_by) if runs.sweep else _seed_table(settings[0], choose_by)
+    scores = _ranking(order, ranked, choose_by) if runs.sweep else _seed_table(settings[0], choose_by)
     sections = [
         html.heading(title, "sweep" if runs.sweep else "seeds"),
         html.section("Ranking" if runs.sweep else "Scores", *scores),
@@ -296,13 +305,13 @@ def _seed_table(setting: Setting, choose_by: str) -> list[str]:
     return [html.table(headers, cells), html.paragraph("Standard deviation of a sample, with n − 1.", "note")]
 
 
-def _ranking(order: Sequence[Setting], chosen: Setting | None, choose_by: str) -> list[str]:
+def _ranking(order: Sequence[Setting], ranked: Sequence[Setting], choose_by: str) -> list[str]:
     rows = []
     for one in order:
         score = shown(one.validation(), _digits(one)) if one.scores else "–"
-        place = "chosen" if one is chosen else "" if one.is_whole else "not ranked"
+        place = "chosen" if ranked and one is ranked[0] else "" if one.is_whole else "not ranked"
         rows.append([one.name, score, f"{len(one.scores)} of {len(one.members)}", place])
-    text = chosen_sentence(chosen, choose_by) if chosen else "no setting is chosen: none has all of its runs"
+    text = chosen_sentence(ranked, choose_by) if ranked else "no setting is chosen: none has all of its runs"
     note = (
         "Ranked by the mean on the validation split; ± is the standard deviation of a sample, with n − 1. Test scores "
         "of the other settings are left out on purpose: the best of several would be too high."

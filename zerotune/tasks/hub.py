@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from zerotune.errors import Refused
+from zerotune.run.hub_connection import stay_offline_without_network
 from zerotune.tasks.files import Source, Table, first_line, rows_sha256
 
 
@@ -16,6 +17,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
 
     Needs the network only where the data set is not in the local cache. Raises Refused for a gated, missing or
     unreachable id and for a split that it does not have."""
+    stay_offline_without_network()
     import datasets
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 

@@ -148,12 +148,14 @@ def _source_notes(corpus: Corpus, settings: DataSettings, sources: dict) -> list
         warning = f": {corpus.split_warnings[rule]}" if rule in corpus.split_warnings else ""
         notes.append(f"{rule} split of {num_rows} rows{warning}")
     elif "train" in sources and bool(settings.validation_file) != bool(settings.test_file):
-        flag = "--validation-file" if settings.validation_file else "--test-file"
-        notes.append(f"only {flag} is given: it reports, and a slice of train validates")
+        given, lacking = ("--validation-file", "--test-file")[:: 1 if settings.validation_file else -1]
+        notes.append(f"no {lacking}: {given} reports, and a slice of train validates")
     for name, source in sources.items():
         counts = source.get("duplicates", 0), source.get("conflicting_texts", 0)
-        if any(counts):
-            notes.append(f"{name} source: {counts[0]} duplicate rows, {counts[1]} texts with several labels")
+        words = ("rows that repeat another one", "texts that have different labels in different rows")
+        found = [f"{count:,} {what}" for count, what in zip(counts, words, strict=True) if count]
+        if found:
+            notes.append(f"{name} rows as read hold {' and '.join(found)}: they are kept, within one split")
     return notes
 
 

@@ -10,13 +10,19 @@ def resolve(*flags):
     return predict_settings(predict_parser("").parse_args([*flags, "--precision", "fp32"]))
 
 
-def test_a_file_and_its_columns():
+def test_a_file_and_its_columns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     found = resolve("--model", "m", "--file", "-", "--format", "csv", "--text-column", "a, b", "--load-4bit")
     assert (found.source.file, found.source.kind, found.source.columns) == ("-", "csv", ("a", "b"))
     assert (found.model.name, found.model.method, found.top_k, found.prefix) == ("m", "qlora", 1, "")
     assert resolve("one", "two", "--model", "m").source.texts == ("one", "two")
     assert not found.resumes and not resolve("--model", "m", "--file", "-", "--output", "a.csv").resumes
     assert resolve("--model", "m", "--file", "a.csv", "--output", "b.csv").resumes
+    with pytest.raises(Refused, match=r"b.csv: no such file \(did you mean 'a.csv'"):
+        resolve("--model", "m", "--file", "b.csv")
+    with pytest.raises(Refused, match="--output a.csv is there already"):
+        resolve("--model", "m", "text", "--output", "a.csv")
 
 
 @pytest.mark.parametrize(

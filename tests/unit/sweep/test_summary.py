@@ -68,6 +68,15 @@ def test_a_sweep_is_chosen_by_validation_and_only_the_chosen_test_score_is_said(
         assert "0.6222" in text and "0.9111" not in text and "0.8333" not in text
 
 
+def test_of_equal_settings_the_lower_loss_wins_and_the_tie_is_said(tmp_path, rates, capsys):
+    planned = runs(tmp_path, "--sweep", rates)
+    for rate, loss in (("0.1", 0.5), ("0.2", 0.4), ("0.3", 0.6)):
+        write_run(planned.folder / f"learning_rate-{rate}", 0.8, 0.5, loss=loss)
+    assert summary(planned)["chosen"] == {"learning_rate": "0.2"}
+    said = "learning rate 0.2 (as good as 2 others; of equals the lower validation loss wins, then the first); test"
+    assert said in capsys.readouterr().out and said in (planned.folder / "report.html").read_text()
+
+
 def test_the_lowest_loss_is_chosen_and_of_equal_ones_the_first(tmp_path, rates):
     planned = runs(tmp_path, "--sweep", rates, "--choose-by", "loss")
     for rate, validation in (("0.1", 0.7), ("0.2", 0.8), ("0.3", 0.8)):  # losses 0.3, 0.2, 0.2

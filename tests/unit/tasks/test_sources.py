@@ -149,7 +149,8 @@ def test_notes_of_drawn_splits_lone_files_and_repeats():
         return sources.split_record(CORPUS, settings, {"train": {"rows": 8} | record}, {}, ["last"])["notes"]
 
     assert notes({"split": "80-20"}) == ["80-20 split of 8 rows", "last"]
-    lone = "only --test-file is given: it reports, and a slice of train validates"
+    lone = "no --validation-file: --test-file reports, and a slice of train validates"
     assert notes({"test_file": "/test"}) == [lone, "last"]
     repeats = notes({}, duplicates=3, conflicting_texts=1)
-    assert repeats == ["train source: 3 duplicate rows, 1 texts with several labels", "last"]
+    both = "3 rows that repeat another one and 1 texts that have different labels in different rows"
+    assert repeats == [f"train rows as read hold {both}: they are kept, within one split", "last"]

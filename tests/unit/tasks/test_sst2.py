@@ -71,8 +71,9 @@ def test_alone_it_reports_and_whole_sentences_validate(files, alone):
     assert counts(splits) == (450, 50, {"validation_file": 60, "test_file": 90}[alone])
     assert all(int(example.id.split("-")[1]) % 3 == 0 for example in splits.validation)
     assert splits.record["removed_rows"]["train_rows_in_validation"] == 100
-    flag = alone.replace("_", "-")
-    assert f"only --{flag} is given: it reports, and a slice of train validates" in splits.record["notes"]
+    given, lacking = ("validation", "test")[:: 1 if alone == "validation_file" else -1]
+    note = f"no --{lacking}-file: --{given}-file reports, and a slice of train validates"
+    assert note in splits.record["notes"]
     assert "50 rows validate, drawn from the 200 whole sentences of train" in splits.record["notes"]
 
 
@@ -108,7 +109,8 @@ def test_duplicates_and_conflicts_are_counted(files):
     write_tsv(files["train_file"], [*rows, rows[0], (rows[1][0], 1 - rows[1][1])])
     record = load(SST2, flags(**files)).record
     assert (record["sources"]["train"]["duplicates"], record["sources"]["train"]["conflicting_texts"]) == (1, 1)
-    assert "train source: 1 duplicate rows, 1 texts with several labels" in record["notes"]
+    (note,) = (note for note in record["notes"] if "train rows as read" in note)
+    assert "1 rows that repeat another one and 1 texts that have different labels" in note
 
 
 def test_limits_and_sizes_come_after_the_split(files):
