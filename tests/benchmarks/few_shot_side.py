@@ -75,8 +75,9 @@ def prepare(args) -> None:
     items = [items[index] for index in random_order(len(items), 0, "order of items")]
     shots = draw_shots(without_texts_of(examples, items), args.shots, len(task.labels), 0)
     shots, num_shots_cut = fit_shots(tokenizer, shots, config.max_position_embeddings)
-    template, label_words = task.wordings[0]
-    prompt = Prompt(template, label_words, shots=tuple((shot.text, shot.label) for shot in shots))
+    template, label_words, instruction = task.wordings[0]
+    solved = tuple((shot.text, shot.label) for shot in shots)
+    prompt = Prompt(template, label_words, shots=solved, instruction=instruction)
     whole_texts = [item.text for item in items]
     texts = cut_texts(tokenizer, whole_texts, [task.max_length] * len(items))
     prompts = {
