@@ -81,8 +81,9 @@ def test_the_cases_differ_in_what_they_are_there_for(name):
     assert (found - whole(model_of(name), PREFIX + TAILS[0], 3)).abs().max() > 1e-3
 
 
-def test_in_16_bits_it_is_as_near_as_the_model_itself():
-    exact, narrow = model_of("llama"), model_of("llama").to(torch.bfloat16)
+@pytest.mark.parametrize("name", ["llama", "mistral, window 7", "gemma2, capped scores", "gemma3, mixed windows"])
+def test_in_16_bits_it_is_as_near_as_the_model_itself(name):
+    exact, narrow = model_of(name), model_of(name).to(torch.bfloat16)
     wanted = torch.cat([whole(exact, PREFIX + tail, len(tail)) for tail in TAILS])
     own = torch.cat([whole(narrow, PREFIX + tail, len(tail)) for tail in TAILS]).float()
     found = shared_prefix(narrow, PREFIX, CPU).hidden(narrow, TAILS, LENGTHS, CPU).float()
