@@ -4,7 +4,8 @@
     python tests/benchmarks/few_shot_side.py score MODEL_FOLDER PROMPTS RESULT
 
 PROMPTS gets "contexts" and "answers", the strings that lm_eval_side.py reads, and what our scorer needs to make the
-same. RESULT gets "seconds", without imports and loading the model, and "log_likelihoods" [items][answers].
+same. RESULT gets "seconds" and "processor_s", without imports and loading the model, and "log_likelihoods"
+[items][answers].
 """
 
 import argparse
@@ -75,8 +76,9 @@ def prepare(args) -> None:
     items = [items[index] for index in random_order(len(items), 0, "order of items")]
     shots = draw_shots(without_texts_of(examples, items), args.shots, len(task.labels), 0)
     shots, num_shots_cut = fit_shots(tokenizer, shots, config.max_position_embeddings)
-    template, label_words = task.wordings[0]
-    prompt = Prompt(template, label_words, shots=tuple((shot.text, shot.label) for shot in shots))
+    template, label_words, instruction = task.wordings[0]
+    solved = tuple((shot.text, shot.label) for shot in shots)
+    prompt = Prompt(template, label_words, shots=solved, instruction=instruction)
     whole_texts = [item.text for item in items]
     texts = cut_texts(tokenizer, whole_texts, [task.max_length] * len(items))
     prompts = {
@@ -99,7 +101,7 @@ def score(args) -> None:
     folder = str(args.model)
     model, tokenizer = load_language_model(ModelSettings(folder), device), load_tokenizer(folder, None)
     window = model.config.max_position_embeddings
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     data = encode_prompts(tokenizer, prompt, given["texts"], window, window)
     if args.whole:
         data = replace(data, num_shared=0)
@@ -108,10 +110,10 @@ def score(args) -> None:
         score_items = prompt_scorer(model, data, device)
         for items in evaluation_batches(data.lengths, budget):
             scores[items] = [record["log_probabilities"] for record in score_items(items)]
-    seconds = time.perf_counter() - started
+    taken = {"seconds": time.perf_counter() - started, "processor_s": time.process_time() - worked}
     assert data.num_truncated == 0, "the other side would see other strings"
     mean_tokens = float(np.mean([len(row) for row in data.rows]))
-    found = {"seconds": seconds, "log_likelihoods": scores.tolist()}
+    found = taken | {"log_likelihoods": scores.tolist()}
     args.result.write_text(json.dumps(found | {"num_shared": data.num_shared, "mean_tokens": mean_tokens}))
 
 

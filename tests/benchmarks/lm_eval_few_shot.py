@@ -12,7 +12,8 @@ own, timed from those strings to the last score, without imports and without loa
 
 tests/fixtures/record_lm_eval.py says how the harness is installed. Without --lm-eval-python ours is compared with
 itself, every prompt computed whole. Without files the texts are the sample's. Speeds are medians over the rounds, a
-ratio is the median of the ratios within each round. Peak memory is that of the whole process.
+ratio is the median of the ratios within each round. Beside other work, the ratio of processor time is the steadier one.
+Peak memory is that of the whole process.
 """
 
 import argparse
@@ -100,7 +101,8 @@ def run_way(way: Way, model: Path, prompts: Path, environment: dict[str, str]) -
     child = run_or_exit([*way.command, str(model), str(prompts), str(result), *way.options], environment)
     found = json.loads(result.read_text())
     taken = {"peak_memory_bytes": child.peak_memory_bytes, "other_load": child.other_load}
-    return found | {"items_per_s": way.num_items / found["seconds"]} | taken
+    speeds = {"items_per_s": way.num_items / found["seconds"], "items_per_cpu_s": way.num_items / found["processor_s"]}
+    return found | speeds | taken
 
 
 def run_or_exit(command: list[str], environment: dict[str, str]):
@@ -124,7 +126,10 @@ def summary(ways: list[Way], rounds: dict[str, list[dict]], prompts: dict) -> di
     rows = []
     for way in ways:
         results = rounds[way.name]
-        ratios = [mine["items_per_s"] / other["items_per_s"] for mine, other in zip(rounds[OURS], results, strict=True)]
+        ratios, cpu_ratios = (
+            [mine[speed] / other[speed] for mine, other in zip(rounds[OURS], results, strict=True)]
+            for speed in ("items_per_s", "items_per_cpu_s")
+        )
         found, expected = np.array([margins(result) for result in results]), ours[: way.num_items]
         rows.append(
             {
@@ -133,6 +138,7 @@ def summary(ways: list[Way], rounds: dict[str, list[dict]], prompts: dict) -> di
                 "items_per_s": median(result["items_per_s"] for result in results),
                 "our_ratio": median(ratios),
                 "our_ratios": ratios,
+                "our_cpu_ratio": median(cpu_ratios),
                 "peak_memory_bytes": max(result["peak_memory_bytes"] for result in results),
                 "other_choices": int(((found > 0) != (expected > 0)).any(axis=0).sum()),
                 "largest_difference": float(np.abs(found - expected).max()),
@@ -162,6 +168,7 @@ def page(found: dict) -> str:
         "items/s": lambda row: f"{row['items_per_s']:.2f}",
         "ours is faster": lambda row: f"{row['our_ratio']:.2f} ×",
         "by round": lambda row: ", ".join(f"{ratio:.2f}" for ratio in row["our_ratios"]),
+        "in processor time": lambda row: f"{row['our_cpu_ratio']:.2f} ×",
         "peak MiB": lambda row: f"{row['peak_memory_bytes'] / 2**20:,.0f}",
         "other choices": lambda row: str(row["other_choices"]),
         "largest difference": lambda row: f"{row['largest_difference']:.1e}",

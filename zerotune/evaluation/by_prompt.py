@@ -11,10 +11,18 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.evaluation.by_head import likeliest
-from zerotune.evaluation.generation import EXTRA_TOKENS, answer_texts, end_tokens, parse_answer, write_answers
+from zerotune.evaluation.generation import (
+    EXTRA_TOKENS,
+    BranchWriter,
+    answer_texts,
+    end_tokens,
+    parse_answer,
+    write_answers,
+)
 from zerotune.evaluation.options import TextEvaluation, generator_record, training_description
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.labels import PredictedLabels
+from zerotune.models.branches import branch_rows, can_share
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens
 from zerotune.models.shared_prefix import keeps_keys_and_values
@@ -135,7 +143,7 @@ def prompt_batches(
     writes = evaluation.prompt.answer_by == "generation"
     costs = data.context_lengths if writes else data.lengths
     batches = evaluation_batches(costs, evaluation.tokens_per_device)
-    if writes:  # prompt by prompt, nothing is shared
+    if writes:  # each row has a copy of the shared keys and values
         num_shared, shapes = 0, [(len(batch), costs[batch].max()) for batch in batches]
     else:
         num_shared = data.num_shared
@@ -229,12 +237,23 @@ def _likeliest_calibrated(content_free: np.ndarray, records: list[dict]) -> Pred
 def _writing_scorer(model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device) -> Scorer:
     """Return a scorer that gives the "tokens" that a causal model writes."""
     ends = end_tokens(model, tokenizer, prompt)
-    longest = 1 if data.single_token else max(map(len, data.targets))
+    num_new = EXTRA_TOKENS + (1 if data.single_token else max(map(len, data.targets)))
+    if can_share(model.config, model.config._attn_implementation):
+        num_shared = data.num_shared
+        branch_writer = BranchWriter(model, data.rows[0][:num_shared], data.pad_id, ends, num_new, device)
+
+        def write(prompts: list[list[int]]) -> list[list[int]]:
+            own = [prompt[num_shared:] for prompt in prompts]
+            laid = branch_rows([()] * len(own), [[tokens] for tokens in own], data.pad_id)
+            return branch_writer(laid, np.array([len(tokens) for tokens in own]))
+
+    else:
+
+        def write(prompts: list[list[int]]) -> list[list[int]]:
+            return write_answers(model, prompts, data.pad_id, ends, num_new, device)
 
     def score(items: np.ndarray) -> list[dict]:
-        prompts = [data.context(item) for item in items]
-        written = write_answers(model, prompts, data.pad_id, ends, longest + EXTRA_TOKENS, device)
-        return [{"tokens": tokens} for tokens in written]
+        return [{"tokens": tokens} for tokens in write([data.context(item) for item in items])]
 
     return score
 

@@ -1,19 +1,31 @@
 """Greedy writing by a causal model, and the label that is read in what it writes."""
 
 import re
+from collections.abc import Sequence
 from itertools import takewhile
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 
 from zerotune.models.boundary import quiet_transformers
+from zerotune.models.branches import PADDING, TRUNK, BranchRows, Places, branch_masks, mask_dtype
 from zerotune.models.device import to_device
+from zerotune.models.generator import finish_logits
+from zerotune.models.precision import autocast
+from zerotune.models.shared_prefix import shared_prefix
 from zerotune.tasks.prompts import Prompt
 from zerotune.training.generation import template_end
 
 # Tokens beside the longest label word: a line break before it, a full stop and the end after it.
 EXTRA_TOKENS = 4
+_NO_TOKEN = -1  # after an answer's last token
+
+
+def tokens_per_check(device: torch.device) -> int:
+    """Return how many tokens are written between two looks at whether all answers have ended: a GPU waits for each."""
+    return 1 if device.type == "cpu" else 8
 
 
 def end_tokens(model, tokenizer, prompt: Prompt) -> list[int]:
@@ -21,6 +33,149 @@ def end_tokens(model, tokenizer, prompt: Prompt) -> list[int]:
     own = model.generation_config.eos_token_id
     ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own]), *(template_end(tokenizer, prompt)[-1:])]
     return sorted({token for token in ends if token is not None})
+
+
+class _RowsLayer(DynamicLayer):
+    """A layer's keys and values of a batch's rows, [R, heads, tokens, dim], in memory allocated at full length.
+
+    Every layer keeps all tokens, even one that attends to a window of them: masks go by position.
+
+    Args:
+        capacity: most tokens of a row, those of the prefix included.
+        prefix: the layer's keys and values of the prefix, [1, heads, tokens, dim].
+    """
+
+    def __init__(self, capacity: int, prefix: tuple[torch.Tensor, torch.Tensor] | None):
+        super().__init__()
+        self._capacity, self._prefix = capacity, prefix
+        self._length = 0 if prefix is None else prefix[0].shape[2]
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, ...]:
+        """Add the keys and values of new tokens. Returns those of all tokens so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (*key_states.shape[:2], self._capacity, key_states.shape[3])
+            self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
+            if self._prefix is not None:
+                self.keys[:, :, : self._length], self.values[:, :, : self._length] = self._prefix
+        start, self._length = self._length, self._length + key_states.shape[2]
+        self.keys[:, :, start : self._length] = key_states
+        self.values[:, :, start : self._length] = value_states
+        return self.keys[:, :, : self._length], self.values[:, :, : self._length]
+
+    def get_seq_length(self) -> int:
+        """Count the tokens so far."""
+        return self._length
+
+
+class BranchWriter:
+    """Writes the likeliest next tokens after each branch of rows (models/branches.py), without waiting for the device.
+
+    One pass computes the rows, and each further pass adds a token to every branch.
+
+    Args:
+        model: a causal model in eval mode (`load_language_model`) whose branches can share a row (`can_share`).
+        prefix: token ids that all rows begin with, computed once for all batches.
+        ends: token ids that end an answer (`end_tokens`).
+        precision: of the passes; "fp32" computes in the model's own type.
+        in_step: write max_new_tokens tokens even if all answers have ended: under ZeRO-3, the ranks must make equally
+            many passes.
+    """
+
+    def __init__(
+        self,
+        model,
+        prefix: Sequence[int],
+        pad_id: int,
+        ends: list[int],
+        max_new_tokens: int,
+        device: torch.device,
+        precision: str = "fp32",
+        in_step: bool = False,
+    ):
+        self.model, self.pad_id, self.ends, self.max_new_tokens = model, pad_id, ends, max_new_tokens
+        self.device, self.precision, self.in_step = device, precision, in_step
+        with autocast(device.type, precision):
+            self._prefix = shared_prefix(model, prefix, device)
+
+    @torch.no_grad()
+    def __call__(self, laid: BranchRows, lengths: np.ndarray) -> list[list[int]]:
+        """Return the tokens written after each branch, without the end.
+
+        Args:
+            laid: the rows without the prefix.
+            lengths: tokens of each branch, [branches].
+        """
+        with autocast(self.device.type, self.precision):
+            written = self._write(laid, lengths)
+        return [[token for token in row if token != _NO_TOKEN] for row in written.tolist()]
+
+    def _write(self, laid: BranchRows, lengths: np.ndarray) -> np.ndarray:
+        """Return the tokens of each branch, int64 [branches, max_new_tokens]."""
+        device, num_prefix = self.device, self._prefix.num_tokens
+        places = Places.of(laid, device, num_prefix)
+        known = self._prefix_places(len(laid.input_ids)).and_then(places)
+        last = to_device(laid.starts + lengths - 1, device)
+        row_of, branch_of = to_device(laid.rows, device), _numbers_in_rows(laid.rows)
+        width = int(branch_of.max()) + 1
+        branch_of = to_device(branch_of, device)
+        positions = places.positions[row_of, last]
+        cache = self._cache(num_prefix + laid.input_ids.shape[1] + self.max_new_tokens * width)
+        hidden = self._pass(to_device(laid.input_ids, device), places, known, cache, laid.is_plain)
+        hidden = hidden[row_of, last]
+        written = torch.full((len(lengths), self.max_new_tokens), _NO_TOKEN, device=device)
+        ends, ended = torch.tensor(self.ends, device=device), torch.zeros(len(lengths), dtype=torch.bool, device=device)
+        every = tokens_per_check(device)
+        for step in range(self.max_new_tokens):
+            tokens = self._logits(hidden).argmax(-1)
+            ended |= torch.isin(tokens, ends)
+            written[:, step] = torch.where(ended, _NO_TOKEN, tokens)
+            is_checked = not self.in_step and (step + 1) % every == 0
+            if step == self.max_new_tokens - 1 or (is_checked and bool(ended.all())):  # a device sync
+                break
+            shape = (len(laid.input_ids), width)
+            input_ids = torch.full(shape, self.pad_id, device=device)
+            input_ids[row_of, branch_of] = tokens
+            new = Places(torch.zeros_like(input_ids), torch.full_like(input_ids, PADDING))
+            new.positions[row_of, branch_of] = positions + step + 1
+            new.branches[row_of, branch_of] = branch_of + 1
+            known = known.and_then(new)
+            hidden = self._pass(input_ids, new, known, cache, False)[row_of, branch_of]
+        return written.cpu().numpy()
+
+    def _pass(self, input_ids, places: Places, known: Places, cache: Cache, is_plain: bool) -> torch.Tensor:
+        """Return the hidden states [R, T, dim] of new tokens; `known` are the places of all tokens with these."""
+        if is_plain:
+            masks = None
+            positions = torch.arange(input_ids.shape[1], device=self.device)[None] + self._prefix.num_tokens
+        else:
+            masks = branch_masks(self.model.config, places, known, mask_dtype(self.model, self.device))
+            positions = places.positions
+        return self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=masks,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return finish_logits(self.model.get_output_embeddings()(hidden), self.model.config)
+
+    def _prefix_places(self, num_rows: int) -> Places:
+        """Return the places of the prefix, the same in each row."""
+        positions = torch.arange(self._prefix.num_tokens, device=self.device).expand(num_rows, -1)
+        return Places(positions, torch.full_like(positions, TRUNK))
+
+    def _cache(self, capacity: int) -> Cache:
+        prefixes = self._prefix.layers or [None] * self.model.config.num_hidden_layers
+        return Cache(layers=[_RowsLayer(capacity, prefix) for prefix in prefixes])
+
+
+def _numbers_in_rows(rows: np.ndarray) -> np.ndarray:
+    """Number the branches of each row from 0, given the row of every branch in rising order."""
+    first = np.searchsorted(rows, rows)
+    return np.arange(len(rows)) - first
 
 
 def write_answers(

@@ -17,6 +17,9 @@ from zerotune.models.packed import packed_arguments
 from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import ModelSettings
 
+# Logits that exist at a time where only some answers' are needed, as numbers: 64 MB of float32.
+_MOST_LOGITS = 2**24
+
 
 class TextGenerator(TunedModel):
     """A causal model of `load_causal_model` whose LM head is computed at chosen positions only."""
@@ -64,6 +67,26 @@ def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = Non
         return finish_logits(logits if token_ids is None else logits[..., token_ids], model.config)
     weight = head.weight if token_ids is None else head.weight[token_ids]
     return finish_logits(functional.linear(hidden.float(), weight.float()), model.config)
+
+
+def answer_log_likelihoods(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the float32 log-probability [N] of each target token [N] after hidden states [N, dim].
+
+    The logits exist for a part of the vocabulary at a time: those of 1,000 tokens of Gemma-3's would take 1 GB, and
+    its head as much again in float32.
+    """
+    head, config = model.get_output_embeddings(), model.config
+    if not isinstance(head, nn.Linear):  # peft's
+        at_once = max(1, _MOST_LOGITS // config.vocab_size)
+        parts = zip(hidden.split(at_once), targets.split(at_once), strict=True)
+        return torch.cat(
+            [-functional.cross_entropy(answer_logits(model, *each[:1]), each[1], reduction="none") for each in parts]
+        )
+    hidden, sums = hidden.float(), []
+    for weight in head.weight.split(max(1, _MOST_LOGITS // len(hidden))):
+        sums.append(finish_logits(functional.linear(hidden, weight.float()), config).logsumexp(-1))
+    chosen = finish_logits((hidden * head.weight[targets].float()).sum(-1), config)
+    return chosen - torch.stack(sums).logsumexp(0)
 
 
 def finish_logits(logits: torch.Tensor, config) -> torch.Tensor:

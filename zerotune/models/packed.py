@@ -27,7 +27,7 @@ from zerotune.settings.groups import ModelSettings
 ATTENTION = "varlen"
 # Encoders whose pooled tokens `classifier.drop_unpooled_tokens` can take from a packed row.
 _PACKED_ENCODERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra")
-_WIDEST_HEAD = 256  # of flash attention
+WIDEST_HEAD = 256  # of flash attention
 
 
 def packs_rows(settings: ModelSettings, config) -> bool:
@@ -57,8 +57,8 @@ def why_not_packed(config) -> str | None:
         if getattr(config, "attn_logit_softcapping", None) is not None:
             return f"the kernel cannot cap scores as {config.model_type} needs"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        if width > _WIDEST_HEAD:
-            return f"the kernel takes heads of at most {_WIDEST_HEAD} numbers, and these have {width}"
+        if width > WIDEST_HEAD:
+            return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, and these have {width}"
     return None
 
 

@@ -150,25 +150,28 @@ def scoring_memory(
 ) -> ScoringMemory:
     """Estimate the memory of one device that scores prompts with a shared prefix, one layer after the other.
 
+    All rows attend to one copy of the prefix's keys and values.
+
     Args:
         num_shared: tokens of the prefix.
         batches: (rows, longest row without the prefix) of each batch.
     """
+    largest = max((_pass_bytes(config, model, rows, longest, longest) for rows, longest in batches), default=0.0)
+    weights = num_weights * (NF4_BYTES if model.method == "qlora" else _narrow_bytes(model))
+    kept = config.num_hidden_layers * num_shared * _keys_and_values_bytes(config, model)
+    return ScoringMemory(weights, kept, largest)
+
+
+def _pass_bytes(config, model: ModelSettings, rows: int, longest: int, seen: int) -> float:
+    """Estimate the bytes of a layer's pass over a batch of rows, whose tokens have keys and values of `seen` tokens."""
     narrow, width = _narrow_bytes(model), _head_width(config)
     heads, hidden = config.num_attention_heads, config.hidden_size
+    # input, output, queries, the MLP's two; keys and values of each row, and the same repeated for each query head
+    tokens = rows * longest * (3 * hidden + heads * width + 2 * _mlp_width(config)) * narrow
+    attended = rows * seen * (_keys_and_values_bytes(config, model) + 2 * heads * width * narrow)
+    # eager attention, which capped scores need, keeps them and their softmax, which is float32
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    keys_and_values = _keys_and_values_bytes(config, model)
-    largest = 0.0
-    for rows, longest in batches:
-        seen = num_shared + longest
-        # input, output, queries, the MLP's two; keys and values of each row, and the same repeated for each query head
-        tokens = rows * longest * (3 * hidden + heads * width + 2 * _mlp_width(config)) * narrow
-        attended = rows * seen * (keys_and_values + 2 * heads * width * narrow)
-        # eager attention, which capped scores need, keeps them and their softmax, which is float32
-        scores = rows * heads * longest * seen * (narrow + 4) if capped else 0
-        largest = max(largest, tokens + attended + scores)
-    weights = num_weights * (NF4_BYTES if model.method == "qlora" else narrow)
-    return ScoringMemory(weights, config.num_hidden_layers * num_shared * keys_and_values, largest)
+    return tokens + attended + (rows * heads * longest * seen * (narrow + 4) if capped else 0)
 
 
 def writing_memory(
@@ -179,10 +182,11 @@ def writing_memory(
     Args:
         batches: (rows, longest row without the prefix, tokens that are written in a row at most) of each batch.
     """
-    one_pass = scoring_memory(config, model, num_weights, num_shared, [(rows, length) for rows, length, _ in batches])
+    one_pass = scoring_memory(config, model, num_weights, num_shared, [])
+    largest = max(_pass_bytes(config, model, rows, length, num_shared + length) for rows, length, _ in batches)
     most_kept = max(rows * (num_shared + length + written) for rows, length, written in batches)
     kept = config.num_hidden_layers * most_kept * _keys_and_values_bytes(config, model)
-    return replace(one_pass, largest_batch=one_pass.largest_batch + kept)
+    return replace(one_pass, largest_batch=largest + kept)
 
 
 def _narrow_bytes(model: ModelSettings) -> int:

@@ -26,11 +26,13 @@ from zerotune.squad.paragraphs import (
 )
 from zerotune.squad.prompts import QuestionPrompt, QuestionTokenizer
 from zerotune.squad.questions import Question, distinct_paragraphs
-from zerotune.tasks.prompts import PREFIX_TOKENS_PER_TOKEN
 from zerotune.training.data import Batch
 
 # Texts tokenised together: a tokenizer's own objects take some hundred bytes a token until they are dropped.
 TEXTS_AT_ONCE = 1024
+
+# A row keeps the shared prefix's keys and values but does not compute them: so many cost as one token of its own.
+_PREFIX_TOKENS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class GenerationData:
 
     @property
     def _num_prefix_counted(self) -> int:
-        return len(self.prefix) // PREFIX_TOKENS_PER_TOKEN if self.shares else len(self.prefix)
+        return len(self.prefix) // _PREFIX_TOKENS_PER_TOKEN if self.shares else len(self.prefix)
 
     @cached_property
     def lengths(self) -> np.ndarray:

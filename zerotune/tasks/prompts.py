@@ -11,8 +11,8 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.device import to_device
-from zerotune.models.generator import answer_logits
-from zerotune.models.shared_prefix import SharedRows, prefix_cache
+from zerotune.models.generator import answer_log_likelihoods, answer_logits
+from zerotune.models.shared_prefix import SharedPrefix, SharedRows, shared_prefix
 from zerotune.randomness import random_order
 from zerotune.settings.names import short_name
 from zerotune.tasks.chat import answer_opening, assistant, render_chat, user
@@ -23,8 +23,6 @@ CHAT_NAMES = re.compile(r"(^|[-_./])(it|chat|instruct)($|[-_./])", re.IGNORECASE
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
 # Texts tokenised together: a tokenizer's own record of a prompt takes about a hundred bytes per token.
 TEXTS_AT_ONCE = 64
-# A row reads the shared prefix's keys and values but does not compute them: so many cost as one token of its own.
-PREFIX_TOKENS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -128,11 +126,10 @@ class PromptData:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return what each item costs in tokens, [num_items]: for each of its rows as much as for the longest one's own
-        tokens and a part of the shared ones."""
+        """Return what each item costs in tokens, [num_items]: the tokens of its rows without the shared ones, each row
+        as long as the longest."""
         counts = self.rows.lengths.reshape(-1, self.rows_per_item)
-        own = counts.max(axis=1) - self.num_shared + self.num_shared // PREFIX_TOKENS_PER_TOKEN
-        return own * self.rows_per_item
+        return (counts.max(axis=1) - self.num_shared) * self.rows_per_item
 
     def context(self, item: int) -> list[int]:
         """Return the token ids of an item's prompt without an answer."""
@@ -155,43 +152,47 @@ class PromptData:
         longest = max(len(rows.tails[item * size + label]) for item in items for label in range(size))
         return len(rows.head) + longest - self.num_shared
 
-    def prefix(self, model, device: torch.device):
-        """Return the keys and values of the shared tokens, for `log_likelihoods`; None where nothing is shared."""
-        return prefix_cache(model, self.rows[0][: self.num_shared], device)
+    def prefix(self, model, device: torch.device) -> SharedPrefix | None:
+        """Return the keys and values of the shared tokens, for `log_likelihoods`; None where nothing can be shared."""
+        return shared_prefix(model, self.rows[0][: self.num_shared], device)
 
-    def log_likelihoods(self, model, items: np.ndarray, device: torch.device, prefix=None) -> np.ndarray:
+    def log_likelihoods(
+        self, model, items: np.ndarray, device: torch.device, prefix: SharedPrefix | None = None
+    ) -> np.ndarray:
         """Return the log-probability of each answer, up to a constant of the item: float32 [items, num_labels].
 
-        Rows are padded on the right, where no token of a causal model looks: they need no mask, and positions count
-        from the prefix. Logits are computed for answers only.
+        Logits are computed for answers only.
 
         Args:
-            prefix: from `prefix`; None computes every row from its first token.
+            prefix: from `prefix`; None computes every row from its first token, by the model's own attention.
         """
-        numbers = [item * self.rows_per_item + offset for item in items for offset in range(self.rows_per_item)]
-        skipped = 0 if prefix is None else self.num_shared
-        rows, targets = [self.rows[n][skipped:] for n in numbers], [self.targets[n] for n in numbers]
-        num_kept = 1 if self.single_token else max(len(target) for target in targets)
-        lengths = np.array([len(row) for row in rows])
-        input_ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int64)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row)] = row
-        hidden = model.base_model(
-            input_ids=to_device(input_ids, device),
-            position_ids=to_device(np.arange(skipped, skipped + lengths.max())[None], device),
-            past_key_values=prefix,
-            use_cache=prefix is not None,
-        ).last_hidden_state
-        kept = (lengths[:, None] - np.arange(num_kept, 0, -1)).clip(min=0)
-        hidden = hidden[torch.arange(len(rows), device=device)[:, None], to_device(kept, device)]
+        size = self.rows_per_item
+        numbers = [item * size + offset for item in items.tolist() for offset in range(size)]
+        counts = np.array([1 if self.single_token else len(self.targets[number]) for number in numbers])
+        if prefix is None:
+            hidden = self._hidden_of_whole([self.rows[number] for number in numbers], counts, model, device)
+        else:
+            rows = [self.rows.after(prefix.num_tokens, number) for number in numbers]
+            hidden = prefix.hidden(model, rows, counts, device)
         if self.single_token:
             # logits of the label words will do: their log softmax over the labels is the same
-            return answer_logits(model, hidden[:, -1], self.targets[0]).cpu().numpy()
-        log_probabilities, sums = answer_logits(model, hidden).log_softmax(-1), []
-        for row, target in zip(log_probabilities, targets, strict=True):
-            picked = torch.tensor(target, device=row.device)[:, None]
-            sums.append(row[-len(target) :].gather(1, picked).sum())
-        return torch.stack(sums).reshape(len(items), self.num_labels).cpu().numpy()
+            return answer_logits(model, hidden, self.targets[0]).cpu().numpy()
+        targets = np.fromiter(chain.from_iterable(self.targets[number] for number in numbers), np.int64)
+        found = answer_log_likelihoods(model, hidden, to_device(targets, device)).cpu().numpy()
+        return np.add.reduceat(found, np.cumsum(counts) - counts).reshape(len(items), self.num_labels)
+
+    def _hidden_of_whole(self, rows: list[array], counts: np.ndarray, model, device: torch.device) -> torch.Tensor:
+        """Return the last hidden states of each row's last tokens, so many as counted: [counts.sum(), dim].
+
+        Rows are padded on the right, where no token of a causal model looks: they need no mask.
+        """
+        lengths = np.array([len(row) for row in rows])
+        columns = np.arange(lengths.max())
+        input_ids = np.full((len(rows), len(columns)), self.pad_id, dtype=np.int64)
+        input_ids[columns < lengths[:, None]] = np.concatenate(rows)
+        asked = np.flatnonzero((columns < lengths[:, None]) & (columns >= (lengths - counts)[:, None]))
+        hidden = model.base_model(input_ids=to_device(input_ids, device), use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[to_device(asked, device)]
 
 
 def answers_overlap(tokenizer, prompt: Prompt) -> bool:

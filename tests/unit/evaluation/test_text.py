@@ -115,8 +115,11 @@ def test_calibration_is_by_content_free_texts(tmp_path):
     assert metrics["accuracy"] == np.mean(wanted.argmax(axis=1) == labels)
 
 
-def test_a_causal_model_may_write_its_answer(tmp_path):
-    metrics, lines = run(tmp_path / "out", text_evaluation(tiny_model("llama"), prompt={"answer_by": "generation"}))
+def test_a_causal_model_may_write_its_answer(tmp_path, monkeypatch):
+    evaluation = text_evaluation(tiny_model("llama"), prompt={"answer_by": "generation"}, shots=SHOTS)
+    metrics, lines = run(tmp_path / "out", evaluation)
+    monkeypatch.setattr("zerotune.evaluation.by_prompt.can_share", lambda *_: False)  # by transformers' generate
+    assert run(tmp_path / "whole prompts", evaluation)[1] == lines and len({line["answer"] for line in lines}) > 1
     labels = {"bad": 0, "good": 1}
     for line in lines:
         first = (line["answer"].split() or [""])[0]

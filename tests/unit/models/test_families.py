@@ -33,12 +33,12 @@ from zerotune.models.families import (
     span_class,
 )
 from zerotune.models.final_folder import load_final_or_base, load_final_span, save_final
-from zerotune.models.generator import load_language_model
+from zerotune.models.generator import finish_logits, load_language_model
 from zerotune.models.heads import head_module_names, stock_name
 from zerotune.models.loading import check_trainable as check_can_train
 from zerotune.models.parameters import model_size, parameter_table
 from zerotune.models.pretrained import load_tokenizer, most_tokens, read_config
-from zerotune.models.shared_prefix import keeps_keys_and_values, prefix_cache
+from zerotune.models.shared_prefix import keeps_keys_and_values, shared_prefix
 from zerotune.settings.groups import ModelSettings
 
 pytestmark = pytest.mark.usefixtures("plain_four_bits")
@@ -155,16 +155,16 @@ def test_the_fast_paths_of_a_causal_model_are_exact_or_not_taken(kind):
     stock, config = model.stock_model, model.config
     with torch.no_grad():
         wanted = [stock(torch.tensor([PREFIX + tail])).logits[0, len(PREFIX) :] for tail in TAILS]
-        prefix = prefix_cache(stock, PREFIX, CPU)
+        prefix = shared_prefix(stock, PREFIX, CPU)
         assert keeps_keys_and_values(config) == (prefix is not None)
         assert (prefix is None) == (kind in ("qwen3_5_text", "qwen3_5")), "its linear attention keeps a state"
         if prefix is not None:
-            positions = torch.arange(len(PREFIX), len(PREFIX) + 5)[None]
-            for tail, expected in zip(TAILS, wanted, strict=True):
-                found = stock(
-                    torch.tensor([tail]), position_ids=positions[:, : len(tail)], past_key_values=prefix, use_cache=True
-                ).logits[0]
-                torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+            lengths = np.array([len(tail) for tail in TAILS])
+            hidden = prefix.hidden(stock, TAILS, lengths, CPU)
+            found = finish_logits(stock.get_output_embeddings()(hidden), config)
+            torch.testing.assert_close(found, torch.cat(wanted), atol=2e-5, rtol=0)
+            last = prefix.hidden(stock, TAILS, np.ones_like(lengths), CPU)
+            torch.testing.assert_close(last, hidden[lengths.cumsum() - 1], atol=2e-5, rtol=0)
         shares = can_share(config, config._attn_implementation)
         assert shares == (prefix is not None)
         if shares:

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import model_copy, task_record, tiny_model, tuned_model
+from tiny_models import model_copy, seeded_model, task_record, tiny_model, tuned_model
 from torch.nn import functional
 
 from zerotune.errors import Refused
+from zerotune.models import generator
 from zerotune.models.final_folder import save_final
-from zerotune.models.generator import answer_logits, load_generator, load_language_model
+from zerotune.models.generator import answer_log_likelihoods, answer_logits, load_generator, load_language_model
 from zerotune.models.heads import Float32Linear
 from zerotune.models.parameters import parameter_table, published_table
 from zerotune.models.pretrained import load_tokenizer, read_config
@@ -82,3 +83,24 @@ def test_logits_of_some_tokens_are_those_of_all_tokens():
         torch.testing.assert_close(some, answer_logits(model.stock_model, hidden)[:, [7, 2]])
         cap = getattr(model.config, "final_logit_softcapping", None)
         assert cap is None or float(answer_logits(model.stock_model, 1e4 * hidden).detach().abs().max()) <= cap
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "granite"])
+def test_log_likelihoods_of_answers_need_a_part_of_the_vocabulary_at_a_time(kind, monkeypatch):
+    """Gemma-2 caps its logits and Granite divides them, and the sums of the parts are merged; with a peft head too."""
+    model = seeded_model(kind, 0, 61, initializer_range=0.3)
+    hidden, targets = (
+        3 * torch.randn(5, 32, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 60, 7, 7, 30]),
+    )
+    wanted = answer_logits(model, hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    for most in (1, 100, 10**6):
+        monkeypatch.setattr(generator, "_MOST_LOGITS", most)
+        with torch.no_grad():
+            torch.testing.assert_close(answer_log_likelihoods(model, hidden, targets), wanted, atol=1e-5, rtol=1e-5)
+    head = model.get_output_embeddings()
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: torch.nn.Sequential(head))
+    for most in (1, 130, 10**6):
+        monkeypatch.setattr(generator, "_MOST_LOGITS", most)
+        with torch.no_grad():
+            torch.testing.assert_close(answer_log_likelihoods(model, hidden, targets), wanted, atol=1e-5, rtol=1e-5)

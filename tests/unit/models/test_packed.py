@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from host_reads import HostReads
 from tiny_models import LABELS, tiny_model
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from zerotune.errors import Refused
 from zerotune.models import packed
@@ -53,18 +53,6 @@ def generator_inputs(inputs):
     packed_row = {name: row[name] for name in ("input_ids", "bounds", "longest")}
     packed_row |= {"positions": row["position_ids"], "rows": np.zeros_like(owners)}
     return plain, packed_row | {"columns": row["bounds"][owners] + columns}
-
-
-class HostReads(TorchDispatchMode):
-    """Counts the operations that wait for a device's number."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += any(name in str(function) for name in ("_local_scalar_dense", "nonzero", "is_nonzero"))
-        return function(*args, **(kwargs or {}))
 
 
 def outcome(model, inputs, mask, head):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from host_reads import HostReads
 from squad_cases import ALL, DATA, TOKENIZER, make_questions
 from tiny_models import seeded_model
 
@@ -16,6 +17,7 @@ NEW = 7
 ALONE = replace(DATA, shares=False)
 # windows shorter than all contexts
 SHAPES = {"llama": {}, "mistral": {"sliding_window": 9}, "gemma2": {"sliding_window": 9}}
+SHAPES["gemma3_text"] = {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}
 SHOWN = QuestionPrompt(shots=(SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),))
 
 
@@ -76,6 +78,20 @@ def test_a_paragraph_is_read_once_and_written_answers_stop():
     early, in_step = (GreedyWriter(model, DATA, ends, NEW, CPU, in_step=each) for each in (False, True))
     assert len(count_passes(model, lambda: early(rows))) <= 2
     assert len(count_passes(model, lambda: in_step(rows))) == NEW
+
+
+@pytest.mark.parametrize(("every", "most_reads"), [(1, NEW - 1), (4, 1), (NEW + 1, 0)])
+def test_a_device_is_asked_for_the_end_every_few_tokens(every, most_reads, monkeypatch):
+    """On a GPU every eighth: then some tokens are written for nothing, and the answers are the same."""
+    monkeypatch.setattr("zerotune.evaluation.generation.tokens_per_check", lambda device: every)
+    model = model_of("llama")
+    ends = [one_by_one(model, DATA, number, [])[1] for number in ALL[:2]]
+    for given, rows in (([], ALL), (ends, ALL[:2])):
+        write = GreedyWriter(model, DATA, given, NEW, CPU)
+        with HostReads() as reads:
+            found = write(rows)
+        assert found == [{"tokens": one_by_one(model, DATA, number, given)} for number in rows]
+        assert reads.count == (most_reads if not given else min(most_reads, 1 if every > 1 else 2))
 
 
 def test_a_model_whose_questions_cannot_share_a_row_writes_prompt_by_prompt(monkeypatch):

@@ -267,7 +267,7 @@ def test_several_token_answers_take_a_row_for_each_label(characters):
     assert [decode(tokenizer, target) for target in data.targets] == [" bad", " good"] * 2
     shared = data.num_shared
     assert decode(tokenizer, data.rows[0][:shared]).endswith("Review: ")
-    assert data.lengths.tolist() == [2 * (len(data.rows[row]) - shared + shared // 8) for row in (1, 3)]
+    assert data.lengths.tolist() == [2 * (len(data.rows[row]) - shared) for row in (1, 3)]
 
 
 def test_both_forms_of_scoring_agree(words):
@@ -319,11 +319,13 @@ def test_an_answer_of_several_tokens_by_hand(characters):
 
 
 @pytest.mark.parametrize("label_words", [("bad", "good"), ("not bad", "not good")])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gemma3_text", "qwen3"])
 def test_a_shared_prefix_gives_the_likelihoods_of_whole_prompts(kind, label_words, words):
-    """Mistral and Gemma-2 see 8 tokens back, here from inside the shots; 2e-6: float32 sums in another order."""
+    """Mistral, and half of Gemma's layers, see 8 tokens back: from inside the shots. 2e-6: sums in another order."""
     tokenizer, _ = words
-    window = {"sliding_window": 8} if kind in ("mistral", "gemma2") else {}
+    window = {"sliding_window": 8} if kind in ("mistral", "gemma2", "gemma3_text") else {}
+    if kind == "gemma3_text":
+        window["layer_types"] = ["sliding_attention", "full_attention"]
     model = AutoModelForCausalLM.from_pretrained(tiny_model(kind), **window).eval()
     assert getattr(model.config, "sliding_window", None) == window.get("sliding_window")
     prompt = Prompt("a film : {text} was", label_words, shots=(("dull", 0), ("bright a very", 1)) * 3)
@@ -337,9 +339,10 @@ def test_a_shared_prefix_gives_the_likelihoods_of_whole_prompts(kind, label_word
         again = data.log_likelihoods(model, np.array([1]), CPU, prefix)
     np.testing.assert_allclose(shared, whole[[2, 0, 1]], atol=2e-6)
     np.testing.assert_allclose(again, whole[[1]], atol=2e-6)
+    assert (shared.argmax(axis=1) == whole[[2, 0, 1]].argmax(axis=1)).all()
     assert np.ptp(whole[:, 0] - whole[:, 1]) > 1e-4, "the items must differ for this to test anything"
     if window:
-        model = AutoModelForCausalLM.from_pretrained(tiny_model(kind), sliding_window=64).eval()
+        model = AutoModelForCausalLM.from_pretrained(tiny_model(kind), **window | {"sliding_window": 64}).eval()
         with torch.no_grad():
             assert np.abs(data.log_likelihoods(model, np.arange(3), CPU) - whole).max() > 1e-4, "the window must matter"
 
