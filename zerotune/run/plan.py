@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
+from zerotune.settings.deepspeed import BUCKET_SIZE
 from zerotune.settings.groups import ModelSettings
 
 GIB = 2**30
 NF4_BYTES = 0.516  # half a byte and the double-quantised scales (Dettmers et al. 2023, section 3)
 MOMENTS_8BIT = 0.254  # of float32 moments: a byte each, and a float32 scale for 256 of them (bitsandbytes)
 CONTEXT_BYTES = 0.5 * GIB  # assumed of CUDA's context with the kernels of torch and cuBLAS's workspace
-# DeepSpeed's defaults, in elements: of a bucket, and of ZeRO-3's gathered weights.
-BUCKET_SIZE, LIVE_WEIGHTS = 5e8, 1e9
+LIVE_WEIGHTS = 1e9  # that ZeRO-3 gathers, by DeepSpeed's default
 USABLE = 0.95  # of a device, for what the allocator cannot use
 STAGES = (0, 1, 2, 3)
 

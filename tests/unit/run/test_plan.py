@@ -68,9 +68,9 @@ def test_zero_3_wants_a_frozen_base_in_float32():
 
 def test_deepspeeds_buckets_are_of_each_type_that_it_exchanges():
     """bf16 and float32: two float32 buckets below stage 3, twice as many where communication overlaps."""
-    assert need(stage=2, devices=8).deepspeed_buckets == 5e8 * 4 * 2
-    assert need(stage=2, devices=8, overlap_comm=True).deepspeed_buckets == 5e8 * 4 * 2 * 2
-    assert need(stage=3, devices=8, overlap_comm=True).deepspeed_buckets == 5e8 * (2 + 4)
+    assert need(stage=2, devices=8).deepspeed_buckets == 5e7 * 4 * 2
+    assert need(stage=2, devices=8, overlap_comm=True).deepspeed_buckets == 5e7 * 4 * 2 * 2
+    assert need(stage=3, devices=8, overlap_comm=True).deepspeed_buckets == 5e7 * (2 + 4)
     assert need(stage=2, devices=8, reduce_bucket_size=1e6).deepspeed_buckets == 1e6 * 4 * 2
     assert need().deepspeed_buckets == 0
 
@@ -131,4 +131,4 @@ def test_a_device_is_never_filled_to_the_last_byte():
 
 def test_the_parts_are_named():
     line = describe_memory(need(stage=2, devices=8, on_gpu=True))
-    assert line.startswith("memory a device: about ") and "DeepSpeed's buckets 3.73, CUDA context 0.50" in line
+    assert line.startswith("memory a device: about ") and "DeepSpeed's buckets 0.37, CUDA context 0.50" in line

@@ -63,6 +63,8 @@ def test_a_gated_model_is_planned_by_its_name_without_data(command):
     rows = {line.split()[0]: line.split()[1:] for line in found.splitlines() if line.startswith("  ") and "*" in line}
     assert rows.keys() == {"full", "lora", "qlora"} and rows["qlora"][-1] == "–"
     assert not rows["full"][0].endswith("*") and rows["full"][3].endswith("*"), "16 bytes a weight are 120 GiB"
+    plain, zero_1 = (float(cell.rstrip("*")) for cell in rows["lora"][:2])
+    assert zero_1 <= plain + 0.8, "ZeRO-1 saves an adapter nothing, and adds its buckets"
     assert found.splitlines()[-2] == (
         "  accelerate launch --num_processes 8 train/sst2.py --epochs 2 --output-dir 'my runs/a' "
         "--method full --deepspeed ds_configs/zero1.json"
