@@ -41,11 +41,13 @@ class Sharding:
         stage: ZeRO's, 0 without DeepSpeed.
         devices: number of them.
         zero: the DeepSpeed file's section zero_optimization.
+        whole_gradients: whether they are kept whole on each device until the step's last micro-batch.
     """
 
     stage: int = 0
     devices: int = 1
     zero: Mapping = field(default_factory=dict)
+    whole_gradients: bool = False
 
     def key(self, name: str, default: float) -> float:
         """Return a number of the DeepSpeed file, else the default."""
@@ -96,7 +98,7 @@ def _phase_need(kinds, table, largest_layer, model: ModelSettings, optimizer: st
     if stage >= 1:  # DeepSpeed steps on a float32 copy of its share
         copies = 4 * table["trainable"] if stage < 3 else 0
         need = replace(need, optimizer=(need.optimizer + copies) * share)
-    if stage >= 2:
+    if stage >= 2 and not sharding.whole_gradients:
         need = replace(need, gradients=need.gradients * share)
     if stage == 3:
         # weights are gathered in 16 bits, where without DeepSpeed autocast keeps copies of what trains; all are float32

@@ -39,10 +39,10 @@ LORA = {
 }
 
 
-def need(counted=FULL, method="full", optimizer="adamw", stage=0, devices=1, on_gpu=False, **zero):
+def need(counted=FULL, method="full", optimizer="adamw", stage=0, devices=1, on_gpu=False, whole=False, **zero):
     model = ModelSettings("m", method=method, precision="bf16")
     return memory_need(**counted, largest_layer=1e7, model=model, optimizer=optimizer,
-                       sharding=Sharding(stage, devices, zero), on_gpu=on_gpu)  # fmt: skip
+                       sharding=Sharding(stage, devices, zero, whole), on_gpu=on_gpu)  # fmt: skip
 
 
 def test_the_peak_is_that_of_the_phase_that_holds_most():
@@ -60,6 +60,13 @@ def test_each_stage_of_zero_divides_more():
     assert three.activations == 6e9 - 2 * 8e8, "autocast's copies are the gathered weights"
     few = need(stage=3, devices=8, contiguous_gradients=False, stage3_max_live_parameters=1e8)
     assert few.temporary == 1e8 + 2e8
+
+
+def test_gradients_may_be_kept_whole_until_the_last_micro_batch():
+    counted = {"table": FULL["table"], "peaks": {"update": FULL["peaks"]["update"]}}
+    for stage in (2, 3):
+        whole, divided = (need(counted, stage=stage, devices=8, whole=each) for each in (True, False))
+        assert (whole.gradients, divided.gradients) == (4e9, 4e9 / 8) and whole.optimizer == divided.optimizer
 
 
 def test_zero_3_wants_a_frozen_base_in_float32():

@@ -8,7 +8,10 @@ import pytest
 from zerotune.errors import Refused
 from zerotune.settings import precision
 from zerotune.settings.deepspeed import BUCKET_SIZE, fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.flags import train_parser
 from zerotune.settings.precision import resolve_precision
+from zerotune.settings.resolve import train_settings
+from zerotune.tasks.sst2 import SST2
 
 CONFIGS = Path(__file__).parents[3] / "ds_configs"
 
@@ -68,6 +71,12 @@ def test_the_device_decides_between_bf16_and_fp32():
 
 
 # --- the DeepSpeed file ---
+
+
+def test_deepspeed_exchanges_gradients_in_its_own_type():
+    flags = ["--sample", "--deepspeed", str(CONFIGS / "zero2.json"), "--gradient-exchange", "bf16"]
+    with pytest.raises(Refused, match="--gradient-exchange bf16 is for runs without DeepSpeed"):
+        train_settings(train_parser("", SST2).parse_args(flags), "sst2", {"epochs": 1, "learning_rate": 1e-3})
 
 
 def fill(config, precision="fp32"):

@@ -71,6 +71,22 @@ def test_a_gated_model_is_planned_by_its_name_without_data(command):
     )
 
 
+def test_several_nodes_are_planned_for_a_bandwidth(command):
+    run = EIGHT_H100 | {"node_bandwidth": 400.0}
+    zero_2 = {"deepspeed": {"zero_optimization": {"stage": 2}}, "zero_stage": 2}
+    found = planned("Llama-3.2-1B", run=run, tokens=256, **zero_2)
+    assert "GB a step (" in found and "of gradients, once)" in found
+    lines = found.splitlines()
+    start = next(number for number, line in enumerate(lines) if "at 400 Gbit/s a node; 32 rows a step, 8 dev" in line)
+    shares = {
+        line.split()[0]: [int(cell.rstrip("%")) for cell in line.split()[1:]] for line in lines[start + 2 : start + 6]
+    }
+    assert shares.keys() == {"plain", "ZeRO-1", "ZeRO-2", "ZeRO-3"}
+    assert all(99 > two >= four >= eight > 0 for two, four, eight in shares.values())
+    faster = planned("Llama-3.2-1B", run=run | {"node_bandwidth": 1e6}, tokens=256, **zero_2).splitlines()
+    assert faster[start + 2].split()[1:] == ["100%"] * 3
+
+
 def test_a_folder_with_a_config_alone_is_planned(tmp_path, command):
     shape_config("DistilBERT").save_pretrained(tmp_path)
     found = planned(str(tmp_path))
@@ -131,9 +147,18 @@ def test_a_run_that_will_not_fit_is_refused_before_it_starts(small_gpu):
     check_fits(settings("Llama-3.2-3B", method="qlora"), shape_config("Llama-3.2-3B"), rows_of_100_tokens(), 2)
 
 
+@pytest.mark.parametrize(("gib", "fits_whole"), [(40, True), (18, False)])
+def test_gradients_are_kept_whole_where_they_fit(gib, fits_whole, small_gpu, monkeypatch):
+    """Llama-3.2-3B under ZeRO-3: 12 GiB of gradients, or an eighth of them."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, gib * GIB))
+    zero_3 = {"zero_optimization": {"stage": 3}}
+    run = settings("Llama-3.2-3B", deepspeed=zero_3, zero_stage=3, activation_checkpointing=True)
+    assert check_fits(run, shape_config("Llama-3.2-3B"), rows_of_100_tokens(), 2) == fits_whole
+
+
 def test_a_small_model_is_started_without_counting(small_gpu, monkeypatch):
     monkeypatch.delattr(plan, "count_step")
-    check_fits(settings("DistilBERT"), shape_config("DistilBERT"), rows_of_100_tokens(), 2)
+    assert check_fits(settings("DistilBERT"), shape_config("DistilBERT"), rows_of_100_tokens(), 2)
 
 
 def test_packed_rows_and_questions_with_branches_have_their_shapes():
