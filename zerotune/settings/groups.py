@@ -24,6 +24,8 @@ class ModelSettings:
         zero_stage: DeepSpeed's ZeRO stage; None without DeepSpeed.
         seed: of a new head and of new adapters.
         drop_unpooled: an encoder's last layer continues with the pooled token alone, which changes no number.
+        device: onto which weights are read; None: into host memory.
+        narrow_layers: read linear layers in the precision and the rest in float32, to evaluate a whole model.
     """
 
     name: str
@@ -38,6 +40,8 @@ class ModelSettings:
     zero_stage: int | None = None
     seed: int = 0
     drop_unpooled: bool = True
+    device: str | None = None
+    narrow_layers: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,17 @@ from zerotune.models.attention import attention_kernel
 from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel
+from zerotune.models.loading import read_onto
 from zerotune.models.multi_label import PROBLEM_TYPE
 from zerotune.models.packed import use_packed_attention
 from zerotune.models.parameters import format_table, parameter_groups, parameter_table, published_table
 from zerotune.models.precision import autocast
 from zerotune.models.span_head import load_span_model
 from zerotune.models.used_rows import train_used_rows
+from zerotune.run.cpu import use_own_cores
 from zerotune.run.folder import RunFolder
 from zerotune.run.launch import on_all_ranks
+from zerotune.run.plan import Sharding
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings, TrainSettings
 from zerotune.training.data import TrainingData
@@ -64,7 +67,11 @@ def load_engine(
         labels: names of a classifier's labels.
         whole_gradients: of `check_fits`.
     """
-    model_settings = settings.model
+    zero = (settings.deepspeed or {}).get("zero_optimization", {})
+    if "optimizer" in Sharding(zero=zero).on_host:  # AdamW computes there; a launcher leaves it one thread
+        use_own_cores()
+    device = run.accelerator.device
+    model_settings = read_onto(settings.model, device)
     if settings.engine == "trainer":  # transformers' own forward pass
         attention = model_settings.attention
         if attention_kernel(attention, config) == cpu_kernels.ATTENTION:
@@ -79,7 +86,6 @@ def load_engine(
     before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
-    device = run.accelerator.device
     if settings.model.method != "qlora":
         model = model.to(device)
     if settings.model.zero_stage != 3 and settings.head != "generate" and settings.engine == "loop":

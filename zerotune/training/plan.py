@@ -13,6 +13,7 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.fake import chosen_attention
+from zerotune.models.families import expert_size
 from zerotune.models.heads import is_encoder
 from zerotune.models.loading import check_trainable
 from zerotune.models.packed import packs_rows
@@ -93,7 +94,7 @@ def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels:
     if not devices.on_gpu:
         return True
     total, trainable = model_size(config, settings.head, num_labels, settings.model)
-    _check_final_evaluation(settings, total, devices)
+    _check_final_evaluation(settings, config, devices)
     if 4 * total + 14 * trainable < SURELY_FITS * devices.memory:
         return True
     batch = _largest_batch(settings, config, train, devices)
@@ -104,20 +105,27 @@ def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels:
     return fits(_need(settings, counts, devices, whole_gradients=True), devices.memory)
 
 
-def _check_final_evaluation(settings: TrainSettings, num_weights: int, devices: Devices) -> None:
-    if settings.model.method == "full" and _final_bytes(settings, num_weights) > devices.memory:
-        precision = settings.model.precision if settings.head == "generate" else "fp32"
+def _check_final_evaluation(settings: TrainSettings, config, devices: Devices) -> None:
+    if settings.model.method == "full" and _final_bytes(settings, config) > devices.memory:
         raise Refused(
-            f"--method full ends by evaluating final/, whose {precision} weights take "
-            f"{_final_bytes(settings, num_weights) / GIB:.0f} GiB, and a device has {devices.memory / GIB:.0f} GiB: "
+            "--method full ends by evaluating final/ on each device, where its weights take "
+            f"{_final_bytes(settings, config) / GIB:.0f} GiB, and a device has {devices.memory / GIB:.0f} GiB: "
             "use --method lora or qlora"
         )
 
 
-def _final_bytes(settings: TrainSettings, num_weights: int) -> int:
-    """Return the bytes of a tuned model's weights: a generator's in the run's precision, float32 under a head."""
-    is_wide = settings.head != "generate" or settings.model.precision == "fp32"
-    return num_weights * (4 if is_wide else 2)
+def _final_bytes(settings: TrainSettings, config) -> int:
+    """Return the bytes of a tuned model's weights as they are evaluated.
+
+    A generator's have the run's precision; of a model with a head linear layers do, and the rest is float32.
+    """
+    table = published_table(config)
+    groups = table["groups"]
+    total, narrow = table["total"], table["total"]
+    if settings.head != "generate":  # it replaces an LM head
+        total -= groups["head"]
+        narrow = groups["attention"] + groups["mlp"] - expert_size(config)
+    return 4 * total - (2 * narrow if settings.model.precision != "fp32" else 0)
 
 
 # --- --plan ---
@@ -170,10 +178,9 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
         "  " + _how_counted(config, counts, devices),
     ]
     if devices.memory is not None:
-        num_weights = counts.table["total"]
         problem = why_not_fit(need, devices.memory, model.method)
         if settings.run.device_memory is None:  # the GPU that is here
-            _check_final_evaluation(settings, num_weights, devices)
+            _check_final_evaluation(settings, config, devices)
             if problem:
                 raise Refused(problem)
         lines += _fitting(settings, config, num_labels, batch, devices, counts)
@@ -453,7 +460,7 @@ def _fitting(
             if (method, stage) != ("qlora", 3):  # which is refused
                 sharding = Sharding(stage, devices.number, {"overlap_comm": (method, stage) != ("qlora", 2)})
                 needs[method, stage] = _need_of(counts[is_full], model, optimizer, sharding, devices)
-    final_fits = _final_bytes(settings, counts[True].table["total"]) <= devices.memory
+    final_fits = _final_bytes(settings, config) <= devices.memory
     fitting = [each for each, need in needs.items() if fits(need, devices.memory) and (final_fits or each[0] != "full")]
     names = STAGE_NAMES[: len(stages)]
     lines = [
