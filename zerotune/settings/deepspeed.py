@@ -15,8 +15,8 @@ from zerotune.records import record_problem
 
 # DeepSpeed's own counts only have to be consistent, for zerotune/training/batches.py cuts the steps.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
-# Gradients in a bucket where the file leaves that open: 100 MB in bf16, which fills a link between GPUs or nodes. Four
-# buckets of float32 are 0.75 GiB under ZeRO-1 and 2; of DeepSpeed's own size, 500 million, they are 7.5 GiB.
+# Gradients in a bucket where the file leaves that open: 100 MB in bf16, which should fill a link between GPUs or nodes.
+# Four buckets of float32 are 0.75 GiB under ZeRO-1 and 2; of DeepSpeed's own size, 500 million, they are 7.5 GiB.
 BUCKET_SIZE = 50_000_000
 Auto = Literal["auto"]
 
