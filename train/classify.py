@@ -76,7 +76,7 @@ def main(args) -> None:
     check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)
     data = tokenise(settings, task, splits, config, tokenizer)
-    check_fits(settings, config, data["train"], len(task.labels))
+    whole_gradients = check_fits(settings, config, data["train"], len(task.labels))
 
     accelerator = start_accelerator(settings.deepspeed)
     with RunFolder(settings.run, accelerator) as run:
@@ -84,7 +84,7 @@ def main(args) -> None:
         start_run(run, settings, splits, data)
         evaluate_base(run, settings, task, splits, stop_signal)
 
-        engine = load_engine(run, settings, config, tokenizer, task.labels, data["train"])
+        engine = load_engine(run, settings, config, tokenizer, task.labels, data["train"], whole_gradients)
         schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), len(splits.validation))
 
         def validate() -> dict[str, float]:

@@ -73,7 +73,7 @@ def main(args) -> None:
 
         check_trainer_flags(settings)
     data = tokenise(settings, IMDB, splits, config, tokenizer)
-    check_fits(settings, config, data["train"], len(IMDB.labels))
+    whole_gradients = check_fits(settings, config, data["train"], len(IMDB.labels))
 
     accelerator = start_accelerator(settings.deepspeed)
     with RunFolder(settings.run, accelerator) as run:
@@ -81,7 +81,7 @@ def main(args) -> None:
         start_run(run, settings, splits, data)
         evaluate_base(run, settings, IMDB, splits, stop_signal)
 
-        engine = load_engine(run, settings, config, tokenizer, IMDB.labels, data["train"])
+        engine = load_engine(run, settings, config, tokenizer, IMDB.labels, data["train"], whole_gradients)
         schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), len(splits.validation))
 
         def validate() -> dict[str, float]:

@@ -76,7 +76,7 @@ def main(args) -> None:
     lengths = check_head(settings, config, tokenizer)
     check_trainable(settings.model, config, lengths.max_length)
     data = tokenise(settings, lengths, splits, config, tokenizer)
-    check_fits(settings, config, data["train"], num_labels=0)
+    whole_gradients = check_fits(settings, config, data["train"], num_labels=0)
 
     accelerator = start_accelerator(settings.deepspeed)
     with RunFolder(settings.run, accelerator) as run:
@@ -84,7 +84,7 @@ def main(args) -> None:
         start_run(run, settings, splits, data)
         evaluate_base(run, settings, splits, stop_signal)
 
-        engine = load_engine(run, settings, config, tokenizer, (), data["train"])
+        engine = load_engine(run, settings, config, tokenizer, (), data["train"], whole_gradients)
         num_validation = len(splits.validation) if settings.head == "span" else None  # written answers take long
         schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), num_validation)
 

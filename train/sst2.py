@@ -69,7 +69,7 @@ def main(args) -> None:
     check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)
     data = tokenise(settings, SST2, splits, config, tokenizer)
-    check_fits(settings, config, data["train"], len(SST2.labels))
+    whole_gradients = check_fits(settings, config, data["train"], len(SST2.labels))
 
     accelerator = start_accelerator(settings.deepspeed)
     with RunFolder(settings.run, accelerator) as run:
@@ -77,7 +77,7 @@ def main(args) -> None:
         start_run(run, settings, splits, data)
         evaluate_base(run, settings, SST2, splits, stop_signal)
 
-        engine = load_engine(run, settings, config, tokenizer, SST2.labels, data["train"])
+        engine = load_engine(run, settings, config, tokenizer, SST2.labels, data["train"], whole_gradients)
         schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train), len(splits.validation))
 
         def validate() -> dict[str, float]:

@@ -142,11 +142,17 @@ def test_two_processes_give_the_curve_of_one_with_weights_and_smoothing(workplac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [None, "zero2.json", "zero3.json"])
-def test_bf16_curves_agree_to_bf16(workplace, config):
+@pytest.mark.parametrize(
+    ("config", "flags"),
+    [(None, []), (None, ["--gradient-exchange", "bf16"]), ("zero2.json", []), ("zero3.json", [])],
+)
+def test_bf16_curves_agree_to_bf16(workplace, config, flags):
     reference = workplace.train_once("full-bf16", "--precision", "bf16")
-    run = two_processes(workplace, "full", config, "--precision", "bf16", name=f"bf16-{config}")
+    run = two_processes(workplace, "full", config, "--precision", "bf16", *flags, name=f"bf16-{config}-{len(flags)}")
     assert_same_curve(run, reference, BF16_CURVE)
+    record = run.read_json("run.json")
+    assert (record["flags"]["gradient_exchange"] == "bf16") == bool(flags)
+    assert record["gradients_exchanged"] == "once a step"
     assert {tensor.dtype for tensor in weights_of(run).values()} == {torch.float32}
 
 

@@ -13,6 +13,7 @@ from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.classifier import SequenceClassifier
 from zerotune.models.final_folder import load_final_or_base
+from zerotune.models.loading import read_onto
 from zerotune.models.model_files import read_record
 from zerotune.models.packed import packs_rows, use_packed_attention
 from zerotune.models.precision import autocast
@@ -86,7 +87,7 @@ class LoadedClassifier:
 
 def load_head(evaluation: TextEvaluation, task, config, device: torch.device) -> LoadedClassifier:
     """Load a model with a classifier head: a final/ folder's, a published one, or an untrained one."""
-    model, tokenizer, record = load_final_or_base(evaluation.model, task.labels)
+    model, tokenizer, record = load_final_or_base(read_onto(evaluation.model, device, evaluates=True), task.labels)
     record = record or {}
     max_length, truncation = head_lengths(evaluation, task, config, record)
     if packs_rows(evaluation.model, config):

@@ -11,7 +11,14 @@ from zerotune.errors import Refused
 from zerotune.models.adapters import base_settings, load_adapter
 from zerotune.models.branches import Places, branch_masks, mask_dtype
 from zerotune.models.heads import TunedModel, float32_linear
-from zerotune.models.loading import check_settings, check_unused_keys, make_trainable, read_weights, tuning_config
+from zerotune.models.loading import (
+    check_settings,
+    check_unused_keys,
+    make_trainable,
+    read_onto,
+    read_weights,
+    tuning_config,
+)
 from zerotune.models.model_files import read_record
 from zerotune.models.packed import packed_arguments
 from zerotune.models.pretrained import read_config
@@ -122,7 +129,7 @@ def load_language_model(settings: ModelSettings, device: torch.device):
     base, is_adapter = base_settings(settings, read_record(settings.name, settings.revision))
     if base.method == "full":  # which would give float32 weights
         base = replace(base, method="lora")
-    model = load_causal_model(base, read_config(settings.name, settings.revision))
+    model = load_causal_model(read_onto(base, device), read_config(settings.name, settings.revision))
     if is_adapter:
         model = load_adapter(model, settings.name, settings.revision).get_base_model()
     return (model if base.method == "qlora" else model.to(device)).eval()

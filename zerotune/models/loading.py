@@ -1,8 +1,10 @@
 """From settings to a stock model of transformers: its types, kernels and head, and what is refused on the way."""
 
 import contextlib
+import copy
 import os
 import re
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -110,9 +112,15 @@ def load_with_head(settings: ModelSettings, config, model_class, key_mapping=Non
     Raises:
         Refused: no weights can be read, or any but the head's are missing.
     """
-    with seeded(settings.seed), _head_read_in_float32(model_class, config):
+    has_both_types = settings.method == "full" and settings.narrow_layers
+    wide = _wide_modules(config, model_class) if has_both_types else set()
+    with seeded(settings.seed), _read_in_float32(model_class, config, wide):
         model, info = read_weights(settings, config, model_class, key_mapping)
     _check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
+    if has_both_types:
+        for part in model.modules():
+            if hasattr(part, "scalar_embed_scale"):  # Gemma's, which is rounded as it is read
+                part.embed_scale = torch.tensor(part.scalar_embed_scale, device=part.embed_scale.device)
     make_head_float32(model)
     _draw_missing_head(model, info["missing_keys"], settings.seed)
     use_cpu_kernels(model, settings)
@@ -142,6 +150,7 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
             revision=settings.revision or "main",
             config=config,
             dtype=base_dtype(settings),
+            device_map={"": settings.device} if settings.device and settings.method != "qlora" else None,
             attn_implementation=attention_kernel(settings.attention, config),
             quantization_config=nf4_config(settings.precision, config) if settings.method == "qlora" else None,
             ignore_mismatched_sizes=True,  # refused below, in one line
@@ -167,9 +176,32 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
     return model, info
 
 
+def read_onto(settings: ModelSettings, device: torch.device, evaluates: bool = False) -> ModelSettings:
+    """Return settings by which weights are read onto a GPU one after the other, never whole into each rank's memory.
+
+    Under ZeRO-3 DeepSpeed decides where they go.
+
+    Args:
+        evaluates: nothing will be trained: linear layers are read in the type that autocast would give them in each
+            forward pass, with the same numbers and half the memory.
+    """
+    if device.type != "cuda" or settings.zero_stage == 3:
+        return settings
+    return replace(settings, device=str(device), narrow_layers=evaluates and settings.precision != "fp32")
+
+
+def _wide_modules(config, model_class) -> set[str]:
+    """Return the last names of the modules with weights that are no linear layers: embeddings and norms."""
+    with torch.device("meta"):
+        model = model_class._from_config(copy.deepcopy(config))
+    linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    own = {name.rpartition(".")[0].rpartition(".")[2] for name, _ in model.named_parameters()}
+    return own - linear
+
+
 def base_dtype(settings: ModelSettings) -> torch.dtype:
     """Return the type of everything but head and adapters; in QLoRA, of the weights that are not quantised."""
-    keeps_float32 = settings.method == "full" or settings.zero_stage == 3
+    keeps_float32 = (settings.method == "full" and not settings.narrow_layers) or settings.zero_stage == 3
     return torch.float32 if keeps_float32 else compute_dtype(settings.precision)
 
 
@@ -219,10 +251,10 @@ def set_dropout(config, settings: ModelSettings):
 
 
 @contextlib.contextmanager
-def _head_read_in_float32(model_class, config):
-    """Read a checkpoint's head in float32 beside a 16-bit or 4-bit base, instead of rounding it on the way."""
+def _read_in_float32(model_class, config, wide: set[str]):
+    """Read a checkpoint's head, and `wide` modules, in float32 beside a 16-bit or 4-bit base, without rounding them."""
     before = model_class._keep_in_fp32_modules_strict
-    model_class._keep_in_fp32_modules_strict = {*head_module_names(config), *span_module_names(config)}
+    model_class._keep_in_fp32_modules_strict = {*head_module_names(config), *span_module_names(config), *wide}
     try:
         yield
     finally:

@@ -31,14 +31,24 @@ def use_whole_cpu(tiny_model: bool) -> None:
     if torch.cuda.is_available():
         return
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", CPU_KERNELS_KEPT)
-    if not threads_were_asked_for():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(1 if tiny_model else max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if tiny_model and not threads_were_asked_for():
+        torch.set_num_threads(1)
+    else:
+        use_own_cores()
     libc = _glibc()
     if libc is not None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MXFAST, 0)  # else every large block that is freed has all small free ones joined first
+
+
+def use_own_cores() -> None:
+    """Let torch use this process's share of the node's cores, unless the user has set OMP_NUM_THREADS."""
+    import torch
+
+    if not threads_were_asked_for():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def give_back_memory() -> None:

@@ -12,7 +12,7 @@ from zerotune.errors import NotJoined, Refused
 from zerotune.run.build_lock import survive_killed_builds
 from zerotune.run.cpu import parent_command
 from zerotune.run.process import is_main_process
-from zerotune.settings.deepspeed import choose_deepspeed_accelerator
+from zerotune.settings.deepspeed import BUCKET_SIZE, choose_deepspeed_accelerator
 
 # How long a rank waits for the others before it gives up: seconds in COLLECTIVE_TIMEOUT, else this.
 COLLECTIVE_TIMEOUT = "ZEROTUNE_COLLECTIVE_TIMEOUT"
@@ -56,7 +56,8 @@ def start_accelerator(deepspeed_config: dict | None):
     choose_deepspeed_accelerator()
     from accelerate import Accelerator, DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    buckets = {"bucket_cap_mb": BUCKET_SIZE * 4 // 2**20, "gradient_as_bucket_view": True}
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, **buckets)]
     on_cpu = not torch.cuda.is_available()
     if deepspeed_config is not None:
         _find_build_tools()

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
+from zerotune.settings.deepspeed import BUCKET_SIZE
 from zerotune.settings.groups import ModelSettings
 
 GIB = 2**30
 NF4_BYTES = 0.516  # half a byte and the double-quantised scales (Dettmers et al. 2023, section 3)
 MOMENTS_8BIT = 0.254  # of float32 moments: a byte each, and a float32 scale for 256 of them (bitsandbytes)
 CONTEXT_BYTES = 0.5 * GIB  # assumed of CUDA's context with the kernels of torch and cuBLAS's workspace
-# DeepSpeed's defaults, in elements: of a bucket, and of ZeRO-3's gathered weights.
-BUCKET_SIZE, LIVE_WEIGHTS = 5e8, 1e9
+LIVE_WEIGHTS = 1e9  # that ZeRO-3 gathers, by DeepSpeed's default
 USABLE = 0.95  # of a device, for what the allocator cannot use
 STAGES = (0, 1, 2, 3)
 
@@ -41,11 +41,13 @@ class Sharding:
         stage: ZeRO's, 0 without DeepSpeed.
         devices: number of them.
         zero: the DeepSpeed file's section zero_optimization.
+        whole_gradients: whether they are kept whole on each device until the step's last micro-batch.
     """
 
     stage: int = 0
     devices: int = 1
     zero: Mapping = field(default_factory=dict)
+    whole_gradients: bool = False
 
     def key(self, name: str, default: float) -> float:
         """Return a number of the DeepSpeed file, else the default."""
@@ -96,7 +98,7 @@ def _phase_need(kinds, table, largest_layer, model: ModelSettings, optimizer: st
     if stage >= 1:  # DeepSpeed steps on a float32 copy of its share
         copies = 4 * table["trainable"] if stage < 3 else 0
         need = replace(need, optimizer=(need.optimizer + copies) * share)
-    if stage >= 2:
+    if stage >= 2 and not sharding.whole_gradients:
         need = replace(need, gradients=need.gradients * share)
     if stage == 3:
         # weights are gathered in 16 bits, where without DeepSpeed autocast keeps copies of what trains; all are float32

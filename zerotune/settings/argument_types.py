@@ -55,6 +55,14 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    value = _number(text, "a number above 0")
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"must be a number above 0, not {text}")
+    return value
+
+
 def non_empty(text: str) -> str:
     """Return the word as it is; refuse an empty one, which an unset shell variable gives."""
     if not text:

@@ -15,6 +15,9 @@ from zerotune.records import record_problem
 
 # DeepSpeed's own counts only have to be consistent, for zerotune/training/batches.py cuts the steps.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
+# Gradients in a bucket where the file leaves that open: 100 MB in bf16, which should fill a link between GPUs or nodes.
+# Four buckets of float32 are 0.75 GiB under ZeRO-1 and 2; of DeepSpeed's own size, 500 million, they are 7.5 GiB.
+BUCKET_SIZE = 50_000_000
 Auto = Literal["auto"]
 
 
@@ -146,7 +149,8 @@ def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | 
         config.pop(section, None)
     zero = config["zero_optimization"]
     for key in [key for key, value in zero.items() if value == "auto"]:
-        del zero[key]  # DeepSpeed's own default
+        del zero[key]  # DeepSpeed's own default, but for buckets
+    zero.setdefault("reduce_bucket_size", BUCKET_SIZE)
     zero.pop("stage3_gather_fp16_weights_on_model_save", None)
     _check_zero_section(zero)
     if zero["stage"] == 3:

@@ -11,6 +11,7 @@ from zerotune.settings.argument_types import (
     non_empty,
     non_negative_float,
     non_negative_int,
+    positive_float,
     positive_int,
     positive_or_none,
     steps_or_minutes,
@@ -304,6 +305,13 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
         help="clip to this norm; none: no clipping (default %(default)s)",
     )
     group.add_argument(
+        "--gradient-exchange",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="type in which GPUs exchange gradients without DeepSpeed, which has its own way; bf16 sends half as much "
+        "(default %(default)s)",
+    )
+    group.add_argument(
         "--label-smoothing",
         type=fraction_below_1,
         default=0.0,
@@ -403,6 +411,13 @@ def add_run_flags(parser: FlagParser) -> None:
         "not here only its name",
     )
     add_device_flags(group)
+    group.add_argument(
+        "--node-bandwidth",
+        type=positive_float,
+        metavar="GBIT",
+        help="plan for 2, 4 and 8 nodes of --devices GPUs too, which send so many Gbit/s each: the share of a step's "
+        "time in which GPUs compute",
+    )
     group.add_argument(
         "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="default %(default)s"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 # Flags that may differ when a run resumes: they do not change its numbers, up to rounding.
 FREE_FLAGS = {
     "output_dir", "resume", "checkpoint_every", "keep_checkpoints", "log_every", "base_eval", "plan", "tracker",
-    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir", "devices", "device_memory", "preset", "seeds",
-    "sweep", "launcher",
+    "push_to_hub", "state_file", "tokens_per_device", "scratch_dir", "devices", "device_memory", "node_bandwidth",
+    "preset", "seeds", "sweep", "launcher",
 }  # fmt: skip
 
 
@@ -24,6 +24,8 @@ class ModelSettings:
         zero_stage: DeepSpeed's ZeRO stage; None without DeepSpeed.
         seed: of a new head and of new adapters.
         drop_unpooled: an encoder's last layer continues with the pooled token alone, which changes no number.
+        device: onto which weights are read; None: into host memory.
+        narrow_layers: read linear layers in the precision and the rest in float32, to evaluate a whole model.
     """
 
     name: str
@@ -38,6 +40,8 @@ class ModelSettings:
     zero_stage: int | None = None
     seed: int = 0
     drop_unpooled: bool = True
+    device: str | None = None
+    narrow_layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ class OptimisationSettings:
         tokens_per_device: most padded tokens in one micro-batch on one device.
         learning_rate: peak; head_learning_rate: peak of a new head, None where there is none.
         max_grad_norm: None: no clipping.
+        gradient_exchange: type in which gradients are exchanged without DeepSpeed, "fp32" or "bf16".
         schedule: of the learning rate after the warmup: "linear", "cosine" or "constant".
         label_smoothing: share of a target's probability that is spread over all classes, from 0 to below 1.
         class_weights: of labels in the loss: "none", or "balanced" over the training split.
@@ -158,6 +163,7 @@ class OptimisationSettings:
     schedule: str = "linear"
     label_smoothing: float = 0.0
     class_weights: str = "none"
+    gradient_exchange: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,7 @@ class RunSettings:
 
     Attributes:
         devices, device_memory: that a plan is for, the memory in bytes; None: those that are here.
+        node_bandwidth: of a plan, in Gbit/s; None: nothing is said of several nodes.
     """
 
     output_dir: Path
@@ -203,6 +210,7 @@ class RunSettings:
     plan: bool = False
     devices: int | None = None
     device_memory: int | None = None
+    node_bandwidth: float | None = None
     tracker: str = "none"
     push_to_hub: str | None = None
 

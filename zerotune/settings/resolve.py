@@ -52,12 +52,19 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
     if head_rate is None and head != "generate":
         head_rate = HEAD_RATE_FACTOR * rate
     deepspeed = read_deepspeed_config(args.deepspeed)
-    if not args.plan and (args.devices or args.device_memory):
-        raise Refused("--devices and --device-memory say what a plan is for: add --plan, or leave them out")
+    if not args.plan and (args.devices or args.device_memory or args.node_bandwidth):
+        raise Refused(
+            "--devices, --device-memory and --node-bandwidth say what a plan is for: add --plan, or leave them out"
+        )
     for_gpu = args.plan and args.device_memory is not None
     precision = "bf16" if for_gpu and args.precision == "auto" else resolve_precision(args.precision, deepspeed)
     stage = zero_stage(deepspeed)
     if deepspeed is not None:
+        if args.gradient_exchange != "fp32":
+            raise Refused(
+                f"--gradient-exchange {args.gradient_exchange} is for runs without DeepSpeed, which exchanges in the "
+                "type of --precision: leave one of them out"
+            )
         deepspeed = fill_deepspeed_config(deepspeed, args.batch_size, args.max_grad_norm, precision)
     tokens = TRAIN_TOKENS if for_gpu else tokens_per_device(args.tokens_per_device, TRAIN_TOKENS)
     tokens = args.tokens_per_device or tokens

@@ -18,6 +18,7 @@ from zerotune.models.branches import can_share
 from zerotune.models.final_folder import load_final_span
 from zerotune.models.generator import load_language_model
 from zerotune.models.heads import is_encoder
+from zerotune.models.loading import read_onto
 from zerotune.models.model_files import read_record
 from zerotune.models.packed import packs_rows, use_packed_attention
 from zerotune.models.parameters import published_table
@@ -211,7 +212,7 @@ def load_spans(evaluation: QuestionEvaluation, config, device: torch.device) -> 
     """Load a model with a span head: a final/ folder's, a published one, or an encoder's untrained one."""
     loaded = evaluation.model
     record, lengths = read_record(loaded.name, loaded.revision) or {}, span_lengths(evaluation, config)
-    model, tokenizer, _ = load_final_span(loaded)
+    model, tokenizer, _ = load_final_span(read_onto(loaded, device, evaluates=True))
     if packs_rows(loaded, config):
         use_packed_attention(model.stock_model)
     threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)

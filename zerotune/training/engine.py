@@ -7,19 +7,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from zerotune.models import cpu_kernels
 from zerotune.models.attention import attention_kernel
 from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel
+from zerotune.models.loading import read_onto
 from zerotune.models.multi_label import PROBLEM_TYPE
 from zerotune.models.packed import use_packed_attention
 from zerotune.models.parameters import format_table, parameter_groups, parameter_table, published_table
 from zerotune.models.precision import autocast
 from zerotune.models.span_head import load_span_model
 from zerotune.models.used_rows import train_used_rows
+from zerotune.run.cpu import use_own_cores
 from zerotune.run.folder import RunFolder
+from zerotune.run.launch import on_all_ranks
+from zerotune.run.plan import Sharding
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings, TrainSettings
 from zerotune.training.data import TrainingData
@@ -44,7 +50,13 @@ def build_optimizer(name: str, groups: list[dict], device_type: str) -> torch.op
 
 
 def load_engine(
-    run: RunFolder, settings: TrainSettings, config, tokenizer, labels: tuple[str, ...], train: TrainingData
+    run: RunFolder,
+    settings: TrainSettings,
+    config,
+    tokenizer,
+    labels: tuple[str, ...],
+    train: TrainingData,
+    whole_gradients: bool = True,
 ) -> "Engine":
     """Load the model with its head, count its parameters in parameters.json, and put the optimizer around them.
 
@@ -53,8 +65,13 @@ def load_engine(
 
     Args:
         labels: names of a classifier's labels.
+        whole_gradients: of `check_fits`.
     """
-    model_settings = settings.model
+    zero = (settings.deepspeed or {}).get("zero_optimization", {})
+    if "optimizer" in Sharding(zero=zero).on_host:  # AdamW computes there; a launcher leaves it one thread
+        use_own_cores()
+    device = run.accelerator.device
+    model_settings = read_onto(settings.model, device)
     if settings.engine == "trainer":  # transformers' own forward pass
         attention = model_settings.attention
         if attention_kernel(attention, config) == cpu_kernels.ATTENTION:
@@ -69,7 +86,6 @@ def load_engine(
     before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
-    device = run.accelerator.device
     if settings.model.method != "qlora":
         model = model.to(device)
     if settings.model.zero_stage != 3 and settings.head != "generate" and settings.engine == "loop":
@@ -80,7 +96,20 @@ def load_engine(
     )
     optimizer = build_optimizer(optimisation.optimizer, groups, device.type)
     max_grad_norm, data_parallel = optimisation.max_grad_norm, settings.engine == "loop"
-    return Engine(run.accelerator, model, optimizer, settings.model.precision, max_grad_norm, data_parallel)
+    whole_gradients = all(on_all_ranks(run.accelerator, whole_gradients))
+    is_each = not whole_gradients and (settings.model.zero_stage or 0) > 1
+    run.update_json("run.json", gradients_exchanged="each micro-batch" if is_each else "once a step")
+    engine = Engine(
+        run.accelerator, model, optimizer, settings.model.precision, max_grad_norm, data_parallel, whole_gradients
+    )
+    if optimisation.gradient_exchange == "bf16" and isinstance(engine.model, DistributedDataParallel):
+        engine.model.register_comm_hook(None, exchange_in_bf16)
+    return engine
+
+
+def exchange_in_bf16(group, bucket):
+    """Average a bucket of gradients in bf16: torch's hook, which by its own name is for NCCL only."""
+    return bf16_compress_hook(group, bucket)
 
 
 def load_tuned_model(model: ModelSettings, head: str, labels: tuple[str, ...], tokenizer) -> TunedModel:
@@ -97,6 +126,8 @@ class Engine:
 
     Args:
         data_parallel: False where somebody else lets the ranks exchange their gradients.
+        whole_gradients: whether ZeRO-2 and 3 keep them whole on each rank until a step's last micro-batch, and exchange
+            them once; else they exchange those of every micro-batch. The same on all ranks.
     """
 
     def __init__(
@@ -107,10 +138,12 @@ class Engine:
         precision: str,
         max_grad_norm: float | None,
         data_parallel: bool = True,
+        whole_gradients: bool = True,
     ):
         self.accelerator = accelerator
         self.precision = precision
         self.max_grad_norm = max_grad_norm
+        self.whole_gradients = whole_gradients
         self.peak_rates = [group["lr"] for group in optimizer.param_groups]
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.num_trainable = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.trainable)
@@ -151,6 +184,9 @@ class Engine:
             return
         loss = loss * self.accelerator.num_processes
         if self.deepspeed:
+            if self.whole_gradients and self.model.zero_optimization_stage() > 1:
+                # what DeepSpeed's coalesce_grad_reduction sets, which exchanges after the last backward pass, not in it
+                self.model.inside_no_sync_ctxt = self.model.optimizer._coalesce_grad_reduction = not is_last
             self.model.set_gradient_accumulation_boundary(is_last)
             self.model.backward(loss)
         else:

@@ -13,6 +13,7 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.fake import chosen_attention
+from zerotune.models.families import expert_size
 from zerotune.models.heads import is_encoder
 from zerotune.models.loading import check_trainable
 from zerotune.models.packed import packs_rows
@@ -20,6 +21,7 @@ from zerotune.models.parameters import format_table, model_size, published_table
 from zerotune.models.precision import compute_dtype
 from zerotune.models.pretrained import check_generator, check_token_ids, load_tokenizer, most_tokens
 from zerotune.models.shapes import config_to_plan, has_tokenizer
+from zerotune.run.exchange import Exchange, efficiency, exchanged_weights, step_exchange
 from zerotune.run.plan import (
     GIB,
     STAGES,
@@ -44,6 +46,9 @@ LABELS, WINDOW, ANSWER = 2, 384, {"classify": 0, "span": 0, "generate": 2}
 GPU_FLOPS = {"bf16": 400e12, "fp16": 400e12, "fp32": 40e12}
 # Runs that take less of a GPU than this, by their weights alone, are started without counting.
 SURELY_FITS = 0.05
+STAGE_NAMES = ("plain", "ZeRO-1", "ZeRO-2", "ZeRO-3")
+NODES = (2, 4, 8)  # that --node-bandwidth is planned for
+STEPS_OF_A_PLAN = 50  # whose cut among several nodes is looked at
 _DEEPSPEED_FILES = {1: "ds_configs/zero1.json", 2: "ds_configs/zero2.json", 3: "ds_configs/zero3.json"}
 
 
@@ -74,8 +79,10 @@ class Devices:
 # --- before a run ---
 
 
-def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels: int) -> None:
+def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels: int) -> bool:
     """Refuse a run that will not fit its GPU; a small one, and one on a CPU, is not counted.
+
+    Returns whether whole gradients fit too, so that ZeRO-2 and 3 can exchange them once a step.
 
     Args:
         num_labels: of a classifier.
@@ -85,32 +92,40 @@ def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels:
     check_token_ids(settings.model.name, config, train.token_ids)
     devices = Devices.of(settings)
     if not devices.on_gpu:
-        return
+        return True
     total, trainable = model_size(config, settings.head, num_labels, settings.model)
-    _check_final_evaluation(settings, total, devices)
+    _check_final_evaluation(settings, config, devices)
     if 4 * total + 14 * trainable < SURELY_FITS * devices.memory:
-        return
+        return True
     batch = _largest_batch(settings, config, train, devices)
     counts = _count(settings, config, num_labels, batch, devices, _used_ids(settings, train))
     problem = why_not_fit(_need(settings, counts, devices), devices.memory, settings.model.method)
     if problem:
         raise Refused(problem)
+    return fits(_need(settings, counts, devices, whole_gradients=True), devices.memory)
 
 
-def _check_final_evaluation(settings: TrainSettings, num_weights: int, devices: Devices) -> None:
-    if settings.model.method == "full" and _final_bytes(settings, num_weights) > devices.memory:
-        precision = settings.model.precision if settings.head == "generate" else "fp32"
+def _check_final_evaluation(settings: TrainSettings, config, devices: Devices) -> None:
+    if settings.model.method == "full" and _final_bytes(settings, config) > devices.memory:
         raise Refused(
-            f"--method full ends by evaluating final/, whose {precision} weights take "
-            f"{_final_bytes(settings, num_weights) / GIB:.0f} GiB, and a device has {devices.memory / GIB:.0f} GiB: "
+            "--method full ends by evaluating final/ on each device, where its weights take "
+            f"{_final_bytes(settings, config) / GIB:.0f} GiB, and a device has {devices.memory / GIB:.0f} GiB: "
             "use --method lora or qlora"
         )
 
 
-def _final_bytes(settings: TrainSettings, num_weights: int) -> int:
-    """Return the bytes of a tuned model's weights: a generator's in the run's precision, float32 under a head."""
-    is_wide = settings.head != "generate" or settings.model.precision == "fp32"
-    return num_weights * (4 if is_wide else 2)
+def _final_bytes(settings: TrainSettings, config) -> int:
+    """Return the bytes of a tuned model's weights as they are evaluated.
+
+    A generator's have the run's precision; of a model with a head linear layers do, and the rest is float32.
+    """
+    table = published_table(config)
+    groups = table["groups"]
+    total, narrow = table["total"], table["total"]
+    if settings.head != "generate":  # it replaces an LM head
+        total -= groups["head"]
+        narrow = groups["attention"] + groups["mlp"] - expert_size(config)
+    return 4 * total - (2 * narrow if settings.model.precision != "fp32" else 0)
 
 
 # --- --plan ---
@@ -146,6 +161,8 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
     used = None if train is None else _used_ids(settings, train)
     counts = _count(settings, config, num_labels, batch, devices, used)
     need = _need(settings, counts, devices)
+    whole = _need(settings, counts, devices, whole_gradients=True)
+    exchanges_once = devices.memory is None or fits(whole, devices.memory)
     lines = [
         f"{model.name}: {model.method}, {model.precision}, --head {settings.head}"
         + (f" (the published shape of {shape}; no file of the model was read)" if shape else ""),
@@ -154,16 +171,16 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
         *notes,
         *_describe_data(splits, train),
         *_describe_steps(settings, splits, train, batch, counts, devices),
+        *_describe_exchange(settings, train, batch, counts, devices, exchanges_once),
         _describe_checkpoints(settings, counts.table["trainable"]),
         f"largest micro-batch: {batch.rows} rows, {batch.longest} tokens in the longest",
-        f"{describe_memory(need)}",
+        describe_memory(whole if exchanges_once else need),
         "  " + _how_counted(config, counts, devices),
     ]
     if devices.memory is not None:
-        num_weights = counts.table["total"]
         problem = why_not_fit(need, devices.memory, model.method)
         if settings.run.device_memory is None:  # the GPU that is here
-            _check_final_evaluation(settings, num_weights, devices)
+            _check_final_evaluation(settings, config, devices)
             if problem:
                 raise Refused(problem)
         lines += _fitting(settings, config, num_labels, batch, devices, counts)
@@ -228,9 +245,9 @@ def _count(settings, config, num_labels, batch, devices: Devices, used_ids, mode
     return count_step(config, model, settings.head, num_labels, batch, devices.on_gpu, used_ids)
 
 
-def _need(settings: TrainSettings, counts: StepCounts, devices: Devices) -> MemoryNeed:
+def _need(settings: TrainSettings, counts: StepCounts, devices: Devices, whole_gradients: bool = False) -> MemoryNeed:
     zero = (settings.deepspeed or {}).get("zero_optimization", {})
-    sharding = Sharding(settings.model.zero_stage or 0, devices.number, zero)
+    sharding = Sharding(settings.model.zero_stage or 0, devices.number, zero, whole_gradients)
     return _need_of(counts, settings.model, settings.optimisation.optimizer, sharding, devices)
 
 
@@ -283,7 +300,7 @@ def _describe_data(splits, train: TrainingData | None) -> list[str]:
 
 def _describe_steps(settings, splits, train, batch: MicroBatch, counts: StepCounts, devices: Devices) -> list[str]:
     optimisation = settings.optimisation
-    flops_a_token = counts.flops / (batch.rows * batch.longest if train is None or not train.packs else batch.tokens)
+    flops_a_token = _flops_a_token(train, batch, counts)
     if splits is None:
         num_steps, num_tokens = None, optimisation.batch_size * batch.longest
         lines = []
@@ -310,6 +327,70 @@ def _describe_steps(settings, splits, train, batch: MicroBatch, counts: StepCoun
     most = "" if train is not None else "at most "
     lines.append(f"arithmetic: {most}{flops / 1e12:.3g} TFLOP a step; {took}, at {rate / 1e12:.3g} TFLOP/s {what}")
     return lines
+
+
+def _describe_exchange(
+    settings: TrainSettings, train: TrainingData | None, batch: MicroBatch, counts: StepCounts, devices, once: bool
+) -> list[str]:
+    """Return what a device sends in a step; with --node-bandwidth, how much of the time the devices of nodes compute.
+
+    Args:
+        once: whether ZeRO-2 and 3 exchange gradients once a step.
+    """
+    lines, zero = [], (settings.deepspeed or {}).get("zero_optimization", {})
+    if devices.number > 1:
+        sharding = Sharding(settings.model.zero_stage or 0, devices.number, zero, once)
+        number, _ = _work_of_a_device(settings, train, batch, devices.number)
+        sent = _exchange(settings, counts, sharding, number)
+        often = "once" if sent.times == 1 else f"{number} times: whole ones do not fit until the last micro-batch"
+        parts = f"{sent.gradients / 1e9:.3g} of gradients, {often}"
+        lines.append(f"exchange: each device sends {sent.total / 1e9:.3g} GB a step ({parts})")
+    if not (settings.run.node_bandwidth and counts.flops):
+        return lines
+    rate, _ = _rate(settings.model.precision, devices)
+    seconds_a_token = _flops_a_token(train, batch, counts) / rate
+    rows = f"{settings.optimisation.batch_size} rows a step, {devices.number} device(s) a node"
+    lines += [
+        f"share of the time in which devices compute, at {settings.run.node_bandwidth:g} Gbit/s a node; {rows}:",
+        " " * 10 + "".join(f"{nodes:>4} nodes" for nodes in NODES),
+    ]
+    for stage in STAGES if settings.model.method != "qlora" else STAGES[:3]:
+        cells = []
+        for nodes in NODES:
+            sharding = Sharding(stage, nodes * devices.number, zero if stage == settings.model.zero_stage else {}, once)
+            number, tokens = _work_of_a_device(settings, train, batch, sharding.devices)
+            sent = _exchange(settings, counts, sharding, number)
+            overlaps = (settings.model.method, stage) != ("qlora", 2)  # ds_configs/qlora.json
+            bytes_per_second = settings.run.node_bandwidth * 1e9 / 8
+            cells.append(efficiency(sent, tokens * seconds_a_token, number, bytes_per_second, overlaps))
+        lines.append(f"{STAGE_NAMES[stage]:>10}" + "".join(f"{cell:>10.0%}" for cell in cells))
+    return [*lines, "  assumed: gradients travel during their backward pass, ZeRO-3's weights during any pass"]
+
+
+def _exchange(settings: TrainSettings, counts: StepCounts, sharding: Sharding, num_micro_batches: int) -> Exchange:
+    narrow = 4 if settings.model.precision == "fp32" else 2
+    plain = 2 if settings.optimisation.gradient_exchange == "bf16" else 4
+    weights = exchanged_weights(counts.table, settings.model.method)
+    return step_exchange(*weights, narrow, sharding, num_micro_batches, plain)
+
+
+def _work_of_a_device(
+    settings: TrainSettings, train: TrainingData | None, batch: MicroBatch, number: int
+) -> tuple[int, float]:
+    """Return the micro-batches and the padded tokens of the busiest of so many devices in a step, the mean of steps."""
+    optimisation = settings.optimisation
+    if train is None:
+        rows = math.ceil(optimisation.batch_size / number)
+        a_micro_batch = max(1, optimisation.tokens_per_device // batch.longest)
+        return math.ceil(rows / a_micro_batch), rows * batch.longest
+    steps = train.epoch_steps(optimisation.batch_size, optimisation.seed, epoch=0)[:STEPS_OF_A_PLAN]
+    cuts = [train.micro_batches(step, optimisation.tokens_per_device, number) for step in steps]
+    busiest = [max(sum(train.num_padded_tokens(rows) for rows in rank if len(rows)) for rank in cut) for cut in cuts]
+    return round(sum(len(cut[0]) for cut in cuts) / len(cuts)), sum(busiest) / len(busiest)
+
+
+def _flops_a_token(train: TrainingData | None, batch: MicroBatch, counts: StepCounts) -> float:
+    return counts.flops / (batch.rows * batch.longest if train is None or not train.packs else batch.tokens)
 
 
 def _rate(precision: str, devices: Devices) -> tuple[float, str]:
@@ -379,9 +460,9 @@ def _fitting(
             if (method, stage) != ("qlora", 3):  # which is refused
                 sharding = Sharding(stage, devices.number, {"overlap_comm": (method, stage) != ("qlora", 2)})
                 needs[method, stage] = _need_of(counts[is_full], model, optimizer, sharding, devices)
-    final_fits = _final_bytes(settings, counts[True].table["total"]) <= devices.memory
+    final_fits = _final_bytes(settings, config) <= devices.memory
     fitting = [each for each, need in needs.items() if fits(need, devices.memory) and (final_fits or each[0] != "full")]
-    names = ["plain", "ZeRO-1", "ZeRO-2", "ZeRO-3"][: len(stages)]
+    names = STAGE_NAMES[: len(stages)]
     lines = [
         f"GiB on each of {devices.number} device(s) of {devices.memory / GIB:.4g} GiB (* fits):",
         "".join(f"{name:>10}" for name in ["", *names]),
@@ -403,7 +484,7 @@ def _cell(need: MemoryNeed | None, is_fitting: bool) -> str:
 def _launch_line(method: str, stage: int, devices: Devices) -> str:
     """Return the command that was typed, launched on all devices with a method and a ZeRO stage."""
     kept, skip = [], False
-    replaced = ("--plan", "--devices", "--device-memory", "--method", "--deepspeed")
+    replaced = ("--plan", "--devices", "--device-memory", "--node-bandwidth", "--method", "--deepspeed")
     for word in sys.argv[1:]:
         name, has_value = word.partition("=")[0], "=" in word
         if skip:

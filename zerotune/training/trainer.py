@@ -36,6 +36,10 @@ def check_trainer_flags(settings: TrainSettings) -> None:
         )
     if settings.deepspeed is not None:
         raise Refused("--engine trainer runs without DeepSpeed: leave it out, or use --engine loop")
+    if settings.optimisation.gradient_exchange != "fp32":
+        raise Refused(
+            "--engine trainer exchanges gradients in fp32: leave --gradient-exchange out, or use --engine loop"
+        )
     if settings.run.scratch_dir:
         raise Refused("--engine trainer saves to the run folder at once: leave --scratch-dir out, or use --engine loop")
     if settings.model.precision == "fp16" and not torch.cuda.is_available():

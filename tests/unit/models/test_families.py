@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from final_cases import reloaded
 from safetensors.torch import load_file, save_file
 from tiny_models import IDS, LABELS, MASK, ROWS, TEXT_PARTS, model_copy, padded, task_record, tiny_model, tuned_model
 from torch.nn import functional
@@ -105,6 +106,19 @@ def check_step(model, head):
     model.eval()
 
 
+def check_narrow_layers(final, head):
+    """Check that linear layers in 16 bits change no bit of what autocast computes."""
+    half = {"precision": "bf16", "attention": "eager"}
+    wide, narrow = reloaded(final, head, **half)[0], reloaded(final, head, **half, narrow_layers=True, device="cpu")[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits(narrow, head), logits(wide, head))
+    types = {type(part): set() for part in narrow.modules()}
+    for part in narrow.modules():
+        types[type(part)] |= {weight.dtype for weight in part.parameters(recurse=False)}
+    assert torch.bfloat16 in types.pop(torch.nn.Linear)
+    assert set().union(*types.values()) <= {torch.float32}
+
+
 @pytest.mark.parametrize(("kind", "head", "method"), CASES)
 def test_a_family(kind, head, method, tmp_path, monkeypatch):
     """2e-5: float32 sums in another order; the tiny logits are about 1."""
@@ -130,6 +144,8 @@ def test_a_family(kind, head, method, tmp_path, monkeypatch):
         else:
             again, _, _ = load_final_span(settings) if head == "span" else load_final_or_base(settings, LABELS)
             assert torch.equal(logits(again, head), found)
+            if method == "full":
+                check_narrow_layers(tmp_path, head)
         if method == "qlora":  # test_final_folder.py runs its lines
             return
         # plain transformers and peft, by the lines of its README: padded, and row by row

@@ -1,5 +1,6 @@
 """Loading a model: types, trained parameters, how a head is drawn; and checkpoints that are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import CAUSAL, ENCODERS, LABELS, model_copy, tiny_model
 from torch import nn
+from transformers import LlamaForSequenceClassification
 
 from zerotune.errors import Refused
 from zerotune.models.classifier import load_classifier
 from zerotune.models.generator import load_language_model
 from zerotune.models.heads import is_head_parameter
-from zerotune.models.loading import check_trainable
+from zerotune.models.loading import check_trainable, read_onto
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.groups import ModelSettings
 
@@ -32,6 +34,33 @@ def rewrite_weights(folder, change):
     weights = load_file(folder / "model.safetensors")
     change(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_weights_read_onto_a_device_are_the_same(method, monkeypatch):
+    kind = tiny_model("llama")
+    usual = load(kind, method, precision="bf16").state_dict()
+    asked = []
+    original = LlamaForSequenceClassification.from_pretrained
+    monkeypatch.setattr(
+        LlamaForSequenceClassification,
+        "from_pretrained",
+        lambda *args, **named: asked.append(named["device_map"]) or original(*args, **named),
+    )
+    found = load(kind, method, precision="bf16", device="cpu").state_dict()
+    assert asked == [{"": "cpu"}] and found.keys() == usual.keys()
+    assert all(torch.equal(found[name], usual[name]) for name in usual)
+
+
+def test_only_a_gpu_is_read_onto_and_not_under_zero_3():
+    settings, gpu = ModelSettings("m", precision="bf16"), torch.device("cuda", 3)
+    read = read_onto(settings, gpu)
+    assert (read.device, read.narrow_layers) == ("cuda:3", False)
+    assert read_onto(settings, gpu, evaluates=True).narrow_layers
+    assert not read_onto(replace(settings, precision="fp32"), gpu, evaluates=True).narrow_layers
+    assert read_onto(settings, torch.device("cpu"), evaluates=True) == settings
+    zero_3 = replace(settings, zero_stage=3)
+    assert read_onto(zero_3, gpu) == zero_3
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])

@@ -29,6 +29,19 @@ def test_freed_blocks_go_back_under_pressure_alone(monkeypatch):
     assert len(kept) == NUM_BLOCKS // 50
 
 
+@pytest.mark.parametrize(("environment", "threads"), [({}, [4]), ({"OMP_NUM_THREADS": "2"}, [])])
+def test_the_ranks_of_a_node_share_its_cores(environment, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in (environment | {"LOCAL_WORLD_SIZE": "8"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cpu, "parent_command", lambda: "bash")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(32))
+    set_to = []
+    monkeypatch.setattr("torch.set_num_threads", set_to.append)
+    cpu.use_own_cores()
+    assert set_to == threads
+
+
 def test_the_limit_of_a_group_around_the_jobs_own_counts(monkeypatch):
     files = {
         "/proc/self/cgroup": "0::/job_7/step_0/task_0\n",

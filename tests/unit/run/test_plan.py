@@ -39,10 +39,10 @@ LORA = {
 }
 
 
-def need(counted=FULL, method="full", optimizer="adamw", stage=0, devices=1, on_gpu=False, **zero):
+def need(counted=FULL, method="full", optimizer="adamw", stage=0, devices=1, on_gpu=False, whole=False, **zero):
     model = ModelSettings("m", method=method, precision="bf16")
     return memory_need(**counted, largest_layer=1e7, model=model, optimizer=optimizer,
-                       sharding=Sharding(stage, devices, zero), on_gpu=on_gpu)  # fmt: skip
+                       sharding=Sharding(stage, devices, zero, whole), on_gpu=on_gpu)  # fmt: skip
 
 
 def test_the_peak_is_that_of_the_phase_that_holds_most():
@@ -62,15 +62,22 @@ def test_each_stage_of_zero_divides_more():
     assert few.temporary == 1e8 + 2e8
 
 
+def test_gradients_may_be_kept_whole_until_the_last_micro_batch():
+    counted = {"table": FULL["table"], "peaks": {"update": FULL["peaks"]["update"]}}
+    for stage in (2, 3):
+        whole, divided = (need(counted, stage=stage, devices=8, whole=each) for each in (True, False))
+        assert (whole.gradients, divided.gradients) == (4e9, 4e9 / 8) and whole.optimizer == divided.optimizer
+
+
 def test_zero_3_wants_a_frozen_base_in_float32():
     assert need(LORA, "lora", stage=3, devices=8).parameters == (2e9 + 2 * (BILLION - 1e7)) / 8
 
 
 def test_deepspeeds_buckets_are_of_each_type_that_it_exchanges():
     """bf16 and float32: two float32 buckets below stage 3, twice as many where communication overlaps."""
-    assert need(stage=2, devices=8).deepspeed_buckets == 5e8 * 4 * 2
-    assert need(stage=2, devices=8, overlap_comm=True).deepspeed_buckets == 5e8 * 4 * 2 * 2
-    assert need(stage=3, devices=8, overlap_comm=True).deepspeed_buckets == 5e8 * (2 + 4)
+    assert need(stage=2, devices=8).deepspeed_buckets == 5e7 * 4 * 2
+    assert need(stage=2, devices=8, overlap_comm=True).deepspeed_buckets == 5e7 * 4 * 2 * 2
+    assert need(stage=3, devices=8, overlap_comm=True).deepspeed_buckets == 5e7 * (2 + 4)
     assert need(stage=2, devices=8, reduce_bucket_size=1e6).deepspeed_buckets == 1e6 * 4 * 2
     assert need().deepspeed_buckets == 0
 
@@ -131,4 +138,4 @@ def test_a_device_is_never_filled_to_the_last_byte():
 
 def test_the_parts_are_named():
     line = describe_memory(need(stage=2, devices=8, on_gpu=True))
-    assert line.startswith("memory a device: about ") and "DeepSpeed's buckets 3.73, CUDA context 0.50" in line
+    assert line.startswith("memory a device: about ") and "DeepSpeed's buckets 0.37, CUDA context 0.50" in line

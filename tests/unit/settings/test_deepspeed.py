@@ -1,13 +1,19 @@
 """How DeepSpeed files and precisions resolve, and which are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from zerotune.errors import Refused
 from zerotune.settings import precision
-from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.deepspeed import BUCKET_SIZE, fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.flags import train_parser
 from zerotune.settings.precision import resolve_precision
+from zerotune.settings.resolve import train_settings
+from zerotune.tasks.sst2 import SST2
+
+CONFIGS = Path(__file__).parents[3] / "ds_configs"
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +71,12 @@ def test_the_device_decides_between_bf16_and_fp32():
 
 
 # --- the DeepSpeed file ---
+
+
+def test_deepspeed_exchanges_gradients_in_its_own_type():
+    flags = ["--sample", "--deepspeed", str(CONFIGS / "zero2.json"), "--gradient-exchange", "bf16"]
+    with pytest.raises(Refused, match="--gradient-exchange bf16 is for runs without DeepSpeed"):
+        train_settings(train_parser("", SST2).parse_args(flags), "sst2", {"epochs": 1, "learning_rate": 1e-3})
 
 
 def fill(config, precision="fp32"):
@@ -212,7 +224,8 @@ def test_what_deepspeed_does_not_know_is_refused(zero, words):
 
 def test_an_older_name_of_a_key_that_is_always_set_is_accepted():
     filled = fill({"zero_optimization": {"stage": 3, "stage3_gather_fp16_weights_on_model_save": True}})
-    assert filled["zero_optimization"] == {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+    assert filled["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    assert "stage3_gather_fp16_weights_on_model_save" not in filled["zero_optimization"]
 
 
 @pytest.mark.parametrize(("precision", "enabled"), [("bf16", True), ("fp32", False)])
@@ -227,9 +240,20 @@ def test_no_auto_is_left_and_zero_3_gathers_at_save():
     assert filled["zero_optimization"] == {
         "stage": 3,
         "overlap_comm": True,
+        "reduce_bucket_size": BUCKET_SIZE,
         "stage3_gather_16bit_weights_on_model_save": True,
     }
     assert '"auto"' not in json.dumps(filled)
+
+
+@pytest.mark.parametrize(("given", "size"), [({}, BUCKET_SIZE), ({"reduce_bucket_size": 2e6}, 2e6)])
+def test_buckets_have_our_size_unless_the_file_names_one(given, size):
+    assert fill({"zero_optimization": {"stage": 1, **given}})["zero_optimization"]["reduce_bucket_size"] == size
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_the_shipped_files_say_how_large_buckets_are(path):
+    assert read_deepspeed_config(path)["zero_optimization"]["reduce_bucket_size"] == BUCKET_SIZE
 
 
 @pytest.mark.parametrize("config", [{}, {"zero_optimization": {}}, {"zero_optimization": {"stage": 0}}])

@@ -63,10 +63,28 @@ def test_a_gated_model_is_planned_by_its_name_without_data(command):
     rows = {line.split()[0]: line.split()[1:] for line in found.splitlines() if line.startswith("  ") and "*" in line}
     assert rows.keys() == {"full", "lora", "qlora"} and rows["qlora"][-1] == "–"
     assert not rows["full"][0].endswith("*") and rows["full"][3].endswith("*"), "16 bytes a weight are 120 GiB"
+    plain, zero_1 = (float(cell.rstrip("*")) for cell in rows["lora"][:2])
+    assert zero_1 <= plain + 0.8, "ZeRO-1 saves an adapter nothing, and adds its buckets"
     assert found.splitlines()[-2] == (
         "  accelerate launch --num_processes 8 train/sst2.py --epochs 2 --output-dir 'my runs/a' "
         "--method full --deepspeed ds_configs/zero1.json"
     )
+
+
+def test_several_nodes_are_planned_for_a_bandwidth(command):
+    run = EIGHT_H100 | {"node_bandwidth": 400.0}
+    zero_2 = {"deepspeed": {"zero_optimization": {"stage": 2}}, "zero_stage": 2}
+    found = planned("Llama-3.2-1B", run=run, tokens=256, **zero_2)
+    assert "GB a step (" in found and "of gradients, once)" in found
+    lines = found.splitlines()
+    start = next(number for number, line in enumerate(lines) if "at 400 Gbit/s a node; 32 rows a step, 8 dev" in line)
+    shares = {
+        line.split()[0]: [int(cell.rstrip("%")) for cell in line.split()[1:]] for line in lines[start + 2 : start + 6]
+    }
+    assert shares.keys() == {"plain", "ZeRO-1", "ZeRO-2", "ZeRO-3"}
+    assert all(99 > two >= four >= eight > 0 for two, four, eight in shares.values())
+    faster = planned("Llama-3.2-1B", run=run | {"node_bandwidth": 1e6}, tokens=256, **zero_2).splitlines()
+    assert faster[start + 2].split()[1:] == ["100%"] * 3
 
 
 def test_a_folder_with_a_config_alone_is_planned(tmp_path, command):
@@ -111,9 +129,18 @@ def small_gpu(monkeypatch):
     monkeypatch.setattr("zerotune.models.packed.kernel_works", lambda: False)
 
 
-@pytest.mark.parametrize(("head", "words"), [("generate", None), ("classify", "whose fp32 weights take 27 GiB")])
-def test_the_final_evaluation_of_full_tuning_has_to_fit_in_its_own_precision(head, words, small_gpu):
-    """Mistral-7B under ZeRO-3: a generator is evaluated in bf16, a head on float32 weights."""
+@pytest.mark.parametrize(
+    ("head", "gib", "words"),
+    [
+        ("generate", 23.6, None),
+        ("classify", 23.6, None),
+        ("generate", 12, "its weights take 14 GiB"),
+        ("classify", 12, "its weights take 14 GiB"),
+    ],
+)
+def test_the_final_evaluation_of_full_tuning_has_to_fit_a_device(head, gib, words, small_gpu, monkeypatch):
+    """Mistral-7B under ZeRO-3: a generator is evaluated in bf16, under a head embedding and norms in float32."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, int(gib * GIB)))
     run = settings(
         head=head, deepspeed={"zero_optimization": {"stage": 3}}, zero_stage=3, activation_checkpointing=True
     )
@@ -129,9 +156,18 @@ def test_a_run_that_will_not_fit_is_refused_before_it_starts(small_gpu):
     check_fits(settings("Llama-3.2-3B", method="qlora"), shape_config("Llama-3.2-3B"), rows_of_100_tokens(), 2)
 
 
+@pytest.mark.parametrize(("gib", "fits_whole"), [(40, True), (18, False)])
+def test_gradients_are_kept_whole_where_they_fit(gib, fits_whole, small_gpu, monkeypatch):
+    """Llama-3.2-3B under ZeRO-3: 12 GiB of gradients, or an eighth of them."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, gib * GIB))
+    zero_3 = {"zero_optimization": {"stage": 3}}
+    run = settings("Llama-3.2-3B", deepspeed=zero_3, zero_stage=3, activation_checkpointing=True)
+    assert check_fits(run, shape_config("Llama-3.2-3B"), rows_of_100_tokens(), 2) == fits_whole
+
+
 def test_a_small_model_is_started_without_counting(small_gpu, monkeypatch):
     monkeypatch.delattr(plan, "count_step")
-    check_fits(settings("DistilBERT"), shape_config("DistilBERT"), rows_of_100_tokens(), 2)
+    assert check_fits(settings("DistilBERT"), shape_config("DistilBERT"), rows_of_100_tokens(), 2)
 
 
 def test_packed_rows_and_questions_with_branches_have_their_shapes():
