@@ -1,8 +1,8 @@
 """Fused passes: what a decoder does between its matrix products, in one kernel instead of several, on a GPU.
 
-A norm, with the residual's sum before it; the rotary embedding; the gated activation; LoRA's part of a projection. Each
-is a function of torch's autograd that keeps its inputs alone and computes the rest again in the backward pass. Its
-arithmetic is in float32 and rounded once, where the stock modules round several times.
+A norm, with the residual's sum before it; the rotary embedding; the gated activation; a projection's product, with
+LoRA's. Each is a function of torch's autograd that keeps its inputs alone and computes the rest again in the backward
+pass. Its arithmetic is in float32 and rounded once, where the stock modules round several times.
 
 They take the place of the stock modules' forwards by what a module is, never by its name: it has the parts, and gives
 the same numbers on a probe, without weights or a device. A module that is not, and every module on a CPU, stays as it
@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 NORM, ROTARY, GATE, RESIDUAL, ADAPTER = "norm", "rotary embedding", "gated activation", "residual", "adapter"
+PRODUCT = "projection"
 _ACTIVATIONS = {"silu": functional.silu, "gelu": partial(functional.gelu, approximate="tanh")}
 _EPSILONS = ("variance_epsilon", "eps")
 # The parts of a decoder layer; in Gemma-2's sandwich, norms follow attention and MLP too.
@@ -51,6 +52,7 @@ def fuse(model: nn.Module) -> tuple[str, ...]:
         found |= {ROTARY} if _fuse_rotary(module) else set()
         found |= {RESIDUAL} if _fuse_residual(module) else set()
         found |= {ADAPTER} if _fuse_adapter(module) else set()
+        found |= {PRODUCT} if _fuse_products(module) else set()
     return tuple(sorted(found))
 
 
@@ -147,12 +149,51 @@ def _compiled(kernel: Callable) -> Callable:
 # --- functions of autograd ---
 
 
+class _Readers:
+    """The sum of the gradients that the readers of one tensor have for it, which their products add up in place.
+
+    Autograd would add them in passes of their own. The tensor's producer takes the sum in its backward pass.
+    """
+
+    def __init__(self):
+        self.sum: torch.Tensor | None = None
+
+    def add_product(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Add left @ right."""
+        if self.sum is None:
+            self.sum = left @ right
+        else:
+            self.sum.addmm_(left, right)
+
+    def take(self, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the sum, with the gradient that came through autograd, and forget it; None where there is neither."""
+        total, self.sum = self.sum, None
+        return total if gradient is None else gradient if total is None else gradient + total
+
+
+def _wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return left @ right of 16-bit matrices in float32, without rounding it to 16 bits first where the GPU can."""
+    if left.is_cuda and left.dtype != torch.float32 and _wide_product_works():
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
+@cache
+def _wide_product_works() -> bool:
+    try:
+        ones = torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")
+        return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
+    except (NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
 class _Norm(torch.autograd.Function):
     """RMS norm of `hidden + added` (or `hidden` alone, with None), [tokens, dim], and the sum itself."""
 
     @staticmethod
-    def forward(ctx, hidden, added, weight, offset, epsilon, dtype):
+    def forward(ctx, hidden, added, weight, offset, epsilon, dtype, readers):
         ctx.set_materialize_grads(False)
+        ctx.readers = readers
         if added is None:
             normed, total = run(_norm, hidden, weight, offset, epsilon, dtype), hidden.view_as(hidden)
         else:
@@ -166,8 +207,9 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient, beside):
         total, weight = ctx.saved_tensors
+        gradient = ctx.readers.take(gradient)
         if gradient is None:
-            return beside, None if ctx.added_dtype is None else beside, None, None, None, None
+            return beside, None if ctx.added_dtype is None else beside, None, None, None, None, None
         dtype, to_added = ctx.added_dtype or total.dtype, None
         if beside is None and dtype == total.dtype:
             own, scale = run(_norm_gradient, gradient, total, weight, *ctx.constants)
@@ -179,7 +221,7 @@ class _Norm(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             to_weight = run(_norm_weight_gradient, gradient, total, scale).to(weight.dtype)
         own = own.to(ctx.hidden_dtype)
-        return own, None if ctx.added_dtype is None else to_added, to_weight, None, None, None
+        return own, None if ctx.added_dtype is None else to_added, to_weight, None, None, None, None
 
 
 class _Rotation(torch.autograd.Function):
@@ -212,11 +254,44 @@ class _Gate(torch.autograd.Function):
         return *run(_gated_gradient, gradient, *ctx.saved_tensors, ctx.activation), None
 
 
+class _Product(torch.autograd.Function):
+    """A linear layer of rows [tokens, inputs], whose weight's gradient is float32 as the weight is."""
+
+    @staticmethod
+    def forward(ctx, rows, weight, bias, readers):
+        ctx.readers, ctx.weight_dtype = readers, weight.dtype
+        narrow = weight.to(rows.dtype)
+        ctx.save_for_backward(rows, narrow)
+        return functional.linear(rows, narrow, None if bias is None else bias.to(rows.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        rows, weight = ctx.saved_tensors
+        gradient = gradient.to(rows.dtype)
+        to_rows = to_weight = to_bias = None
+        with torch.autocast(gradient.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                to_rows = _to_rows(ctx.readers, gradient, weight)
+            if ctx.needs_input_grad[1]:
+                to_weight = _wide_product(gradient.T, rows).to(ctx.weight_dtype)
+            if ctx.needs_input_grad[2]:
+                to_bias = gradient.sum(0, dtype=torch.float32).to(ctx.weight_dtype)
+        return to_rows, to_weight, to_bias, None
+
+
+def _to_rows(readers: _Readers | None, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+    if readers is None:
+        return gradient @ weight
+    return readers.add_product(gradient, weight)
+
+
 class _AdaptedLinear(torch.autograd.Function):
     """A frozen linear layer with LoRA, of rows [tokens, inputs]: the small products add to the large one's in place."""
 
     @staticmethod
-    def forward(ctx, rows, down, up, scaling, base):
+    def forward(ctx, rows, down, up, scaling, base, readers):
+        ctx.readers = readers
         down, up = down.to(rows.dtype), up.to(rows.dtype)
         result, inner = base(rows), rows @ down.T
         result.addmm_(inner, up.T, alpha=scaling)
@@ -231,13 +306,15 @@ class _AdaptedLinear(torch.autograd.Function):
         gradient = gradient.to(rows.dtype)
         with torch.autocast(gradient.device.type, enabled=False):
             to_inner = (gradient @ up).mul_(ctx.scaling)
-            to_up = (gradient.T @ inner).float().mul_(ctx.scaling)
-            to_down = (to_inner.T @ rows).float()
+            to_up = _wide_product(gradient.T, inner).mul_(ctx.scaling)
+            to_down = _wide_product(to_inner.T, rows)
             to_rows = None
             if ctx.needs_input_grad[0]:
-                to_rows = gradient @ _frozen_weight(ctx.base, rows.dtype)
-                to_rows.addmm_(to_inner, down)
-        return to_rows, to_down, to_up, None, None
+                readers = ctx.readers or _Readers()
+                readers.add_product(gradient, _frozen_weight(ctx.base, rows.dtype))
+                readers.add_product(to_inner, down)
+                to_rows = None if ctx.readers else readers.take(None)
+        return to_rows, to_down, to_up, None, None, None
 
 
 def _frozen_weight(base: nn.Module, dtype: torch.dtype) -> torch.Tensor:
@@ -312,7 +389,8 @@ def _norm_forward(
     Args:
         keeps_type: the stock norm has its input's type, not the wider one of input and weight.
     """
-    if hidden_states.ndim == 4 and not hidden_states.is_contiguous():  # heads before tokens
+    if hidden_states.ndim == 4 and not hidden_states.is_contiguous() and hidden_states.transpose(1, 2).is_contiguous():
+        # heads before tokens
         shaped = partial(_norm_forward, module, offset, epsilon, keeps_type)
         return shaped(hidden_states.transpose(1, 2)).transpose(1, 2)
     weight, total_dtype = module.weight, hidden_states.dtype
@@ -323,8 +401,11 @@ def _norm_forward(
     if getattr(module, "feeds_products", False):
         dtype = _narrow(hidden_states.device) or dtype
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-    normed, total = _Norm.apply(rows, added, weight, offset, epsilon, dtype)
+    readers = _Readers()
+    normed, total = _Norm.apply(rows, added, weight, offset, epsilon, dtype, readers)
     normed = normed.view(hidden_states.shape)
+    if getattr(module, "feeds_products", False) and normed.requires_grad:
+        normed.readers = readers  # for the projections that get this very tensor
     return (normed, total.view(hidden_states.shape)) if with_total else normed
 
 
@@ -426,7 +507,7 @@ def _fuse_residual(layer: nn.Module) -> bool:
         return False
     layer.forward = partial(_layer_forward, layer, sandwich)
     for norm, reader in (("input_layernorm", "self_attn"), (wanted[4] if sandwich else wanted[2], "mlp")):
-        parts[norm].feeds_products = _multiplies_only(parts[reader])
+        parts[norm].feeds_products = parts[reader].fuses_products = _multiplies_only(parts[reader])
     return True
 
 
@@ -484,7 +565,30 @@ def _adapter_forward(module: nn.Module, inputs: torch.Tensor, *args, **kwargs) -
     if drops or not keeps_type or down.bias is not None or up.bias is not None:
         return type(module).forward(module, inputs)
     rows = inputs.reshape(-1, inputs.shape[-1]).to(dtype)
-    result = _AdaptedLinear.apply(rows, down.weight, up.weight, module.scaling[name], base)
+    readers = _readers_of(inputs, dtype)
+    result = _AdaptedLinear.apply(rows, down.weight, up.weight, module.scaling[name], base, readers)
+    return result.view(*inputs.shape[:-1], -1)
+
+
+def _readers_of(inputs: torch.Tensor, dtype: torch.dtype) -> _Readers | None:
+    return getattr(inputs, "readers", None) if inputs.dtype == dtype else None
+
+
+def _fuse_products(module: nn.Module) -> bool:
+    """Replace the forward of the linear layers of an attention or MLP that train, unless they are sharded."""
+    found = False
+    for child in module.children():
+        if type(child) is nn.Linear and getattr(module, "fuses_products", False):
+            is_whole = not hasattr(child.weight, "ds_id") and child.weight.requires_grad
+            if is_whole and _is_stock(child):
+                child.forward, found = partial(_product_forward, child), True
+    return found
+
+
+def _product_forward(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    dtype = _narrow(inputs.device) or inputs.dtype
+    rows = inputs.reshape(-1, inputs.shape[-1]).to(dtype)
+    result = _Product.apply(rows, module.weight, module.bias, _readers_of(inputs, dtype))
     return result.view(*inputs.shape[:-1], -1)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from zerotune.models import cpu_kernels
 from zerotune.models.attention import attention_kernel
 from zerotune.models.classifier import load_classifier
+from zerotune.models.fused import use_fused_passes
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel
 from zerotune.models.multi_label import PROBLEM_TYPE
@@ -63,13 +64,16 @@ def load_engine(
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
     if train.packs:
         use_packed_attention(model.stock_model)
-    run.update_json("run.json", attention=model.config._attn_implementation)
+    device = run.accelerator.device
+    passes, problem = use_fused_passes(model.stock_model, device) if settings.engine == "loop" else ((), None)
+    if problem:
+        say(problem)
+    run.update_json("run.json", attention=model.config._attn_implementation, fused_passes=passes)
     if settings.data.multi_label:
         model.config.problem_type = PROBLEM_TYPE
     before, after = published_table(config), parameter_table(model)
     run.write_json("parameters.json", {"before": before, "after": after})
     say(format_table(before, after))
-    device = run.accelerator.device
     if settings.model.method != "qlora":
         model = model.to(device)
     if settings.model.zero_stage != 3 and settings.head != "generate" and settings.engine == "loop":
