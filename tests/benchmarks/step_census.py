@@ -120,8 +120,9 @@ class Census(TorchDispatchMode):
             return result
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         flops = 0
-        if operation._overloadpacket in flop_registry:
-            flops = flop_registry[operation._overloadpacket](*args, **kwargs, out_val=result)
+        counted_as = torch.ops.aten.addmm if name == "addmm_" else operation._overloadpacket
+        if counted_as in flop_registry:
+            flops = flop_registry[counted_as](*args, **kwargs, out_val=result)
         # a CPU scalar among the operands is an argument of the kernel
         is_float32 = bool(flops) and read[0].dtype == torch.float32
         counted = self.kernels[self.phase][_shown_name(name, args, result)]
@@ -329,7 +330,6 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
         fused.fuse(model)
     with fake_gpu(), fused_on_cpu(census.run_fused, census.wide_product):
         make_fake(model, fake_parameter)
-        make_fake(model)
         if packs:
             packed.use_packed_attention(model)
         engine = build_engine(model, settings, None if generates else used_ids(task, config.vocab_size))
