@@ -51,7 +51,7 @@ from zerotune.training.generation import AnswerData
 MATRIX_FLOPS, FLOAT32_FLOPS, MEMORY_BYTES = 650e12, 55e12, 3.0e12
 KERNEL_S = 2e-6
 HOST_S = {"forward": 8e-6, "backward": 5e-6, "optimizer": 8e-6}
-FUSED_HOST_S = 30e-6  # what the host needs for a fused pass beyond that: a Python function, and the compiled one's checks
+FUSED_HOST_S = 30e-6  # of the host for a fused pass beyond that: a Python function, and the compiled one's checks
 PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet; utilisation is of this
 
 CPU = torch.device("cpu")
@@ -148,6 +148,7 @@ class Census(TorchDispatchMode):
 
     def run_fused(self, kernel, *args):
         """Stand for `fused.run` on a GPU: count a pass as one kernel, by what goes in and what comes out."""
+        args = [fused.detached(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
         self.paused = True
         result = kernel(*args)
         self.paused = False
@@ -306,7 +307,7 @@ class Wanted:
     attention: str
     tokens_per_device: int
     activation_checkpointing: bool
-    fused: bool
+    fused: bool = True
 
 
 def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
@@ -384,7 +385,9 @@ def _no_attention(query, key, value, *_, **__):
     return (query + (key + value).repeat_interleave(groups, dim=1)).to(value.dtype).transpose(1, 2)
 
 
-def count_host_reads(shape: Shape, generates: bool, task: str, batch_size: int, settings, packs: bool, fuses: bool) -> dict:
+def count_host_reads(
+    shape: Shape, generates: bool, task: str, batch_size: int, settings, packs: bool, fuses: bool
+) -> dict:
     """Count the host reads of a real micro-batch and update: {"micro": Counter, "optimizer": Counter}.
 
     The model is the shape's toy with as many layers as the shape has; the rows are the first eight of the micro-batch.
@@ -400,7 +403,7 @@ def count_host_reads(shape: Shape, generates: bool, task: str, batch_size: int, 
     if fuses:
         fused.fuse(model)
     engine = build_engine(model, settings, None if generates else used_ids(task, config.vocab_size))
-    on_cpu = fused_on_cpu(fused.run, fused._wide_product)
+    on_cpu = fused_on_cpu(lambda kernel, *given: kernel(*given), fused._wide_product)
     with HostReads() as reads, mock.patch.object(packed, "_reference", _no_attention), on_cpu:
         loss = micro_batch(engine, data.batch(rows, CPU), data.num_targets(step))
         engine.backward(loss, is_last=True)
@@ -445,12 +448,12 @@ def main() -> None:
     parser.add_argument("--attention", default="auto", help="as the train scripts' flag, resolved as on a GPU")
     parser.add_argument("--tokens-per-device", type=int, default=16384, help="most tokens in a micro-batch")
     parser.add_argument("--activation-checkpointing", action="store_true", help="count recomputed layers too")
-    parser.add_argument("--stock-passes", action="store_true", help="count without fused passes")
+    parser.add_argument("--compile", choices=("auto", "none"), default="auto", help="as the train scripts' flag")
     parser.add_argument("--top", type=int, default=0, metavar="N", help="also print the N longest operations of each")
     parser.add_argument("--json", type=Path, help="write the figures, with every operation, to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    wanted = Wanted(args.attention, args.tokens_per_device, args.activation_checkpointing, not args.stock_passes)
+    wanted = Wanted(args.attention, args.tokens_per_device, args.activation_checkpointing, args.compile == "auto")
     rows = []
     for case in args.only:
         for each in args.steps:

@@ -6,7 +6,7 @@ pass. Its arithmetic is in float32 and rounded once, where the stock modules rou
 
 They take the place of the stock modules' forwards by what a module is, never by its name: it has the parts, and gives
 the same numbers on a probe, without weights or a device. A module that is not, and every module on a CPU, stays as it
-is. Hooks (DDP, ZeRO-3) see the same modules called.
+is. Hooks see the same modules called.
 """
 
 import copy
@@ -19,26 +19,30 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from zerotune.settings.groups import ModelSettings
+
 NORM, ROTARY, GATE, RESIDUAL, ADAPTER = "norm", "rotary embedding", "gated activation", "residual", "adapter"
 PRODUCT = "projection"
 _ACTIVATIONS = {"silu": functional.silu, "gelu": partial(functional.gelu, approximate="tanh")}
+_BACKEND = "inductor"
 _EPSILONS = ("variance_epsilon", "eps")
 # The parts of a decoder layer; in Gemma-2's sandwich, norms follow attention and MLP too.
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 _SANDWICH = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
-def use_fused_passes(model: nn.Module, device: torch.device) -> tuple[tuple[str, ...], str | None]:
-    """Let a stock model, and the adapters in it, run fused passes from now on, if it is on a GPU.
+def use_fused_passes(
+    model: nn.Module, settings: ModelSettings, device: torch.device
+) -> tuple[tuple[str, ...], str | None]:
+    """Let a stock model, and the adapters in it, run fused passes from now on, on a GPU in 16 bits unless told not to.
 
     Returns:
-        the names of the passes that are fused, none on a CPU; and why there are none on a GPU, in one line.
+        the names of the passes that are fused; and why there are none on such a GPU, in one line.
     """
-    if device.type != "cuda":
+    if settings.compile == "none" or device.type != "cuda" or settings.precision == "fp32":
         return (), None
-    if problem := kernels_fail():
-        return (), f"passes are not fused, for the kernels do not work here: {problem}"
-    return fuse(model), None
+    problem = "ZeRO-3 shards the weights" if settings.zero_stage == 3 else kernels_fail()
+    return ((), f"--compile is off: {problem}") if problem else (fuse(model), None)
 
 
 def fuse(model: nn.Module) -> tuple[str, ...]:
@@ -71,7 +75,10 @@ def _add_norm(hidden, added, weight, offset: float, epsilon: float, dtype: torch
 
 
 def _norm_backward(gradient, hidden, weight, offset: float, epsilon: float):
-    """Return the gradient of a norm's input, float32, and the scale of each row, [tokens, 1] (Zhang & Sennrich 2019)."""
+    """Return the gradient of a norm's input and the scale of each row, float32 [tokens, dim or 1].
+
+    The formula is that of Zhang & Sennrich 2019, section 4.
+    """
     wide = hidden.float()
     scale = torch.rsqrt((wide * wide).mean(-1, keepdim=True) + epsilon)
     normed, scaled = wide * scale, gradient.float() * (weight.float() + offset)
@@ -95,25 +102,29 @@ def _norm_weight_gradient(gradient, hidden, scale):
     return (gradient.float() * (hidden.float() * scale)).sum(0)
 
 
-def _rotate_half(values):
-    """Return [..., dim] of which the halves change places, the second one with its sign turned."""
-    first, second = values.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)
-
-
 def _rotated(states, cos, sin, dtype: torch.dtype):
     """Rotate states [tokens, heads, dim] by angles [tokens, rotated dim] (Su et al. 2021, equation 34)."""
-    width = cos.shape[-1]
-    wide, cos, sin = states.float(), cos.float().unsqueeze(1), sin.float().unsqueeze(1)
-    turned = wide[..., :width] * cos + _rotate_half(wide[..., :width]) * sin
-    return torch.cat([turned, wide[..., width:]], dim=-1).to(dtype)
+    wide, cos, sin, signs, width = _angles(states, cos, sin)
+    turned = wide[..., :width] * cos + wide[..., :width].roll(width // 2, -1) * (sin * signs)
+    return _with_rest(turned, wide).to(dtype)
 
 
 def _rotated_gradient(gradient, cos, sin, dtype: torch.dtype):
+    wide, cos, sin, signs, width = _angles(gradient, cos, sin)
+    turned = wide[..., :width] * cos - (wide[..., :width] * sin).roll(width // 2, -1) * signs
+    return _with_rest(turned, wide).to(dtype)
+
+
+def _angles(states, cos, sin):
+    """Return float32 states and angles, the signs with which halves change places, and the width that is rotated."""
     width = cos.shape[-1]
-    wide, cos, sin = gradient.float(), cos.float().unsqueeze(1), sin.float().unsqueeze(1)
-    turned = wide[..., :width] * cos - _rotate_half(wide[..., :width] * sin)
-    return torch.cat([turned, wide[..., width:]], dim=-1).to(dtype)
+    signs = torch.where(torch.arange(width, device=states.device) < width // 2, -1.0, 1.0)
+    return states.float(), cos.float().unsqueeze(1), sin.float().unsqueeze(1), signs, width
+
+
+def _with_rest(turned, wide):
+    width = turned.shape[-1]
+    return turned if width == wide.shape[-1] else torch.cat([turned, wide[..., width:]], dim=-1)
 
 
 def _gated(gate, up, activation: str):
@@ -130,10 +141,15 @@ def _gated_gradient(gradient, gate, up, activation: str):
     return inner.to(gate.dtype), (wide * _ACTIVATIONS[activation](opened)).to(up.dtype)
 
 
+def on_gpu(states: torch.Tensor) -> bool:
+    """Return whether states are where passes are fused."""
+    return states.is_cuda
+
+
 def run(kernel: Callable, *args):
     """Call a kernel: compiled on a GPU, once for all numbers of tokens; operation by operation elsewhere."""
-    args = [arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args]
-    if not args[0].is_cuda:
+    args = [detached(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+    if not on_gpu(args[0]):
         return kernel(*args)
     for arg in args:
         if isinstance(arg, torch.Tensor) and arg.ndim > 1:
@@ -141,9 +157,16 @@ def run(kernel: Callable, *args):
     return _compiled(kernel)(*args)
 
 
+def detached(states: torch.Tensor) -> torch.Tensor:
+    """Return what a kernel gets: contiguous, for other strides depend on the number of tokens and compile again."""
+    return states.detach().contiguous()
+
+
 @cache
 def _compiled(kernel: Callable) -> Callable:
-    return torch.compile(kernel, dynamic=False, fullgraph=True)
+    # one compilation each for the types, widths and constants of a model, and another outside of autocast
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(kernel, dynamic=False, fullgraph=True, backend=_BACKEND)
 
 
 # --- functions of autograd ---
@@ -412,7 +435,7 @@ def _norm_forward(
 def _fuse_gate(module: nn.Module) -> bool:
     parts = {name for name, _ in module.named_children()}
     joined = {"gate_up_proj", "down_proj"} <= parts
-    if not joined and not {"gate_proj", "up_proj", "down_proj"} <= parts or not _is_stock(module):
+    if not (joined or {"gate_proj", "up_proj", "down_proj"} <= parts) or not _is_stock(module):
         return False
     action = next((getattr(module, name) for name in ("act_fn", "activation_fn") if hasattr(module, name)), None)
     inputs = _probe(3, 8)
@@ -420,12 +443,16 @@ def _fuse_gate(module: nn.Module) -> bool:
     stubs = {"gate_up_proj": lambda x: torch.cat([2 * x, 3 - x], -1), "down_proj": torch.sin} if joined else stubs
     twin = _twin(module, **stubs)
     for name, activation in _ACTIVATIONS.items():
-        if action is not None and _same(lambda: action(inputs), partial(activation, inputs)):
-            wanted = lambda: type(module).forward(twin, inputs)  # noqa: E731
-            if _same(lambda: torch.sin(activation(2 * inputs) * (3 - inputs)), wanted):
-                module.forward = partial(_gate_forward, module, name, joined)
-                return True
+        if action is None or not _same(partial(action, inputs), partial(activation, inputs)):
+            continue
+        if _same(partial(_gated_probe, activation, inputs), partial(type(module).forward, twin, inputs)):
+            module.forward = partial(_gate_forward, module, name, joined)
+            return True
     return False
+
+
+def _gated_probe(activation: Callable, inputs: torch.Tensor) -> torch.Tensor:
+    return torch.sin(activation(2 * inputs) * (3 - inputs))
 
 
 def _gate_forward(module: nn.Module, activation: str, joined: bool, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -459,11 +486,6 @@ def _fuse_rotary(module: nn.Module) -> bool:
         return False
     source.apply_rotary_pos_emb = ours
     return True
-
-
-def on_gpu(states: torch.Tensor) -> bool:
-    """Return whether states are where passes are fused."""
-    return states.is_cuda
 
 
 def _rotate(stock: Callable, keeps_type: bool, query, key, cos, sin, *more, **named):
@@ -525,7 +547,7 @@ class _Stub:
 
 def _multiplies_only(module: nn.Module) -> bool:
     """Return whether all matrices in a module are those of linear layers, which cast their input."""
-    owners = (part for part in module.modules() if any(p.ndim > 1 or hasattr(p, "ds_id") for p in part._parameters.values() if p is not None))
+    owners = [part for part in module.modules() if any(p.ndim > 1 for p in part.parameters(recurse=False))]
     return all(isinstance(part, nn.Linear) or getattr(part.forward, "func", None) is _norm_forward for part in owners)
 
 
@@ -541,12 +563,12 @@ def _layer_forward(layer: nn.Module, sandwich: bool, hidden_states: torch.Tensor
 
 
 def _fuse_adapter(module: nn.Module) -> bool:
-    """Replace the forward of peft's LoRA around a frozen linear layer, plain or in 4 bits, that is not sharded."""
+    """Replace the forward of peft's LoRA around a frozen linear layer, plain or in 4 bits."""
     base = getattr(module, "base_layer", None)
     if not all(hasattr(module, name) for name in ("lora_A", "lora_B", "scaling", "active_adapters")) or base is None:
         return False
     is_linear = type(base) is nn.Linear or type(base).__name__ == "Linear4bit"
-    if not is_linear or base.weight.requires_grad or hasattr(base.weight, "ds_id") or not _is_stock(module):
+    if not is_linear or base.weight.requires_grad or not _is_stock(module):
         return False
     module.forward = partial(_adapter_forward, module)
     return True
@@ -575,14 +597,14 @@ def _readers_of(inputs: torch.Tensor, dtype: torch.dtype) -> _Readers | None:
 
 
 def _fuse_products(module: nn.Module) -> bool:
-    """Replace the forward of the linear layers of an attention or MLP that train, unless they are sharded."""
-    found = False
-    for child in module.children():
-        if type(child) is nn.Linear and getattr(module, "fuses_products", False):
-            is_whole = not hasattr(child.weight, "ds_id") and child.weight.requires_grad
-            if is_whole and _is_stock(child):
-                child.forward, found = partial(_product_forward, child), True
-    return found
+    """Replace the forward of the linear layers of an attention or MLP that train."""
+    if not getattr(module, "fuses_products", False):
+        return False
+    found = [child for child in module.children() if type(child) is nn.Linear and child.weight.requires_grad]
+    found = [child for child in found if _is_stock(child)]
+    for child in found:
+        child.forward = partial(_product_forward, child)
+    return bool(found)
 
 
 def _product_forward(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -596,6 +618,7 @@ def _product_forward(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
 
 
 @cache
+@torch.no_grad()
 def kernels_fail() -> str | None:
     """Return what is wrong with this GPU's kernels beside the same functions on the CPU, None if nothing is."""
     try:

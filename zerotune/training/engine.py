@@ -65,7 +65,8 @@ def load_engine(
     if train.packs:
         use_packed_attention(model.stock_model)
     device = run.accelerator.device
-    passes, problem = use_fused_passes(model.stock_model, device) if settings.engine == "loop" else ((), None)
+    fuses = settings.engine == "loop"
+    passes, problem = use_fused_passes(model.stock_model, model_settings, device) if fuses else ((), None)
     if problem:
         say(problem)
     run.update_json("run.json", attention=model.config._attn_implementation, fused_passes=passes)
