@@ -512,7 +512,8 @@ def _rotate_both(keeps_type: bool, query, key, cos, sin) -> tuple[torch.Tensor, 
 def _fuse_residual(layer: nn.Module) -> bool:
     """Replace a decoder layer's forward where it is the usual one, of norms that are fused.
 
-    A norm whose output is multiplied only writes the type in which autocast multiplies.
+    It becomes one of a subclass, whose forward transformers wraps for activation checkpointing as it does the stock
+    one's. A norm whose output is multiplied only writes the type in which autocast multiplies.
     """
     parts = dict(layer.named_children())
     sandwich = {*_SANDWICH} <= parts.keys()
@@ -521,13 +522,14 @@ def _fuse_residual(layer: nn.Module) -> bool:
     if not {*wanted} <= parts.keys() or not all(isinstance(part, nn.Dropout) and not part.p for part in others):
         return False
     norms = [part for name, part in parts.items() if name.endswith("norm")]
-    if not _is_stock(layer) or not all(getattr(norm.forward, "func", None) is _norm_forward for norm in norms):
+    are_fused = all(getattr(norm.forward, "func", None) is _norm_forward for norm in norms)
+    if not are_fused or not _is_stock(layer) or hasattr(layer, "fuses_residual"):
         return False
     steps = {name: _Stub(2.0 + place, name == "self_attn") for place, name in enumerate(wanted)}
     twin, hidden = _twin(layer, **steps), _probe(1, 3, 8)
-    if not _same(lambda: _layer_forward(twin, sandwich, hidden), lambda: type(layer).forward(twin, hidden)):
+    if not _same(partial(_layer_forward, twin, hidden), partial(type(layer).forward, twin, hidden)):
         return False
-    layer.forward = partial(_layer_forward, layer, sandwich)
+    layer.__class__ = _fused_layer(type(layer))
     for norm, reader in (("input_layernorm", "self_attn"), (wanted[4] if sandwich else wanted[2], "mlp")):
         parts[norm].feeds_products = parts[reader].fuses_products = _multiplies_only(parts[reader])
     return True
@@ -551,7 +553,14 @@ def _multiplies_only(module: nn.Module) -> bool:
     return all(isinstance(part, nn.Linear) or getattr(part.forward, "func", None) is _norm_forward for part in owners)
 
 
-def _layer_forward(layer: nn.Module, sandwich: bool, hidden_states: torch.Tensor, **given) -> torch.Tensor:
+@cache
+def _fused_layer(kind: type) -> type:
+    own = {"forward": _layer_forward, "fuses_residual": True, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), own)
+
+
+def _layer_forward(layer: nn.Module, hidden_states: torch.Tensor, **given) -> torch.Tensor:
+    sandwich = hasattr(layer, _SANDWICH[0])
     normed, residual = layer.input_layernorm(hidden_states, with_total=True)
     mixed, _ = layer.self_attn(hidden_states=normed, **given)
     if sandwich:
