@@ -14,11 +14,9 @@ ones: a toy of as many layers, on rows of the same lengths.
 """
 
 import argparse
-import contextlib
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from unittest import mock
@@ -148,7 +146,7 @@ class Census(TorchDispatchMode):
 
     def run_fused(self, kernel, *args):
         """Stand for `fused.run` on a GPU: count a pass as one kernel, by what goes in and what comes out."""
-        args = [fused.detached(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        args = fused.contiguous(args)
         self.paused = True
         result = kernel(*args)
         self.paused = False
@@ -246,17 +244,6 @@ class HostReads(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def fused_on_cpu(run: Callable, wide_product: Callable):
-    """Let fused passes run on a CPU, by stand-ins for two functions of `fused`, inside the block."""
-    with (
-        mock.patch.object(fused, "run", run),
-        mock.patch.object(fused, "_wide_product", wide_product),
-        mock.patch.object(fused, "on_gpu", lambda states: True),
-    ):
-        yield
-
-
 def fake_parameter(parameter: nn.Parameter) -> nn.Parameter:
     """Return a fake parameter in place of one on "meta", also of one in 4 bits."""
     if type(parameter).__name__ != "Params4bit":
@@ -329,7 +316,7 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
     census = Census()
     if wanted.fused:
         fused.fuse(model)
-    with fake_gpu(), fused_on_cpu(census.run_fused, census.wide_product):
+    with fake_gpu(), mock.patch.multiple(fused, run=census.run_fused, _wide_product=census.wide_product):
         make_fake(model, fake_parameter)
         if packs:
             packed.use_packed_attention(model)
@@ -403,8 +390,7 @@ def count_host_reads(
     if fuses:
         fused.fuse(model)
     engine = build_engine(model, settings, None if generates else used_ids(task, config.vocab_size))
-    on_cpu = fused_on_cpu(lambda kernel, *given: kernel(*given), fused._wide_product)
-    with HostReads() as reads, mock.patch.object(packed, "_reference", _no_attention), on_cpu:
+    with HostReads() as reads, mock.patch.object(packed, "_reference", _no_attention):
         loss = micro_batch(engine, data.batch(rows, CPU), data.num_targets(step))
         engine.backward(loss, is_last=True)
     with HostReads() as of_update:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from zerotune.models import packed
 from zerotune.models.classifier import load_classifier
 from zerotune.models.device import on_device
+from zerotune.models.fused import use_fused_passes
 from zerotune.models.parameters import parameter_groups
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.run.folder import RunFolder
@@ -263,6 +264,22 @@ def test_packed_rows_give_the_padded_logits(kind):
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             found.append(classifier(**on_device(inputs, DEVICE)))
     torch.testing.assert_close(*found, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("way", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_fused_passes_follow_the_stock_ones(kind, way, tmp_path):
+    """The losses of bf16 training; the passes' own numbers are checked before they are used (kernels_fail)."""
+    if way == "qlora":
+        pytest.importorskip("bitsandbytes")
+    losses = []
+    for compiles in ("none", "auto"):
+        classifier = classifier_of(kind, way, "bf16")
+        settings = ModelSettings("m", method=way, precision="bf16", compile=compiles)
+        passes, problem = use_fused_passes(classifier.stock_model, settings, DEVICE)
+        assert problem is None and bool(passes) == (compiles == "auto" and HAS_CUDA)
+        losses.append(train(engine_of(classifier, "bf16"), tmp_path / compiles))
+    assert np.abs(np.array(losses[0]) - np.array(losses[1])).max() < 0.1
 
 
 def test_a_copy_of_the_state_is_of_the_moment_when_it_was_taken(tmp_path):

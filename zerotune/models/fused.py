@@ -57,6 +57,8 @@ def fuse(model: nn.Module) -> tuple[str, ...]:
         found |= {RESIDUAL} if _fuse_residual(module) else set()
         found |= {ADAPTER} if _fuse_adapter(module) else set()
         found |= {PRODUCT} if _fuse_products(module) else set()
+    if ROTARY in found:
+        _mark_angles(model)
     return tuple(sorted(found))
 
 
@@ -141,25 +143,23 @@ def _gated_gradient(gradient, gate, up, activation: str):
     return inner.to(gate.dtype), (wide * _ACTIVATIONS[activation](opened)).to(up.dtype)
 
 
-def on_gpu(states: torch.Tensor) -> bool:
-    """Return whether states are where passes are fused."""
-    return states.is_cuda
-
-
 def run(kernel: Callable, *args):
-    """Call a kernel: compiled on a GPU, once for all numbers of tokens; operation by operation elsewhere."""
-    args = [detached(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
-    if not on_gpu(args[0]):
-        return kernel(*args)
+    """Call a kernel: compiled on a GPU; operation by operation elsewhere."""
+    return run_compiled(kernel, *args) if args[0].is_cuda else kernel(*args)
+
+
+def run_compiled(kernel: Callable, *args):
+    """Call a kernel that is compiled once for all numbers of tokens, the first size of every matrix."""
+    args = contiguous(args)
     for arg in args:
         if isinstance(arg, torch.Tensor) and arg.ndim > 1:
             torch._dynamo.maybe_mark_dynamic(arg, 0)
     return _compiled(kernel)(*args)
 
 
-def detached(states: torch.Tensor) -> torch.Tensor:
-    """Return what a kernel gets: contiguous, for other strides depend on the number of tokens and compile again."""
-    return states.detach().contiguous()
+def contiguous(args: tuple) -> list:
+    """Return arguments as a kernel is compiled for: other strides depend on the number of tokens."""
+    return [arg.detach().contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args]
 
 
 @cache
@@ -467,7 +467,7 @@ def _gate_forward(module: nn.Module, activation: str, joined: bool, hidden_state
 def _fuse_rotary(module: nn.Module) -> bool:
     """Replace the function by which a family's attention rotates queries and keys, in its module of transformers.
 
-    Models of the family on a CPU keep the stock function.
+    Other models of the family keep the stock function: it is called for angles that are not marked (`_mark_angles`).
     """
     source = sys.modules.get(type(module).__module__)
     stock = getattr(source, "apply_rotary_pos_emb", None)
@@ -488,8 +488,20 @@ def _fuse_rotary(module: nn.Module) -> bool:
     return True
 
 
+def _mark_angles(model: nn.Module) -> None:
+    """Let the angles that a model computes say that they are those of a model with fused passes."""
+
+    def mark(module: nn.Module, inputs: tuple, angles: tuple[torch.Tensor, torch.Tensor]) -> None:
+        for each in angles:
+            each.of_fused_model = True
+
+    for module in model.modules():
+        if any(name.endswith("inv_freq") for name in module._buffers):
+            module.register_forward_hook(mark)
+
+
 def _rotate(stock: Callable, keeps_type: bool, query, key, cos, sin, *more, **named):
-    plain = not more and not named and not cos.requires_grad and on_gpu(query)
+    plain = hasattr(cos, "of_fused_model") and not more and not named and not cos.requires_grad
     return _rotate_both(keeps_type, query, key, cos, sin) if plain else stock(query, key, cos, sin, *more, **named)
 
 

@@ -22,13 +22,6 @@ CPU = torch.device("cpu")
 UNUSUAL_LAYERS = {"qwen3_5_text", "olmo2", "olmo3", "granite"}  # which keep their residual sums and plain products
 
 
-@pytest.fixture
-def on_gpu(monkeypatch):
-    """Let passes run on a CPU, operation by operation."""
-    monkeypatch.setattr(fused, "on_gpu", lambda states: True)
-    monkeypatch.setattr(fused, "run", lambda kernel, *args: kernel(*args))
-
-
 def model_of(kind, method="full", precision="fp32", recomputes=False):
     settings = ModelSettings(
         tiny_model(kind), None, method, attention="eager", precision=precision, activation_checkpointing=recomputes
@@ -67,7 +60,7 @@ def expected_passes(kind, way):
         ("llama", "qlora"),
     ],
 )
-def test_fused_passes_give_the_stock_models_logits_and_gradients(kind, way, on_gpu):
+def test_fused_passes_give_the_stock_models_logits_and_gradients(kind, way):
     model = model_of(kind, "full" if way == "checkpointing" else way, recomputes=way == "checkpointing")
     wanted = outcome(model)
     assert {*fused.fuse(model)} == expected_passes(kind, way)
@@ -83,9 +76,16 @@ def test_fused_passes_give_the_stock_models_logits_and_gradients(kind, way, on_g
         torch.testing.assert_close(found[name], value, atol=3e-6, rtol=1e-4)
 
 
+def test_other_models_of_the_family_rotate_as_before(monkeypatch):
+    fused.fuse(model_of("llama"))
+    other = model_of("llama")
+    monkeypatch.setattr(fused, "_rotate_both", None)
+    outcome(other)
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3", "phi3"])
-def test_fused_passes_round_no_more_than_the_stock_ones(kind, method, on_gpu):
+def test_fused_passes_round_no_more_than_the_stock_ones(kind, method):
     """Distances are from the same weights in float32. In a few texts two roundings differ by a third either way."""
     ratios = []
     for seed in range(5):
@@ -104,8 +104,8 @@ def distance(found, exact):
 
 
 def test_other_lengths_compile_nothing_new(monkeypatch):
-    monkeypatch.setattr(fused, "on_gpu", lambda states: True)
     monkeypatch.setattr(fused, "_BACKEND", "aot_eager")
+    monkeypatch.setattr(fused, "run", fused.run_compiled)
     forget_compiled_passes()
     model = model_of("llama", "full", "bf16")
     fused.fuse(model)
