@@ -316,7 +316,8 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
     census = Census()
     if wanted.fused:
         fused.fuse(model)
-    with fake_gpu(), mock.patch.multiple(fused, run=census.run_fused, _wide_product=census.wide_product):
+    wide = {"_wide_product": census.wide_product, "can_multiply_wide": lambda states: True}
+    with fake_gpu(), mock.patch.multiple(fused, run=census.run_fused, **wide):
         make_fake(model, fake_parameter)
         if packs:
             packed.use_packed_attention(model)

@@ -196,9 +196,33 @@ class _Readers:
 
 def _wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return left @ right of 16-bit matrices in float32, without rounding it to 16 bits first where the GPU can."""
-    if left.is_cuda and left.dtype != torch.float32 and _wide_product_works():
+    if can_multiply_wide(left):
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
+
+
+def can_multiply_wide(states: torch.Tensor) -> bool:
+    """Return whether the device multiplies states of this type, of 16 bits, and answers in float32."""
+    return states.is_cuda and states.dtype != torch.float32 and _wide_product_works()
+
+
+class WideLinear(torch.autograd.Function):
+    """A frozen 16-bit LM head, [..., dim] to float32 [..., outputs]: a product in 16 bits that adds up in float32.
+
+    A product of two 16-bit numbers is exact in float32: the logits are those of the matrices cast to float32, up to the
+    order of the sum. The gradient is rounded to 16 bits, as that of every other layer.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight):
+        ctx.save_for_backward(weight)
+        return _wide_product(hidden.reshape(-1, hidden.shape[-1]), weight.T).view(*hidden.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        return gradient.to(weight.dtype) @ weight, None
 
 
 @cache
