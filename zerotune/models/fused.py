@@ -24,7 +24,7 @@ from zerotune.settings.groups import ModelSettings
 NORM, ROTARY, GATE, RESIDUAL, ADAPTER = "norm", "rotary embedding", "gated activation", "residual", "adapter"
 PRODUCT = "projection"
 _ACTIVATIONS = {"silu": functional.silu, "gelu": partial(functional.gelu, approximate="tanh")}
-_BACKEND = "inductor"
+_BACKEND, _MOST_COMPILATIONS = "inductor", 64
 _EPSILONS = ("variance_epsilon", "eps")
 # The parts of a decoder layer; in Gemma-2's sandwich, norms follow attention and MLP too.
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -154,6 +154,9 @@ def run_compiled(kernel: Callable, *args):
     for arg in args:
         if isinstance(arg, torch.Tensor) and arg.ndim > 1:
             torch._dynamo.maybe_mark_dynamic(arg, 0)
+    # one compilation for each type, width and constant of a model; the limit is another one in a backward pass's thread
+    if torch._dynamo.config.recompile_limit < _MOST_COMPILATIONS:
+        torch._dynamo.config.recompile_limit = _MOST_COMPILATIONS
     return _compiled(kernel)(*args)
 
 
@@ -164,8 +167,6 @@ def contiguous(args: tuple) -> list:
 
 @cache
 def _compiled(kernel: Callable) -> Callable:
-    # one compilation each for the types, widths and constants of a model, and another outside of autocast
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(kernel, dynamic=False, fullgraph=True, backend=_BACKEND)
 
 

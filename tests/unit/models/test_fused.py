@@ -1,5 +1,6 @@
 """Fused passes: the stock model's logits and gradients in float32, no worse ones in 16 bits, compiled once."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,24 @@ def test_other_lengths_compile_nothing_new(monkeypatch):
     for num_rows, length in ((2, 11), (7, 3), (1, 20)):
         outcome(model, "bf16", num_rows, length)
     assert counters["stats"]["unique_graphs"] == num_compiled
+    forget_compiled_passes()
+
+
+def test_many_widths_compile_in_another_thread(monkeypatch):
+    """A GPU's backward pass has a thread of its own, with torch's own limits."""
+    monkeypatch.setattr(fused, "_BACKEND", "eager")
+    forget_compiled_passes()
+    widths = range(2, 24, 2)
+
+    def norms():
+        assert len(widths) > torch._dynamo.config.recompile_limit
+        return [
+            fused.run_compiled(fused._norm, torch.ones(5, width), torch.ones(width), 0.0, 0.0, torch.float32).sum()
+            for width in widths
+        ]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(norms).result() == [5 * width for width in widths]
     forget_compiled_passes()
 
 
