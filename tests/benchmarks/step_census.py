@@ -7,8 +7,10 @@ A step goes through zerotune's own batches, model, engine and optimizer, on tens
 numbers. Every operation that would launch kernels is counted with the bytes that it reads and writes and its
 floating-point operations. Times are predicted from the rates below: counted, not measured.
 
-The fake tensors are those of zerotune/models/fake.py, on the CPU with what CUDA does otherwise. They have no numbers to
-read, so that host reads are counted on real ones: a toy of as many layers, on rows of the same lengths.
+The fake tensors are those of zerotune/models/fake.py, on the CPU with what CUDA does otherwise. A fused pass
+(zerotune/models/fused.py) counts as one kernel that reads each input and writes each output once; that the compiler
+makes such a kernel of it is an assumption. Fake tensors have no numbers to read, so that host reads are counted on real
+ones: a toy of as many layers, on rows of the same lengths.
 """
 
 import argparse
@@ -38,7 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from zerotune.models import packed
+from zerotune.models import fused, packed
 from zerotune.models.fake import chosen_attention, fake_gpu, make_fake
 from zerotune.training.generation import AnswerData
 
@@ -47,6 +49,9 @@ from zerotune.training.generation import AnswerData
 MATRIX_FLOPS, FLOAT32_FLOPS, MEMORY_BYTES = 650e12, 55e12, 3.0e12
 KERNEL_S = 2e-6
 HOST_S = {"forward": 8e-6, "backward": 5e-6, "optimizer": 8e-6}
+# Of the host for a fused pass beyond that: a compiled function's call took 34 µs more than an addition's on a CPU, and
+# the function of autograd around it is Python.
+FUSED_HOST_S = 50e-6
 PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet; utilisation is of this
 
 CPU = torch.device("cpu")
@@ -65,7 +70,7 @@ STEPS = ("sst2:32", "sst2:256", "imdb:57")
 PROMPT_TOKENS = 12  # that a generator's rows have before the text
 
 _NO_KERNELS = {"detach", "alias", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided",
-               "_unsafe_view", "_reshape_alias", "lift_fresh"}  # fmt: skip
+               "_unsafe_view", "_reshape_alias", "lift_fresh", "promote_types"}  # fmt: skip
 _WRITE_ONLY = {"copy_", "zero_", "fill_", "normal_", "uniform_"}
 _ROW_READERS = {"embedding", "index", "index_select", "gather"}  # of their first argument they read what they return
 HOST_READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_consecutive"}
@@ -78,6 +83,7 @@ class Kernels:
     """All kernels of one operation in one phase."""
 
     launches: int = 0
+    fused: int = 0
     bytes: int = 0
     flops: int = 0
     seconds: float = 0.0
@@ -95,6 +101,7 @@ class Census(TorchDispatchMode):
     """Counts the kernels of each operation inside the block, by phase: "forward", "backward", "optimizer"."""
 
     phase: str = "forward"
+    paused: bool = False
     kernels: dict[str, dict[str, Kernels]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Kernels)))
 
     def __post_init__(self):
@@ -103,6 +110,8 @@ class Census(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
+        if self.paused:
+            return result
         name = operation._schema.name.split("::")[1]
         if operation.namespace == "prim" or name.startswith("sym_") or name in _NO_KERNELS or operation.is_view:
             return result
@@ -111,8 +120,9 @@ class Census(TorchDispatchMode):
             return result
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         flops = 0
-        if operation._overloadpacket in flop_registry:
-            flops = flop_registry[operation._overloadpacket](*args, **kwargs, out_val=result)
+        counted_as = torch.ops.aten.addmm if name == "addmm_" else operation._overloadpacket
+        if counted_as in flop_registry:
+            flops = flop_registry[counted_as](*args, **kwargs, out_val=result)
         # a CPU scalar among the operands is an argument of the kernel
         is_float32 = bool(flops) and read[0].dtype == torch.float32
         counted = self.kernels[self.phase][_shown_name(name, args, result)]
@@ -136,12 +146,35 @@ class Census(TorchDispatchMode):
         flops = 2 * inputs.numel() * rows
         counted["mm"].add(1, size_of(inputs) + weight_bytes + size_of(result), flops)
 
+    def run_fused(self, kernel, *args):
+        """Stand for `fused.run` on a GPU: count a pass as one kernel, by what goes in and what comes out."""
+        args = fused.contiguous(args)
+        self.paused = True
+        result = kernel(*args)
+        self.paused = False
+        leaves = {id(leaf): leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)}
+        counted = self.kernels[self.phase][f"fused {kernel.__name__.strip('_')}"]
+        counted.add(1, sum(map(size_of, leaves.values())))
+        counted.fused += 1
+        return result
+
+    def wide_product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """Stand for `fused._wide_product` on a GPU: one product of 16-bit matrices that writes float32."""
+        self.paused = True
+        result = (left @ right).float()
+        self.paused = False
+        num_bytes = size_of(left) + size_of(right) + size_of(result)
+        flops = 2 * left.numel() * right.shape[1]
+        self.kernels[self.phase]["mm"].add(1, num_bytes, flops)
+        return result
+
     def total(self, *phases: str) -> Kernels:
         """Return the sum of all operations of some phases."""
         total = Kernels()
         for phase in phases:
             for counted in self.kernels[phase].values():
                 total.launches += counted.launches
+                total.fused += counted.fused
                 total.bytes += counted.bytes
                 total.flops += counted.flops
                 total.seconds += counted.seconds
@@ -263,6 +296,7 @@ class Wanted:
     attention: str
     tokens_per_device: int
     activation_checkpointing: bool
+    fused: bool = True
 
 
 def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
@@ -282,7 +316,10 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
         model = make(config, settings, torch.device("meta"))
     counts = weight_counts(model)
     census = Census()
-    with fake_gpu():
+    if wanted.fused:
+        fused.fuse(model)
+    wide = {"_wide_product": census.wide_product, "can_multiply_wide": lambda states: True}
+    with fake_gpu(), mock.patch.multiple(fused, run=census.run_fused, **wide):
         make_fake(model, fake_parameter)
         if packs:
             packed.use_packed_attention(model)
@@ -298,7 +335,7 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
         with census:
             engine.update(1.0)
     return _row(case, task, packed.ATTENTION if packs else kernel, data, step, micros, counts, census) | {
-        "host_reads": count_host_reads(shape, generates, task, batch_size, settings, packs),
+        "host_reads": count_host_reads(shape, generates, task, batch_size, settings, packs, wanted.fused),
         "census_s": time.perf_counter() - started,
     }
 
@@ -306,7 +343,7 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
 def _row(case, task, kernel, data, step, micros, counts, census) -> dict:
     passes, update = census.total("forward", "backward"), census.total("optimizer")
     phases = {phase: census.total(phase) for phase in HOST_S}
-    host = {phase: phases[phase].launches * seconds for phase, seconds in HOST_S.items()}
+    host = {phase: phases[phase].launches * s + phases[phase].fused * FUSED_HOST_S for phase, s in HOST_S.items()}
     device_s = len(micros) * passes.seconds + update.seconds
     host_s = len(micros) * (host["forward"] + host["backward"]) + host["optimizer"]
     num_tokens = data.num_tokens(step)
@@ -338,7 +375,9 @@ def _no_attention(query, key, value, *_, **__):
     return (query + (key + value).repeat_interleave(groups, dim=1)).to(value.dtype).transpose(1, 2)
 
 
-def count_host_reads(shape: Shape, generates: bool, task: str, batch_size: int, settings, packs: bool) -> dict:
+def count_host_reads(
+    shape: Shape, generates: bool, task: str, batch_size: int, settings, packs: bool, fuses: bool
+) -> dict:
     """Count the host reads of a real micro-batch and update: {"micro": Counter, "optimizer": Counter}.
 
     The model is the shape's toy with as many layers as the shape has; the rows are the first eight of the micro-batch.
@@ -351,6 +390,8 @@ def count_host_reads(shape: Shape, generates: bool, task: str, batch_size: int, 
     model = make(config, settings, CPU)
     if packs:
         packed.use_packed_attention(model)
+    if fuses:
+        fused.fuse(model)
     engine = build_engine(model, settings, None if generates else used_ids(task, config.vocab_size))
     with HostReads() as reads, mock.patch.object(packed, "_reference", _no_attention):
         loss = micro_batch(engine, data.batch(rows, CPU), data.num_targets(step))
@@ -396,11 +437,12 @@ def main() -> None:
     parser.add_argument("--attention", default="auto", help="as the train scripts' flag, resolved as on a GPU")
     parser.add_argument("--tokens-per-device", type=int, default=16384, help="most tokens in a micro-batch")
     parser.add_argument("--activation-checkpointing", action="store_true", help="count recomputed layers too")
+    parser.add_argument("--compile", choices=("auto", "none"), default="auto", help="as the train scripts' flag")
     parser.add_argument("--top", type=int, default=0, metavar="N", help="also print the N longest operations of each")
     parser.add_argument("--json", type=Path, help="write the figures, with every operation, to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    wanted = Wanted(args.attention, args.tokens_per_device, args.activation_checkpointing)
+    wanted = Wanted(args.attention, args.tokens_per_device, args.activation_checkpointing, args.compile == "auto")
     rows = []
     for case in args.only:
         for each in args.steps:

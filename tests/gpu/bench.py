@@ -22,6 +22,7 @@ from random_models import (
     used_ids,
 )
 
+from zerotune.models.fused import use_fused_passes
 from zerotune.models.packed import packs_rows, use_packed_attention
 
 PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet of H100 and H200 SXM
@@ -43,6 +44,8 @@ class Setup:
         checkpointing: whether activations are recomputed; None: if the device is too small otherwise (`Bench.settle`).
         generates: it has the LM head instead of a classifier's.
         deepspeed: a file of ds_configs/.
+        fuses: passes are fused on a GPU, as --compile auto does.
+        compiled: layers are compiled whole.
     """
 
     shape: Shape
@@ -51,6 +54,7 @@ class Setup:
     checkpointing: bool | None = False
     generates: bool = False
     deepspeed: Path | None = None
+    fuses: bool = True
     compiled: bool = False
 
 
@@ -61,6 +65,7 @@ class Built:
     Attributes:
         counts: library_step.weight_counts.
         flops: useful floating-point operations for a real token.
+        passes: names of the fused ones, or why there are none.
     """
 
     engine: object
@@ -68,6 +73,7 @@ class Built:
     config: object
     counts: dict
     flops: int
+    passes: str
 
 
 @dataclass(frozen=True)
@@ -125,17 +131,19 @@ class Bench:
             attention=setup.attention,
             activation_checkpointing=setup.checkpointing,
             zero_stage=None if setup.deepspeed is None else 2,
+            compile="auto" if setup.fuses and not setup.compiled else "none",
         )
         make = random_language_model if setup.generates else random_model
         model = make(config, settings, self.device)
         counts = weight_counts(model)
         if packs_rows(settings, config) and not setup.generates:
             use_packed_attention(model)
+        passes, problem = use_fused_passes(model, settings, self.device)
         ids = None if setup.generates else used_ids(setup.task, config.vocab_size)
         engine = build_engine(model, settings, ids, setup.deepspeed)
         if setup.compiled:
             self.compile_layers(engine.module, dynamic=True)
-        return Built(engine, settings, config, counts, useful_flops(counts))
+        return Built(engine, settings, config, counts, useful_flops(counts), problem or ", ".join(passes))
 
     def compile_layers(self, tuned, dynamic: bool) -> None:
         """Compile each layer in place by torch.compile; they share one compilation. A toy's are traced alone."""

@@ -106,7 +106,7 @@ def packed_logits(tuned, row: PackedRow, longest: int) -> torch.Tensor:
 def train_packed(bench: Bench, setup: Setup, tokens: int) -> dict:
     """Optimizer steps of one packed row each, through zerotune's engine, and how far its logits are from those of the
     padded path: as shares of the norm of float32 logits."""
-    compiled, setup = setup.compiled, replace(setup, compiled=False)
+    compiled, setup = setup.compiled, replace(setup, compiled=False, fuses=not setup.compiled)
     size, longest = bench.tokens(tokens), 1 << (longest_row(setup.task) - 1).bit_length()
     built = bench.built(setup)
     engine, tuned = built.engine, built.engine.module

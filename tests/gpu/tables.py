@@ -78,6 +78,7 @@ def _training_table(rows: list[dict], device: dict | None) -> str:
         "of matmul": lambda row: f"{row['utilisation'] * PEAK_FLOPS / rate:.1%}" if rate else "–",
         "padding": shown("padding", ".2f"),
         "recomputes": lambda row: "yes" if row.get("checkpointing") else "no",
+        "fused": lambda row: row.get("passes") or "–",
         "peak GiB": lambda row: memory(row, "peak_bytes"),
         "plan GiB": lambda row: memory(row, "planned_bytes"),
         "waits a step": shown("waits_per_step", ".1f"),

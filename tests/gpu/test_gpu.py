@@ -18,6 +18,8 @@ from torch.nn import functional
 from zerotune.models import packed
 from zerotune.models.classifier import load_classifier
 from zerotune.models.device import on_device
+from zerotune.models.fused import use_fused_passes
+from zerotune.models.heads import float32_linear
 from zerotune.models.parameters import parameter_groups
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.run.folder import RunFolder
@@ -263,6 +265,32 @@ def test_packed_rows_give_the_padded_logits(kind):
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             found.append(classifier(**on_device(inputs, DEVICE)))
     torch.testing.assert_close(*found, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("way", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_fused_passes_follow_the_stock_ones(kind, way, tmp_path):
+    """The losses of bf16 training; the passes' own numbers are checked before they are used (kernels_fail)."""
+    if way == "qlora":
+        pytest.importorskip("bitsandbytes")
+    losses = []
+    for compiles in ("none", "auto"):
+        classifier = classifier_of(kind, way, "bf16")
+        settings = ModelSettings("m", method=way, precision="bf16", compile=compiles)
+        passes, problem = use_fused_passes(classifier.stock_model, settings, DEVICE)
+        assert problem is None and bool(passes) == (compiles == "auto" and HAS_CUDA)
+        losses.append(train(engine_of(classifier, "bf16"), tmp_path / compiles))
+    assert np.abs(np.array(losses[0]) - np.array(losses[1])).max() < 0.1
+
+
+@needs_cuda
+def test_a_frozen_head_in_bf16_gives_float32s_logits():
+    head = float32_linear(nn.Linear(256, 1000, bias=False).bfloat16(), cast_weights=False).requires_grad_(False).cuda()
+    hidden = torch.randn(7, 256, device="cuda").bfloat16().requires_grad_()
+    logits, exact = head(hidden), functional.linear(hidden.float(), head.weight.float())
+    torch.testing.assert_close(logits, exact, rtol=1e-4, atol=1e-4)
+    gradients = [torch.autograd.grad(each, hidden, torch.ones_like(each))[0] for each in (logits, exact)]
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
 
 
 def test_a_copy_of_the_state_is_of_the_moment_when_it_was_taken(tmp_path):

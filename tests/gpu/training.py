@@ -53,6 +53,7 @@ def train(bench: Bench, setup: Setup, tokens: int, batch_size: int | None = None
     return figures(timed, [data.num_tokens(step) for step in steps], len(steps[0]), built.flops) | {
         "attention": "varlen" if data.packs else setup.attention,
         "checkpointing": setup.checkpointing,
+        "passes": built.passes,
         "micro_batches": len(micros) / len(steps),
         "padding": sum(map(data.num_padded_tokens, micros)) / data.num_tokens(np.arange(len(data.ids))),
         "peak_bytes": peak,

@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from zerotune.errors import Refused
 from zerotune.models.adapters import base_settings, load_adapter
 from zerotune.models.branches import Places, branch_masks, mask_dtype
-from zerotune.models.heads import TunedModel, float32_linear
+from zerotune.models.heads import TunedModel, float32_linear, wide_linear
 from zerotune.models.loading import (
     check_settings,
     check_unused_keys,
@@ -73,7 +72,7 @@ def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = Non
         logits = head(hidden).float()
         return finish_logits(logits if token_ids is None else logits[..., token_ids], model.config)
     weight = head.weight if token_ids is None else head.weight[token_ids]
-    return finish_logits(functional.linear(hidden.float(), weight.float()), model.config)
+    return finish_logits(wide_linear(hidden, weight), model.config)
 
 
 def answer_log_likelihoods(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

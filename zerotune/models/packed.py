@@ -180,8 +180,8 @@ def _varlen(query, key, value, bounds, longest, scaling, causal, window) -> torc
 
     narrow = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.get_autocast_dtype("cuda")
     groups = query.shape[1] // key.shape[1]
-    # after RoPE queries and keys are float32 under autocast
-    query, key, value = (each[0].transpose(0, 1).to(narrow) for each in (query, key, value))
+    # after RoPE queries and keys may be float32 under autocast; an index would have a pass for its gradient
+    query, key, value = (each.squeeze(0).transpose(0, 1).to(narrow) for each in (query, key, value))
     more = {"enable_gqa": True} if groups > 1 else {}
     if groups > 1 and "enable_gqa" not in signature(varlen_attn).parameters:  # torch 2.11
         key, value, more = *(each.repeat_interleave(groups, dim=1) for each in (key, value)), {}

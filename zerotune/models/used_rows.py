@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class UsedRowsEmbedding(nn.Module):
-    """Replaces an `nn.Embedding` during full tuning.
+    """Replaces an `nn.Embedding` during full tuning, or one that multiplies by its `embed_scale` as Gemma's does.
 
     Args:
         embedding: [num_embeddings, dim].
@@ -26,6 +26,8 @@ class UsedRowsEmbedding(nn.Module):
         place[rows] = torch.arange(len(rows))
         table = embedding.weight.detach()
         self.padding_idx = embedding.padding_idx
+        self.embed_scale = getattr(embedding, "scalar_embed_scale", None)
+        self._kind = type(embedding)
         has_padding = self.padding_idx is not None and self.padding_idx in ids
         self._padding_place = int(np.searchsorted(ids, self.padding_idx)) if has_padding else None
         self.unused_decay = 1.0
@@ -38,22 +40,30 @@ class UsedRowsEmbedding(nn.Module):
         """Return the embeddings [..., dim] of ids [...]. In training every id must be a used one."""
         place = self.place[input_ids]
         if self.training:
-            return functional.embedding(place, self.weight, self._padding_place)
+            return self._scaled(functional.embedding(place, self.weight, self._padding_place))
         trained = functional.embedding(place.clamp(min=0), self.weight)
         unused = functional.embedding(input_ids, self.table) * self.unused_decay
-        return torch.where((place < 0).unsqueeze(-1), unused, trained)
+        return self._scaled(torch.where((place < 0).unsqueeze(-1), unused, trained))
+
+    def _scaled(self, embedded: torch.Tensor) -> torch.Tensor:
+        return embedded if self.embed_scale is None else embedded * self.embed_scale
 
     def whole(self) -> nn.Embedding:
-        """Return the plain embedding that training the whole table would have given."""
+        """Return the stock embedding that training the whole table would have given."""
         table = self.table * self.unused_decay
         table[self.rows] = self.weight.detach().to(table.dtype)
-        return nn.Embedding(*table.shape, padding_idx=self.padding_idx, _weight=table)
+        scale = {} if self.embed_scale is None else {"embed_scale": self.embed_scale}
+        whole = self._kind(1, table.shape[1], padding_idx=None, **scale)  # no large table is drawn first
+        whole.num_embeddings, whole.padding_idx = len(table), self.padding_idx
+        whole.weight = nn.Parameter(table)
+        return whole.to(table.device)
 
 
 def train_used_rows(model: nn.Module, used: np.ndarray) -> UsedRowsEmbedding | None:
     """Put a `UsedRowsEmbedding` into a transformers model and return it; None if its embedding does not train."""
     embedding = model.get_input_embeddings()
-    if type(embedding) is not nn.Embedding or not embedding.weight.requires_grad:
+    is_known = type(embedding) is nn.Embedding or hasattr(embedding, "scalar_embed_scale")
+    if not is_known or not embedding.weight.requires_grad:
         return None
     replacement = UsedRowsEmbedding(embedding, used)
     model.set_input_embeddings(replacement)

@@ -220,6 +220,12 @@ def add_training_method_flags(parser: FlagParser, heads: tuple[str, ...], heads_
     group.add_argument(
         "--activation-checkpointing", action="store_true", help="recompute activations: less memory, about 30 %% slower"
     )
+    group.add_argument(
+        "--compile",
+        choices=("auto", "none"),
+        default="auto",
+        help="auto: on a GPU in 16 bits, compile what a layer does between its matrix products (default %(default)s)",
+    )
     return group
 
 

@@ -21,6 +21,7 @@ class ModelSettings:
         revision: branch, tag or commit of a hub model.
         method: "full", "lora" or "qlora". An evaluation uses "qlora" for a base in NF4.
         precision: "bf16", "fp16" or "fp32", already resolved from flag, DeepSpeed file, launcher and device.
+        compile: "auto": training runs compiled passes where `zerotune.models.fused` can; "none".
         zero_stage: DeepSpeed's ZeRO stage; None without DeepSpeed.
         seed: of a new head and of new adapters.
         drop_unpooled: an encoder's last layer continues with the pooled token alone, which changes no number.
@@ -37,6 +38,7 @@ class ModelSettings:
     attention: str = "auto"
     precision: str = "fp32"
     activation_checkpointing: bool = False
+    compile: str = "auto"
     zero_stage: int | None = None
     seed: int = 0
     drop_unpooled: bool = True

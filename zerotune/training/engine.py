@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from zerotune.models import cpu_kernels
 from zerotune.models.attention import attention_kernel
 from zerotune.models.classifier import load_classifier
+from zerotune.models.fused import use_fused_passes
 from zerotune.models.generator import load_generator
 from zerotune.models.heads import TunedModel
 from zerotune.models.loading import read_onto
@@ -80,7 +81,12 @@ def load_engine(
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
     if train.packs:
         use_packed_attention(model.stock_model)
-    run.update_json("run.json", attention=model.config._attn_implementation)
+    device = run.accelerator.device
+    fuses = settings.engine == "loop"
+    passes, problem = use_fused_passes(model.stock_model, model_settings, device) if fuses else ((), None)
+    if problem:
+        say(problem)
+    run.update_json("run.json", attention=model.config._attn_implementation, fused_passes=passes)
     if settings.data.multi_label:
         model.config.problem_type = PROBLEM_TYPE
     before, after = published_table(config), parameter_table(model)

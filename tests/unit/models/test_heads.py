@@ -5,6 +5,7 @@ import torch
 from tiny_models import CAUSAL, ENCODERS, tiny_model, tuned_model
 from torch import nn
 
+from zerotune.models import fused
 from zerotune.models.heads import Float32Linear, float32_linear, head_of, is_head_parameter, logical_size, stock_name
 
 
@@ -40,6 +41,32 @@ def test_a_float32_layer_keeps_the_parameters_themselves():
     assert cast.weight is weight and weight.dtype == torch.float32
     for layer in (narrow, cast):
         assert type(layer) is Float32Linear and torch.equal(layer(hidden), expected)
+
+
+def test_a_frozen_head_in_bf16_multiplies_without_copies_where_the_device_can(monkeypatch):
+    """A GPU's product of 16-bit matrices with a float32 result is played here by a float32 one."""
+    head = float32_linear(nn.Linear(64, 50, bias=False).bfloat16(), cast_weights=False).requires_grad_(False)
+    hidden = torch.randn(2, 3, 64).bfloat16().requires_grad_()
+    upstream = torch.randn(2, 3, 50)
+    wanted = head(hidden)
+    (wanted_gradient,) = torch.autograd.grad(wanted, hidden, upstream)
+    monkeypatch.setattr(fused, "can_multiply_wide", lambda states: True)
+    products = []
+
+    def product(left, right):
+        products.append(left)
+        return left.float() @ right.float()
+
+    monkeypatch.setattr(fused, "_wide_product", product)
+    found = head(hidden)
+    (gradient,) = torch.autograd.grad(found, hidden, upstream)
+    assert len(products) == 1 and found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert (gradient - wanted_gradient).norm() < 2**-7 * wanted_gradient.norm(), "rounded to 8 bits"
+    head.requires_grad_(True)
+    assert torch.equal(head(hidden), wanted) and len(products) == 1, "a weight that trains has a float32 gradient"
+    head(hidden.float()), head(hidden.half())
+    assert len(products) == 1
 
 
 def test_a_layer_of_another_class_is_not_taken_for_a_head():

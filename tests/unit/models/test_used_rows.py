@@ -40,7 +40,7 @@ def train(kind: str, only_used: bool):
     return classifier
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "distilbert"])
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gemma3_text", "bert", "distilbert"])
 def test_same_weights_as_the_whole_table(kind):
     whole, part = train(kind, False), train(kind, True)
     embedding = part.stock_model.get_input_embeddings()
