@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from zerotune.errors import Refused
@@ -88,10 +89,10 @@ def answer_log_likelihoods(model, hidden: torch.Tensor, targets: torch.Tensor) -
         return torch.cat(
             [-functional.cross_entropy(answer_logits(model, *each[:1]), each[1], reduction="none") for each in parts]
         )
-    hidden, sums = hidden.float(), []
+    sums = []
     for weight in head.weight.split(max(1, _MOST_LOGITS // len(hidden))):
-        sums.append(finish_logits(functional.linear(hidden, weight.float()), config).logsumexp(-1))
-    chosen = finish_logits((hidden * head.weight[targets].float()).sum(-1), config)
+        sums.append(finish_logits(wide_linear(hidden, weight), config).logsumexp(-1))
+    chosen = finish_logits((hidden.float() * head.weight[targets].float()).sum(-1), config)
     return chosen - torch.stack(sums).logsumexp(0)
 
 

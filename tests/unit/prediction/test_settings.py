@@ -21,7 +21,7 @@ def test_a_file_and_its_columns(tmp_path, monkeypatch):
     assert resolve("--model", "m", "--file", "a.csv", "--output", "b.csv").resumes
     with pytest.raises(Refused, match=r"b.csv: no such file \(did you mean 'a.csv'"):
         resolve("--model", "m", "--file", "b.csv")
-    with pytest.raises(Refused, match="--output a.csv is there already"):
+    with pytest.raises(Refused, match=r"--output a\.csv is there already"):
         resolve("--model", "m", "text", "--output", "a.csv")
 
 
