@@ -44,6 +44,8 @@ from zerotune.training.zero_state import BYTES_A_WEIGHT
 LABELS, WINDOW, ANSWER = 2, 384, {"classify": 0, "span": 0, "generate": 2}
 # What a plan assumes that a GPU does in a second: about 40 % of an H100's peak in 16 bits, and in float32.
 GPU_FLOPS = {"bf16": 400e12, "fp16": 400e12, "fp32": 40e12}
+# What a step of a small model takes beside its arithmetic, about: Python's own work, on a CPU as on a GPU.
+SECONDS_OF_PYTHON = 0.02
 # Runs that take less of a GPU than this, by their weights alone, are started without counting.
 SURELY_FITS = 0.05
 STAGE_NAMES = ("plain", "ZeRO-1", "ZeRO-2", "ZeRO-3")
@@ -324,6 +326,9 @@ def _describe_steps(settings, splits, train, batch: MicroBatch, counts: StepCoun
     rate, what = _rate(settings.model.precision, devices)
     seconds = flops / (rate * devices.number)
     took = f"{seconds:.3g} s a step" + (f", about {_duration(seconds * num_steps)} of steps" if num_steps else "")
+    if seconds < SECONDS_OF_PYTHON:
+        took = f"{seconds:.2g} s of it a step, less than the work around it: some {SECONDS_OF_PYTHON} s a step in all"
+        took += f", about {_duration((seconds + SECONDS_OF_PYTHON) * num_steps)} of steps" if num_steps else ""
     most = "" if train is not None else "at most "
     lines.append(f"arithmetic: {most}{flops / 1e12:.3g} TFLOP a step; {took}, at {rate / 1e12:.3g} TFLOP/s {what}")
     return lines
