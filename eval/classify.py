@@ -10,7 +10,7 @@ Rows without labels get predictions only.
 """
 
 from zerotune.run.process import run_script, say
-from zerotune.settings.flags import eval_parser, with_label_flags
+from zerotune.settings.flags import eval_parser
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import eval_settings
 from zerotune.tasks.classify import GLUE, OWN, data_of_model, task_to_evaluate
@@ -80,4 +80,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, with_label_flags(eval_parser(__doc__, OWN), GLUE, trains=False).parse_args())
+    run_script(main, eval_parser(__doc__, OWN, GLUE).parse_args())

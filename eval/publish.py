@@ -18,17 +18,20 @@ from zerotune.settings.flags import publish_parser
 
 
 def main(args) -> None:
+    from zerotune.models.model_files import final_to_publish
     from zerotune.models.upload import check_upload, upload
 
+    final_to_publish(args.run)
     if not (args.repository or args.merge):
         raise Refused("nothing to do: give ORG/NAME to upload the run, or --merge FOLDER to merge its adapter")
-    if args.repository:
-        check_upload(args.repository, "ORG/NAME")
     if args.merge:
         from zerotune.models.merging import adapter_of_run, check_target, merge_adapter
 
         final = adapter_of_run(args.run)
         check_target(args.merge, args.run)
+    if args.repository:
+        check_upload(args.repository, "ORG/NAME")
+    if args.merge:
         merged = merge_adapter(final, args.merge, None if args.dtype == "auto" else args.dtype)
         for line in merged.lines():
             say(line)

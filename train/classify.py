@@ -4,8 +4,8 @@
     python train/classify.py --train-file tickets.csv --text-column subject,body --label-column queue
     python train/classify.py --dataset org/name --model FacebookAI/roberta-base --epochs 5
     python train/classify.py --glue mrpc --model microsoft/deberta-v3-base
-    accelerate launch --num_processes 8 train/classify.py --train-file tickets.csv --model mistralai/Mistral-7B-v0.3 \
-        --method qlora --head generate
+    accelerate launch --num_processes 8 train/classify.py --train-file tickets.csv \\
+        --model mistralai/Mistral-7B-v0.3 --method qlora --head generate
     python train/classify.py --multi-label --train-file tickets.jsonl --label-column queues
 
 Labels are words or numbers, two or more of them, read from the training rows. With --multi-label a text has none, one
@@ -14,7 +14,7 @@ command starts a run, resumes it, or says that it is finished.
 """
 
 from zerotune.run.process import run_script, say
-from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS, train_parser, with_label_flags
+from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS, train_parser
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import train_settings
 from zerotune.tasks.classify import GLUE, OWN, load
@@ -116,4 +116,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, with_label_flags(train_parser(__doc__, OWN, CHOOSE_BY), GLUE, trains=True).parse_args())
+    run_script(main, train_parser(__doc__, OWN, CHOOSE_BY, GLUE).parse_args())

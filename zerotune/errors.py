@@ -35,6 +35,11 @@ def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
     return ", ".join(quoted[:most]) + more
 
 
+def quoted(name: str) -> str:
+    """Return a name for a list in a sentence: in quotes where a comma or quotes in it would make it read as several."""
+    return f'"{name}"' if re.search(r'[,;"]', name) or name != name.strip() else name
+
+
 def nearest(found: str, known: Iterable[str]) -> str | None:
     """Return the known name that somebody meant who wrote another one; None where none is like it.
 

@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all, JSON records, full disks, locks, and the cache's folder."""
+"""Files that are written whole or not at all, JSON records, full disks, locks, names near a wrong one, the cache."""
 
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -8,7 +9,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -272,3 +273,17 @@ def default_cache_dir() -> Path:
         return Path(os.environ["ZEROTUNE_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "zerotune"
+
+
+def nearest_entry(path: Path, is_wanted: Callable[[Path], bool]) -> str:
+    """Return " (did you mean 'PATH'?)" where the folder of a path has a wanted entry of nearly its name; else "".
+
+    Suffixes do not count: every .csv is like every other.
+    """
+    path = path.expanduser()
+    try:
+        stems = {entry.stem.casefold(): entry.name for entry in sorted(path.parent.iterdir()) if is_wanted(entry)}
+    except OSError:
+        return ""
+    alike = difflib.get_close_matches(path.stem.casefold(), stems, n=1, cutoff=0.75)
+    return f" (did you mean {str(path.parent / stems[alike[0]])!r}?)" if alike else ""

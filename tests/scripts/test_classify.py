@@ -44,7 +44,7 @@ def run(workplace, tickets):
 
 
 def test_a_run_says_and_keeps_its_labels(run):
-    assert "4 labels: Rechnung Ü (" in run.text() and "log in, password (" in run.text()
+    assert "4 labels, with their training rows: Rechnung Ü (" in run.text() and '"log in, password" (' in run.text()
     task, config = run.read_json("final/task.json"), run.read_json("final/config.json")
     assert task["task"] == "classify" and sorted(task["labels"]) == sorted(NAMES.values())
     assert [config["id2label"][str(number)] for number in range(4)] == task["labels"]

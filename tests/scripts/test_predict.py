@@ -238,7 +238,10 @@ def test_a_column_that_is_taken_and_one_that_is_missing(predict, folder):
     path.write_text("text,prediction\na,b\n")
     flags = ["--file", path, "--output", folder / "never.csv"]
     assert "--prefix" in predict("taken", *flags, expect=2).refusal()
-    assert "wanted 'body'" in predict("column", *flags, "--text-column", "body", expect=2).refusal()
+    assert (
+        "no column for the texts, 'body'; found"
+        in predict("column", *flags, "--text-column", "body", expect=2).refusal()
+    )
     assert not list(folder.glob("never*"))
     predict("prefix", *flags, "--prefix", "new_")
     assert list(read_csv(folder / "never.csv")[0]) == ["text", "prediction", "new_prediction", "new_probability"]

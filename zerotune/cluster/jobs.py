@@ -18,15 +18,21 @@ from pathlib import Path
 from zerotune.cluster import prefetch
 from zerotune.errors import Refused, listed
 from zerotune.files import hold_lock
-from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id
+from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id, missing_folder
 from zerotune.run.folder import LOCK_FILE, PARTIAL_FOLDER
 from zerotune.run.process import run_script
 from zerotune.run.run_files import read_state
 from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
 from zerotune.settings.flag_parser import FlagParser
-from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag, with_label_flags
+from zerotune.settings.flags import eval_parser, train_parser, with_engine_flag
 from zerotune.settings.groups import DataSettings
-from zerotune.settings.names import default_eval_folder, default_run_folder, final_of_run, model_or_default
+from zerotune.settings.names import (
+    check_names_model,
+    default_eval_folder,
+    default_run_folder,
+    final_of_run,
+    model_or_default,
+)
 from zerotune.settings.resolve import data_settings
 from zerotune.settings.sweeps import Runs
 from zerotune.squad.settings import qa_eval_parser, qa_train_parser
@@ -41,11 +47,11 @@ TASKS = {"sst2.py": "sst2", "imdb.py": "imdb", "qa.py": "squad", "classify.py": 
 PARSERS = {
     "train/sst2.py": lambda: train_parser("", SST2),
     "train/imdb.py": lambda: with_engine_flag(train_parser("", IMDB)),
-    "train/classify.py": lambda: with_label_flags(train_parser("", OWN), GLUE, trains=True),
+    "train/classify.py": lambda: train_parser("", OWN, glue=GLUE),
     "train/qa.py": lambda: qa_train_parser(""),
     "eval/sst2.py": lambda: eval_parser("", SST2),
     "eval/imdb.py": lambda: eval_parser("", IMDB),
-    "eval/classify.py": lambda: with_label_flags(eval_parser("", OWN), GLUE, trains=False),
+    "eval/classify.py": lambda: eval_parser("", OWN, GLUE),
     "eval/qa.py": lambda: qa_eval_parser(""),
 }
 WORDNET = prefetch.Item("wordnet")
@@ -90,6 +96,8 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
     """
     name, flags = _parse(script, arguments)
     task, trains = TASKS[Path(script).name], name.startswith("train/")
+    if not trains and getattr(flags, "score", None) is None:
+        check_names_model(flags.model, flags.sample)
     model = final_of_run(model_or_default(flags.model, flags.sample, task))
     given = {"data": data_settings(flags), "revision": flags.revision}
     if trains:
@@ -240,7 +248,7 @@ def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
     items, folder = [], Path(model)
     if not os.path.isdir(folder):
         if not is_hub_id(model):
-            raise Refused(f"--model {model} is neither a folder nor a hub id: correct the path")
+            raise missing_folder(model) or Refused(f"--model {model} is neither a folder nor a hub id: correct it")
         items.append(prefetch.Item("model", model, revision))
         folder = cached_snapshot(model, revision)
     base = adapter_base(folder) if folder else None

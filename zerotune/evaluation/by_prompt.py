@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, listed
 from zerotune.evaluation.by_head import likeliest
 from zerotune.evaluation.generation import (
     EXTRA_TOKENS,
@@ -177,8 +177,8 @@ def _tuned_prompt(evaluation: TextEvaluation, task, record: dict) -> tuple[Promp
     name = evaluation.model.name
     if record["labels"] != list(task.labels):
         raise Refused(
-            f"the model's labels must be the task's, {', '.join(task.labels)}: {name} was tuned for "
-            f"{', '.join(record['labels'])}"
+            f"the model's labels must be the task's, {listed(task.labels)}: {name} was tuned for "
+            f"{listed(record['labels'])}"
         )
     description = {
         "setting": "tuned generator",

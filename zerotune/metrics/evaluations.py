@@ -16,7 +16,7 @@ from annotated_types import Ge, Le, Len
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import read_json, read_json_lines
+from zerotune.files import nearest_entry, read_json, read_json_lines
 from zerotune.metrics.labels import UNCALIBRATED_SCORES
 from zerotune.metrics.statistics import (
     PairedMeans,
@@ -137,6 +137,8 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
     Raises:
         Refused: it lacks labelled predictions or metrics, one of its two files is damaged, or they do not match.
     """
+    if not folder.is_dir():
+        raise Refused(f"no such folder: {folder}{nearest_entry(folder, Path.is_dir)}; name a run or an evaluation")
     for name in ("predictions.jsonl", "metrics.json"):
         if not (folder / name).is_file():
             raise Refused(f"an evaluation folder holds {name}, {folder} does not: name one that an eval script wrote")

@@ -19,7 +19,14 @@ from zerotune.models.final_folder import describe_final, load_final_or_base, loa
 from zerotune.models.generator import load_causal_model, load_language_model
 from zerotune.models.heads import is_head_parameter
 from zerotune.models.loading import tuning_config
-from zerotune.models.model_files import adapter_base, check_adapter, check_final, check_weight_files, read_record
+from zerotune.models.model_files import (
+    adapter_base,
+    check_adapter,
+    check_final,
+    check_weight_files,
+    final_to_publish,
+    read_record,
+)
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import check_base, check_token_ids, load_tokenizer, read_config
 from zerotune.models.span_head import load_stock_span_model
@@ -86,11 +93,7 @@ def adapter_of_run(run: Path) -> Path:
     Raises:
         Refused: there is none, or it is a whole model.
     """
-    final = run / "final" if (run / "final").is_dir() else run
-    if not run.is_dir():
-        raise Refused(f"RUN must be a run folder or its final/: there is no folder {run}")
-    if read_record(str(final), None) is None:
-        raise Refused(f"RUN must be a run folder that has a final/: {run} has none; wait for the run to finish")
+    final = final_to_publish(run)
     if adapter_base(final) is None:
         raise Refused(f"--merge is for adapters, and {final} is a whole model: copy that folder as it is")
     return final

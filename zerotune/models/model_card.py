@@ -5,6 +5,7 @@ The report's last step adds scores, data and limits to it (zerotune/report/card.
 
 import json
 
+from zerotune.errors import quoted
 from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
 from zerotune.models.families import generic_part
 from zerotune.models.heads import has_token_types, head_of, is_encoder
@@ -301,8 +302,12 @@ def _purpose(stock, record: dict, head: str) -> str:
         return "tuned to find the words of a paragraph that answer a question, or to say that none do."
     if head == "generate":
         words = record["prompt"].get("label_words")
-        return f"tuned to answer a prompt with one of: {', '.join(words)}." if words else "tuned to answer questions."
-    labels = ", ".join(stock.config.id2label[i] for i in range(stock.config.num_labels))
+        return (
+            f"tuned to answer a prompt with one of: {', '.join(map(quoted, words))}."
+            if words
+            else "tuned to answer questions."
+        )
+    labels = ", ".join(quoted(stock.config.id2label[i]) for i in range(stock.config.num_labels))
     if getattr(stock.config, "problem_type", None) == PROBLEM_TYPE:
         return f"tuned to give a text none, one or several labels of: {labels}."
     return f"tuned to classify texts. Labels: {labels}."

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, NotRequired
 from annotated_types import Ge
 from typing_extensions import TypedDict
 
-from zerotune.errors import Refused
-from zerotune.files import file_record, first_damage, read_json, update_by_blocks
+from zerotune.errors import Refused, listed
+from zerotune.files import file_record, first_damage, nearest_entry, read_json, update_by_blocks
 from zerotune.records import FileRecord, check_record
 from zerotune.run.hub_connection import stay_offline_without_network
 from zerotune.run.process import say
@@ -119,7 +119,7 @@ def _prompt_problem(record: dict) -> str | None:
         return f"prompt.template is {template!r}, wanted a text with {{text}} in one place"
     usable = isinstance(words, list) and all(isinstance(word, str) and word.strip() for word in words)
     if not usable or len(set(words)) != len(labels) or len(words) != len(labels):
-        return f"prompt.label_words is {words!r}, wanted a different word for each of {', '.join(labels)}"
+        return f"prompt.label_words is {words!r}, wanted a different word for each of {listed(labels)}"
     return None
 
 
@@ -139,7 +139,7 @@ def _label_problem(record: dict, config: str | None) -> str | None:
         return None
     names = read_json(Path(config), LabelNames, "copy it again").get("id2label")
     if names is not None and sorted(names.values()) != sorted(record["labels"]):
-        return f"labels is {record['labels']}, and config.json beside it names {', '.join(names.values())}"
+        return f"labels is {record['labels']}, and config.json beside it names {listed(names.values())}"
     return None
 
 
@@ -252,6 +252,45 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def final_to_publish(run: Path) -> Path:
+    """Return final/ of a run folder, or that folder itself. Raises Refused: there is none."""
+    if not run.is_dir():
+        meant = nearest_entry(run, Path.is_dir)
+        raise Refused(f"RUN must be a run folder or its final/: there is no folder {run}{meant}")
+    final = run / "final" if (run / "final").is_dir() else run
+    if read_record(str(final), None) is None:
+        way_out = "wait for the run to finish" if (run / "run.json").is_file() else "name a run that is finished"
+        raise Refused(f"RUN must be a run folder that has a final/: {run} has none; {way_out}")
+    return final
+
+
+def missing_folder(name: str) -> Refused | None:
+    """Return the refusal of a model that is no folder and whose name is a path; None of a name that the hub may know.
+
+    A path begins with ".", "/" or "~", has two slashes or more, or lies in a folder that is here.
+    """
+    path = Path(name).expanduser()
+    parts = name.rstrip("/").split("/")
+    if name.startswith(("https://huggingface.co/", "https://hf.co/")):
+        return Refused(f"--model must be a hub id or a folder, not an address: give {'/'.join(parts[3:5])}")
+    if not (name.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and os.path.isdir(parts[0]))):
+        return None
+    if path.is_file():
+        return Refused(f"--model must be a folder or a hub id: {name} is a file; give the folder it is in")
+    meant = f" (did you mean {str(path)!r}?)" if path.is_dir() else nearest_entry(path, Path.is_dir)
+    return Refused(f"no such folder: --model {name}{meant}; give the folder of a model or a run, or a hub id, ORG/NAME")
+
+
+def no_hub() -> str:
+    """Return why the hub was not asked or did not answer, as the middle of a message."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        return "the hub cannot be reached"
+    variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+    return f"{variable} is set, so that the hub is not asked"
 
 
 def cached_snapshot(name: str, revision: str | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import transformers
@@ -29,6 +30,8 @@ from zerotune.models.model_files import (
     check_weight_files,
     find_file,
     is_hub_id,
+    missing_folder,
+    no_hub,
     read_record,
 )
 from zerotune.settings.groups import ModelSettings
@@ -178,8 +181,20 @@ def _config_place(name: str, revision: str | None) -> str | None:
     if find_file(name, "adapter_config.json", revision):
         return CONFIG_FOLDER if find_file(name, f"{CONFIG_FOLDER}/config.json", revision) else None
     if os.path.isdir(name):
-        raise Refused(f"--model must be a model: the folder {name} has no config.json; give one that has, or a hub id")
+        raise Refused(
+            f"--model must be a model or a run: the folder {name} has no config.json and is no run"
+            f"{_models_below(Path(name))}; give one that is, or a hub id"
+        )
     return ""
+
+
+def _models_below(folder: Path) -> str:
+    """Return " (in it: 'a', 'b')" of the models and runs in a folder, " (did you mean 'b'?)" of one; "" of none."""
+    marks = ("config.json", "adapter_config.json", "final/config.json", "final/adapter_config.json")
+    found = sorted(str(each) for each in folder.iterdir() if any((each / mark).is_file() for mark in marks))
+    if len(found) == 1:
+        return f" (did you mean {found[0]!r}?)"
+    return f" (in it: {listed(found)})" if found else ""
 
 
 def _check_quantisation(name: str, config: PretrainedConfig) -> None:
@@ -235,21 +250,23 @@ _CAUSES = (
     ),
     (
         (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, ConnectionError),
-        "--model {name} is not a folder here and not in the cache, and the hub cannot be reached; fetch it once on a "
-        "machine with network and the same HF_HOME, or give a folder",
+        "--model {name} is not a folder here and not in the cache, and {no_hub}; fetch it once on a machine with "
+        "network and the same HF_HOME, or give a folder",
     ),
 )
 
 
 def _unreadable(name: str, error: Exception) -> Refused:
     """Return the way out for a config that transformers could not read, from the chain of its causes."""
+    if not os.path.isdir(name) and (refusal := missing_folder(name)):
+        return refusal
     chain, cause = [], error
     while cause is not None:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     for types, message in _CAUSES:
         if any(isinstance(cause, types) for cause in chain):
-            return Refused(message.format(name=name))
+            return Refused(message.format(name=name, no_hub=no_hub()))
     return Refused(f"the config of --model {name} cannot be read: {str(error).splitlines()[0]}")
 
 

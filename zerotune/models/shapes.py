@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 
 from zerotune.errors import Refused
-from zerotune.models.model_files import find_file
+from zerotune.models.model_files import find_file, missing_folder
 from zerotune.models.pretrained import read_config
 
 
@@ -52,6 +52,8 @@ def config_to_plan(name: str, revision: str | None) -> tuple[PretrainedConfig, s
     except Refused as refusal:
         if short and not os.path.isdir(name):
             return shape_config(short), short
+        if os.path.isdir(name) or missing_folder(name):
+            raise
         raise Refused(f"{refusal} (a plan also knows, without a file: {', '.join(shapes())})") from refusal
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from zerotune.errors import Refused
 from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
 from zerotune.models.model_card import FOLDER_LINE, license_section, name_base
-from zerotune.models.model_files import CONFIG_FOLDER, WEIGHT_ENDS, adapter_base, check_final, read_record
+from zerotune.models.model_files import (
+    CONFIG_FOLDER,
+    WEIGHT_ENDS,
+    adapter_base,
+    check_final,
+    final_to_publish,
+    read_record,
+)
 from zerotune.run.hub_connection import is_offline_by_wish, stay_offline_without_network
 from zerotune.run.machine_paths import left_paths, without_paths
 from zerotune.run.process import is_main_process, say
@@ -113,10 +120,10 @@ def published_files(run: Path, name: str, base: str | None = None) -> dict[str, 
     Raises:
         Refused: as `upload` does, before anything is sent.
     """
-    final = run / "final" if (run / "final").is_dir() else run
-    record = read_record(str(final), None) if final.is_dir() else None
-    if record is None or not (final / "README.md").is_file():
-        raise Refused(f"{run} has no final/ with task.json and README.md: name a run folder that is finished")
+    final = final_to_publish(run)
+    record = read_record(str(final), None)
+    if not (final / "README.md").is_file():
+        raise Refused(f"{final} has no README.md: name a run folder that is finished")
     check_final(final)
     files = {path.relative_to(final).as_posix(): path for path in _files_below(final)}
     if final == run:  # a model's folder: what lies below it is not the model's

@@ -94,8 +94,9 @@ def find_columns(stream: RowStream, wanted: tuple[tuple[str, ...], ...]) -> tupl
     """
     if stream.kind == "txt" and len(wanted) == 1:
         return (stream.columns[0],)
-    named = " and ".join(f"{' or '.join(map(repr, names))}" for names in wanted)
-    return tuple(find_column(stream, names, f"{named}; name the columns by --text-column") for names in wanted)
+    roles = ("the texts",) if len(wanted) == 1 else ("the first text", "the second text")
+    way_out = ": name the columns by --text-column"
+    return tuple(find_column(stream, names, role, way_out) for names, role in zip(wanted, roles, strict=True))
 
 
 def cut_chunks(rows: Iterator[Row], reader: Reader, tokens_per_device: int) -> Iterator[Chunk]:

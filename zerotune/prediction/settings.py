@@ -10,7 +10,7 @@ from zerotune.settings.argument_types import non_empty, positive_int
 from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import add_model_flags, add_prompt_format, new_parser
 from zerotune.settings.groups import ModelSettings
-from zerotune.settings.names import final_of_run
+from zerotune.settings.names import check_names_model, final_of_run
 from zerotune.settings.precision import resolve_precision
 from zerotune.settings.resolve import EVAL_TOKENS, tokens_per_device
 from zerotune.tasks.classify import named_columns
@@ -68,7 +68,7 @@ class PredictSettings:
 def predict_parser(description: str) -> FlagParser:
     """Build the parser of eval/predict.py."""
     parser = new_parser(description)
-    add_model_flags(parser, has_default=False)
+    add_model_flags(parser, None)
     group = parser.add_argument_group("model, prediction")
     group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
     group.add_argument(
@@ -117,8 +117,7 @@ def predict_settings(args: argparse.Namespace) -> PredictSettings:
         Refused: no model or a run without one, no input or two of them, an input that is not there or an output that
             is, or the precision cannot be had.
     """
-    if args.model is None:
-        raise Refused("--model is missing: give a run's folder, an adapter, or a hub id")
+    check_names_model(args.model)
     source = _input_settings(args)
     if args.output is not None:
         check_output(args.output, identity=None)  # once more, with what an earlier start left, by the job

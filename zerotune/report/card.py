@@ -6,6 +6,7 @@ Made from the run folder's files; what the model itself tells is there already (
 import os
 from collections.abc import Mapping
 
+from zerotune.errors import quoted
 from zerotune.files import read_json, write_text
 from zerotune.metrics import evaluations
 from zerotune.metrics.evaluations import Evaluation
@@ -140,7 +141,7 @@ def _data(split: Mapping) -> str:
 
 def _shares(labels: Mapping | None) -> str:
     """Return the counts of up to ten labels."""
-    counts = [f"{label} {count:,}" for label, count in (labels or {}).items()]
+    counts = [f"{quoted(label)} {count:,}" for label, count in (labels or {}).items()]
     return ", ".join(counts[:10]) + (" …" if len(counts) > 10 else "")
 
 

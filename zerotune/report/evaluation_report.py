@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, quoted
 from zerotune.files import read_json, read_json_lines, write_text
 from zerotune.metrics import evaluations
 from zerotune.report import figures, html, words
@@ -119,7 +119,14 @@ def _seeds_body(folder: Path, parts: ReportParts) -> list[str]:
         sections += [_spread_section(summary, names, every, places)]
     rows = []
     for place, one in zip(places, summary["seeds"], strict=True):
-        rows.append([place.name, one["prompt"], ", ".join(one["label_words"]), ", ".join(one["shot_ids"]) or "none"])
+        rows.append(
+            [
+                place.name,
+                one["prompt"],
+                ", ".join(map(quoted, one["label_words"])),
+                ", ".join(one["shot_ids"]) or "none",
+            ]
+        )
     prompts = html.table(["", "prompt", "label words", "shots"], rows, num_text_columns=4)
     pages = html.file_links(folder, [f"{place.name}/report.html" for place in places])
     return [*sections, html.section("Prompts", prompts, f"<h3>Their pages</h3>{pages}"), *_ends(folder)]

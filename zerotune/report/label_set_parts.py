@@ -7,6 +7,7 @@ from typing import Annotated, NotRequired
 from annotated_types import Ge, Len, Lt
 from typing_extensions import TypedDict
 
+from zerotune.errors import quoted
 from zerotune.metrics.evaluations import Evaluation, is_right
 from zerotune.metrics.label_sets import label_set_metrics
 from zerotune.records import Count
@@ -84,7 +85,7 @@ def _label_row(evaluation: Evaluation, number: int, label: str) -> list:
 
 def _examples(evaluation: Evaluation, label_names: Sequence[str]) -> str:
     def named(numbers: Sequence[int]) -> str:
-        return ", ".join(label_names[number] for number in numbers) or "no label"
+        return ", ".join(quoted(label_names[number]) for number in numbers) or "no label"
 
     def error(line: dict) -> tuple[str, str]:
         decision = ""

@@ -22,24 +22,31 @@ from zerotune.settings.train_parser import TrainParser
 
 # That can choose the best checkpoint, the first by default: of texts with one label each, and of those with any number.
 LABEL_METRICS = ("accuracy", "f1_macro", "matthews", "loss")
+TRAIN_DEFAULT = f"default: {DEFAULT_MODEL}; with --sample a tiny Llama"
 LABEL_SET_METRICS = ("f1_micro", "f1_macro", "exact_match", "loss")
 
 
-def train_parser(description: str, task, choose_by: tuple[str, ...] = LABEL_METRICS) -> TrainParser:
+def train_parser(
+    description: str, task, choose_by: tuple[str, ...] = LABEL_METRICS, glue: Iterable[str] = ()
+) -> TrainParser:
     """Return the parser of a train script: the flags that every task has, with the defaults of a task module.
 
     Args:
         choose_by: metrics that can choose the best checkpoint, the first by default.
+        glue: names of GLUE's tasks, of the script for labels of the user's own, which has more flags for its data.
     """
     parser = new_train_parser(description, task.name)
-    add_model_flags(parser)
+    add_model_flags(parser, TRAIN_DEFAULT, trains=True)
     group = add_training_method_flags(
         parser,
         ("classify", "generate"),
-        "classify: a new head on the last token; generate: a causal model writes the label word after a prompt",
+        "classify: a new head on an encoder's first token or a causal model's last; generate: a causal model writes "
+        "the label word after a prompt",
     )
     add_prompt_format(group)
     add_data_flags(parser, task.splits)
+    if glue:
+        _add_label_flags(parser, glue, trains=True)
     group = add_training_data_flags(parser)
     group.add_argument(
         "--max-length",
@@ -78,12 +85,8 @@ def with_engine_flag(parser: FlagParser) -> FlagParser:
     return parser
 
 
-def with_label_flags(parser: FlagParser, glue: Iterable[str], trains: bool) -> FlagParser:
-    """Add the flags of labels of the user's own, to a train or an eval script's parser. Returns the parser.
-
-    Args:
-        glue: names of GLUE's tasks.
-    """
+def _add_label_flags(parser: FlagParser, glue: Iterable[str], trains: bool) -> None:
+    """Add the flags of labels of the user's own, to a train or an eval script's parser."""
     group = parser.add_argument_group("data, labels of your own")
     group.add_argument(
         "--text-column",
@@ -111,14 +114,19 @@ def with_label_flags(parser: FlagParser, glue: Iterable[str], trains: bool) -> F
             metavar="LABEL",
             help="labels to choose from (default: the model's, else those of --train-file or of the items)",
         )
-    return parser
 
 
-def eval_parser(description: str, task) -> FlagParser:
-    """Return the parser of an eval script: the flags that every task has, with the defaults of a task module."""
+def eval_parser(description: str, task, glue: Iterable[str] = ()) -> FlagParser:
+    """Return the parser of an eval script: the flags that every task has, with the defaults of a task module.
+
+    Args:
+        glue: as of `train_parser`.
+    """
     parser = new_parser(description)
-    add_model_flags(parser)
+    add_model_flags(parser, "default with --sample: a tiny Llama")
     add_data_flags(parser, task.splits, trains=False)
+    if glue:
+        _add_label_flags(parser, glue, trains=False)
     group = add_evaluation_flags(parser, "which shots are drawn")
     group.add_argument(
         "--max-length",
@@ -181,15 +189,16 @@ def new_train_parser(description: str, task_name: str) -> TrainParser:
     )
 
 
-def add_model_flags(parser: FlagParser, has_default: bool = True) -> None:
+def add_model_flags(parser: FlagParser, default: str | None, trains: bool = False) -> None:
     """Add the flags that choose the model and its computation.
 
     Args:
-        has_default: whether --model may be left out.
+        default: words of the help about leaving --model out; None: it may not be.
+        trains: whether it is a train script.
     """
-    default = f"(default: {DEFAULT_MODEL}; with --sample a tiny Llama)" if has_default else "of a run or model"
+    shown = f" ({default})" if default else ""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", type=non_empty, help=f"hub id or folder, also of a run {default}")
+    group.add_argument("--model", type=non_empty, help=f"hub id, or folder of a model or a run{shown}")
     group.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
     group.add_argument(
         "--attention",
@@ -202,8 +211,9 @@ def add_model_flags(parser: FlagParser, has_default: bool = True) -> None:
         "--precision",
         choices=("auto", "bf16", "fp16", "fp32"),
         default="auto",
-        help="arithmetic of the forward and backward pass; weights that are trained stay float32 "
-        "(default %(default)s: bf16 where the device has it, else fp32)",
+        help="arithmetic of the "
+        + ("forward and backward pass; weights that are trained stay float32 " if trains else "forward pass ")
+        + "(default %(default)s: bf16 where the device has it, else fp32)",
     )
 
 

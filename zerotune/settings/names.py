@@ -32,6 +32,12 @@ def model_or_default(model: str | None, is_sample: bool, task_name: str) -> str:
     return model or (str(sample_model_folder(task_name)) if is_sample else DEFAULT_MODEL)
 
 
+def check_names_model(model: str | None, is_sample: bool = False) -> None:
+    """Refuse an evaluation or a prediction of no model: the default of training has no head that could answer."""
+    if model is None and not is_sample:
+        raise Refused("--model is missing: give a run's folder, an adapter, or a hub id")
+
+
 def default_run_folder(task_name: str, model: str, method: str, head: str | None) -> Path:
     """Return the default of a train script's --output-dir."""
     generates = "-generate" if head == "generate" else ""

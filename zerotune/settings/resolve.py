@@ -20,7 +20,13 @@ from zerotune.settings.groups import (
     TextSettings,
     TrainSettings,
 )
-from zerotune.settings.names import default_eval_folder, default_run_folder, final_of_run, model_or_default
+from zerotune.settings.names import (
+    check_names_model,
+    default_eval_folder,
+    default_run_folder,
+    final_of_run,
+    model_or_default,
+)
 from zerotune.settings.precision import resolve_precision
 
 EPOCHS, FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 3, 2e-5, 2e-4, 5
@@ -96,7 +102,8 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
 
 
 def eval_settings(args: Namespace, task: str) -> EvalSettings:
-    """Resolve the flags of an eval script. Raises Refused where the precision cannot be had, or a run has no final/."""
+    """Resolve the flags of an eval script. Raises Refused: no model, no such precision, a run without final/."""
+    check_names_model(args.model, args.sample)
     model = final_of_run(model_or_default(args.model, args.sample, task))
     output_dir = args.output_dir or default_eval_folder(task, model)
     resolved = {"model": model, "output_dir": output_dir}

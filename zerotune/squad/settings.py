@@ -7,6 +7,7 @@ from zerotune.errors import Refused
 from zerotune.settings.argument_types import non_negative_int, positive_int
 from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import (
+    TRAIN_DEFAULT,
     add_data_flags,
     add_evaluation_flags,
     add_model_flags,
@@ -32,7 +33,7 @@ FILES = "json in SQuAD's format; also .gz"
 def qa_train_parser(description: str) -> TrainParser:
     """Build the parser of train/qa.py."""
     parser = new_train_parser(description, "squad")
-    add_model_flags(parser)
+    add_model_flags(parser, TRAIN_DEFAULT, trains=True)
     heads = "span: two logits a token, for the answer's first and last token; generate: a causal model writes it"
     add_prompt_format(add_training_method_flags(parser, ("span", "generate"), heads))
     add_data_flags(parser, RULES, FILES)
@@ -45,7 +46,7 @@ def qa_train_parser(description: str) -> TrainParser:
 def qa_eval_parser(description: str) -> FlagParser:
     """Build the parser of eval/qa.py."""
     parser = new_parser(description)
-    add_model_flags(parser)
+    add_model_flags(parser, "default with --sample: a tiny Llama")
     add_data_flags(parser, RULES, FILES, trains=False)
     group = add_evaluation_flags(parser, "of shots, of a head that is not trained, and of bootstraps")
     _add_length_flags(group, "default: the model folder's, else {}")

@@ -20,6 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 from zerotune.errors import Refused, did_you_mean
+from zerotune.files import nearest_entry
 from zerotune.run.process import say_how_far
 from zerotune.terminal import say_when_slow
 
@@ -109,19 +110,12 @@ def reading_file(path: Path, other_way_out: str = "") -> Iterator[None]:
     except IsADirectoryError:
         raise Refused(f"{path} is a folder; give a file") from None
     except FileNotFoundError:
-        raise Refused(f"{path}: no such file{_nearest_file(path)}; check the path{other_way_out}") from None
+        meant = nearest_entry(path, Path.is_file)
+        raise Refused(f"{path}: no such file{meant}; check the path{other_way_out}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Refused(f"{path}: broken gzip ({error}); copy or compress the file again") from None
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
-
-
-def _nearest_file(path: Path) -> str:
-    """Return " (did you mean 'FILE'?)" where the folder has a file of nearly that name; "" otherwise."""
-    try:
-        return did_you_mean(path.name, (file.name for file in path.absolute().parent.iterdir() if file.is_file()))
-    except OSError:
-        return ""
 
 
 def require_file_sha256(path: Path, wanted: str) -> None:
@@ -286,8 +280,16 @@ def _line_at(data: bytes, offset: int) -> int:
     return data.count(b"\n", 0, offset) + 1
 
 
-def _header(fields: list[str], path: Path | str) -> list[str]:
+def _header(fields: list[str], path: Path | str, separator: str) -> list[str]:
     names = [field.strip() for field in fields]
+    other = next((each for each in ";,\t|" if each in names[0]), None)
+    if other and len(names) == 1:
+        shown, wanted = ("a tab" if each == "\t" else repr(each) for each in (other, separator))
+        renamed = ", or name it .tsv" if other == "\t" else ", or name it .csv" if other == "," else ""
+        raise Refused(
+            f"{path}: this file seems to be separated by {shown}: its one column is {_shown(names)}; save it with "
+            f"{wanted} between the columns{renamed}"
+        )
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise Refused(f"{path} line 1: column {_shown(repeated)} appears twice; give each column its own name")
@@ -343,7 +345,7 @@ def tsv_fields(lines: Iterator[str], path: Path | str) -> tuple[list[str], Itera
     Raises:
         Refused: naming the line.
     """
-    header = _header(_tsv_fields(next(lines)), path)
+    header = _header(_tsv_fields(next(lines)), path, "\t")
     return header, ((at, _check_width(header, _tsv_fields(line), path, at)) for at, line in enumerate(lines, start=2))
 
 
@@ -365,7 +367,7 @@ def csv_fields(
     # the limit is global to the process and only ever raised: the default refuses fields over 131,072 characters
     csv.field_size_limit(max(csv.field_size_limit(), most_characters))
     rows = _csv_fields(csv.reader(lines, strict=True), path)
-    header = _header(next(rows)[1], path)
+    header = _header(next(rows)[1], path, ",")
     return header, ((line, _check_width(header, fields, path, line)) for line, fields in rows)
 
 
@@ -420,15 +422,28 @@ def _shown(names: list[str]) -> str:
     return ", ".join(repr(name if len(name) <= 40 else name[:37] + "...") for name in names[:8])
 
 
-def find_column(source, accepted: tuple[str, ...], wanted: str) -> str:
-    """Return the first of the `accepted` columns that the source has. Raises Refused, saying what is `wanted`, where it
-    has none."""
+def find_column(source, accepted: tuple[str, ...], role: str, way_out: str = "") -> str:
+    """Return the first of the `accepted` columns that the source has.
+
+    Args:
+        role: what the column holds, for the message: "the texts".
+        way_out: the end of the message.
+    Raises:
+        Refused: the source has none of them.
+    """
     columns = source.columns
     for name in accepted:
         if name in columns:
             return name
     meant = next(filter(None, (did_you_mean(name, columns) for name in accepted)), "")
-    raise Refused(f"{source.name}: wrong columns: found {_shown(columns)}; wanted {wanted}{meant}")
+    wanted = f"no column for {role}, {alternatives(accepted)}"
+    raise Refused(f"{source.name}: wrong columns: {wanted}; found {_shown(columns)}{meant}{way_out}")
+
+
+def alternatives(names: Sequence[str]) -> str:
+    """Return "'text' (or 'review', 'sentence')"."""
+    first, *others = map(repr, names)
+    return f"{first} (or {', '.join(others)})" if others else first
 
 
 def clean_text(value, where: str) -> str:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from zerotune.errors import Refused
+from zerotune.models.model_files import no_hub
 from zerotune.run.hub_connection import stay_offline_without_network
 from zerotune.tasks.files import Source, Table, first_line, rows_sha256
 
@@ -38,8 +39,8 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
         ) from None
     except ConnectionError:
         raise Refused(
-            f"{dataset}{at} is not in the local cache and the hub cannot be reached; load it once on a machine with "
-            f"network and the same HF_HOME, {give_file}"
+            f"{dataset}{at} is not in the local cache and {no_hub()}; load it once on a machine with network "
+            f"and the same HF_HOME, {give_file}"
         ) from None
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError, transport_error) as error:
         raise Refused(f"{dataset}, split {split!r}{at}: cannot be loaded ({first_line(error)}); {give_file}") from None

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
-from zerotune.errors import MOST_LISTED, Refused, did_you_mean, listed
+from zerotune.errors import MOST_LISTED, Refused, did_you_mean, listed, quoted
 
 # More than this is a column of something else: every label has outputs, prompts and rows in tables.
 MOST_LABELS = 1000
@@ -172,10 +172,10 @@ def _require_distinct(counts: Counter, source: str) -> None:
 
 
 def count_line(counts: dict[str, int]) -> str:
-    """Return "3 labels: ham (12 rows), …" for a set of rows."""
-    named = [f"{label} ({count:,} rows)" for label, count in counts.items()]
+    """Return "3 labels, with their training rows: ham (12), …"."""
+    named = [f"{quoted(label)} ({count:,})" for label, count in counts.items()]
     more = f" and {len(named) - 2 * MOST_LISTED} more" if len(named) > 2 * MOST_LISTED else ""
-    return f"{len(named)} labels: {', '.join(named[: 2 * MOST_LISTED])}{more}"
+    return f"{len(named)} labels, with their training rows: {', '.join(named[: 2 * MOST_LISTED])}{more}"
 
 
 # --- what a set of rows must have ---

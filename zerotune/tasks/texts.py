@@ -14,7 +14,7 @@ from zerotune.errors import Refused, listed
 from zerotune.run.process import say_how_far
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
-from zerotune.tasks.files import Source, clean_text, find_column, read_file, rows_sha256
+from zerotune.tasks.files import Source, alternatives, clean_text, find_column, read_file, rows_sha256
 from zerotune.tasks.hub import read_hub
 from zerotune.tasks.labels import numbered, parse_label, require_labels
 from zerotune.tasks.sources import DRAWN_SHARES, Corpus, Origin
@@ -211,26 +211,20 @@ def label_column_of(task: TextTask, source: Source, needs_labels: bool) -> str |
         Refused: there is none, and `needs_labels`.
     """
     if needs_labels or any(name in source.columns for name in task.label_columns):
-        return _column(task, source, task.label_columns)
+        return _column(task, source, task.label_columns, "the labels")
     return None
 
 
-def _column(task: TextTask, source: Source, accepted: tuple[str, ...]) -> str:
-    wanted = [_alternatives(task.text_columns), _alternatives(task.label_columns)]
-    if task.pair_column:
-        wanted.insert(1, repr(task.pair_column))
-    return find_column(source, accepted, " and ".join(wanted) + task.columns_way_out)
+def _column(task: TextTask, source: Source, accepted: tuple[str, ...], role: str) -> str:
+    both = {"the texts": task.text_columns, "the labels": task.label_columns}
+    lacking = (name for name in both if name != role and not any(each in source.columns for each in both[name]))
+    more = "".join(f"; nor one for {name}, {alternatives(both[name])}" for name in lacking)
+    return find_column(source, accepted, role, more + task.columns_way_out)
 
 
 def _clean(task: TextTask, value, where: str) -> str:
     text = clean_text(value, where)
     return clean_text(task.clean(text), where) if task.clean else text
-
-
-def _alternatives(names: tuple[str, ...]) -> str:
-    """Return "'text' (or 'review', 'sentence')"."""
-    first, *others = map(repr, names)
-    return f"{first} (or {', '.join(others)})" if others else first
 
 
 def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: bool) -> list[Example]:
@@ -239,8 +233,8 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
     So they are with --multi-label where no row has a label. An unlabelled row keeps its index for submission.tsv, where
     it has one. Raises Refused for an empty text, an unknown label, a source with labels in only some of its rows, and
     an index that is empty or occurs twice."""
-    text_column = _column(task, source, task.text_columns)
-    pair_column = task.pair_column and _column(task, source, (task.pair_column,))
+    text_column = _column(task, source, task.text_columns, "the texts")
+    pair_column = task.pair_column and _column(task, source, (task.pair_column,), "the second texts")
     label_column = label_column_of(task, source, needs_labels)
     examples, index_column = [], next((name for name in INDEX_COLUMNS if name in source.columns), None)
     rows = say_how_far(source.rows, f"checking the texts of {source.name}", "rows")

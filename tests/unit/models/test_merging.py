@@ -119,7 +119,7 @@ def test_what_cannot_be_merged_is_refused_before_a_weight_is_read(tmp_path, monk
     (tmp_path / "empty").mkdir()
     for folder, words in (
         (tmp_path / "gone", "there is no folder"),
-        (tmp_path / "empty", "has none; wait for the run to finish"),
+        (tmp_path / "empty", "has none; name a run that is finished"),
         (whole, "is a whole model: copy that folder"),
         (base, "has none"),
     ):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 from tiny_models import (
     CAUSAL,
@@ -18,6 +19,7 @@ from tiny_models import (
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from zerotune.errors import Refused
+from zerotune.models import pretrained
 from zerotune.models.model_files import check_weight_files
 from zerotune.models.pretrained import (
     answers_by_prompt,
@@ -63,7 +65,7 @@ def test_models_that_are_refused(tmp_path):
         (hub_errors.HFValidationError, "neither a folder nor a model on the hub"),
         (hub_errors.RevisionNotFoundError, "--revision must be"),
         (hub_errors.LocalEntryNotFoundError, "the hub cannot be reached"),
-        (hub_errors.OfflineModeIsEnabled, "the hub cannot be reached"),
+        (hub_errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, so that the hub is not asked"),
     ],
 )
 def test_a_hub_id_that_cannot_be_read_is_one_line_with_the_way_out(cause, message, monkeypatch):
@@ -71,9 +73,32 @@ def test_a_hub_id_that_cannot_be_read_is_one_line_with_the_way_out(cause, messag
         raise OSError("a message of\nseveral lines") from cause.__new__(cause)  # without a response
 
     monkeypatch.setattr(PretrainedConfig, "get_config_dict", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", cause is hub_errors.OfflineModeIsEnabled)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(pretrained, "find_file", lambda *_: "config.json")
     with pytest.raises(Refused, match=message) as caught:
         read_config("a/b", None)
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_not_there_is_told_from_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("minilm", "runs/help/final", "runs/logs"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "runs/help/final/config.json").write_text("{}")
+    for name, message in {
+        "runs/hlep": r"^no such folder: --model runs/hlep \(did you mean 'runs/help'\?\); give",
+        "./mniilm/": r"^no such folder: --model \./mniilm/ \(did you mean 'minilm'\?\); give",
+        "../other": r"^no such folder: --model \.\./other; give",
+        "a/b/c": "^no such folder: --model a/b/c; give",
+        "runs/help/final/config.json": "is a file; give the folder",
+        "https://huggingface.co/org/name/tree/main": "not an address: give org/name$",
+        "runs": r"the folder runs has no config.json and is no run \(did you mean 'runs/help'\?\); give",
+        "runs/logs": "the folder runs/logs has no config.json and is no run; give",
+        "org/name": "neither a folder nor a model|not a folder here and not in the cache",
+    }.items():
+        with pytest.raises(Refused, match=message):
+            read_config(name, None)
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": "x"}, {"num_attention_heads": 7}])

@@ -175,7 +175,7 @@ def test_a_file_that_names_a_folder_of_this_machine_is_not_sent(runs, hub, tmp_p
     (tmp_path / "run" / "final" / "config.json").write_text("{}")
     with pytest.raises(Refused, match=r"config\.json is damaged"):
         upload(tmp_path / "run", "org/new")
-    with pytest.raises(Refused, match=r"has no final/ with task\.json and README\.md"):
+    with pytest.raises(Refused, match="has none; name a run that is finished"):
         upload(tmp_path, "org/new")
     assert ("models", "org/new") not in hub.repositories
 

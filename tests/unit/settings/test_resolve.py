@@ -96,6 +96,10 @@ def test_an_evaluation_in_four_bits_is_qlora():
     settings = eval_settings(args, "sst2")
     assert (settings.model.method, settings.prompt.shots, settings.prompt.format) == ("qlora", 4, "chat")
     assert settings.run.output_dir == Path("runs/eval-sst2-m") and settings.text.max_length is None
+    with pytest.raises(Refused, match=r"^--model is missing"):  # DistilBERT has no head that could answer
+        eval_settings(eval_parser("", SST2).parse_args([]), "sst2")
+    sample = eval_settings(eval_parser("", SST2).parse_args(["--sample"]), "sst2")
+    assert sample.model.name.endswith("sample-llama")
 
 
 def test_a_plan_for_gpus_computes_as_they_do():

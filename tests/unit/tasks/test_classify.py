@@ -124,7 +124,7 @@ def test_a_pair_of_columns_is_one_text_and_keeps_its_parts(tmp_path):
         ([(f"x {n}", f"t {n}") for n in range(50)], {}, "50 different labels in 50 rows.*name another column"),
         (rows_of(("Spam", "spam")), {}, r"'Spam' \(10 rows\) and 'spam' \(10 rows\) differ in case alone"),
         (rows_of(("a", "x_ci95")), {}, "a label cannot end in ci95"),
-        (rows_of("ab"), {"label_column": "queue"}, "found 'text', 'label'; wanted .*'queue'.*--label-column"),
+        (rows_of("ab"), {"label_column": "queue"}, "the labels, 'queue'; found 'text', 'label': .*--label-column"),
         (rows_of("ab"), {"text_column": "a,b,c"}, "a text is one column, or two with a comma between them"),
         (rows_of("ab"), {"split": "80-20"}, "have no split '80-20'|has no split '80-20'"),
     ],

@@ -219,8 +219,12 @@ def test_missing_file_and_folder(tmp_path):
     with pytest.raises(Refused, match=r"none\.tsv: no such file; check the path$"):
         read_file(tmp_path / "none.tsv")
     (tmp_path / "reviews.tsv").touch()
-    with pytest.raises(Refused, match=r"reviws\.tsv: no such file \(did you mean 'reviews\.tsv'\?\); check the path$"):
+    with pytest.raises(
+        Refused, match=r"reviws\.tsv: no such file \(did you mean '.*/reviews\.tsv'\?\); check the path$"
+    ):
         read_file(tmp_path / "reviws.tsv")
+    with pytest.raises(Refused, match=r"tests\.tsv: no such file; check the path$"):  # like it by its suffix alone
+        read_file(tmp_path / "tests.tsv")
     (tmp_path / "folder.tsv").mkdir()
     with pytest.raises(Refused, match="is a folder"):
         read_file(tmp_path / "folder.tsv")
@@ -229,11 +233,24 @@ def test_missing_file_and_folder(tmp_path):
 def test_wrong_columns_name_both_sides(tmp_path):
     headless = "a very long first line that was meant to be a row of text\t1\nb\t0\n"
     source = read_file(write(tmp_path, "rows.tsv", headless))
-    with pytest.raises(Refused, match=r"found 'a very long first line that was meant\.\.\.', '1'; wanted sentence"):
-        find_column(source, ("sentence", "text"), "sentence and label")
+    with pytest.raises(
+        Refused, match=r"no column for the texts, 'sentence' \(or 'text'\); found 'a very long first line that was m"
+    ):
+        find_column(source, ("sentence", "text"), "the texts")
     source = read_file(write(tmp_path, "typo.tsv", "text\tLabel\na\t1\n"))
-    with pytest.raises(Refused, match=r"wanted text and label \(did you mean 'Label'\?\)$"):
-        find_column(source, ("label",), "text and label")
+    with pytest.raises(Refused, match=r"for the labels, 'label'; found 'text', 'Label' \(did you mean 'Label'\?\)$"):
+        find_column(source, ("label",), "the labels")
+
+
+def test_another_separator_is_named(tmp_path):
+    with pytest.raises(
+        Refused, match=r"rows\.csv: this file seems to be separated by ';': .*'message;team'; save it with ','"
+    ):
+        read_file(write(tmp_path, "rows.csv", "message;team\na, b;c\n"))
+    with pytest.raises(Refused, match=r"separated by a tab: .* or name it \.tsv$"):
+        read_file(write(tmp_path, "rows.csv", "message\tteam\na\tc\n"))
+    with pytest.raises(Refused, match=r"separated by ',': .*; save it with a tab between the columns, or name it"):
+        read_file(write(tmp_path, "rows.tsv", "message,team\na,c\n"))
 
 
 def test_changed_file_is_named(tmp_path):

@@ -41,13 +41,15 @@ def test_hub_refusals_say_what_to_do(monkeypatch):
         "hf auth login": DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub. Visit the page …"),
         "https://huggingface.co/datasets/a/b": DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
         "no such data set on the hub at revision v1": DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
-        "not in the local cache": ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"),
+        "not in the local cache and HF_HUB_OFFLINE is set": ConnectionError("… (OfflineModeIsEnabled)"),
         "the hub cannot be reached": ConnectionError("Couldn't reach 'a/b' on the Hub (ConnectTimeout)"),
         "cannot be loaded (no route to host)": broken_transport,
         "Should be one of": ValueError("Unknown split \"test\". Should be one of ['train'].\nmore"),
     }
     for message, error in cases.items():
         hub_that(monkeypatch, error)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", "Offline" in str(error))
         with pytest.raises(Refused) as refusal:
             read_hub("a/b", "test", "v1")
         assert message in str(refusal.value)

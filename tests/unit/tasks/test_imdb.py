@@ -76,7 +76,11 @@ def test_quotes_newlines_and_words_for_labels(tmp_path):
 
 def test_wrong_columns_name_all_that_would_do(tmp_path):
     path = write_csv(tmp_path / "train.csv", [("x", 1)], header=("body", "label"))
-    with pytest.raises(Refused, match=r"wanted 'text' \(or 'review', 'sentence'\) and 'label' \(or 'sentiment'\)"):
+    texts = r"no column for the texts, 'text' \(or 'review', 'sentence'\); found "
+    with pytest.raises(Refused, match=rf"{texts}'body', 'label'$"):
+        load(IMDB, flags(train_file=path))
+    path = write_csv(tmp_path / "train.csv", [("x", 1)], header=("body", "stars"))
+    with pytest.raises(Refused, match=rf"{texts}'body', 'stars'; nor one for the labels, 'label' \(or 'sentiment'\)$"):
         load(IMDB, flags(train_file=path))
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from zerotune.errors import Refused
-from zerotune.tasks.labels import parse_label, parse_own_label, require_labels
+from zerotune.tasks.labels import count_line, parse_label, parse_own_label, require_labels
 from zerotune.tasks.splits import Example
 
 LABELS = ("negative", "positive")
@@ -48,3 +48,8 @@ def test_one_class_only_and_no_labels_are_refused():
         require_labels(examples([None]), "train", LABELS, "do this")
     with pytest.raises(Refused, match="no rows"):
         require_labels([], "train", LABELS, "do this")
+
+
+def test_a_label_with_a_comma_is_one_in_a_list():
+    line = count_line({"access": 1158, "hardware": 151, "question, other": 162})
+    assert line == '3 labels, with their training rows: access (1,158), hardware (151), "question, other" (162)'
