@@ -89,7 +89,9 @@ def test_three_folders_are_holm_corrected_on_common_items_only(tmp_path):
 def test_seeds_of_one_command_give_mean_and_spread(tmp_path):
     folders = [evaluation(tmp_path / f"seed-{seed}", set(range(4 * seed)), seed=seed) for seed in range(3)]
     other = evaluation(tmp_path / "other", {1, 2, 3}, model="another/model", seed=7)
-    write_comparison(read_comparison([*folders, other]), tmp_path / "out")
+    comparison = read_comparison([*folders, other])
+    assert f"{tmp_path.name}, over 3 training seeds: accuracy 90.00 ± 10.00 %" in comparison_table(comparison)
+    write_comparison(comparison, tmp_path / "out")
     (spread,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"]
     assert spread["seeds"] == [0, 1, 2] and spread["folders"] == [str(folder) for folder in folders]
     accuracy = spread["accuracy"]

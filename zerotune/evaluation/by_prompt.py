@@ -124,7 +124,7 @@ def prepare_prompt(
     }
     _say_what_is_cut(description, len(examples))
     costs, batches, memory = prompt_batches(evaluation, plan, data, config)
-    say(describe_memory(memory))
+    say(f"evaluation, {describe_memory(memory)}")
     model = load_model(loaded, device)
     if evaluation.prompt.answer_by == "generation":
         score, read = _writing_scorer(model, data, tokenizer, prompt, device), partial(_read_written, tokenizer, prompt)

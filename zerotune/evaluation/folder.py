@@ -104,6 +104,21 @@ def evaluate_into(
     return on_all_ranks(accelerator, metrics)[0]
 
 
+def results_time(folder: Path) -> int | None:
+    """Return when the results of an evaluation were written, in ns since the epoch; None where there are none."""
+    path = folder / "metrics.json"
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def base_line(folder: Path, earlier: int | None, setting: str, scores: str) -> str:
+    """Return the line about the scores before training, which says whether an earlier start of the run found them.
+
+    Args:
+        earlier: `results_time` before this start's evaluation.
+    """
+    return f"base ({setting}): {scores}" + (", from before" if earlier and results_time(folder) == earlier else "")
+
+
 def check_earlier(folder: Path, described: dict, items: Items) -> None:
     """Refuse a folder that holds the results of another evaluation, before anything is written into it.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from zerotune.evaluation.by_head import prepare_head
 from zerotune.evaluation.by_prompt import LoadModel, prepare_prompt
-from zerotune.evaluation.folder import Items, check_earlier, evaluate_into
+from zerotune.evaluation.folder import Items, base_line, check_earlier, evaluate_into, results_time
 from zerotune.evaluation.options import TextEvaluation, base_model, check_flags, tuned_model
 from zerotune.evaluation.result_files import write_label_results, write_label_set_results
 from zerotune.evaluation.scoring import PreparedModel
@@ -99,9 +99,12 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits,
         data_sha256=reporting_sha256(splits.record),
     )
     folder = run.path / "eval" / "base"
+    earlier = results_time(folder)
+    if earlier is None:
+        say(f"base evaluation of {len(test):,} test items, before training")
     with run.timed("base_eval_s"):
         metrics = evaluate(folder, evaluation, task, test, run.accelerator, stop_signal, replace=True)
-    say(f"base ({metrics['setting']}): {accuracy_line(metrics)}")
+    say(base_line(folder, earlier, metrics["setting"], accuracy_line(metrics)))
 
 
 def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, task, splits: Splits, stop_signal) -> None:

@@ -12,10 +12,11 @@ from zerotune.models.heads import has_token_types, head_of, is_encoder
 from zerotune.models.model_files import CONFIG_FOLDER
 from zerotune.models.multi_label import PROBLEM_TYPE
 from zerotune.models.pretrained import leading_ids, trailing_ids
+from zerotune.settings.names import TASK_NAMES
 
 _CARD = """# {title}
 
-{description} Trained with zerotune; task.json says for which task.
+{description} Trained with zerotune{on_task}.
 
 ```python
 {imports}
@@ -126,7 +127,7 @@ def model_card(stock, record: dict, tokenizer) -> str:
         record: content of task.json.
     """
     head = head_of(stock)
-    title, model_class, _ = _HEADS[head]
+    (title, model_class, _), task = _HEADS[head], record.get("task")
     imports, definition, loading = _loading_lines(stock, record, head, model_class)
     needed = ["import torch"]
     if head == "generate":
@@ -134,7 +135,8 @@ def model_card(stock, record: dict, tokenizer) -> str:
     made = _METHODS["merged" if "merged" in record else record["method"]]
     data = _front_matter(stock, record, head)
     body = _CARD.format(
-        title=f"{record.get('task', 'Text')} {title}",
+        title=f"{TASK_NAMES[task]} {title}" if task in TASK_NAMES else f"{title[0].upper()}{title[1:]} of texts",
+        on_task=f" on {TASK_NAMES[task]}" if task in TASK_NAMES else "",
         description=f"{made} `{record['base_model']}`, {_purpose(stock, record, head)}",
         imports="\n".join([*needed, *imports]) + definition,
         loading=loading,

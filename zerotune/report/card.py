@@ -13,6 +13,7 @@ from zerotune.metrics.evaluations import Evaluation
 from zerotune.models.base_license import LICENSE_HEADING
 from zerotune.report import html
 from zerotune.run.machine_paths import without_paths
+from zerotune.settings.names import TASK_NAMES
 from zerotune.tasks.hub import id_and_configuration
 
 # The first of the sections that are written here; an earlier card's are replaced.
@@ -67,7 +68,7 @@ def _front_matter(files) -> dict:
     metrics, tested = files.tuned.metrics, sources.get("test") or sources.get("train") or {}
     names = [name for name in evaluations.score_names(metrics) if not name.startswith(_OF_ONE_LABEL)]
     dataset, configuration = id_and_configuration(tested.get("dataset") or "")
-    title = html.TASK_NAMES.get(task, str(task))
+    title = TASK_NAMES.get(task, str(task))
     results = [
         EvalResult(
             task_type="text-classification" if metrics.get("task") != "squad" else "question-answering",

@@ -17,6 +17,7 @@ from zerotune.report import figures, html, words
 from zerotune.report.curves import curves_of_runs, read_history
 from zerotune.report.tables import scores_block, timings_table
 from zerotune.run.run_files import check_run_files, read_run_record
+from zerotune.settings.names import TASK_NAMES
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,21 @@ def comparison_table(comparison: Comparison) -> str:
     for spread in comparison.spreads:
         found = spread[score]
         mean, deviation = 100 * found["mean"], 100 * found["sd"]
-        lines.append(f"over {len(spread['seeds'])} training seeds: {score} {mean:.2f} ± {deviation:.2f} %")
+        seeds = f"over {len(spread['seeds'])} training seeds"
+        lines.append(f"{_setting_name(comparison, spread)}, {seeds}: {score} {mean:.2f} ± {deviation:.2f} %")
     for summary in _prompt_summaries(comparison):
         mean, deviation = summary["mean"], summary["sd"]
         lines.append(
             f"{summary['name']}, over {summary['num']} prompts: {score} {100 * mean:.2f} ± {100 * deviation:.2f} %"
         )
     return "\n".join(lines)
+
+
+def _setting_name(comparison: Comparison, spread: dict) -> str:
+    """Return what the runs of a spread over seeds are called without their seeds: learning_rate-2e-5."""
+    by_folder = {str(one.folder): name for name, one in zip(comparison.names, comparison.read, strict=True)}
+    names = [re.sub(r"[_/-]?seed-?\d+$", "", by_folder[folder]) for folder in spread["folders"]]
+    return ", ".join(dict.fromkeys(filter(None, names))) or "all runs"
 
 
 def _interval(bounds: Sequence[float], sign: str = "") -> str:
@@ -171,7 +180,7 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> Path:
     columns = [
         (name, evaluations.as_proportions(one.metrics), figures.TUNED) for name, one in zip(names, read, strict=True)
     ]
-    title = f"{html.TASK_NAMES.get(task, task)}: {len(read)} evaluations compared"
+    title = f"{TASK_NAMES.get(task, task)}: {len(read)} evaluations compared"
     sections = [
         html.heading(title, "comparison"),
         html.section(
@@ -180,7 +189,7 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> Path:
         _paired_tests(names, headline, comparison.pairs, comparison.adjusted, comparison.f1_pairs),
         _training_section(folders),
         _prompt_section(comparison),
-        _seed_section(read, spreads),
+        _seed_section(comparison),
         _settings_section(names, read),
     ]
     report = output_dir / "report.html"
@@ -320,19 +329,23 @@ def _training_section(folders: Sequence[Path]) -> str:
     return html.section("Training", timings, curves_of_runs(names, histories))
 
 
-def _seed_section(read: list[Evaluation], spreads: list[dict]) -> str:
-    if not spreads:
-        return html.section("Across seeds", html.paragraph(f"No mean over seeds: {_why_no_spread(read)}."))
+def _seed_section(comparison: Comparison) -> str:
+    if not comparison.spreads:
+        return html.section("Across seeds", html.paragraph(f"No mean over seeds: {_why_no_spread(comparison.read)}."))
     parts = []
-    for spread in spreads:
+    for spread in comparison.spreads:
         rows = []
         for name in spread["metrics"]:
-            mean, deviation, low, high = (100 * spread[name][part] for part in ("mean", "sd", "low", "high"))
-            values = [f"{100 * value:.2f}" for value in spread[name]["values"]]
-            found = (f"{mean:.2f} ± {deviation:.2f} %", f"{low:.2f} – {high:.2f} %")
+            scale, digits, unit = (1, 4, "") if name in html.NO_SHARES else (100, 2, " %")
+            values = [f"{scale * value:.{digits}f}" for value in spread[name]["values"]]
+            mean, deviation, low, high = (
+                f"{scale * spread[name][part]:.{digits}f}" for part in ("mean", "sd", "low", "high")
+            )
+            found = (f"{mean} ± {deviation}{unit}", f"{low} – {high}{unit}")
             rows.append([html.metric_title(name), *found, *values])
         seeds = [f"seed {seed}" for seed in spread["seeds"]]
         model = [html.plain(spread["settings"][key]) for key in ("model", "method") if key in spread["settings"]]
+        model = [_setting_name(comparison, spread), *model]
         table = html.table(["", "mean ± standard deviation", "range", *seeds], rows)
         parts += [html.paragraph(" · ".join(model)), table]
     return html.section("Across seeds", *parts, html.paragraph("Standard deviation over seeds with n − 1.", "note"))

@@ -12,7 +12,7 @@ from zerotune.report.run_report import ReportParts
 from zerotune.report.tables import data_section, run_section, scores_block
 from zerotune.run.process import is_main_process, say
 from zerotune.run.run_files import RunRecord, SplitRecord
-from zerotune.settings.names import short_name
+from zerotune.settings.names import TASK_NAMES, short_name
 
 NUM_UNLABELLED = 20
 
@@ -70,7 +70,7 @@ def _body(folder: Path, parts: ReportParts) -> list[str]:
 
 def _heading(metrics: dict, note: str) -> str:
     task = metrics.get("task")
-    return html.heading(_name(metrics), html.TASK_NAMES.get(task, task) or "") + html.paragraph(note, "note")
+    return html.heading(_name(metrics), TASK_NAMES.get(task, task) or "") + html.paragraph(note, "note")
 
 
 def _name(metrics: dict) -> str:

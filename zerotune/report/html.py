@@ -9,7 +9,7 @@ from zerotune.metrics.evaluations import PairedAccuracy
 from zerotune.metrics.statistics import PairedMeans
 from zerotune.metrics.text_overlap import OVERLAP_TITLES
 
-TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
+NO_SHARES = ("matthews",)  # scores from -1 to 1
 MOST_WIDE_COLUMNS = 6  # of a confusion matrix
 # A page in a file has no clipboard in some browsers: there its command is selected instead.
 COPY_SCRIPT = """<script>
@@ -141,15 +141,16 @@ def details(summary: str, *parts: str) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}{NO_BREAK}%"
+    return f"{100 * value:.{digits}f}{NO_BREAK}%".replace("-", MINUS)
 
 
-def interval_text(interval: Sequence[float] | None, signed: bool = False) -> str:
-    """Return a [low, high] pair of proportions as percentages."""
+def interval_text(interval: Sequence[float] | None, signed: bool = False, name: str = "") -> str:
+    """Return a [low, high] pair of proportions as percentages; of a score with another unit, by its name, in that."""
     if interval is None:
         return "no interval"
-    sign = "+" if signed else ""
-    return f"[{100 * interval[0]:{sign}.1f},{NO_BREAK}{100 * interval[1]:{sign}.1f}]".replace("-", MINUS)
+    form, scale = f"{'+' if signed else ''}.{3 if name in NO_SHARES else 1}f", 1 if name in NO_SHARES else 100
+    low, high = (format(scale * bound, form) for bound in interval)
+    return f"[{low},{NO_BREAK}{high}]".replace("-", MINUS)
 
 
 def change(test: PairedAccuracy | PairedMeans) -> tuple[str, str]:
@@ -170,7 +171,7 @@ def plain(value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.5g}"
     if isinstance(value, list):
@@ -201,7 +202,7 @@ def metric_title(name: str) -> str:
     if name.startswith("f1_label_"):
         return f"F1 on {name.removeprefix('f1_label_')}"
     if name == "matthews":
-        return "Matthews' correlation × 100"
+        return "Matthews' correlation"
     return OVERLAP_TITLES.get(name) or name.replace("f1", "F1").replace("_macro", ", macro").replace(
         "_micro", ", micro"
     ).replace("_", " ")
@@ -214,4 +215,6 @@ def score_cell(metrics: dict, name: str) -> str | tuple[str, str]:
     interval = f"{name}_ci95"
     if interval in metrics and metrics[interval] is None:
         return "undefined", "0 of 0"
-    return percent(metrics[name]), interval_text(metrics[interval]) if interval in metrics else "no interval"
+    found = interval_text(metrics[interval], name=name) if interval in metrics else "no interval"
+    value = metrics[name]
+    return f"{value:.3f}".replace("-", MINUS) if name in NO_SHARES else percent(value), found

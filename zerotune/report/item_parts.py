@@ -15,7 +15,11 @@ from zerotune.report import figures, html
 
 NUM_EXAMPLES, MOST_CHARACTERS = 10, 700
 NUM_LENGTHS = 4
-WELL_CALIBRATED = 0.02
+WELL_CALIBRATED, MUCH_TOO_UNSURE = 0.02, 0.2
+MUCH_UNDER = (
+    " Probabilities this far below the share of right answers mean that the logits are still small: usually few steps, "
+    "a low learning rate or --label-smoothing."
+)
 DRAWN_ITEM = re.compile(r"· train-\d+$")  # of a test set that was drawn from the training rows
 NO_TEXT = "(the text is not available)"
 
@@ -42,7 +46,8 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
             shown = html.percent(sum(right) / len(right)) if right else "–"
             cells.append((shown, f"{html.interval_text(interval)} of {len(right):,}" if right else "no items"))
         intervals.append(interval)
-        rows.append([f"{low:,} to {high:,} words" if low else f"up to {high:,} words", *cells])
+        words = f"{high:,} words" if low == high else f"{low:,} to {high:,} words" if low else f"up to {high:,} words"
+        rows.append([words, *cells])
         low = high + 1
     first, last = intervals[0], intervals[-1]
     said = f"No difference between short and long texts is shown: {score} of both may be the same."
@@ -95,7 +100,8 @@ def calibration_section(
             judged = f"too sure of some {plural} and not sure enough of others"
         sentences.append(
             f"{name}: {judged}. Its {plural} have a mean probability of {html.percent(mean)}, and "
-            f"{html.percent(share)} are right; ECE {100 * error:.1f} %."
+            f"{html.percent(share)} are right; ECE {html.percent(error)}."
+            + (MUCH_UNDER if share - mean > MUCH_TOO_UNSURE else "")
         )
     if not named:
         return ""

@@ -15,6 +15,7 @@ from zerotune.report.curves import History, curves_of_run, epochs_table, read_hi
 from zerotune.report.tables import data_section, parameters_section, run_section, scores_block, timings_table
 from zerotune.run.process import is_main_process, say
 from zerotune.run.run_files import ParametersRecord, RunRecord, SplitRecord
+from zerotune.settings.names import TASK_NAMES
 
 
 @dataclass(frozen=True)
@@ -181,11 +182,21 @@ def _heading(files: RunFiles) -> str:
     flags, folder = files.run.get("flags") or {}, files.path.resolve().name
     tuned = files.tuned.metrics if isinstance(files.tuned, Evaluation) else {}
     model, method = (flags.get(key) or tuned.get(key) for key in ("model", "method"))
-    model = Path(model).name if model and Path(model).is_absolute() else model
     task = files.split.get("task") or tuned.get("task")
-    title = ", ".join(str(part) for part in (model, f"{method} fine-tuning" if method else None) if part)
-    overline = html.TASK_NAMES.get(task, task) or ""
+    title = ", ".join(part for part in (_model_name(model), f"{method} fine-tuning" if method else None) if part)
+    data = (files.split.get("sources") or {}).get("train") or {}
+    if title and data.get("path"):
+        title += f" on {Path(data['path']).name}"
+    overline = TASK_NAMES.get(task, "own labels" if task == "classify" else task) or ""
     return html.heading(title or folder, overline) + (html.paragraph(folder, "note") if title else "")
+
+
+def _model_name(model: str | None) -> str | None:
+    """Return a hub id as it is, and of a path its last name; of a run's final/ the run's."""
+    if model is None or not (model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()):
+        return model
+    path = Path(model)
+    return path.parent.name if path.name == "final" else path.name
 
 
 def _cards(files: RunFiles, parts: ReportParts) -> list[str]:
@@ -233,7 +244,7 @@ def _sentences(files: RunFiles, parts: ReportParts) -> list[str]:
     if isinstance(files.accuracy, PairedAccuracy):
         score = html.metric_title(evaluations.headline(files.tuned.metrics))
         said.append(words.training_sentence(files.accuracy, score, parts.items))
-    said += words.history_sentences(files.history, files.best_step)
+    said += words.history_sentences(files.history, files.best_step, (files.run.get("flags") or {}).get("max_steps"))
     return said + [sentence for sentence in [words.movement_sentence(files.parameters.get("moved", {}))] if sentence]
 
 

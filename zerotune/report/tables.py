@@ -112,7 +112,7 @@ def parameters_section(parameters: dict) -> str:
     if columns:
         keys = list(dict.fromkeys(key for counts in columns.values() for key in counts))
         rows = [[key, *(counts.get(key, "–") for counts in columns.values())] for key in keys]
-        titles = {"before": "as published", "after": "this run"}
+        titles = {"before": "base model", "after": "this run"}
         parts.append(html.table(["", *(titles.get(name, name) for name in columns)], rows))
     return html.section("Parameters", *parts, html.table([], html.flattened(rest)) if rest else "", *moved)
 
@@ -127,7 +127,7 @@ def _moved(moved: dict) -> list[str]:
     if len(layers := moved.get("layers", [])) > 2:
         line = figures.Series("", range(len(layers)), [100 * share for share in layers], as_points=True)
         parts.append(f'<div class="wide">{figures.curves("Change by layer", "layer", "change, %", [line])}</div>')
-    note = "Norm of the change from the published weights to final/, as a share of their norm before (Frobenius)."
+    note = "Norm of the change from the base model's weights to final/, as a share of their norm before (Frobenius)."
     return [*parts, html.paragraph(f"{note} Only weights that trained count; a new head is left out.", "note")]
 
 
@@ -201,5 +201,14 @@ def _with_unit(name: str, text: str) -> tuple[str, str]:
     if name.endswith(" bytes") and text.replace(",", "").isdigit():
         return name.removesuffix(" bytes"), f"{int(text.replace(',', '')) / 2**30:.2f} GiB"
     if name.endswith(" per s"):
-        return name.removesuffix(" per s"), f"{text} per second"
-    return (name.removesuffix(" s"), f"{text} s") if name.endswith(" s") else (name, text)
+        return name.removesuffix(" per s"), f"{_measured(text)} per second"
+    return (name.removesuffix(" s"), f"{_measured(text)} s") if name.endswith(" s") else (name, text)
+
+
+def _measured(text: str) -> str:
+    """Return a measured time or rate with three significant digits; text that is no decimal number as it is."""
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        return text
+    return text if "." not in text else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,11 +1,13 @@
 """Say in sentences what the tables of a page show."""
 
+from zerotune.errors import quoted
 from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
 from zerotune.report import html
 from zerotune.report.curves import History
 
 CHANCE = 0.05  # a p-value below it is called more than chance explains
-NEARLY_ALL, MUCH_MORE = 0.95, 0.15
+NEARLY_ALL, MUCH_MORE, ABOUT_EQUAL = 0.95, 0.15, 0.005
+UNTRAINED = "untrained head"  # setting in metrics.json
 
 
 def answers_of_labels(name: str, metrics: dict) -> list[str]:
@@ -22,19 +24,24 @@ def answers_of_labels(name: str, metrics: dict) -> list[str]:
     given = [sum(row[number] for row in confusion) / count for number in range(len(labels))]
     held = [sum(row) / count for row in confusion]
     most, sentences = max(range(len(labels)), key=given.__getitem__), []
-    found = f"{html.percent(given[most])} of the items, of which {html.percent(held[most])} are"
+    label = quoted(labels[most])
+    found = f"it gives that answer to {html.percent(given[most])} of the items, and {html.percent(held[most])} have it"
+    if metrics.get("setting") == UNTRAINED:
+        name = f"{name[0].upper()}{name[1:]}"
+        return [f"{name} has a new head that has not been trained: its answers are guesses, whatever they score."]
     if given[most] >= NEARLY_ALL and given[most] - held[most] > 1 - NEARLY_ALL:
-        sentences.append(f"{name} answers {labels[most]} to nearly everything: to {found}.")
+        sentences.append(f"{name} answers {label} to nearly everything: {found}.")
     elif given[most] - held[most] >= MUCH_MORE:
-        sentences.append(f"{name} answers {labels[most]} too often: to {found}.")
+        sentences.append(f"{name} answers {label} too often: {found}.")
     unread = metrics.get("unparsable_share") or 0
     if unread >= 1 - NEARLY_ALL:
         sentences.append(f"{html.percent(unread)} of the answers of {name} name no label, and count as wrong.")
     if metrics["accuracy_ci95"][0] <= max(held):
-        majority = labels[held.index(max(held))]
+        majority = f"always answering {quoted(labels[held.index(max(held))])}"
+        if max(held) - min(held) < ABOUT_EQUAL:
+            majority = "giving every item the same answer"
         sentences.append(
-            f"{name} is not shown to be better than always answering {majority}, which would be right on "
-            f"{html.percent(max(held))}."
+            f"{name} is not shown to be better than {majority}, which would be right on {html.percent(max(held))}."
         )
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
@@ -56,14 +63,19 @@ def training_sentence(test: PairedAccuracy, score: str, items: str) -> str:
     )
 
 
-def history_sentences(history: History, best_step: int | None) -> list[str]:
-    """Return how the validation loss went, and which evaluation final/ is."""
+def history_sentences(history: History, best_step: int | None, max_steps: int | None = None) -> list[str]:
+    """Return how the validation loss went, and which evaluation final/ is.
+
+    Args:
+        max_steps: of --max-steps.
+    """
     losses = {line["step"]: line["eval_loss"] for line in history.evaluations if line.get("eval_loss") is not None}
     if len(losses) < 2:
         return []
     lowest, (last, last_loss) = min(losses, key=losses.get), list(losses.items())[-1]
     if lowest == last:
-        sentence = "Validation loss was still falling at the end: more epochs may help."
+        more = f"more steps than --max-steps {max_steps:,}" if max_steps else "more epochs"
+        sentence = f"Validation loss was still falling at the end: {more} may help."
     elif last_loss > 1.1 * losses[lowest]:
         sentence = (
             f"Validation loss was lowest at step {lowest:,} ({losses[lowest]:.3f}) and rose to {last_loss:.3f} after "

@@ -365,13 +365,17 @@ class RunFolder:
         say(f"report: {report}")
 
     def _track_scores(self, step: int) -> None:
-        """Send the test scores before and after training to the tracker."""
+        """Send the test scores before and after training to the tracker: those before at step 0.
+
+        Weights & Biases takes no earlier step than the last one, and gets both at the end.
+        """
         if self.tracker is None:
             return
         for name, group in (("base", "base"), ("final", "test")):
             path = self.path / "eval" / name / "metrics.json"
             if path.exists():
-                self.tracker.log(scores(read_json(path), group), step=step)
+                at = 0 if name == "base" and self.settings.tracker == "tensorboard" else step
+                self.tracker.log(scores(read_json(path), group), step=at)
 
     def write_json(self, name: str, value) -> None:
         """Write one of the folder's JSON files, on rank 0."""

@@ -35,7 +35,10 @@ def device_name(device) -> str:
     """Return the kind of device that a rank computes on, for run.json."""
     import torch
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def start_accelerator(deepspeed_config: dict | None):

@@ -6,6 +6,7 @@ from pathlib import Path
 from zerotune.errors import Refused
 from zerotune.files import default_cache_dir
 
+TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
 

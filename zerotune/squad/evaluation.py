@@ -10,7 +10,7 @@ import torch
 from zerotune.errors import Refused
 from zerotune.evaluation.by_head import head_scorer
 from zerotune.evaluation.by_prompt import LoadModel
-from zerotune.evaluation.folder import Items, check_earlier, evaluate_into
+from zerotune.evaluation.folder import Items, base_line, check_earlier, evaluate_into, results_time
 from zerotune.evaluation.options import base_model, generator_record, training_description, tuned_model
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.models.attention import attention_kernel, check_kernel_precision
@@ -280,7 +280,7 @@ def prepare_writing(
     batches = data.writing_batches(evaluation.tokens_per_device)
     sizes = [data.writing_shape(batch, num_new_tokens) for batch in batches]
     num_weights = published_table(config)["total"]
-    say(describe_memory(writing_memory(config, loaded, num_weights, len(data.prefix), sizes)))
+    say("evaluation, " + describe_memory(writing_memory(config, loaded, num_weights, len(data.prefix), sizes)))
     description = plan.description | {
         "num_shared_tokens": len(data.prefix),
         "num_truncated": data.num_truncated,
@@ -405,9 +405,12 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, splits: Splits, stop_
         data_sha256=reporting_sha256(splits.record),
     )
     folder = run.path / "eval" / "base"
+    earlier = results_time(folder)
+    if earlier is None:
+        say(f"base evaluation of {len(questions):,} test questions, before training")
     with run.timed("base_eval_s"):
         metrics = evaluate(folder, evaluation, questions, run.accelerator, stop_signal, replace=True)
-    say(f"base ({metrics['setting']}): {score_line(metrics)}")
+    say(base_line(folder, earlier, metrics["setting"], score_line(metrics)))
 
 
 def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, splits: Splits, stop_signal) -> None:

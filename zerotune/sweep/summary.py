@@ -19,6 +19,7 @@ from zerotune.report.curves import curves_of_runs, read_history
 from zerotune.report.tables import timings_table
 from zerotune.run.process import say
 from zerotune.run.run_files import read_metrics_lines, read_run_record, read_split
+from zerotune.settings.names import TASK_NAMES
 from zerotune.settings.sweeps import Member, Runs
 from zerotune.sweep.folder import is_finished
 
@@ -277,7 +278,7 @@ def _page(runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], re
     records = [read_run_record(runs.folder / name / "run.json") for name in names]
     task = str(records[0].get("task"))
     num_finished = sum(len(one.scores) for one in settings)
-    title = f"{html.TASK_NAMES.get(task, task)}: {num_finished} of {len(runs.members)} runs"
+    title = f"{TASK_NAMES.get(task, task)}: {num_finished} of {len(runs.members)} runs"
     title = title.replace(f"{num_finished} of {num_finished} ", f"{num_finished} ")
     scores = _ranking(order, ranked, choose_by) if runs.sweep else _seed_table(settings[0], choose_by)
     sections = [

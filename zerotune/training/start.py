@@ -11,7 +11,7 @@ from zerotune.files import json_sha256
 from zerotune.models.model_files import model_identity
 from zerotune.models.upload import check_run_upload
 from zerotune.run.folder import RunFolder, held_results
-from zerotune.run.launch import on_all_ranks
+from zerotune.run.launch import device_name, on_all_ranks
 from zerotune.run.process import say
 from zerotune.run.run_files import read_run_record
 from zerotune.settings.groups import RunSettings, TrainSettings
@@ -74,6 +74,8 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
         )
     accelerator.wait_for_everyone()  # all have read before rank 0 writes
     run.describe(splits.record, identity=identity)
+    device, processes = device_name(accelerator.device), accelerator.num_processes
+    say(f"run {run.path}: on {f'{processes} × ' if processes > 1 else ''}{device}, {settings.model.precision}")
     run.start_tracker()
     if settings.data.sample and accelerator.device.type == "cpu" and not is_sample_model(settings.model.name):
         four_bits = ", and 4-bit weights are slow there: --method lora is faster" * (settings.model.method == "qlora")

@@ -217,6 +217,8 @@ def test_the_base_evaluation_asks_the_model_as_it_is(run_folder, tmp_path, capsy
     assert metrics["count"] == 6 and not metrics["load_4bit"]
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == f"base (zero-shot prompt): {accuracy_line(metrics)}"
+    evaluate_base(run_folder, training(tmp_path, method="lora"), TASK, SPLITS, NEVER)
+    assert capsys.readouterr().out.splitlines() == [f"{said}, from before"]
 
 
 def test_it_takes_a_fixed_subset_or_none(run_folder, tmp_path, monkeypatch):

@@ -30,10 +30,13 @@ def test_words_and_numbers():
     }  # fmt: skip
     assert {name: metric_title(name) for name in titles} == titles
     assert [plain(value) for value in (None, True, 9999, 66955010, 3e-05, 131072.4, [], [1, "a"])] == [
-        "–", "yes", "9999", "66,955,010", "3e-05", "131,072", "none", "1, a",
+        "–", "yes", "9,999", "66,955,010", "3e-05", "131,072", "none", "1, a",
     ]  # fmt: skip
     texts = [p_value_text(0.04999), p_value_text(9e-5), interval_text((-0.012, 0.3), signed=True)]
     assert [text.replace("\u00a0", " ") for text in texts] == ["p = 0.0500", "p < 0.0001", "[−1.2, +30.0]"]
+    matthews = {"matthews": -0.0371, "matthews_ci95": [-0.173, 0.107]}
+    assert metric_title("matthews") == "Matthews' correlation"
+    assert score_cell(matthews, "matthews") == ("−0.037", "[−0.173,\u00a00.107]")
     rows = flattened({"a_b": {"c": 1, "d": [{"e": 2}]}, "f": {}})
     assert rows == [("a b · c", "1"), ("a b · d · 1 · e", "2"), ("f", "none")]
 

@@ -10,11 +10,13 @@ from report_cases import LABELS, NASTY, RUN, fabricate_run, predictions, write_e
 
 from zerotune.evaluation.prompt_seeds import summarise_seeds
 from zerotune.files import write_json, write_json_lines
-from zerotune.metrics.evaluations import PairedAccuracy
+from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
 from zerotune.metrics.labels import classification_metrics
 from zerotune.report import words
+from zerotune.report.curves import History
 from zerotune.report.evaluation_report import write_evaluation_report
 from zerotune.report.html import interval_text
+from zerotune.report.item_parts import calibration_section, length_section
 from zerotune.report.label_parts import label_parts
 from zerotune.report.run_report import print_run_table, write_report
 from zerotune.report.tables import main_scores
@@ -137,10 +139,10 @@ def test_curves_have_labelled_axes(run):
 def test_data_parameters_and_run_facts(run):
     folder, _ = run
     page = read(write_report(folder, label_parts(LABELS)))
-    for text in ("60,112", "6334", "removed 31 train rows that are also in test", "66,955,010", "592,130"):
+    for text in ("60,112", "6,334", "removed 31 train rows that are also in test", "66,955,010", "592,130"):
         assert text in page.text
-    assert "as published this run" in page.text and "groups · adapter – 147,456" in page.text
-    for text in ("NVIDIA H100 80GB HBM3", "12.346 s", "6.00 GiB", "468.6 per second", RUN["command"], "2.13.0"):
+    assert "base model this run" in page.text and "groups · adapter – 147,456" in page.text
+    for text in ("NVIDIA H100 80GB HBM3", "12.3 s", "6.00 GiB", "469 per second", RUN["command"], "2.13.0"):
         assert text in page.text
 
 
@@ -255,7 +257,7 @@ def test_sentences_say_what_the_tables_show(tmp_path):
     write_json(folder / "final/task.json", {"best_step": 1800})
     page = read(write_report(folder, label_parts(LABELS)))
     text = page.text.replace("\u00a0", " ")
-    assert "The base model answers positive to nearly everything: to 100.0 % of the items, of which" in text
+    assert "The base model answers positive to nearly everything: it gives that answer to 100.0 % of the items" in text
     assert re.search(
         r"Training raised accuracy by \d+\.\d points, from .*: more than chance explains \(p < 0.0001\)", text
     )
@@ -266,6 +268,47 @@ def test_sentences_say_what_the_tables_show(tmp_path):
     rows = re.findall(r"\b([123]) (?:600|1,200|1,800|2,000) – ", text)
     assert rows == ["1", "2", "3"] and "All 10 evaluations" in text
     assert "python train/sst2.py" not in text and "accelerate launch --num_processes 2 train/sst2.py" in text
+
+
+def test_answers_of_labels_in_words():
+    labels = [0, 1, 2] * 20
+    metrics = classification_metrics(labels, [0] * 60, ("a, b", "login", "other")) | {"setting": "classifier head"}
+    first, second = [sentence.replace("\u00a0", " ") for sentence in words.answers_of_labels("base", metrics)]
+    assert first == (
+        'Base answers "a, b" to nearly everything: it gives that answer to 100.0 % of the items, and 33.3 % have it.'
+    )
+    assert second == (
+        "Base is not shown to be better than giving every item the same answer, which would be right on 33.3 %."
+    )
+    (untrained,) = words.answers_of_labels("base", metrics | {"setting": "untrained head"})
+    assert untrained == "Base has a new head that has not been trained: its answers are guesses, whatever they score."
+
+
+def test_what_ended_the_training_is_what_may_help():
+    history = History([], [{"step": 2, "eval_loss": 0.7}, {"step": 4, "eval_loss": 0.6}])
+    assert words.history_sentences(history, 4) == [
+        "Validation loss was still falling at the end: more epochs may help."
+    ]
+    assert "more steps than --max-steps 4 may help." in words.history_sentences(history, 4, 4)[0]
+
+
+def test_a_page_is_called_after_the_model_and_a_file_of_ones_own(tmp_path):
+    for model, name in (("../minilm", "minilm"), ("runs/help/final", "help"), ("org/name", "org/name")):
+        write_json(tmp_path / "run.json", {"flags": {"model": model, "method": "full"}})
+        sources = {"train": {"sha256": "0", "path": "tickets.csv"}}
+        write_json(tmp_path / "split.json", {"task": "classify", "sources": sources})
+        page = read(write_report(tmp_path, label_parts(LABELS)))
+        assert f"{name}, full fine-tuning on tickets.csv" in page.text and "zerotune · own labels" in page.text
+
+
+def test_probabilities_far_below_the_share_of_right_answers_have_a_likely_cause():
+    lines = {
+        str(number): {"label": 0, "prediction": 0, "scores": [math.log(0.45), -1.0], "num_words": 10}
+        for number in range(40)
+    }
+    one = Evaluation(None, {}, lines)
+    assert "logits are still small: usually few steps" in calibration_section({"tuned": one})
+    assert ">10 words<" in length_section({"tuned": one}, "accuracy")
 
 
 def test_a_change_that_chance_explains_is_said_so():
