@@ -102,7 +102,7 @@ def module_group(name: str, config) -> str:
 
 def format_table(before: dict, after: dict) -> str:
     """Return the two tables side by side, one line per count, groups that are empty in both left out."""
-    rows = [("parameters", "published", "this run")]
+    rows = [("parameters", "base model", "this run")]
     rows += [(key, f"{before[key]:,}", f"{after[key]:,}") for key in ("total", "head")]
     share = after["trainable"] / after["total"]
     rows.append(("trainable", "", f"{after['trainable']:,} ({share:.2%})"))

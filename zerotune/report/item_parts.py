@@ -38,6 +38,7 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
     cuts = np.quantile([line["num_words"] for line in every], np.arange(1, NUM_LENGTHS) / NUM_LENGTHS)
     bounds = [*sorted({int(cut) for cut in cuts}), max(line["num_words"] for line in every)]
     bounds, low, rows, intervals = sorted(set(bounds)), 0, [], []
+    shortest = min(line["num_words"] for line in every)
     for high in bounds:
         cells = []
         for found in lines.values():
@@ -46,7 +47,9 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
             shown = html.percent(sum(right) / len(right)) if right else "–"
             cells.append((shown, f"{html.interval_text(interval)} of {len(right):,}" if right else "no items"))
         intervals.append(interval)
-        words = f"{high:,} words" if low == high else f"{low:,} to {high:,} words" if low else f"up to {high:,} words"
+        words = f"{low:,} to {high:,} words" if low else f"up to {high:,} words"
+        if high in (low, shortest):
+            words = f"{high:,} words"
         rows.append([words, *cells])
         low = high + 1
     first, last = intervals[0], intervals[-1]
