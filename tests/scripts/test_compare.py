@@ -277,7 +277,7 @@ def test_a_refusal_ends_with_2_and_one_line(tmp_path):
     assert result.returncode == 2
     assert (
         result.stderr.removeprefix("loading the libraries\n").strip().count("\n") == 0
-        and "predictions.jsonl" in result.stderr
+        and "no such folder" in result.stderr
     )
     assert not (tmp_path / "out").exists()
 

@@ -422,12 +422,15 @@ def _shown(names: list[str]) -> str:
     return ", ".join(repr(name if len(name) <= 40 else name[:37] + "...") for name in names[:8])
 
 
-def find_column(source, accepted: tuple[str, ...], role: str, way_out: str = "") -> str:
+def find_column(
+    source, accepted: tuple[str, ...], role: str, way_out: str = "", of_others: tuple[str, ...] = ()
+) -> str:
     """Return the first of the `accepted` columns that the source has.
 
     Args:
         role: what the column holds, for the message: "the texts".
         way_out: the end of the message.
+        of_others: names that other roles accept, and nobody meant here.
     Raises:
         Refused: the source has none of them.
     """
@@ -435,7 +438,8 @@ def find_column(source, accepted: tuple[str, ...], role: str, way_out: str = "")
     for name in accepted:
         if name in columns:
             return name
-    meant = next(filter(None, (did_you_mean(name, columns) for name in accepted)), "")
+    others = [name for name in columns if name not in of_others]
+    meant = next(filter(None, (did_you_mean(name, others) for name in accepted)), "")
     wanted = f"no column for {role}, {alternatives(accepted)}"
     raise Refused(f"{source.name}: wrong columns: {wanted}; found {_shown(columns)}{meant}{way_out}")
 

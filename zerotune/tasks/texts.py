@@ -219,7 +219,8 @@ def _column(task: TextTask, source: Source, accepted: tuple[str, ...], role: str
     both = {"the texts": task.text_columns, "the labels": task.label_columns}
     lacking = (name for name in both if name != role and not any(each in source.columns for each in both[name]))
     more = "".join(f"; nor one for {name}, {alternatives(both[name])}" for name in lacking)
-    return find_column(source, accepted, role, more + task.columns_way_out)
+    of_others = tuple(each for name in both if name != role for each in both[name])
+    return find_column(source, accepted, role, more + task.columns_way_out, of_others)
 
 
 def _clean(task: TextTask, value, where: str) -> str:

@@ -153,7 +153,9 @@ def test_a_tuned_generator_is_asked_as_it_was_trained(tmp_path):
     assert (metrics["setting"], metrics["head"], metrics["method"]) == ("tuned generator", "generate", "full")
     assert (metrics["seed"], metrics["max_length"], metrics["num_truncated"]) == (6, 11, data.num_truncated)
     other = SimpleNamespace(**vars(TASK) | {"labels": ("no", "yes")})
-    with pytest.raises(Refused, match=r"the model's labels must be the task's, no, yes: .* was tuned for negative"):
+    with pytest.raises(
+        Refused, match=r"the model's labels must be the task's, 'no', 'yes': .* was tuned for 'negative'"
+    ):
         evaluate(tmp_path / "other", text_evaluation(str(tmp_path)), other, EXAMPLES, ALONE, NEVER)
 
 
