@@ -266,21 +266,29 @@ def final_to_publish(run: Path) -> Path:
     return final
 
 
-def missing_folder(name: str) -> Refused | None:
-    """Return the refusal of a model that is no folder and whose name is a path; None of a name that the hub may know.
+def missing_folder(name: str, flag: str = "--model", most_parts: int = 2) -> Refused | None:
+    """Return the refusal of a name that is a path and no folder; None of a name that the hub may know.
 
-    A path begins with ".", "/" or "~", has two slashes or more, or lies in a folder that is here.
+    A path begins with ".", "/" or "~", has more parts than a hub id, or lies in a folder that is here.
+
+    Args:
+        flag: that was given the name.
+        most_parts: of a hub id: ORG/NAME, and of data sets ORG/NAME/CONFIGURATION.
     """
     path = Path(name).expanduser()
     parts = name.rstrip("/").split("/")
     if name.startswith(("https://huggingface.co/", "https://hf.co/")):
-        return Refused(f"--model must be a hub id or a folder, not an address: give {'/'.join(parts[3:5])}")
-    if not (name.startswith((".", "/", "~")) or len(parts) > 2 or (len(parts) == 2 and os.path.isdir(parts[0]))):
+        hub_id = "/".join([part for part in parts[3:] if part != "datasets"][:2])
+        return Refused(f"{flag} must be a hub id or a folder, not an address: give {hub_id}")
+    if not (
+        name.startswith((".", "/", "~")) or len(parts) > most_parts or (len(parts) == 2 and os.path.isdir(parts[0]))
+    ):
         return None
     if path.is_file():
-        return Refused(f"--model must be a folder or a hub id: {name} is a file; give the folder it is in")
+        return Refused(f"{flag} must be a folder or a hub id: {name} is a file; give the folder it is in")
     meant = f" (did you mean {str(path)!r}?)" if path.is_dir() else nearest_entry(path, Path.is_dir)
-    return Refused(f"no such folder: --model {name}{meant}; give the folder of a model or a run, or a hub id, ORG/NAME")
+    of_what = " of a model or a run" if flag == "--model" else ""
+    return Refused(f"no such folder: {flag} {name}{meant}; give the folder{of_what}, or a hub id, ORG/NAME")
 
 
 def no_hub() -> str:

@@ -258,12 +258,13 @@ _CAUSES = (
 
 def _unreadable(name: str, error: Exception) -> Refused:
     """Return the way out for a config that transformers could not read, from the chain of its causes."""
-    if not os.path.isdir(name) and (refusal := missing_folder(name)):
-        return refusal
     chain, cause = [], error
     while cause is not None:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
+    is_on_hub = any(isinstance(cause, hub_errors.GatedRepoError | hub_errors.RevisionNotFoundError) for cause in chain)
+    if not (is_on_hub or os.path.isdir(name)) and (refusal := missing_folder(name)):
+        return refusal
     for types, message in _CAUSES:
         if any(isinstance(cause, types) for cause in chain):
             return Refused(message.format(name=name, no_hub=no_hub()))

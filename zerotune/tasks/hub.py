@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from zerotune.errors import Refused
-from zerotune.models.model_files import no_hub
+from zerotune.models.model_files import missing_folder, no_hub
 from zerotune.run.hub_connection import stay_offline_without_network
 from zerotune.tasks.files import Source, Table, first_line, rows_sha256
 
@@ -28,6 +28,8 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     try:
         table = datasets.load_dataset(*id_and_configuration(dataset), split=split, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
+        if refusal := missing_folder(dataset, "--dataset", most_parts=3):
+            raise refusal from None
         if isinstance(error.__cause__, GatedRepoError) or "gated" in str(error):
             raise Refused(
                 f"{dataset} is gated: accept its terms at https://huggingface.co/datasets/{dataset}, then log in with "
@@ -38,7 +40,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
             f"{give_file}"
         ) from None
     except ConnectionError:
-        raise Refused(
+        raise missing_folder(dataset, "--dataset", most_parts=3) or Refused(
             f"{dataset}{at} is not in the local cache and {no_hub()}; load it once on a machine with network "
             f"and the same HF_HOME, {give_file}"
         ) from None

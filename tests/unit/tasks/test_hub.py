@@ -55,3 +55,7 @@ def test_hub_refusals_say_what_to_do(monkeypatch):
         assert message in str(refusal.value)
         assert "--train-file" in str(refusal.value)
         assert "\n" not in str(refusal.value)
+    for error in (DatasetNotFoundError("Dataset './a' doesn't exist"), ConnectionError("…")):
+        hub_that(monkeypatch, error)
+        with pytest.raises(Refused, match=r"^no such folder: --dataset \./nowhere; give the folder, or a hub id"):
+            read_hub("./nowhere", "test")
