@@ -2,7 +2,7 @@
 
     python tests/fake_run.py train/sst2.py --learning-rate 1e-3 --seed 1 --output-dir FOLDER --state-file FILE
 
-The parent folder's fates.json says which folder ends how: "refused", "early" (before it has a folder), "crash", "stop"
+The parent folder's .fates.json says which folder ends how: "refused", "early" (before it has a folder), "crash", "stop"
 (preempted by itself) or "wait" (until a signal). calls.txt there has the name of each folder that was started.
 """
 
@@ -51,7 +51,7 @@ def _end(folder: Path, state: str, status: int) -> None:
 
 def main(flags: dict[str, str]) -> None:
     folder = Path(flags["--output-dir"])
-    fates = folder.parent / "fates.json"
+    fates = folder.parent / ".fates.json"
     fate = json.loads(fates.read_text()).get(folder.name) if fates.exists() else None
     with (folder.parent / "calls.txt").open("a") as calls:
         calls.write(f"{folder.name}\n")

@@ -87,12 +87,16 @@ def test_a_tracker_that_is_not_installed(monkeypatch):
 def test_uploads_that_cannot_work(monkeypatch):
     with pytest.raises(Refused, match="no ORG/NAME"):
         check_upload("not a name!!")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(Refused, match="HF_HUB_OFFLINE"):
         check_upload("org/name")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(Refused, match="hf auth login"):
+        check_upload("org/name")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as nothing answers
+    with pytest.raises(Refused, match="cannot be reached from here"):
         check_upload("org/name")
 
 

@@ -40,15 +40,16 @@ def check_upload(name: str, what: str = "--push-to-hub") -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise Refused(f"{what} {name} is no ORG/NAME: {error}") from None
-    stay_offline_without_network()
-    if constants.HF_HUB_OFFLINE:
-        problem = "HF_HUB_OFFLINE is set: unset it" if is_offline_by_wish() else "it cannot be reached: connect"
-        raise Refused(f"{what} {name} needs the hub and {problem}, or upload later elsewhere")
+    if is_offline_by_wish():
+        raise Refused(f"{what} {name} needs the hub and HF_HUB_OFFLINE is set: unset it, or upload later elsewhere")
     if get_token() is None:
         raise Refused(
             f"{what} {name} needs a token that may write: log in with `hf auth login`, or set HF_TOKEN; or upload "
             "later elsewhere, by `python eval/publish.py RUN ORG/NAME`"
         )
+    stay_offline_without_network()
+    if constants.HF_HUB_OFFLINE:
+        raise Refused(f"{what} {name} needs the hub, which cannot be reached from here: upload later elsewhere")
 
 
 def check_run_upload(name: str, model: str, method: str) -> None:

@@ -366,7 +366,7 @@ def test_a_job_does_all_runs_and_a_task_of_an_array_its_own(tmp_path, task, want
         f"run_members train/sst2.py --seeds 0 1 2 --output-dir {tmp_path}/several"
     )
     (tmp_path / "several").mkdir()
-    (tmp_path / "several/fates.json").write_text('{"seed-1": "refused"}')
+    (tmp_path / "several/.fates.json").write_text('{"seed-1": "refused"}')
     environment = {**os.environ, "ZEROTUNE_PYTHON": sys.executable} | ({"SLURM_ARRAY_TASK_ID": task} if task else {})
     ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2 and (tmp_path / "several/calls.txt").read_text().split() == wanted

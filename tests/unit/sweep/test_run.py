@@ -33,7 +33,7 @@ class Place:
     def told(self, **fates: str) -> None:
         self.folder.mkdir(exist_ok=True)
         names = {name.replace("_is_", "-"): fate for name, fate in fates.items()}
-        (self.folder / "fates.json").write_text(json.dumps(names))
+        (self.folder / ".fates.json").write_text(json.dumps(names))
 
     @property
     def calls(self) -> list[str]:
