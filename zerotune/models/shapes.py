@@ -57,6 +57,12 @@ def config_to_plan(name: str, revision: str | None) -> tuple[PretrainedConfig, s
         raise Refused(f"{refusal} (a plan also knows, without a file: {', '.join(shapes())})") from refusal
 
 
+def downloadable_name(name: str) -> str:
+    """Return the hub id of a known shape's short name, and any other name as it is."""
+    short = known_shape(name)
+    return shapes()[short]["ids"][0] if short and "/" not in name and not os.path.isdir(name) else name
+
+
 def has_tokenizer(name: str, revision: str | None) -> bool:
     """Return whether a folder or hub id has a tokenizer here, or can be asked for one."""
     if os.path.isdir(name):

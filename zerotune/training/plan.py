@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from zerotune.models.packed import packs_rows
 from zerotune.models.parameters import format_table, model_size, published_table
 from zerotune.models.precision import compute_dtype
 from zerotune.models.pretrained import check_generator, check_token_ids, load_tokenizer, most_tokens
-from zerotune.models.shapes import config_to_plan, has_tokenizer
+from zerotune.models.shapes import config_to_plan, downloadable_name, has_tokenizer
 from zerotune.run.exchange import Exchange, efficiency, exchanged_weights, step_exchange
 from zerotune.run.plan import (
     GIB,
@@ -46,6 +46,8 @@ LABELS, WINDOW, ANSWER = 2, 384, {"classify": 0, "span": 0, "generate": 2}
 GPU_FLOPS = {"bf16": 400e12, "fp16": 400e12, "fp32": 40e12}
 # What a step of a small model takes beside its arithmetic, about: Python's own work, on a CPU as on a GPU.
 SECONDS_OF_PYTHON = 0.02
+# Tokens of a micro-batch that leaves most of a device to the weights.
+SMALL_BUDGET = 2048
 # Runs that take less of a GPU than this, by their weights alone, are started without counting.
 SURELY_FITS = 0.05
 STAGE_NAMES = ("plain", "ZeRO-1", "ZeRO-2", "ZeRO-3")
@@ -444,14 +446,22 @@ def _describe_checkpoints(settings: TrainSettings, num_trainable: float) -> str:
 
 
 def _fitting(
-    settings: TrainSettings, config, num_labels: int, batch, devices: Devices, counted: StepCounts
+    settings: TrainSettings,
+    config,
+    num_labels: int,
+    batch: MicroBatch,
+    devices: Devices,
+    counted: StepCounts,
+    savings: Sequence[str] = (),
 ) -> list[str]:
     """Return the table of methods and ZeRO stages with the GiB that each device needs, and the best one's launch line.
 
-    The best is the first that fits of full tuning, LoRA and QLoRA, each with the lowest stage.
+    The best is the first that fits of full tuning, LoRA and QLoRA, each with the lowest stage. Where none fits, a
+    second table is that of recomputed activations and small micro-batches.
 
     Args:
         counted: of the run's own method.
+        savings: flags of the second table.
     """
     own, optimizer = settings.model.method, settings.optimisation.optimizer
     stages = STAGES if devices.number > 1 else STAGES[:1]
@@ -477,28 +487,43 @@ def _fitting(
         lines.append(f"{method:>10}" + "".join(f"{cell:>10}" for cell in cells))
     if not final_fits:
         lines.append("full: its final evaluation, on whole weights, fits no device")
-    if not fitting:
-        return [*lines, "none fits: use --activation-checkpointing, a smaller --tokens-per-device, or more devices"]
-    return [*lines, "launch of the first that fits:", f"  {_launch_line(*fitting[0], devices)}"]
+    if fitting:
+        return [*lines, "launch of the first that fits:", f"  {_launch_line(*fitting[0], devices, savings)}"]
+    if savings:
+        return [*lines, "none fits: use more devices, or a smaller model"]
+    model = replace(settings.model, activation_checkpointing=True)
+    budget = min(settings.optimisation.tokens_per_device, SMALL_BUDGET)
+    settings = replace(settings, model=model, optimisation=replace(settings.optimisation, tokens_per_device=budget))
+    batch = batch.cut_to(budget)
+    counted = _count(settings, config, num_labels, batch, devices, None, model)
+    savings = ["--activation-checkpointing", f"--tokens-per-device {budget}"]
+    second = _fitting(settings, config, num_labels, batch, devices, counted, savings)
+    return [*lines, f"none fits; with {' '.join(savings)}:", *second]
 
 
 def _cell(need: MemoryNeed | None, is_fitting: bool) -> str:
     return "– " if need is None else f"{need.total / GIB:.1f}{'*' if is_fitting else ' '}"
 
 
-def _launch_line(method: str, stage: int, devices: Devices) -> str:
-    """Return the command that was typed, launched on all devices with a method and a ZeRO stage."""
+def _launch_line(method: str, stage: int, devices: Devices, savings: Sequence[str]) -> str:
+    """Return the command that was typed, launched on all devices with a method, a ZeRO stage and more flags."""
     kept, skip = [], False
-    replaced = ("--plan", "--devices", "--device-memory", "--node-bandwidth", "--method", "--deepspeed")
+    replaced = {"--plan", "--devices", "--device-memory", "--node-bandwidth", "--method", "--deepspeed"}
+    replaced |= {each.partition(" ")[0] for each in savings}
+    alone = ("--plan", "--activation-checkpointing")
     for word in sys.argv[1:]:
         name, has_value = word.partition("=")[0], "=" in word
         if skip:
             skip = False
         elif name in replaced:
-            skip = name != "--plan" and not has_value
+            skip = name not in alone and not has_value
+        elif not word.startswith("-") and kept and kept[-1] == "--model":
+            kept.append(shlex.quote(downloadable_name(word)))
         else:
             kept.append(shlex.quote(word))
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "train/sst2.py"
-    launch = ["accelerate launch", *([f"--num_processes {devices.number}"] if devices.number > 1 else [])]
+    launch = ["python"] if devices.number == 1 else ["accelerate launch", f"--num_processes {devices.number}"]
     file = "ds_configs/qlora.json" if (method, stage) == ("qlora", 2) else _DEEPSPEED_FILES.get(stage)
-    return " ".join([*launch, script, *kept, f"--method {method}", *([f"--deepspeed {file}"] if file else [])])
+    return " ".join(
+        [*launch, script, *kept, f"--method {method}", *savings, *([f"--deepspeed {file}"] if file else [])]
+    )

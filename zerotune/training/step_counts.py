@@ -5,6 +5,7 @@ added for each layer that the model has more; so a model of any depth is counted
 """
 
 import copy
+import math
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -67,6 +68,13 @@ class MicroBatch:
     answers: int = 0
     branches: bool = False
     is_alone: bool = False
+
+    def cut_to(self, budget: int) -> "MicroBatch":
+        """Return a part of it that has no more tokens than a budget, padding included, or a single row."""
+        rows = max(1, min(self.rows, budget // self.longest))
+        share = rows / self.rows
+        tokens, answers = math.ceil(self.tokens * share), math.ceil(self.answers * share)
+        return replace(self, rows=rows, tokens=tokens, answers=answers, is_alone=self.is_alone and rows == self.rows)
 
     @classmethod
     def of(cls, inputs: dict, is_alone: bool) -> "MicroBatch":

@@ -103,9 +103,14 @@ def test_data_that_the_user_named_has_to_be_there():
         planned("DistilBERT", data=DataSettings(train_file="/no/file.csv"))
 
 
-def test_where_nothing_fits_the_ways_out_are_named(command):
+def test_where_nothing_fits_less_memory_is_tried(command):
     found = planned("Gemma-2-9B", run=EIGHT_H100 | {"devices": 1, "device_memory": 4 * GIB})
-    assert "none fits: use --activation-checkpointing" in found
+    assert "none fits; with --activation-checkpointing --tokens-per-device 2048:" in found
+    assert "none fits: use more devices, or a smaller model" in found
+    found = planned("Gemma-2-9B", run=EIGHT_H100 | {"devices": 1, "device_memory": 14 * GIB})
+    (launch,) = (line for line in found.splitlines() if "python train" in line)
+    assert "--method qlora --activation-checkpointing --tokens-per-device 2048" in launch, found
+    assert "none fits; with" in found
 
 
 def rows_of_100_tokens():
