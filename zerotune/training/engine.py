@@ -81,7 +81,6 @@ def load_engine(
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
     if train.packs:
         use_packed_attention(model.stock_model)
-    device = run.accelerator.device
     fuses = settings.engine == "loop"
     passes, problem = use_fused_passes(model.stock_model, model_settings, device) if fuses else ((), None)
     if problem:
