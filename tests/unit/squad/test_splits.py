@@ -53,7 +53,8 @@ def test_given_files_validate_and_report(files):
     splits = load(flags(**files))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (900, 120, 100)
     alone = load(flags(train_file=files["train_file"], validation_file=files["validation_file"]))
-    assert len(alone.test) == 120 and any("no --test-file: --validation-file reports" in note for note in alone.record["notes"])
+    said = "no --test-file: --validation-file reports"
+    assert len(alone.test) == 120 and any(said in note for note in alone.record["notes"])
 
 
 @pytest.mark.parametrize("name", ["validation", "train"])
