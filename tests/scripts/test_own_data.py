@@ -57,7 +57,7 @@ def test_the_page_from_a_csv_to_a_merged_model(workplace, tmp_path):
         flags += FEW if script.startswith("train/") else []
         printed[" ".join(words[place:])] = run(sys.executable, str(REPOSITORY / script), *flags)
     assert len(printed) == 10
-    assert "3 labels: billing (" in next(iter(printed.values()))
+    assert "3 labels, with their training rows: billing (" in next(iter(printed.values()))
     lines = (tmp_path / "predicted.csv").read_text().splitlines()
     assert lines[0] == "text,prediction,probability,top_k" and len(lines) == 3
     shown = next(
