@@ -443,6 +443,6 @@ def test_labels_that_the_config_beside_them_does_not_have_are_refused(tmp_path):
     assert read_record(str(tmp_path), None)["labels"] == ["negative", "positive"]
     record = json.loads((tmp_path / "task.json").read_text())
     (tmp_path / "task.json").write_text(json.dumps(record | {"labels": ["no", "yes"]}))
-    words = r"labels is \['no', 'yes'\], and config.json beside it names negative, positive\): restore"
+    words = r"labels is \['no', 'yes'\], and config.json beside it names 'negative', 'positive'\): restore"
     with pytest.raises(Refused, match=words):
         read_record(str(tmp_path), None)
