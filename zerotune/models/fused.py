@@ -501,7 +501,10 @@ def _fuse_rotary(module: nn.Module) -> bool:
     if isinstance(stock, partial) and stock.func is _rotate:
         return True
     query, key, cos, sin = _probe(2, 4, 3, 8), _probe(2, 2, 3, 8), _probe(2, 3, 8), _probe(2, 3, 8) + 1
-    joined = lambda rotate: torch.cat([part.flatten() for part in rotate(query, key, cos, sin)])  # noqa: E731
+
+    def joined(rotate: Callable) -> torch.Tensor:
+        return torch.cat([part.flatten() for part in rotate(query, key, cos, sin)])
+
     try:
         keeps_type = stock(query.bfloat16(), key.bfloat16(), cos, sin)[0].dtype == torch.bfloat16
     except (RuntimeError, TypeError, ValueError):

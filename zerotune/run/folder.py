@@ -59,9 +59,9 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     check_place(folder)
     held = held_results(folder)
     if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
-        if held or (held := foreign_files(folder)):
+        if found := held or foreign_files(folder):
             raise Refused(
-                f"{folder} holds {listed(held)} but no run.json, so they belong to no run: choose a new or empty "
+                f"{folder} holds {listed(found)} but no run.json, so they belong to no run: choose a new or empty "
                 "--output-dir"
             )
         return False

@@ -23,6 +23,7 @@ from zerotune.settings.train_parser import TrainParser
 # That can choose the best checkpoint, the first by default: of texts with one label each, and of those with any number.
 LABEL_METRICS = ("accuracy", "f1_macro", "matthews", "loss")
 TRAIN_DEFAULT = f"default: {DEFAULT_MODEL}; with --sample a tiny Llama"
+EVAL_DEFAULT = "default with --sample: a tiny Llama"
 LABEL_SET_METRICS = ("f1_micro", "f1_macro", "exact_match", "loss")
 
 
@@ -123,7 +124,7 @@ def eval_parser(description: str, task, glue: Iterable[str] = ()) -> FlagParser:
         glue: as of `train_parser`.
     """
     parser = new_parser(description)
-    add_model_flags(parser, "default with --sample: a tiny Llama")
+    add_model_flags(parser, EVAL_DEFAULT)
     add_data_flags(parser, task.splits, trains=False)
     if glue:
         _add_label_flags(parser, glue, trains=False)

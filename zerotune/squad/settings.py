@@ -7,6 +7,7 @@ from zerotune.errors import Refused
 from zerotune.settings.argument_types import non_negative_int, positive_int
 from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.flags import (
+    EVAL_DEFAULT,
     TRAIN_DEFAULT,
     add_data_flags,
     add_evaluation_flags,
@@ -46,7 +47,7 @@ def qa_train_parser(description: str) -> TrainParser:
 def qa_eval_parser(description: str) -> FlagParser:
     """Build the parser of eval/qa.py."""
     parser = new_parser(description)
-    add_model_flags(parser, "default with --sample: a tiny Llama")
+    add_model_flags(parser, EVAL_DEFAULT)
     add_data_flags(parser, RULES, FILES, trains=False)
     group = add_evaluation_flags(parser, "of shots, of a head that is not trained, and of bootstraps")
     _add_length_flags(group, "default: the model folder's, else {}")
