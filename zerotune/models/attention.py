@@ -22,8 +22,8 @@ def attention_kernel(wanted: str, config) -> str:
     """Return the name of the kernel, by which transformers knows it, that --attention means for a model.
 
     varlen is the kernel of packed rows (`packed.packs_rows`), and means sdpa, or eager, where rows are padded. Gemma-2
-    caps its attention scores, which sdpa cannot do, and DeBERTa adds its positions to them. Encoders on a CPU have a
-    kernel of our own, which knows no sliding window (ModernBERT's).
+    caps its attention scores, which sdpa cannot do, and DeBERTa adds its positions to them. On a CPU the default is a
+    kernel of our own; that of encoders knows no sliding window (ModernBERT's).
 
     Raises:
         Refused: the model or this machine cannot use the kernel.
@@ -31,8 +31,11 @@ def attention_kernel(wanted: str, config) -> str:
     is_capped = getattr(config, "attn_logit_softcapping", None) is not None
     model_class, has_gpu = backbone_class(config), torch.cuda.is_available()
     takes_sdpa = model_class._supports_sdpa and not is_capped
-    if wanted == "auto" and is_encoder(config) and takes_sdpa and not has_gpu and layer_types(config) == (FULL,):
-        return cpu_kernels.ATTENTION
+    if wanted == "auto" and takes_sdpa and not has_gpu:
+        if not is_encoder(config):
+            return cpu_kernels.CAUSAL_ATTENTION
+        if layer_types(config) == (FULL,):
+            return cpu_kernels.ATTENTION
     if wanted == "varlen" and (problem := why_not_packed(config)):
         raise Refused(f"--attention varlen: {problem}; use --attention auto")
     if wanted in ("auto", "varlen"):

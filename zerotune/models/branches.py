@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from zerotune.models.cpu_kernels import CAUSAL_ATTENTION
 from zerotune.models.device import to_device
 
 TRUNK, PADDING = 0, -1  # branches are numbered from 1
-_MASKED_ATTENTION = ("sdpa", "eager")  # kernels that take a mask of any form
+_MASKED_ATTENTION = ("sdpa", "eager", CAUSAL_ATTENTION)  # kernels that take a mask of any form
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 

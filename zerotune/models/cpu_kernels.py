@@ -1,7 +1,9 @@
-"""Attention and dropout of encoders on a CPU: torch's results, for short texts in a fraction of the time.
+"""Attention and dropout on a CPU: torch's results, for short texts in a fraction of the time.
 
 Measured on 2 cores in bf16, 128 texts of 16 tokens, 12 heads, forward and backward with dropout: 9 ms against 15 ms of
 `scaled_dot_product_attention`, and 8 ms against 67 ms without dropout; 4 texts of 512 tokens: 158 against 243 ms.
+Causal, one thread, 32 query heads of 64 that share 8 of keys, 32 texts of 16 tokens: 7 against 82 ms; 8 texts of 128
+tokens: 37 against 113 ms.
 """
 
 from functools import partial
@@ -11,12 +13,14 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "zerotune_cpu"
+CAUSAL_ATTENTION = "zerotune_cpu_causal"
 # softmax over rows of another length takes several times as long: its vectors hold 16 float32 numbers
 _VECTOR = 16
 # without dropout, torch's fused kernel is the faster one for longer texts
-_LONGEST_WITHOUT_DROPOUT = 128
+_LONGEST = 128
 _MASKED = torch.finfo(torch.bfloat16).min
 _KEEP_LEVELS = 2**16
 
@@ -46,7 +50,7 @@ def attention(
     The softmax is in float32; attention_mask is `padded_key_mask`'s.
     """
     batch, heads, length, width = query.shape
-    if not dropout and length > _LONGEST_WITHOUT_DROPOUT:
+    if not dropout and length > _LONGEST:
         mask = attention_mask[..., :length].to(query.dtype)
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=False, **kwargs)
     num_keys = attention_mask.shape[-1]
@@ -58,6 +62,49 @@ def attention(
     weights = drop(scores.softmax(-1).to(query.dtype), dropout)
     mixed = torch.bmm(weights.view(batch * heads, length, num_keys), value)
     return mixed.view(batch, heads, length, width).transpose(1, 2), None
+
+
+def causal_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Return a causal model's attention [B, T, heads, dim]: by matrix products for short texts in 16 bits, else sdpa's.
+
+    Heads of keys and values are not expanded: the queries that share one are rows of one product. The softmax is in
+    float32.
+
+    Args:
+        query: [B, heads, T, dim].
+        key, value: [B, fewer heads, keys, dim].
+        attention_mask: sdpa's, bool or to be added, [B, 1, T, keys]; None: causal, all that is not a cache.
+    """
+    batch, heads, length, width = query.shape
+    shared, num_keys = key.shape[1:3]
+    is_short = 1 < length == num_keys <= _LONGEST
+    if value.dtype == torch.float32 or not is_short or kwargs.get("dropout") or kwargs.get("is_causal") is False:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    added = _added_to_scores(attention_mask, length)
+    missing = (0, 0, 0, added.shape[-1] - length)
+    query = query.to(value.dtype).reshape(batch * shared, -1, width)
+    key = functional.pad(key.to(value.dtype), missing).reshape(batch * shared, -1, width)
+    value = functional.pad(value, missing).reshape(batch * shared, -1, width)
+    scores = torch.bmm(query, key.transpose(1, 2)).view(batch, shared, -1, length, added.shape[-1])
+    scores = torch.add(added, scores, alpha=kwargs.get("scaling") or width**-0.5)
+    weights = scores.softmax(-1).to(value.dtype).view(batch * shared, -1, added.shape[-1])
+    return torch.bmm(weights, value).view(batch, heads, length, width).transpose(1, 2), None
+
+
+def _added_to_scores(mask: torch.Tensor | None, length: int) -> torch.Tensor:
+    """Return sdpa's mask as float32 numbers to add to scores [B, heads, heads, T, T], keys padded to 16s."""
+    if mask is None:
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    seen = torch.zeros((), dtype=torch.float32)
+    added = torch.where(mask, seen, _MASKED) if mask.dtype == torch.bool else mask.float().clamp(min=_MASKED)
+    return functional.pad(added, (0, -length % _VECTOR), value=_MASKED)[:, :, None]
 
 
 def drop(values: torch.Tensor, probability: float) -> torch.Tensor:
@@ -129,3 +176,5 @@ def _attend(
 
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, padded_key_mask)
+AttentionInterface.register(CAUSAL_ATTENTION, causal_attention)
+AttentionMaskInterface.register(CAUSAL_ATTENTION, sdpa_mask)

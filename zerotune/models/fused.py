@@ -1,12 +1,12 @@
-"""Fused passes: what a decoder does between its matrix products, in one kernel instead of several, on a GPU.
+"""Fused passes: what a decoder does between its matrix products, in one compiled kernel instead of several.
 
 A norm, with the residual's sum before it; the rotary embedding; the gated activation; a projection's product, with
 LoRA's. Each is a function of torch's autograd that keeps its inputs alone and computes the rest again in the backward
 pass. Its arithmetic is in float32 and rounded once, where the stock modules round several times.
 
 They take the place of the stock modules' forwards by what a module is, never by its name: it has the parts, and gives
-the same numbers on a probe, without weights or a device. A module that is not, and every module on a CPU, stays as it
-is. Hooks see the same modules called.
+the same numbers on a probe, without weights or a device. A module that is not stays as it is. Hooks see the same
+modules called.
 """
 
 import copy
@@ -25,6 +25,7 @@ NORM, ROTARY, GATE, RESIDUAL, ADAPTER = "norm", "rotary embedding", "gated activ
 PRODUCT = "projection"
 _ACTIVATIONS = {"silu": functional.silu, "gelu": partial(functional.gelu, approximate="tanh")}
 _BACKEND, _MOST_COMPILATIONS = "inductor", 64
+_LEAST_ON_CPU = 100_000_000  # weights; a smaller model would not win back what the compiler takes
 _EPSILONS = ("variance_epsilon", "eps")
 # The parts of a decoder layer; in Gemma-2's sandwich, norms follow attention and MLP too.
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -34,15 +35,24 @@ _SANDWICH = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 def use_fused_passes(
     model: nn.Module, settings: ModelSettings, device: torch.device
 ) -> tuple[tuple[str, ...], str | None]:
-    """Let a stock model, and the adapters in it, run fused passes from now on, on a GPU in 16 bits unless told not to.
+    """Let a stock model, and the adapters in it, run fused passes from now on, in 16 bits unless told not to.
+
+    On a CPU only where the model is large enough that the compiler's time is won back.
 
     Returns:
-        the names of the passes that are fused; and why there are none on such a GPU, in one line.
+        the names of the passes that are fused; and why there are none where there could be, in one line.
     """
-    if settings.compile == "none" or device.type != "cuda" or settings.precision == "fp32":
+    if settings.compile == "none" or settings.precision == "fp32" or _is_too_small(model, device):
         return (), None
-    problem = "ZeRO-3 shards the weights" if settings.zero_stage == 3 else kernels_fail()
-    return ((), f"--compile is off: {problem}") if problem else (fuse(model), None)
+    problem = "ZeRO-3 shards the weights" if settings.zero_stage == 3 else kernels_fail(device.type)
+    if problem:
+        return (), f"--compile is off: {problem}"
+    _compiling.add(device.type)
+    return fuse(model), None
+
+
+def _is_too_small(model: nn.Module, device: torch.device) -> bool:
+    return device.type == "cpu" and sum(weight.numel() for weight in model.parameters()) < _LEAST_ON_CPU
 
 
 def fuse(model: nn.Module) -> tuple[str, ...]:
@@ -143,9 +153,12 @@ def _gated_gradient(gradient, gate, up, activation: str):
     return inner.to(gate.dtype), (wide * _ACTIVATIONS[activation](opened)).to(up.dtype)
 
 
+_compiling: set[str] = set()  # types of devices whose compiled kernels were found to be right
+
+
 def run(kernel: Callable, *args):
-    """Call a kernel: compiled on a GPU; operation by operation elsewhere."""
-    return run_compiled(kernel, *args) if args[0].is_cuda else kernel(*args)
+    """Call a kernel: compiled where `use_fused_passes` found that it can be; else operation by operation."""
+    return run_compiled(kernel, *args) if args[0].device.type in _compiling else kernel(*args)
 
 
 def run_compiled(kernel: Callable, *args):
@@ -663,17 +676,22 @@ def _product_forward(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return result.view(*inputs.shape[:-1], -1)
 
 
-# --- the kernels of this GPU ---
+# --- the kernels of this machine ---
 
 
 @cache
 @torch.no_grad()
-def kernels_fail() -> str | None:
-    """Return what is wrong with this GPU's kernels beside the same functions on the CPU, None if nothing is."""
+def kernels_fail(device_type: str) -> str | None:
+    """Return what is wrong with compiled kernels beside the same functions as they are on a CPU, None if nothing is.
+
+    All kernels of a GPU are looked at; of a CPU, whose compiler is slower and less new, one.
+    """
     try:
-        for name, kernel, args in _samples():
+        for name, kernel, args in _samples() if device_type == "cuda" else _samples()[:1]:
             wanted = kernel(*args)
-            found = run(kernel, *(arg.cuda() if isinstance(arg, torch.Tensor) else arg for arg in args))
+            found = run_compiled(
+                kernel, *(arg.to(device_type) if isinstance(arg, torch.Tensor) else arg for arg in args)
+            )
             pairs = [(wanted, found)] if isinstance(wanted, torch.Tensor) else zip(wanted, found, strict=True)
             for right, given in pairs:
                 if not torch.allclose(given.cpu().float(), right.float(), rtol=0.02, atol=0.02):

@@ -206,7 +206,7 @@ def add_model_flags(parser: FlagParser, default: str | None, trains: bool = Fals
         choices=("auto", "sdpa", "eager", "flash_attention_2", "flex_attention", "varlen"),
         default="auto",
         help="attention kernel; varlen: rows without padding (default %(default)s: varlen on a GPU in 16 bits where it "
-        "can; else eager for Gemma-2, our own for encoders on a CPU, sdpa)",
+        "can; else eager for Gemma-2, our own on a CPU, sdpa)",
     )
     group.add_argument(
         "--precision",
@@ -235,7 +235,8 @@ def add_training_method_flags(parser: FlagParser, heads: tuple[str, ...], heads_
         "--compile",
         choices=("auto", "none"),
         default="auto",
-        help="auto: on a GPU in 16 bits, compile what a layer does between its matrix products (default %(default)s)",
+        help="auto: in 16 bits, compile what a layer does between its matrix products; on a CPU where a model has 100 "
+        "million weights (default %(default)s)",
     )
     return group
 

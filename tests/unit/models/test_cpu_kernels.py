@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import AttentionInterface
 
 from zerotune.models import cpu_kernels
 
@@ -38,6 +39,44 @@ def test_attention_and_its_gradients_are_those_of_sdpa(length):
 
     for found, wanted in zip(results(ours, tensors), results(theirs, tensors), strict=True):
         torch.testing.assert_close(found, wanted, atol=2e-6, rtol=1e-5)
+
+
+def causal_inputs(length, dtype):
+    generator = torch.Generator().manual_seed(length)
+    shapes = {"query": (3, 4, length, 16), "key": (3, 2, length, 16), "value": (3, 2, length, 16)}
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes.values()]
+
+
+def masks(kind, length):
+    """Return sdpa's mask of a kind; all of them are causal."""
+    seen = torch.ones(length, length, dtype=torch.bool).tril().expand(3, 1, length, length).clone()
+    if kind == "none":
+        return None
+    seen[1, :, :, : length // 3] &= torch.eye(length, dtype=torch.bool)[:, : length // 3]  # padding sees itself
+    seen &= torch.ones_like(seen).triu(-4)
+    return seen if kind == "bool" else torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "added"])
+@pytest.mark.parametrize("length", [1, 2, 9, 16, 37, 130])
+def test_causal_attention_and_its_gradients_are_those_of_sdpa(length, kind):
+    """Also with keys that heads share, in bf16: as near to float32 as sdpa is."""
+    module, mask = nn.Module(), masks(kind, length)
+    module.num_key_value_groups = 2
+    attend = AttentionInterface()["sdpa"]
+
+    def distances(kernel):
+        found = results(lambda *qkv: kernel(module, *qkv, mask, scaling=0.3)[0], causal_inputs(length, torch.bfloat16))
+        return [(one.float() - other).norm().item() for one, other in zip(found, exact, strict=True)]
+
+    def sdpa(module, query, key, value, mask, **kwargs):
+        fits = mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype)
+        return attend(module, query, key, value, fits, **kwargs)
+
+    rounded = [tensor.detach().float().requires_grad_() for tensor in causal_inputs(length, torch.bfloat16)]
+    exact = results(lambda *qkv: sdpa(module, *qkv, mask, scaling=0.3)[0], rounded)
+    for ours, theirs, wanted in zip(distances(cpu_kernels.causal_attention), distances(sdpa), exact, strict=True):
+        assert ours <= 1.5 * theirs + 0.01 * wanted.norm().item()
 
 
 def test_attention_with_dropout_keeps_its_mean_and_zeroes_whole_weights():

@@ -144,8 +144,9 @@ def forget_compiled_passes():
 
 
 def test_where_passes_are_fused(monkeypatch):
-    """On a GPU in 16 bits whose kernels give the right numbers, unless told not to; a line where it was expected."""
-    monkeypatch.setattr(fused, "kernels_fail", lambda: None)
+    """In 16 bits where kernels give the right numbers, unless told not to; a line where it was expected."""
+    monkeypatch.setattr(fused, "kernels_fail", lambda device_type: None)
+    monkeypatch.setattr(fused, "_compiling", set())
     gpu, narrow = torch.device("cuda"), ModelSettings("m", precision="bf16")
     assert fused.use_fused_passes(model_of("llama"), narrow, gpu)[0] == tuple(sorted(expected_passes("llama", "full")))
     for settings, device in (
@@ -156,11 +157,14 @@ def test_where_passes_are_fused(monkeypatch):
         model = model_of("llama")
         assert fused.use_fused_passes(model, settings, device) == ((), None)
         assert not any("forward" in vars(module) for module in model.modules())
+    assert fused._compiling == {"cuda"}
+    monkeypatch.setattr(fused, "_LEAST_ON_CPU", 1000)
+    assert fused.use_fused_passes(model, narrow, CPU)[0] and fused._compiling == {"cuda", "cpu"}
     assert "ZeRO-3" in fused.use_fused_passes(model, replace(narrow, zero_stage=3), gpu)[1]
-    monkeypatch.setattr(fused, "kernels_fail", lambda: "no compiler")
+    monkeypatch.setattr(fused, "kernels_fail", lambda device_type: "no compiler")
     assert fused.use_fused_passes(model, narrow, gpu) == ((), "--compile is off: no compiler")
 
 
 def test_a_gpu_whose_kernels_cannot_be_checked_says_why():
     if not torch.cuda.is_available():
-        assert "CUDA" in fused.kernels_fail()
+        assert "CUDA" in fused.kernels_fail("cuda")
