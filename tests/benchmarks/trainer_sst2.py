@@ -5,7 +5,8 @@
 Three ways train the same model on the same rows with the same learning rate, batch size and seed, each in a process of
 its own: `ours` (train/sst2.py without the base evaluation), `default` (the Trainer as run_glue.py drives it: float32,
 every text padded to 128 tokens) and `best` (the Trainer at its best flags: bf16, dynamic padding, grouped by length,
-fused AdamW). Examples/s count from the first step to the end of the last; imports, loading, tokenising, evaluation and
+fused AdamW). With `--method lora` both train adapters of one rank and the head around 16-bit weights, the Trainer by
+peft. Examples/s count from the first step to the end of the last; imports, loading, tokenising, evaluation and
 saving are in the wall seconds only. `default` is timed over --default-steps steps, for a whole epoch of it takes ten
 minutes; --full trains it whole, for its accuracy. Each round has its own seed. Accuracies are means over the rounds,
 speeds are medians, and a ratio is the median of the ratios within each round, for a shared machine may be twice as fast
@@ -44,6 +45,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--validation-file", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=6400, help="train rows, one epoch (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="default %(default)s")
+    parser.add_argument("--method", choices=("full", "lora"), default="full", help="default %(default)s")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of all weights (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each way, alternated (default %(default)s)")
@@ -70,7 +72,7 @@ def main(args) -> None:
                 print(f"round {seed + 1}, {WAYS[way]}: {_shown(result)}", flush=True)
     rows = [_summary(way, results) for way, results in rounds.items()]
     print("\n" + _table(rows, rounds))
-    names = ("model", "rows", "batch_size", "learning_rate", "rounds", "default_steps", "full")
+    names = ("model", "method", "rows", "batch_size", "learning_rate", "rounds", "default_steps", "full")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"warmup_ratio": WARMUP_RATIO, "weight_decay": WEIGHT_DECAY, "max_length": MAX_LENGTH}
     record = {"conditions": conditions(args.threads), "settings": settings, "ways": rows, "rounds": rounds}
@@ -99,6 +101,7 @@ def _flags(args, seed: int, output_dir: Path) -> list[str]:
     """Return the flags of train/sst2.py for this comparison."""
     flags = {
         "model": args.model,
+        "method": args.method,
         "train-file": args.train_file,
         "validation-file": args.validation_file,
         "limit-train": args.rows,
@@ -121,7 +124,8 @@ def run_trainer(args, way: str, seed: int, max_steps: int | None, environment: d
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--way", way, "--seed", str(seed), "--result", str(result)]
-        for name in ("model", "train_file", "validation_file", "rows", "batch_size", "learning_rate", "threads"):
+        names = ("model", "train_file", "validation_file", "method", "rows", "batch_size", "learning_rate", "threads")
+        for name in names:
             command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
         child = run_child(command + (["--max-steps", str(max_steps)] if max_steps else []), environment)
         require_success(child)
@@ -184,7 +188,7 @@ def train_with_trainer(args) -> None:
     """Train `default` or `best` on the rows and tokens that train/sst2.py would use; write figures to --result."""
     import torch
     from trainer_side import Timing, training_arguments
-    from transformers import AutoModelForSequenceClassification, Trainer
+    from transformers import Trainer
 
     from zerotune.files import default_cache_dir
     from zerotune.models.pretrained import load_tokenizer
@@ -205,7 +209,7 @@ def train_with_trainer(args) -> None:
         encoded = encode_texts(tokenizer, [example.text for example in examples], MAX_LENGTH, default_cache_dir())
         rows[name] = _as_features(encoded, [example.label for example in examples], tokenizer, pads)
     torch.manual_seed(args.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2, dtype=torch.float32)
+    model = _model(args, tokenizer)
     timing = Timing()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -226,6 +230,20 @@ def train_with_trainer(args) -> None:
             _accuracy(trainer, rows[n]) for n in ("validation", "test")
         )
     args.result.write_text(json.dumps(figures))
+
+
+def _model(args, tokenizer):
+    """Return the stock model; with --method lora in 16 bits, with peft's adapters of the rank and scale of our flags."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    dtype = torch.float32 if args.method == "full" else torch.bfloat16
+    model = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2, dtype=dtype)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if args.method == "full":
+        return model
+    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules="all-linear"))
 
 
 def _as_features(encoded, labels: list[int], tokenizer, pads: bool) -> list[dict]:
