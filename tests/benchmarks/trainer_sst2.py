@@ -233,7 +233,7 @@ def train_with_trainer(args) -> None:
 
 
 def _model(args, tokenizer):
-    """Return the stock model; with --method lora in 16 bits, with peft's adapters of the rank and scale of our flags."""
+    """Return the stock model; with --method lora in 16 bits, with peft's adapters of our default rank and scale."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
