@@ -25,7 +25,7 @@ from benchmarking import REPOSITORY
 
 SHOWN_CHOICES = 5
 LOSS_FLAGS = {"method": "lora", "precision": "fp32", "learning-rate": 5e-4, "head-learning-rate": 5e-4, "epochs": 1}
-WEIGHT_DECAY, WARMUP_RATIO = 0.01, 0.06  # the defaults of train/sst2.py
+WEIGHT_DECAY = 0.01  # the default of train/sst2.py
 
 
 def parse_args() -> argparse.Namespace:
@@ -207,6 +207,7 @@ def compare_losses(args) -> None:
 
 def trainer_losses(args, flags: dict, folder: str) -> list[float]:
     """Return the losses of a Trainer that starts from the weights of our run, and reads its rows in its order."""
+    import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     from zerotune.models.pretrained import load_tokenizer, read_model
@@ -215,6 +216,7 @@ def trainer_losses(args, flags: dict, folder: str) -> list[float]:
     from zerotune.tasks.sst2 import SST2
     from zerotune.tasks.texts import load
     from zerotune.training.engine import load_tuned_model
+    from zerotune.training.schedule import plan_schedule
     from zerotune.training.text import tokenise
 
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
@@ -228,13 +230,10 @@ def trainer_losses(args, flags: dict, folder: str) -> list[float]:
         dict(texts(splits.train[row].text, truncation=True, max_length=256)) | {"labels": splits.train[row].label}
         for row in order
     ]
-    num_steps = -(-len(splits.train) // args.batch_size)
+    schedule = plan_schedule(settings.optimisation, settings.run, len(splits.train))
     arguments = TrainingArguments(
         output_dir=str(Path(folder) / "trainer"),
         per_device_train_batch_size=args.batch_size,
-        learning_rate=LOSS_FLAGS["learning-rate"],
-        weight_decay=WEIGHT_DECAY,
-        warmup_steps=WARMUP_RATIO * min(num_steps, args.steps),
         max_steps=args.steps,
         train_sampling_strategy="sequential",
         logging_steps=1,
@@ -243,7 +242,13 @@ def trainer_losses(args, flags: dict, folder: str) -> list[float]:
         report_to=[],
         disable_tqdm=True,
     )
-    trainer = Trainer(model, arguments, DataCollatorWithPadding(texts), rows)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad],
+        lr=LOSS_FLAGS["learning-rate"],
+        weight_decay=WEIGHT_DECAY,
+    )
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: schedule.rate_factor(done + 1))
+    trainer = Trainer(model, arguments, DataCollatorWithPadding(texts), rows, optimizers=(optimizer, rates))
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
