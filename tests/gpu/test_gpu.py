@@ -229,11 +229,14 @@ def test_packed_attention_of_the_trial_is_attention_within_examples():
 
 
 @needs_cuda
+@pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_kernel_of_packed_rows_gives_the_references_numbers(causal, window):
+def test_the_kernel_of_packed_rows_gives_the_references_numbers(causal, window, softcap):
     """Values and gradients, with fewer key than query heads; bf16 keeps 8 bits."""
-    assert packed.kernel_works()
+    if softcap is not None:
+        pytest.importorskip("flash_attn")
+    assert packed.kernel_works(softcap is not None)
     lengths, draw = (5, 1, 130, 64), torch.Generator().manual_seed(0)
     bounds = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32)
     inputs = [torch.randn(1, heads, sum(lengths), 64, generator=draw) for heads in (8, 2, 2)]
@@ -243,6 +246,7 @@ def test_the_kernel_of_packed_rows_gives_the_references_numbers(causal, window):
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         query, key, value = (states.bfloat16().to(device, dtype).requires_grad_() for states in inputs)
         given = {"cu_seq_lens_q": bounds.to(device), "max_length_q": max(lengths), "is_causal": causal}
+        given |= {"softcap": softcap}
         mixed, _ = packed.attention(None, query, key, value, None, sliding_window=window, **given)
         mixed.float().mul(upstream.to(device)).sum().backward()
         found.append([states.float().cpu() for states in (mixed, query.grad, key.grad, value.grad)])

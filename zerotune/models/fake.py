@@ -100,7 +100,7 @@ def chosen_attention(settings, config) -> tuple[str, bool]:
     """Return the kernel that --attention means where there is a GPU, and whether the rows are packed."""
     with (
         mock.patch.object(torch.cuda, "is_available", lambda: True),
-        mock.patch.object(packed, "kernel_works", lambda: True),
+        mock.patch.object(packed, "kernel_works", lambda caps_scores: True),
     ):
         return attention_kernel(settings.attention, config), packed.packs_rows(settings, config)
 

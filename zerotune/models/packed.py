@@ -7,7 +7,8 @@
 Positions restart with each example. transformers builds no mask for a kernel that has no mask function, and hands the
 bounds to it in every layer; so an example sees its own tokens alone, and the device is never asked for a number.
 
-On CUDA the kernel is `torch.nn.attention.varlen`, in 16 bits. Elsewhere it is a reference, example by example.
+On CUDA the kernel is `torch.nn.attention.varlen`, in 16 bits, and flash-attn's where scores are capped (Gemma-2).
+Elsewhere it is a reference, example by example.
 """
 
 from functools import cache
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available
 
 from zerotune.models.branches import FULL, SLIDING, layer_types
 from zerotune.models.families import backbone_class, counts_positions_from_pad
@@ -35,7 +37,12 @@ def packs_rows(settings: ModelSettings, config) -> bool:
     if settings.attention == "varlen":
         return True
     is_default = settings.attention == "auto" and settings.precision != "fp32" and torch.cuda.is_available()
-    return is_default and not drops_scores(settings, config) and why_not_packed(config) is None and kernel_works()
+    can = is_default and not drops_scores(settings, config) and why_not_packed(config) is None
+    return can and kernel_works(_caps_scores(config))
+
+
+def _caps_scores(config) -> bool:
+    return getattr(config, "attn_logit_softcapping", None) is not None
 
 
 def drops_scores(settings: ModelSettings, config) -> bool:
@@ -54,8 +61,8 @@ def why_not_packed(config) -> str | None:
     if not backbone_class(config)._supports_attention_backend:
         return f"{config.model_type} takes no other kernel than its own"
     if torch.cuda.is_available():
-        if getattr(config, "attn_logit_softcapping", None) is not None:
-            return f"the kernel cannot cap scores as {config.model_type} needs"
+        if _caps_scores(config) and not is_flash_attn_2_available():
+            return f"scores capped as {config.model_type} needs it want flash-attn (pip install 'zerotune[flash]')"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         if width > WIDEST_HEAD:
             return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, and these have {width}"
@@ -63,15 +70,16 @@ def why_not_packed(config) -> str | None:
 
 
 @cache
-def kernel_works() -> bool:
-    """Return whether this GPU's kernel gives the reference's numbers for two short examples."""
+def kernel_works(caps_scores: bool = False) -> bool:
+    """Return whether this GPU's kernel, or the one that caps scores, gives the reference's numbers for two examples."""
+    softcap = 2.0 if caps_scores else None
     try:
         generator = torch.Generator().manual_seed(0)
         query, key, value = (torch.randn(1, heads, 24, 64, generator=generator) for heads in (4, 2, 2))
         bounds = torch.tensor([0, 9, 24], dtype=torch.int32)
-        wanted = _reference(query, key, value, bounds, 64**-0.5, True, 5)
+        wanted = _reference(query, key, value, bounds, 64**-0.5, True, 5, softcap)
         on_gpu = (tensor.cuda().to(torch.bfloat16) for tensor in (query, key, value))
-        found = _varlen(*on_gpu, bounds.cuda(), 15, 64**-0.5, True, 5)
+        found = _varlen(*on_gpu, bounds.cuda(), 15, 64**-0.5, True, 5, softcap)
         return bool((found.float().cpu() - wanted).abs().max() < 0.05)
     except (ImportError, RuntimeError, TypeError, ValueError, NotImplementedError):
         return False
@@ -170,24 +178,29 @@ def attention(  # noqa: PLR0913 - transformers' arguments
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda:
-        assert softcap is None and not dropout, "the kernel neither caps scores nor drops them"
-        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal, sliding_window), None
+        assert not dropout, "the kernel drops no scores"
+        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, causal, sliding_window, softcap), None
     return _reference(query, key, value, cu_seq_lens_q, scaling, causal, sliding_window, softcap, dropout), None
 
 
-def _varlen(query, key, value, bounds, longest, scaling, causal, window) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
+def _varlen(query, key, value, bounds, longest, scaling, causal, window, softcap=None) -> torch.Tensor:  # noqa: PLR0913
     narrow = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.get_autocast_dtype("cuda")
     groups = query.shape[1] // key.shape[1]
     # after RoPE queries and keys may be float32 under autocast; an index would have a pass for its gradient
     query, key, value = (each.squeeze(0).transpose(0, 1).to(narrow) for each in (query, key, value))
-    more = {"enable_gqa": True} if groups > 1 else {}
-    if groups > 1 and "enable_gqa" not in signature(varlen_attn).parameters:  # torch 2.11
-        key, value, more = *(each.repeat_interleave(groups, dim=1) for each in (key, value)), {}
     left = -1 if window is None else window - 1 if causal else window
     sides = (left, 0) if causal else (left, left)
     lengths = bounds, bounds, longest, longest
+    if softcap is not None:
+        from flash_attn import flash_attn_varlen_func
+
+        how = {"softmax_scale": scaling, "causal": causal, "window_size": sides, "softcap": softcap}
+        return flash_attn_varlen_func(query, key, value, *lengths, **how)[None]
+    from torch.nn.attention.varlen import varlen_attn
+
+    more = {"enable_gqa": True} if groups > 1 else {}
+    if groups > 1 and "enable_gqa" not in signature(varlen_attn).parameters:  # torch 2.11
+        key, value, more = *(each.repeat_interleave(groups, dim=1) for each in (key, value)), {}
     return varlen_attn(query, key, value, *lengths, scale=scaling, window_size=sides, **more)[None]
 
 

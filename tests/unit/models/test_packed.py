@@ -1,6 +1,8 @@
 """Packed rows: the padded model's logits and gradients, without padding, a mask or a question to the device."""
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,19 +118,24 @@ def test_who_reads_packed_rows():
 def test_what_a_gpu_packs(monkeypatch):
     """By default where the kernel gives the reference's numbers; what it cannot do, and float32, are refused."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(packed, "kernel_works", lambda: True)
+    monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: True)
     config, narrow = read_config(tiny_model("llama"), None), ModelSettings("m", precision="bf16")
     assert packs_rows(narrow, config) and not packs_rows(replace(narrow, precision="fp32"), config)
-    assert not packs_rows(narrow, read_config(tiny_model("gemma2"), None))
+    capped = read_config(tiny_model("gemma2"), None)
+    assert not packs_rows(narrow, capped)
     encoder = read_config(tiny_model("bert"), None)
     encoder.attention_probs_dropout_prob = 0.1  # the kernel has no dropout; LoRA trains without
     assert not packs_rows(narrow, encoder) and packs_rows(replace(narrow, method="lora"), encoder)
     with pytest.raises(Refused, match="--attention varlen has no dropout on a GPU"):
         check_trainable(ModelSettings("m", precision="bf16", attention="varlen"), encoder, None)
-    monkeypatch.setattr(packed, "kernel_works", lambda: False)
+    with pytest.raises(Refused, match="scores capped as gemma2 needs it want flash-attn"):
+        attention_kernel("varlen", capped)
+    monkeypatch.setattr(packed, "is_flash_attn_2_available", lambda: True)
+    assert packs_rows(narrow, capped) and attention_kernel("varlen", capped) == "eager"  # where rows are padded
+    monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: not caps_scores)
+    assert packs_rows(narrow, config) and not packs_rows(narrow, capped)
+    monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: False)
     assert not packs_rows(narrow, config)
-    with pytest.raises(Refused, match="the kernel cannot cap scores as gemma2 needs"):
-        attention_kernel("varlen", read_config(tiny_model("gemma2"), None))
     with pytest.raises(Refused, match="--attention varlen computes in 16 bits on a GPU"):
         check_kernel_precision("varlen", "fp32")
 
@@ -165,3 +172,21 @@ def test_what_the_gpus_kernel_is_given(monkeypatch, causal, window, sides, takes
         "longest": 15,
         "scale": 0.1,
     }
+
+
+def test_capped_scores_are_flash_attns(monkeypatch):
+    """Called with its own argument names, it gets the reference's numbers back into the row."""
+
+    def flash_attn_varlen_func(query, key, value, bounds, bounds_k, longest, longest_k, *, softmax_scale, **how):
+        assert bounds is bounds_k and longest == longest_k == 15 and query.dtype == torch.bfloat16
+        assert how == {"causal": True, "window_size": (4, 0), "softcap": 2.0}
+        heads_first = (each.transpose(0, 1)[None] for each in (query, key, value))
+        return packed._reference(*heads_first, bounds, softmax_scale, True, 5, how["softcap"])[0]
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func))
+    query, key, value = (torch.randn(1, heads, 24, 8).bfloat16() for heads in (4, 2, 2))
+    bounds = torch.tensor([0, 9, 24], dtype=torch.int32)
+    arguments = (query, key, value, bounds, 15, 0.5, True, 5)
+    wanted = packed._reference(query, key, value, bounds, 0.5, True, 5, 2.0)
+    torch.testing.assert_close(packed._varlen(*arguments, 2.0), wanted)
+    assert not torch.allclose(wanted, packed._reference(query, key, value, bounds, 0.5, True, 5), atol=1e-3)

@@ -131,7 +131,7 @@ def small_gpu(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, int(23.6 * GIB)))
-    monkeypatch.setattr("zerotune.models.packed.kernel_works", lambda: False)
+    monkeypatch.setattr("zerotune.models.packed.kernel_works", lambda caps_scores: False)
 
 
 @pytest.mark.parametrize(
