@@ -26,6 +26,7 @@ PRODUCT = "projection"
 _ACTIVATIONS = {"silu": functional.silu, "gelu": partial(functional.gelu, approximate="tanh")}
 _BACKEND, _MOST_COMPILATIONS = "inductor", 64
 _LEAST_ON_CPU = 100_000_000  # weights; a smaller model would not win back what the compiler takes
+_OUTPUTS_AT_ONCE = 4096
 _EPSILONS = ("variance_epsilon", "eps")
 # The parts of a decoder layer; in Gemma-2's sandwich, norms follow attention and MLP too.
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -220,17 +221,27 @@ def can_multiply_wide(states: torch.Tensor) -> bool:
     return states.is_cuda and states.dtype != torch.float32 and _wide_product_works()
 
 
+def _product_in_float32(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return rows @ weight.T of 16-bit matrices in float32, by parts of the weights: none is cast whole."""
+    product, rows = rows.new_empty(len(rows), len(weight), dtype=torch.float32), rows.float()
+    for part, columns in zip(weight.split(_OUTPUTS_AT_ONCE), product.split(_OUTPUTS_AT_ONCE, dim=1), strict=True):
+        torch.mm(rows, part.float().T, out=columns)
+    return product
+
+
 class WideLinear(torch.autograd.Function):
     """A frozen 16-bit LM head, [..., dim] to float32 [..., outputs]: a product in 16 bits that adds up in float32.
 
     A product of two 16-bit numbers is exact in float32: the logits are those of the matrices cast to float32, up to the
-    order of the sum. The gradient is rounded to 16 bits, as that of every other layer.
+    order of the sum. A CPU casts them. The gradient is rounded to 16 bits, as that of every other layer.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight):
         ctx.save_for_backward(weight)
-        return _wide_product(hidden.reshape(-1, hidden.shape[-1]), weight.T).view(*hidden.shape[:-1], -1)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        logits = _wide_product(rows, weight.T) if can_multiply_wide(rows) else _product_in_float32(rows, weight)
+        return logits.view(*hidden.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable

@@ -43,6 +43,18 @@ def test_a_float32_layer_keeps_the_parameters_themselves():
         assert type(layer) is Float32Linear and torch.equal(layer(hidden), expected)
 
 
+def test_a_frozen_head_on_a_cpu_gives_float32s_logits_part_by_part(monkeypatch):
+    monkeypatch.setattr(fused, "_OUTPUTS_AT_ONCE", 16)  # the last part has two
+    head = float32_linear(nn.Linear(64, 50, bias=False).bfloat16(), cast_weights=False).requires_grad_(False)
+    hidden, upstream = torch.randn(2, 3, 64).bfloat16().requires_grad_(), torch.randn(2, 3, 50)
+    exact = nn.functional.linear(hidden.float(), head.weight.float())
+    (exact_gradient,) = torch.autograd.grad(exact, hidden, upstream)
+    found = head(hidden)
+    (gradient,) = torch.autograd.grad(found, hidden, upstream)
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-6)
+    assert (gradient - exact_gradient).norm() < 2**-7 * exact_gradient.norm(), "rounded to 8 bits"
+
+
 def test_a_frozen_head_in_bf16_multiplies_without_copies_where_the_device_can(monkeypatch):
     """A GPU's product of 16-bit matrices with a float32 result is played here by a float32 one."""
     head = float32_linear(nn.Linear(64, 50, bias=False).bfloat16(), cast_weights=False).requires_grad_(False)
@@ -64,7 +76,8 @@ def test_a_frozen_head_in_bf16_multiplies_without_copies_where_the_device_can(mo
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert (gradient - wanted_gradient).norm() < 2**-7 * wanted_gradient.norm(), "rounded to 8 bits"
     head.requires_grad_(True)
-    assert torch.equal(head(hidden), wanted) and len(products) == 1, "a weight that trains has a float32 gradient"
+    exact = nn.functional.linear(hidden.float(), head.weight.float())
+    assert torch.equal(head(hidden), exact) and len(products) == 1, "a weight that trains has a float32 gradient"
     head(hidden.float()), head(hidden.half())
     assert len(products) == 1
 
