@@ -322,7 +322,21 @@ def test_runs_and_prompt_seeds_stand_for_their_evaluations(tmp_path):
     assert comparison.names[:2] == ["a", "prompts/seed-0"]
     lines = comparison_table(comparison).splitlines()
     assert len(lines) == 1 + 12 + 1 and "prompts, over 11 prompts: accuracy 97.50" in lines[-1]
-    assert "Across prompts" in write_comparison(comparison, tmp_path / "out").read_text()
+    page = write_comparison(comparison, tmp_path / "out").read_text()
+    assert "on average over 11 prompts, which give" in page
+    assert "All 12 evaluations" in page and "Tests of 11 prompts" in page and "prompts/seed-0 is" not in page
+
+
+def test_many_evaluations_are_rows_and_few_are_columns(tmp_path):
+    folders = [evaluation(tmp_path / f"model-{number}", {number}) for number in range(7)]
+    few, many = (
+        write_comparison(read_comparison(chosen), tmp_path / name).read_text()
+        for chosen, name in ((folders[:6], "few"), (folders, "many"))
+    )
+    header = '<th class="number">items</th>'
+    assert header in many.split("Paired tests")[0] and header not in few.split("Paired tests")[0]
+    assert "The same in all" in many and "The same in all" not in few
+    assert all(f"model-{number} is not shown to differ from model-0" in many for number in range(1, 7))
 
 
 def test_without_a_folder_the_table_is_printed_and_nothing_written(tmp_path):

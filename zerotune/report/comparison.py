@@ -15,9 +15,11 @@ from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
 from zerotune.metrics.statistics import PairedMeans, holm_adjusted
 from zerotune.report import figures, html, words
 from zerotune.report.curves import curves_of_runs, read_history
-from zerotune.report.tables import scores_block, timings_table
+from zerotune.report.tables import main_scores, scores_block, timings_table
 from zerotune.run.run_files import check_run_files, read_run_record
 from zerotune.settings.names import TASK_NAMES
+
+_MOST_COLUMNS = 6  # of a table that a page shows whole; more evaluations are rows
 
 
 @dataclass(frozen=True)
@@ -133,25 +135,51 @@ def _interval(bounds: Sequence[float], sign: str = "") -> str:
     return "[" + ", ".join(f"{100 * bound:{sign}.2f}" for bound in bounds) + "]"
 
 
-def _prompt_summaries(comparison: Comparison) -> list[dict]:
-    """Return name, number, mean and standard deviation of the headline score of each folder of prompt seeds."""
-    groups: dict[Path, list[float]] = {}
-    for one in comparison.read:
-        if (one.folder.parent / "summary.json").is_file():
-            score = evaluations.as_proportions(one.metrics)[comparison.headline]
-            groups.setdefault(one.folder.parent, []).append(score)
+@dataclass(frozen=True)
+class _Entry:
+    """An evaluation, or those of a folder of prompt seeds together."""
+
+    name: str
+    evaluations: list[int]
+
+    @property
+    def is_group(self) -> bool:
+        return len(self.evaluations) > 1
+
+
+def _entries(comparison: Comparison) -> list[_Entry]:
+    """Return the evaluations in their order, those of one folder of prompt seeds as one."""
+    folders: dict[Path, list[int]] = {}
+    for number, one in enumerate(comparison.read):
+        is_prompt = (one.folder.parent / "summary.json").is_file()
+        folders.setdefault(one.folder.parent if is_prompt else one.folder, []).append(number)
     return [
-        {
-            "name": folder.resolve().name,
-            "num": len(values),
-            "mean": float(np.mean(values)),
-            "sd": float(np.std(values, ddof=1)),
-            "low": min(values),
-            "high": max(values),
-        }
-        for folder, values in groups.items()
-        if len(values) > 1
+        _Entry(comparison.names[own[0]] if len(own) == 1 else folder.resolve().name, own)
+        for folder, own in folders.items()
     ]
+
+
+def _prompt_summaries(comparison: Comparison) -> list[dict]:
+    """Return name, number, mean, standard deviation and range of the headline score of each folder of prompt seeds."""
+    groups = ((each.name, _values(comparison, each)) for each in _entries(comparison) if each.is_group)
+    return [{"name": name, "num": len(values), **_summary(values)} for name, values in groups]
+
+
+def _values(comparison: Comparison, entry: _Entry, score: str | None = None) -> list[float]:
+    """Return a score, by default the headline, of each evaluation of an entry that has it."""
+    name = score or comparison.headline
+    every = [evaluations.as_proportions(comparison.read[number].metrics) for number in entry.evaluations]
+    return [metrics[name] for metrics in every if isinstance(metrics.get(name), int | float)]
+
+
+def _summary(values: list[float]) -> dict[str, float]:
+    """Return mean, standard deviation (n - 1), low and high."""
+    return {
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)),
+        "low": min(values),
+        "high": max(values),
+    }
 
 
 def write_comparison(comparison: Comparison, output_dir: Path) -> Path:
@@ -162,7 +190,7 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> Path:
     Raises:
         Refused: with nothing written, for an output_dir that holds something else or cannot be written.
     """
-    read, names, headline, task = comparison.read, comparison.names, comparison.headline, comparison.task
+    read, names, task = comparison.read, comparison.names, comparison.task
     folders, spreads = [one.folder for one in read], comparison.spreads
     _check_output_dir(output_dir)
     record = {
@@ -177,18 +205,12 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> Path:
         ],
         "seeds": spreads,
     }
-    columns = [
-        (name, evaluations.as_proportions(one.metrics), figures.TUNED) for name, one in zip(names, read, strict=True)
-    ]
     title = f"{TASK_NAMES.get(task, task)}: {len(read)} evaluations compared"
     sections = [
         html.heading(title, "comparison"),
-        html.section(
-            "Scores", html.bullets(_sentences(comparison)), scores_block(columns, "items", headline, "by evaluation")
-        ),
-        _paired_tests(names, headline, comparison.pairs, comparison.adjusted, comparison.f1_pairs),
+        html.section("Scores", html.bullets(_sentences(comparison)), *_scores(comparison)),
+        _paired_tests(comparison),
         _training_section(folders),
-        _prompt_section(comparison),
         _seed_section(comparison),
         _settings_section(names, read),
     ]
@@ -203,20 +225,61 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> Path:
 
 
 def _sentences(comparison: Comparison) -> list[str]:
-    """Return of each evaluation but the first whether it is shown to differ from the first."""
-    first, *others = comparison.names
+    """Return whether each evaluation is shown to differ from the first, and how far the prompts of a folder spread."""
     said = []
-    for name, pair, p_value in zip(others, comparison.pairs, comparison.adjusted, strict=True):
-        points = html.change(pair)[0].lstrip("+" + html.MINUS)
-        if p_value < words.CHANCE:
-            word = "above" if pair.difference > 0 else "below"
-            said.append(f"{name} is {points} {word} {first}, more than chance explains ({html.p_value_text(p_value)}).")
-        else:
-            said.append(f"{name} is not shown to differ from {first} ({html.p_value_text(p_value)}).")
+    for entry in _entries(comparison):
+        if entry.is_group:
+            found = _summary(_values(comparison, entry))
+            mean, low, high = (html.percent(found[part]) for part in ("mean", "low", "high"))
+            num = len(entry.evaluations)
+            said.append(f"{entry.name}: {mean} on average over {num} prompts, which give {low} to {high}.")
+        elif number := entry.evaluations[0]:
+            said.append(_verdict(comparison, number))
     return said
 
 
-def _prompt_section(comparison: Comparison) -> str:
+def _verdict(comparison: Comparison, number: int) -> str:
+    """Return whether an evaluation is shown to differ from the first."""
+    pair, p_value = comparison.pairs[number - 1], comparison.adjusted[number - 1]
+    name, first = comparison.names[number], comparison.names[0]
+    if p_value >= words.CHANCE:
+        return f"{name} is not shown to differ from {first} ({html.p_value_text(p_value)})."
+    points, word = html.change(pair)[0].lstrip("+" + html.MINUS), "above" if pair.difference > 0 else "below"
+    return f"{name} is {points} {word} {first}, more than chance explains ({html.p_value_text(p_value)})."
+
+
+def _scores(comparison: Comparison) -> list[str]:
+    """Return a figure and a table of the scores: a column for each evaluation, or a row where they are many."""
+    every = [evaluations.as_proportions(one.metrics) for one in comparison.read]
+    if len(every) <= _MOST_COLUMNS:
+        columns = [(name, metrics, figures.TUNED) for name, metrics in zip(comparison.names, every, strict=True)]
+        return [scores_block(columns, "items", comparison.headline, "by evaluation"), _prompt_table(comparison)]
+    entries, headline = _entries(comparison), comparison.headline
+    dots = {row: [100 * one for one in _values(comparison, each)] for row, each in enumerate(entries) if each.is_group}
+    drawn = [
+        (each.name, float(np.mean(dots[row])), None, figures.TUNED)
+        if each.is_group
+        else (each.name, 100 * metrics[headline], [100 * bound for bound in metrics[f"{headline}_ci95"]], figures.TUNED)
+        for row, each in enumerate(entries)
+        for metrics in [every[each.evaluations[0]]]
+    ]
+    title = html.metric_title(headline)
+    label = f"{title}, % (pale: each prompt)" if dots else f"{title}, % (95 % interval)"
+    figure = figures.intervals(f"{title.capitalize()} by evaluation", label, drawn, dots)
+    scores = [name for name in main_scores(every[0]) if any(name in metrics for metrics in every)]
+    rows = [
+        [name, f"{metrics['count']:,}", *(html.score_cell(metrics, score) for score in scores)]
+        for name, metrics in zip(comparison.names, every, strict=True)
+    ]
+    headers = ["", "items", *map(html.metric_title, scores)]
+    note = "95 % intervals: Wilson for proportions, bootstrap over items for the other scores."
+    table = [html.table(headers, rows), html.paragraph(note, "note")]
+    if dots:
+        table = [html.details(f"All {len(rows)} evaluations", *table)]
+    return [f'<div class="wide">{figure}</div>', _prompt_table(comparison), *table]
+
+
+def _prompt_table(comparison: Comparison) -> str:
     summaries = _prompt_summaries(comparison)
     if not summaries:
         return ""
@@ -230,7 +293,7 @@ def _prompt_section(comparison: Comparison) -> str:
         for one in summaries
     ]
     headers = ["", "prompts", f"{html.metric_title(comparison.headline)}, mean ± standard deviation", "range"]
-    return html.section("Across prompts", html.table(headers, rows))
+    return html.table(headers, rows)
 
 
 def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
@@ -285,35 +348,46 @@ def evaluation_names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _paired_tests(
-    names: list[str], score: str, pairs: list[PairedAccuracy], adjusted: list[float], f1_pairs: list[PairedMeans | None]
-) -> str:
-    first, *others = names
+def _paired_tests(comparison: Comparison) -> str:
+    """Return the tests against the first evaluation; those of a folder's prompts are folded."""
+    in_groups = {number for each in _entries(comparison) if each.is_group for number in each.evaluations}
+    numbers = range(1, len(comparison.read))
+    single, grouped = [n for n in numbers if n not in in_groups], [n for n in numbers if n in in_groups]
+    parts = _tests(comparison, single) if single else []
+    if grouped:
+        parts.append(html.details(f"Tests of {len(grouped)} prompts", *_tests(comparison, grouped)))
+    return html.section("Paired tests", *parts)
+
+
+def _tests(comparison: Comparison, numbers: list[int]) -> list[str]:
+    """Return tables and notes of the tests of these evaluations."""
+    score, first, num_tests = comparison.headline, comparison.names[0], len(comparison.pairs)
     headers = [f"against {first}", "common items", score, f"{score} of {first}", "difference", "only this one right"]
-    headers += [f"only {first} right", "McNemar"] + (["Holm-adjusted"] if len(pairs) > 1 else [])
+    headers += [f"only {first} right", "McNemar"] + (["Holm-adjusted"] if num_tests > 1 else [])
     rows = []
-    for name, pair, holm in zip(others, pairs, adjusted, strict=True):
-        row = [name, f"{pair.num_common:,}", html.percent(pair.accuracy_second), html.percent(pair.accuracy_first)]
-        row += [html.change(pair)]
+    for number in numbers:
+        pair, holm = comparison.pairs[number - 1], comparison.adjusted[number - 1]
+        row = [comparison.names[number], f"{pair.num_common:,}"]
+        row += [html.percent(pair.accuracy_second), html.percent(pair.accuracy_first), html.change(pair)]
         row += [f"{pair.only_second:,}", f"{pair.only_first:,}", html.p_value_text(pair.p_value)]
-        rows.append(row + ([html.p_value_text(holm)] if len(pairs) > 1 else []))
+        rows.append(row + ([html.p_value_text(holm)] if num_tests > 1 else []))
     note = "Exact two-sided McNemar test on the items that both evaluations scored; Newcombe's paired 95 % intervals."
-    if len(pairs) > 1:
-        note += f" Holm's correction for {len(pairs)} tests."
+    if num_tests > 1:
+        note += f" Holm's correction for {num_tests} tests."
     parts = [html.table(headers, rows), html.paragraph(note, "note")]
     f1_rows = [
         (
-            *(name, html.percent(f1.second), html.percent(f1.first)),
+            *(comparison.names[number], html.percent(f1.second), html.percent(f1.first)),
             *(html.change(f1), html.p_value_text(f1.p_value)),
         )
-        for name, f1 in zip(others, f1_pairs, strict=True)
-        if f1 is not None
+        for number in numbers
+        if (f1 := comparison.f1_pairs[number - 1]) is not None
     ]
     if f1_rows:
         headers = [f"against {first}", "F1", f"F1 of {first}", "difference", "randomisation test"]
         note = "F1 on the same questions: bootstrap interval, two-sided test by random signs of the differences."
         parts += [html.table(headers, f1_rows), html.paragraph(note, "note")]
-    return html.section("Paired tests", *parts)
+    return parts
 
 
 def _training_section(folders: Sequence[Path]) -> str:
@@ -363,11 +437,22 @@ def _why_no_spread(read: list[Evaluation]) -> str:
 
 
 def _settings_section(names: list[str], read: list[Evaluation]) -> str:
+    """Return the settings of each evaluation; of many only those that differ, a row for each evaluation."""
     settings = [evaluations.evaluation_settings(one.metrics) for one in read]
     settings = [
         {"folder": str(one.folder), **own, "seed": one.metrics.get("seed")}
         for one, own in zip(read, settings, strict=True)
     ]
     keys = list(dict.fromkeys(key for one in settings for key in one))
-    rows = [[key.replace("_", " "), *(html.plain(one.get(key)) for one in settings)] for key in keys]
-    return html.section("Settings", html.table(["", *names], rows, num_text_columns=len(names) + 1))
+    if len(names) <= _MOST_COLUMNS:
+        rows = [[key.replace("_", " "), *(html.plain(one.get(key)) for one in settings)] for key in keys]
+        return html.section("Settings", html.table(["", *names], rows, num_text_columns=len(names) + 1))
+    differing = [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    rows = [[name, *(html.plain(one.get(key)) for key in differing)] for name, one in zip(names, settings, strict=True)]
+    headers = ["", *(key.replace("_", " ") for key in differing)]
+    same = [[key.replace("_", " "), html.plain(settings[0].get(key))] for key in keys if key not in differing]
+    return html.section(
+        "Settings",
+        html.table(headers, rows, num_text_columns=len(headers)),
+        html.details("The same in all", html.table([], same, num_text_columns=2)),
+    )

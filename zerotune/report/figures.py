@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
@@ -112,12 +112,23 @@ def _legend(figure, num_entries: int) -> None:
         )
 
 
-def intervals(title: str, x_label: str, rows: Sequence[tuple[str, float, Sequence[float] | None, str]]) -> str:
-    """Draw a row for each (label, value, [low, high] or None, colour), the first on top; returns `<svg>`."""
+def intervals(
+    title: str,
+    x_label: str,
+    rows: Sequence[tuple[str, float, Sequence[float] | None, str]],
+    dots: Mapping[int, Sequence[float]] | None = None,
+) -> str:
+    """Draw a row for each (label, value, [low, high] or None, colour), the first on top; returns `<svg>`.
+
+    Args:
+        dots: the values of which a row's is the mean, by row number: small and pale.
+    """
     figure, axes = _axes(5.2, 0.9 + 0.4 * len(rows))
     for row, (_, value, interval, colour) in enumerate(rows):
         if interval is not None:
             axes.plot(interval, [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
+        single = (dots or {}).get(row, ())
+        axes.plot(single, [row] * len(single), color=colour, marker="o", markersize=5, linestyle="", alpha=0.35)
         axes.plot([value], [row], color=colour, marker="o", markersize=7)
     axes.set_yticks(range(len(rows)), [_literal(label) for label, *_ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
