@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "zerotune_cpu"
 CAUSAL_ATTENTION = "zerotune_cpu_causal"
+KERNELS = (ATTENTION, CAUSAL_ATTENTION)  # both stand for sdpa
 # softmax over rows of another length takes several times as long: its vectors hold 16 float32 numbers
 _VECTOR = 16
 # without dropout, torch's fused kernel is the faster one for longer texts

@@ -75,7 +75,7 @@ def load_engine(
     model_settings = read_onto(settings.model, device)
     if settings.engine == "trainer":  # transformers' own forward pass
         attention = model_settings.attention
-        if attention_kernel(attention, config) in (cpu_kernels.ATTENTION, cpu_kernels.CAUSAL_ATTENTION):
+        if attention_kernel(attention, config) in cpu_kernels.KERNELS:
             attention = "sdpa"
         model_settings = replace(model_settings, attention=attention, drop_unpooled=False)
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)

@@ -206,8 +206,10 @@ def test_the_fast_paths_of_an_encoder_change_no_logit_and_no_gradient(kind):
 
 def test_the_kernel_of_a_family():
     kernels = {kind: attention_kernel("auto", read_config(tiny_model(kind), None)) for kind in SUPPORTED}
-    own = cpu_kernels.ATTENTION if not torch.cuda.is_available() else "sdpa"
-    others = dict.fromkeys(SUPPORTED, "sdpa") | dict.fromkeys(ENCODERS, own)
+    causal, encoder = (
+        ("sdpa", "sdpa") if torch.cuda.is_available() else (cpu_kernels.CAUSAL_ATTENTION, cpu_kernels.ATTENTION)
+    )
+    others = dict.fromkeys(SUPPORTED, causal) | dict.fromkeys(ENCODERS, encoder)
     assert kernels == others | {"gemma2": "eager", "deberta-v2": "eager", "modernbert": "sdpa"}
     config = read_config(tiny_model("deberta-v2"), None)
     for wanted in ("sdpa", "flex_attention"):
@@ -364,7 +366,7 @@ def table() -> str:
             " ".join(sorted({path.rpartition(".")[2] for path in projections(backbone)})),
             ", ".join(heads),
             " ".join(head_module_names(config)),
-            "sdpa" if kernel == cpu_kernels.ATTENTION else kernel,
+            "sdpa" if kernel in cpu_kernels.KERNELS else kernel,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
