@@ -1,5 +1,6 @@
 """Fused passes: the stock model's logits and gradients in float32, no worse ones in 16 bits, compiled once."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -168,3 +169,10 @@ def test_where_passes_are_fused(monkeypatch):
 def test_a_gpu_whose_kernels_cannot_be_checked_says_why():
     if not torch.cuda.is_available():
         assert "CUDA" in fused.kernels_fail("cuda")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
+def test_this_cpus_compiler_gives_the_right_numbers():
+    forget_compiled_passes()
+    assert fused.kernels_fail("cpu") is None
+    forget_compiled_passes()
