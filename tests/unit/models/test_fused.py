@@ -171,6 +171,14 @@ def test_a_gpu_whose_kernels_cannot_be_checked_says_why():
         assert "CUDA" in fused.kernels_fail("cuda")
 
 
+def test_products_in_bf16_on_a_cpu_have_few_numbers_of_rows():
+    sizes = {num: len(fused.steady(torch.zeros(num, 1, dtype=torch.bfloat16))) for num in range(1, 2049)}
+    assert len({*sizes.values()}) == 32
+    assert all(num <= size <= max(num + 31, 1.125 * num) for num, size in sizes.items())
+    padded = fused.steady(torch.ones(37, 2, dtype=torch.bfloat16))
+    assert padded[:37].eq(1).all() and padded[37:].eq(0).all() and len(fused.steady(torch.ones(37, 2))) == 37
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_this_cpus_compiler_gives_the_right_numbers():
     forget_compiled_passes()
