@@ -133,9 +133,8 @@ def compare_adapter(args) -> None:
         max_length = json.loads((results / "metrics.json").read_text())["max_length"]
     tokenizer = AutoTokenizer.from_pretrained(final)
     config = AutoConfig.from_pretrained(final, subfolder="config")
-    base = json.loads((final / "adapter_config.json").read_text())["base_model_name_or_path"]
-    base = base if Path(base).is_absolute() or not (Path.cwd() / base).exists() else str(Path.cwd() / base)
-    stock = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)
+    base, how = record["flags"]["model"], {"config": config, "dtype": torch.float32}
+    stock = AutoModelForSequenceClassification.from_pretrained(base, **how)
     model = PeftModel.from_pretrained(stock, final).eval()
     scores = []
     with torch.no_grad():
