@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from zerotune.models.boundary import quiet_transformers
 from zerotune.models.branches import PADDING, TRUNK, BranchRows, Places, branch_masks, mask_dtype
 from zerotune.models.device import to_device
-from zerotune.models.generator import finish_logits
+from zerotune.models.generator import likeliest_tokens
 from zerotune.models.precision import autocast
 from zerotune.models.shared_prefix import shared_prefix
 from zerotune.tasks.prompts import Prompt
@@ -127,7 +127,7 @@ class BranchWriter:
         ends, ended = torch.tensor(self.ends, device=device), torch.zeros(len(lengths), dtype=torch.bool, device=device)
         every = tokens_per_check(device)
         for step in range(self.max_new_tokens):
-            tokens = self._logits(hidden).argmax(-1)
+            tokens = likeliest_tokens(self.model, hidden)
             ended |= torch.isin(tokens, ends)
             written[:, step] = torch.where(ended, _NO_TOKEN, tokens)
             is_checked = not self.in_step and (step + 1) % every == 0
@@ -158,9 +158,6 @@ class BranchWriter:
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return finish_logits(self.model.get_output_embeddings()(hidden), self.model.config)
 
     def _prefix_places(self, num_rows: int) -> Places:
         """Return the places of the prefix, the same in each row."""

@@ -12,6 +12,7 @@ import torch
 from zerotune.errors import Refused
 from zerotune.models.boundary import reading
 from zerotune.models.families import projection_names, projection_shapes
+from zerotune.models.fused import fuse_adapters
 from zerotune.models.heads import head_module_names, head_of, is_head_parameter, logical_size, span_module_names
 from zerotune.models.model_files import adapter_base, find_file
 from zerotune.settings.groups import ModelSettings
@@ -102,7 +103,7 @@ def base_settings(settings: ModelSettings, record: dict | None) -> tuple[ModelSe
 
 
 def load_adapter(model, name: str, revision: str | None):
-    """Return a peft model: a base with the adapter of a folder or hub id.
+    """Return a peft model to evaluate or merge: a base with the adapter of a folder or hub id.
 
     Raises:
         Refused: the adapter lacks weights, of which peft only warns and leaves them as drawn, or has some that its
@@ -125,4 +126,5 @@ def load_adapter(model, name: str, revision: str | None):
     for problem, names in (("lacks weights", wanted - found), ("has weights without a place", found - known)):
         if names:
             raise Refused(f"the adapter {name} {problem}: {', '.join(sorted(names)[:4])}; copy the whole folder")
+    fuse_adapters(adapted)
     return adapted

@@ -73,6 +73,12 @@ def fuse(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def fuse_adapters(model: nn.Module) -> None:
+    """Let adapters of a model that is evaluated add to their layers' products in place. Nothing is compiled."""
+    for module in model.modules():
+        _fuse_adapter(module)
+
+
 # --- kernels: pure functions of rows, [tokens, ...] each ---
 
 
@@ -667,7 +673,7 @@ def _adapter_forward(module: nn.Module, inputs: torch.Tensor, *args, **kwargs) -
     (name,), base = names, module.base_layer
     down, up, dropout = module.lora_A[name], module.lora_B[name], module.lora_dropout[name]
     drops = module.training and getattr(dropout, "p", 0.0) > 0
-    keeps_type = _narrow(inputs.device) is not None or inputs.dtype == down.weight.dtype
+    keeps_type = dtype != torch.float32 or down.weight.dtype == torch.float32
     if drops or not keeps_type or down.bias is not None or up.bias is not None:
         return type(module).forward(module, inputs)
     rows = inputs.reshape(-1, inputs.shape[-1]).to(dtype)

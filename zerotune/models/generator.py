@@ -24,6 +24,9 @@ from zerotune.models.packed import packed_arguments
 from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import ModelSettings
 
+# How far below the highest bf16 logit the one that is highest in float32 may lie: each is off by at most a 2^9th of
+# itself, and so is the bound; and by what sums of float32 numbers are.
+_BF16_SLACK, _LEAST_SLACK = 2**-7, 1e-3
 # Logits that exist at a time where only some answers' are needed, as numbers: 64 MB of float32.
 _MOST_LOGITS = 2**24
 
@@ -74,6 +77,26 @@ def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = Non
         return finish_logits(logits if token_ids is None else logits[..., token_ids], model.config)
     weight = head.weight if token_ids is None else head.weight[token_ids]
     return finish_logits(wide_linear(hidden, weight), model.config)
+
+
+def likeliest_tokens(model, hidden: torch.Tensor) -> torch.Tensor:
+    """Return the token id [N] with the highest float32 logit after each of hidden states [N, dim].
+
+    On a CPU a bf16 head is not cast to float32 for it, which takes longer than the model: a product in bf16 is right
+    but for its rounding, and only the tokens that this leaves as candidates are computed again in float32.
+    """
+    head = model.get_output_embeddings()
+    is_narrow = hidden.dtype == getattr(head, "weight", hidden).dtype == torch.bfloat16 and hidden.device.type == "cpu"
+    if not is_narrow or not isinstance(head, nn.Linear) or head.bias is not None:
+        return head(hidden).argmax(-1)  # what `finish_logits` does keeps the order
+    rough = hidden @ head.weight.T
+    highest = rough.amax(-1, keepdim=True)
+    rows, tokens = (rough >= highest - _BF16_SLACK * highest.abs() - _LEAST_SLACK).nonzero(as_tuple=True)
+    logits = (hidden[rows].float() * head.weight[tokens].float()).sum(-1)
+    best = torch.full((len(hidden),), -torch.inf).scatter_reduce(0, rows, logits, "amax")
+    is_best = logits == best[rows]
+    chosen = torch.full((len(hidden),), len(head.weight))
+    return chosen.scatter_reduce(0, rows[is_best], tokens[is_best], "amin")
 
 
 def answer_log_likelihoods(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,25 @@
 """A generator: what trains, its types and counts, its tied LM head, and the logits of a frozen one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import model_copy, seeded_model, task_record, tiny_model, tuned_model
+from torch import nn
 from torch.nn import functional
 
 from zerotune.errors import Refused
 from zerotune.models import generator
 from zerotune.models.final_folder import save_final
-from zerotune.models.generator import answer_log_likelihoods, answer_logits, load_generator, load_language_model
-from zerotune.models.heads import Float32Linear
+from zerotune.models.generator import (
+    answer_log_likelihoods,
+    answer_logits,
+    likeliest_tokens,
+    load_generator,
+    load_language_model,
+)
+from zerotune.models.heads import Float32Linear, float32_linear
 from zerotune.models.parameters import parameter_table, published_table
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.groups import ModelSettings
@@ -104,3 +113,17 @@ def test_log_likelihoods_of_answers_need_a_part_of_the_vocabulary_at_a_time(kind
         monkeypatch.setattr(generator, "_MOST_LOGITS", most)
         with torch.no_grad():
             torch.testing.assert_close(answer_log_likelihoods(model, hidden, targets), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0])
+def test_the_likeliest_token_is_that_of_the_float32_logits(scale):
+    """In bf16 many of these logits tie, and the first of them is the wrong one."""
+    generator = torch.Generator().manual_seed(0)
+    head = float32_linear(nn.Linear(64, 4000, bias=False), cast_weights=False).requires_grad_(False)
+    head.weight.data = (scale * torch.randn(4000, 64, generator=generator)).bfloat16()
+    model = SimpleNamespace(get_output_embeddings=lambda: head, config=SimpleNamespace())
+    hidden = torch.randn(300, 64, generator=generator).bfloat16()
+    wanted = head(hidden).argmax(-1)
+    assert torch.equal(likeliest_tokens(model, hidden), wanted)
+    assert not torch.equal((hidden @ head.weight.T).argmax(-1), wanted)
+    assert torch.equal(likeliest_tokens(model, hidden.float()), wanted)
