@@ -110,7 +110,7 @@ def strings_of(results: Path, args) -> tuple[list[str], list[str]]:
     task = {"sst2": SST2, "imdb": IMDB}[args.task]
     rows = {row.id: row for row in read(task, Origin("train", path=args.train_file))[0]}
     shots = tuple((rows[name].text, rows[name].label) for name in metrics["shot_ids"])
-    prompt = Prompt(metrics["prompt"], tuple(metrics["label_words"]), shots, instruction=metrics["instruction"])
+    prompt = Prompt(metrics["prompt"], tuple(metrics["label_words"]), shots=shots, instruction=metrics["instruction"])
     texts = [line["text"] for line in lines_of(results / "predictions.jsonl")]
     cut = cut_texts(tokenizer, texts, [metrics["max_length"]] * len(texts))
     return [prompt.render(tokenizer, text) for text in cut], prompt.answers(tokenizer)
