@@ -6,7 +6,7 @@ from transformers.utils import is_flash_attn_2_available
 from zerotune.errors import Refused
 from zerotune.models import cpu_kernels
 from zerotune.models.branches import FULL, layer_types
-from zerotune.models.families import backbone_class
+from zerotune.models.families import backbone_class, caps_scores
 from zerotune.models.heads import is_encoder
 from zerotune.models.packed import why_not_packed
 
@@ -28,7 +28,7 @@ def attention_kernel(wanted: str, config) -> str:
     Raises:
         Refused: the model or this machine cannot use the kernel.
     """
-    is_capped = getattr(config, "attn_logit_softcapping", None) is not None
+    is_capped = caps_scores(config)
     model_class, has_gpu = backbone_class(config), torch.cuda.is_available()
     takes_sdpa = model_class._supports_sdpa and not is_capped
     if wanted == "auto" and takes_sdpa and not has_gpu:

@@ -86,7 +86,9 @@ def causal_attention(
     batch, heads, length, width = query.shape
     shared, num_keys = key.shape[1:3]
     is_short = 1 < length == num_keys <= _LONGEST
-    if value.dtype == torch.float32 or not is_short or kwargs.get("dropout") or kwargs.get("is_causal") is False:
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal  # as sdpa's forward takes it
+    if value.dtype == torch.float32 or not is_short or not is_causal or kwargs.get("dropout"):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     added = _added_to_scores(attention_mask, length)
     missing = (0, 0, 0, added.shape[-1] - length)

@@ -129,6 +129,11 @@ def head_modules(model_class: type, config_class: type) -> tuple[str, ...]:
     return (*pooler, *own)
 
 
+def caps_scores(config) -> bool:
+    """Return whether a model caps its attention scores, as Gemma-2 does (Gemma Team 2024, arXiv:2408.00118)."""
+    return getattr(config, "attn_logit_softcapping", None) is not None
+
+
 @cache
 def counts_positions_from_pad(config_class: type) -> bool:
     """Return whether a model's positions begin behind the pad id, as RoBERTa's do."""

@@ -26,7 +26,7 @@ PRODUCT = "projection"
 _ACTIVATIONS = {"silu": functional.silu, "gelu": partial(functional.gelu, approximate="tanh")}
 _BACKEND, _MOST_COMPILATIONS = "inductor", 64
 _LEAST_ON_CPU = 100_000_000  # weights; a smaller model would not win back what the compiler takes
-_OUTPUTS_AT_ONCE = 4096
+_OUTPUTS_AT_ONCE = 4096  # of an LM head whose weights a CPU casts to float32
 _EPSILONS = ("variance_epsilon", "eps")
 # The parts of a decoder layer; in Gemma-2's sandwich, norms follow attention and MLP too.
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")

@@ -86,8 +86,8 @@ def likeliest_tokens(model, hidden: torch.Tensor) -> torch.Tensor:
     but for its rounding, and only the tokens that this leaves as candidates are computed again in float32.
     """
     head = model.get_output_embeddings()
-    is_narrow = hidden.dtype == getattr(head, "weight", hidden).dtype == torch.bfloat16 and hidden.device.type == "cpu"
-    if not is_narrow or not isinstance(head, nn.Linear) or head.bias is not None:
+    is_plain = isinstance(head, nn.Linear) and head.bias is None and hidden.device.type == "cpu"
+    if not is_plain or not hidden.dtype == head.weight.dtype == torch.bfloat16:
         return head(hidden).argmax(-1)  # what `finish_logits` does keeps the order
     rough = hidden @ head.weight.T
     highest = rough.amax(-1, keepdim=True)

@@ -7,7 +7,7 @@ import json
 
 from zerotune.errors import quoted
 from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
-from zerotune.models.families import generic_part
+from zerotune.models.families import caps_scores, generic_part
 from zerotune.models.heads import has_token_types, head_of, is_encoder
 from zerotune.models.model_files import CONFIG_FOLDER
 from zerotune.models.multi_label import PROBLEM_TYPE
@@ -186,8 +186,7 @@ def license_section(data) -> str:
 def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[list[str], str, str]:
     """Return the imports, a class where transformers has none for the model, and the lines that load it."""
     # transformers before 5.23 loads Gemma-2 with sdpa, which leaves out the capping of its scores
-    is_capped = getattr(stock.config, "attn_logit_softcapping", None) is not None
-    dtype = 'dtype="float32"' + (', attn_implementation="eager"' if is_capped else "")
+    dtype = 'dtype="float32"' + (', attn_implementation="eager"' if caps_scores(stock.config) else "")
     imports, definition = [], ""
     if generic := generic_part(type(stock)):
         backbone = type(stock).__bases__[1]

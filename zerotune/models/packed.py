@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.utils import is_flash_attn_2_available
 
 from zerotune.models.branches import FULL, SLIDING, layer_types
-from zerotune.models.families import backbone_class, counts_positions_from_pad
+from zerotune.models.families import backbone_class, caps_scores, counts_positions_from_pad
 from zerotune.models.heads import has_token_types, is_encoder
 from zerotune.settings.groups import ModelSettings
 
@@ -38,11 +38,7 @@ def packs_rows(settings: ModelSettings, config) -> bool:
         return True
     is_default = settings.attention == "auto" and settings.precision != "fp32" and torch.cuda.is_available()
     can = is_default and not drops_scores(settings, config) and why_not_packed(config) is None
-    return can and kernel_works(_caps_scores(config))
-
-
-def _caps_scores(config) -> bool:
-    return getattr(config, "attn_logit_softcapping", None) is not None
+    return can and kernel_works(caps_scores(config))
 
 
 def drops_scores(settings: ModelSettings, config) -> bool:
@@ -61,7 +57,7 @@ def why_not_packed(config) -> str | None:
     if not backbone_class(config)._supports_attention_backend:
         return f"{config.model_type} takes no other kernel than its own"
     if torch.cuda.is_available():
-        if _caps_scores(config) and not is_flash_attn_2_available():
+        if caps_scores(config) and not is_flash_attn_2_available():
             return f"scores capped as {config.model_type} needs it want flash-attn (pip install 'zerotune[flash]')"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         if width > WIDEST_HEAD:
@@ -70,9 +66,9 @@ def why_not_packed(config) -> str | None:
 
 
 @cache
-def kernel_works(caps_scores: bool = False) -> bool:
+def kernel_works(capped: bool = False) -> bool:
     """Return whether this GPU's kernel, or the one that caps scores, gives the reference's numbers for two examples."""
-    softcap = 2.0 if caps_scores else None
+    softcap = 2.0 if capped else None
     try:
         generator = torch.Generator().manual_seed(0)
         query, key, value = (torch.randn(1, heads, 24, 64, generator=generator) for heads in (4, 2, 2))

@@ -15,7 +15,7 @@ from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
 from zerotune.metrics.statistics import PairedMeans, holm_adjusted
 from zerotune.report import figures, html, words
 from zerotune.report.curves import curves_of_runs, read_history
-from zerotune.report.tables import main_scores, scores_block, timings_table
+from zerotune.report.tables import intervals_note, main_scores, scores_block, timings_table
 from zerotune.run.run_files import check_run_files, read_run_record
 from zerotune.settings.names import TASK_NAMES
 
@@ -165,11 +165,10 @@ def _prompt_summaries(comparison: Comparison) -> list[dict]:
     return [{"name": name, "num": len(values), **_summary(values)} for name, values in groups]
 
 
-def _values(comparison: Comparison, entry: _Entry, score: str | None = None) -> list[float]:
-    """Return a score, by default the headline, of each evaluation of an entry that has it."""
-    name = score or comparison.headline
-    every = [evaluations.as_proportions(comparison.read[number].metrics) for number in entry.evaluations]
-    return [metrics[name] for metrics in every if isinstance(metrics.get(name), int | float)]
+def _values(comparison: Comparison, entry: _Entry) -> list[float]:
+    """Return the headline score of each evaluation of an entry."""
+    every = (comparison.read[number].metrics for number in entry.evaluations)
+    return [evaluations.as_proportions(metrics)[comparison.headline] for metrics in every]
 
 
 def _summary(values: list[float]) -> dict[str, float]:
@@ -255,14 +254,14 @@ def _scores(comparison: Comparison) -> list[str]:
         columns = [(name, metrics, figures.TUNED) for name, metrics in zip(comparison.names, every, strict=True)]
         return [scores_block(columns, "items", comparison.headline, "by evaluation"), _prompt_table(comparison)]
     entries, headline = _entries(comparison), comparison.headline
-    dots = {row: [100 * one for one in _values(comparison, each)] for row, each in enumerate(entries) if each.is_group}
-    drawn = [
-        (each.name, float(np.mean(dots[row])), None, figures.TUNED)
-        if each.is_group
-        else (each.name, 100 * metrics[headline], [100 * bound for bound in metrics[f"{headline}_ci95"]], figures.TUNED)
-        for row, each in enumerate(entries)
-        for metrics in [every[each.evaluations[0]]]
-    ]
+    dots, drawn = {}, []
+    for row, each in enumerate(entries):
+        values, interval = [100 * value for value in _values(comparison, each)], None
+        if each.is_group:
+            dots[row] = values
+        else:
+            interval = [100 * bound for bound in every[each.evaluations[0]][f"{headline}_ci95"]]
+        drawn.append((each.name, float(np.mean(values)), interval, figures.TUNED))
     title = html.metric_title(headline)
     label = f"{title}, % (pale: each prompt)" if dots else f"{title}, % (95 % interval)"
     figure = figures.intervals(f"{title.capitalize()} by evaluation", label, drawn, dots)
@@ -272,8 +271,7 @@ def _scores(comparison: Comparison) -> list[str]:
         for name, metrics in zip(comparison.names, every, strict=True)
     ]
     headers = ["", "items", *map(html.metric_title, scores)]
-    note = "95 % intervals: Wilson for proportions, bootstrap over items for the other scores."
-    table = [html.table(headers, rows), html.paragraph(note, "note")]
+    table = [html.table(headers, rows), intervals_note("items")]
     if dots:
         table = [html.details(f"All {len(rows)} evaluations", *table)]
     return [f'<div class="wide">{figure}</div>', _prompt_table(comparison), *table]

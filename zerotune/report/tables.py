@@ -32,6 +32,13 @@ def main_scores(metrics: dict) -> tuple[str, ...]:
     return "accuracy", "f1", *labels, *(() if balanced else ("precision", "f1_macro", "matthews"))
 
 
+def intervals_note(items: str) -> str:
+    """Return how the intervals of a table of scores were computed."""
+    return html.paragraph(
+        f"95 % intervals: Wilson for proportions, bootstrap over {items} for the other scores.", "note"
+    )
+
+
 def scores_block(
     columns: Sequence[tuple[str, dict, str]],
     items: str,
@@ -64,10 +71,9 @@ def scores_block(
         values = [metrics.get(name) for metrics in every]
         if any(value is not None for value in values):
             rows.append([title, *("–" if value is None else written(value) for value in values)])
-    note = f"95 % intervals: Wilson for proportions, bootstrap over {items} for the other scores."
     headers = ["", *(name for name, *_ in columns)]
     more = html.details(f"{len(folded)} more scores", html.table(headers, folded)) if folded else ""
-    return f'<div class="wide">{figure}</div>\n{html.table(headers, rows)}\n{more}{html.paragraph(note, "note")}'
+    return f'<div class="wide">{figure}</div>\n{html.table(headers, rows)}\n{more}{intervals_note(items)}'
 
 
 def data_section(split: dict) -> str:

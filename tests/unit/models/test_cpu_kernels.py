@@ -79,6 +79,18 @@ def test_causal_attention_and_its_gradients_are_those_of_sdpa(length, kind):
         assert ours <= 1.5 * theirs + 0.01 * wanted.norm().item()
 
 
+@pytest.mark.parametrize("said_by", ["module", "argument"])
+def test_a_model_that_is_not_causal_sees_what_follows(said_by):
+    module, more = nn.Module(), {}
+    module.is_causal, module.num_key_value_groups = said_by == "argument", 2
+    if said_by == "argument":
+        more = {"is_causal": False}
+    inputs = causal_inputs(9, torch.bfloat16)
+    found, _ = cpu_kernels.causal_attention(module, *inputs, None, **more)
+    wanted, _ = AttentionInterface()["sdpa"](module, *inputs, None, **more)
+    assert torch.equal(found, wanted)
+
+
 def test_attention_with_dropout_keeps_its_mean_and_zeroes_whole_weights():
     (query, key, _), mask = attention_inputs(16, width=16)
     value = torch.eye(16).expand(3, 2, 16, 16)  # the output is then the attention weights themselves
