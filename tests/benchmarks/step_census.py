@@ -318,8 +318,13 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
     census = Census()
     if wanted.fused:
         fused.fuse(model)
-    wide = {"_wide_product": census.wide_product, "can_multiply_wide": lambda states: True}
-    with fake_gpu(), mock.patch.multiple(fused, run=census.run_fused, **wide):
+    as_on_cuda = {
+        "run": census.run_fused,
+        "steady": lambda rows: rows,
+        "can_multiply_wide": lambda states: True,
+        "_wide_product": census.wide_product,
+    }
+    with fake_gpu(), mock.patch.multiple(fused, **as_on_cuda):
         make_fake(model, fake_parameter)
         if packs:
             packed.use_packed_attention(model)
