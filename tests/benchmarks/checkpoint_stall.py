@@ -14,6 +14,7 @@ at one save a minute; `at the end` the wait before the exit.
 
 import argparse
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,8 +23,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from benchmarking import conditions, markdown_table, write_record
-from default_settings import optimisation_settings, run_settings
+from benchmarking import REPOSITORY, conditions, markdown_table, write_record
 from random_models import SHAPES, random_model, random_rows, settings_for
 from torch.nn import functional
 
@@ -36,6 +36,8 @@ from zerotune.training import checkpoints, saving
 from zerotune.training.engine import Engine, build_optimizer
 from zerotune.training.loop import TrainingLoop
 from zerotune.training.schedule import Schedule
+
+sys.path.append(str(REPOSITORY / "tests"))
 
 WAYS = ("no saves", "synchronous", "background", "scratch")
 
@@ -109,6 +111,8 @@ def build(args) -> tuple[Engine, object]:
 
 def run_turn(args, engine: Engine, data, way: str) -> dict:
     """Return the seconds of the steps, of the time between them for each save, and of the wait at the end."""
+    from default_settings import optimisation_settings, run_settings
+
     never = 2 * args.steps
     every = never if way == "no saves" else args.save_every
     schedule = Schedule(never, args.steps, 0, eval_every=never, checkpoint_every=every, log_every=never)

@@ -2,7 +2,9 @@
 
 import ast
 import functools
+import os
 import re
+import subprocess
 import sys
 from graphlib import TopologicalSorter
 from importlib.machinery import PathFinder
@@ -14,6 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPT_FOLDERS = ("train", "eval")
 LIBRARY = sorted((REPOSITORY / "zerotune").rglob("*.py"))
 SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (REPOSITORY / folder).glob("*.py"))
+BENCHMARKS = sorted((REPOSITORY / "tests" / "benchmarks").glob("*.py"))
 ROOMS = (  # from the lowest upwards
     "errors", "randomness", "records", "files", "terminal", "settings", "run", "metrics", "models", "tasks", "training",
     "evaluation", "report", "squad", "prediction", "sweep", "cluster",
@@ -92,6 +95,29 @@ def test_a_script_opens_with_a_launch_line_and_has_a_main(path):
     launch_lines = re.findall(rf"(?:python|accelerate launch) .*{own_name}", ast.get_docstring(tree))
     assert launch_lines
     assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+OPEN_EACH = """
+import runpy, sys
+own = list(sys.path)
+for path in sys.argv[1:]:
+    sys.argv, sys.path[:] = [path, "--help"], [path.rpartition("/")[0], *own]
+    for name, module in list(sys.modules.items()):
+        if "/tests/" in (getattr(module, "__file__", None) or ""):
+            del sys.modules[name]  # what another script's folders offered
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, path
+"""
+
+
+def test_the_benchmarks_start_outside_pytest():
+    """pytest's pythonpath finds helpers that `python tests/benchmarks/NAME.py` does not."""
+    started = [path for path in BENCHMARKS if f"    python tests/benchmarks/{path.name}" in path.read_text()]
+    assert len(started) >= 14
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", OPEN_EACH, *map(str, started)], cwd=REPOSITORY, env=environment, check=True)
 
 
 def heavy_at_import(path):
