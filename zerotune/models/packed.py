@@ -27,8 +27,8 @@ from zerotune.models.heads import has_token_types, is_encoder
 from zerotune.settings.groups import ModelSettings
 
 ATTENTION = "varlen"
-# Encoders whose pooled tokens `classifier.drop_unpooled_tokens` can take from a packed row.
-_PACKED_ENCODERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra")
+# Encoders whose layers are BERT's: full attention by a kernel of transformers' choice, on a padded batch or packed row.
+_PLAIN_ENCODERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra")
 WIDEST_HEAD = 256  # of flash attention
 
 
@@ -50,7 +50,7 @@ def drops_scores(settings: ModelSettings, config) -> bool:
 def why_not_packed(config) -> str | None:
     """Return why a model cannot read packed rows, None where it can."""
     if is_encoder(config):
-        if config.model_type not in _PACKED_ENCODERS:
+        if config.model_type not in _PLAIN_ENCODERS:
             return f"{config.model_type} computes its attention in a way of its own"
     elif not set(layer_types(config)) <= {FULL, SLIDING}:
         return f"{config.model_type} has layers that are no attention"
@@ -131,10 +131,20 @@ def backbone_inputs(
         inputs["token_type_ids"] = token_type_ids
     if bounds is not None:
         return inputs | packed_arguments(config, position_ids, bounds, longest)
-    inputs["attention_mask"] = attention_mask
     if is_encoder(config):
-        return inputs
+        return inputs | {"attention_mask": _key_mask(config, attention_mask)}
+    inputs["attention_mask"] = attention_mask
     return inputs | {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0), "use_cache": False}
+
+
+def _key_mask(config, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return an encoder's mask [B, T], or as sdpa takes it, bool [B, 1, T, T], where transformers would make that.
+
+    transformers asks the device first whether there is any padding, and the host would wait for the answer.
+    """
+    if config._attn_implementation != "sdpa" or config.model_type not in _PLAIN_ENCODERS:
+        return attention_mask
+    return attention_mask.bool()[:, None, None].expand(-1, -1, attention_mask.shape[1], -1)
 
 
 def packed_arguments(config, position_ids: torch.Tensor, bounds: torch.Tensor, longest: int) -> dict:

@@ -94,6 +94,23 @@ def test_packed_rows_give_the_padded_models_logits_and_gradients(kind, head, way
     assert reads.count == 0
 
 
+@pytest.mark.parametrize("head", ["classify", "span"])
+@pytest.mark.parametrize("kind", [kind for kind in PACKED if kind not in CAUSAL])
+def test_padded_rows_of_an_encoder_ask_the_device_nothing(kind, head, monkeypatch):
+    """In full tuning, where scores have dropout, its rows are padded; sdpa's mask is made without a look at it."""
+    settings = ModelSettings(tiny_model(kind), None, "full", attention="sdpa", drop_unpooled=False)
+    model = LOADERS[head](settings, load_tokenizer(tiny_model(kind), None)).eval()
+    inputs = padded_batch()
+    with HostReads() as reads:
+        found, gradients = outcome(model, inputs, inputs["attention_mask"], head)
+    monkeypatch.setattr(packed, "_key_mask", lambda config, mask: mask)
+    with HostReads() as stock_reads:
+        wanted, wanted_gradients = outcome(model, inputs, inputs["attention_mask"], head)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(gradients, wanted_gradients)
+    assert reads.count < stock_reads.count
+
+
 def test_what_a_packed_row_is():
     inputs = {"input_ids": np.array([[5, 6, 0], [7, 8, 9]]), "attention_mask": np.array([[1, 1, 0], [1, 1, 1]])}
     row = pack(inputs | {"token_type_ids": np.array([[0, 1, 0], [0, 0, 1]])})
