@@ -40,7 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from zerotune.models import fused, packed
+from zerotune.models import fused, fused_functions, fused_kernels, packed
 from zerotune.models.fake import chosen_attention, fake_gpu, make_fake
 from zerotune.training.generation import AnswerData
 
@@ -147,8 +147,8 @@ class Census(TorchDispatchMode):
         counted["mm"].add(1, size_of(inputs) + weight_bytes + size_of(result), flops)
 
     def run_fused(self, kernel, *args):
-        """Stand for `fused.run` on a GPU: count a pass as one kernel, by what goes in and what comes out."""
-        args = fused.contiguous(args)
+        """Stand for `fused_kernels.run` on a GPU: count a pass as one kernel, by what goes in and what comes out."""
+        args = fused_kernels.contiguous(args)
         self.paused = True
         result = kernel(*args)
         self.paused = False
@@ -159,7 +159,7 @@ class Census(TorchDispatchMode):
         return result
 
     def wide_product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Stand for `fused._wide_product` on a GPU: one product of 16-bit matrices that writes float32."""
+        """Stand for `fused_functions.wide_product` on a GPU: one product of 16-bit matrices that writes float32."""
         self.paused = True
         result = (left @ right).float()
         self.paused = False
@@ -322,9 +322,9 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
         "run": census.run_fused,
         "steady": lambda rows: rows,
         "can_multiply_wide": lambda states: True,
-        "_wide_product": census.wide_product,
+        "wide_product": census.wide_product,
     }
-    with fake_gpu(), mock.patch.multiple(fused, **as_on_cuda):
+    with fake_gpu(), mock.patch.multiple(fused_functions, **as_on_cuda):
         make_fake(model, fake_parameter)
         if packs:
             packed.use_packed_attention(model)

@@ -272,7 +272,7 @@ def test_packed_rows_give_the_padded_logits(kind):
 
 
 @pytest.mark.parametrize("way", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "roberta"])
 def test_fused_passes_follow_the_stock_ones(kind, way, tmp_path):
     """The losses of bf16 training; the passes' own numbers are checked before they are used (kernels_fail)."""
     if way == "qlora":

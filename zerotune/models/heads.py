@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zerotune.models import fused
 from zerotune.models.families import classifier_class, head_modules, is_encoder_family, span_class
+from zerotune.models.fused_functions import WideLinear, can_multiply_wide
 
 
 def is_encoder(config) -> bool:
@@ -85,8 +85,8 @@ def wide_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         trains = weight.requires_grad and torch.is_grad_enabled()
         is_narrow = hidden.dtype == weight.dtype == torch.bfloat16 and bias is None
-        if is_narrow and not trains and (hidden.device.type == "cpu" or fused.can_multiply_wide(hidden)):
-            return fused.WideLinear.apply(hidden, weight)
+        if is_narrow and not trains and (hidden.device.type == "cpu" or can_multiply_wide(hidden)):
+            return WideLinear.apply(hidden, weight)
         return functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
 
 

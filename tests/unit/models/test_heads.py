@@ -5,7 +5,7 @@ import torch
 from tiny_models import CAUSAL, ENCODERS, tiny_model, tuned_model
 from torch import nn
 
-from zerotune.models import fused
+from zerotune.models import fused_functions
 from zerotune.models.heads import Float32Linear, float32_linear, head_of, is_head_parameter, logical_size, stock_name
 
 
@@ -44,7 +44,7 @@ def test_a_float32_layer_keeps_the_parameters_themselves():
 
 
 def test_a_frozen_head_on_a_cpu_gives_float32s_logits_part_by_part(monkeypatch):
-    monkeypatch.setattr(fused, "_OUTPUTS_AT_ONCE", 16)  # the last part has two
+    monkeypatch.setattr(fused_functions, "_OUTPUTS_AT_ONCE", 16)  # the last part has two
     head = float32_linear(nn.Linear(64, 50, bias=False).bfloat16(), cast_weights=False).requires_grad_(False)
     hidden, upstream = torch.randn(2, 3, 64).bfloat16().requires_grad_(), torch.randn(2, 3, 50)
     exact = nn.functional.linear(hidden.float(), head.weight.float())
@@ -62,14 +62,14 @@ def test_a_frozen_head_in_bf16_multiplies_without_copies_where_the_device_can(mo
     upstream = torch.randn(2, 3, 50)
     wanted = head(hidden)
     (wanted_gradient,) = torch.autograd.grad(wanted, hidden, upstream)
-    monkeypatch.setattr(fused, "can_multiply_wide", lambda states: True)
+    monkeypatch.setattr(fused_functions, "can_multiply_wide", lambda states: True)
     products = []
 
     def product(left, right):
         products.append(left)
         return left.float() @ right.float()
 
-    monkeypatch.setattr(fused, "_wide_product", product)
+    monkeypatch.setattr(fused_functions, "wide_product", product)
     found = head(hidden)
     (gradient,) = torch.autograd.grad(found, hidden, upstream)
     assert len(products) == 1 and found.dtype == torch.float32
