@@ -224,9 +224,9 @@ def check_architecture(config: PretrainedConfig) -> None:
     if is_encoder(config) and any(getattr(config, key, False) for key in ("is_decoder", "add_cross_attention")):
         raise Refused("config.json has is_decoder or add_cross_attention: wanted an encoder, which reads both ways")
     for key, share in config.to_dict().items():
-        is_share = share is None or (isinstance(share, int | float) and 0 <= share <= 1)
+        is_share = share is None or (isinstance(share, int | float) and 0 <= share < 1)
         if key.endswith(("dropout", "dropout_prob")) and not is_share:
-            raise Refused(f"config.json has {key} {share!r}: wanted a share from 0 to 1")
+            raise Refused(f"config.json has {key} {share!r}: wanted a share from 0 to below 1")
     if isinstance(getattr(config, "text_config", None), dict):
         raise Refused(f"config.json has a text_config, which is no part of a {config.model_type}: remove it")
     build_backbone(config)

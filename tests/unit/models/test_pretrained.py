@@ -347,6 +347,7 @@ def test_only_a_causal_model_can_be_tuned_to_write():
         {"architectures": [5]},
         {"hidden_size": "64"},
         {"attention_dropout": 2},
+        {"attention_dropout": 1.0},
         {"attention_dropout": "x"},
         {"text_config": {"vocab_size": 3}},
     ],
