@@ -16,6 +16,7 @@ from zerotune.prediction.inputs import Chunk, cut_chunks, find_columns, open_sou
 from zerotune.prediction.output import (
     FileOutput,
     JsonLines,
+    Output,
     PrintedOutput,
     check_columns,
     check_output,
@@ -59,7 +60,8 @@ class Job:
             fields = [row.fields for row in first]
             self._format = output_format(settings.output, self.stream, fields, names, self.asks)
             self._format.encode([each | dict.fromkeys(names) for each in fields])
-        self.output, self._chunks = None, iter(())
+        self.output: Output | None = None
+        self._chunks = iter(())
         self.num_blank, self.first_blank = 0, None
 
     def _identify(self) -> dict[str, str]:

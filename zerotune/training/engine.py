@@ -85,7 +85,6 @@ def load_engine(
     passes, problem = use_fused_passes(model.stock_model, model_settings, device) if fuses else ((), None)
     if problem:
         say(problem)
-    run.update_json("run.json", attention=model.config._attn_implementation, fused_passes=passes)
     if settings.data.multi_label:
         model.config.problem_type = PROBLEM_TYPE
     before, after = published_table(config), parameter_table(model)
@@ -103,7 +102,12 @@ def load_engine(
     max_grad_norm, data_parallel = optimisation.max_grad_norm, settings.engine == "loop"
     whole_gradients = all(on_all_ranks(run.accelerator, whole_gradients))
     is_each = not whole_gradients and (settings.model.zero_stage or 0) > 1
-    run.update_json("run.json", gradients_exchanged="each micro-batch" if is_each else "once a step")
+    run.update_json(
+        "run.json",
+        attention=model.config._attn_implementation,
+        fused_passes=passes,
+        gradients_exchanged="each micro-batch" if is_each else "once a step",
+    )
     engine = Engine(
         run.accelerator, model, optimizer, settings.model.precision, max_grad_norm, data_parallel, whole_gradients
     )
