@@ -9,9 +9,9 @@
 choices: what an eval script chooses by likelihood, against EleutherAI's lm-evaluation-harness given the same strings
 (tests/fixtures/record_lm_eval.py says how it is installed). adapter: a run of train/sst2.py or train/imdb.py with
 `--method lora --head classify`, evaluated again, against its final/ in plain peft, one text at a time. span: answers
-of a run of train/qa.py with `--head span`, against plain transformers, for questions whose context is one window.
-transformers 5 has no question-answering pipeline any more. losses: the first steps of train/sst2.py with LoRA, against
-a plain Trainer with the same weights, rows and rates.
+of a run of train/qa.py with `--head span`, full tuning of a family that transformers has a span model for (not Gemma),
+against that model, for questions whose context is one window; transformers 5 has no question-answering pipeline any
+more. losses: the first steps of train/sst2.py with LoRA, against a plain Trainer with the same weights, rows and rates.
 """
 
 import argparse
@@ -62,7 +62,8 @@ def run_script(script: str, flags: dict) -> None:
 
 
 def lines_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(encoding="utf-8", newline="\n") as lines:  # not splitlines: it also splits at U+0085 in a review
+        return [json.loads(line) for line in lines]
 
 
 def say_agreement(what: str, ours: list, theirs: list, difference: float) -> None:
