@@ -22,7 +22,7 @@ from zerotune.models.pretrained import load_tokenizer
 from zerotune.settings.groups import ModelSettings
 
 CPU = torch.device("cpu")
-BERT_LIKE = {"distilbert", "bert", "roberta", "xlm-roberta", "electra", "deberta-v2"}
+BERT_LIKE = ("distilbert", "bert", "roberta", "xlm-roberta", "electra", "deberta-v2")
 UNUSUAL_LAYERS = {"qwen3_5_text", "olmo2", "olmo3", "granite"}  # which keep their residual sums and plain products
 
 
