@@ -66,6 +66,23 @@ def lines_of(path: Path) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
+def texts_of(task_name: str, results: Path, test_file: str) -> list[str]:
+    """Return the whole texts of an evaluation's items from their file; predictions.jsonl has their beginnings."""
+    from zerotune.tasks.sources import Origin
+    from zerotune.tasks.texts import read
+
+    texts = {row.id: row.text for row in read(tasks()[task_name], Origin("test", path=test_file))[0]}
+    return [texts[line["id"]] for line in lines_of(results / "predictions.jsonl")]
+
+
+def tasks() -> dict:
+    """Return the tasks with label words by their names."""
+    from zerotune.tasks.imdb import IMDB
+    from zerotune.tasks.sst2 import SST2
+
+    return {"sst2": SST2, "imdb": IMDB}
+
+
 def say_agreement(what: str, ours: list, theirs: list, difference: float) -> None:
     same = sum(one == other for one, other in zip(ours, theirs, strict=True))
     print(f"{what}: {same} of {len(ours)} the same; largest difference of a score {difference:.2g}", flush=True)
@@ -99,20 +116,17 @@ def strings_of(results: Path, args) -> tuple[list[str], list[str]]:
     """Return the prompts of an evaluation as strings, as its folder describes them, and the answers."""
     from zerotune.models.pretrained import load_tokenizer
     from zerotune.tasks.cutting import cut_texts
-    from zerotune.tasks.imdb import IMDB
     from zerotune.tasks.prompts import Prompt
     from zerotune.tasks.sources import Origin
-    from zerotune.tasks.sst2 import SST2
     from zerotune.tasks.texts import read
 
     metrics, tokenizer = json.loads((results / "metrics.json").read_text()), load_tokenizer(args.model, None)
     if metrics["num_shots_truncated"]:
         sys.exit("some shots were cut: fewer --shots")
-    task = {"sst2": SST2, "imdb": IMDB}[args.task]
-    rows = {row.id: row for row in read(task, Origin("train", path=args.train_file))[0]}
+    rows = {row.id: row for row in read(tasks()[args.task], Origin("train", path=args.train_file))[0]}
     shots = tuple((rows[name].text, rows[name].label) for name in metrics["shot_ids"])
     prompt = Prompt(metrics["prompt"], tuple(metrics["label_words"]), shots=shots, instruction=metrics["instruction"])
-    texts = [line["text"] for line in lines_of(results / "predictions.jsonl")]
+    texts = texts_of(args.task, results, args.test_file)
     cut = cut_texts(tokenizer, texts, [metrics["max_length"]] * len(texts))
     return [prompt.render(tokenizer, text) for text in cut], prompt.answers(tokenizer)
 
@@ -131,6 +145,7 @@ def compare_adapter(args) -> None:
         flags = {"model": args.run_folder, "precision": "fp32", "output-dir": results}
         run_script(f"eval/{record['task']}.py", flags)
         lines = lines_of(results / "predictions.jsonl")
+        texts = texts_of(record["task"], results, record["flags"]["test_file"])
         max_length = json.loads((results / "metrics.json").read_text())["max_length"]
     tokenizer = AutoTokenizer.from_pretrained(final)
     config = AutoConfig.from_pretrained(final, subfolder="config")
@@ -139,8 +154,8 @@ def compare_adapter(args) -> None:
     model = PeftModel.from_pretrained(stock, final).eval()
     scores = []
     with torch.no_grad():
-        for line in lines:
-            inputs = tokenizer(line["text"], truncation=True, max_length=max_length, return_tensors="pt")
+        for text in texts:
+            inputs = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
             scores.append(model(**inputs).logits[0].log_softmax(-1).tolist())
     ours = torch.tensor([line["scores"] for line in lines]).log_softmax(-1)
     difference = float((ours - torch.tensor(scores)).abs().max())
@@ -155,26 +170,30 @@ def compare_spans(args) -> None:
     import torch
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
-    final = args.run_folder / "final"
-    settings = json.loads((args.run_folder / "run.json").read_text())["flags"]
+    from zerotune.squad.files import read_questions
+
+    final, record = args.run_folder / "final", json.loads((args.run_folder / "run.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         flags = {"model": args.run_folder, "precision": "fp32", "limit-eval": args.items, "output-dir": results}
         run_script("eval/qa.py", flags)
         lines = lines_of(results / "predictions.jsonl")
+        metrics = json.loads((results / "metrics.json").read_text())
+    questions = {question.id: question for question in read_questions(Path(record["flags"]["test_file"]))[0]}
     tokenizer = AutoTokenizer.from_pretrained(final)
     model = AutoModelForQuestionAnswering.from_pretrained(final, dtype=torch.float32).eval()
     ours, theirs = [], []
     for line in lines:
-        pair = (line["question"], line["context"])
-        inputs = tokenizer(*pair, return_offsets_mapping=True, return_tensors="pt")
-        if inputs["input_ids"].shape[1] > settings["max_length"]:
+        question = questions[line["id"]]
+        context = question.paragraph.context
+        inputs = tokenizer(question.text, context, return_offsets_mapping=True, return_tensors="pt")
+        if inputs["input_ids"].shape[1] > metrics["max_length"]:
             continue
         offsets, owners = inputs.pop("offset_mapping")[0].tolist(), inputs.sequence_ids(0)
         with torch.no_grad():
             output = model(**inputs)
-        theirs.append(best_span(output, offsets, owners, line["context"], settings["max_answer_length"]))
-        ours.append(line["best_span"])
+        theirs.append(best_span(output, offsets, owners, context, metrics["max_answer_length"]))
+        ours.append(line["n_best"][0]["text"])
     say_agreement("best spans of eval/qa.py and of plain transformers", ours, theirs, 0.0)
 
 
