@@ -16,6 +16,7 @@ from functools import cache, partial
 import torch
 from torch import nn
 
+from zerotune.models.families import is_encoder_family
 from zerotune.models.fused_functions import AdaptedLinear, Gate, LayerNorm, Norm, Product, Readers, Rotation
 from zerotune.models.fused_kernels import (
     ACTIVATIONS,
@@ -51,7 +52,10 @@ def use_fused_passes(
     """
     if settings.compile == "none" or settings.precision == "fp32" or _is_too_small(model, device):
         return (), None
-    problem = "ZeRO-3 shards the weights" if settings.zero_stage == 3 else kernels_fail(device.type)
+    if settings.zero_stage == 3:
+        problem = "ZeRO-3 shards the weights"
+    else:
+        problem = kernels_fail(device.type, is_encoder_family(model.config.model_type))
     if problem:
         return (), f"--compile is off: {problem}"
     compile_on(device.type)

@@ -174,13 +174,15 @@ def _compiled(kernel: Callable) -> Callable:
 
 @cache
 @torch.no_grad()
-def kernels_fail(device_type: str) -> str | None:
+def kernels_fail(device_type: str, of_encoder: bool = False) -> str | None:
     """Return what is wrong with compiled kernels beside the same functions as they are on a CPU, None if nothing is.
 
-    All kernels of a GPU are looked at; of a CPU, whose compiler is slower and less new, one.
+    On a GPU all kernels of a decoder, or of an encoder, are looked at; on a CPU, whose compiler is slower and less new,
+    one.
     """
     try:
-        for name, kernel, args in _samples() if device_type == "cuda" else _samples()[:1]:
+        samples = [each for each in _samples() if (each[0] == LAYER_NORM) == of_encoder]
+        for name, kernel, args in samples if device_type == "cuda" else samples[:1]:
             wanted = kernel(*args)
             found = run_compiled(
                 kernel, *(arg.to(device_type) if isinstance(arg, torch.Tensor) else arg for arg in args)

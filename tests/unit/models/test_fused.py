@@ -174,7 +174,7 @@ def forget_compiled_passes():
 
 def test_where_passes_are_fused(monkeypatch):
     """In 16 bits where kernels give the right numbers, unless told not to; a line where it was expected."""
-    monkeypatch.setattr(fused, "kernels_fail", lambda device_type: None)
+    monkeypatch.setattr(fused, "kernels_fail", lambda *_: None)
     monkeypatch.setattr(fused_kernels, "_compiling", set())
     gpu, narrow = torch.device("cuda"), ModelSettings("m", precision="bf16")
     assert fused.use_fused_passes(model_of("llama"), narrow, gpu)[0] == tuple(sorted(expected_passes("llama", "full")))
@@ -193,7 +193,7 @@ def test_where_passes_are_fused(monkeypatch):
     assert fused.use_fused_passes(model_of("roberta"), narrow, gpu) == (passes, None)
     assert fused.use_fused_passes(model_of("roberta"), narrow, CPU) == ((), None), "a CPU has kernels of its own for it"
     assert "ZeRO-3" in fused.use_fused_passes(model, replace(narrow, zero_stage=3), gpu)[1]
-    monkeypatch.setattr(fused, "kernels_fail", lambda device_type: "no compiler")
+    monkeypatch.setattr(fused, "kernels_fail", lambda *_: "no compiler")
     assert fused.use_fused_passes(model, narrow, gpu) == ((), "--compile is off: no compiler")
 
 
@@ -214,4 +214,5 @@ def test_products_in_bf16_on_a_cpu_have_few_numbers_of_rows():
 def test_this_cpus_compiler_gives_the_right_numbers():
     forget_compiled_passes()
     assert fused_kernels.kernels_fail("cpu") is None
+    assert fused_kernels.kernels_fail("cpu", of_encoder=True) is None
     forget_compiled_passes()
