@@ -102,8 +102,9 @@ import runpy, sys
 own = list(sys.path)
 for path in sys.argv[1:]:
     sys.argv, sys.path[:] = [path, "--help"], [path.rpartition("/")[0], *own]
+    helpers = path.rpartition("benchmarks/")[0]
     for name, module in list(sys.modules.items()):
-        if "/tests/" in (getattr(module, "__file__", None) or ""):
+        if (getattr(module, "__file__", None) or "").startswith(helpers):
             del sys.modules[name]  # what another script's folders offered
     try:
         runpy.run_path(path, run_name="__main__")
