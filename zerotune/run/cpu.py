@@ -5,14 +5,19 @@ import functools
 import os
 import platform
 import re
+import time
 from pathlib import Path
 
 # mallopt's numbers in glibc's malloc.h
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3
 # oneDNN keeps a kernel for each shape it has met, 1,024 by default, and makes it again (0.5 ms) where it has not
 CPU_KERNELS_KEPT = "512"
-# Share of the memory limit: a process that has more than this gives back unused memory.
+# Share of the memory limit: a process that has more than this gives back unused memory after each batch. A smaller one
+# does once in so many seconds, if it has more than so many bytes.
 LARGEST_SHARE = 0.25
+LARGE_PROCESS_BYTES = 2**30
+SECONDS_BETWEEN_RETURNS = 60
+_next_return = 0.0
 
 
 def use_whole_cpu(tiny_model: bool) -> None:
@@ -55,15 +60,20 @@ def give_back_memory() -> None:
     """Return freed blocks to the kernel once this process has become large: to be called after each batch on a CPU.
 
     What `use_whole_cpu` keeps fragments, as long as batches differ in shape: a small encoder that needs 1 GiB of blocks
-    was at 5 GiB after 600 steps, and growing. Returning them costs 0.2 s, so that it is done under pressure alone.
+    was at 5 GiB after 600 steps, and growing. Returning them costs 0.1 s, and what is needed again is faulted in anew,
+    so that it is done once a minute, and after each batch only under pressure.
     """
+    global _next_return
     libc, pages = _glibc(), Path("/proc/self/statm")
     if libc is None or not pages.exists():
         return
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    if resident > LARGEST_SHARE * memory_limit() / num_processes:
+    now = time.monotonic()
+    is_due = resident > LARGE_PROCESS_BYTES and now >= _next_return
+    if is_due or resident > LARGEST_SHARE * memory_limit() / num_processes:
         libc.malloc_trim(0)
+        _next_return = now + SECONDS_BETWEEN_RETURNS
 
 
 @functools.cache

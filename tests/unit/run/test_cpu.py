@@ -15,18 +15,26 @@ def resident_bytes():
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's own figures (Linux)")
-def test_freed_blocks_go_back_under_pressure_alone(monkeypatch):
+@pytest.mark.parametrize("change", ["pressure", "minute"])
+def test_freed_blocks_go_back_under_pressure_or_once_a_minute(change, monkeypatch):
+    now = cpu.time.monotonic()
+    monkeypatch.setattr(cpu, "memory_limit", lambda: 2**50)
+    monkeypatch.setattr(cpu, "LARGE_PROCESS_BYTES", 0)
+    monkeypatch.setattr(cpu, "_next_return", now + 60)
     blocks = [b"x" * BLOCK_BYTES for _ in range(NUM_BLOCKS)]
     kept = blocks[::50]  # each pins what lies below it on the heap
     del blocks
     before = resident_bytes()
-    monkeypatch.setattr(cpu, "memory_limit", lambda: 2**50)
     cpu.give_back_memory()
     assert resident_bytes() > before - BLOCK_BYTES * NUM_BLOCKS // 20
-    monkeypatch.setattr(cpu, "memory_limit", lambda: 1)
+    if change == "pressure":
+        monkeypatch.setattr(cpu, "memory_limit", lambda: 1)
+    else:
+        monkeypatch.setattr(cpu.time, "monotonic", lambda: now + 61)
     cpu.give_back_memory()
     assert resident_bytes() < before - BLOCK_BYTES * NUM_BLOCKS // 2
     assert len(kept) == NUM_BLOCKS // 50
+    assert cpu._next_return > now + 60  # the next one is a minute away
 
 
 @pytest.mark.parametrize(("environment", "threads"), [({}, [4]), ({"OMP_NUM_THREADS": "2"}, [])])
