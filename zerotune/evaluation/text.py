@@ -18,7 +18,7 @@ from zerotune.run.folder import RunFolder
 from zerotune.run.process import say
 from zerotune.settings.groups import PromptSettings, TextSettings, TrainSettings
 from zerotune.tasks.split_file import reporting_sha256
-from zerotune.tasks.splits import Example, Splits, stratified_subset
+from zerotune.tasks.splits import TEST_LIMIT, Example, Splits, stratified_subset
 
 BASE_EVAL_ITEMS = 1000
 
@@ -88,7 +88,7 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits,
         return
     test = splits.test
     if settings.run.base_eval == "subset":
-        test = stratified_subset(test, BASE_EVAL_ITEMS, settings.data.split_seed, "base evaluation")
+        test = stratified_subset(test, BASE_EVAL_ITEMS, settings.data.split_seed, TEST_LIMIT)
     evaluation = TextEvaluation(
         model=base_model(settings.model),
         text=settings.text,

@@ -40,7 +40,7 @@ from zerotune.squad.splits import first_paragraphs
 from zerotune.squad.writing import read_answers, writing_scorer, writing_summary
 from zerotune.tasks.prompts import uses_chat
 from zerotune.tasks.split_file import reporting_sha256
-from zerotune.tasks.splits import Splits
+from zerotune.tasks.splits import TEST_LIMIT, Splits
 from zerotune.training.batches import evaluation_batches
 
 # Without a threshold from a validation split: there is no answer if the null score is above the best span's.
@@ -393,7 +393,7 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, splits: Splits, stop_
         return
     questions, model, lengths = splits.test, base_model(settings.model), settings.questions
     if settings.run.base_eval == "subset":
-        questions = first_paragraphs(questions, BASE_EVAL_QUESTIONS, settings.data.split_seed, "base evaluation")
+        questions = first_paragraphs(questions, BASE_EVAL_QUESTIONS, settings.data.split_seed, TEST_LIMIT)
     if settings.head == "span" and not finds_spans(read_config(model.name, model.revision), model):
         lengths = replace(lengths, max_length=None)  # --max-length is about windows then
     evaluation = QuestionEvaluation(

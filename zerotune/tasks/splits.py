@@ -198,6 +198,11 @@ def balanced_subset(examples: list[Example], size: int, seed: int, flag: str) ->
     return _draw(examples, groups, shares, seed, flag)
 
 
+# What a smaller test set is drawn for, by --limit-eval or for the base evaluation: one seed draws the same items first,
+# so that two sizes have those of the smaller one in common (but for the rounding of labels' shares).
+TEST_LIMIT = "test limit"
+
+
 def subset(
     settings: DataSettings,
     part: str,
@@ -216,7 +221,7 @@ def subset(
     size, limit, purpose = {
         "train": (settings.train_size, settings.limit_train, "train limit"),
         "validation": (settings.validation_size, settings.limit_eval, "choose limit"),
-        "test": (settings.test_size, settings.limit_eval, "test limit"),
+        "test": (settings.test_size, settings.limit_eval, TEST_LIMIT),
     }[part]
     if size is not None and not is_sized:
         rows = balanced(rows, size, settings.split_seed, f"--{part}-size")

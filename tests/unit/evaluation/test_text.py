@@ -19,7 +19,7 @@ from zerotune.models.generator import load_generator, load_language_model
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.settings.groups import DataSettings, ModelSettings, TrainSettings
 from zerotune.tasks.prompts import Prompt
-from zerotune.tasks.splits import Example, Splits
+from zerotune.tasks.splits import Example, Splits, subset
 from zerotune.tasks.texts import Wording
 from zerotune.training.generation import encode_answers, prompt_record
 
@@ -230,4 +230,5 @@ def test_it_takes_a_fixed_subset_or_none(run_folder, tmp_path, monkeypatch):
     evaluate_base(run_folder, training(tmp_path, "subset"), TASK, SPLITS, NEVER)
     lines = read_json_lines(tmp_path / "eval/base/predictions.jsonl")
     assert len(lines) == 4 and sorted(line["label"] for line in lines) == [0, 0, 1, 1]
-    assert {line["id"] for line in lines} < {example.id for example in EXAMPLES}
+    limited = subset(DataSettings(limit_eval=4), "test", EXAMPLES)
+    assert [line["id"] for line in lines] == [example.id for example in limited]  # so that both are compared on all

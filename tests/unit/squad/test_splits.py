@@ -129,6 +129,7 @@ def test_limits_take_whole_paragraphs():
     cut = [each for each in sizes if sum(other.paragraph is each for other in some) < sizes[each]]
     assert len(some) == 40 and len(cut) <= 1
     assert first_paragraphs(questions, 500, seed=0, purpose="test") == questions
+    assert set(ids(some)) < set(ids(first_paragraphs(questions, 90, seed=0, purpose="test")))
 
 
 def test_the_first_article_drawn_has_questions_of_both_kinds():
