@@ -12,6 +12,7 @@ from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.classifier import SequenceClassifier
+from zerotune.models.divided import onto_device
 from zerotune.models.final_folder import load_final_or_base
 from zerotune.models.loading import read_onto
 from zerotune.models.model_files import read_record
@@ -92,7 +93,8 @@ def load_head(evaluation: TextEvaluation, task, config, device: torch.device) ->
     max_length, truncation = head_lengths(evaluation, task, config, record)
     if packs_rows(evaluation.model, config):
         use_packed_attention(model.stock_model)
-    return LoadedClassifier(task, model.to(device), tokenizer, config, evaluation.model, record, max_length, truncation)
+    model = onto_device(model, model.stock_model, evaluation.model, device)
+    return LoadedClassifier(task, model, tokenizer, config, evaluation.model, record, max_length, truncation)
 
 
 def head_lengths(evaluation: TextEvaluation, task, config, record: dict | None = None) -> tuple[int, str]:
@@ -133,4 +135,5 @@ def prepare_head(
         batches=evaluation_batches(data.lengths, evaluation.tokens_per_device),
         description=description,
         read=read,
+        in_step=evaluation.model.divides_layers,
     )

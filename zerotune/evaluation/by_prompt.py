@@ -127,13 +127,14 @@ def prepare_prompt(
     say(f"evaluation, {describe_memory(memory)}")
     model = load_model(loaded, device)
     if evaluation.prompt.answer_by == "generation":
-        score, read = _writing_scorer(model, data, tokenizer, prompt, device), partial(_read_written, tokenizer, prompt)
+        score = _writing_scorer(model, data, tokenizer, prompt, device, in_step=loaded.divides_layers)
+        read = partial(_read_written, tokenizer, prompt)
     else:
         score, read = prompt_scorer(model, data, device), likeliest
     if evaluation.prompt.calibrate == "contextual":
         free = encode(texts=list(CONTENT_FREE_TEXTS))
         read = partial(_likeliest_calibrated, _log_likelihoods(model, free, device))
-    return PreparedModel(score, costs, batches, description, read)
+    return PreparedModel(score, costs, batches, description, read, in_step=loaded.divides_layers)
 
 
 def prompt_batches(
@@ -234,13 +235,14 @@ def _likeliest_calibrated(content_free: np.ndarray, records: list[dict]) -> Pred
 # --- by writing ---
 
 
-def _writing_scorer(model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device) -> Scorer:
+def _writing_scorer(model, data: PromptData, tokenizer, prompt: Prompt, device: torch.device, in_step: bool) -> Scorer:
     """Return a scorer that gives the "tokens" that a causal model writes."""
     ends = end_tokens(model, tokenizer, prompt)
     num_new = EXTRA_TOKENS + (1 if data.single_token else max(map(len, data.targets)))
     if can_share(model.config, model.config._attn_implementation):
         num_shared = data.num_shared
-        branch_writer = BranchWriter(model, data.rows[0][:num_shared], data.pad_id, ends, num_new, device)
+        shared = data.rows[0][:num_shared]
+        branch_writer = BranchWriter(model, shared, data.pad_id, ends, num_new, device, in_step=in_step)
 
         def write(prompts: list[list[int]]) -> list[list[int]]:
             own = [prompt[num_shared:] for prompt in prompts]

@@ -55,7 +55,7 @@ def evaluate_into(
     write: Callable[[Any], dict],
     accelerator,
     stop_signal,
-    replace: bool = False,
+    overwrite: bool = False,
 ) -> dict:
     """Load a model and evaluate it, all ranks together.
 
@@ -65,7 +65,7 @@ def evaluate_into(
         prepare: loads the model; not called where the folder holds the results of the same evaluation.
         write: writes the model's answers into the folder and returns their scores; called on rank 0.
         stop_signal: a StopSignal, looked at after each batch.
-        replace: overwrite the results of another evaluation.
+        overwrite: replace the results of another evaluation.
     Returns:
         The content of metrics.json.
     Raises:
@@ -78,13 +78,13 @@ def evaluate_into(
     differing = from_rank_0(accelerator, lambda: _differing_parts(folder, fingerprint))
     if differing == []:
         return from_rank_0(accelerator, lambda: read_metrics(folder / "metrics.json"))
-    if not replace:
+    if not overwrite:
         _refuse_another(folder, differing)
     with _without_zero_init(accelerator):
         prepared = prepare()
     partial = PartialScores(folder, fingerprint | {"tokens_per_device": described["tokens_per_device"]})
     records = score_items(
-        BackOff(prepared.score, prepared.costs),
+        prepared.score if prepared.in_step else BackOff(prepared.score, prepared.costs),
         prepared.batches,
         accelerator,
         partial,

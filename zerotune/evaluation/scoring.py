@@ -37,6 +37,7 @@ class PreparedModel:
         batches: index arrays that cover all items, the same at any world size; each holds its items by falling cost.
         description: what metrics.json says of the model and the items.
         read: the records of all items, in their order -> the model's answers.
+        in_step: the ranks must make equally many passes, so that no batch is cut where memory runs out.
     """
 
     score: Scorer
@@ -44,6 +45,7 @@ class PreparedModel:
     batches: list[np.ndarray]
     description: dict
     read: Callable[[list[dict]], Any]
+    in_step: bool = False
 
 
 class PartialScores:

@@ -1,5 +1,6 @@
 """Evaluating a model on labelled text, into a folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from zerotune.evaluation.by_head import prepare_head
@@ -11,6 +12,7 @@ from zerotune.evaluation.scoring import PreparedModel
 from zerotune.files import read_json
 from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
+from zerotune.models.divided import divided_where_large
 from zerotune.models.generator import load_language_model
 from zerotune.models.multi_label import check_multi_label
 from zerotune.models.pretrained import answers_by_prompt, check_texts, read_config
@@ -30,7 +32,7 @@ def evaluate(
     examples: list[Example],
     accelerator,
     stop_signal,
-    replace: bool = False,
+    overwrite: bool = False,
     load_model: LoadModel = load_language_model,
 ) -> dict:
     """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does.
@@ -45,18 +47,21 @@ def evaluate(
         The content of metrics.json.
     """
     config = read_config(evaluation.model.name, evaluation.model.revision)
+    by_prompt = answers_by_prompt(config)
 
     def prepare() -> PreparedModel:
-        if answers_by_prompt(config):
-            return prepare_prompt(evaluation, task, examples, config, accelerator.device, load_model)
-        return prepare_head(evaluation, task, examples, config, accelerator.device)
+        model = divided_where_large(evaluation.model, config, by_prompt, accelerator)
+        loaded = replace(evaluation, model=model)
+        if by_prompt:
+            return prepare_prompt(loaded, task, examples, config, accelerator.device, load_model)
+        return prepare_head(loaded, task, examples, config, accelerator.device)
 
     def write(predicted: PredictedLabels | PredictedLabelSets) -> dict:
         write_results = write_label_set_results if task.multi_label else write_label_results
         return write_results(folder, examples, predicted, task.labels)
 
     described, items = evaluation.described(), text_items(evaluation, task, examples)
-    return evaluate_into(folder, described, items, prepare, write, accelerator, stop_signal, replace)
+    return evaluate_into(folder, described, items, prepare, write, accelerator, stop_signal, overwrite)
 
 
 def check_evaluation(
@@ -103,7 +108,7 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits,
     if earlier is None:
         say(f"base evaluation of {len(test):,} test items, before training")
     with run.timed("base_eval_s"):
-        metrics = evaluate(folder, evaluation, task, test, run.accelerator, stop_signal, replace=True)
+        metrics = evaluate(folder, evaluation, task, test, run.accelerator, stop_signal, overwrite=True)
     say(base_line(folder, earlier, metrics["setting"], accuracy_line(metrics)))
 
 
@@ -117,7 +122,7 @@ def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, task, s
         data_sha256=reporting_sha256(splits.record),
     )
     folder = run.path / "eval" / "final"
-    metrics = evaluate(folder, evaluation, task, splits.test, run.accelerator, stop_signal, replace=True)
+    metrics = evaluate(folder, evaluation, task, splits.test, run.accelerator, stop_signal, overwrite=True)
     say(f"tuned (step {read_json(final / 'task.json')['best_step']}): {accuracy_line(metrics)}")
 
 

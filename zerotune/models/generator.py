@@ -10,6 +10,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from zerotune.errors import Refused
 from zerotune.models.adapters import base_settings, load_adapter
 from zerotune.models.branches import Places, branch_masks, mask_dtype
+from zerotune.models.divided import onto_device
 from zerotune.models.heads import TunedModel, float32_linear, wide_linear
 from zerotune.models.loading import (
     check_settings,
@@ -155,7 +156,7 @@ def load_language_model(settings: ModelSettings, device: torch.device):
     model = load_causal_model(read_onto(base, device), read_config(settings.name, settings.revision))
     if is_adapter:
         model = load_adapter(model, settings.name, settings.revision).get_base_model()
-    return (model if base.method == "qlora" else model.to(device)).eval()
+    return (model if base.method == "qlora" else onto_device(model, model, base, device)).eval()
 
 
 def load_causal_model(settings: ModelSettings, config):

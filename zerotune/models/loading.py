@@ -179,7 +179,7 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
 def read_onto(settings: ModelSettings, device: torch.device, evaluates: bool = False) -> ModelSettings:
     """Return settings by which weights are read onto a GPU one after the other, never whole into each rank's memory.
 
-    Under ZeRO-3 DeepSpeed decides where they go.
+    Under ZeRO-3 DeepSpeed decides where they go. A model whose layers will be divided is read into memory first.
 
     Args:
         evaluates: nothing will be trained: linear layers are read in the type that autocast would give them in each
@@ -187,7 +187,8 @@ def read_onto(settings: ModelSettings, device: torch.device, evaluates: bool = F
     """
     if device.type != "cuda" or settings.zero_stage == 3:
         return settings
-    return replace(settings, device=str(device), narrow_layers=evaluates and settings.precision != "fp32")
+    onto = None if settings.divides_layers else str(device)
+    return replace(settings, device=onto, narrow_layers=evaluates and settings.precision != "fp32")
 
 
 def _wide_modules(config, model_class) -> set[str]:

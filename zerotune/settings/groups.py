@@ -27,6 +27,7 @@ class ModelSettings:
         drop_unpooled: an encoder's last layer continues with the pooled token alone, which changes no number.
         device: onto which weights are read; None: into host memory.
         narrow_layers: read linear layers in the precision and the rest in float32, to evaluate a whole model.
+        divides_layers: leave each rank a part of every layer, to evaluate a model that does not fit a device.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ModelSettings:
     drop_unpooled: bool = True
     device: str | None = None
     narrow_layers: bool = False
+    divides_layers: bool = False
 
 
 @dataclass(frozen=True)

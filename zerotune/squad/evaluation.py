@@ -15,6 +15,7 @@ from zerotune.evaluation.options import base_model, generator_record, training_d
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.branches import can_share
+from zerotune.models.divided import divided_where_large, onto_device
 from zerotune.models.final_folder import load_final_span
 from zerotune.models.generator import load_language_model
 from zerotune.models.heads import is_encoder
@@ -91,7 +92,7 @@ def evaluate(
     questions: list[Question],
     accelerator,
     stop_signal,
-    replace: bool = False,
+    overwrite: bool = False,
 ) -> dict:
     """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does.
 
@@ -101,7 +102,12 @@ def evaluate(
         The content of metrics.json.
     """
     config = read_config(evaluation.model.name, evaluation.model.revision)
-    prepare = prepare_spans if finds_spans(config, evaluation.model) else prepare_writing
+    by_spans = finds_spans(config, evaluation.model)
+
+    def prepare() -> PreparedModel:
+        model = divided_where_large(evaluation.model, config, not by_spans, accelerator)
+        loaded = replace(evaluation, model=model)
+        return (prepare_spans if by_spans else prepare_writing)(loaded, questions, config, accelerator.device)
 
     def write(predicted: PredictedAnswers) -> dict:
         return write_question_results(folder, questions, predicted, evaluation.seed)
@@ -110,11 +116,11 @@ def evaluate(
         folder,
         evaluation.described(),
         question_items(evaluation, questions),
-        lambda: prepare(evaluation, questions, config, accelerator.device),
+        prepare,
         write,
         accelerator,
         stop_signal,
-        replace,
+        overwrite,
     )
 
 
@@ -216,7 +222,8 @@ def load_spans(evaluation: QuestionEvaluation, config, device: torch.device) -> 
     if packs_rows(loaded, config):
         use_packed_attention(model.stock_model)
     threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
-    return SpanFinder(model.to(device), tokenizer, config, loaded, record, lengths, threshold)
+    model = onto_device(model, model.stock_model, loaded, device)
+    return SpanFinder(model, tokenizer, config, loaded, record, lengths, threshold)
 
 
 def prepare_spans(
@@ -240,6 +247,7 @@ def prepare_spans(
         batches=evaluation_batches(data.scored_lengths, evaluation.tokens_per_device),
         description=description,
         read=span_reader(data, threshold),
+        in_step=evaluation.model.divides_layers,
     )
 
 
@@ -293,11 +301,12 @@ def prepare_writing(
         return PredictedAnswers(texts, measured=writing_summary(records, texts, num_new_tokens))
 
     return PreparedModel(
-        score=writing_scorer(model, data, tokenizer, num_new_tokens, device),
+        score=writing_scorer(model, data, tokenizer, num_new_tokens, device, in_step=loaded.divides_layers),
         costs=data.writing_costs(evaluation.tokens_per_device),
         batches=batches,
         description=description,
         read=read,
+        in_step=loaded.divides_layers,
     )
 
 
@@ -409,7 +418,7 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, splits: Splits, stop_
     if earlier is None:
         say(f"base evaluation of {len(questions):,} test questions, before training")
     with run.timed("base_eval_s"):
-        metrics = evaluate(folder, evaluation, questions, run.accelerator, stop_signal, replace=True)
+        metrics = evaluate(folder, evaluation, questions, run.accelerator, stop_signal, overwrite=True)
     say(base_line(folder, earlier, metrics["setting"], score_line(metrics)))
 
 
@@ -423,4 +432,4 @@ def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, splits:
         data_sha256=reporting_sha256(splits.record),
     )
     folder = run.path / "eval" / "final"
-    evaluate(folder, evaluation, splits.test, run.accelerator, stop_signal, replace=True)
+    evaluate(folder, evaluation, splits.test, run.accelerator, stop_signal, overwrite=True)

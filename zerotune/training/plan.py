@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from zerotune.errors import Refused
+from zerotune.models.divided import EvaluatedWeights, device_bytes
 from zerotune.models.fake import chosen_attention
-from zerotune.models.families import expert_size
 from zerotune.models.heads import is_encoder
 from zerotune.models.loading import check_trainable
 from zerotune.models.packed import packs_rows
@@ -74,9 +74,9 @@ class Devices:
     def of(cls, settings: TrainSettings) -> "Devices":
         """Return those of --devices and --device-memory, else those that are here."""
         number = settings.run.devices or int(os.environ.get("WORLD_SIZE", "1"))
-        memory, has_gpu = settings.run.device_memory, torch.cuda.is_available()
-        if memory is None and has_gpu:
-            memory = torch.cuda.mem_get_info()[1]
+        memory = settings.run.device_memory
+        if memory is None:
+            memory = device_bytes()
         return cls(number, memory, memory is not None)
 
 
@@ -110,26 +110,18 @@ def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels:
 
 
 def _check_final_evaluation(settings: TrainSettings, config, devices: Devices) -> None:
-    if settings.model.method == "full" and _final_bytes(settings, config) > devices.memory:
+    on_each = _final_bytes(settings, config, devices)
+    if settings.model.method == "full" and on_each > devices.memory:
         raise Refused(
-            "--method full ends by evaluating final/ on each device, where its weights take "
-            f"{_final_bytes(settings, config) / GIB:.0f} GiB, and a device has {devices.memory / GIB:.0f} GiB: "
-            "use --method lora or qlora"
+            f"--method full ends by evaluating final/, whose weights take {on_each / GIB:.0f} GiB on each device, and "
+            f"a device has {devices.memory / GIB:.0f} GiB: use more devices, or --method lora or qlora"
         )
 
 
-def _final_bytes(settings: TrainSettings, config) -> int:
-    """Return the bytes of a tuned model's weights as they are evaluated.
-
-    A generator's have the run's precision; of a model with a head linear layers do, and the rest is float32.
-    """
-    table = published_table(config)
-    groups = table["groups"]
-    total, narrow = table["total"], table["total"]
-    if settings.head != "generate":  # it replaces an LM head
-        total -= groups["head"]
-        narrow = groups["attention"] + groups["mlp"] - expert_size(config)
-    return 4 * total - (2 * narrow if settings.model.precision != "fp32" else 0)
+def _final_bytes(settings: TrainSettings, config, devices: Devices) -> float:
+    """Return the bytes of a fully tuned model's weights on each device that evaluates them."""
+    weights = EvaluatedWeights.of(config, settings.model.precision, settings.head == "generate", is_whole=True)
+    return weights.on_each(devices.number, devices.memory)
 
 
 # --- --plan ---
@@ -475,7 +467,7 @@ def _fitting(
             if (method, stage) != ("qlora", 3):  # which is refused
                 sharding = Sharding(stage, devices.number, {"overlap_comm": (method, stage) != ("qlora", 2)})
                 needs[method, stage] = _need_of(counts[is_full], model, optimizer, sharding, devices)
-    final_fits = _final_bytes(settings, config) <= devices.memory
+    final_fits = _final_bytes(settings, config, devices) <= devices.memory
     fitting = [each for each, need in needs.items() if fits(need, devices.memory) and (final_fits or each[0] != "full")]
     names = STAGE_NAMES[: len(stages)]
     lines = [
@@ -486,7 +478,7 @@ def _fitting(
         cells = [_cell(needs.get((method, stage)), (method, stage) in fitting) for stage in stages]
         lines.append(f"{method:>10}" + "".join(f"{cell:>10}" for cell in cells))
     if not final_fits:
-        lines.append("full: its final evaluation, on whole weights, fits no device")
+        lines.append("full: its weights do not fit a device in the final evaluation")
     if fitting:
         return [*lines, "launch of the first that fits:", f"  {_launch_line(*fitting[0], devices, savings)}"]
     if savings:
