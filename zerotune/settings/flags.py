@@ -248,7 +248,7 @@ def add_data_flags(parser: FlagParser, splits: tuple[str, ...], files: str = ROW
     """Add the flags that say where the rows come from and how they are split, for a train or an eval script."""
     helps = {
         "train": files,
-        "validation": "chooses the best checkpoint; alone, it reports",
+        "validation": "chooses the best checkpoint; without --test-file: reports the final score",
         "test": "reports the final score",
         "split": f"which rows train, choose and report (default: official; {splits[-1]} for --train-file alone)",
         "limit": "choose and report on so many items each, drawn by split seed",
@@ -258,7 +258,7 @@ def add_data_flags(parser: FlagParser, splits: tuple[str, ...], files: str = ROW
             "train": f"where shots come from, or with a drawn --split all rows; {files}",
             "validation": "the items, as --test-file",
             "test": "the items to score (default: those of the model's run, else the data set's)",
-            "split": "score the rows that report in this split",
+            "split": "score the test rows of this split",
             "limit": "so many items, drawn by split seed",
         }
     group = parser.add_argument_group("data")
@@ -425,8 +425,8 @@ def add_run_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--plan",
         action="store_true",
-        help="print the plan of the run, its memory and its steps, and stop; reads no weights, and of a model that is "
-        "not here only its name",
+        help="print the plan of the run, its memory and its steps, and stop; reads no weights, and for common "
+        "models needs only the name",
     )
     add_device_flags(group)
     group.add_argument(
@@ -486,5 +486,5 @@ def add_prompt_format(group) -> None:
         "--prompt-format",
         choices=("auto", "plain", "chat"),
         default="auto",
-        help="default %(default)s: the chat template if there is one and the model's name says it, or chat, instruct",
+        help="default %(default)s: the chat template if a model is named -it, -chat or -instruct and has one",
     )
