@@ -1,10 +1,10 @@
-"""How a run ends early: the one exception for users, and the exit codes of every script."""
+"""Define how a run ends early: the exceptions, and the exit codes of every script."""
 
 import difflib
 import re
 from collections.abc import Iterable
 
-EXIT_BUG = 1  # as Python ends after a traceback
+EXIT_BUG = 1  # Python's own status after a traceback
 EXIT_REFUSED = 2
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130  # Ctrl-C, as a shell reports it
@@ -36,17 +36,17 @@ def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name for a list in a sentence: in quotes where a comma or quotes in it would make it read as several."""
+    """Return a name for a list in a sentence: quoted if a comma, semicolon, quote or outer space blurs its bounds."""
     return f'"{name}"' if re.search(r'[,;"]', name) or name != name.strip() else name
 
 
 def nearest(found: str, known: Iterable[str]) -> str | None:
-    """Return the known name that somebody meant who wrote another one; None where none is like it.
+    """Return the known name that a wrong one probably means; None if no name is similar.
 
-    Case, and what stands between words, do not count. A name may also be begun ("--limit"), have more words
-    ("num_train_epochs") or be its initials ("--lr").
+    Case and the separators between words are ignored. The wrong name may also begin the known one ("--limit"), contain
+    it ("num_train_epochs") or be its initials ("--lr").
     """
-    by_key = {_key(name): name for name in sorted(known, key=len, reverse=True)}  # of alike ones the shortest
+    by_key = {_key(name): name for name in sorted(known, key=len, reverse=True)}  # of equal keys, the shortest name
     key = _key(found)
     alike = difflib.get_close_matches(key, by_key, n=1, cutoff=0.7)
     if alike or len(key) < 2:
@@ -58,7 +58,7 @@ def nearest(found: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'text'?)" for a message; "" where no name is like it."""
+    """Return " (did you mean 'text'?)" for a message; "" if no name is similar."""
     meant = nearest(found, known)
     return f" (did you mean {meant!r}?)" if meant else ""
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, JSON records, full disks, locks, names near a wrong one, the cache."""
+"""Write files whole or not at all, check JSON, explain full disks, hold locks, suggest paths, find the cache."""
 
 import difflib
 import errno
@@ -18,20 +18,20 @@ from zerotune.errors import Refused
 from zerotune.records import RESTORE, record_problem
 
 RESTORE_LINE = "restore the file or remove the line"
-# Our records are not nested deeper and have no longer integers.
+# Our records nest less deeply and have shorter integers.
 MAX_DEPTH = 50
 MAX_DIGITS = 300
 BLOCK = 2**20
-# So many blocks of a large file are hashed, evenly spaced: enough to tell another training step, fast enough for 14 GB.
+# Blocks of a large file that are hashed, evenly spaced: enough to detect another training step, fast enough for 14 GB.
 NUM_BLOCKS = 16
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file aside, then rename it: a reader sees the old file or the new one, after a crash too."""
+    """Write a text file under a temporary name, then rename it, so that a crash leaves the old or the new file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         aside.unlink(missing_ok=True)
-        with aside.open("x", encoding="utf-8") as file:  # a planted link of that name is not followed
+        with aside.open("x", encoding="utf-8") as file:  # does not follow a planted link of that name
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -44,12 +44,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Call `write_text` with indented JSON; NaN is an error, for it is not JSON."""
+    """Write a value as indented JSON with `write_text`. Raises ValueError for NaN, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def json_sha256(value) -> str:
-    """Hash plain values, whatever the order of keys."""
+    """Return the SHA-256 of plain values; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -57,7 +57,8 @@ def parse_json(text: str):
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, holds NaN, an infinite number or half of a surrogate pair, or is nested too deeply.
+        ValueError: it is not JSON, is nested too deeply, or holds NaN, an infinite number, an integer of more than
+            MAX_DIGITS digits or half of a surrogate pair.
     """
     try:
         value = json.loads(text, parse_constant=_refuse_number, parse_float=_finite, parse_int=_moderate)
@@ -91,7 +92,7 @@ def _is_deeper(value, levels: int) -> bool:
 
 
 def parse_record(text: str, form):
-    """Return the record in a JSON text. Raises ValueError: it is no such JSON, or has another form."""
+    """Return the record in a JSON text. Raises ValueError as `parse_json` does, or if it has another form."""
     value = parse_json(text)
     problem = record_problem(value, form)
     if problem:
@@ -103,11 +104,11 @@ def read_json(path: Path, form=dict[str, Any], way_out: str = RESTORE) -> dict:
     """Return the record in a JSON file.
 
     Args:
-        form: of the record, as `check_record` takes it.
+        form: the record's form, as for `check_record`.
         way_out: what the user can do about a damaged file.
 
     Raises:
-        Refused: the file holds something else, or cannot be read; the line names it.
+        Refused: the file holds something else or cannot be read; the message names it.
     """
     try:
         return parse_record(path.read_text(encoding="utf-8"), form)
@@ -118,17 +119,17 @@ def read_json(path: Path, form=dict[str, Any], way_out: str = RESTORE) -> dict:
 
 
 def write_json_lines(path: Path, rows: list[dict]) -> None:
-    """Call `write_text` with one JSON object a line."""
+    """Write one JSON object per line with `write_text`."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def read_json_lines(path: Path, form=dict[str, Any], way_out: str = RESTORE_LINE) -> list[dict]:
-    """Return the whole lines of a JSON-lines file that is appended to, without a torn last line; [] without a file.
+    """Return the rows of a JSON-lines file that is appended to, without a torn last line; [] if there is no file.
 
     Args: as for `read_json`.
 
     Raises:
-        Refused: a line is no JSON or has another form; the line names file and line.
+        Refused: the file cannot be read, or a line is not JSON or has another form; the message says where.
     """
     if not path.exists():
         return []
@@ -148,9 +149,9 @@ def read_json_lines(path: Path, form=dict[str, Any], way_out: str = RESTORE_LINE
 
 
 def disk_error_number(error: BaseException | None) -> int | None:
-    """Return ENOSPC, EDQUOT or EFBIG where an error, or what caused it, is one of these; else None.
+    """Return ENOSPC, EDQUOT or EFBIG if an error or one of its causes has that number; else None.
 
-    safetensors has the number in its message alone.
+    safetensors gives the number only in its message.
     """
     while error is not None:
         said = re.search(r"\(os error (\d+)\)", str(error))
@@ -164,7 +165,7 @@ def disk_error_number(error: BaseException | None) -> int | None:
 def disk_is_full(folder: Path, error: BaseException) -> bool:
     """Return whether an error came from a full disk, a quota or a limit on the size of files.
 
-    torch's writers do not always tell, so the disk itself is asked too.
+    torch's writers do not always say so, so the disk's free space is checked too.
     """
     return disk_error_number(error) is not None or _free_bytes(folder) < 2**20
 
@@ -192,7 +193,7 @@ def _free_bytes(folder: Path) -> int:
 
 
 def file_record(path: Path) -> dict[str, int | str]:
-    """Return a file's {"bytes", "sha256"}, once it is on the disk."""
+    """Flush a file to the disk and return its {"bytes", "sha256"}."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
@@ -205,7 +206,7 @@ def file_sha256(path: Path) -> str:
 
 
 def update_by_blocks(digest, path: Path) -> bool:
-    """Add a file of up to 16 MiB to a hash, of a larger one 16 blocks of 1 MiB; return whether it was added whole."""
+    """Add a file to a hash, or 16 blocks of 1 MiB if it is larger than 16 MiB; return whether it was added whole."""
     size = path.stat().st_size
     with path.open("rb") as file:
         for block in range(NUM_BLOCKS):
@@ -215,7 +216,7 @@ def update_by_blocks(digest, path: Path) -> bool:
 
 
 def file_problem(path: Path, wanted: dict) -> str | None:
-    """Return how a file differs from its recorded {"bytes", "sha256"}; None where it does not."""
+    """Return how a file differs from its recorded {"bytes", "sha256"}; None if it does not."""
     if not path.is_file():
         return "it is missing"
     if path.stat().st_size != wanted["bytes"]:
@@ -225,7 +226,7 @@ def file_problem(path: Path, wanted: dict) -> str | None:
 
 
 def first_damage(folder: Path, files: dict[str, dict]) -> tuple[str, str] | None:
-    """Return the first file of a folder that differs from its record, and how; None where all are as recorded."""
+    """Return the first file of a folder that differs from its record, and how; None if all are as recorded."""
     found = ((name, file_problem(folder / name, wanted)) for name, wanted in files.items())
     return next(((name, problem) for name, problem in found if problem), None)
 
@@ -236,7 +237,7 @@ def follow_umask(path: Path) -> None:
 
 
 def _umask() -> int:
-    """Return the umask without touching it, which other threads would see."""
+    """Return the umask, on Linux without setting it: other threads would see that."""
     status = Path("/proc/self/status")
     found = re.search(r"^Umask:\s*([0-7]+)$", status.read_text(), re.MULTILINE) if status.exists() else None
     if found:
@@ -248,7 +249,7 @@ def _umask() -> int:
 
 @contextmanager
 def hold_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is made where it is missing and stays; no lock where the file system has none."""
+    """Hold a lock on a file, which is created if missing and kept; hold none on a file system without locks."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         with suppress(OSError):
@@ -259,7 +260,7 @@ def hold_lock(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and new files in a folder last through a power failure."""
+    """Make renames and new files in a folder survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -276,9 +277,9 @@ def default_cache_dir() -> Path:
 
 
 def nearest_entry(path: Path, is_wanted: Callable[[Path], bool]) -> str:
-    """Return " (did you mean 'PATH'?)" where the folder of a path has a wanted entry of nearly its name; else "".
+    """Return " (did you mean 'PATH'?)" if a path's folder has a wanted entry with a similar name; else "".
 
-    Suffixes do not count: every .csv is like every other.
+    Suffixes are ignored, because a shared .csv would make all names similar.
     """
     path = path.expanduser()
     try:

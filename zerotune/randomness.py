@@ -1,4 +1,4 @@
-"""Randomness derived from a few numbers: nothing about it has to be stored, and no numpy release changes it."""
+"""Derive randomness from a few numbers, so that nothing must be stored and no numpy release changes it."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def random_order(num_items: int, seed: int, purpose: str) -> np.ndarray:
     """Return a permutation of 0 … num_items-1, independent for each purpose.
 
-    Made of the raw output of PCG64, which numpy promises to keep; Generator's methods it does not.
+    Uses the raw output of PCG64, which numpy promises not to change, unlike that of Generator's methods.
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, *purpose.encode()]))
     return np.argsort(bits.random_raw(num_items), kind="stable")

@@ -29,15 +29,15 @@ class FileRecord(TypedDict):
 
 
 def check_record(value, form, where, way_out: str = RESTORE):
-    """Return a value that was read from a file, once it has its form.
+    """Return a value that was read from a file, after checking its form.
 
     Args:
-        form: which keys and types are wanted. Types are taken strictly (true is no number, "1" no integer); keys that a
-            TypedDict does not name may be there.
-        where: the file, with the line where it has lines.
+        form: the wanted keys and types. Types are strict (true is not a number, "1" is not an integer); keys that a
+            TypedDict does not name are allowed.
+        where: the file, and the line if it is a file of lines.
         way_out: what the user can do.
     Raises:
-        Refused: the value has another form; the line names file, key, value found and wanted.
+        Refused: the value has another form; the message names the file, the key, and the values found and wanted.
     """
     problem = record_problem(value, form)
     if problem:
@@ -46,7 +46,7 @@ def check_record(value, form, where, way_out: str = RESTORE):
 
 
 def record_problem(value, form) -> str | None:
-    """Return the first key that is not as the form wants it, with the value found; None where all are."""
+    """Return a message about the first key that does not match the form; None if all match."""
     from pydantic import ValidationError
 
     try:
@@ -63,7 +63,7 @@ def _first_problem(value, errors: list[dict]) -> str:
         return f"{'.'.join(map(str, first['loc']))} is missing"
     if first["type"] == "extra_forbidden":
         return f"{key} is not known"
-    # where one of several types is wanted, pydantic has an error for each
+    # if several types are allowed, pydantic reports an error for each
     wanted = [each["msg"].removeprefix("Input should be ") for each in errors if _key(value, each["loc"]) == key]
     found = repr(first["input"])
     found = found if len(found) <= 60 else f"{found[:57]}..."
@@ -71,7 +71,7 @@ def _first_problem(value, errors: list[dict]) -> str:
 
 
 def _key(value, location: tuple) -> str:
-    """Return the path of keys that leads to a value, without pydantic's names of types among them."""
+    """Return the path of keys to a value, without the type names that pydantic puts in it."""
     keys = []
     for part in location:
         if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):

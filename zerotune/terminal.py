@@ -1,4 +1,4 @@
-"""Standard output and error that cannot end a run (full, closed, of another encoding), and progress on them."""
+"""Keep standard output and error (full disk, closed pipe, encoding) from ending a run, and show progress on them."""
 
 import contextlib
 import logging
@@ -8,10 +8,10 @@ import threading
 import time
 import warnings
 
-# Seconds until a log has a first line about something, and between two of them.
+# Seconds until an activity's first line in a log, and between its later lines.
 FIRST_LINE, NEXT_LINES = 5, 30
-# What libraries remark that means nothing here, by logger and by how it begins: that DeepSpeed, which transformers
-# imports, sees no GPU, and that bitsandbytes takes its own kernel on a CPU.
+# Log messages that mean nothing here, by logger and first words: DeepSpeed, which transformers imports, sees no GPU;
+# bitsandbytes uses its own kernel on a CPU.
 REMARKS = {
     "DeepSpeed": "Setting accelerator to CPU",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
@@ -19,16 +19,16 @@ REMARKS = {
 
 
 class TolerantStream:
-    """A text stream whose first failed write turns it silent: its disk is full or its pipe is closed.
+    """A text stream that turns silent at its first failed write: its disk is full or its pipe is closed.
 
-    Everything else is the stream's own.
+    All other attributes are the wrapped stream's.
     """
 
     def __init__(self, stream):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text, or drop it where nobody can receive it. Returns its length."""
+        """Write text, or drop it if nobody can receive it. Returns its length."""
         self._try(self._stream.write, text)
         return len(text)
 
@@ -60,7 +60,7 @@ def _silent_stream():
 
 
 def make_output_tolerant() -> None:
-    """Let standard output and error escape characters they cannot encode, and fall silent where a write fails."""
+    """Make standard output and error escape characters they cannot encode, and fall silent when a write fails."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, TolerantStream):
@@ -73,14 +73,14 @@ def make_output_tolerant() -> None:
 
 
 def show_progress(activity: str, total: int, done: int = 0, unit: str = "", hidden: bool = False):
-    """Return a context manager whose `update(number=1)` counts what is done, and shows it on standard error.
+    """Return a context manager whose `update(number=1)` counts finished parts and shows progress on standard error.
 
-    A terminal gets a live line; a job's log a line after FIRST_LINE seconds and then one every NEXT_LINES, with an
-    estimate of the time that is left.
+    A terminal gets a live line. A job's log gets a line after FIRST_LINE seconds and then every NEXT_LINES seconds,
+    with an estimate of the time left.
 
     Args:
-        total, done: how many parts of about the same cost there are, and how many an earlier start has done.
-        unit: "step": parts are shown by their number too, and the line of a terminal stays.
+        total, done: number of parts, of about equal cost, and how many of them an earlier start finished.
+        unit: a part's name ("step"): shows the number of parts too, and keeps the line on a terminal.
         hidden: show nothing.
     """
     if hidden or not sys.stderr.isatty():
@@ -104,10 +104,10 @@ class LoggedProgress:
         return self
 
     def __exit__(self, *error) -> None:
-        """Say nothing: what follows shows that it is over."""
+        """Print nothing: later output shows that the activity is over."""
 
     def update(self, number: int = 1) -> None:
-        """Count parts that are done, and write a line where one is due."""
+        """Count finished parts, and print a line if one is due."""
         self.done += number
         now = time.monotonic()
         if self.hidden or now < self._next or self.done >= self.total:
@@ -121,9 +121,9 @@ class LoggedProgress:
 
 @contextlib.contextmanager
 def say_when_slow(activity: str):
-    """Say "ACTIVITY: 5 s so far" on standard error while the block takes longer than FIRST_LINE seconds, on rank 0.
+    """Print "ACTIVITY: 5 s so far" on rank 0's standard error after FIRST_LINE seconds, then every NEXT_LINES.
 
-    For what cannot say how far it is: loading weights, hashing a model.
+    For work that cannot report its progress: loading weights, hashing a model.
     """
     done = threading.Event()
 
@@ -142,7 +142,7 @@ def say_when_slow(activity: str):
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a reader says it: "45 s", "12 min", "3 h 20 min"."""
+    """Return a time in words: "45 s", "12 min", "3 h 20 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -150,7 +150,7 @@ def duration(seconds: float) -> str:
 
 
 def hide_remarks() -> None:
-    """Hide REMARKS, and that peft and we call transformers by older names. Call before the libraries are imported."""
+    """Hide REMARKS, and warnings that peft and we use deprecated names. Call before the libraries are imported."""
     for name, beginning in REMARKS.items():
         logging.getLogger(name).addFilter(lambda record, beginning=beginning: not str(record.msg).startswith(beginning))
     warnings.filterwarnings(

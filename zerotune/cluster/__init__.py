@@ -1,1 +1,1 @@
-"""The Python side of slurm/: questions before and after a job, prefetching, lists of evaluations, checks of a site."""
+"""The Python side of slurm/: answers for job scripts, prefetching, lists of evaluations, checks of a site."""

@@ -69,7 +69,7 @@ class Line:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is finished."""
+        """Whether the evaluation is finished."""
         return read_state(self.folder).get("state") == "finished" and (self.folder / "metrics.json").exists()
 
 
@@ -138,7 +138,7 @@ def compare(lines: list[Line]) -> None:
     """Compare the evaluations of each task with each other, and print the result.
 
     Raises:
-        Refused: some are not done; the others are compared all the same.
+        Refused: some are not done; the others have been compared.
     """
     from zerotune.report.comparison import read_comparison, write_comparison
 

@@ -42,7 +42,7 @@ from zerotune.tasks.imdb import IMDB
 from zerotune.tasks.sst2 import SST2
 from zerotune.training import checkpoints
 
-# Task of each script, as run folders are called.
+# The task of each script, as in the names of run folders.
 TASKS = {"sst2.py": "sst2", "imdb.py": "imdb", "qa.py": "squad", "classify.py": OWN.name}
 PARSERS = {
     "train/sst2.py": lambda: train_parser("", SST2),
@@ -92,7 +92,7 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
     """Read the flags of a train or eval script with its own parser.
 
     Raises:
-        Refused: it is no script of a task, it would refuse the flags, or a run given as --model has no final/ yet.
+        Refused: it is not a task's script, it would refuse the flags, or a run given as --model has no final/ yet.
     """
     name, flags = _parse(script, arguments)
     task, trains = TASKS[Path(script).name], name.startswith("train/")
@@ -117,7 +117,7 @@ def _parse(script: str, arguments: list[str]) -> tuple[str, argparse.Namespace]:
 
 
 def read_each(script: str, arguments: list[str]) -> list[Wanted]:
-    """Read the flags of a script, for each of the runs that --seeds and --sweep ask for. Raises as `read_flags`."""
+    """Read the flags of a script for each run that --seeds and --sweep ask for. Raises Refused like `read_flags`."""
     runs = read_runs(script, arguments)
     if runs is None:
         return [read_flags(script, arguments)]
@@ -125,7 +125,7 @@ def read_each(script: str, arguments: list[str]) -> list[Wanted]:
 
 
 def read_runs(script: str, arguments: list[str]) -> Runs | None:
-    """Return the runs of --seeds and --sweep, None for a single one. Raises Refused: the flags, or --launcher."""
+    """Return the runs of --seeds and --sweep, None for a single run. Raises Refused for wrong flags or --launcher."""
     runs = getattr(_parse(script, arguments)[1], "runs", None)
     if runs is not None and runs.launcher:
         raise Refused("--launcher has no use on the cluster, where the job script launches each run: leave it out")
@@ -151,7 +151,7 @@ def print_member(runs: Runs, number: str) -> None:
 
 
 def print_summary(runs: Runs) -> None:
-    """Summarise the runs that are finished. Raises Refused where some are not, in a job that is to run all of them."""
+    """Summarise the runs that are finished. Raises Refused if some are not, except in a task of an array."""
     from zerotune.sweep.summary import summarise
 
     with hold_lock(runs.folder / LOCK_FILE):  # the last task of an array sees all others finished
@@ -163,10 +163,10 @@ def print_summary(runs: Runs) -> None:
 
 
 def progress_of(folder: Path) -> str:
-    """Return how far a run has come, as one word that changes when it comes further.
+    """Return a run's progress as one word, which changes whenever the run advances.
 
-    The step of the newest marked checkpoint, how many of the base evaluation, final/ and final evaluation are done, and
-    the bytes of scores that an unfinished evaluation keeps.
+    The word has the step of the newest complete checkpoint, the number of milestones reached (base evaluation, final/,
+    final evaluation, an eval script's own scores), and the bytes of scores that unfinished evaluations keep.
     """
     marks = (folder / "checkpoints").glob(f"step-[0-9]*/{checkpoints.MARKER}")
     newest = max((int(path.parent.name.removeprefix("step-")) for path in marks), default=0)
@@ -211,7 +211,7 @@ def describe_job(wanted: Wanted, environment: dict[str, str]) -> list[str]:
 
 
 def check_offline(wanted: Wanted) -> None:
-    """Raise Refused where a job without a network would miss something, with the line that fetches it."""
+    """Refuse a job that would miss something without a network, with the command that fetches it."""
     target = wanted.push_to_hub
     if target:
         raise Refused(
@@ -244,7 +244,7 @@ def _items_of_all(every: list[Wanted]) -> list[prefetch.Item]:
 
 
 def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
-    """Return a hub model, and the hub model that an adapter belongs to, as far as it is known yet."""
+    """Return the model if it is on the hub, and an adapter's base if that is on the hub and known yet."""
     items, folder = [], Path(model)
     if not os.path.isdir(folder):
         if not is_hub_id(model):
@@ -258,7 +258,7 @@ def _models_of(model: str, revision: str | None) -> list[prefetch.Item]:
 
 
 def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
-    """Return hub id and revision of each data set whose rows are read, as zerotune/tasks/sources.py decides it."""
+    """Return hub id and revision of each data set whose rows are read; zerotune/tasks/sources.py has the same rules."""
     data = wanted.data
     ours = prefetch.dataset_of(wanted.task, data.dataset or (data.glue and GLUE[data.glue].dataset))
     if wanted.trains:
@@ -273,17 +273,17 @@ def _datasets_of(wanted: Wanted) -> list[tuple[str | None, str | None]]:
 
 
 def prefetch_items(arguments: list[str]) -> None:
-    """Run slurm/prefetch.sh: fetch what a script's command line needs or what is named, or verify what is there.
+    """Do the work of slurm/prefetch.sh: fetch the items of a command line, or those named, or verify fetched ones.
 
     Raises:
-        Refused: something cannot be fetched, or is not as it was fetched.
+        Refused: an item cannot be fetched, or has changed since it was fetched.
     """
     if arguments and Path(arguments[0]).name in TASKS:
         update = "--update" in arguments
         every = read_each(arguments[0], [flag for flag in arguments[1:] if flag != "--update"])
         items = _items_of_all(every)
         _fetch(items, update)
-        # an adapter says only now which model it belongs to
+        # an adapter's base is known only now
         _fetch([item for item in _items_of_all(every) if item not in items], update)
     else:
         parser = FlagParser(prog="slurm/prefetch.sh", allow_abbrev=False)
@@ -326,7 +326,7 @@ def print_progress(folder: Path) -> None:
 
 
 def print_plan(script: str, arguments: list[str]) -> None:
-    """Print the plan of a job, or of each of its runs. Raises Refused where the job would miss something."""
+    """Print the plan of a job, or of each of its runs. Raises Refused if the job would miss something."""
     runs, every = read_runs(script, arguments), read_each(script, arguments)
     if runs is not None:
         check_folder(runs)

@@ -5,7 +5,7 @@
     bash slurm/prefetch.sh --verify
 
 The manifest, zerotune-manifest.json in the cache of Hugging Face's libraries (HF_HOME), holds the commit of each item
-and the size and sha256 of each of its files. What it lists keeps its commit until --update.
+and the size and sha256 of each of its files. Listed items keep their commit until --update.
 """
 
 import contextlib
@@ -26,19 +26,19 @@ from zerotune.run.run_files import SplitRecord
 from zerotune.tasks.hub import cached_commit, id_and_configuration
 
 MANIFEST = "zerotune-manifest.json"
-# What transformers and peft read of a repository, and its card, which has the license. Weights in the older .bin form
-# only where there are no others.
+# Files that transformers and peft read from a repository, and its card, which has the license. Weights in the older
+# .bin form are fetched only if there are no others.
 MODEL_PATTERNS = ["README.md", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-# Mistral's own form of the same weights, as large again.
+# Mistral's own form of the same weights, which is just as large.
 UNREAD = ["consolidated*"]
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "adapter_model.safetensors", "adapter_model.bin")
-# Of a repository without a revision.
+# The revision if none is asked for.
 LATEST = "main"
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something to be had: kind is model, dataset or wordnet; `revision` is what was asked for, None for the latest."""
+    """An item to fetch: `kind` is model, dataset or wordnet, `revision` the one asked for, None for the latest."""
 
     kind: str
     name: str = "3.0"
@@ -46,7 +46,7 @@ class Item:
 
     @property
     def flag(self) -> str:
-        """How slurm/prefetch.sh is asked for it."""
+        """The flag with which slurm/prefetch.sh fetches it."""
         if self.kind == "wordnet":
             return "--wordnet"
         return f"--{self.kind} {self.name}" + (f"@{self.revision}" if self.revision else "")
@@ -79,24 +79,26 @@ def cache_root() -> Path:
 
 
 def nltk_folder() -> Path:
-    """Return where WordNet goes: NLTK_DATA of the jobs, else in HF_HOME."""
+    """Return WordNet's folder: the first of the jobs' NLTK_DATA, else nltk_data in HF_HOME."""
     return Path(os.environ.get("NLTK_DATA", "").split(os.pathsep)[0] or cache_root() / "nltk_data")
 
 
 def read_manifest() -> dict[str, Entry]:
-    """Return what has been fetched, by item. Raises Refused where the manifest is damaged."""
+    """Return the manifest's entries by item. Raises Refused where the manifest is damaged."""
     path = cache_root() / MANIFEST
     return read_json(path, dict[str, Entry], "delete it and fetch again") if path.exists() else {}
 
 
 def listed_items() -> list[Item]:
-    """Return all that the manifest lists. Raises Refused as `read_manifest`."""
+    """Return all items of the manifest. Raises Refused like `read_manifest`."""
     return [Item(entry["kind"], entry["name"], entry["asked"]) for entry in read_manifest().values()]
 
 
 def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
-    """Return hub id and revision of a task's data set, or of --dataset ID[:SPLIT]; none where it is a
-    folder or where the user's own files are read."""
+    """Return hub id and revision of --dataset ID[:SPLIT], else of the task's own data set.
+
+    (None, None) for a folder, and for a task without a data set of its own.
+    """
     from zerotune.squad import splits as squad_splits
     from zerotune.tasks.imdb import IMDB
     from zerotune.tasks.sst2 import SST2
@@ -107,7 +109,7 @@ def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
 
 
 def dataset_of_split(path: Path) -> tuple[str | None, str | None]:
-    """Return hub id and revision of the rows that a run's split.json records, none where they are files or a sample."""
+    """Return hub id and revision of a run's rows by its split.json; (None, None) for rows of files or a sample."""
     sources = read_json(path, SplitRecord).get("sources", {})
     for source in sources.values():
         if source.get("dataset"):
@@ -119,14 +121,14 @@ def dataset_of_split(path: Path) -> tuple[str | None, str | None]:
 
 
 def missing_items(items: list[Item], whole: bool = False) -> dict[Item, str]:
-    """Return the items that a job would not find, and why. With `whole` files are hashed too, else only measured."""
+    """Return the items that a job would not find, and why. With `whole` files are hashed, else only measured."""
     manifest = read_manifest()
     found = {item: _defect(item, _entry(manifest, item), whole) for item in items}
     return {item: why for item, why in found.items() if why}
 
 
 def _entry(manifest: dict[str, Entry], item: Item) -> Entry | None:
-    """Return an item in the manifest: fetched as it is asked for now, or at the very commit that is asked for."""
+    """Return an item's entry in the manifest: asked for by the same revision, or at the very commit asked for now."""
     same = [entry for entry in manifest.values() if (entry["kind"], entry["name"]) == (item.kind, item.name)]
     return next((entry for entry in same if _wants(item, entry)), None)
 
@@ -154,7 +156,7 @@ def _defect(item: Item, entry: dict | None, whole: bool) -> str | None:
 
 
 def _not_cached_anyhow(item: Item) -> str | None:
-    """Return why a job would not find it, None where something else than this module has put it there."""
+    """Return why a job would not find an unlisted item; None if something other than this module has fetched it."""
     from huggingface_hub import constants
 
     if item.kind == "model":
@@ -189,7 +191,7 @@ def _has_weights(snapshot: Path) -> bool:
 
 
 def fetch(item: Item, update: bool = False) -> dict:
-    """Fetch an item and add it to the manifest; returns its entry. What the manifest has keeps its commit.
+    """Fetch an item and add it to the manifest; return its entry. A listed item keeps its commit unless `update`.
 
     Raises:
         Refused: no network, no such repository or revision, or one that is gated.
@@ -223,7 +225,7 @@ def _fetch_model(item: Item, revision: str | None) -> tuple[str, list[Path]]:
 
 
 def _point_at(snapshot: Path, revision: str) -> None:
-    """Let a branch or tag of the cache be this commit, also where something else has moved it since."""
+    """Point a branch or tag of the cache at this commit, even if something else has moved it since."""
     if revision != snapshot.name:
         reference = snapshot.parent.parent / "refs" / revision
         reference.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +262,7 @@ def _fetch_wordnet(item: Item, revision: str | None) -> tuple[str, list[Path]]:
 
 @contextlib.contextmanager
 def _hub_errors(item: Item):
-    """A context that turns what goes wrong with the hub into one line."""
+    """Turn the hub's errors inside the block into refusals of one line."""
     try:
         yield
     except Exception as error:

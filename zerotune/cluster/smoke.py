@@ -2,8 +2,8 @@
 
     accelerate launch --module zerotune.cluster.smoke CHECKED
 
-One line a check: "pass", or "FAIL" with the cure. Ends with status 1 where one has failed; the file CHECKED says that
-all checks were made.
+Prints one line per check: "pass", or "FAIL" with the cure. Ends with status 1 if one has failed; the file CHECKED shows
+that all checks were made.
 """
 
 import fcntl
@@ -51,7 +51,7 @@ def _counted(values: list[str]) -> str:
 
 
 def check_devices(accelerator) -> Finding:
-    """Check the device of each rank; a GPU that SLURM gave and torch does not see is a failure."""
+    """Check the device of each rank; it is a failure if SLURM gave a GPU that torch does not see."""
     device = accelerator.device
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -115,7 +115,7 @@ def check_versions(accelerator) -> Finding:
 
 
 def check_all_reduce(accelerator) -> Finding:
-    """Check that all ranks are in the sum, and measure its speed (bus bandwidth as NCCL's tests count it)."""
+    """Check that a sum includes all ranks, and measure its speed (bus bandwidth as NCCL's tests count it)."""
     world, device = accelerator.num_processes, accelerator.device
     if world == 1:
         return Finding("all-reduce", "1 rank: nothing to reduce")
@@ -140,7 +140,7 @@ def check_all_reduce(accelerator) -> Finding:
 
 
 def _write_rename_lock(folder: Path, name: str) -> str | None:
-    """Write, rename, read and lock a file. Returns what is wrong with the file system, None for nothing."""
+    """Write, rename, measure and lock a file. Returns the file system's problem, None if there is none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         aside, target = folder / f".{name}.new", folder / name
@@ -162,7 +162,7 @@ def _write_rename_lock(folder: Path, name: str) -> str | None:
 
 
 def check_shared_disk(accelerator, folder: Path) -> Finding:
-    """Check that rank 0's files are seen by all, and that a lock it holds is held on other nodes too."""
+    """Check that all ranks see rank 0's files, and that its lock also holds on other nodes."""
     path = folder / ".smoke-shared"
     problem, held = None, None
     if is_main_process():
@@ -219,7 +219,7 @@ def check_scratch(accelerator, folder: Path) -> Finding:
 
 
 def check_cache(accelerator) -> Finding:
-    """Check that all fetched items are there; files are measured, not hashed."""
+    """Check that all fetched items are there; only the sizes of files are checked, not their hashes."""
     mine = None
     try:
         items = prefetch.listed_items()
@@ -236,7 +236,7 @@ def check_cache(accelerator) -> Finding:
 
 
 def main(checked: Path) -> None:
-    """Run all checks in order; rank 0 prints, and makes the file `checked` in the end."""
+    """Run all checks in order; rank 0 prints, and creates the file `checked` at the end."""
     accelerator = launch.start_accelerator(None)
     scratch = Path(os.environ.get("ZEROTUNE_SCRATCH") or os.environ.get("TMPDIR") or "/tmp")
     checks = [

@@ -1,4 +1,4 @@
-"""Classifier heads that answer for the items of an evaluation."""
+"""Evaluate models by their classifier heads."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +31,7 @@ def head_scorer(model, data, device: torch.device, precision: str) -> Scorer:
     """Return a scorer that gives the records of `data.scores`, computed under the precision's autocast.
 
     Args:
-        data: zerotune.training.data.ValidationData.
+        data: tokenised items with a method `scores`, such as LabelledData.
     """
 
     def score(rows: np.ndarray) -> list[dict]:
@@ -60,7 +60,7 @@ class LoadedClassifier:
 
     Attributes:
         config: of the checkpoint.
-        settings: that it was loaded with.
+        settings: those it was loaded with.
         record: task.json, {} for a model that zerotune did not tune.
     """
 
@@ -74,7 +74,7 @@ class LoadedClassifier:
     truncation: str
 
     def data(self, examples: list[Example], cached: bool = True) -> LabelledData:
-        """Tokenise examples. Raises Refused: a token has no embedding, or would be read as padding."""
+        """Tokenise examples. Raises Refused if a token has no embedding or would be read as padding."""
         cut = self.max_length, self.truncation
         found = classifier_data(self.task, self.tokenizer, self.config, examples, *cut, cached)
         check_token_ids(self.settings.name, self.config, found.token_ids)
@@ -98,10 +98,10 @@ def load_head(evaluation: TextEvaluation, task, config, device: torch.device) ->
 
 
 def head_lengths(evaluation: TextEvaluation, task, config, record: dict | None = None) -> tuple[int, str]:
-    """Return most tokens of a text, and the part of a longer one that is read.
+    """Return the most tokens of a text, and which part of a longer text is read.
 
     Args:
-        record: task.json, {} for a model that zerotune did not tune; None: it is read.
+        record: task.json, {} for a model that zerotune did not tune; None: read it here.
     """
     if record is None:
         record = read_record(evaluation.model.name, evaluation.model.revision) or {}

@@ -1,4 +1,4 @@
-"""Causal models that answer with label words after a prompt: by the words' likelihood, or by writing one."""
+"""Evaluate causal models by a prompt that asks for a label word: by the words' likelihood, or by writing one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,9 +53,9 @@ class PromptPlan:
     """How a causal model is asked for labels, known before a weight is loaded.
 
     Attributes:
-        settings: that the model is loaded with.
+        settings: those to load the model with.
         encode: texts -> their prompts with the answers (PromptData), each cut to fit.
-        description: what metrics.json says of it.
+        description: the entries of metrics.json about it.
     """
 
     tokenizer: Any
@@ -65,20 +65,20 @@ class PromptPlan:
     description: dict
 
     def checked(self, data: PromptData, config) -> PromptData:
-        """Return prompts once their tokens are known to have embeddings, those of the texts apart.
+        """Return prompts after checking that their tokens, except those of the texts, have embeddings.
 
-        Nothing is shared by prompts for a model that does not keep keys and values.
+        Prompts for a model that does not keep keys and values share no tokens.
         """
         if not keeps_keys_and_values(config):
             data = replace(data, num_shared=0)
-        # beside the texts, whose tokens `check_texts` looks at, all prompts have the same tokens
+        # apart from the texts, which `check_texts` checks, all prompts have the same tokens
         first = [*data.context(0), *chain.from_iterable(data.targets[: len(self.prompt.label_words)])]
         check_token_ids(self.settings.name, config, np.array(first))
         return data
 
 
 def plan_prompt(evaluation: TextEvaluation, task, config) -> PromptPlan:
-    """Plan how a causal model is asked, as published or tuned.
+    """Plan how a published or tuned causal model is asked.
 
     Raises:
         Refused: shots do not fit the model's window, or it was tuned for other labels.
@@ -106,10 +106,10 @@ def plan_prompt(evaluation: TextEvaluation, task, config) -> PromptPlan:
 def prepare_prompt(
     evaluation: TextEvaluation, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
 ) -> PreparedModel:
-    """Load a causal model that answers with label words, as published or tuned.
+    """Load a published or tuned causal model that answers with label words.
 
     Raises:
-        Refused: before a weight is loaded, as `plan_prompt` and for texts that do not fit.
+        Refused: before a weight is loaded, as in `plan_prompt` and for texts that do not fit.
     """
     plan = plan_prompt(evaluation, task, config)
     tokenizer, prompt, loaded, encode = plan.tokenizer, plan.prompt, plan.settings, plan.encode
@@ -153,7 +153,7 @@ def prompt_batches(
 
 
 def _published_prompt(evaluation: TextEvaluation, task, tokenizer, window: int) -> tuple[Prompt, dict]:
-    """Return the prompt for a published model, and what metrics.json says of it."""
+    """Return the prompt for a published model, and the entries of metrics.json about it."""
     template, label_words, instruction = task.wordings[evaluation.wording]
     shots, num_shots_cut = fit_shots(tokenizer, evaluation.shots, window)
     description = {
@@ -170,7 +170,7 @@ def _published_prompt(evaluation: TextEvaluation, task, tokenizer, window: int) 
 
 
 def _tuned_prompt(evaluation: TextEvaluation, task, record: dict) -> tuple[Prompt, dict]:
-    """Return the prompt that a generator was tuned on, and what metrics.json says of it.
+    """Return the prompt that a generator was tuned on, and the entries of metrics.json about it.
 
     Args:
         record: content of task.json.
@@ -204,7 +204,7 @@ def _say_what_is_cut(description: dict, num_items: int) -> None:
 
 
 def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
-    """Return a scorer that gives the "log_probabilities" of a causal model's label words, among each other."""
+    """Return a scorer that gives a causal model's "log_probabilities" of the label words, normalised over them."""
     prefix = data.prefix(model, device)
 
     def score(items: np.ndarray) -> list[dict]:
@@ -216,13 +216,13 @@ def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
 
 @torch.no_grad()
 def _log_likelihoods(model, data: PromptData, device: torch.device) -> np.ndarray:
-    """Return the label words' log-likelihoods after a few prompts, one by one: [prompts, labels]."""
+    """Return the label words' log-likelihoods after a few prompts, scored one at a time: [prompts, labels]."""
     numbers = range(len(data.lengths))
     return np.concatenate([data.log_likelihoods(model, np.array([number]), device) for number in numbers])
 
 
 def _likeliest_calibrated(content_free: np.ndarray, records: list[dict]) -> PredictedLabels:
-    """Return the likeliest label of each item once calibrated.
+    """Return the likeliest label of each item after calibration.
 
     Args:
         content_free: log-likelihoods after the content-free prompts, [prompts, labels].

@@ -1,4 +1,4 @@
-"""An evaluation into a folder, whatever the task: the same one is done once, and an interrupted one is resumed."""
+"""Evaluate into a folder, for any task: a finished evaluation is not repeated, and an interrupted one is resumed."""
 
 import contextlib
 import hashlib
@@ -21,12 +21,12 @@ from zerotune.run.process import is_main_process
 from zerotune.terminal import say_when_slow
 
 FINGERPRINT_FILE = ".fingerprint.json"
-# What an evaluation of any task writes, as far as it does.
+# All files that evaluations write; which of them depends on the task.
 RESULT_FILES = ("metrics.json", "predictions.jsonl", "predictions.json", "breakdown.json", "submission.tsv")
 
 
 class Fingerprint(TypedDict):
-    """.fingerprint.json: hashes of all that the results depend on, of each part by its name, and of the results."""
+    """.fingerprint.json: a hash of everything the results depend on, of each part by name, and of each result file."""
 
     sha256: str
     parts: dict[str, str]
@@ -38,8 +38,8 @@ class Items:
     """The items that are evaluated.
 
     Attributes:
-        lines: of each item its id and, after a tab, all that its score depends on.
-        more: what the scores depend on beside items and settings, by name.
+        lines: for each item its id and, after a tab, everything its score depends on.
+        more: everything else that the scores depend on besides the settings, by name.
     """
 
     task: str
@@ -60,17 +60,17 @@ def evaluate_into(
     """Load a model and evaluate it, all ranks together.
 
     Args:
-        described: the evaluation's settings as metrics.json has them; model, revision, dtype and tokens_per_device are
-            among them.
-        prepare: loads the model; not called where the folder holds the results of the same evaluation.
+        described: the evaluation's settings as entries of metrics.json, including model, revision, dtype and
+            tokens_per_device.
+        prepare: loads the model; not called if the folder holds the results of the same evaluation.
         write: writes the model's answers into the folder and returns their scores; called on rank 0.
-        stop_signal: a StopSignal, looked at after each batch.
+        stop_signal: a StopSignal, checked after each batch.
         overwrite: replace the results of another evaluation.
     Returns:
         The content of metrics.json.
     Raises:
-        Refused: the folder holds another evaluation; scores are not finite.
-        Preempted: a rank was asked to stop; what is scored is kept.
+        Refused: the folder holds another evaluation, the ranks' items or models differ, or scores are not finite.
+        Preempted: a rank was asked to stop; finished batches are kept.
     """
     fingerprint = _fingerprint(described, items)
     if len(set(on_all_ranks(accelerator, json_sha256(fingerprint)))) > 1:
@@ -105,7 +105,7 @@ def evaluate_into(
 
 
 def results_time(folder: Path) -> int | None:
-    """Return when the results of an evaluation were written, in ns since the epoch; None where there are none."""
+    """Return when the results of an evaluation were written, in ns since the epoch; None if there are none."""
     path = folder / "metrics.json"
     return path.stat().st_mtime_ns if path.is_file() else None
 
@@ -146,10 +146,10 @@ def _fingerprint(described: dict, items: Items) -> dict:
 
 
 def _differing_parts(folder: Path, fingerprint: dict) -> list[str] | None:
-    """Return the names of what differs from the evaluation whose results a folder holds; None where it lacks any.
+    """Return the names of the parts that differ from those of a folder's evaluation; None if a result file is missing.
 
     Raises:
-        Refused: the results are of the same evaluation, and a file is damaged.
+        Refused: the fingerprint is damaged, or a result file of the same evaluation is.
     """
     if not all((folder / name).exists() for name in (FINGERPRINT_FILE, "metrics.json", "predictions.jsonl")):
         return None
@@ -166,7 +166,7 @@ def _differing_parts(folder: Path, fingerprint: dict) -> list[str] | None:
 
 
 def _refuse_not_finite(records: list[dict], lines: list[str], described: dict, partial: PartialScores) -> None:
-    """Refuse numbers that are not finite, naming the first item, and delete what was kept of them."""
+    """Refuse scores that are not finite, naming the first item, and delete the partial scores."""
     line = next((line for record, line in zip(records, lines, strict=True) if not is_finite(record)), None)
     if line is None:
         return
@@ -183,7 +183,7 @@ def _refuse_not_finite(records: list[dict], lines: list[str], described: dict, p
 
 @contextlib.contextmanager
 def _without_zero_init(accelerator):
-    """Return a context in which transformers loads a model whole, also under ZeRO-3: evaluation needs no shards."""
+    """Return a context in which transformers loads a model whole, even under ZeRO-3: evaluation needs no shards."""
     plugin = accelerator.deepspeed_plugin
     if plugin is None:
         yield

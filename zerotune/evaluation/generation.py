@@ -1,4 +1,4 @@
-"""Greedy writing by a causal model, and the label that is read in what it writes."""
+"""Write answers greedily with a causal model, and read the label in each."""
 
 import re
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from zerotune.models.shared_prefix import shared_prefix
 from zerotune.tasks.prompts import Prompt
 from zerotune.training.generation import template_end
 
-# Tokens beside the longest label word: a line break before it, a full stop and the end after it.
+# Tokens besides the longest label word: a line break before it, a full stop and the end after it.
 EXTRA_TOKENS = 4
 _NO_TOKEN = -1  # after an answer's last token
 
 
 def tokens_per_check(device: torch.device) -> int:
-    """Return how many tokens are written between two looks at whether all answers have ended: a GPU waits for each."""
+    """Return the number of tokens written between two checks whether all answers have ended: each makes a GPU wait."""
     return 1 if device.type == "cpu" else 8
 
 
@@ -36,12 +36,12 @@ def end_tokens(model, tokenizer, prompt: Prompt) -> list[int]:
 
 
 class _RowsLayer(DynamicLayer):
-    """A layer's keys and values of a batch's rows, [R, heads, tokens, dim], in memory allocated at full length.
+    """A layer's keys and values for the rows of a batch, [R, heads, tokens, dim], allocated at full length.
 
-    Every layer keeps all tokens, even one that attends to a window of them: masks go by position.
+    Every layer keeps all tokens, even one that attends only to a window of them: masks select by position.
 
     Args:
-        capacity: most tokens of a row, those of the prefix included.
+        capacity: most tokens of a row, including the prefix.
         prefix: the layer's keys and values of the prefix, [1, heads, tokens, dim].
     """
 
@@ -144,7 +144,7 @@ class BranchWriter:
         return written.cpu().numpy()
 
     def _pass(self, input_ids, places: Places, known: Places, cache: Cache, is_plain: bool) -> torch.Tensor:
-        """Return the hidden states [R, T, dim] of new tokens; `known` are the places of all tokens with these."""
+        """Return the hidden states [R, T, dim] of new tokens; `known` holds the places of all tokens so far."""
         if is_plain:
             masks = None
             positions = torch.arange(input_ids.shape[1], device=self.device)[None] + self._prefix.num_tokens
@@ -180,7 +180,7 @@ def write_answers(
 ) -> list[list[int]]:
     """Write an answer after each prompt, the likeliest token at each place.
 
-    The model's own generation settings (sampling, penalties) do not count.
+    The model's own generation settings (sampling, penalties) are ignored.
 
     Args:
         rows: token ids of each prompt, [num_rows] lists.
@@ -212,9 +212,9 @@ def answer_texts(tokenizer, records: list[dict]) -> list[str]:
 
 
 def parse_answer(text: str, label_words: tuple[str, ...]) -> int | None:
-    """Return the label whose word an answer begins with, as a whole word in any case; None for no such word.
+    """Return the label whose word an answer begins with, as a whole word in any case; None if there is none.
 
-    Of several the longest counts: "art history" is not "art"."""
+    The longest matching word wins: "art history" is not "art"."""
     answer = text.strip().casefold()
     found = [
         label for label, word in enumerate(label_words) if re.match(rf"{re.escape(word.casefold())}(?!\w)", answer)

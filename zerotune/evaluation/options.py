@@ -17,11 +17,11 @@ class TextEvaluation:
 
     Attributes:
         tokens_per_device: most padded tokens in one forward pass on one device.
-        seed: of the shots and of a head that is not trained.
+        seed: of the shots and of an untrained head.
         shots: solved examples in the prompt.
         wording: number of the prompt among the task's wordings.
-        as_generator: cut prompts as a generator's, so that a model is asked the same before and after tuning.
-        data_sha256: of the items' source; ids alone do not tell it.
+        as_generator: cut prompts as for a generator, so that a model gets the same ones before and after tuning.
+        data_sha256: of the items' source, which their ids do not identify.
     """
 
     model: ModelSettings
@@ -35,7 +35,7 @@ class TextEvaluation:
     data_sha256: str | None = None
 
     def described(self) -> dict:
-        """Return the settings as metrics.json has them."""
+        """Return the settings as entries of metrics.json."""
         return {
             "model": self.model.name,
             "revision": self.model.revision,
@@ -57,7 +57,7 @@ class TextEvaluation:
 
 
 def base_model(model: ModelSettings) -> ModelSettings:
-    """Return how a run's model is loaded to be evaluated before training: without adapters."""
+    """Return the settings that load a run's model for evaluation before training: without adapters."""
     return ModelSettings(
         name=model.name,
         revision=model.revision,
@@ -69,7 +69,7 @@ def base_model(model: ModelSettings) -> ModelSettings:
 
 
 def tuned_model(final: str, model: ModelSettings) -> ModelSettings:
-    """Return how a run's final/ is loaded."""
+    """Return the settings that load a run's final/."""
     return ModelSettings(final, attention=model.attention, precision=model.precision)
 
 
@@ -84,7 +84,7 @@ def training_description(record: dict, model: str, seed: int) -> dict:
 
     Args:
         record: content of task.json, {} for a model that zerotune did not tune.
-        model, seed: of the evaluation, where the record has none.
+        model, seed: the evaluation's, used if the record has none.
     """
     return {
         "method": record.get("method"),

@@ -1,4 +1,4 @@
-"""The plan of an evaluation: the model's size and architecture, its batches and their memory, without a weight."""
+"""Plan an evaluation without loading a weight: the model's size and architecture, its batches and their memory."""
 
 from collections.abc import Callable
 
@@ -18,12 +18,12 @@ from zerotune.training.plan import describe_architecture
 
 
 def plan_evaluation(settings: EvalSettings, describe: Callable[[], list[str]]) -> str:
-    """Describe an evaluation; its batches only where data and tokenizer are here.
+    """Describe an evaluation; its batches only if data and tokenizer are on this machine.
 
     Args:
         describe: () -> lines about its items, prompts, batches and memory.
     Raises:
-        Refused: what is there cannot be used.
+        Refused: the model or the data cannot be used.
     """
     model = settings.model
     config, shape = config_to_plan(model.name, model.revision)
@@ -49,7 +49,7 @@ def plan_evaluation(settings: EvalSettings, describe: Callable[[], list[str]]) -
 
 
 def describe_batches(evaluations: dict[object, TextEvaluation], task, examples: list[Example], config) -> list[str]:
-    """Return lines about the items, the prompt, the batches and the memory of the first of some evaluations."""
+    """Return lines about the items, the prompt, the batches and the memory of the first evaluation."""
     evaluation = next(iter(evaluations.values()))
     lines = [f"items: {len(examples):,}" + (f", put by {len(evaluations)} prompts" if len(evaluations) > 1 else "")]
     if not answers_by_prompt(config):

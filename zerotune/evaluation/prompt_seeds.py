@@ -1,4 +1,4 @@
-"""How much a score depends on the prompt: the same items after other shots, in another order, in other words."""
+"""Measure how much a score depends on the prompt: the same items with other shots, shot orders and wordings."""
 
 import statistics
 from pathlib import Path
@@ -21,7 +21,7 @@ SUMMARISED = ("accuracy", "precision", "recall", "f1", "f1_macro")
 
 
 class PromptMetrics(TypedDict):
-    """The entries that summary.json takes from the metrics.json of each prompt, beside its scores."""
+    """The entries, besides scores, that summary.json takes from the metrics.json of each prompt."""
 
     seed: int
     prompt: str
@@ -32,7 +32,7 @@ class PromptMetrics(TypedDict):
 def plan_evaluations(
     settings: EvalSettings, task, labelled: list[Example], split_record: dict
 ) -> dict[Path, TextEvaluation]:
-    """Return the evaluations of an eval script by their folders: one, or with --prompt-seeds one for each prompt.
+    """Return the evaluations of an eval script by folder: one, or with --prompt-seeds one per prompt.
 
     Args:
         labelled: examples to draw shots from; [] without --shots.
@@ -59,7 +59,7 @@ def plan_evaluations(
 
 
 def check_prompt_seeds(settings: EvalSettings, task, config) -> None:
-    """Refuse --prompt-seeds where the prompts would not differ."""
+    """Refuse --prompt-seeds if the prompts would not all differ, or the model takes none."""
     num_seeds = settings.prompt.seeds
     if num_seeds is None:
         return
@@ -75,7 +75,7 @@ def check_prompt_seeds(settings: EvalSettings, task, config) -> None:
 
 
 def summarise_seeds(folder: Path, num_seeds: int) -> None:
-    """Write summary.json of a folder's seed-0 … and print it: mean, sample standard deviation and range of scores."""
+    """Write and print the summary of a folder's seed-0 …: mean, sample standard deviation and range of the scores."""
     if not is_main_process():
         return
     seeds = [_read_prompt_metrics(folder / f"seed-{number}" / "metrics.json") for number in range(num_seeds)]

@@ -9,7 +9,7 @@ from zerotune.metrics.labels import PredictedLabels, label_metrics
 from zerotune.run.process import say
 from zerotune.tasks.splits import Example
 
-# Of a text in predictions.jsonl: IMDB's reviews have 1,300 on average.
+# Kept of a text in predictions.jsonl; IMDB's reviews have 1,300 on average.
 MOST_CHARACTERS = 1000
 
 
@@ -19,7 +19,7 @@ def write_label_results(
     """Write predictions.jsonl and, for unlabelled rows, submission.tsv in the form of GLUE's server.
 
     Returns:
-        The part of metrics.json that was measured, as `label_metrics`.
+        The part of metrics.json that was measured, as `label_metrics` returns it.
     """
     labels, found = [example.label for example in examples], predicted.predictions
     named = {
@@ -38,7 +38,7 @@ def write_label_set_results(
     """Write predictions.jsonl of texts with any number of labels.
 
     Returns:
-        The part of metrics.json that was measured, as `label_set_metrics`.
+        The part of metrics.json that was measured, as `label_set_metrics` returns it.
     """
     labels, found = [example.label for example in examples], predicted.predictions
     named = {
@@ -57,7 +57,7 @@ def write_predictions(folder: Path, columns: dict[str, list]) -> None:
 
 
 def _texts(examples: list[Example]) -> dict[str, list]:
-    """Return the columns that say what was scored; num_words counts the whole text, also where it is cut."""
+    """Return the columns that describe the items; num_words counts the whole text, even if it is cut."""
     return {
         "id": [example.id for example in examples],
         "text": [shortened(example.text, MOST_CHARACTERS) for example in examples],
@@ -66,7 +66,7 @@ def _texts(examples: list[Example]) -> dict[str, list]:
 
 
 def shortened(text: str, most_characters: int) -> str:
-    """Return a text, cut and marked with " …" where it is longer."""
+    """Return a text, cut and marked with " …" if it is longer."""
     return text if len(text) <= most_characters else f"{text[:most_characters]} …"
 
 
@@ -74,7 +74,7 @@ def _write_submission(folder: Path, examples: list[Example], predictions: list[i
     if None in predictions:
         say("submission.tsv is not written: it needs a label for every row, and some answers name none")
         return
-    # the file's own index, else the row's number in the file, also where only some rows are predicted
+    # the file's own index, else the row's number in the file, even if only some rows are predicted
     rows = (example.index or example.id.rpartition("-")[2] for example in examples)
     lines = [f"{row}\t{prediction}\n" for row, prediction in zip(rows, predictions, strict=True)]
     write_text(folder / "submission.tsv", "index\tprediction\n" + "".join(lines))

@@ -1,4 +1,4 @@
-"""Scores of items: each id exactly once, at any world size, token budget or restart."""
+"""Score items, each exactly once, at any world size and token budget and after any restart."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from zerotune.run.process import is_main_process
 from zerotune.terminal import show_progress
 from zerotune.training.batches import cut_by_budget
 
-# Indices [batch] -> one record for each of these items: an object of JSON, whose numbers are finite in a sound model.
+# Item indices [batch] -> one record for each: a JSON object, whose numbers are finite unless the model is damaged.
 Scorer = Callable[[np.ndarray], list[dict]]
 
 
@@ -33,11 +33,11 @@ class PreparedModel:
 
     Attributes:
         score: gives a record for each item of a batch.
-        costs: tokens of each item, with what it repeats, [num_items].
+        costs: tokens that scoring each item takes, in all of its rows, [num_items].
         batches: index arrays that cover all items, the same at any world size; each holds its items by falling cost.
-        description: what metrics.json says of the model and the items.
+        description: the entries of metrics.json about the model and the items.
         read: the records of all items, in their order -> the model's answers.
-        in_step: the ranks must make equally many passes, so that no batch is cut where memory runs out.
+        in_step: the ranks must make equally many passes, so no batch is cut when memory runs out.
     """
 
     score: Scorer
@@ -53,7 +53,7 @@ class PartialScores:
 
     Args:
         folder: the evaluation's output folder.
-        fingerprint: everything the records depend on; those kept under another one are deleted.
+        fingerprint: everything the records depend on; records kept under another one are deleted.
     """
 
     def __init__(self, folder: Path, fingerprint: dict):
@@ -62,7 +62,7 @@ class PartialScores:
         self._file = None
 
     def read(self) -> dict[int, list[dict]]:
-        """Return the records by batch number, as far as earlier tries came."""
+        """Return the records that earlier attempts kept, by batch number."""
         done = {}
         for path in sorted(self.folder.glob("rank-*.jsonl")):
             done |= {row["batch"]: row["records"] for row in self._rows(path)}
@@ -79,7 +79,7 @@ class PartialScores:
         return [row for row in rows if record_problem(row, _Scored) is None and row["sha256"] == _sha256(row)]
 
     def open(self, rank: int) -> None:
-        """Open this rank's file, and keep the whole lines in it that are of this evaluation."""
+        """Open this rank's file, keeping only the undamaged lines of this evaluation."""
         if self.folder.is_file():
             self.folder.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _sha256(row: dict) -> str:
 
 
 class BackOff:
-    """Scores a batch in smaller parts once one has run out of memory.
+    """Scores batches in smaller parts once one of them has run out of memory.
 
     Args:
         score: a Scorer without collective operations.
@@ -123,7 +123,7 @@ class BackOff:
         self.budget: int | None = None
 
     def __call__(self, items: np.ndarray) -> list[dict]:
-        """Return the records of a batch. Raises Refused where one item alone does not fit."""
+        """Return the records of a batch. Raises Refused if a single item does not fit."""
         if self.budget is None:
             return self._score(items)
         parts = cut_by_budget(self.costs[items], self.budget)
@@ -135,7 +135,7 @@ class BackOff:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # outside of the except block, where the traceback keeps the tensors that did not fit
+        # after the except block: in it, the traceback keeps the tensors that did not fit
         longest = int(self.costs[items].max())
         if len(items) == 1:
             raise Refused(
@@ -162,12 +162,11 @@ def score_items(
         score: called equally often on every rank.
         batches: disjoint index arrays that cover 0…num_items-1, the same on every rank.
         on_batch: called after each batch, on each rank.
-        activity: what progress is called on the terminal. Batches are taken as equally long: they hold about as many
-            tokens.
+        activity: the name of the progress line, which counts batches: they hold about equally many tokens.
     Returns:
         The record of each item, in the items' order.
     """
-    done = from_rank_0(accelerator, partial.read) if partial else {}  # nobody writes before all have it
+    done = from_rank_0(accelerator, partial.read) if partial else {}  # no rank writes before all have it
     if partial:
         partial.open(accelerator.process_index)
     todo = [number for number in range(len(batches)) if number not in done]
@@ -176,7 +175,7 @@ def score_items(
     with torch.no_grad(), progress:  # inference_mode's tensors cannot be gathered by ZeRO-3
         for start in range(0, len(todo), world_size):
             mine = start + rank < len(todo)
-            number = todo[start + rank] if mine else todo[start]  # a rank without work repeats one: ZeRO-3 would hang
+            number = todo[start + rank] if mine else todo[start]  # an idle rank repeats a batch, else ZeRO-3 hangs
             records = score(batches[number])
             if mine:
                 done[number] = records

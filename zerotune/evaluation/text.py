@@ -1,4 +1,4 @@
-"""Evaluating a model on labelled text, into a folder."""
+"""Evaluate a model on labelled text into a folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +37,8 @@ def evaluate(
 ) -> dict:
     """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does.
 
-    A classifier (a final/ folder, or a published one) answers with its head, a causal model without one after a
-    prompt, an encoder without one with an untrained head, labelled so.
+    A classifier (a final/ folder, or a published one) answers with its head, a causal model without a head by a prompt.
+    An encoder without a head answers with an untrained one, and metrics.json says so.
 
     Args:
         task: zerotune.tasks.texts.TextTask.
@@ -75,7 +75,7 @@ def check_evaluation(
 
 
 def text_items(evaluation: TextEvaluation, task, examples: list[Example]) -> Items:
-    """Return the items of an evaluation with all that their scores depend on beside its settings."""
+    """Return the items of an evaluation with everything that their scores depend on besides its settings."""
     lines = [f"{example.id}\t{example.text}\t{example.label}" for example in examples]
     shots = [[shot.id, shot.text, shot.label] for shot in evaluation.shots]
     more = {"shots": shots, "prompt": task.wordings[evaluation.wording]}
@@ -83,9 +83,9 @@ def text_items(evaluation: TextEvaluation, task, examples: list[Example]) -> Ite
 
 
 def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits, stop_signal) -> None:
-    """Evaluate the model as it is before training into eval/base: zero-shot if it is causal.
+    """Evaluate the model before training into eval/base, zero-shot if it is causal.
 
-    With --multi-label a causal model is not: a prompt gives one label."""
+    A causal model is skipped with --multi-label, because a prompt gives only one label."""
     if settings.run.base_eval == "none":
         return
     if task.multi_label and answers_by_prompt(read_config(settings.model.name, settings.model.revision)):
@@ -127,9 +127,9 @@ def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, task, s
 
 
 def accuracy_line(metrics: dict) -> str:
-    """Return accuracy with its 95 % interval in a line; the number of predictions where the items have no labels.
+    """Return a line with the accuracy and its 95 % interval, or the number of predictions if items have no labels.
 
-    Where items have any number of labels, exact match and micro F1 with theirs."""
+    If items have any number of labels, it has exact match and micro F1 with their intervals instead."""
     names = [name for name in ("accuracy", "exact_match", "f1_micro") if name in metrics]
     if not names:
         return f"{metrics['count']:,} predictions (the items have no labels)"

@@ -1,4 +1,4 @@
-"""Evaluating the validation split while a model is trained."""
+"""Evaluate the validation split during training."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from zerotune.training.label_sets import LabelSetData, likely_labels, log_sigmoi
 def validate_labels(
     engine: Engine, data: LabelledData | AnswerData, tokens_per_device: int, stop_signal
 ) -> dict[str, float]:
-    """Return loss, accuracy, f1_macro and matthews of the validation split, with the weights as they are.
+    """Return loss, accuracy, f1_macro and matthews of the validation split with the current weights.
 
     All ranks take part.
 
@@ -28,7 +28,7 @@ def validate_labels(
 def predict_labels(
     engine: Engine, data: LabelledData | AnswerData, tokens_per_device: int, stop_signal
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Return what `validate_labels` does, and the predicted labels, int64 [num_examples]; all ranks take part.
+    """Return the scores of `validate_labels` and the predicted labels, int64 [num_examples]; all ranks take part.
 
     Raises:
         Preempted: a rank was asked to stop.
@@ -44,7 +44,7 @@ def predict_labels(
 def validate_label_sets(engine: Engine, data: LabelSetData, tokens_per_device: int, stop_signal) -> dict[str, float]:
     """Return loss, exact_match, f1_micro and f1_macro of the validation split of texts with any number of labels.
 
-    As `validate_labels`."""
+    All ranks take part; raises Preempted as `validate_labels` does."""
     records = _score(engine, data, tokens_per_device, stop_signal)
     scores = label_set_scores(data.labels > 0, likely_labels(log_sigmoid(logits(records))))
     chosen = {name: float(scores[name]) for name in ("exact_match", "f1_micro", "f1_macro")}

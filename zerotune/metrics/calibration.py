@@ -1,11 +1,11 @@
-"""Calibration: how far the probabilities that a model gives are from its share of right answers."""
+"""Measure calibration: how far a model's probabilities are from its share of right answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-NUM_BINS = 15  # as Guo et al. 2017 have it
+NUM_BINS = 15  # as in Guo et al. 2017
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ from zerotune.metrics.statistics import (
 )
 from zerotune.records import Count, check_record
 
-# Tasks whose metrics.json has its scores on 0-100, as their official tools print them.
+# Tasks whose metrics.json has scores on 0-100, as their official tools print them.
 TASKS_IN_PERCENT = ("squad",)
-# The share of right items: of labelled texts, of texts with any number of labels, and of questions.
+# The score that is the share of right items: for labelled texts, texts with any number of labels, and questions.
 HEADLINES = ("accuracy", "exact_match", "exact")
-# Entries of metrics.json that were measured, beside the scores; the others are settings.
+# Measured entries of metrics.json besides the scores; all others are settings.
 _MEASURED = (
     "confusion", "loss", "seed", "unparsable_share", "tokens_per_device", "threshold", "abstention_share", "eos_rate",
 )  # fmt: skip
@@ -69,9 +69,9 @@ class MetricsRecord(TypedDict):
 
 
 class Prediction(TypedDict):
-    """A line of predictions.jsonl: a label's number and another, lists of such numbers, or gold answers and a text.
+    """A line of predictions.jsonl: label and prediction are label numbers, lists of them, or gold answers and a text.
 
-    No label where there is none."""
+    The label of an unlabelled item is None."""
 
     id: str
     label: int | list[int] | list[str] | None
@@ -95,7 +95,7 @@ class Evaluation:
 class PairedAccuracy:
     """Two evaluations on the items that both scored; differences are second minus first, in 0-1.
 
-    Accuracy is the share of right items: of questions, of exact answers; of label sets, of those all right."""
+    Accuracy is the share of right items: for questions that of exact answers, for label sets that of exact matches."""
 
     num_common: int
     accuracy_first: float
@@ -108,7 +108,7 @@ class PairedAccuracy:
 
 
 def read_metrics(path: Path) -> dict:
-    """Return a metrics.json. Raises Refused where it is damaged."""
+    """Return the content of metrics.json. Raises Refused if it is damaged."""
     metrics = read_json(path, MetricsRecord, EVALUATE_AGAIN)
     intervals = {name: value for name, value in metrics.items() if name.endswith("_ci95")}
     named = [name.removesuffix("_ci95") for name in intervals] + [*HEADLINES, *_UNCALIBRATED]
@@ -133,7 +133,7 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
     """Read an evaluation folder.
 
     Args:
-        form: of the lines of predictions.jsonl.
+        form: the form of a line of predictions.jsonl.
     Raises:
         Refused: it lacks labelled predictions or metrics, one of its two files is damaged, or they do not match.
     """
@@ -159,7 +159,7 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
 
 
 def _check_headline(evaluation: Evaluation) -> None:
-    """Refuse a share of right items that is not that of the predictions."""
+    """Refuse a headline score that differs from the predictions' share of right items."""
     metrics = as_proportions(evaluation.metrics)
     found = float(np.mean([is_right(line) for line in evaluation.predictions.values()]))
     for name in HEADLINES:
@@ -216,7 +216,7 @@ def is_right(line: dict) -> bool:
 
 
 def paired_f1(first: Evaluation, second: Evaluation) -> PairedMeans | None:
-    """Compare the F1 (0-1) of single items, None where items have none. Raises Refused as `common_ids` does."""
+    """Compare the items' own F1 (0-1); None if items have none. Raises Refused as `common_ids` does."""
     common = common_ids(first, second)
     if not all("f1" in side.predictions[one] for side in (first, second) for one in common):
         return None
@@ -262,8 +262,8 @@ def evaluation_settings(metrics: dict) -> dict:
 def seed_spreads(evaluations: Sequence[Evaluation]) -> list[dict]:
     """Return the spread of the scores over training seeds: one per group of tuned models that differ only in the seed.
 
-    A group has the same settings and the same items, and each of its seeds once. A spread holds settings, folders,
-    seeds, metrics (their names), and for each of these mean, sd (n - 1), low and high (the range), and values.
+    A group has equal settings, equal items and distinct seeds. A spread holds settings, folders, seeds, metrics (the
+    names of scores), and for each score mean, sd (n - 1), low and high (the range), and values.
     """
     groups: dict[str, list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:

@@ -1,8 +1,8 @@
 """Score sets of labels, where an item has none, one or several: exact match, precision, recall and F1, hamming loss.
 
-An item is right (`exact_match`) where it is given all of its labels and no other. A micro score counts each pair of an
+An item is right (`exact_match`) if it is given all of its labels and no other. A micro score counts each pair of an
 item and a label; a macro score is the mean over the labels that some item has or is given. Scores are in 0-1, and a
-ratio over 0 is 0. scikit-learn computes the reported scores; the counts of a resample give the same ones.
+ratio over 0 is 0. scikit-learn computes the reported scores; the bootstrap computes the same ones from counts.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class PredictedLabelSets:
     """The labels that a model gives to some items, in their order.
 
     Attributes:
-        predictions: of each item the numbers of its labels, rising.
+        predictions: the label numbers of each item, in rising order.
         scores: natural log-probability of each label by itself, [items, labels].
     """
 
@@ -32,14 +32,14 @@ class PredictedLabelSets:
 def label_set_metrics(
     labels: Sequence[LabelSet | None], predictions: Sequence[LabelSet], label_names: Sequence[str], seed: int = 0
 ) -> dict[str, float | int | list]:
-    """Return the part of metrics.json that was measured; only the count where the items are unlabelled (all are None).
+    """Return the part of metrics.json that was measured; only the count if the items are unlabelled (all are None).
 
     Each score has its `_ci95` beside it: Wilson's for exact_match, the share of right items; for the others a
-    percentile bootstrap over items, whose labels are not independent. count_LABEL is the number of items with a label,
-    num_without_label of those with none.
+    percentile bootstrap over items, whose labels are not independent. count_LABEL is the number of items with that
+    label, num_without_label the number with none.
 
     Args:
-        labels, predictions: of each item the numbers of its labels, each 0 … len(label_names) - 1.
+        labels, predictions: the label numbers of each item, each 0 … len(label_names) - 1.
         seed: of the bootstrap.
     """
     if labels[0] is None:
@@ -92,7 +92,7 @@ _RATIOS = ("precision", "recall", "f1")
 
 
 def _bootstrap_intervals(actual: np.ndarray, given: np.ndarray, seed: int) -> dict[str | int, tuple[float, float]]:
-    """Return the interval of each score of `label_set_scores` but the exact match, over samples of the items."""
+    """Return the bootstrap interval, over items, of each score of `label_set_scores` except exact match."""
     num_items, num_labels = actual.shape
     # items with the same labels and predictions are of one kind
     kinds, counts = np.unique(np.concatenate([actual, given], axis=1), axis=0, return_counts=True)

@@ -15,7 +15,7 @@ from zerotune.metrics.statistics import percentile_interval, resample_counts, wi
 
 # The prediction of an answer that names no label: wrong, and not counted for any predicted label.
 UNPARSABLE = -1
-# Reported without calibration too, beside a calibrated evaluation's scores.
+# Scores that a calibrated evaluation also reports without calibration.
 UNCALIBRATED_SCORES = ("accuracy", "precision", "recall", "f1")
 
 
@@ -24,9 +24,9 @@ class PredictedLabels:
     """The labels that a model gives to some items, in their order.
 
     Attributes:
-        predictions: numbers of labels, None where a written answer names none.
+        predictions: numbers of labels, None if a written answer names none.
         details: further columns of predictions.jsonl, by name.
-        uncalibrated: the predictions before calibration; None where nothing is calibrated.
+        uncalibrated: the predictions before calibration; None if nothing is calibrated.
         written: whether the labels were read from text that the model wrote.
     """
 
@@ -37,7 +37,7 @@ class PredictedLabels:
 
 
 def label_metrics(labels: Sequence[int | None], predicted: PredictedLabels, label_names: Sequence[str]) -> dict:
-    """Return the part of metrics.json that was measured; only counts where the items are unlabelled (all are None)."""
+    """Return the part of metrics.json that was measured; only counts if the items are unlabelled (all are None)."""
     if labels[0] is None:
         metrics: dict = {"count": len(labels)}
     else:
@@ -97,7 +97,7 @@ def confusion_matrix(labels: Sequence[int], predictions: Sequence[int], num_labe
 
 
 def confusion_scores(confusion: np.ndarray, label_names: Sequence) -> dict[str, float]:
-    """Return the scores of a confusion matrix by name; the labels' numbers can do for their names."""
+    """Return the scores of a confusion matrix by name; `label_names` may be the labels' numbers."""
     scores = _scores_of_counts(*_label_counts(confusion), _occur(confusion), label_names)
     return {name: float(score) for name, score in scores.items()}
 
@@ -105,10 +105,10 @@ def confusion_scores(confusion: np.ndarray, label_names: Sequence) -> dict[str, 
 def confusion_intervals(
     confusion: np.ndarray, label_names: Sequence[str], seed: int = 0
 ) -> dict[str, list[float] | None]:
-    """Return NAME_ci95, [low, high], for each score of a confusion matrix; None where its denominator is 0.
+    """Return NAME_ci95, [low, high], for each score of a confusion matrix; None if its denominator is 0.
 
     Proportions (accuracy, precision, recall, accuracy_LABEL) have a Wilson interval, each over its denominator. The
-    other scores have a percentile bootstrap over items, which has no width where every item is right.
+    other scores have a percentile bootstrap over items, whose width is 0 if every item is right.
     """
     hits, labelled, predicted = (counts.astype(int).tolist() for counts in _label_counts(confusion))
     proportions = {f"accuracy_{name}": (hits[row], labelled[row]) for row, name in enumerate(label_names)}
@@ -122,7 +122,7 @@ def confusion_intervals(
 
 
 def _resampled_scores(confusion: np.ndarray, label_names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
-    """Return each score of as many samples of the items as the bootstrap draws, [resamples]."""
+    """Return each score in every bootstrap sample of the items, [resamples]."""
     rows, columns = np.nonzero(confusion)  # an empty cell stays empty in every sample
     cells = resample_counts(confusion[rows, columns], seed).astype(np.float64)
     in_row, in_column = (places[:, None] == np.arange(len(label_names)) for places in (rows, columns))
@@ -131,7 +131,7 @@ def _resampled_scores(confusion: np.ndarray, label_names: Sequence[str], seed: i
 
 
 def _occur(confusion: np.ndarray) -> np.ndarray:
-    """Return which labels some item has or is predicted to have, bool [labels]."""
+    """Return whether any item has, or is predicted to have, each label: bool [labels]."""
     _, labelled, predicted = _label_counts(confusion)
     return labelled + predicted > 0
 
@@ -168,8 +168,8 @@ def matthews_correlation(hits: np.ndarray, labelled: np.ndarray, predicted: np.n
 
 
 def _named(accuracy, matthews, precision, recall, f1, occur, label_names: Sequence) -> dict[str, np.ndarray]:
-    """Name the scores of accuracy and Matthews' correlation, [...], and of each label's precision, recall and F1,
-    [..., labels]."""
+    """Return the scores by name, from accuracy and Matthews' correlation, [...], and each label's precision, recall
+    and F1, [..., labels]."""
     by_label = {"precision": precision, "recall": recall, "f1": f1}
     positive = {name: values[..., 1] for name, values in by_label.items()} if len(label_names) == 2 else {}
     macro = {f"{name}_macro": values[..., occur].mean(axis=-1) for name, values in by_label.items()}
@@ -178,5 +178,5 @@ def _named(accuracy, matthews, precision, recall, f1, occur, label_names: Sequen
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Return a quotient of floats of one shape, 0 where the denominator is 0."""
+    """Return a quotient of floats of one shape, 0 wherever the denominator is 0."""
     return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)

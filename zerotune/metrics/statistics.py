@@ -52,7 +52,7 @@ def resample_counts(counts: Sequence[int] | np.ndarray, seed: int) -> np.ndarray
 
 
 def resample_counts_in_parts(counts: Sequence[int] | np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Give what `resample_counts` returns in parts of some resamples each, for kinds by the thousand."""
+    """Yield the rows of `resample_counts` in parts, which bounds the memory when there are thousands of kinds."""
     counts = np.asarray(counts, dtype=np.int64)
     total = int(counts.sum())
     assert total > 0 and (counts >= 0).all(), counts
@@ -79,7 +79,7 @@ def bootstrap_mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
 class PairedMeans:
     """The mean scores of two models on the same items; the difference is second minus first.
 
-    The interval is a bootstrap, p_value is of a two-sided randomisation test."""
+    The interval is a bootstrap interval; p_value is that of a two-sided randomisation test."""
 
     first: float
     second: float
@@ -125,7 +125,7 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of two models being right equally often on the same items.
 
     McNemar 1947, Psychometrika 12:153-157; exact form: under the null hypothesis the smaller of the two counts is
-    Binomial(only_a + only_b, 1/2). It is 1 where the models never differ.
+    Binomial(only_a + only_b, 1/2). It is 1 if the models never differ.
     """
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 

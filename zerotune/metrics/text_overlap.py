@@ -1,4 +1,4 @@
-"""Compute BLEU, ROUGE and METEOR by their own tools: how much wording a text shares with its references, 0-100.
+"""Compute BLEU, ROUGE and METEOR with standard tools: how much wording a text shares with its references, 0-100.
 
 With several references, BLEU (sacrebleu, at corpus level) counts them as references of one text; ROUGE (rouge-score,
 F-measure without stemming) and METEOR (nltk, WordNet 3.0) take the best of them and are means over texts. An empty text
@@ -14,7 +14,7 @@ from zerotune.metrics.statistics import bootstrap_interval, bootstrap_mean_inter
 from zerotune.metrics.wordnet import read_wordnet
 
 _ROUGE_TITLES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-# The scores by name, and what a person calls them.
+# The scores' titles by name.
 OVERLAP_TITLES = {"bleu": "BLEU", **_ROUGE_TITLES, "meteor": "METEOR"}
 _WORDS_AND_SIGNS = re.compile(r"\w+|[^\w\s]")
 

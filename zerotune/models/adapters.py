@@ -1,6 +1,6 @@
 """LoRA on every projection of a model: where it goes, how many weights it has, and how a trained adapter is loaded.
 
-In a model with experts that is its attention: experts are one tensor, which LoRA leaves alone.
+In a model with experts only the attention gets adapters: experts are stacked in tensors that LoRA does not reach.
 """
 
 import contextlib
@@ -67,8 +67,8 @@ def add_lora(model, settings: ModelSettings):
 def cast_only_outside_autocast(adapted) -> None:
     """Keep peft from casting a projection's input to the adapter's float32 where autocast computes in 16 bits.
 
-    Autocast would cast it back at once: two passes over the activations, a seventh of a LoRA step, that change no bit.
-    Outside of autocast a 16-bit input needs the cast. Which of the two holds is seen at each forward pass.
+    Autocast would cast it back at once: two passes over the activations, a seventh of a LoRA step, for the same bits.
+    Outside of autocast a 16-bit input needs the cast. Each forward pass checks which case applies.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -88,12 +88,12 @@ def adapter_size(config, rank: int) -> int:
 
 
 def base_settings(settings: ModelSettings, record: dict | None) -> tuple[ModelSettings, bool]:
-    """Return the settings that load a model's weights for evaluation, and whether an adapter belongs on these.
+    """Return the settings that load a model's weights for evaluation, and whether an adapter goes on top of them.
 
-    An adapter's weights are those of its base, in NF4 where it was trained so; ZeRO is for training alone.
+    For an adapter they load its base, in NF4 if the adapter was trained on NF4. ZeRO is for training only.
 
     Args:
-        record: the model's task.json, None without.
+        record: the model's task.json; None if it has none.
     """
     base = adapter_base(settings.name, settings.revision)
     name, revision = base or (settings.name, settings.revision)
@@ -103,11 +103,11 @@ def base_settings(settings: ModelSettings, record: dict | None) -> tuple[ModelSe
 
 
 def load_adapter(model, name: str, revision: str | None):
-    """Return a peft model to evaluate or merge: a base with the adapter of a folder or hub id.
+    """Put the adapter of a folder or hub id on its base, and return the peft model to evaluate or merge.
 
     Raises:
-        Refused: the adapter lacks weights, of which peft only warns and leaves them as drawn, or has some that its
-            configuration has no place for, which peft ignores.
+        Refused: the adapter lacks weights (peft would only warn and keep random ones), or has weights without a place
+            in its configuration (peft would ignore them).
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open

@@ -10,7 +10,7 @@ from zerotune.models.families import backbone_class, caps_scores
 from zerotune.models.heads import is_encoder
 from zerotune.models.packed import why_not_packed
 
-# What a class of transformers says that it can run.
+# The attribute by which a class of transformers says that it supports a kernel.
 _SUPPORT = {
     "sdpa": "_supports_sdpa",
     "flash_attention_2": "_supports_flash_attn",
@@ -19,11 +19,11 @@ _SUPPORT = {
 
 
 def attention_kernel(wanted: str, config) -> str:
-    """Return the name of the kernel, by which transformers knows it, that --attention means for a model.
+    """Return the kernel that --attention selects for a model, by its name in transformers.
 
-    varlen is the kernel of packed rows (`packed.packs_rows`), and means sdpa, or eager, where rows are padded. Gemma-2
-    caps its attention scores, which sdpa cannot do, and DeBERTa adds its positions to them. On a CPU the default is a
-    kernel of our own; that of encoders knows no sliding window (ModernBERT's).
+    varlen is for packed rows (`packed.packs_rows`); padded rows then use sdpa or eager. sdpa can neither cap attention
+    scores (Gemma-2) nor add positions to them (DeBERTa). On a CPU the default is zerotune's own kernel; the one for
+    encoders does not support sliding windows (ModernBERT).
 
     Raises:
         Refused: the model or this machine cannot use the kernel.

@@ -1,4 +1,4 @@
-"""The base of a tuned model as its card names it: its id on the hub, and its license, as its own card tells them."""
+"""The base of a tuned model as the model's card names it: its hub id, and the license that the base's card states."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zerotune.models.model_files import is_hub_id
 
-# The card's section about it.
+# The card's section about the license.
 LICENSE_HEADING = "## License"
 
 # Where the hub's cache keeps a model: models--ORG--NAME/snapshots/COMMIT.
@@ -14,14 +14,14 @@ _SNAPSHOT = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<
 
 
 def hub_id(name: str) -> str | None:
-    """Return the hub id of a model that is named by it or by its folder in the hub's cache; None of other folders."""
+    """Return the hub id of a model named by it or by its folder in the hub's cache; None for other names."""
     if found := _SNAPSHOT.search(os.path.abspath(name)):
         return f"{found['org']}/{found['name']}"
     return name if not os.path.isdir(name) and is_hub_id(name) else None
 
 
 def base_license(name: str, revision: str | None = None) -> dict[str, str]:
-    """Return license, license_name and license_link of a model's card, as far as it has them; {} without a card.
+    """Return the license, license_name and license_link that a model's card has; {} without a card or a license.
 
     Args:
         name: a folder, or a hub id whose card is in the cache or can be fetched.
@@ -38,7 +38,7 @@ def base_license(name: str, revision: str | None = None) -> dict[str, str]:
         return {}
     found = {key: data[key] for key in ("license", "license_name", "license_link") if isinstance(data.get(key), str)}
     link = found.get("license_link")
-    if link and "://" not in link:  # a file of the base's own repository
+    if link and "://" not in link:  # a file in the base's own repository
         found.pop("license_link")
         if repository := hub_id(name):
             found["license_link"] = f"https://huggingface.co/{repository}/blob/main/{link.removeprefix('./')}"

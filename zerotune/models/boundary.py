@@ -1,4 +1,4 @@
-"""The boundary to model folders that others made: whatever the libraries raise on one becomes a line."""
+"""The boundary to model folders made by others: every library error on them becomes a one-line refusal."""
 
 import contextlib
 
@@ -10,21 +10,21 @@ from zerotune.run.out_of_memory import is_out_of_device_memory
 
 @contextlib.contextmanager
 def reading(what: str, name: str, way_out: str):
-    """Turn what a library raises on a model's files inside the block into a refusal.
+    """Turn a library's errors on a model's files inside the block into refusals.
 
     Args:
-        what: what is read, such as "the config".
+        what: the thing that is read, such as "the config".
         name: hub id or folder.
         way_out: what the user can do.
     Raises:
-        Refused: for any Exception but a refusal and an out-of-memory error of the device, with its first line.
+        Refused: on any Exception, with its first line; refusals and a device's out-of-memory errors pass unchanged.
     """
     try:
         yield
     except Refused:
         raise
     except Exception as error:
-        if is_out_of_device_memory(error):  # which is not about the files; the host's may be about their sizes
+        if is_out_of_device_memory(error):  # not the files' fault; a lack of host memory may be (wrong sizes)
             raise
         found = _first_line(error)
         described = found if isinstance(error, OSError | ValueError) and found else f"{type(error).__name__}: {found}"
@@ -32,8 +32,8 @@ def reading(what: str, name: str, way_out: str):
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of an error, with the second one where that says what was wrong."""
-    if type(error).__name__ == "UnpicklingError":  # its advice is to load code from the file
+    """Return the first line of an error, and the second if the first ends with a colon."""
+    if type(error).__name__ == "UnpicklingError":  # its message advises to run code from the file
         return "the file holds no weights"
     lines = [" ".join(line.split()) for line in str(error).strip().splitlines()]
     found = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
@@ -42,7 +42,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet_transformers():
-    """Hide transformers' progress bars and its warnings of missing and unexpected keys, which we judge ourselves."""
+    """Hide transformers' progress bars and its warnings about missing and unexpected keys, which zerotune checks."""
     verbosity = transformers_logging.get_verbosity()
     shows_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

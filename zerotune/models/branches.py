@@ -1,9 +1,8 @@
 """Rows in which branches share a trunk: a paragraph once, then its questions, none of which sees another.
 
-A branch's positions continue where the trunk ends. What a token sees depends on positions and branches, never on its
-column in the row: it sees tokens of the trunk and its own branch whose position is not greater, in a sliding layer
-only those less than the window before it. So each branch has the logits that it would have after the trunk in a row of
-its own.
+A branch's positions continue where the trunk ends. A token's view depends on positions and branches, never on columns:
+it sees the tokens of the trunk and of its own branch up to its own position, in a sliding layer only those within the
+window. So each branch gets the logits that it would get after the trunk in a row of its own.
 """
 
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ class BranchRows:
     Attributes:
         input_ids: int64 [R, T].
         positions: int64 [R, T]; 0 in padding.
-        branches: int64 [R, T]: TRUNK, a number of a branch in its row, or PADDING.
+        branches: int64 [R, T]: TRUNK, the number of a branch in its row, or PADDING.
         rows, starts: row and first column of each branch, in the given order; int64 [N] each.
     """
 
@@ -115,7 +114,7 @@ def visible(queries: Places, keys: Places, window: int | None) -> torch.Tensor:
 def branch_masks(config, queries: Places, keys: Places, dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
     """Return transformers' attention_mask: [R, 1, queries, keys] of 0 or minus infinity, to be added to the scores.
 
-    It is a dict by layer type for a model with two of them. Every query sees itself, even in padding.
+    A model with two layer types gets a dict by type. Every query sees itself, even in padding.
     """
     masks = {}
     for kind in layer_types(config):
@@ -125,7 +124,7 @@ def branch_masks(config, queries: Places, keys: Places, dtype: torch.dtype) -> t
 
 
 def mask_dtype(model, device: torch.device) -> torch.dtype:
-    """Return the type in which a model computes attention scores, under the autocast of the caller."""
+    """Return the type in which a model computes attention scores under the caller's autocast."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return model.dtype

@@ -17,7 +17,7 @@ class SequenceClassifier(TunedModel):
     """A stock sequence-classification model that pools by length, never by pad id.
 
     Args:
-        drop_unpooled: continue an encoder's last layer with the pooled token alone, which changes no number.
+        drop_unpooled: run an encoder's last layer, after its attention, on the pooled token only; logits stay the same.
         labels: the order of the logits; None: the model's own.
     """
 
@@ -30,7 +30,7 @@ class SequenceClassifier(TunedModel):
             drop_unpooled_tokens(self.stock_model.base_model, self._pooled)
 
     def _pooled(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the hidden states of the tokens that are pooled, [B, 1, dim], of all tokens' [B, T, dim] or packed."""
+        """Select the pooled tokens' hidden states, [B, 1, dim], from all tokens' [B, T, dim] or packed [1, N, dim]."""
         return (hidden[:, :1] if self._bounds is None else hidden[0, self._bounds[:-1].long(), None]).contiguous()
 
     def forward(
@@ -48,7 +48,7 @@ class SequenceClassifier(TunedModel):
             attention_mask: [B, T]; 1 on a row's tokens, which are contiguous, and 0 on padding. Causal models take
                 padding on either side, encoders on the right only.
             token_type_ids: [B, T]; ignored by models without token types.
-            bounds, packing: of `packed.pack`, for a packed row.
+            bounds, packing: from `packed.pack`, for a packed row.
         """
         stock = self.stock_model
         inputs = backbone_inputs(stock.config, input_ids, attention_mask, token_type_ids, bounds, **packing)
@@ -67,17 +67,17 @@ class SequenceClassifier(TunedModel):
 
 
 def drop_unpooled_tokens(encoder: nn.Module, pooled: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Let only the first token, which is pooled, through the last layer after its attention.
+    """Drop all tokens but the first, which is pooled, after the attention of the last layer.
 
-    Exact, and saves two thirds of that layer: a ninth of a six-layer encoder. Layers of another form than BERT's and
-    DistilBERT's are left alone (ALBERT's, which all share one; ModernBERT's).
+    The result is exact, and two thirds of that layer are saved: a ninth of a six-layer encoder. Only layers like BERT's
+    and DistilBERT's are changed, not ALBERT's (one layer, used many times) or ModernBERT's.
 
     Args:
-        pooled: hidden states of all tokens -> those of the first ones, [B, 1, dim].
+        pooled: maps the hidden states of all tokens to those of the first ones, [B, 1, dim].
     """
     if hasattr(encoder, "transformer"):
         encoder.transformer.layer[-1].sa_layer_norm.register_forward_hook(lambda _, __, output: pooled(output))
-    # DeBERTa-v2's convolution, beside its first layer, needs all tokens
+    # more than one layer: DeBERTa-v2's convolution, beside its first layer, needs all tokens
     elif hasattr(encoder, "encoder") and len(layers := getattr(encoder.encoder, "layer", ())) > 1:
         output = layers[-1].attention.output
         output.register_forward_pre_hook(lambda _, inputs: tuple(map(pooled, inputs)))
@@ -92,9 +92,9 @@ def last_positions(attention_mask: torch.Tensor) -> torch.Tensor:
 def load_classifier(settings: ModelSettings, labels: tuple[str, ...], tokenizer) -> SequenceClassifier:
     """Load a model with a float32 head for the labels, ready to train, on the device that from_pretrained chooses.
 
-    Full tuning has float32 parameters throughout (16-bit compute is the caller's autocast). LoRA has its frozen base in
-    the settings' precision, except under ZeRO-3, where all must share one type; QLoRA in NF4. Adapters and head are
-    float32. Raises Refused for a model or settings that cannot be trained.
+    Full tuning has float32 parameters throughout (16-bit compute is the caller's autocast). LoRA keeps its frozen base
+    in the settings' precision, or in float32 under ZeRO-3, where all weights must share one type; QLoRA keeps it in
+    NF4. Adapters and head are float32. Raises Refused for a model or settings that cannot be trained.
     """
     check_settings(settings)
     model, _ = load_stock_classifier(settings, labels, tokenizer)
@@ -105,7 +105,7 @@ def load_stock_classifier(settings: ModelSettings, labels: tuple[str, ...], toke
     """Load a stock model with a float32 head; return it and the names of the head parameters that were missing.
 
     Args:
-        config: instead of the checkpoint's own (an adapter's folder knows the labels, its base does not).
+        config: replaces the checkpoint's own (an adapter's folder knows the labels, its base does not).
     Raises:
         Refused: the checkpoint lacks more than a head, or was trained for other labels.
     """

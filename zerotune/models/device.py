@@ -11,7 +11,7 @@ def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def on_device(inputs: dict[str, np.ndarray | int], device: torch.device) -> dict[str, torch.Tensor | int]:
-    """Return a model's inputs with their arrays on the device; plain numbers stay what they are."""
+    """Return a model's inputs with their arrays on the device; plain numbers are unchanged."""
     return {
         name: to_device(value, device) if isinstance(value, np.ndarray) else value for name, value in inputs.items()
     }

@@ -1,4 +1,4 @@
-"""Layers divided among the ranks, to evaluate a model that does not fit a device."""
+"""Layers divided among the ranks, to evaluate a model that does not fit on one device."""
 
 from dataclasses import dataclass, replace
 
@@ -13,13 +13,13 @@ from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
 
-# Share of a device up to which its weights are evaluated whole.
+# A model whose weights fill up to this share of a device is evaluated whole.
 EVALUATED_WHOLE = 0.8
 
 
 @dataclass(frozen=True)
 class EvaluatedWeights:
-    """Bytes of a model's weights as they are evaluated, those of its layers and those of the rest."""
+    """Bytes of a model's weights during evaluation, for its layers and for the rest."""
 
     layers: int
     rest: int
@@ -30,8 +30,8 @@ class EvaluatedWeights:
         """Count the weights of a model that is not in 4 bits.
 
         Args:
-            is_whole: it is no adapter's base. Under another head than an LM head, it then has linear layers in the
-                precision and the rest in float32; all others are in the precision.
+            is_whole: whether it is no adapter's base. A whole model without an LM head has its linear layers in the
+                precision and the rest in float32; all other models are in the precision throughout.
         """
         table = published_table(config)
         groups, narrow = table["groups"], 4 if precision == "fp32" else 2
@@ -43,18 +43,18 @@ class EvaluatedWeights:
         return cls(layers, rest * (4 if is_wide else narrow), config.num_hidden_layers)
 
     def are_divided(self, num_devices: int, device_bytes: int) -> bool:
-        """Return whether they are divided among some devices: where they fill most of one."""
+        """Return whether the layers are divided among the devices: if the weights would fill most of one."""
         return num_devices > 1 and self.layers + self.rest > EVALUATED_WHOLE * device_bytes
 
     def on_each(self, num_devices: int, device_bytes: int) -> float:
-        """Return the bytes on each device; of divided layers, one at a time is whole."""
+        """Return the bytes on each device; of divided layers, one at a time is gathered."""
         if not self.are_divided(num_devices, device_bytes):
             return self.layers + self.rest
         return self.rest + self.layers / num_devices + self.layers / self.num_layers
 
 
 def divided_where_large(model: ModelSettings, config, has_lm_head: bool, accelerator) -> ModelSettings:
-    """Return how a model is loaded to be evaluated, with `divides_layers` where it fills most of a device.
+    """Return the settings that load a model for evaluation, with `divides_layers` if it would fill most of a device.
 
     All ranks take part. A model in 4 bits stays whole, and so does one on a single device.
     """
@@ -77,10 +77,10 @@ def device_bytes() -> int | None:
 
 
 def onto_device(model: nn.Module, stock: nn.Module, settings: ModelSettings, device: torch.device) -> nn.Module:
-    """Return a model that has been read, on its device; with `settings.divides_layers`, a part of it on each rank's.
+    """Move a loaded model to its device; with `settings.divides_layers`, only a part of each layer to each rank's.
 
     Args:
-        stock: the transformers model in it, or itself.
+        stock: the transformers model in it, or the model itself.
     """
     if settings.divides_layers:
         divide_layers(stock, device)
@@ -88,19 +88,19 @@ def onto_device(model: nn.Module, stock: nn.Module, settings: ModelSettings, dev
 
 
 def divide_layers(stock: nn.Module, device: torch.device) -> None:
-    """Leave each rank its part of the weights of every layer, and gather a layer while its forward pass runs (FSDP2).
+    """Keep a part of every layer's weights on each rank, and gather a layer while its forward pass runs (FSDP2).
 
-    Nothing trains any more. All ranks call this together, and must make equally many passes from then on. What is
-    outside of the layers stays whole on each rank: embedding and head are also read between passes.
+    All weights are frozen. All ranks call this together, and must then make the same number of passes. Weights outside
+    the layers stay whole on each rank: embedding and head are also read between passes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    stock.requires_grad_(False)  # a layer's weights may have several types then
+    stock.requires_grad_(False)  # FSDP2 allows several types in a layer only if nothing trains
     for layer in _layers(stock):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    stock._is_fsdp_managed_module = True  # generate() then writes on until all ranks have ended
+    stock._is_fsdp_managed_module = True  # makes generate() continue until all ranks have finished
 
 
 def _layers(stock: nn.Module) -> nn.ModuleList:

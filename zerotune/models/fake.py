@@ -1,6 +1,6 @@
-"""Models on fake tensors, which have shapes and types and no numbers: of any size, in no memory.
+"""Models on fake tensors, which have shapes and types but no values, so that a model of any size takes no memory.
 
-A CPU build of torch has no fake tensors on "cuda". They are on "cpu", and `fake_gpu` replaces what CUDA does otherwise:
+A CPU build of torch has no fake tensors on "cuda". They are on "cpu", and `fake_gpu` imitates CUDA where it differs:
 fused attention, dropout in one kernel, layer norms in float32 under autocast.
 """
 
@@ -20,7 +20,7 @@ from zerotune.models.attention import attention_kernel
 
 
 def _fused_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """Call the kernel that CUDA's scaled_dot_product_attention chooses in 16 bits: with a mask not the flash kernel."""
+    """Call the kernel that scaled_dot_product_attention chooses on CUDA in 16 bits: flash only without a mask."""
     del enable_gqa  # the flash kernel shares keys between queries by itself
     if torch.is_autocast_enabled("cpu"):
         narrow = torch.get_autocast_dtype("cpu")
@@ -51,7 +51,7 @@ def _layer_norm(values, *args, **kwargs):
 
 
 def _packed_attention(module, query, key, value, attention_mask, **given):
-    """Call the kernel that packed rows have on CUDA."""
+    """Call the kernel that packed rows use on CUDA."""
     causal = module.is_causal if given.get("is_causal") is None else given["is_causal"]
     bounds, longest = given["cu_seq_lens_q"], given["max_length_q"]
     window = given.get("sliding_window")
@@ -66,23 +66,23 @@ def _dropout(values, p=0.5, training=True, inplace=False):
 def fake_tensors():
     """Make every tensor fake inside the block.
 
-    Accelerate and peft move a model to its device, which fake parameters do not survive; they are there already.
+    `Module.to` does nothing: Accelerate and peft call it, and fake parameters would not survive a move. Gradient norms
+    are taken of many tensors at once, as on a GPU.
     """
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: True),
-        mock.patch("torch._subclasses.fake_tensor.log.disabled", True),  # an operation that fails raises as well
+        mock.patch("torch._subclasses.fake_tensor.log.disabled", True),  # a failing operation also raises
     ):
         yield
 
 
 @contextlib.contextmanager
 def fake_gpu():
-    """Make every tensor fake, and torch call what it would on CUDA, inside the block.
+    """Make every tensor fake, and let torch call the operations that it would call on CUDA, inside the block.
 
-    peft asks whether "autocast" is on, by which torch means CUDA's. Norms of gradients are taken of many tensors at
-    once.
+    peft calls `torch.is_autocast_enabled()` without a device, which would mean CUDA; here it means the CPU.
     """
     is_enabled = torch.is_autocast_enabled
     with (
@@ -97,7 +97,7 @@ def fake_gpu():
 
 
 def chosen_attention(settings, config) -> tuple[str, bool]:
-    """Return the kernel that --attention means where there is a GPU, and whether the rows are packed."""
+    """Return the kernel that --attention selects on a GPU, and whether the rows are packed there."""
     with (
         mock.patch.object(torch.cuda, "is_available", lambda: True),
         mock.patch.object(packed, "kernel_works", lambda caps_scores: True),
@@ -110,7 +110,7 @@ def _fake_parameter(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def make_fake(model: nn.Module, fake_parameter: Callable[[nn.Parameter], nn.Parameter] = _fake_parameter) -> None:
-    """Replace the parameters and buffers of a model on "meta", inside `fake_gpu`; those that are tied stay so."""
+    """Replace the parameters and buffers of a model on "meta" by fake ones, inside `fake_gpu`; tied ones stay tied."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

@@ -1,4 +1,4 @@
-"""Kinds of models, read from transformers' classes and from its modules, which are built here without weights."""
+"""Facts about model families, read from transformers' classes and from modules that are built without weights."""
 
 import difflib
 import json
@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from zerotune.models.boundary import quiet_transformers
 
-# A family is here once tests/unit/models/test_families.py passes for it: its name in transformers, and a model.
+# Families for which tests/unit/models/test_families.py passes: the name in transformers, and an example model.
 CAUSAL = {
     "llama": "meta-llama/Llama-3.2-1B",
     "gemma": "google/gemma-2b",
@@ -48,19 +48,19 @@ ENCODERS = {
     "modernbert": "answerdotai/ModernBERT-base",
 }
 SUPPORTED = (*CAUSAL, *ENCODERS)
-# Where no name is alike: what a newcomer of the same kind should take.
+# The suggestion where no family has a similar name.
 _FIRST_CHOICE = {"causal model": "llama", "encoder": "modernbert"}
 
 
 def is_encoder_family(model_type: str | None) -> bool:
-    """Return whether models of a family attend in both directions: those that transformers trains to fill in words."""
+    """Return whether models of a family attend in both directions: if transformers has a masked-LM class for it."""
     return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def nearest_family(model_type: str | None) -> str:
-    """Return the family that works and is nearest to another: of its kind, the newest whose name is most like its own.
+    """Return the supported family nearest to another: of the same kind, the newest with the most similar name.
 
-    Numbers, and what is said of parts and experts, do not count: gemma4 is nearest to gemma3_text.
+    Digits, and "text", "moe" and "vl", do not count: gemma4 is nearest to gemma3_text.
     """
     kind, families = ("encoder", ENCODERS) if is_encoder_family(model_type) else ("causal model", CAUSAL)
     stems = {_stem(family): family for family in families}  # of equal stems the last, which is the newest
@@ -102,7 +102,7 @@ def _generic_class(config_class: type, generic: type) -> type:
 
 
 def generic_part(model_class: type) -> type | None:
-    """Return transformers' generic class that a class with a head was made of here; None for transformers' own."""
+    """Return the generic transformers class of which a class was made here; None for one of transformers' own."""
     generic = model_class.__bases__[0]
     return generic if model_class.__module__ == __name__ else None
 
@@ -112,11 +112,11 @@ def generic_part(model_class: type) -> type | None:
 
 @cache
 def head_modules(model_class: type, config_class: type) -> tuple[str, ...]:
-    """Return the paths of the head's modules in a stock model, the one that gives the logits last.
+    """Return the paths of the head's modules in a stock model; the last one gives the logits.
 
-    A pooler inside of the backbone (BERT's, ALBERT's) belongs to the head.
+    A pooler inside the backbone (BERT's, ALBERT's) belongs to the head.
     """
-    # Where ZeRO-3 is on, transformers builds the generic classes through zero.Init, which knows no meta device.
+    # Under ZeRO-3, transformers builds the generic classes through zero.Init, which cannot use the meta device.
     if issubclass(model_class, GenericForSequenceClassification):
         return ("score",)
     if issubclass(model_class, GenericForQuestionAnswering):
@@ -136,24 +136,24 @@ def caps_scores(config) -> bool:
 
 @cache
 def counts_positions_from_pad(config_class: type) -> bool:
-    """Return whether a model's positions begin behind the pad id, as RoBERTa's do."""
+    """Return whether a model's positions begin after the pad id, as RoBERTa's do."""
     with torch.device("meta"), quiet_transformers():
         embeddings = getattr(MODEL_MAPPING[config_class](config_class(num_hidden_layers=1)), "embeddings", None)
     return getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None) is not None
 
 
 def build_backbone(config: PretrainedConfig) -> None:
-    """Build a model without memory for its weights, which runs the architecture's own checks."""
+    """Build a backbone on the meta device, which runs the architecture's own checks."""
     _layer_shapes(type(config), config.to_json_string())
 
 
 def projection_shapes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
-    """Return inputs and outputs of each linear layer of the backbone's repeated layers, by path in the backbone."""
+    """Return (inputs, outputs) of each linear layer in the backbone's repeated layers, by its path in the backbone."""
     return dict(_layer_shapes(type(config), config.to_json_string())[0])
 
 
 def expert_size(config: PretrainedConfig) -> int:
-    """Return how many weights are in experts: one tensor for all of them, which neither LoRA nor NF4 reaches."""
+    """Return the number of weights in experts, which are stacked in tensors that neither LoRA nor NF4 reaches."""
     return _layer_shapes(type(config), config.to_json_string())[1]
 
 
@@ -172,9 +172,9 @@ def projections(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def projection_names(model: nn.Module) -> list[str]:
-    """Return the endings of paths that name the projections of a stock model and no other linear layer.
+    """Return path endings that match the projections of a stock model and no other linear layer.
 
-    An ending is one name (q_proj), or the path inside of the layer where a layer outside has the same name (dense).
+    An ending is a name (q_proj), or the path inside the layer if a linear layer elsewhere has the same name (dense).
     """
     paths, inside = _linear_layers(model), projections(model)
     others = {path.rpartition(".")[2] for path in paths.keys() - inside.keys()}
@@ -187,7 +187,7 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def _in_layer(path: str) -> str:
-    """Return the part of a path behind its last number: "mlp.up_proj" of "layers.3.mlp.up_proj"."""
+    """Return the part of a path after its last number: "mlp.up_proj" for "layers.3.mlp.up_proj"."""
     parts = path.split(".")
     first = max((place + 1 for place, part in enumerate(parts) if part.isdecimal()), default=0)
     return ".".join(parts[first:])
@@ -197,14 +197,14 @@ def _in_layer(path: str) -> str:
 
 
 def text_part(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the config of a model's text part where it is one of text and images of which only that is supported."""
+    """Return the text part's config of a model of text and images, if only that part is supported; else the config."""
     part = getattr(config, "text_config", None)
     if config.model_type in SUPPORTED or part is None or part.model_type not in CAUSAL:
         return config
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(part, name, None) is None:
             setattr(part, name, getattr(config, name, None))
-    part.tie_word_embeddings = config.tie_word_embeddings  # the whole's decides which weights there are
+    part.tie_word_embeddings = config.tie_word_embeddings  # the whole model's value decides which weights exist
     part.name_or_path, part.architectures = config.name_or_path, config.architectures
     part.id2label, part.label2id = config.id2label, config.label2id
     if getattr(config, "quantization_config", None) is not None:

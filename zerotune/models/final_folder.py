@@ -23,16 +23,16 @@ from zerotune.settings.groups import ModelSettings
 
 
 def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, state_dict: dict | None = None) -> None:
-    """Write the model in float32 into an existing empty folder, from which its README.md loads it without zerotune.
+    """Write the model in float32 into an existing empty folder, with a README.md that loads it without zerotune.
 
-    Full tuning gives a plain checkpoint, LoRA and QLoRA an adapter with its head, and its config in config/: beside
-    an adapter, transformers would take a config.json for that of a whole model. One process writes; the caller puts
-    the folder in its place.
+    Full tuning gives a plain checkpoint. LoRA and QLoRA give an adapter with its head, and the config in config/:
+    transformers would take a config.json beside an adapter for that of a whole model. One process writes; the caller
+    moves the folder into place.
 
     Args:
         task: the task's part of task.json.
-        state_dict: gathered weights by tuned.model's names (of an adapter, at least those that train); None: the
-            model's own.
+        state_dict: gathered weights by their names in tuned.model (for an adapter, at least those that train); None:
+            the model's own.
     """
     folder = Path(folder)
     stock = tuned.stock_model
@@ -42,7 +42,7 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
         _check_float32(weights)
         with quiet_transformers():
-            # under the names of the model's class, not those that a key_mapping found in its checkpoint
+            # with the names of the model's class, not those of a checkpoint that was read by a key_mapping
             stock.save_pretrained(folder, state_dict=weights, save_original_format=stock.key_mapping is None)
     else:
         method = "qlora" if getattr(stock, "is_loaded_in_4bit", False) else "lora"
@@ -68,8 +68,8 @@ def describe_final(folder: Path, stock, tokenizer, record: dict) -> None:
 
 
 def _relative(base: str, folder: Path) -> str:
-    """Return a local base model by its place relative to the adapter's folder, by which both can be moved together."""
-    # links resolved: a ".." behind one leads elsewhere
+    """Return a local base model's path relative to the adapter's folder, so that both can be moved together."""
+    # links resolved: a ".." after a link leads elsewhere
     return os.path.relpath(os.path.realpath(base), os.path.realpath(folder)) if os.path.isdir(base) else base
 
 
@@ -81,10 +81,10 @@ def _check_float32(weights: dict) -> None:
 
 
 def _save_adapter(model, folder: Path, state_dict: dict | None) -> None:
-    """Write the files of peft's save_pretrained, without its model card and without asking the hub anything.
+    """Write the files of peft's save_pretrained, without its model card and without asking the hub.
 
-    A local base is named by its place from the working directory, where peft and transformers look for it: no path of
-    this machine is recorded, and they find it from where the run was started.
+    A local base is named by its path from the working directory, which is how peft and transformers look for it: no
+    absolute path is recorded, and they find the base from the directory in which the run was started.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -117,9 +117,9 @@ def load_final_or_base(settings: ModelSettings, labels: tuple[str, ...]) -> tupl
     an untrained one, drawn by settings.seed.
 
     Args:
-        settings: method "qlora" loads the base in NF4, as does an adapter that was trained so.
+        settings: method "qlora" loads the base in NF4, as does an adapter that was trained on NF4.
     Raises:
-        Refused: a causal model has no head; and for all that training refuses.
+        Refused: a causal model has no head, or training would refuse the model.
     """
     load_stock = partial(load_stock_classifier, labels=labels)
     model, tokenizer, record = _load_final(settings, load_stock)
@@ -133,7 +133,7 @@ def load_final_span(settings: ModelSettings) -> tuple:
 
 
 def _load_final(settings: ModelSettings, load_stock) -> tuple:
-    """Return (stock or peft model, tokenizer, task.json or None); load_stock as `load_stock_span_model`."""
+    """Return (stock or peft model, tokenizer, task.json or None); load_stock is like `load_stock_span_model`."""
     name, revision = settings.name, settings.revision
     config, tokenizer, record = read_config(name, revision), load_tokenizer(name, revision), read_record(name, revision)
     base, is_adapter = base_settings(settings, record)

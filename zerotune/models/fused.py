@@ -1,11 +1,11 @@
-"""Fused passes: what a layer does between its matrix products, in one compiled kernel instead of several.
+"""Fused passes: one compiled kernel instead of several for a layer's work between its matrix products.
 
-Of a decoder: a norm, with the residual's sum before it; the rotary embedding; the gated activation. Of an encoder: a
-layer norm, with dropout and the residual's sum before it. Of both: a projection's product, with LoRA's.
+In a decoder: a norm, with the residual sum before it; the rotary embedding; the gated activation. In an encoder: a
+layer norm, with dropout and the residual sum before it. In both: a projection's product, with LoRA's.
 
-They take the place of the stock modules' forwards by what a module is, never by its name: it has the parts, and gives
-the same numbers on a probe, without weights or a device. A module that is not stays as it is. Hooks see the same
-modules called.
+A stock module's forward is replaced if the module has the expected parts and gives the same numbers on random inputs,
+tested on the CPU without its weights; the family's name does not matter. Other modules stay as they are. Hooks see the
+same modules called.
 """
 
 import copy
@@ -33,7 +33,7 @@ from zerotune.models.fused_kernels import (
 from zerotune.settings.groups import ModelSettings
 
 ADAPTER, PRODUCT = "adapter", "projection"
-_LEAST_ON_CPU = 100_000_000  # weights; a smaller model would not win back what the compiler takes
+_LEAST_ON_CPU = 100_000_000  # weights; a smaller model would not win back the compile time
 _EPSILONS = ("variance_epsilon", "eps")
 # The parts of a decoder layer; in Gemma-2's sandwich, norms follow attention and MLP too.
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -43,12 +43,12 @@ _SANDWICH = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 def use_fused_passes(
     model: nn.Module, settings: ModelSettings, device: torch.device
 ) -> tuple[tuple[str, ...], str | None]:
-    """Let a stock model, and the adapters in it, run fused passes from now on, in 16 bits unless told not to.
+    """Make a stock model and its adapters run fused passes from now on.
 
-    On a CPU only where the model is large enough that the compiler's time is won back.
+    Nothing is fused in fp32, with --compile none, or on a CPU for a model too small to win back the compile time.
 
     Returns:
-        the names of the passes that are fused; and why there are none where there could be, in one line.
+        the names of the fused passes; and, if a problem prevents them, one line about it, else None.
     """
     if settings.compile == "none" or settings.precision == "fp32" or _is_too_small(model, device):
         return (), None
@@ -67,9 +67,9 @@ def _is_too_small(model: nn.Module, device: torch.device) -> bool:
 
 
 def fuse(model: nn.Module, device_type: str = "cuda") -> tuple[str, ...]:
-    """Replace the forwards of a model's modules wherever the fused ones give the same numbers. Return their names.
+    """Replace the forwards of modules wherever the fused ones give the same numbers. Return the passes' names.
 
-    Layers of encoders only on a GPU: a CPU computes them in its own way (zerotune/models/cpu_kernels.py).
+    Encoder layers are fused only on a GPU; on a CPU they have kernels of their own (zerotune/models/cpu_kernels.py).
     """
     found = set()
     for module in model.modules():
@@ -89,7 +89,7 @@ def fuse(model: nn.Module, device_type: str = "cuda") -> tuple[str, ...]:
 
 
 def fuse_adapters(model: nn.Module) -> None:
-    """Let adapters of a model that is evaluated add to their layers' products in place. Nothing is compiled."""
+    """Make a model's adapters add to their layers' products in place, for evaluation. Nothing is compiled."""
     for module in model.modules():
         _fuse_adapter(module)
 
@@ -100,7 +100,7 @@ def _narrow(device: torch.device) -> torch.dtype | None:
 
 
 def _twin(module: nn.Module, **parts) -> nn.Module:
-    """Return a module with the same settings and methods but without hooks and weights, and other parts."""
+    """Copy a module, with `parts` as its only weights and in place of its submodules of the same names."""
     twin = copy.copy(module)
     twin._parameters = {name: part for name, part in parts.items() if isinstance(part, nn.Parameter)}
     twin._modules = module._modules | {name: part for name, part in parts.items() if name not in twin._parameters}
@@ -108,7 +108,7 @@ def _twin(module: nn.Module, **parts) -> nn.Module:
 
 
 def _same(one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]) -> bool:
-    """Return whether two functions give the same float32 numbers on a CPU, up to rounding; an error is a difference."""
+    """Return whether two functions give the same float32 numbers on a CPU, up to rounding; an error means no."""
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return torch.allclose(one(), other(), rtol=1e-5, atol=1e-5)
@@ -148,10 +148,10 @@ def _norm_forward(
     """Return the norm of `hidden_states + added`, [..., dim], and with_total also that sum.
 
     Args:
-        keeps_type: the stock norm has its input's type, not the wider one of input and weight.
+        keeps_type: whether the stock norm returns its input's type, not the wider one of input and weight.
     """
     if hidden_states.ndim == 4 and not hidden_states.is_contiguous() and hidden_states.transpose(1, 2).is_contiguous():
-        # heads before tokens
+        # a transposed view, with heads before tokens
         shaped = partial(_norm_forward, module, offset, epsilon, keeps_type)
         return shaped(hidden_states.transpose(1, 2)).transpose(1, 2)
     weight, total_dtype = module.weight, hidden_states.dtype
@@ -203,9 +203,10 @@ def _gate_forward(module: nn.Module, activation: str, joined: bool, hidden_state
 
 
 def _fuse_rotary(module: nn.Module) -> bool:
-    """Replace the function by which a family's attention rotates queries and keys, in its module of transformers.
+    """Replace the function that rotates queries and keys, in a family's module of transformers.
 
-    Other models of the family keep the stock function: it is called for angles that are not marked (`_mark_angles`).
+    Other models of the family are not affected: for angles that `_mark_angles` has not marked, the new function calls
+    the stock one.
     """
     source = sys.modules.get(type(module).__module__)
     stock = getattr(source, "apply_rotary_pos_emb", None)
@@ -230,7 +231,7 @@ def _fuse_rotary(module: nn.Module) -> bool:
 
 
 def _mark_angles(model: nn.Module) -> None:
-    """Let the angles that a model computes say that they are those of a model with fused passes."""
+    """Mark the rotary angles that a model computes as those of a model with fused passes."""
 
     def mark(module: nn.Module, inputs: tuple, angles: tuple[torch.Tensor, torch.Tensor]) -> None:
         for each in angles:
@@ -249,7 +250,7 @@ def _rotate(stock: Callable, keeps_type: bool, query, key, cos, sin, *more, **na
 def _rotate_both(keeps_type: bool, query, key, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate queries and keys [B, heads, T, dim] by angles [B or 1, T, rotated dim].
 
-    Under autocast they get the type in which attention multiplies, and are rounded to it here instead of there.
+    Under autocast they are rounded here, instead of in the attention, to the type in which it multiplies.
     """
     batch, _, length, _ = query.shape
     angles = [each.expand(batch, *each.shape[1:]).reshape(batch * length, -1) for each in (cos, sin)]
@@ -263,10 +264,10 @@ def _rotate_both(keeps_type: bool, query, key, cos, sin) -> tuple[torch.Tensor, 
 
 
 def _fuse_residual(layer: nn.Module) -> bool:
-    """Replace a decoder layer's forward where it is the usual one, of norms that are fused.
+    """Replace the forward of a decoder layer that has the usual form and fused norms.
 
-    It becomes one of a subclass, whose forward transformers wraps for activation checkpointing as it does the stock
-    one's. A norm whose output is multiplied only writes the type in which autocast multiplies.
+    The layer's class becomes a subclass, whose forward transformers wraps for activation checkpointing like the stock
+    one's. A norm whose output only feeds matrix products writes it in the type in which autocast multiplies.
     """
     parts = dict(layer.named_children())
     sandwich = {*_SANDWICH} <= parts.keys()
@@ -289,7 +290,7 @@ def _fuse_residual(layer: nn.Module) -> bool:
 
 
 class _Stub:
-    """Stands for a part of a layer: takes what a fused norm, attention or an MLP takes."""
+    """A stand-in for a part of a layer, which takes the arguments of a fused norm, an attention or an MLP."""
 
     def __init__(self, factor: float, is_attention: bool):
         self.factor, self.is_attention = factor, is_attention
@@ -301,7 +302,7 @@ class _Stub:
 
 
 def _multiplies_only(module: nn.Module) -> bool:
-    """Return whether all matrices in a module are those of linear layers, which cast their input."""
+    """Return whether all matrices in a module belong to linear layers, which cast their input."""
     owners = [part for part in module.modules() if any(p.ndim > 1 for p in part.parameters(recurse=False))]
     return all(isinstance(part, nn.Linear) or getattr(part.forward, "func", None) is _norm_forward for part in owners)
 
@@ -325,19 +326,19 @@ def _layer_forward(layer: nn.Module, hidden_states: torch.Tensor, **given) -> to
 
 
 def _fuse_encoder_layer(layer: nn.Module) -> bool:
-    """Fuse the layer norms that end attention and MLP of BERT's layers and DistilBERT's, and their linear layers."""
+    """Fuse the layer norms after attention and MLP of a BERT or DistilBERT layer, and mark its linear layers."""
     parts = dict(layer.named_children())
     if {"attention", "intermediate", "output"} <= parts.keys():
         found = [part for part in layer.modules() if _fuse_output(part)]
     else:
         found = _fuse_distilbert(layer, parts)
     for part in layer.modules() if found else ():
-        part.fuses_products = not isinstance(part, nn.ModuleDict)  # peft's, of LoRA's matrices
+        part.fuses_products = not isinstance(part, nn.ModuleDict)  # a ModuleDict holds peft's LoRA matrices
     return bool(found)
 
 
 def _fuse_output(module: nn.Module) -> bool:
-    """Replace the forward of a product that is dropped out, added to the residual and normed."""
+    """Replace the forward of a BERT output module: linear layer, dropout, residual sum, layer norm."""
     parts = dict(module.named_children())
     if parts.keys() != {"dense", "LayerNorm", "dropout"} or not _is_stock(module) or not _takes_sum(parts["LayerNorm"]):
         return False
@@ -390,9 +391,10 @@ def _take_sum(module: nn.LayerNorm) -> None:
 def _layer_norm_forward(
     module: nn.LayerNorm, hidden_states: torch.Tensor, added: torch.Tensor, rate: float = 0.0
 ) -> torch.Tensor:
-    """Return the norm of `hidden_states + added`, [..., dim], with dropout of what is added.
+    """Return the norm of `hidden_states + dropout(added)`, [..., dim].
 
-    Under autocast it is float32 as the stock one is, and projections that get this very tensor find it in their type.
+    Under autocast it is float32, like the stock norm's, and carries a 16-bit copy for projections that get this very
+    tensor.
     """
     rows, added = (each.reshape(-1, each.shape[-1]) for each in (hidden_states, added))
     dtype, readers = _narrow(rows.device), Readers()
@@ -416,7 +418,7 @@ def _fuse_adapter(module: nn.Module) -> bool:
 
 
 def _adapter_forward(module: nn.Module, inputs: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """Return the layer's output, by peft's own forward wherever something but plain LoRA is asked for."""
+    """Return the layer's output; everything but plain LoRA goes through peft's own forward."""
     names, dtype = module.active_adapters, _narrow(inputs.device) or inputs.dtype
     plain = not (args or kwargs or module.disable_adapters or module.merged or module.lora_variant) and len(names) == 1
     if not plain or names[0] not in module.lora_A:
@@ -433,7 +435,7 @@ def _adapter_forward(module: nn.Module, inputs: torch.Tensor, *args, **kwargs) -
 
 
 def _rows_of(inputs: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Readers | None]:
-    """Return inputs [..., dim] as rows of the type of a product, and what adds up their gradient; None: autograd."""
+    """Return inputs [..., dim] as rows in a product's type, and the Readers that sum their gradient, if any."""
     rows = getattr(inputs, "rows", None)
     if rows is not None and rows.dtype == dtype:
         return rows, inputs.readers
@@ -441,7 +443,7 @@ def _rows_of(inputs: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, Re
 
 
 def _fuse_products(module: nn.Module) -> bool:
-    """Replace the forward of the linear layers of an attention or MLP that train."""
+    """Replace the forwards of an attention's or MLP's linear layers that train."""
     if not getattr(module, "fuses_products", False):
         return False
     found = [child for child in module.children() if type(child) is nn.Linear and child.weight.requires_grad]

@@ -1,6 +1,6 @@
-"""The functions of torch's autograd that fused passes are made of, of rows [tokens, ...].
+"""The autograd functions that fused passes are made of, on rows [tokens, ...].
 
-Each keeps its inputs alone and computes the rest again in the backward pass.
+Each saves little more than its inputs, and recomputes the rest in the backward pass.
 """
 
 from functools import cache
@@ -26,36 +26,36 @@ from zerotune.models.fused_kernels import (
     run,
 )
 
-_OUTPUTS_AT_ONCE = 4096  # of an LM head whose weights a CPU casts to float32
+_OUTPUTS_AT_ONCE = 4096  # of an LM head, whose weights a CPU casts to float32 in parts
 
 
 class Readers:
-    """The sum of the gradients that the readers of one tensor have for it, which their products add up in place.
+    """The sum of a tensor's gradients from all its readers, whose products add to it in place.
 
-    Autograd would add them in passes of their own. The tensor's producer takes the sum in its backward pass.
+    Autograd would add them up in extra passes. The tensor's producer takes the sum in its backward pass.
     """
 
     def __init__(self):
         self.sum: torch.Tensor | None = None
 
     def add_product(self, left: torch.Tensor, right: torch.Tensor) -> None:
-        """Add left @ right; more rows than the tensor has, of `steady`, are left out when the sum is taken."""
+        """Add left @ right; rows that `steady` padded are cut off when the sum is taken."""
         if self.sum is None:
             self.sum = left @ right
         else:
             self.sum.addmm_(left, right)
 
     def take(self, gradient: torch.Tensor | None, num_rows: int) -> torch.Tensor | None:
-        """Return the sum, with the gradient that came through autograd, and forget it; None where there is neither."""
+        """Return the sum plus the gradient that came through autograd, and reset it; None if there is neither."""
         total, self.sum = self.sum if self.sum is None else self.sum[:num_rows], None
         return total if gradient is None else gradient if total is None else gradient + total
 
 
 def steady(rows: torch.Tensor) -> torch.Tensor:
-    """Return rows [tokens, channels] with zeros below up to one of few numbers of rows, for products in bf16 on a CPU.
+    """Pad rows [tokens, channels] with zero rows to one of a few lengths, for products in bf16 on a CPU.
 
-    oneDNN compiles a product for each number of rows anew, which takes about 10 ms and keeps 1 MB, thirty times a
-    micro-batch. The numbers are multiples of 32 up to 512, and of a 16th of the next power of two beyond.
+    oneDNN compiles a product for each new number of rows, which takes about 10 ms and keeps 1 MB, thirty times a
+    micro-batch. The lengths are multiples of 32 up to 512, and of a 16th of the next power of two beyond.
     """
     num_rows = len(rows)
     if rows.is_cuda or rows.dtype != torch.bfloat16:
@@ -72,12 +72,12 @@ def wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def can_multiply_wide(states: torch.Tensor) -> bool:
-    """Return whether the device multiplies states of this type, of 16 bits, and answers in float32."""
+    """Return whether the device multiplies these 16-bit states with a float32 result."""
     return states.is_cuda and states.dtype != torch.float32 and _wide_product_works()
 
 
 def _product_in_float32(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return rows @ weight.T of 16-bit matrices in float32, by parts of the weights: none is cast whole."""
+    """Return rows @ weight.T of 16-bit matrices in float32, part by part: the weight is never cast whole."""
     product, rows = rows.new_empty(len(rows), len(weight), dtype=torch.float32), rows.float()
     for part, columns in zip(weight.split(_OUTPUTS_AT_ONCE), product.split(_OUTPUTS_AT_ONCE, dim=1), strict=True):
         torch.mm(rows, part.float().T, out=columns)
@@ -85,10 +85,10 @@ def _product_in_float32(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
 
 
 class WideLinear(torch.autograd.Function):
-    """A frozen 16-bit LM head, [..., dim] to float32 [..., outputs]: a product in 16 bits that adds up in float32.
+    """A frozen 16-bit LM head, [..., dim] to float32 [..., outputs]: a 16-bit product accumulated in float32.
 
     A product of two 16-bit numbers is exact in float32: the logits are those of the matrices cast to float32, up to the
-    order of the sum. A CPU casts them. The gradient is rounded to 16 bits, as that of every other layer.
+    order of the sum. A CPU does cast them. The gradient is rounded to 16 bits, like every other layer's.
     """
 
     @staticmethod
@@ -115,7 +115,7 @@ def _wide_product_works() -> bool:
 
 
 class Norm(torch.autograd.Function):
-    """RMS norm of `hidden + added` (or `hidden` alone, with None), [tokens, dim], and the sum itself."""
+    """RMS norm of `hidden + added` (of `hidden` if `added` is None), [tokens, dim], and the sum itself."""
 
     @staticmethod
     def forward(ctx, hidden, added, weight, offset, epsilon, dtype, readers):
@@ -152,9 +152,9 @@ class Norm(torch.autograd.Function):
 
 
 class LayerNorm(torch.autograd.Function):
-    """Layer norm of `residual + added`, [tokens, dim], after dropout of `added`: in float32, and in another type.
+    """Layer norm of `residual + dropout(added)`, [tokens, dim]: in float32, and in `dtype` for products.
 
-    The second, for products, is None where dtype is.
+    The second is None if `dtype` is.
     """
 
     @staticmethod
@@ -215,7 +215,7 @@ class Gate(torch.autograd.Function):
 
 
 class Product(torch.autograd.Function):
-    """A linear layer of rows [tokens, inputs], whose weight's gradient is float32 as the weight is."""
+    """A linear layer on rows [tokens, inputs]; the weight's gradient is float32, like the weight."""
 
     @staticmethod
     def forward(ctx, rows, weight, bias, readers):
@@ -244,7 +244,7 @@ class Product(torch.autograd.Function):
 
 
 class AdaptedLinear(torch.autograd.Function):
-    """A frozen linear layer with LoRA, of rows [tokens, inputs]: the small products add to the large one's in place."""
+    """A frozen linear layer with LoRA, on rows [tokens, inputs]: the small products add to the large one in place."""
 
     @staticmethod
     def forward(ctx, rows, down, up, scaling, base, readers):
@@ -276,7 +276,7 @@ class AdaptedLinear(torch.autograd.Function):
 
 
 def _frozen_weight(base: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """Return a linear layer's weight [outputs, inputs], out of its 4 bits if it has them."""
+    """Return a linear layer's weight [outputs, inputs], dequantised if it is in 4 bits."""
     if type(base) is nn.Linear:
         return base.weight.to(dtype)
     from bitsandbytes.functional import dequantize_4bit

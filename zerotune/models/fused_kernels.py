@@ -1,4 +1,4 @@
-"""The compiled kernels of fused passes: pure functions of rows, [tokens, ...] each, and what compiles and checks them.
+"""The kernels of fused passes: pure functions of rows, [tokens, ...] each, and the code to compile and check them.
 
 Their arithmetic is in float32 and rounded once, where the stock modules round several times.
 """
@@ -43,7 +43,7 @@ def norm_gradient(gradient, hidden, weight, offset: float, epsilon: float):
 
 
 def norm_total_gradient(gradient, beside, hidden, weight, offset: float, epsilon: float, dtype: torch.dtype):
-    """Return the gradient of the residual's stream, in its own type and in that of what was added, and the scales."""
+    """Return the residual stream's gradient, in its own type and in the added tensor's, and the scale of each row."""
     inner, scale = _norm_backward(gradient, hidden, weight, offset, epsilon)
     whole = inner + beside.float()
     own = whole.to(hidden.dtype)
@@ -55,10 +55,10 @@ def norm_weight_gradient(gradient, hidden, scale):
 
 
 def layer_norm_of_sum(residual, added, keep, scale: float, weight, bias, epsilon: float, dtype: torch.dtype):
-    """Return a layer norm of `residual + added`, the same in another type, and the sum, float32.
+    """Return the layer norm of `residual + added` in float32, the same in `dtype`, and the float32 sum.
 
     Args:
-        keep: what dropout keeps of `added`, bool, to be multiplied by `scale`; None: all.
+        keep: bool mask of the values of `added` that dropout keeps, which are multiplied by `scale`; None: all.
     """
     wide = added.float()
     total = residual.float() + (wide if keep is None else wide * keep * scale)
@@ -68,16 +68,16 @@ def layer_norm_of_sum(residual, added, keep, scale: float, weight, bias, epsilon
 
 
 def _centred(total, epsilon: float):
-    """Return rows with mean 0 and variance 1, and what they were multiplied by."""
+    """Return the rows scaled to mean 0 and variance 1, and the factors."""
     centred = total - total.mean(-1, keepdim=True)
     scale = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + epsilon)
     return centred * scale, scale
 
 
 def layer_norm_gradient(gradient, beside, total, keep, scale: float, weight, epsilon: float, dtype: torch.dtype):
-    """Return the gradients of the residual, float32, and of what was added; those of the norm's two outputs add up.
+    """Return the gradients of the residual, float32, and of `added`, from the summed gradients of the two outputs.
 
-    The formula is that of Ba et al. 2016, section 3, derived.
+    The formula is the derivative of Ba et al. 2016, section 3.
     """
     return _layer_norm_gradient(gradient, beside, total, keep, scale, weight, epsilon, dtype)[:2]
 
@@ -112,7 +112,7 @@ def rotated_gradient(gradient, cos, sin, dtype: torch.dtype):
 
 
 def _angles(states, cos, sin):
-    """Return float32 states and angles, the signs with which halves change places, and the width that is rotated."""
+    """Return float32 states and angles, the signs of the halves that change places, and the width that is rotated."""
     width = cos.shape[-1]
     signs = torch.where(torch.arange(width, device=states.device) < width // 2, -1.0, 1.0)
     return states.float(), cos.float().unsqueeze(1), sin.float().unsqueeze(1), signs, width
@@ -137,33 +137,33 @@ def gated_gradient(gradient, gate, up, activation: str):
     return inner.to(gate.dtype), (wide * ACTIVATIONS[activation](opened)).to(up.dtype)
 
 
-_compiling: set[str] = set()  # types of devices whose compiled kernels were found to be right
+_compiling: set[str] = set()  # types of devices whose compiled kernels have passed the check
 
 
 def compile_on(device_type: str) -> None:
-    """Let `run` compile on a type of device from now on."""
+    """Make `run` compile kernels on a type of device from now on."""
     _compiling.add(device_type)
 
 
 def run(kernel: Callable, *args):
-    """Call a kernel: compiled where `compile_on` says that it can be; else operation by operation."""
+    """Call a kernel: compiled on devices that `compile_on` was called for, else operation by operation."""
     return run_compiled(kernel, *args) if args[0].device.type in _compiling else kernel(*args)
 
 
 def run_compiled(kernel: Callable, *args):
-    """Call a kernel that is compiled once for all numbers of tokens, the first size of every matrix."""
+    """Call a kernel that is compiled once for all numbers of tokens, the first dimension of every matrix."""
     args = contiguous(args)
     for arg in args:
         if isinstance(arg, torch.Tensor) and arg.ndim > 1:
             torch._dynamo.maybe_mark_dynamic(arg, 0)
-    # one compilation for each type, width and constant of a model; the limit is another one in a backward pass's thread
+    # a model needs one compilation for each type, width and constant; a backward pass's thread has its own limit
     if torch._dynamo.config.recompile_limit < _MOST_COMPILATIONS:
         torch._dynamo.config.recompile_limit = _MOST_COMPILATIONS
     return _compiled(kernel)(*args)
 
 
 def contiguous(args: tuple) -> list:
-    """Return arguments as a kernel is compiled for: other strides depend on the number of tokens."""
+    """Return the arguments detached and contiguous: other strides would depend on the number of tokens."""
     return [arg.detach().contiguous() if isinstance(arg, torch.Tensor) else arg for arg in args]
 
 
@@ -175,10 +175,10 @@ def _compiled(kernel: Callable) -> Callable:
 @cache
 @torch.no_grad()
 def kernels_fail(device_type: str, of_encoder: bool = False) -> str | None:
-    """Return what is wrong with compiled kernels beside the same functions as they are on a CPU, None if nothing is.
+    """Return how compiled kernels differ from the uncompiled functions on a CPU, or fail; None if they agree.
 
-    On a GPU all kernels of a decoder, or of an encoder, are looked at; on a CPU, whose compiler is slower and less new,
-    one.
+    On a GPU all kernels of a decoder, or of an encoder, are checked; on a CPU, whose compiler is slower and more
+    mature, only one.
     """
     try:
         samples = [each for each in _samples() if (each[0] == LAYER_NORM) == of_encoder]
@@ -191,13 +191,13 @@ def kernels_fail(device_type: str, of_encoder: bool = False) -> str | None:
             for right, given in pairs:
                 if not torch.allclose(given.cpu().float(), right.float(), rtol=0.02, atol=0.02):
                     return f"{name} gives other numbers"
-    except Exception as error:  # what a compiler raises has no common class
+    except Exception as error:  # a compiler's errors have no common class
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
     return None
 
 
 def _samples():
-    """Return each kernel with a name and small inputs, of the types that training has."""
+    """Return each kernel with a name and small inputs of the types that training uses."""
     hidden, narrow, weight = probe(24, 256), probe(24, 256).bfloat16(), probe(256)
     states, cos, sin = probe(24, 4, 64).bfloat16(), probe(24, 64), probe(24, 64)
     constants, keep = (0.0, 1e-6), hidden > -1
@@ -219,5 +219,5 @@ def _samples():
 
 
 def probe(*shape: int) -> torch.Tensor:
-    """Return random float32 numbers on the CPU, always the same of a shape."""
+    """Return random float32 numbers on the CPU, always the same for a shape."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)), device="cpu")

@@ -25,10 +25,10 @@ from zerotune.models.packed import packed_arguments
 from zerotune.models.pretrained import read_config
 from zerotune.settings.groups import ModelSettings
 
-# How far below the highest bf16 logit the one that is highest in float32 may lie: each is off by at most a 2^9th of
-# itself, and so is the bound; and by what sums of float32 numbers are.
+# How far below the highest bf16 logit the highest float32 one may lie: both, and the bound itself, are off by at most
+# 2^-9 of their size. The second covers the rounding of float32 sums.
 _BF16_SLACK, _LEAST_SLACK = 2**-7, 1e-3
-# Logits that exist at a time where only some answers' are needed, as numbers: 64 MB of float32.
+# Most logits to hold at a time where only those of targets are needed: 64 MB of float32.
 _MOST_LOGITS = 2**24
 
 
@@ -53,7 +53,7 @@ class TextGenerator(TunedModel):
             rows, columns: the positions, [N] each.
             positions, branches: [B, T] each, of `branches.BranchRows`; for rows with branches that must not see each
                 other.
-            bounds, longest: of `packed.pack`, for a packed row, which has positions too.
+            bounds, longest: from `packed.pack`, for a packed row, which has positions too.
         """
         stock = self.stock_model
         masking = {}
@@ -70,7 +70,7 @@ class TextGenerator(TunedModel):
 def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = None) -> torch.Tensor:
     """Return float32 logits of hidden states [..., dim]: [..., vocabulary], or [..., len(token_ids)] of some tokens.
 
-    In bf16 two label words often tie: its numbers near 16 lie 0.125 apart.
+    In bf16 two label words would often tie: its numbers near 16 are 0.125 apart.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):  # peft's: an adapter on the head, or a saved copy of it
@@ -83,13 +83,13 @@ def answer_logits(model, hidden: torch.Tensor, token_ids: list[int] | None = Non
 def likeliest_tokens(model, hidden: torch.Tensor) -> torch.Tensor:
     """Return the token id [N] with the highest float32 logit after each of hidden states [N, dim].
 
-    On a CPU a bf16 head is not cast to float32 for it, which takes longer than the model: a product in bf16 is right
-    but for its rounding, and only the tokens that this leaves as candidates are computed again in float32.
+    On a CPU a bf16 head is not cast to float32, which would take longer than the model: a product in bf16, right up to
+    rounding, leaves a few candidates, and only these are computed again in float32.
     """
     head = model.get_output_embeddings()
     is_plain = isinstance(head, nn.Linear) and head.bias is None and hidden.device.type == "cpu"
     if not is_plain or not hidden.dtype == head.weight.dtype == torch.bfloat16:
-        return head(hidden).argmax(-1)  # what `finish_logits` does keeps the order
+        return head(hidden).argmax(-1)  # `finish_logits` would keep the order
     rough = hidden @ head.weight.T
     highest = rough.amax(-1, keepdim=True)
     rows, tokens = (rough >= highest - _BF16_SLACK * highest.abs() - _LEAST_SLACK).nonzero(as_tuple=True)
@@ -103,8 +103,8 @@ def likeliest_tokens(model, hidden: torch.Tensor) -> torch.Tensor:
 def answer_log_likelihoods(model, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the float32 log-probability [N] of each target token [N] after hidden states [N, dim].
 
-    The logits exist for a part of the vocabulary at a time: those of 1,000 tokens of Gemma-3's would take 1 GB, and
-    its head as much again in float32.
+    The logits are computed for a part of the vocabulary at a time: with Gemma-3's vocabulary, those of 1,000 tokens
+    would take 1 GB, and the head in float32 as much again.
     """
     head, config = model.get_output_embeddings(), model.config
     if not isinstance(head, nn.Linear):  # peft's
@@ -121,7 +121,7 @@ def answer_log_likelihoods(model, hidden: torch.Tensor, targets: torch.Tensor) -
 
 
 def finish_logits(logits: torch.Tensor, config) -> torch.Tensor:
-    """Return an LM head's outputs as the model does: Granite divides them, Gemma-2 caps them.
+    """Turn an LM head's outputs into the model's logits: Granite divides them, Gemma-2 caps them.
 
     The soft cap is that of Gemma Team 2024, arXiv:2408.00118, section 2.
     """
@@ -143,9 +143,9 @@ def load_generator(settings: ModelSettings, tokenizer) -> TextGenerator:
 
 
 def load_language_model(settings: ModelSettings, device: torch.device):
-    """Load a causal model in eval mode onto the device, with its adapter if it is one.
+    """Load a causal model, or an adapter on its base, onto the device in eval mode.
 
-    Weights have the settings' precision; NF4 with method "qlora" or an adapter that was trained so.
+    Weights have the settings' precision, or NF4 with method "qlora" or an adapter that was trained on NF4.
 
     Raises:
         Refused: no weights can be read, or some of them are missing.

@@ -24,7 +24,7 @@ def head_module_names(config) -> tuple[str, ...]:
 
 
 def span_module_names(config) -> tuple[str, ...]:
-    """Return the paths of the head's modules in a stock question-answering model: qa_outputs but in ModernBERT."""
+    """Return the paths of the head's modules in a stock question-answering model: qa_outputs, except in ModernBERT."""
     return head_modules(span_class(config), type(config))
 
 
@@ -50,7 +50,7 @@ def is_head_parameter(parameter_name: str, config) -> bool:
 
 
 def logical_size(parameter) -> int:
-    """Return the number of weights of a parameter: whole under ZeRO-3, unpacked in 4 bits."""
+    """Return the number of weights in a parameter: unsharded under ZeRO-3, unpacked in 4 bits."""
     quant_state = getattr(parameter, "quant_state", None)
     if quant_state is not None:
         return quant_state.shape.numel()
@@ -58,7 +58,7 @@ def logical_size(parameter) -> int:
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes and answers in float32, also inside autocast.
+    """A linear layer that computes and returns float32, also inside autocast.
 
     It is its own class, not an `nn.Linear` with a flag: DeepSpeed's `torch_autocast` reduces the gradients (and
     under ZeRO-3 gathers the weights) of every module whose class is exactly `nn.Linear` in 16 bits. It has a forward of
@@ -77,10 +77,10 @@ class Float32Linear(nn.Linear):
 
 
 def wide_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return a linear layer's outputs in float32, also inside autocast, of factors that are not rounded.
+    """Return a linear layer's outputs in float32, also inside autocast, without rounding its factors.
 
-    Where the weights do not train they are never copied whole, and a GPU multiplies bf16 by bf16 as such: a tenth of
-    the time.
+    Weights that do not train are never copied whole, and a GPU multiplies bf16 by bf16 directly, in a tenth of the
+    time.
     """
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         trains = weight.requires_grad and torch.is_grad_enabled()
@@ -91,7 +91,7 @@ def wide_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 
 
 def float32_linear(linear: nn.Linear, cast_weights: bool = True) -> Float32Linear:
-    """Return a layer around the parameters of another, which are cast to float32 in place unless told otherwise."""
+    """Return a layer around another's parameters, which are cast to float32 in place if `cast_weights`."""
     assert type(linear) is nn.Linear, f"a head was turned into a {type(linear).__name__}"
     layer = Float32Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
     layer.weights_are_float32 = cast_weights

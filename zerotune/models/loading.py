@@ -1,4 +1,4 @@
-"""From settings to a stock model of transformers: its types, kernels and head, and what is refused on the way."""
+"""Load a stock model of transformers from settings: its types, kernels and head, and the refusals on the way."""
 
 import contextlib
 import copy
@@ -28,8 +28,8 @@ from zerotune.models.pretrained import check_pad_token, check_window, is_text_pa
 from zerotune.settings.groups import ModelSettings
 from zerotune.terminal import say_when_slow
 
-# Of a checkpoint, what a model with another head may leave aside: LM heads and those of pretraining, what a text part
-# leaves of the whole, and buffers.
+# Weights of a checkpoint that a model with another head may ignore: LM heads and pretraining heads, the parts beside a
+# text part, and buffers.
 _OTHER_HEADS = re.compile(
     r"^lm_head\.|^cls\.|^vocab_(transform|layer_norm|projector)\.|(^|\.)pooler\.|position_ids$|inv_freq$"
     r"|^(lm_predictions|mask_predictions|predictions|sop_classifier|decoder|head)\."
@@ -39,7 +39,7 @@ _OTHER_HEADS = re.compile(
 _HEADS_ON_CAUSAL_MODELS = re.compile(r"^(score|classifier|qa_outputs|v_head)\.")
 _UNUSED = "has weights that this architecture does not use"
 
-# How configs name their rates of dropout, and Mixtral that of its router's noise.
+# How configs name their dropout rates, and Mixtral its router's noise.
 _DROPOUTS = ("dropout", "dropout_prob", "pdrop", "jitter_noise")
 
 
@@ -85,9 +85,9 @@ def check_trainable(settings: ModelSettings, config, max_length: int | None) -> 
 
 
 def make_trainable(model, settings: ModelSettings):
-    """Return a stock model as it is trained: with adapters unless in full, with activation checkpointing if asked."""
+    """Return a stock model ready to train: with adapters unless the method is full, with checkpointing if asked."""
     tuned = model if settings.method == "full" else add_lora(model, settings)
-    if settings.activation_checkpointing:  # after peft, which would change a model that has it
+    if settings.activation_checkpointing:  # after peft, which would change a model that already has it
         # a layer without dropout draws no numbers: the generators' states need not be kept for its second pass
         how = {"use_reentrant": False, "preserve_rng_state": has_dropout(tuned)}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
@@ -107,8 +107,8 @@ def load_with_head(settings: ModelSettings, config, model_class, key_mapping=Non
     Missing parameters are drawn by settings.seed.
 
     Args:
-        config: of `tuning_config`.
-        key_mapping: from_pretrained's, patterns of names in the checkpoint to their names in the model.
+        config: from `tuning_config`.
+        key_mapping: from_pretrained's: from patterns of names in the checkpoint to names in the model.
     Raises:
         Refused: no weights can be read, or any but the head's are missing.
     """
@@ -119,7 +119,7 @@ def load_with_head(settings: ModelSettings, config, model_class, key_mapping=Non
     _check_loaded_keys(model, info["missing_keys"], info["unexpected_keys"])
     if has_both_types:
         for part in model.modules():
-            if hasattr(part, "scalar_embed_scale"):  # Gemma's, which is rounded as it is read
+            if hasattr(part, "scalar_embed_scale"):  # Gemma's, which loading rounds
                 part.embed_scale = torch.tensor(part.scalar_embed_scale, device=part.embed_scale.device)
     make_head_float32(model)
     _draw_missing_head(model, info["missing_keys"], settings.seed)
@@ -128,7 +128,7 @@ def load_with_head(settings: ModelSettings, config, model_class, key_mapping=Non
 
 
 def use_cpu_kernels(model, settings: ModelSettings) -> None:
-    """Let an encoder with our own attention on a CPU use our other kernels too."""
+    """Make an encoder with zerotune's own CPU attention use the other CPU kernels too."""
     if model.config._attn_implementation == cpu_kernels.ATTENTION:
         cpu_kernels.use_cheap_dropout(model)
         if settings.method == "full" and settings.zero_stage != 3:
@@ -163,7 +163,7 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
             f"the weights of {settings.name} do not fit its config.json: {weight} is {list(found)}, wanted "
             f"{list(wanted)} ({len(mismatched)} in all); check that the config belongs to the weights"
         )
-    # of a layer that bitsandbytes has packed, the weight has a class of its own
+    # in a layer that bitsandbytes has packed, the weight has a class of its own
     packed = [(name, part) for name, part in model.named_modules() if type(part).__module__.startswith("bitsandbytes")]
     unpacked = [name for name, part in packed if type(getattr(part, "weight", None)) is nn.Parameter]
     if unpacked:
@@ -177,13 +177,13 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
 
 
 def read_onto(settings: ModelSettings, device: torch.device, evaluates: bool = False) -> ModelSettings:
-    """Return settings by which weights are read onto a GPU one after the other, never whole into each rank's memory.
+    """Return settings that read weights onto a GPU one by one, so that no rank holds them all in host memory.
 
-    Under ZeRO-3 DeepSpeed decides where they go. A model whose layers will be divided is read into memory first.
+    Under ZeRO-3 DeepSpeed decides where they go. A model whose layers will be divided is read into host memory first.
 
     Args:
-        evaluates: nothing will be trained: linear layers are read in the type that autocast would give them in each
-            forward pass, with the same numbers and half the memory.
+        evaluates: nothing will be trained, so linear layers are read in the type to which autocast would cast them in
+            each forward pass: the same numbers in half the memory.
     """
     if device.type != "cuda" or settings.zero_stage == 3:
         return settings
@@ -192,7 +192,7 @@ def read_onto(settings: ModelSettings, device: torch.device, evaluates: bool = F
 
 
 def _wide_modules(config, model_class) -> set[str]:
-    """Return the last names of the modules with weights that are no linear layers: embeddings and norms."""
+    """Return the last names of the modules with weights, other than linear layers: embeddings and norms."""
     with torch.device("meta"):
         model = model_class._from_config(copy.deepcopy(config))
     linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
@@ -207,9 +207,9 @@ def base_dtype(settings: ModelSettings) -> torch.dtype:
 
 
 def nf4_config(precision: str, config) -> BitsAndBytesConfig:
-    """Return 4-bit NormalFloat with double quantisation, as in QLoRA (Dettmers et al. 2023), a model's heads left out.
+    """Return 4-bit NormalFloat with double quantisation, as in QLoRA (Dettmers et al. 2023), without a model's heads.
 
-    transformers matches names with the beginning or the end of a path.
+    transformers matches the skipped names with the beginning or the end of a path.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -223,8 +223,8 @@ def nf4_config(precision: str, config) -> BitsAndBytesConfig:
 def keep_nf4_layout(model) -> None:
     """Keep bitsandbytes (0.50) from repacking 4-bit layers in place, at their first evaluation on AVX512-BF16 CPUs.
 
-    A repacked layer has rounded scales and no gradient, so that training after an evaluation would be silently wrong,
-    and raises for inputs that are no multiple of 64.
+    A repacked layer has rounded scales and no gradient: training after an evaluation would be silently wrong. It also
+    raises for inputs that are no multiple of 64.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -265,8 +265,9 @@ def _read_in_float32(model_class, config, wide: set[str]):
 def _check_loaded_keys(model, missing, unexpected) -> None:
     """Refuse a checkpoint that leaves part of the backbone random, or that belongs to another architecture.
 
-    Missing may be nothing (a trained classifier), the whole head, or whole modules of it with the one that gives the
-    logits (a pooler was trained, and ModernBERT's first layer). Unexpected keys may only belong to other heads.
+    `missing` may be empty (a trained classifier), the whole head, or whole modules of it that include the one that
+    gives the logits (a checkpoint may have a pooler, or ModernBERT's first head layer). `unexpected` may only name
+    weights of other heads.
     """
     names, missing = [name for name, _ in model.named_parameters()], set(missing)
     parts = [
@@ -281,7 +282,7 @@ def _check_loaded_keys(model, missing, unexpected) -> None:
 
 
 def check_unused_keys(unexpected) -> None:
-    """Refuse a causal checkpoint with weights that its config.json leaves unused, but for those of other heads."""
+    """Refuse a causal checkpoint with weights that its config.json leaves unused, except those of other heads."""
     known = (_OTHER_HEADS, _HEADS_ON_CAUSAL_MODELS)
     _refuse_keys(_UNUSED, [key for key in unexpected if not any(each.search(key) for each in known)])
 

@@ -33,18 +33,18 @@ from zerotune.models.span_head import load_stock_span_model
 from zerotune.run.cpu import memory_limit
 from zerotune.settings.groups import ModelSettings
 
-# What the logits are compared on, at every token where the head answers there.
+# Texts on which logits are compared; at every token, if the head gives logits there.
 TEXTS = (
     "The film was good.",
     "It is not what I had hoped for: two hours, and never once did I want to know how it would end.",
     "Who built the tower? The tower at Hook Head was built by monks in the 13th century.",
     "£ 12.50 – naïve, 100 %!",
 )
-# Largest difference of a logit, as a share of the largest logit. Merging changes the order of float32 sums alone.
+# Largest difference of a logit, as a share of the largest logit. Merging only changes the order of float32 sums.
 # Storing rounds each weight by up to 2^-12 (float16) or 2^-9 (bfloat16) of its size: the independent errors of the 200
 # matrices of a 7B model add up to 14 times that, 0.3 % and 3 %.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 6e-2}
-# Memory beside the float32 weights: the largest matrix twice, and activations.
+# Memory beside the float32 weights, as a share of them: the largest matrix twice, and activations.
 SPARE_SHARE = 0.15
 
 
@@ -55,9 +55,9 @@ class Merged:
     Attributes:
         largest_logit: of the adapter's, on TEXTS.
         merged: difference in float32, before the weights were rounded.
-        stored: difference of the folder, read again.
+        stored: difference of the written folder, read again.
         in_4_bits: difference of the adapter itself on its base in 4 bits, on which QLoRA trained it; None for LoRA.
-        dtype: of the stored weights but the head's, which are float32.
+        dtype: of the stored weights, except the head's, which are float32.
     """
 
     largest_logit: float
@@ -67,7 +67,7 @@ class Merged:
     dtype: str
 
     def lines(self) -> list[str]:
-        """Return what is printed: each difference, and the tolerance that it keeps to."""
+        """Return the lines to print: each difference, with its tolerance."""
         lines = [
             f"largest differences of a logit from the adapter's, on {len(TEXTS)} texts (largest logit "
             f"{self.largest_logit:.3g}):",
@@ -88,7 +88,7 @@ class Merged:
 
 
 def adapter_of_run(run: Path) -> Path:
-    """Return the folder of a run's tuned adapter: final/ of a run folder, or that folder itself.
+    """Return the folder of a run's tuned adapter, given the run folder or its final/.
 
     Raises:
         Refused: there is none, or it is a whole model.
@@ -100,7 +100,7 @@ def adapter_of_run(run: Path) -> Path:
 
 
 def check_target(target: Path, run: Path) -> None:
-    """Refuse a folder that cannot be written: it holds something, or is a file, or in the run itself."""
+    """Refuse a target that is a file, is not empty, lies inside the run, or has no parent folder."""
     if target.exists() and not target.is_dir():
         raise Refused(f"--merge must name a new folder: {target} is a file; name another one")
     if target.is_dir() and any(target.iterdir()):
@@ -112,16 +112,15 @@ def check_target(target: Path, run: Path) -> None:
 
 
 def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
-    """Merge an adapter into its base, compare the logits, and write a plain model folder: aside, then renamed.
+    """Merge an adapter into its base, compare the logits, and write a plain model folder, renamed once it is complete.
 
     Everything is computed in float32 on the CPU; an adapter that was trained on a 4-bit base is merged into the base as
-    it is published.
+    published.
 
     Args:
-        final: of `adapter_of_run`.
-        target: of `check_target`.
-        dtype: of the stored weights, "float32", "float16" or "bfloat16"; None: as the base has them. A head is always
-            float32.
+        final: from `adapter_of_run`.
+        target: checked by `check_target`.
+        dtype: of the stored weights, "float32", "float16" or "bfloat16"; None: the base's. A head is always float32.
     Raises:
         Refused: the adapter, its base or its tokenizer cannot be used, memory is short, or the logits differ.
     """
@@ -139,7 +138,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
 
     def difference(found: list[torch.Tensor]) -> float:
         differences = [(one - other).flatten() for one, other in zip(found, wanted, strict=True)]
-        return float(torch.cat(differences).abs().max()) / largest  # NaN where one is
+        return float(torch.cat(differences).abs().max()) / largest  # NaN if any logit is
 
     stock = model.merge_and_unload().eval()
     merged = difference(_logits(stock, rows))
@@ -171,7 +170,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
 
 
 def _check_adapter(final: Path) -> tuple:
-    """Return config and task.json of an adapter that can be merged, after all checks that need no weight."""
+    """Check that an adapter can be merged, before any weights are loaded; return its config and task.json."""
     check_base(str(final), None)
     config, record = read_config(str(final), None), read_record(str(final), None)
     check_adapter(str(final), None)
@@ -193,7 +192,7 @@ def _check_adapter(final: Path) -> tuple:
 
 
 def _stored_dtype(config) -> str:
-    """Return the type in which a checkpoint stores its weights, by its config; float32 where that does not say."""
+    """Return the type in which a checkpoint stores its weights, by its config; float32 if that does not name one."""
     name = str(getattr(config, "dtype", None)).removeprefix("torch.")
     return name if name in TOLERANCES else "float32"
 
@@ -238,7 +237,7 @@ def _check_difference(found: float, dtype: str, final: Path) -> None:
 
 
 def _round_weights(stock, dtype: str) -> None:
-    """Give all weights but a classification or span head's a type, in place: tied ones stay tied."""
+    """Cast all weights except a classification or span head's, in place: tied ones stay tied."""
     for name, parameter in stock.named_parameters():
         if not is_head_parameter(name, stock.config):
             parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -246,7 +245,7 @@ def _round_weights(stock, dtype: str) -> None:
 
 
 def _read_again(model_class, folder: Path):
-    """Return a stock model as its README.md loads it."""
+    """Load a stock model in the way that its README.md does."""
     with quiet_transformers():
         model, info = model_class.from_pretrained(
             folder, dtype="float32", attn_implementation="eager", output_loading_info=True

@@ -1,4 +1,4 @@
-"""README.md of final/, a model card: what the model is, and a whole prediction in plain transformers and peft.
+"""README.md of final/, a model card: a description of the model, and a whole prediction in transformers and peft.
 
 The report's last step adds scores, data and limits to it (zerotune/report/card.py).
 """
@@ -39,15 +39,15 @@ _METHODS = {
     "merged": "A LoRA adapter merged into",
 }
 _FLOAT32 = 'Keep `dtype="float32"`: the head is float32, and 16 bits would lose small differences.'
-# By head: the end of the title, the Auto class, and the hub's name of what a pipeline does with it.
+# By head: the end of the title, the Auto class, and the hub's pipeline tag.
 _HEADS = {
     "classify": ("classifier", "AutoModelForSequenceClassification", "text-classification"),
     "generate": ("generator", "AutoModelForCausalLM", "text-generation"),
     "span": ("span finder", "AutoModelForQuestionAnswering", "question-answering"),
 }
-# The code's line that says where the model is; an upload puts the repository there.
+# The line of the code that names the model's folder; an upload replaces it by one that fetches the repository.
 FOLDER_LINE = 'folder = "."  # where this file is'
-# The config beside an adapter: with labels and pad id, which its base does not know.
+# The config beside an adapter, which has the labels and the pad id that the base lacks.
 _ADAPTER_CONFIG = f'config=AutoConfig.from_pretrained(folder, subfolder="{CONFIG_FOLDER}")'
 
 _NO_TYPES = ", return_token_type_ids=False"
@@ -149,7 +149,7 @@ def model_card(stock, record: dict, tokenizer) -> str:
 
 
 def _front_matter(stock, record: dict, head: str):
-    """Return what the hub reads of a card, as far as the model itself tells it: a ModelCardData."""
+    """Return the front matter of a card for the hub, as far as the model determines it: a ModelCardData."""
     from huggingface_hub import ModelCardData
 
     is_adapter = record["method"] != "full"
@@ -162,7 +162,7 @@ def _front_matter(stock, record: dict, head: str):
 
 
 def name_base(data, base: str | None, is_adapter: bool, found_license: dict[str, str]) -> None:
-    """Set a card's base model, None where it is not on the hub, and the base's license where its own card tells one."""
+    """Set a card's base model, None if it is not on the hub, and the license that the base's card states, if any."""
     data.base_model = base
     data["base_model_relation"] = ("adapter" if is_adapter else "finetune") if base else None
     for name in ("license", "license_name", "license_link"):
@@ -170,7 +170,7 @@ def name_base(data, base: str | None, is_adapter: bool, found_license: dict[str,
 
 
 def license_section(data) -> str:
-    """Return the card's words about its license: the base's, or that none is claimed."""
+    """Return the card's section about its license: the base's, or a note that none is claimed."""
     if not data.license:
         said = (
             "None is given here: no card of the base model was at hand that tells its license. The base's "
@@ -184,8 +184,8 @@ def license_section(data) -> str:
 
 
 def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[list[str], str, str]:
-    """Return the imports, a class where transformers has none for the model, and the lines that load it."""
-    # transformers before 5.23 loads Gemma-2 with sdpa, which leaves out the capping of its scores
+    """Return the imports, a class if transformers has none for the model, and the lines that load the model."""
+    # transformers before 5.23 loads Gemma-2 with sdpa, which does not cap its scores
     dtype = 'dtype="float32"' + (', attn_implementation="eager"' if caps_scores(stock.config) else "")
     imports, definition = [], ""
     if generic := generic_part(type(stock)):
@@ -201,7 +201,7 @@ def _loading_lines(stock, record: dict, head: str, model_class: str) -> tuple[li
         line = f"model = {model_class}.from_pretrained(folder, {config}{dtype})"
     else:
         base = record["base_model"]
-        # a folder, by its place relative to this one, or a hub id
+        # a path relative to this folder, or a hub id
         arguments = [f"folder + {json.dumps('/' + base)}" if base.startswith("..") else json.dumps(base)]
         if record["base_revision"]:
             arguments.append(f"revision={record['base_revision']!r}")
@@ -263,7 +263,7 @@ def _prediction(stock, record: dict, head: str, tokenizer) -> str:
 
 
 def _example_line(record: dict) -> str:
-    """Return the line that sets a text; of a pair both with the names of their columns, as in training."""
+    """Return the line that sets the text; for a pair, both texts after the names of their columns, as in training."""
     text = "a text to classify"
     if pair := record.get("pair_columns"):
         text = f"{pair[0]}: a text\n{pair[1]}: the text that belongs to it"
@@ -271,7 +271,7 @@ def _example_line(record: dict) -> str:
 
 
 def _longest_answer(record: dict, tokenizer) -> int:
-    """Return the most tokens that an answer takes, with its end."""
+    """Return the most tokens that an answer takes, its end token included."""
     if "label_words" not in record["prompt"]:
         return record.get("max_new_tokens", 32)
     answers = [" " + word for word in record["prompt"]["label_words"]]
@@ -279,7 +279,7 @@ def _longest_answer(record: dict, tokenizer) -> int:
 
 
 def _notes(stock, record: dict, head: str, model_class: str):
-    """Yield what a user of the model should know."""
+    """Yield notes for users of the model."""
     if head == "classify":
         yield _FLOAT32
         yield '`pipeline("text-classification", model=model, tokenizer=tokenizer)` takes the same two.'

@@ -1,6 +1,6 @@
-"""The files of a model, in a folder or on the hub: how to find them, identify them, and check that they are whole.
+"""The files of a model, in a folder or on the hub: how to find them, identify them, and check that they are complete.
 
-Imports no torch, for login nodes.
+Does not import torch, since login nodes use it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from zerotune.run.process import say
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
 WEIGHT_ENDS = (".safetensors", ".bin")
-# Of an adapter's final/: it holds the config.json of the model with its head, which has the labels and the pad id.
+# In an adapter's final/: the folder with the config.json of the model with its head, which has labels and pad id.
 CONFIG_FOLDER = "config"
 
 
@@ -65,7 +65,7 @@ class WeightIndex(TypedDict):
 
 
 class AdapterRecord(TypedDict):
-    """adapter_config.json, as far as zerotune reads it; base_model_name_or_path has a message of its own."""
+    """adapter_config.json, as far as zerotune reads it; base_model_name_or_path is checked elsewhere."""
 
     revision: NotRequired[str | None]
     peft_type: NotRequired[str | None]
@@ -146,7 +146,7 @@ def _label_problem(record: dict, config: str | None) -> str | None:
 def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, str | None] | None:
     """Return name or folder, and hub revision, of the model that an adapter belongs to; None for a whole model.
 
-    A final/ that was moved together with its base finds it by the place that task.json has, relative to the folder.
+    A final/ that was moved together with its base still finds it, by the relative path in task.json.
 
     Raises:
         Refused: adapter_config.json is damaged or names no model.
@@ -167,10 +167,10 @@ def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, st
 
 
 def _local_base(folder: str | Path, base: str) -> str:
-    """Return where the base of an adapter's folder is, if that is a folder here; else its name as it was given.
+    """Return the path of an adapter's base if it is a local folder; else its name as given.
 
-    Of our own adapters the place in task.json counts first: it is relative to the folder, so that both can be moved
-    together, and task.json may be corrected, where other files are hashed.
+    For zerotune's own adapters the path in task.json is tried first: it is relative to the folder, so that both can be
+    moved together, and users may correct task.json, which is not hashed as other files are.
     """
     record = Path(folder) / "task.json"
     for place in [read_json(record).get("base_model"), base] if record.is_file() else [base]:
@@ -180,7 +180,7 @@ def _local_base(folder: str | Path, base: str) -> str:
 
 
 def check_adapter(name: str, revision: str | None) -> None:
-    """Refuse an adapter of a kind that we do not run: those that act outside of the layers, such as prompt tuning."""
+    """Refuse an adapter of an unsupported kind, such as prompt tuning, which acts outside the layers."""
     path = find_file(name, "adapter_config.json", revision)
     kind = read_json(Path(path), AdapterRecord, "copy it again").get("peft_type") if path else None
     if path and kind not in ADAPTER_KINDS:
@@ -191,7 +191,7 @@ def check_adapter(name: str, revision: str | None) -> None:
 
 
 def file_records(folder: Path) -> dict[str, dict]:
-    """Return size and sha256 of the files that an evaluation reads from a folder, once they are on the disk."""
+    """Flush the files that an evaluation reads from a folder to the disk, and return their sizes and sha256."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ("task.json", "README.md"))
     return {path.relative_to(folder).as_posix(): file_record(path) for path in files}
 
@@ -199,7 +199,8 @@ def file_records(folder: Path) -> dict[str, dict]:
 def check_final(name: str | Path) -> None:
     """Refuse a final/ folder whose files are not those that its run wrote; reads all of them.
 
-    One that was written before hashes were is not checked, which is said."""
+    A folder without recorded hashes, from an older version, is not checked; a printed line says so.
+    """
     record = read_record(name, None) if os.path.isdir(name) else None
     if record is None:
         return
@@ -221,10 +222,10 @@ def check_final(name: str | Path) -> None:
 def model_identity(name: str, revision: str | None) -> str:
     """Return the hub commit of a model, or a hash of a folder's files; an adapter's includes its base's.
 
-    Files up to 16 MiB count whole, larger ones by 16 blocks of 1 MiB and their size.
+    Files up to 16 MiB are hashed whole, larger ones by their size and 16 blocks of 1 MiB.
 
     Raises:
-        Refused: an adapter does not say to which model it belongs.
+        Refused: an adapter does not name its base model.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -255,7 +256,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def final_to_publish(run: Path) -> Path:
-    """Return final/ of a run folder, or that folder itself. Raises Refused: there is none."""
+    """Return a run folder's final/, given either of the two. Raises Refused if there is none."""
     if not run.is_dir():
         meant = nearest_entry(run, Path.is_dir)
         raise Refused(f"RUN must be a run folder or its final/: there is no folder {run}{meant}")
@@ -267,13 +268,13 @@ def final_to_publish(run: Path) -> Path:
 
 
 def missing_folder(name: str, flag: str = "--model", most_parts: int = 2) -> Refused | None:
-    """Return the refusal of a name that is a path and no folder; None of a name that the hub may know.
+    """Return the refusal of a name that is a path but no folder; None for a name that the hub may know.
 
-    A path begins with ".", "/" or "~", has more parts than a hub id, or lies in a folder that is here.
+    A path begins with ".", "/" or "~", has more parts than a hub id, or lies in an existing folder.
 
     Args:
-        flag: that was given the name.
-        most_parts: of a hub id: ORG/NAME, and of data sets ORG/NAME/CONFIGURATION.
+        flag: the flag that was given the name.
+        most_parts: of a hub id: 2 for ORG/NAME, 3 for a data set's ORG/NAME/CONFIGURATION.
     """
     path = Path(name).expanduser()
     parts = name.rstrip("/").split("/")

@@ -1,8 +1,8 @@
 """How far training moved a model's weights: final/ against the checkpoint that it was tuned from, tensor by tensor.
 
-Of a whole model the change is the difference of the two files. Of an adapter it is its product, scale · B · A (Hu et
-al. 2021, equation 3), whose norm follows from two small matrices: |BA|² is the sum over (BᵀB) ∘ (AAᵀ), so that B · A is
-never formed.
+For a whole model the change is the difference of the two checkpoints. For an adapter it is its product, scale · B · A
+(Hu et al. 2021, equation 3), whose norm follows from two small matrices: |BA|² is the sum over (BᵀB) ∘ (AAᵀ), so that
+B · A is never formed.
 """
 
 import math
@@ -19,18 +19,18 @@ from zerotune.models.model_files import WeightIndex, cached_snapshot
 from zerotune.models.parameters import module_group
 from zerotune.models.pretrained import read_config
 
-# Rows of a matrix are compared in blocks of so many weights: 256 MiB in float32.
+# Weights in a block of rows, by which matrices are compared: 256 MiB in float32.
 BLOCK = 1 << 26
 _LAYER = re.compile(r"\.(?:layers?|h|blocks)\.(\d+)\.")
 
 
 def weight_movement(final: Path, base: str, revision: str | None) -> dict:
-    """Return parameters.json's "moved": how far the weights that trained are from the base's, relative to those.
+    """Return parameters.json's entry "moved": how far training moved the weights, relative to the base's.
 
     Reads both checkpoints once and holds one block of a weight at a time. The head is left out: it is new.
 
     Args:
-        base: model that was tuned, a folder or a hub id whose files are cached.
+        base: the model that was tuned, a folder or a hub id whose files are cached.
     Returns:
         {"groups": {module group: |change| / |weights before|}, "layers": the same by layer, [num_layers]}, Frobenius
         norms over all weights of a group; or {"reason": why it is not known}.
@@ -101,7 +101,7 @@ def _whole_changes(after: dict, before: dict):
 
 
 def _adapter_changes(final: Path, after: dict, before: dict):
-    """Yield the same of each matrix that an adapter changes."""
+    """Yield the same for each matrix that an adapter changes."""
     config, earlier_name = read_json(final / "adapter_config.json"), _Names(before)
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -117,7 +117,7 @@ def _adapter_changes(final: Path, after: dict, before: dict):
 
 
 class _Names:
-    """The names of a checkpoint's weights, found by the names that another class gives them: with another prefix."""
+    """The names of a checkpoint's weights, found by the names of another class, which uses another prefix."""
 
     def __init__(self, names):
         self.names = set(names)
@@ -126,7 +126,7 @@ class _Names:
     def find(self, name: str) -> str | None:
         end = name.partition(".")[2]
         found = (self.by_end.get(name), end if end in self.names else None, self.by_end.get(end))
-        # a weight of a single part, such as score.weight, would be any weight
+        # without its prefix, score.weight would be just "weight", which could be any weight
         return name if name in self.names else next((each for each in found if each and "." in end), None)
 
 
@@ -134,7 +134,8 @@ def _squares(tuned, before) -> tuple[float, float]:
     """Return the squared norms of a weight's change and of the weight before it, by blocks of rows.
 
     Args:
-        tuned, before: slices of an open file, of one shape; before None: the norm of `tuned` alone.
+        tuned, before: slices of an open file, of the same shape. If `before` is None, the norm is that of `tuned` and
+            the change 0.
     """
     shape = tuned.get_shape()
     assert before is None or before.get_shape() == shape, f"a weight is {before.get_shape()}, and was {shape}"

@@ -7,7 +7,7 @@ from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import answers_by_prompt, is_trained_classifier
 from zerotune.settings.groups import ModelSettings
 
-# transformers' name of it in config.json; pipeline() then takes a sigmoid of each logit.
+# transformers' name for such classifiers in config.json; pipeline() then takes a sigmoid of each logit.
 PROBLEM_TYPE = "multi_label_classification"
 
 
@@ -17,9 +17,9 @@ def is_multi_label(config: PretrainedConfig) -> bool:
 
 
 def check_multi_label(model: ModelSettings, config: PretrainedConfig, multi_label: bool) -> None:
-    """Refuse a classifier that was made for one label a text where it is asked for several, or the other way round.
+    """Refuse a classifier of one label per text with --multi-label, and one of several labels without it.
 
-    A published one whose config says neither is taken at the user's word.
+    If a published classifier's config says neither, the user's flag decides.
     """
     if not multi_label and is_multi_label(config):
         raise Refused(
@@ -36,7 +36,7 @@ def check_multi_label(model: ModelSettings, config: PretrainedConfig, multi_labe
 
 
 def check_has_head(name: str, config: PretrainedConfig) -> None:
-    """Refuse to ask a causal model by a prompt, which gives one label, for several."""
+    """Refuse --multi-label for a causal model that answers by a prompt, which gives one label."""
     if answers_by_prompt(config):
         raise Refused(
             f"--multi-label needs a classifier head, and {name} answers by a prompt, which gives one label: train it "

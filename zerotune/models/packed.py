@@ -4,11 +4,11 @@
     positions  0 1 2 3 0 1 0 1 2
     bounds     0       4   6     9
 
-Positions restart with each example. transformers builds no mask for a kernel that has no mask function, and hands the
-bounds to it in every layer; so an example sees its own tokens alone, and the device is never asked for a number.
+Positions restart with each example. transformers builds no mask for a kernel that has no mask function, and passes it
+the bounds in every layer. So an example sees only its own tokens, and the host never waits for a number from the GPU.
 
-On CUDA the kernel is `torch.nn.attention.varlen`, in 16 bits, and flash-attn's where scores are capped (Gemma-2).
-Elsewhere it is a reference, example by example.
+On CUDA the kernel is `torch.nn.attention.varlen`, in 16 bits, or flash-attn's if scores are capped (Gemma-2).
+Elsewhere a reference computes one example at a time.
 """
 
 from functools import cache
@@ -27,13 +27,13 @@ from zerotune.models.heads import has_token_types, is_encoder
 from zerotune.settings.groups import ModelSettings
 
 ATTENTION = "varlen"
-# Encoders whose layers are BERT's: full attention by a kernel of transformers' choice, on a padded batch or packed row.
+# Encoders with BERT's layers: full attention by any of transformers' kernels, on a padded batch or a packed row.
 _PLAIN_ENCODERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra")
 WIDEST_HEAD = 256  # of flash attention
 
 
 def packs_rows(settings: ModelSettings, config) -> bool:
-    """Return whether a model reads packed rows: where --attention says varlen, and by default on a GPU in 16 bits."""
+    """Return whether a model reads packed rows: with --attention varlen, and by default on a GPU in 16 bits."""
     if settings.attention == "varlen":
         return True
     is_default = settings.attention == "auto" and settings.precision != "fp32" and torch.cuda.is_available()
@@ -42,7 +42,7 @@ def packs_rows(settings: ModelSettings, config) -> bool:
 
 
 def drops_scores(settings: ModelSettings, config) -> bool:
-    """Return whether a model that is tuned has dropout among its attention scores: only an encoder in full tuning."""
+    """Return whether training drops attention scores, which happens only in full tuning of an encoder."""
     rates = (getattr(config, name, 0.0) for name in ("attention_probs_dropout_prob", "attention_dropout"))
     return settings.method == "full" and is_encoder(config) and any(rates)
 
@@ -67,7 +67,7 @@ def why_not_packed(config) -> str | None:
 
 @cache
 def kernel_works(capped: bool = False) -> bool:
-    """Return whether this GPU's kernel, or the one that caps scores, gives the reference's numbers for two examples."""
+    """Return whether this GPU's kernel, or with `capped` the one that caps scores, matches the reference."""
     softcap = 2.0 if capped else None
     try:
         generator = torch.Generator().manual_seed(0)
@@ -96,8 +96,8 @@ def pack(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray | int]:
         inputs: padded on the right: input_ids, attention_mask and, where there are any, token_type_ids, int64 [B, T].
     Returns:
         input_ids, position_ids and token_type_ids, int64 [1, N]; bounds, where the examples begin and the last one
-        ends, int32 [B + 1]; longest, the tokens of the longest one; places, int64 [N], of the tokens in the padded
-        batch, row by row; and its attention_mask.
+        ends, int32 [B + 1]; longest, the length of the longest example; places, the tokens' flat indices in the padded
+        batch, int64 [N]; and the padded batch's attention_mask.
     """
     mask = inputs["attention_mask"]
     places, lengths = np.flatnonzero(mask), mask.sum(axis=1)
@@ -122,9 +122,9 @@ def backbone_inputs(
     longest: int | None = None,
     **_,
 ) -> dict:
-    """Return a stock model's arguments for a padded batch [B, T], or for a packed row where bounds are given.
+    """Return a stock model's arguments for a padded batch [B, T], or for a packed row if bounds are given.
 
-    Token types are kept where the model has them. Positions are by length.
+    Token types are kept if the model has them. Padding does not count in a causal model's positions.
     """
     inputs = {"input_ids": input_ids}
     if token_type_ids is not None and has_token_types(config):
@@ -138,9 +138,9 @@ def backbone_inputs(
 
 
 def _key_mask(config, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return an encoder's mask [B, T], or as sdpa takes it, bool [B, 1, T, T], where transformers would make that.
+    """Return an encoder's mask [B, T], or, where transformers would make sdpa's mask, that one: bool [B, 1, T, T].
 
-    transformers asks the device first whether there is any padding, and the host would wait for the answer.
+    transformers would first ask the device whether there is any padding, and the host would wait for the answer.
     """
     if config._attn_implementation != "sdpa" or config.model_type not in _PLAIN_ENCODERS:
         return attention_mask
@@ -178,7 +178,7 @@ def attention(  # noqa: PLR0913 - transformers' arguments
     """Return the attention [1, N, heads, dim] of a packed row's query, key and value [1, heads, N, dim].
 
     Args:
-        sliding_window: a token of a causal model sees as many, itself included; of an encoder so many on each side.
+        sliding_window: how many tokens a causal model's token sees, itself included; in an encoder, how many per side.
     """
     assert attention_mask is None and cu_seq_lens_q is not None, "the rows of this model are packed"
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -192,7 +192,7 @@ def attention(  # noqa: PLR0913 - transformers' arguments
 def _varlen(query, key, value, bounds, longest, scaling, causal, window, softcap=None) -> torch.Tensor:  # noqa: PLR0913
     narrow = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.get_autocast_dtype("cuda")
     groups = query.shape[1] // key.shape[1]
-    # after RoPE queries and keys may be float32 under autocast; an index would have a pass for its gradient
+    # after RoPE queries and keys may be float32 under autocast; [0] instead of squeeze would cost a pass in backward
     query, key, value = (each.squeeze(0).transpose(0, 1).to(narrow) for each in (query, key, value))
     left = -1 if window is None else window - 1 if causal else window
     sides = (left, 0) if causal else (left, left)

@@ -35,9 +35,10 @@ def parameter_table(model) -> dict:
 
 
 def published_table(config) -> dict:
-    """Return the same table of the checkpoint as published: a causal model with its LM head, an encoder without a head.
+    """Return the same table for the checkpoint as published: a causal model with LM head, an encoder without a head.
 
-    A checkpoint published as a classifier counts with that head. Built on the meta device, without reading a weight.
+    A checkpoint published as a classifier counts with that head. The model is built on the meta device: no weight is
+    read.
     """
     if is_encoder(config):
         model_class = classifier_class(config) if is_trained_classifier(config) else backbone_class(config)
@@ -47,7 +48,7 @@ def published_table(config) -> dict:
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     table = _table_on_meta(model_class, config)
     if is_trained_classifier(config) and not is_encoder(config):
-        # Where ZeRO-3 is on, transformers builds these classifiers through zero.Init, which knows no meta device.
+        # Under ZeRO-3, transformers builds these classifiers through zero.Init, which cannot use the meta device.
         head = config.num_labels * config.hidden_size
         table["groups"]["head"] += head
         for key in ("total", "trainable", "head"):
@@ -101,7 +102,7 @@ def module_group(name: str, config) -> str:
 
 
 def format_table(before: dict, after: dict) -> str:
-    """Return the two tables side by side, one line per count, groups that are empty in both left out."""
+    """Return the two tables side by side, one line per count, without groups that are empty in both."""
     rows = [("parameters", "base model", "this run")]
     rows += [(key, f"{before[key]:,}", f"{after[key]:,}") for key in ("total", "head")]
     share = after["trainable"] / after["total"]

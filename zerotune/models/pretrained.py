@@ -1,4 +1,4 @@
-"""A model's config and tokenizer, read and checked before any weight is."""
+"""A model's config and tokenizer, read and checked before any weights are."""
 
 import os
 from collections.abc import Iterable
@@ -42,12 +42,12 @@ _QUESTIONS = "squad"  # the one task without labels
 
 
 def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = (), needs_weights: bool = True) -> tuple:
-    """Return the config and tokenizer of a model, after all checks that need no weight.
+    """Return the config and tokenizer of a model, after all checks that do not load weights.
 
     Args:
         task: "sst2", "imdb", "classify" or "squad".
         labels: of a classifier.
-        needs_weights: check that its weight files are there.
+        needs_weights: check that its weight files are there and undamaged.
     Raises:
         Refused: one of them cannot be read or used, weight files are missing or cut short, or the model was tuned for
             another kind of task or other labels.
@@ -92,10 +92,10 @@ def check_base(name: str, revision: str | None) -> None:
 
 
 def read_config(name: str, revision: str | None) -> PretrainedConfig:
-    """Return the config of a hub id or folder; of a model of text and images, its text part's.
+    """Return the config of a hub id or folder; for a model of text and images, its text part's.
 
-    An adapter's is in its folder config/, or is that of its base where another tool saved it. Raises Refused with the
-    way out when it cannot be used here.
+    An adapter's config is in its folder config/, or is its base's if another tool saved the adapter. Raises Refused
+    with the way out if the config cannot be used here.
     """
     raw, place = _raw_config(name, revision)
     if place is None:
@@ -110,23 +110,23 @@ def read_config(name: str, revision: str | None) -> PretrainedConfig:
         check_architecture(config)
     _check_quantisation(name, config)
     config._attn_implementation = "eager"  # a kernel that the file names is never loaded; --attention decides
-    # what a model returns and how it is computed is ours to choose too
+    # zerotune also chooses what the model returns and how it computes
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     config.chunk_size_feed_forward = 0
     return config
 
 
 def is_text_part(name: str, revision: str | None, config: PretrainedConfig) -> bool:
-    """Return whether a config of `read_config` is of a part of the checkpoint: that of a model of text and images."""
+    """Return whether a config from `read_config` describes only the text part of a model of text and images."""
     raw, _ = _raw_config(name, revision)
     return raw.get("model_type", config.model_type) != config.model_type
 
 
 def _raw_config(name: str, revision: str | None) -> tuple[dict, str | None]:
-    """Return the content of config.json and its `_config_place`; of an adapter without one ({}, None).
+    """Return the content of config.json and its `_config_place`; for an adapter without one, ({}, None).
 
     Raises:
-        Refused: it cannot be read, or wants code of its own.
+        Refused: it cannot be read, or needs code from its repository.
     """
     try:
         place = _config_place(name, revision)
@@ -161,7 +161,7 @@ def _is_known_code(auto_map) -> bool:
 
 
 def _unsupported(name: str, model_type: str | None) -> Refused:
-    """Return the refusal of a model of another family, with the nearest that works and a model of it."""
+    """Return the refusal of an unsupported family, with the nearest supported one and an example model."""
     nearest = nearest_family(model_type)
     return Refused(
         f"--model must be of a family that zerotune is tested with: {name} is {model_type or 'of no known type'}; the "
@@ -170,7 +170,7 @@ def _unsupported(name: str, model_type: str | None) -> Refused:
 
 
 def _config_place(name: str, revision: str | None) -> str | None:
-    """Return the folder of config.json inside a model: "", or CONFIG_FOLDER of an adapter; None for one without.
+    """Return the folder of config.json inside a model: "", or for an adapter CONFIG_FOLDER, or None if it has none.
 
     Raises:
         OSError: there is no such model, or it cannot be reached.
@@ -189,7 +189,7 @@ def _config_place(name: str, revision: str | None) -> str | None:
 
 
 def _models_below(folder: Path) -> str:
-    """Return " (in it: 'a', 'b')" of the models and runs in a folder, " (did you mean 'b'?)" of one; "" of none."""
+    """Name the models and runs in a folder: " (in it: 'a', 'b')", for one " (did you mean 'b'?)", for none ""."""
     marks = ("config.json", "adapter_config.json", "final/config.json", "final/adapter_config.json")
     found = sorted(str(each) for each in folder.iterdir() if any((each / mark).is_file() for mark in marks))
     if len(found) == 1:
@@ -198,7 +198,7 @@ def _models_below(folder: Path) -> str:
 
 
 def _check_quantisation(name: str, config: PretrainedConfig) -> None:
-    """Refuse checkpoints in a packed form that we do not load."""
+    """Refuse checkpoints that were quantised by anything but bitsandbytes."""
     packed = getattr(config, "quantization_config", None)
     method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
     if packed is not None and str(getattr(method, "value", method)) != "bitsandbytes":
@@ -209,7 +209,7 @@ def _check_quantisation(name: str, config: PretrainedConfig) -> None:
 
 
 def check_architecture(config: PretrainedConfig) -> None:
-    """Refuse sizes that no model can have, activations and RoPE kinds that transformers does not know."""
+    """Refuse impossible sizes, and activations and kinds of RoPE that transformers does not know."""
     if not (isinstance(config.vocab_size, int) and config.vocab_size > 0):
         raise Refused(f"config.json has vocab_size {config.vocab_size!r}: wanted a number of embeddings, at least 1")
     layers = getattr(config, "num_hidden_layers", 1)
@@ -232,10 +232,10 @@ def check_architecture(config: PretrainedConfig) -> None:
     build_backbone(config)
 
 
-# Reasons why transformers could not read a config, with the way out; the first that applies counts.
+# Reasons why transformers could not read a config, with the way out; the first that applies is used.
 _CAUSES = (
     (
-        (hub_errors.GatedRepoError,),  # before RepositoryNotFoundError, of which it is one
+        (hub_errors.GatedRepoError,),  # before RepositoryNotFoundError, its base class
         "{name} is gated: accept its terms at https://huggingface.co/{name}, then `hf auth login` (or set HF_TOKEN) "
         "with an account that has access",
     ),
@@ -257,7 +257,7 @@ _CAUSES = (
 
 
 def _unreadable(name: str, error: Exception) -> Refused:
-    """Return the way out for a config that transformers could not read, from the chain of its causes."""
+    """Return the refusal of a config that transformers could not read, from the chain of the error's causes."""
     chain, cause = [], error
     while cause is not None:
         chain.append(cause)
@@ -294,7 +294,7 @@ def answers_by_prompt(config: PretrainedConfig) -> bool:
 
 
 def known_labels(model: ModelSettings, config: PretrainedConfig) -> tuple[str, ...] | None:
-    """Return the labels that a model was tuned or published for, in their order; None of a model without labels."""
+    """Return the labels that a model was tuned or published for, in order; None for a model without labels."""
     record = read_record(model.name, model.revision)
     if record is not None:
         return tuple(record["labels"])
@@ -304,10 +304,9 @@ def known_labels(model: ModelSettings, config: PretrainedConfig) -> tuple[str, .
 
 
 def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int]:
-    """Return which output of a classifier gives each of the task's labels; of an untrained head, the label's own.
+    """Return the column of a classifier's output for each of the task's labels; an untrained head has the task's order.
 
-    A published classifier may have them in another order, and name them by their beginning (neg), by number (LABEL_0)
-    or in capitals.
+    A published classifier may order them differently, and abbreviate (neg), number (LABEL_0) or capitalise them.
 
     Raises:
         Refused: the checkpoint was trained for other labels.
@@ -331,13 +330,13 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
 
 
 def _names_label(name: str, number: int, label: str) -> bool:
-    """Return whether a model's name for a label means the task's label with a number."""
+    """Return whether a model's name for a label means the task's label of this number."""
     name = name.strip().casefold()
     return name in (str(number), f"label_{number}") or (name != "" and label.casefold().startswith(name))
 
 
 def check_generator(name: str, config: PretrainedConfig, head_learning_rate: float | None, other_head: str) -> None:
-    """Refuse --head generate for a model that cannot write, and a learning rate for the head that it does not add."""
+    """Refuse --head generate for a model that cannot write, and --head-learning-rate, as there is no new head."""
     if not answers_by_prompt(config):
         kind = "an encoder" if is_encoder(config) else "published as a classifier, without an LM head"
         raise Refused(f"--head generate needs a causal model, and {name} is {kind}: use --head {other_head}")
@@ -348,8 +347,8 @@ def check_generator(name: str, config: PretrainedConfig, head_learning_rate: flo
 def most_tokens(config: PretrainedConfig) -> int | None:
     """Return how many tokens fit the model's positions, None if unlimited. RoBERTa counts positions from pad + 1.
 
-    A LongRoPE model (Phi-3) counts as far as it was first trained: beyond that its positions mean something else for a
-    whole batch as soon as one row is long.
+    A LongRoPE model (Phi-3) counts up to its original length: one longer row would change the meaning of positions for
+    its whole batch.
     """
     window = getattr(config, "max_position_embeddings", None)
     if window is None:
@@ -386,7 +385,7 @@ def check_pad_token(name: str, config: PretrainedConfig, tokenizer) -> None:
 
 
 def check_texts(name: str, config: PretrainedConfig, tokenizer, texts: Iterable[str]) -> None:
-    """Refuse texts with a token that has no embedding; they are tokenised only where there is such a token."""
+    """Refuse texts with a token that has no embedding; they are tokenised only if the tokenizer has such tokens."""
     if not has_unknown_tokens(config, tokenizer):
         return
     for text in texts:
@@ -399,16 +398,16 @@ def has_unknown_tokens(config: PretrainedConfig, tokenizer) -> bool:
 
 
 def load_tokenizer(name: str, revision: str | None):
-    """Return the fast tokenizer, padding and cutting on the right, with a pad that it has and one BOS at most.
+    """Return the fast tokenizer, padding and truncating on the right, with a pad token and at most one BOS.
 
-    Pad is the tokenizer's own, else a reserved token, else unk: nothing is added, no embedding resized. Raises Refused.
+    The pad token is its own, else a reserved one, else unk: no token is added, no embedding resized. Raises Refused.
     """
     way_out = "tokenizer.json and tokenizer_config.json belong beside the weights, copy them again"
     with reading("the tokenizer", f"--model {name}", way_out):
         config, base = None, adapter_base(name, revision)
         if base and not find_file(name, "tokenizer_config.json", revision):
             name, revision = base
-        elif base:  # some classes depend on the config, which transformers looks for beside the tokenizer alone
+        elif base:  # some classes depend on the config, which transformers looks for only beside the tokenizer
             place = _config_place(name, revision)
             (of, version), folder = (base, "") if place is None else ((name, revision), place)
             config = AutoConfig.from_pretrained(of, revision=version or "main", subfolder=folder)
@@ -435,9 +434,9 @@ def _spare_token(tokenizer, name: str) -> str:
 
 
 def read_names_as_text(tokenizer) -> None:
-    """Let a tokenizer read the name of a special token inside a text as text, also once saved and loaded again.
+    """Make a tokenizer read the name of a special token inside a text as text, also after it is saved and loaded.
 
-    Otherwise "<unk>" at the end of a text is read as padding where unk pads, and transformers pools the token before.
+    Otherwise, if unk is the pad token, "<unk>" at a text's end is padding, and transformers pools the token before it.
     """
     tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
 
@@ -449,7 +448,7 @@ def leading_ids(tokenizer) -> list[int]:
 
 
 def trailing_ids(tokenizer) -> list[int]:
-    """Return the special tokens that a tokenizer puts behind a text."""
+    """Return the special tokens that a tokenizer puts after a text."""
     encoding = tokenizer("a").encodings[0]
     return encoding.ids[len(encoding.ids) - encoding.sequence_ids[::-1].index(0) :]
 

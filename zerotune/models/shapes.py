@@ -1,4 +1,4 @@
-"""Configs of models that are planned without a file of theirs: zerotune/models/shapes.toml."""
+"""Configs of models that can be planned without any of their files: zerotune/models/shapes.toml."""
 
 import os
 import tomllib
@@ -19,7 +19,7 @@ def shapes() -> dict[str, dict]:
 
 
 def known_shape(name: str) -> str | None:
-    """Return the short name of a model's shape, given that or a hub id of it, in any case; else None."""
+    """Return the short name of a known shape, given that or one of its hub ids, in upper or lower case; else None."""
     wanted = name.casefold()
     for short, shape in shapes().items():
         if wanted in (short.casefold(), *(each.casefold() for each in shape["ids"])):
@@ -37,12 +37,12 @@ def shape_config(short: str) -> PretrainedConfig:
 
 
 def config_to_plan(name: str, revision: str | None) -> tuple[PretrainedConfig, str | None]:
-    """Return a model's config for a plan, and where it is from if not from the model: the name of a known shape.
+    """Return a model's config for a plan, and the name of the known shape that it comes from; None if from the model.
 
-    Only config.json is read, of a folder or from the hub or its cache.
+    Only config.json is read, from a folder, the hub or its cache.
 
     Raises:
-        Refused: the config can neither be read nor is the shape known.
+        Refused: the config cannot be read and the shape is not known.
     """
     short = known_shape(name)
     if short and "/" not in name and not os.path.isdir(name):
@@ -58,13 +58,13 @@ def config_to_plan(name: str, revision: str | None) -> tuple[PretrainedConfig, s
 
 
 def downloadable_name(name: str) -> str:
-    """Return the hub id of a known shape's short name, and any other name as it is."""
+    """Return the hub id for a known shape's short name, and any other name unchanged."""
     short = known_shape(name)
     return shapes()[short]["ids"][0] if short and "/" not in name and not os.path.isdir(name) else name
 
 
 def has_tokenizer(name: str, revision: str | None) -> bool:
-    """Return whether a folder or hub id has a tokenizer here, or can be asked for one."""
+    """Return whether there may be a tokenizer: a folder has its files, or the name is no shape's short name."""
     if os.path.isdir(name):
         return any(find_file(name, file, revision) for file in ("tokenizer.json", "tokenizer_config.json"))
     return "/" in name or known_shape(name) is None

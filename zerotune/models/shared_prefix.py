@@ -1,11 +1,11 @@
 """A prefix that all prompts share, computed once and kept once: every prompt attends to the same keys and values.
 
-The rest of the prompts is one packed row without padding. Its tokens attend to the prefix in one matrix product a head
-of keys, and each to its own prompt's tokens before it; the two results are merged by the log-sum-exp of their scores
-(Juravsky et al. 2024, arXiv:2402.05099). The last layer computes the tokens that are asked for; of the others it
-needs keys and values only.
+The rest of the prompts is one packed row without padding. Its tokens attend to the prefix, in one matrix product for
+each head of keys, and to earlier tokens of their own prompt; the two results are merged by the log-sum-exp of their
+scores (Juravsky et al. 2024, arXiv:2402.05099). The last layer computes only the tokens that are asked for; of the
+others it needs just keys and values.
 
-Every layer keeps the whole prefix, even one that attends to a window of it, which may begin anywhere in the prefix.
+Every layer keeps the whole prefix, even a sliding layer, whose window may begin anywhere in it.
 """
 
 from array import array
@@ -25,15 +25,15 @@ from zerotune.models.families import backbone_class
 from zerotune.models.packed import WIDEST_HEAD, bounds_of
 
 ATTENTION = "zerotune_prefix"
-# Scores that exist at a time where no kernel of torch's computes attention, as numbers: 64 MB of float32.
+# Most scores to hold at a time where torch has no kernel for the attention: 64 MB of float32.
 _MOST_SCORES = 2**24
-# torch's kernel for a CPU returns the log-sum-exp by this name only
+# only by this name does torch's kernel for a CPU return the log-sum-exp
 _cpu_kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 @dataclass
 class SharedRows(Sequence):
-    """Rows of token ids that keep their common beginning once: with shots, 25,000 prompts would take gigabytes.
+    """Rows of token ids that store their common beginning once: 25,000 prompts with shots would take gigabytes.
 
     Attributes:
         head: the beginning of all rows, an array of 32-bit integers (Python's lists take ten times the memory).
@@ -62,7 +62,7 @@ class SharedRows(Sequence):
         return self.head + self.tails[number]
 
     def after(self, num_tokens: int, number: int) -> array:
-        """Return a row without some tokens of the head."""
+        """Return a row without its first `num_tokens` tokens, which are in the head."""
         return self.head[num_tokens:] + self.tails[number]
 
     @property
@@ -72,7 +72,7 @@ class SharedRows(Sequence):
 
 
 def keeps_keys_and_values(config) -> bool:
-    """Return whether all layers keep keys and values, which prompts can share; Qwen3.5's linear attention does not."""
+    """Return whether all layers keep keys and values that prompts can share; Qwen3.5's linear attention does not."""
     return set(layer_types(config)) <= {FULL, SLIDING} and backbone_class(config)._supports_attention_backend
 
 
@@ -81,7 +81,7 @@ class SharedPrefix:
     """Keys and values of the tokens that prompts begin with.
 
     Attributes:
-        num_tokens: of the prefix; there may be none.
+        num_tokens: of the prefix; may be 0.
         layers: keys and values of each layer, [1, heads, num_tokens, dim]; [] for no tokens.
     """
 
@@ -90,12 +90,12 @@ class SharedPrefix:
 
     @torch.no_grad()
     def hidden(self, model, rows: list[Sequence[int]], num_asked: np.ndarray, device: torch.device) -> torch.Tensor:
-        """Return the last hidden states of the last tokens of some rows, [num_asked.sum(), dim], row after row.
+        """Return the final hidden states of the last tokens of each row, [num_asked.sum(), dim], row after row.
 
         Args:
-            model: a causal model, the prefix's own.
-            rows: token ids behind the prefix, at least one a row.
-            num_asked: how many tokens of each row are asked for, [num_rows]; at least 1.
+            model: the causal model that computed the prefix.
+            rows: token ids after the prefix, at least one per row.
+            num_asked: how many of the last tokens of each row are asked for, [num_rows]; at least 1.
         """
         lengths = np.array([len(row) for row in rows])
         reading = _Reading(_Places.of(lengths, lengths, self.num_tokens, device), self.layers)
@@ -109,9 +109,9 @@ class SharedPrefix:
 
 @torch.no_grad()
 def shared_prefix(model, token_ids: Sequence[int], device: torch.device) -> SharedPrefix | None:
-    """Return keys and values of a causal model for prompts that begin with the tokens.
+    """Compute a causal model's keys and values for prompts that begin with these tokens.
 
-    None for a model that does not keep them (`keeps_keys_and_values`): it reads whole prompts.
+    Returns None for a model that does not keep them (`keeps_keys_and_values`): it must read whole prompts.
     """
     if not keeps_keys_and_values(model.config):
         return None
@@ -137,7 +137,7 @@ def _run(model, token_ids: np.ndarray, reading: "_Reading") -> torch.Tensor:
 
 @contextmanager
 def _attending_by(model: nn.Module, kernel: str) -> Iterator[None]:
-    """Let a stock model, and all its parts, attend by another kernel for a while."""
+    """Make a stock model, and all its parts, attend by another kernel inside the block."""
     configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}.values()
     before = [config._attn_implementation for config in configs]
     try:
@@ -150,9 +150,9 @@ def _attending_by(model: nn.Module, kernel: str) -> Iterator[None]:
 
 
 def _drop_the_rest(asked: "_Places", layer: nn.Module, inputs: tuple, more: dict) -> tuple[tuple, dict]:
-    """Return the inputs of the last layer for the tokens alone that are asked for, with the keys and values of all.
+    """Return the last layer's inputs for only the tokens that are asked for, with the keys and values of all tokens.
 
-    A pre-hook of that layer, which computes the keys and values.
+    A forward pre-hook of that layer; it first runs the layer up to its keys and values.
     """
     reading = _Reading(more["reading"].places, recorded={}, stops=True)
     with suppress(_AllRead):
@@ -166,24 +166,24 @@ def _drop_the_rest(asked: "_Places", layer: nn.Module, inputs: tuple, more: dict
 
 
 class _AllRead(Exception):
-    """Ends a layer's pass of which only keys and values are needed."""
+    """Ends a layer's pass once its keys and values are recorded."""
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the queries and keys of prompts in one row are, and where in the prompts, padded to [R, T].
+    """Where the queries and keys of prompts are: in one packed row, and in the prompts padded to [R, T].
 
     Attributes:
         num_prefix: tokens of the prefix.
         offsets: of each query in its prompt, from the prefix's end; int64 [queries].
-        tokens: the queries among the row's tokens; int64 [queries].
-        query_slots, key_slots: which query and which token is at each padded place; int64 [R, Tq] and [R, T].
-        filled: the padded place of each query; int64 [queries].
+        tokens: index of each query among the row's tokens; int64 [queries].
+        query_slots, key_slots: index of the query, and of the token, at each padded place; int64 [R, Tq] and [R, T].
+        filled: the flat padded place of each query; int64 [queries].
         bounds: where the prompts begin in the row and the last one ends, int32 [R + 1].
-        query_bounds, prefix_bounds: the same of all queries as one sequence, and of the prefix, int32 [2].
+        query_bounds, prefix_bounds: the same for all queries as one sequence, and for the prefix, int32 [2].
         longest: tokens of the longest prompt.
         is_whole: whether all tokens are queries.
-        masks: to be added to scores, made when they are first needed.
+        masks: to be added to scores, each made on first use.
     """
 
     num_prefix: int
@@ -201,7 +201,7 @@ class _Places:
 
     @classmethod
     def of(cls, lengths: np.ndarray, num_queries: np.ndarray, num_prefix: int, device: torch.device) -> "_Places":
-        """Return the places of prompts of some lengths, of which the last tokens, or all, are the queries."""
+        """Return the places of prompts of these lengths, whose last `num_queries` tokens are the queries."""
         bounds, query_bounds = bounds_of(lengths), bounds_of(num_queries)
         columns, keys = np.arange(num_queries.max()), np.arange(lengths.max())
         is_query, is_key = columns < num_queries[:, None], keys < lengths[:, None]
@@ -209,7 +209,7 @@ class _Places:
         arrays = (
             offsets[is_query],
             (offsets + bounds[:-1, None])[is_query],
-            # padding repeats a prompt's first; what is computed there is dropped
+            # padding repeats a prompt's first entry; results there are dropped
             np.where(is_query, columns, 0) + query_bounds[:-1, None],
             np.where(is_key, keys, 0) + bounds[:-1, None],
             np.flatnonzero(is_query),
@@ -246,7 +246,7 @@ class _Places:
     def _mask(self, name: tuple, seen: Callable[[], torch.Tensor]) -> torch.Tensor:
         if name not in self.masks:
             sees, dtype = seen(), name[-1]
-            # finite, so that a query that sees nothing of the prefix gets a sum that weighs nothing, and no nan
+            # finite, so that a query that sees nothing of the prefix gives it no weight, instead of nan
             mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
             self.masks[name] = mask.masked_fill_(~sees, torch.finfo(dtype).min / 2)
         return self.masks[name]
@@ -254,13 +254,13 @@ class _Places:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the layers read beside their input, and what they record.
+    """The keys and values that the layers read beside their input, and those that they record.
 
     Attributes:
         layers: keys and values of the prefix; [] for none.
-        own: keys and values of all tokens where the queries are only some of them.
-        recorded: gets the keys and values of the tokens by layer, where these are wanted.
-        stops: whether the pass ends with them.
+        own: keys and values of all tokens, if the queries are only some of them.
+        recorded: receives the keys and values of the tokens by layer; None if they are not wanted.
+        stops: whether the pass ends once they are recorded.
     """
 
     places: _Places
@@ -285,7 +285,7 @@ def attention(  # noqa: PLR0913 - transformers' arguments
     """Return the attention [1, queries, heads, dim] of a row's query, key and value [1, heads, tokens, dim].
 
     Args:
-        sliding_window: a token sees as many, itself included.
+        sliding_window: how many tokens a token sees, itself included.
     """
     assert attention_mask is None and reading is not None, "only SharedPrefix and shared_prefix use this kernel"
     layer, places = module.layer_idx, reading.places
@@ -308,8 +308,10 @@ def attention(  # noqa: PLR0913 - transformers' arguments
 
 
 def _attend_to_own(kernel: "_Kernel", places: _Places, query, key, value, window: int | None):
-    """Return what queries see of their own prompts, [queries, heads, dim], and the log-sum-exp of its scores, float32
-    [queries, heads]."""
+    """Return the queries' attention to their own prompts, [queries, heads, dim], and the log-sum-exp of its scores.
+
+    The latter is float32 [queries, heads].
+    """
     if places.is_whole and kernel.takes_bounds(query):
         bounds = places.bounds
         return kernel.by_bounds(query, key, value, bounds, bounds, (-1 if window is None else window - 1, 0), places)
@@ -324,7 +326,7 @@ def _attend_to_own(kernel: "_Kernel", places: _Places, query, key, value, window
 
 
 def _attend_to_prefix(kernel: "_Kernel", places: _Places, query, keys, values, window: int | None):
-    """Return the same of what queries see of the prefix, whose last tokens are given."""
+    """Return the same for the attention to the prefix, of which the last tokens' keys and values are given."""
     mask = None
     if window is not None and places.num_prefix + places.longest > window:
         mask = places.prefix_mask(window, places.num_prefix - keys.shape[2], query.dtype)
@@ -336,7 +338,7 @@ def _attend_to_prefix(kernel: "_Kernel", places: _Places, query, keys, values, w
 
 @dataclass(frozen=True)
 class _Kernel:
-    """Attention that returns the log-sum-exp of its scores too, and never repeats keys for a group of queries."""
+    """Attention that also returns the log-sum-exp of its scores, and never repeats keys for a group of query heads."""
 
     scale: float
     softcap: float | None = None
@@ -344,9 +346,10 @@ class _Kernel:
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return [B, heads, queries, dim] and float32 [B, heads, queries], of keys and values [B, groups, keys, dim].
+        """Return the attention [B, heads, queries, dim] and the log-sum-exp, float32 [B, heads, queries].
 
         Args:
+            key, value: [B, groups, keys, dim].
             causal: query i sees the keys up to i.
             mask: to be added to the scores, [B or 1, 1, queries, keys].
         """
@@ -357,7 +360,7 @@ class _Kernel:
         return _cpu_kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=self.scale)
 
     def by_products(self, query, key, value, causal: bool, mask: torch.Tensor | None):
-        """Do it by matrix products, a part of the queries at a time."""
+        """Compute the same by matrix products, a part of the queries at a time."""
         batch, heads, num_queries, width = query.shape
         groups, num_keys = key.shape[1:3]
         query = query.reshape(batch, groups, heads // groups, num_queries, width)
@@ -381,12 +384,12 @@ class _Kernel:
         return torch.cat(mixed, dim=3).view(*shape, width), torch.cat(sums, dim=3).view(shape)
 
     def takes_bounds(self, query: torch.Tensor) -> bool:
-        """Return whether `by_bounds` can compute it."""
+        """Return whether `by_bounds` can compute the attention of these queries."""
         narrow = query.dtype in (torch.bfloat16, torch.float16)
         return query.is_cuda and narrow and self.softcap is None and query.shape[-1] <= WIDEST_HEAD and bounds_work()
 
     def by_bounds(self, query, key, value, query_bounds, key_bounds, sides: tuple[int, int], places: _Places | None):
-        """Return what `attention` merges, by the kernel of packed rows (torch.nn.attention.varlen).
+        """Return attention and log-sum-exp by the kernel of packed rows (torch.nn.attention.varlen).
 
         Args:
             sides: how many keys before and after its own place a query sees, -1 for all.

@@ -1,8 +1,8 @@
 """The span head: a linear layer that gives each token a start and an end logit, on any backbone.
 
-The models are transformers' question-answering classes. Of some causal ones (Llama, Qwen) these look for the backbone
-under another name than published checkpoints give it, and would leave it random with a mere warning; it is renamed here
-as it is read. Gemma has no such class and gets transformers' generic one.
+The models are transformers' question-answering classes. For some causal models (Llama, Qwen) these expect the backbone
+under another name than published checkpoints use, and would leave it random with only a warning; so weights are renamed
+while they are read. Gemma has no such class and gets transformers' generic one.
 """
 
 import torch
@@ -60,7 +60,7 @@ def load_stock_span_model(settings: ModelSettings, tokenizer, config=None):
     """Load a stock model with a float32 span head; return it and the names of the head parameters that were missing.
 
     Args:
-        config: instead of the checkpoint's own.
+        config: replaces the checkpoint's own.
     Raises:
         Refused: the checkpoint lacks more than a head.
     """

@@ -16,8 +16,8 @@ MAX_LENGTH = 512
 def tiny_causal_model(folder: Path, lines: Callable[[int], list[str]], seed: int = 0) -> None:
     """Write the model and its tokenizer, trained on `lines(seed)`, to a folder for from_pretrained.
 
-    A complete folder is left alone, whatever its seed. Several processes may start at once: each writes aside, and the
-    first to rename wins. Raises Refused if the folder holds something else or cannot be written.
+    A complete folder is left alone, even with another seed. Several processes may start at once: each writes a folder
+    of its own, and the first to rename it wins. Raises Refused if the folder holds something else or cannot be written.
     """
     if _is_complete(folder):
         return
@@ -50,7 +50,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _train_tokenizer(lines: list[str]):
-    """Return a byte-level BPE, to which no text is unknown; it puts one `<s>` in front."""
+    """Train a byte-level BPE tokenizer, to which no text is unknown; it puts one `<s>` in front."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 

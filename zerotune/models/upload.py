@@ -22,15 +22,15 @@ from zerotune.run.machine_paths import left_paths, without_paths
 from zerotune.run.process import is_main_process, say
 from zerotune.settings.groups import RunSettings
 
-# Texts of the tokenizer and of the items: uploaded as they are, or not at all.
+# Texts of the tokenizer and of the items, which are never rewritten: uploaded as they are, or refused.
 _UNCHANGED = ("tokenizer.json", "vocab.json", "predictions.json")
 
 
 def check_upload(name: str, what: str = "--push-to-hub") -> None:
-    """Refuse an upload that cannot work: offline, without a token, or not to the name of a repository.
+    """Refuse an upload that cannot work: offline, without a token, or with a malformed repository name.
 
     Args:
-        what: the argument that asks for it.
+        what: the argument that asks for the upload.
     """
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
@@ -56,7 +56,7 @@ def check_run_upload(name: str, model: str, method: str) -> None:
     """Refuse --push-to-hub of a run whose upload would fail at its end.
 
     Args:
-        model, method: of --model and --method.
+        model, method: values of --model and --method.
     """
     check_upload(name)
     if method != "full" and hub_id(model) is None:
@@ -67,7 +67,7 @@ def check_run_upload(name: str, model: str, method: str) -> None:
 
 
 def upload_run(settings: RunSettings) -> None:
-    """Upload a finished run where --push-to-hub says so, on rank 0. Raises Refused as `upload`."""
+    """Upload a finished run if --push-to-hub is given, on rank 0. Raises Refused like `upload`."""
     if settings.push_to_hub and not settings.plan and is_main_process():
         check_upload(settings.push_to_hub)
         upload(settings.output_dir, settings.push_to_hub)
@@ -79,9 +79,9 @@ def upload(run: Path, name: str, base: str | None = None, is_public: bool = Fals
     Files that the repository already has are not sent again.
 
     Args:
-        run: a run folder, or a model's folder alone.
-        base: hub id of the base model, where the run was made from a folder.
-        is_public: whether a new repository is; else it is private.
+        run: a run folder, or only its model's folder.
+        base: hub id of the base model, if the run was made from a folder.
+        is_public: whether a new repository is public; else it is private.
     Raises:
         Refused: the folder is damaged, an adapter's base is not on the hub, a file names a folder of this machine, the
             repository holds other weights, or the upload failed.
@@ -100,7 +100,7 @@ def upload(run: Path, name: str, base: str | None = None, is_public: bool = Fals
         size = sum(operation.upload_info.size for operation in operations)
         say(f"uploading {len(files)} files, {size / 2**20:,.1f} MiB, to {name}")
         commit = api.create_commit(name, operations, commit_message=f"Upload {run.resolve().name}")
-    # an LFS or Xet upload raises RuntimeError, refused front matter ValueError, the client's HTTPError the rest
+    # RuntimeError: of an LFS or Xet upload; ValueError: of refused front matter; the client's HTTPError: of the rest
     except (OSError, RuntimeError, ValueError, HfHubHTTPError.__bases__[0]) as error:
         if isinstance(error, Refused):
             raise
@@ -116,10 +116,10 @@ def upload(run: Path, name: str, base: str | None = None, is_public: bool = Fals
 
 
 def published_files(run: Path, name: str, base: str | None = None) -> dict[str, Path | bytes]:
-    """Return what is uploaded of a run: path in the repository -> file, or content without paths of this machine.
+    """Return the files to upload of a run: path in the repository -> file, or content without paths of this machine.
 
     Raises:
-        Refused: as `upload` does, before anything is sent.
+        Refused: like `upload`, before anything is sent.
     """
     final = final_to_publish(run)
     record = read_record(str(final), None)
@@ -127,7 +127,7 @@ def published_files(run: Path, name: str, base: str | None = None) -> dict[str, 
         raise Refused(f"{final} has no README.md: name a run folder that is finished")
     check_final(final)
     files = {path.relative_to(final).as_posix(): path for path in _files_below(final)}
-    if final == run:  # a model's folder: what lies below it is not the model's
+    if final == run:  # a model's folder: its other subfolders are not the model's
         files = {place: path for place, path in files.items() if os.path.dirname(place) in ("", CONFIG_FOLDER)}
     else:
         files |= {path.relative_to(run).as_posix(): path for path in _files_below(run / "eval")}
@@ -152,14 +152,14 @@ def published_files(run: Path, name: str, base: str | None = None) -> dict[str, 
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder in their order, without hidden ones: fingerprints, scores that are not finished."""
+    """Yield the files of a folder, sorted, without hidden ones (fingerprints, scores of unfinished evaluations)."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 
 
 def _content(path: Path, run: Path) -> bytes:
-    """Return a file's content; of settings and pages without paths of this machine."""
+    """Return a file's content, with paths of this machine removed from settings and pages."""
     content = path.read_bytes()
     if path.suffix == ".html":
         return without_paths(content.decode(), run).encode()
@@ -171,7 +171,7 @@ def _content(path: Path, run: Path) -> bytes:
 
 
 def _without_paths(value):
-    """Return a JSON value in which a string that is a path from the root, or out of the folder, is its last name."""
+    """Return a JSON value with each string that is an absolute path, or one out of the folder, cut to its last name."""
     if isinstance(value, dict):
         return {key: _without_paths(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -185,9 +185,9 @@ def _as_json(value) -> bytes:
 
 
 def _card(text: str, final: Path, record: dict, name: str, base: str | None) -> tuple[str, str | None]:
-    """Return the card for the hub, and the base model's id there, None where it is unknown.
+    """Return the card for the hub, and the base model's hub id, None if it is unknown.
 
-    Its code loads the repository, and an adapter's base from the hub. A license that the card lacks is the base's.
+    Its code loads the repository, and an adapter's base from the hub. A card without a license gets the base's.
     """
     from huggingface_hub import ModelCard
 
@@ -229,7 +229,7 @@ def _task(record: dict, contents: dict[str, Path | bytes], base: str | None) -> 
 
 
 def _header(path: Path) -> bytes:
-    """Return the header of a safetensors file, which may hold any text; of other weights nothing."""
+    """Return the header of a safetensors file, which may hold any text; nothing for other weights."""
     if path.suffix != ".safetensors":
         return b""
     with path.open("rb") as file:

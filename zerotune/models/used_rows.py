@@ -78,10 +78,10 @@ def restore_whole_embedding(model: nn.Module) -> None:
 
 
 def decay_unused_rows(model: nn.Module, rate_factors: list[float], peak_rate: float, weight_decay: float) -> None:
-    """Scale the rows that are not trained as AdamW's weight decay would have after some steps.
+    """Scale the rows that are not trained as AdamW's weight decay would have after the steps done so far.
 
     Args:
-        rate_factors: share of the peak rate at each step that is done.
+        rate_factors: share of the peak rate at each of these steps.
     """
     for part in model.modules():
         if isinstance(part, UsedRowsEmbedding):

@@ -1,4 +1,4 @@
-"""From a chunk of items to answers: by a classifier's head, the likelihood of labels, a span head, or writing.
+"""Answer chunks of items: by a classifier's head, the likelihood of labels, a span head, or writing.
 
 The models are loaded and asked as in an evaluation (zerotune/evaluation, zerotune/squad/evaluation.py).
 """
@@ -85,7 +85,7 @@ class Answerer(Protocol):
 
     Attributes:
         asks: whether items are questions with their contexts; otherwise they are texts, or pairs of texts.
-        wanted: of each text of an item the accepted names of its column.
+        wanted: for each text of an item, the accepted names of its column.
         columns: the new columns, without --prefix.
     """
 
@@ -97,17 +97,17 @@ class Answerer(Protocol):
         """Return how the texts in these columns are read."""
 
     def check(self, items: list[Item]) -> None:
-        """Refuse items that the model cannot read, as far as this is known before a weight is loaded."""
+        """Refuse items that the model cannot read, as far as can be known before a weight is loaded."""
 
     def load(self, device: torch.device) -> Callable[[list[Item]], Answering]:
         """Load the model, and return how a chunk is prepared."""
 
 
 def answerer_of(settings: PredictSettings) -> Answerer:
-    """Return how a model answers, by what its folder says, after all checks that need no weight.
+    """Return the answerer of a model, chosen by the files in its folder, after all checks that need no weight.
 
     Raises:
-        Refused: the model cannot be read, or has no trained head and is told no labels, or a flag does not fit it.
+        Refused: the model cannot be read, or has neither a trained head nor labels, or a flag does not fit it.
     """
     model, name = settings.model, settings.model.name
     config, record = read_config(name, model.revision), read_record(name, model.revision)
@@ -129,10 +129,10 @@ def answerer_of(settings: PredictSettings) -> Answerer:
 
 
 def answer_chunk(answering: Answering, device: torch.device, is_stopped: Callable[[], bool]) -> list[dict] | None:
-    """Return the new columns of a chunk's items; None where the run is asked to stop meanwhile.
+    """Return the new columns of a chunk's items; None if the run is asked to stop meanwhile.
 
     Raises:
-        Refused: scores are not finite, or one item alone does not fit the memory.
+        Refused: scores are not finite, or a single item does not fit in memory.
     """
     score, found = BackOff(answering.score, answering.costs), {}
     with torch.no_grad():
@@ -171,8 +171,8 @@ def label_set_columns(
 ) -> list[dict]:
     """Return the new columns of texts that have any number of labels, given each label's own log-probability.
 
-    The prediction is the labels above the threshold, with the separator between them; its probability is that of
-    exactly these, as each label is decided by itself.
+    The prediction is the labels above the threshold, joined by the separator. Its probability is that of exactly these
+    labels, taking them as independent.
 
     Args:
         scores: [texts, labels].
@@ -193,8 +193,8 @@ class LabelAnswerer:
     """A model that gives each text a label: by a head, or by the likelihood of the labels after a prompt.
 
     Attributes:
-        names: the columns of a pair as the model was tuned on them; () for one text, or where they are not known.
-        threshold: the probability above which a text has a label, of a model that gives any number of them.
+        names: the columns of a pair in the data that the model was tuned on; () for one text, or if they are unknown.
+        threshold: for a model that gives any number of labels, the probability above which a text has one.
     """
 
     settings: PredictSettings
@@ -208,7 +208,7 @@ class LabelAnswerer:
 
     @property
     def wanted(self) -> tuple[tuple[str, ...], ...]:
-        """Of each text the accepted names of its column."""
+        """The accepted names of the column of each text."""
         if self.settings.source.columns:
             return tuple((name,) for name in self.settings.source.columns)
         return (self.task.text_columns, *([(self.task.pair_column,)] if self.task.pair_column else []))
@@ -224,7 +224,7 @@ class LabelAnswerer:
         return Reader(columns, tuple(lambda text: clean(text.strip()).strip() for _ in columns))
 
     def check(self, items: list[Item]) -> None:
-        """Refuse texts with a token that has no embedding, and prompts that cannot be tokenised."""
+        """Refuse texts with a token that has no embedding, and prompts that do not fit or cannot be tokenised."""
         _check_texts(self.evaluation.model, self.config, self.tokenizer, items)
         if answers_by_prompt(self.config):
             plan = plan_prompt(self.evaluation, self.task, self.config)
@@ -338,7 +338,7 @@ class QuestionAnswerer:
 
     @property
     def wanted(self) -> tuple[tuple[str, ...], ...]:
-        """Of question and context the accepted names of the column."""
+        """The accepted names of the columns of question and context."""
         return tuple((name,) for name in self.settings.source.columns or ("question", "context"))
 
     @property
@@ -348,11 +348,11 @@ class QuestionAnswerer:
         return (*names, *(["top_k"] if self.settings.top_k > 1 else []))
 
     def reader(self, columns: tuple[str, ...]) -> Reader:
-        """Return how questions and contexts are read; an answer's place counts from the context's first character."""
+        """Return how questions and contexts are read; contexts are not stripped, so that starts count in them."""
         return Reader(columns, (str.strip, str))
 
     def check(self, items: list[Item]) -> None:
-        """Refuse texts with a token that has no embedding, and questions that leave their context no room."""
+        """Refuse texts with a token that has no embedding, and questions that leave no room for their context."""
         _check_texts(self.evaluation.model, self.config, self.tokenizer, items)
         first = _questions(items[:NUM_CHECKED])
         if finds_spans(self.config, self.evaluation.model):
@@ -394,7 +394,7 @@ def _question_answerer(settings: PredictSettings, config, tokenizer, record: dic
 
 
 def _questions(items: list[Item]) -> list[Question]:
-    """Return questions, of which those about the same context share a paragraph."""
+    """Return questions; those about the same context share a paragraph."""
     paragraphs = {context: Paragraph("", 0, context) for _, context in (item.texts for item in items)}
     return [Question(item.where, item.texts[0], paragraphs[item.texts[1]], None) for item in items]
 
@@ -448,7 +448,7 @@ def _writing(plan: WritingPlan, model, questions: list[Question], device: torch.
     forward = TextGenerator(model)
 
     def score(rows: np.ndarray) -> list[dict]:
-        """Write the answers, then read the loss of each, and that of "no answer", in another pass."""
+        """Write the answers, then compute the loss of each and of "no answer" in another pass."""
         records = write(rows)
         asked = [questions[row] for row in rows]
         answered = [

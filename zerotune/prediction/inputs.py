@@ -1,4 +1,4 @@
-"""Input of predictions: the rows of a file, or of the command line, in chunks that fit memory."""
+"""Read the input of predictions: rows of a file or of the command line, in chunks that fit in memory."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from zerotune.prediction.settings import InputSettings
 from zerotune.tasks.files import clean_text, find_column
 from zerotune.tasks.row_stream import TEXT_COLUMN, Row, RowStream, open_rows
 
-# Most rows and characters of a chunk for each token of a batch: about 10 batches, enough to sort rows by length.
+# Most rows and characters of a chunk per token of a batch: about 10 batches, enough to sort rows by length.
 CHUNK_ROWS, CHUNK_CHARACTERS = 0.5, 128
 
 
 class Item(NamedTuple):
-    """A row's text, or its two texts (a pair, or question and context), and the row's place."""
+    """A row's text, or its two texts (a pair, or question and context), and where the row is."""
 
     texts: tuple[str, ...]
     where: str
@@ -38,7 +38,7 @@ class Reader:
     """How the texts of a row are found.
 
     Attributes:
-        columns: of one text or two.
+        columns: those of the one or two texts.
         clean: the text of each column -> the text as the model reads it.
     """
 
@@ -46,7 +46,7 @@ class Reader:
     clean: tuple[Callable[[str], str], ...]
 
     def item(self, row: Row) -> Item | None:
-        """Return the texts of a row, None where one is missing or blank. Raises Refused where one is no text."""
+        """Return the texts of a row, None if one is missing or blank. Raises Refused if one is not text."""
         texts = []
         for column, clean in zip(self.columns, self.clean, strict=True):
             value = row.fields.get(column)
@@ -58,12 +58,12 @@ class Reader:
 
 
 def open_source(source: InputSettings, asks: bool) -> RowStream:
-    """Open what the user gives as rows.
+    """Open the user's input as rows.
 
     Args:
         asks: whether the model answers questions.
     Raises:
-        Refused: it cannot be read, or is not what the model answers.
+        Refused: it cannot be read, or the model does not answer input of its kind.
     """
     if source.file is not None:
         return open_rows(source.file, source.kind)
@@ -88,9 +88,9 @@ def find_columns(stream: RowStream, wanted: tuple[tuple[str, ...], ...]) -> tupl
     """Return the columns that hold the texts.
 
     Args:
-        wanted: of each text the accepted names; the first one that is there is read.
+        wanted: for each text, the accepted names; the first one that the file has is read.
     Raises:
-        Refused: the file has none of them.
+        Refused: the file has none of a text's names.
     """
     if stream.kind == "txt" and len(wanted) == 1:
         return (stream.columns[0],)
@@ -100,10 +100,10 @@ def find_columns(stream: RowStream, wanted: tuple[tuple[str, ...], ...]) -> tupl
 
 
 def cut_chunks(rows: Iterator[Row], reader: Reader, tokens_per_device: int) -> Iterator[Chunk]:
-    """Cut rows into chunks, which depend on the rows and the token budget alone.
+    """Cut rows into chunks, which depend only on the rows and the token budget.
 
     Raises:
-        Refused: as the rows are read.
+        Refused: a row cannot be read.
     """
     fields, items, characters = [], [], 0
     for row in rows:
@@ -119,10 +119,10 @@ def cut_chunks(rows: Iterator[Row], reader: Reader, tokens_per_device: int) -> I
 
 
 def skip(stream: RowStream, reader: Reader, num_rows: int) -> tuple[int, int | None]:
-    """Pass over the first rows.
+    """Skip the first rows, which are predicted already.
 
     Returns:
-        How many of them have no text, and the number of the first one, from 1; None where all have one.
+        How many of them have no text, and the number of the first of these, from 1; None if all have one.
     Raises:
         Refused: there are fewer rows.
     """

@@ -28,7 +28,7 @@ from zerotune.prediction.output import (
 from zerotune.prediction.settings import InputSettings, PredictSettings, reads_standard_input
 from zerotune.run.process import installed_version, say
 
-NUM_FIRST_ROWS = 100  # rows that are looked at before a weight is loaded
+NUM_FIRST_ROWS = 100  # rows that are checked before a weight is loaded
 SECONDS_BETWEEN_LINES = 10
 
 
@@ -36,9 +36,9 @@ class Job:
     """The rows, read once and in order, and their output.
 
     Args:
-        printed: standard output (`take_standard_output`); None where there is an --output.
+        printed: standard output (`take_standard_output`); None with --output.
     Raises:
-        Refused: the input cannot be read, or its first rows not answered; or the output cannot be written.
+        Refused: the input cannot be read, its first rows cannot be answered, or the output cannot be written.
     """
 
     def __init__(self, settings: PredictSettings, answerer: Answerer, printed):
@@ -65,7 +65,7 @@ class Job:
         self.num_blank, self.first_blank = 0, None
 
     def _identify(self) -> dict[str, str]:
-        """Return what the predictions depend on."""
+        """Return hashes of everything the predictions depend on, by name."""
         settings, model = self.settings, self.settings.model
         flags = [settings.source.columns, settings.labels, settings.max_length, settings.prompt_format, settings.top_k]
         return identity_parts(
@@ -76,7 +76,7 @@ class Job:
         )
 
     def start(self) -> None:
-        """Open the output, and pass over the rows that it has. Raises Refused."""
+        """Open the output, and skip the rows that it already has. Raises Refused."""
         if self.settings.output:
             self.output = FileOutput(self.settings.output, self._identity)
             self.output.open(self._format)
@@ -95,11 +95,11 @@ class Job:
         return "".join(f"{line}\n" for line in lines).encode()
 
     def read(self, most: int) -> list[Chunk]:
-        """Return the next chunks, [] at the end. Raises Refused where a row cannot be read."""
+        """Return the next chunks, [] at the end. Raises Refused if a row cannot be read."""
         return list(islice(self._chunks, most))
 
     def write(self, chunks: list[Chunk], answers: list[list[dict]]) -> None:
-        """Write the first chunks, those whose items have answers. Raises Refused where a new column's name is taken."""
+        """Write the first chunks, as many as have answers. Raises Refused if a new column's name is taken."""
         for chunk, found in zip(chunks, answers, strict=False):
             self.output.add(self._joined(chunk, iter(found)))
         if time.monotonic() >= self._next_line:
@@ -131,7 +131,7 @@ class Job:
         return stop_signal.stopped(f"stopped by {{name}} after {self.output.rows:,} rows: {kept}")
 
     def finish(self) -> None:
-        """Complete the output, and say so."""
+        """Complete the output, and report it."""
         self.output.finish()
         if self.num_blank:
             say(f"rows without a text, which got no prediction: {self.num_blank:,}, first row {self.first_blank:,}")
@@ -140,10 +140,10 @@ class Job:
 
 
 def source_content(source: InputSettings) -> list:
-    """Return what tells an input from another one.
+    """Return values that identify an input.
 
-    A file counts by its size and, up to 16 MiB, by its content; a larger one by 16 blocks and the time of its last
-    change.
+    For a file they are its format, size and content; above 16 MiB, 16 blocks and the modification time replace the
+    content.
     """
     if source.file is None:
         return [source.texts, source.question, source.context]

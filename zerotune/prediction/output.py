@@ -1,8 +1,7 @@
-"""Where predictions go: a file that is written aside and can be resumed, or standard output.
+"""Write predictions to standard output, or to a file that can be resumed and gets its name when complete.
 
-Beside OUTPUT are, until it is complete, OUTPUT.partial with whole rows and OUTPUT.partial.json, which says how many
-there are and what they are predictions of. Rows of a parquet file are kept as an Arrow stream, to which, other than to
-parquet, more can be added.
+Until OUTPUT is complete, OUTPUT.partial holds whole rows, and OUTPUT.partial.json their number and hashes of everything
+they depend on. Rows of a parquet file are kept as an Arrow stream, because parquet files cannot be appended to.
 """
 
 import csv
@@ -27,13 +26,13 @@ from zerotune.records import Count
 from zerotune.tasks.files import file_kind, first_line
 from zerotune.tasks.row_stream import TEXT_COLUMN, RowStream
 
-# A kill loses the predictions of so many seconds: more often, a network disk would wait for the record.
+# A kill loses the predictions of at most this time; more frequent records would be slow on a network disk.
 SECONDS_BETWEEN_RECORDS = 2
 MOST_SHOWN = 60  # characters of a text beside its prediction
 
 
 class PartialRecord(TypedDict):
-    """OUTPUT.partial.json: rows and bytes that are whole, and hashes of what they depend on, by name."""
+    """OUTPUT.partial.json: numbers of whole rows and bytes, and hashes of everything they depend on, by name."""
 
     rows: Count
     bytes: Count
@@ -53,7 +52,7 @@ class Output(Protocol):
         """Add whole rows."""
 
     def save(self) -> None:
-        """Make what was added last."""
+        """Make the added rows durable."""
 
     def finish(self) -> None:
         """Give the complete output its name."""
@@ -63,7 +62,7 @@ class Output(Protocol):
 
 
 def check_columns(stream: RowStream, new: list[str]) -> None:
-    """Refuse new columns whose names the input has already."""
+    """Refuse new columns whose names the input already has."""
     taken = [name for name in new if name in stream.columns]
     if taken:
         raise taken_column(stream.name, taken[0])
@@ -75,7 +74,7 @@ def taken_column(where: str, name: str) -> Refused:
 
 
 class Format(Protocol):
-    """How rows become bytes, which can be joined."""
+    """How rows become bytes; the bytes of several calls can be joined."""
 
     def start(self) -> bytes:
         """Return what is written before the first row."""
@@ -85,14 +84,14 @@ class Format(Protocol):
 
 
 class JsonLines:
-    """An object a line."""
+    """One JSON object per line."""
 
     def start(self) -> bytes:
         """Return nothing."""
         return b""
 
     def encode(self, rows: list[dict]) -> bytes:
-        """Return a line for each row; NaN, which JSON has not, becomes null."""
+        """Return a line for each row; NaN, which JSON lacks, becomes null."""
         return b"".join(map(_json_line, rows))
 
 
@@ -106,7 +105,7 @@ def _json_line(row: dict) -> bytes:
         line = _JSON.encode(_without_nan(row))
     try:
         return line.encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, as the input has it
+    except UnicodeEncodeError:  # half of a surrogate pair in the input
         return json.dumps(_without_nan(row), default=str).encode() + b"\n"
 
 
@@ -119,7 +118,7 @@ def _without_nan(value):
 
 
 def _check_known(rows: list[dict], columns: set[str]) -> None:
-    """Refuse rows that have more than these columns."""
+    """Refuse rows that have other columns than these."""
     for row in rows:
         if not row.keys() <= columns:
             name = next(name for name in row if name not in columns)
@@ -127,10 +126,10 @@ def _check_known(rows: list[dict], columns: set[str]) -> None:
 
 
 class Table:
-    """A csv, or a tsv of GLUE's form: without quotes, so that no value may hold a tab or a line end.
+    """A csv, or a tsv in the form of GLUE: without quotes, so no value may hold a tab or a line end.
 
     Args:
-        columns: of every row. A value that is no text is written as JSON, a missing one as nothing.
+        columns: of every row. A value that is not text is written as JSON, a missing one as an empty cell.
     """
 
     def __init__(self, columns: list[str], is_tsv: bool):
@@ -142,7 +141,7 @@ class Table:
         return self._lines([self.columns])
 
     def encode(self, rows: list[dict]) -> bytes:
-        """Return the rows. Raises Refused for a column that the first rows had not, and for what a tsv cannot hold."""
+        """Return the rows. Raises Refused for a column that the first rows lack, or a value that a tsv cannot hold."""
         _check_known(rows, self._known)
         return self._lines([[_cell(row.get(name)) for name in self.columns] for row in rows])
 
@@ -183,11 +182,11 @@ class Arrow:
         self._known = set(schema.names)
 
     def start(self) -> bytes:
-        """Return the types."""
+        """Return the schema."""
         return self.schema.serialize().to_pybytes()
 
     def encode(self, rows: list[dict]) -> bytes:
-        """Return a record batch. Raises Refused for a column or a type of values that the first rows had not."""
+        """Return a record batch. Raises Refused for a column or a type of value that the first rows lack."""
         import pyarrow
 
         _check_known(rows, self._known)
@@ -202,11 +201,14 @@ class Arrow:
 
 
 def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], asks: bool):
-    """Return the types of a parquet output: a parquet input's own, else those of the first rows; and the new columns'.
+    """Return the schema of a parquet output: the input's columns and the new ones.
+
+    A parquet input's columns keep their types, those of jsonl have the types in the first rows, all others are strings.
+    Raises Refused if a column of jsonl has mixed types.
 
     Args:
         first_rows: of the input.
-        new: the new columns' names, prefix and all.
+        new: the new columns' names, including the prefix.
         asks: whether the predictions are answers to questions.
     """
     import pyarrow
@@ -228,7 +230,7 @@ def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], ask
 
 
 def _plain(arrow_type):
-    """Return a column's type; of one of categories that of its values, for an Arrow stream keeps categories apart."""
+    """Return a column's type; for categories, that of their values, because Arrow streams store categories apart."""
     import pyarrow
 
     return arrow_type.value_type if pyarrow.types.is_dictionary(arrow_type) else arrow_type
@@ -253,7 +255,7 @@ def output_format(path: Path, stream: RowStream, first_rows: list[dict], new: li
     Args: as for `output_schema`.
 
     Raises:
-        Refused: its extension is of no kind that is written, or the rows do not fit the kind.
+        Refused: its extension is of no supported format, or the rows do not fit the format.
     """
     kind = file_kind(path)
     if kind == "jsonl":
@@ -264,10 +266,11 @@ def output_format(path: Path, stream: RowStream, first_rows: list[dict], new: li
 
 
 def check_output(path: Path, identity: Callable[[], dict[str, str]] | None) -> None:
-    """Refuse an output that is there already, and a part of one that is of another input, model or flags.
+    """Refuse an output that exists already, and a partial one that is of another input, model, version or flags.
 
     Args:
-        identity: what the predictions depend on, by name; None: of an input that cannot be read again.
+        identity: returns hashes of everything the predictions depend on, by name; None to skip the second check, as for
+            an input that cannot be read again.
     """
     file_kind(path)
     try:
@@ -294,7 +297,11 @@ def _record_of(path: Path) -> Path:
 
 
 def _resumable(path: Path, identity: Callable[[], dict[str, str]]) -> PartialRecord | None:
-    """Return what an interrupted command has left of an output; None where there is nothing to resume."""
+    """Return the record of an interrupted command's output; None if there is nothing to resume.
+
+    Raises:
+        Refused: it is of other predictions, or damaged.
+    """
     partial, record_path = _partial(path), _record_of(path)
     if not (partial.exists() and record_path.exists()):
         return None
@@ -311,10 +318,10 @@ def _resumable(path: Path, identity: Callable[[], dict[str, str]]) -> PartialRec
 
 
 class FileOutput:
-    """A file that is written aside, continued where an interrupted command left it, and renamed once complete.
+    """A file that is written under another name, resumed after an interruption, and renamed once complete.
 
     Args:
-        path: of the complete file; its name says whether it is packed.
+        path: of the complete file; it is compressed if the name ends with .gz.
         identity: as for `check_output`.
     Raises:
         Refused: the file cannot be written, or another process is writing it.
@@ -348,13 +355,13 @@ class FileOutput:
             pass  # a file system without locks
 
     def open(self, output_format: Format) -> None:
-        """Begin to write, in a format."""
+        """Start to write in a format."""
         self._format = output_format
         if not self.bytes:
             self._write(output_format.start())
 
     def add(self, rows: list[dict]) -> None:
-        """Add whole rows. Raises Refused as the format does; a file that has none yet is removed then."""
+        """Add whole rows. Raises Refused as the format does, after removing the file if it has no rows yet."""
         try:
             data = self._format.encode(rows)
         except Refused:
@@ -368,14 +375,14 @@ class FileOutput:
 
     def _write(self, data: bytes) -> None:
         if data:
-            packed = gzip.compress(data, mtime=0) if self._packs else data  # pieces that are packed apart can be joined
+            packed = gzip.compress(data, mtime=0) if self._packs else data  # compressed pieces can be joined
             with self._named():
                 self._file.write(packed)
             self.bytes += len(packed)
 
     @contextmanager
     def _named(self):
-        """Name the file in what a full disk raises: a failed write does not."""
+        """Add the file name to an OSError: a failed write leaves it out."""
         try:
             yield
         except OSError as error:
@@ -383,7 +390,7 @@ class FileOutput:
             raise
 
     def save(self) -> None:
-        """Make what was added last, and note it."""
+        """Make the added rows durable, and record their number."""
         with self._named():
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -407,7 +414,7 @@ class FileOutput:
 
 
 def _write_parquet(stream_path: Path, path: Path) -> None:
-    """Make a parquet file of an Arrow stream, batch by batch."""
+    """Make a parquet file from an Arrow stream, batch by batch."""
     import pyarrow.ipc
     import pyarrow.parquet
 
@@ -434,7 +441,7 @@ def identity_parts(**parts: Any) -> dict[str, str]:
 
 
 def take_standard_output() -> io.BufferedWriter:
-    """Return standard output for results alone, as bytes; whatever else is printed from now on goes to standard error.
+    """Return standard output as a stream of bytes for results only; all later prints go to standard error.
 
     Raises:
         Refused: it is closed.
@@ -452,7 +459,7 @@ class PrintedOutput:
     """Standard output.
 
     Args:
-        stream: of `take_standard_output`.
+        stream: from `take_standard_output`.
         encode: rows -> bytes.
     """
 
@@ -460,24 +467,24 @@ class PrintedOutput:
         self.rows, self._stream, self._encode = 0, stream, encode
 
     def add(self, rows: list[dict]) -> None:
-        """Print rows. Raises Refused where nobody reads them any more."""
+        """Print rows. Raises Refused if nobody reads them any more."""
         try:
             self._stream.write(self._encode(rows))
             self._stream.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # what is in the buffer goes there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # the buffer goes there
             raise Refused(f"standard output was closed after {self.rows:,} rows: give an --output file") from None
         self.rows += len(rows)
 
     def save(self) -> None:
-        """Do nothing: what was printed is printed."""
+        """Do nothing: rows are flushed as they are added."""
 
     def finish(self) -> None:
         """Do nothing."""
 
 
 def readable_line(row: dict, prefix: str) -> str:
-    """Return a prediction for a person: the answer and its probability, the next likeliest ones, and the text."""
+    """Return a readable line: the likeliest answers with probabilities, then the text, or "no answer" for questions."""
     found = {name: row.get(prefix + name) for name in ("prediction", "probability", "no_answer_probability", "top_k")}
     answers = [(found["prediction"], found["probability"])]
     ranked = [(each.get("label", each.get("answer")), each["probability"]) for each in found["top_k"] or []]

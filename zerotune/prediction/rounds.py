@@ -1,4 +1,4 @@
-"""The ranks' side of a prediction: in each round every rank answers a chunk, and rank 0 reads and writes them all."""
+"""The ranks' side of a prediction: in each round every rank answers a chunk, and rank 0 reads and writes all chunks."""
 
 from collections.abc import Callable, Iterator
 from itertools import takewhile
@@ -17,10 +17,10 @@ Prepare = Callable[[list[Item]], Answering]
 
 
 def on_rank_0(accelerator, act: Callable, *values) -> Any:
-    """Return what act(*values) returns on rank 0, on every rank; all ranks take part.
+    """Call act(*values) on rank 0 and return its value on every rank; all ranks take part.
 
     Raises:
-        Refused: on all ranks, where rank 0 is refused something or its disk fails; there an OSError is raised as it is.
+        Refused: on all ranks, if the call raises Refused or OSError; rank 0 raises the original exception.
     """
     found = failure = None
     if is_main_process():
@@ -39,7 +39,7 @@ def rounds(accelerator, job: Job | None) -> Iterator[list[Chunk]]:
     """Yield chunks, one for each rank and fewer at the end; all ranks take part.
 
     Args:
-        job: None on all ranks but 0, which get the items and no rows.
+        job: None on all ranks except 0; their chunks have items but no rows.
     """
     read = []
 
@@ -57,10 +57,10 @@ def answer_round(
     """Answer the chunks of a round, one on each rank; all ranks take part.
 
     Returns:
-        The new columns of each chunk's items, for the first chunks that are answered whole; and the signal that asks a
-        rank to stop, None without one.
+        The new columns of each chunk's items, up to the first chunk that is not fully answered; and the signal that
+        asked a rank to stop, or None.
     Raises:
-        Refused: on all ranks, where one of them cannot answer its chunk.
+        Refused: on all ranks, if one of them cannot answer its chunk.
     """
     rank = accelerator.process_index
     items = [item for item in chunks[rank].items if item] if rank < len(chunks) else []

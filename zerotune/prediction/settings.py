@@ -44,8 +44,8 @@ class PredictSettings:
         labels: those that a causal model without a head chooses from; None: the model's own.
         max_length: in tokens; None: the model folder's, else the default.
         output: None: standard output.
-        top_k: how many answers a row gets; beyond 1 they have a column of their own.
-        prefix: begins the names of the new columns.
+        top_k: how many answers a row gets; above 1, they have a column of their own.
+        prefix: put before the names of the new columns.
         tokens_per_device: most padded tokens in one forward pass on one device.
     """
 
@@ -114,13 +114,13 @@ def predict_settings(args: argparse.Namespace) -> PredictSettings:
     """Resolve the flags.
 
     Raises:
-        Refused: no model or a run without one, no input or two of them, an input that is not there or an output that
-            is, or the precision cannot be had.
+        Refused: the model is missing or its run not finished, there is not exactly one input, the input does not exist,
+            the output does, or the precision is not available.
     """
     check_names_model(args.model)
     source = _input_settings(args)
     if args.output is not None:
-        check_output(args.output, identity=None)  # once more, with what an earlier start left, by the job
+        check_output(args.output, identity=None)  # the job checks an earlier start's partial output
     return PredictSettings(
         model=ModelSettings(
             final_of_run(args.model),

@@ -1,1 +1,1 @@
-"""Pages that a person looks at: report.html, comparisons, figures."""
+"""Build pages for people: report.html, comparisons, figures."""

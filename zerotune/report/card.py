@@ -1,6 +1,6 @@
 """Complete the model card of a finished run: final/README.md gets its scores, data, training and limits.
 
-Made from the run folder's files; what the model itself tells is there already (zerotune/models/model_card.py).
+The additions come from the run folder's files; zerotune/models/model_card.py has written the rest.
 """
 
 import os
@@ -16,9 +16,9 @@ from zerotune.run.machine_paths import without_paths
 from zerotune.settings.names import TASK_NAMES
 from zerotune.tasks.hub import id_and_configuration
 
-# The first of the sections that are written here; an earlier card's are replaced.
+# The first section written here; from it on, an earlier card's sections are replaced.
 _FIRST = "## Scores"
-# Names of scores among the hub's metrics, where they differ. Scores of one label are left out of the front matter.
+# The hub's names of scores, where they differ from ours. Scores of one label are left out of the front matter.
 _HUB_METRICS = {
     "matthews": "matthews_correlation", "exact": "exact_match", "exact_match": "exact_match", "rouge1": "rouge",
     "rouge2": "rouge", "rougeL": "rouge", "hamming_loss": "hamming_loss",
@@ -32,7 +32,7 @@ _TRAINING_FLAGS = (
 
 
 def complete_card(files, comparison: str) -> None:
-    """Add to a run's final/README.md what its evaluations and records tell; without final/, do nothing.
+    """Add sections from a run's evaluations and records to its final/README.md; without that file, do nothing.
 
     Args:
         files: RunFiles of the finished run.
@@ -56,7 +56,7 @@ def complete_card(files, comparison: str) -> None:
 
 
 def _front_matter(files) -> dict:
-    """Return the entries that the hub reads of data and scores: datasets, language, metrics and the model index."""
+    """Return the hub's entries about data and scores: datasets, language, metrics and the model index."""
     from huggingface_hub import EvalResult
 
     sources, task = files.split.get("sources") or {}, files.split.get("task")
@@ -95,7 +95,7 @@ def _metric_type(name: str) -> str:
 
 
 def _metric_name(metrics: Mapping, name: str) -> str:
-    """Return a score's name with its interval, for which a model index has no place of its own."""
+    """Return a score's name with its interval, for which a model index has no field."""
     interval = metrics[f"{name}_ci95"]
     return f"{name} (95% interval {interval[0]:.4g} to {interval[1]:.4g})" if interval else name
 
@@ -105,7 +105,7 @@ def _name_of(source: Mapping) -> str:
 
 
 def _scores(files, comparison: str) -> str:
-    """Return base against tuned: a table with intervals, and the paired test in words."""
+    """Return the comparison of base and tuned: a table with intervals, and the paired test in words."""
     found = [("base", files.base), ("this model", files.tuned)]
     columns = [(name, evaluations.as_proportions(one.metrics)) for name, one in found if isinstance(one, Evaluation)]
     if not columns:
@@ -164,7 +164,7 @@ def _training(files) -> str:
 
 
 def _limits(files, record: Mapping) -> str:
-    """Return what the scores do not show, from what the records tell."""
+    """Return the limits of the model and of its scores, as known from the records."""
     lines = []
     if isinstance(files.tuned, Evaluation):
         metrics = files.tuned.metrics

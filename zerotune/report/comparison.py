@@ -19,7 +19,7 @@ from zerotune.report.tables import intervals_note, main_scores, scores_block, ti
 from zerotune.run.run_files import check_run_files, read_run_record
 from zerotune.settings.names import TASK_NAMES
 
-_MOST_COLUMNS = 6  # of a table that a page shows whole; more evaluations are rows
+_MOST_COLUMNS = 6  # evaluations that are a table's columns; if there are more, they are rows
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Comparison:
     """Evaluations of one task, each tested against the first.
 
     Attributes:
-        names: of the evaluations, different from each other.
+        names: of the evaluations, all different.
         headline: the score that the paired tests compare, the share of right items.
-        pairs, adjusted, f1_pairs: of each evaluation but the first: the test, its p-value after Holm, and that of F1.
+        pairs, adjusted, f1_pairs: for each evaluation but the first, its test, Holm-adjusted p-value and test of F1.
         spreads: over training seeds, as `evaluations.seed_spreads`.
     """
 
@@ -48,10 +48,10 @@ class Comparison:
 
 
 def evaluation_folders(folder: Path) -> list[Path]:
-    """Return the evaluations that a folder stands for.
+    """Return the evaluation folders that a given folder means.
 
-    They are itself; of a run, or its final/, the evaluation of final/; of a folder of prompt seeds or of runs, those of
-    the folders in it.
+    An evaluation means itself; a run, or its final/, means the run's eval/final; a folder of prompt seeds or of runs
+    means those of the folders in it.
     """
     if (folder / "predictions.jsonl").exists() or (folder / "metrics.json").exists():
         return [folder]
@@ -125,7 +125,7 @@ def comparison_table(comparison: Comparison) -> str:
 
 
 def _setting_name(comparison: Comparison, spread: dict) -> str:
-    """Return what the runs of a spread over seeds are called without their seeds: learning_rate-2e-5."""
+    """Return the name of the runs of a spread over seeds, without their seeds: learning_rate-2e-5."""
     by_folder = {str(one.folder): name for name, one in zip(comparison.names, comparison.read, strict=True)}
     names = [re.sub(r"[_/-]?seed-?\d+$", "", by_folder[folder]) for folder in spread["folders"]]
     return ", ".join(dict.fromkeys(filter(None, names))) or "all runs"
@@ -137,7 +137,7 @@ def _interval(bounds: Sequence[float], sign: str = "") -> str:
 
 @dataclass(frozen=True)
 class _Entry:
-    """An evaluation, or those of a folder of prompt seeds together."""
+    """One evaluation, or all those of a folder of prompt seeds."""
 
     name: str
     evaluations: list[int]
@@ -148,7 +148,7 @@ class _Entry:
 
 
 def _entries(comparison: Comparison) -> list[_Entry]:
-    """Return the evaluations in their order, those of one folder of prompt seeds as one."""
+    """Return the evaluations in their order, those of a folder of prompt seeds as one entry."""
     folders: dict[Path, list[int]] = {}
     for number, one in enumerate(comparison.read):
         is_prompt = (one.folder.parent / "summary.json").is_file()
@@ -248,7 +248,7 @@ def _verdict(comparison: Comparison, number: int) -> str:
 
 
 def _scores(comparison: Comparison) -> list[str]:
-    """Return a figure and a table of the scores: a column for each evaluation, or a row where they are many."""
+    """Return a figure and a table of the scores: a column for each evaluation, or a row if there are many."""
     every = [evaluations.as_proportions(one.metrics) for one in comparison.read]
     if len(every) <= _MOST_COLUMNS:
         columns = [(name, metrics, figures.TUNED) for name, metrics in zip(comparison.names, every, strict=True)]
@@ -323,10 +323,10 @@ def _check_output_dir(folder: Path) -> None:
 
 
 def evaluation_names(folders: Sequence[Path]) -> list[str]:
-    """Return different names of evaluations: runs/a for runs/a/eval/final, runs/a/base for its eval/base.
+    """Return a different name for each evaluation: a for runs/a/eval/final, a/base for runs/a/eval/base.
 
-    They have the run's name, or of a folder like seed-0 the one around it too, and as much more of the path as it takes
-    to tell them apart.
+    A name is that of the run or folder, after the parent's for a folder such as seed-0, with as much more of the path
+    as tells the names apart.
     """
     parts = []
     for folder in folders:
@@ -347,7 +347,7 @@ def evaluation_names(folders: Sequence[Path]) -> list[str]:
 
 
 def _paired_tests(comparison: Comparison) -> str:
-    """Return the tests against the first evaluation; those of a folder's prompts are folded."""
+    """Return the tests against the first evaluation; those of a folder's prompts are collapsed."""
     in_groups = {number for each in _entries(comparison) if each.is_group for number in each.evaluations}
     numbers = range(1, len(comparison.read))
     single, grouped = [n for n in numbers if n not in in_groups], [n for n in numbers if n in in_groups]
@@ -435,7 +435,7 @@ def _why_no_spread(read: list[Evaluation]) -> str:
 
 
 def _settings_section(names: list[str], read: list[Evaluation]) -> str:
-    """Return the settings of each evaluation; of many only those that differ, a row for each evaluation."""
+    """Return the settings, a column for each evaluation; if there are many, a row for each, with those that differ."""
     settings = [evaluations.evaluation_settings(one.metrics) for one in read]
     settings = [
         {"folder": str(one.folder), **own, "seed": one.metrics.get("seed")}

@@ -1,4 +1,4 @@
-"""Show what metrics.jsonl holds: curves of one run or of several over the optimizer step, and a table by epoch."""
+"""Show metrics.jsonl: curves of one or several runs over the optimizer step, and a table by epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class History:
     evaluations: list[dict]
 
     def series(self, key: str, label: str = "", colour: str = figures.TUNED) -> list[Series]:
-        """Return one key of the lines that have it, [] if none has."""
+        """Return the values of one key by step, from the lines that have it; [] if none has."""
         evaluated = key == "train_loss" or key.startswith("eval_")
         kept = [line for line in (self.evaluations if evaluated else self.steps) if line.get(key) is not None]
         x, y = ([line[name] for line in kept] for name in ("step", key))
@@ -46,13 +46,13 @@ class History:
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Optimizer steps in an epoch; None where no line has an epoch."""
+        """Optimizer steps in an epoch; None if no line has an epoch."""
         lines = [line for line in (*self.evaluations, *self.steps) if line.get("epoch")]
         return max(line["step"] for line in lines) / max(line["epoch"] for line in lines) if lines else None
 
 
 def read_history(run_dir: Path) -> History:
-    """Read run_dir/metrics.jsonl, without which there are no lines. Raises Refused for a damaged line."""
+    """Read run_dir/metrics.jsonl; the history is empty if it is missing. Raises Refused for a damaged line."""
     lines = read_metrics_lines(run_dir / "metrics.jsonl")
     # A resumed run may log a step twice; the later line is the one that led to the weights.
     steps = {line["step"]: line for line in lines if "loss" in line}
@@ -76,7 +76,7 @@ def curves_of_run(history: History) -> str:
 
 
 def with_smoothed(series: list[Series], key: str) -> list[Series]:
-    """Return each line of a noisy key faint and, over it, its centred mean; short lines stay as they are."""
+    """Return the series; each long one of a noisy key is drawn faint, with its centred moving mean over it."""
     found = []
     for one in series:
         width = len(one.y) // 15 | 1
@@ -111,7 +111,7 @@ def curves_of_runs(names: Sequence[str], histories: Sequence[History]) -> str:
 
 
 def epochs_table(history: History, best_step: int | None) -> str:
-    """Return a table with the losses and the validation scores at the end of each epoch; all evaluations are folded.
+    """Return a table of losses and validation scores at the end of each epoch, and a collapsed one of all evaluations.
 
     Args:
         best_step: of the checkpoint that final/ is made from.
@@ -156,7 +156,7 @@ def _drawn(drawn: list[tuple[str, str, list[Series]]], steps_per_epoch: float | 
     ]
     some = {title for title, _, lines in drawn if lines}
     scores = {title for key, title, _ in _FIGURES if key in _SCORES}
-    # a task has some of the scores, and does not miss the others
+    # a task has only some of the scores; the others are not missing
     missing = [title.lower() for title, _, lines in drawn if not lines and not (title in scores and scores & some)]
     note = html.paragraph(f"Not in metrics.jsonl: {', '.join(missing)}.", "note") if missing else ""
     return f'<div class="figures">{"".join(made)}</div>{note}'

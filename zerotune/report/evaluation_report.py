@@ -78,7 +78,7 @@ def _name(metrics: dict) -> str:
 
 
 def _ends(folder: Path) -> list[str]:
-    """Return the sections about data and run, as far as the folder has their files."""
+    """Return the sections about data and run; that about data only if the folder has split.json."""
     run, split = (
         read_json(path, form) if (path := folder / name).is_file() else {}
         for name, form in (("run.json", RunRecord), ("split.json", SplitRecord))
@@ -87,7 +87,7 @@ def _ends(folder: Path) -> list[str]:
 
 
 def _unlabelled_section(folder: Path, metrics: dict, items: str) -> str:
-    """Return how often each answer is given to items without labels, and the first of them."""
+    """Return the section about items without labels: how often each answer is given, and the first items."""
     lines = read_json_lines(folder / "predictions.jsonl")
 
     def answer(line: dict) -> str:

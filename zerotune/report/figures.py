@@ -11,7 +11,7 @@ from io import StringIO
 from zerotune.metrics.calibration import Bin
 from zerotune.metrics.statistics import wilson_interval
 
-# matplotlib writes out these colours; each is replaced by a variable of the page, which has light and dark modes.
+# Placeholders in matplotlib's output; each is replaced by a variable of the page, which has light and dark modes.
 INK, SOFT, LINE, TUNED, BASE = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 THIRD, FOURTH = "#101112", "#131415"
 COLOUR_VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", TUNED: "tuned", BASE: "base"}
@@ -24,7 +24,7 @@ RUNS = (TUNED, BASE, THIRD, FOURTH)
 class Series:
     """A line: x and y, [points] each; a y that is None, not finite or beyond MOST_DRAWN leaves a gap.
 
-    One without a label is not in the legend; a faint one is drawn pale, under its smoothed curve.
+    A series without a label is left out of the legend; a faint one is drawn pale, under its smoothed curve.
     """
 
     label: str
@@ -41,7 +41,7 @@ def curves(
     """Draw lines, or points joined by lines, with a legend above them if there are several; returns `<svg>`.
 
     Args:
-        steps_per_epoch: where it is given, the upper axis counts epochs.
+        steps_per_epoch: if given, the upper axis counts epochs.
     """
     num_labelled = sum(bool(one.label) for one in series)
     figure, axes = _axes(5.2, 3.3 + 0.25 * num_labelled * (num_labelled > 1))
@@ -50,12 +50,12 @@ def curves(
         # a line through a single point would show nothing
         marker = "o" if one.as_points or len(y) == 1 else None
         style = {"linewidth": 1.0, "alpha": 0.35} if one.is_faint else {"linewidth": 1.8}
-        label = _literal(one.label) if one.label else "_"  # matplotlib leaves it out of the legend
+        label = _literal(one.label) if one.label else "_"  # matplotlib leaves such labels out of the legend
         axes.plot(one.x, y, color=one.colour, marker=marker, markersize=4.5, label=label, **style)
     axes.set_xlabel(x_label, color=SOFT)
     axes.set_ylabel(y_label, color=SOFT)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
-    # a fixed number of ticks: one that follows the size of the axes makes matplotlib lay them out again
+    # a fixed number of ticks: the default depends on the size of the axes, so matplotlib would lay them out again
     axes.locator_params(axis="x", nbins=7, integer=True)
     axes.locator_params(axis="y", nbins=7)
     axes.margins(x=0.02)
@@ -72,7 +72,7 @@ def curves(
 
 
 def drawable(values: Sequence[float | None]) -> list[float]:
-    """Return values with NaN for what cannot be drawn."""
+    """Return values, with NaN for those that cannot be drawn."""
     return [math.nan if value is None or not abs(value) < MOST_DRAWN else value for value in values]
 
 
@@ -121,7 +121,7 @@ def intervals(
     """Draw a row for each (label, value, [low, high] or None, colour), the first on top; returns `<svg>`.
 
     Args:
-        dots: the values of which a row's is the mean, by row number: small and pale.
+        dots: by row number, the values whose mean the row shows; they are drawn small and pale.
     """
     figure, axes = _axes(5.2, 0.9 + 0.4 * len(rows))
     for row, (_, value, interval, colour) in enumerate(rows):
@@ -139,9 +139,9 @@ def intervals(
 
 
 def _literal(label: str) -> str:
-    """Return a label as matplotlib shows it unchanged.
+    """Return a label, escaped so that matplotlib shows it unchanged.
 
-    It would read the text between dollar signs as mathematics, and leave a label that begins with _ out of a legend.
+    It would read text between dollar signs as mathematics, and leave a label that begins with _ out of a legend.
     """
     escaped = label.replace("$", r"\$")
     return f"\u200b{escaped}" if escaped.startswith("_") else escaped

@@ -1,4 +1,4 @@
-"""Build a self-contained HTML page: inline style, a script that copies, nothing to fetch. All text is escaped here."""
+"""Build a self-contained HTML page: inline style, a copy script, nothing to fetch. All text is escaped here."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -11,7 +11,7 @@ from zerotune.metrics.text_overlap import OVERLAP_TITLES
 
 NO_SHARES = ("matthews",)  # scores from -1 to 1
 MOST_WIDE_COLUMNS = 6  # of a confusion matrix
-# A page in a file has no clipboard in some browsers: there its command is selected instead.
+# In some browsers a page opened from a file has no clipboard: the command is then selected instead.
 COPY_SCRIPT = """<script>
 for (const button of document.querySelectorAll("button.copy")) button.onclick = async () => {
   const code = button.previousElementSibling;
@@ -61,7 +61,7 @@ def command(text: str) -> str:
 
 
 def file_links(folder: Path, names: Iterable[str]) -> str:
-    """Return links to those of a folder's files that are there, relative to the page in it."""
+    """Return links to the named files that a folder has, relative to a page in that folder."""
     links = [f'<a href="{quote(name)}">{escape(name)}</a>' for name in names if (folder / name).exists()]
     return f'<p class="files">{" ".join(links)}</p>' if links else ""
 
@@ -103,8 +103,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence], num_text_columns: in
 def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """Return the counts of a confusion matrix, each with its share of the label's items and shaded by it.
 
-    A row is a label and a column a prediction; one more column is of answers that name no label. Many labels get
-    small cells, in which the shading stands for the share."""
+    Rows are labels and columns predictions; one more column counts answers that name no label. If there are many
+    labels, cells are small and show the share only by their shading."""
     is_large, lines = len(labels) > MOST_WIDE_COLUMNS, []
     for label, row in zip(labels, confusion, strict=True):
         shares = [count / sum(row) if sum(row) else 0.0 for count in row]
@@ -145,7 +145,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def interval_text(interval: Sequence[float] | None, signed: bool = False, name: str = "") -> str:
-    """Return a [low, high] pair of proportions as percentages; of a score with another unit, by its name, in that."""
+    """Return a [low, high] pair of proportions as percentages; that of a score named in NO_SHARES keeps its scale."""
     if interval is None:
         return "no interval"
     form, scale = f"{'+' if signed else ''}.{3 if name in NO_SHARES else 1}f", 1 if name in NO_SHARES else 100
@@ -165,7 +165,7 @@ def p_value_text(p_value: float) -> str:
 
 
 def plain(value) -> str:
-    """Return a value from a JSON file as a person reads it."""
+    """Return a value from a JSON file as readable text."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -194,9 +194,9 @@ def flattened(value: Mapping, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def metric_title(name: str) -> str:
-    """Return accuracy on negative for accuracy_negative; F1, macro for f1_macro; HasAns F1 for HasAns_f1.
+    """Return the title of a score: "accuracy on negative" for accuracy_negative, "F1, macro" for f1_macro.
 
-    And F1 on negative for f1_label_negative."""
+    Others are "F1 on negative" for f1_label_negative and "HasAns F1" for HasAns_f1."""
     if name.startswith("accuracy_"):
         return f"accuracy on {name.removeprefix('accuracy_')}"
     if name.startswith("f1_label_"):
@@ -209,7 +209,7 @@ def metric_title(name: str) -> str:
 
 
 def score_cell(metrics: dict, name: str) -> str | tuple[str, str]:
-    """Return a score with its interval under it; "undefined" for a proportion of nothing, a dash without a score."""
+    """Return a score with its interval under it; "undefined" if its denominator is 0, a dash without a score."""
     if name not in metrics or metrics[name] is None:
         return "–"
     interval = f"{name}_ci95"

@@ -20,7 +20,7 @@ MUCH_UNDER = (
     " Probabilities this far below the share of right answers mean that the logits are still small: usually few steps, "
     "a low learning rate or --label-smoothing."
 )
-DRAWN_ITEM = re.compile(r"· train-\d+$")  # of a test set that was drawn from the training rows
+DRAWN_ITEM = re.compile(r"· train-\d+$")  # the id of a test item that was drawn from the training rows
 NO_TEXT = "(the text is not available)"
 
 
@@ -28,7 +28,7 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
     """Return the share of right items by quarters of the items' lengths, "" without lengths.
 
     Args:
-        evaluations: by name; the last one's items are divided.
+        evaluations: by name; the quarters are those of the last one's items.
         score: name of the share.
     """
     lines = {name: list(one.predictions.values()) for name, one in evaluations.items()}
@@ -63,12 +63,12 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
     return html.section("By length", html.paragraph(said) if len(rows) > 1 else "", table, html.paragraph(note, "note"))
 
 
-# what is decided about an item: the probability of each decision, and whether it is right
+# the decisions about an item: the probability of each, and whether it is right
 Decisions = Sequence[tuple[float, bool]]
 
 
 def answer(line: dict) -> Decisions | None:
-    """Return the probability of the label that an item is given, and whether it is right; None without scores."""
+    """Return the probability of an item's predicted label, and whether it is right; None without scores."""
     if not line.get("scores") or line["prediction"] is None:
         return None
     return [(math.exp(line["scores"][line["prediction"]]), is_right(line))]
@@ -82,9 +82,9 @@ def calibration_section(
     """Return the reliability diagram and the calibration errors of models that give their decisions a probability.
 
     Args:
-        evaluations: by name; those with an item without probabilities are left out.
-        decisions: gives what is decided about an item, each with its probability and whether it is right.
-        plural: what the decisions are called.
+        evaluations: by name; one with any item that lacks probabilities is left out.
+        decisions: a line of predictions.jsonl -> the decisions about its item, None without probabilities.
+        plural: the name of the decisions, in the plural.
     """
     named, sentences = [], []
     colours = (figures.BASE, figures.TUNED)[-len(evaluations) :]
@@ -121,9 +121,9 @@ def examples_section(count: str, errors: Iterable[tuple[str, ...]], right: Itera
     """Return errors beside right answers.
 
     Args:
-        count: how many items are wrong, and which are shown.
+        count: a sentence that says how many items are wrong, and which are shown.
         errors, right: as for `html.example_list`.
-        how: which right answers are shown.
+        how: a sentence that says which right answers are shown.
     """
     errors, right = list(errors), list(right)
     if any(DRAWN_ITEM.search(head) for head, *_ in (*errors, *right)):

@@ -111,7 +111,7 @@ def _examples(evaluation: Evaluation, label_names: Sequence[str]) -> str:
 
 
 def _decisions(line: dict) -> Decisions | None:
-    """Return of each label the probability of what is decided about it, given or not, and whether that is right."""
+    """Return the decision about each label, given or not: its probability, and whether it is right."""
     if not line.get("scores"):
         return None
     given, has = set(line["prediction"]), set(line["label"])

@@ -20,12 +20,12 @@ from zerotune.settings.names import TASK_NAMES
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The contents of a run folder. An evaluation or a test that is missing is a sentence with the reason.
+    """The contents of a run folder. A sentence with the reason replaces a missing evaluation or test.
 
     Attributes:
         best_step: of the checkpoint that final/ is made from; None without final/.
         base, tuned: the evaluations before and after training.
-        accuracy, f1: both on the items that both scored; f1 is None where items have no F1 of their own.
+        accuracy, f1: paired tests on the items that both scored; f1 is None without a test, or if items have no F1.
     """
 
     path: Path
@@ -51,14 +51,14 @@ class ReportParts:
     """The report's parts about a run's task.
 
     Attributes:
-        items: what is scored, in the plural: "items", "questions".
+        items: the name of the scored items: "items", "questions".
         headline: scores on the cards of the tuned model; the first is on the base model's card and in the figure too.
         columns: scores in the table that a run prints, the first one with its interval.
         prediction: the form of a line of predictions.jsonl.
         rescore: lines of predictions.jsonl -> their scores, as in metrics.json.
         sections: evaluations by name, the main one last -> the task's own sections, as HTML.
-        answers: a model's name and its metrics.json -> sentences about what is striking in its answers.
-        remark: metrics.json of the tuned model -> a sentence that completes its scores.
+        answers: a model's name and its metrics.json -> sentences about striking patterns in its answers.
+        remark: metrics.json of the tuned model -> a sentence to add to its scores.
         footnote: metrics.json of the tuned model -> how its scores are counted.
         more_rows: further entries of metrics.json: name -> (title, its value as text).
     """
@@ -78,7 +78,7 @@ class ReportParts:
 def write_report(run_dir: Path, parts: ReportParts) -> Path:
     """Write run_dir/report.html from the run folder's files and return its path; complete the card of final/ too.
 
-    Where a file is missing, a sentence says so.
+    If a file is missing, a sentence says so.
     """
     files = read_run_files(Path(run_dir), parts.prediction)
     sections = [
@@ -138,7 +138,7 @@ def print_run_table(run_dir: Path, parts: ReportParts) -> None:
 
 
 def read_run_files(run_dir: Path, prediction: type) -> RunFiles:
-    """Read what a run folder holds, as far as it is there.
+    """Read the files of a run folder that exist.
 
     Args:
         prediction: the form of a line of predictions.jsonl.
@@ -192,7 +192,7 @@ def _heading(files: RunFiles) -> str:
 
 
 def _model_name(model: str | None) -> str | None:
-    """Return a hub id as it is, and of a path its last name; of a run's final/ the run's."""
+    """Return a hub id unchanged, the last part of a path, and for a run's final/ the run's name."""
     if model is None or not (model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()):
         return model
     path = Path(model)
@@ -237,7 +237,7 @@ def _before_and_after(files: RunFiles, parts: ReportParts) -> list[str]:
 
 
 def _sentences(files: RunFiles, parts: ReportParts) -> list[str]:
-    """Return what the tables of the page show."""
+    """Return sentences about what the tables of the page show."""
     said = []
     for name, one in zip(words.names_of(files.evaluations), files.evaluations.values(), strict=True):
         said += parts.answers(name, one.metrics)
@@ -251,7 +251,7 @@ def _sentences(files: RunFiles, parts: ReportParts) -> list[str]:
 def _score_columns(files: RunFiles, parts: ReportParts) -> list[tuple[str, dict, str]]:
     """Return name, metrics.json with scores in 0-1, and colour of both evaluations.
 
-    A tuned model with scores of more items than the base evaluation has is shown on that one's items too."""
+    If the tuned model scored more items than the base model, its scores on the common items are shown too."""
     columns = []
     if isinstance(files.base, Evaluation):
         columns.append((f"base: {_setting(files.base, 'before training')}", files.base.metrics, figures.BASE))

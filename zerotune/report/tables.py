@@ -9,7 +9,7 @@ from zerotune.metrics.evaluations import score_names
 from zerotune.report import figures, html
 from zerotune.report.curves import History
 
-# Of a binary task whose rarer label has less, accuracy says little: more rows are shown.
+# If the rarer label of a binary task has a smaller share, accuracy says little, and more scores are shown.
 BALANCED_SHARE = 0.35
 FILES = (
     "final/README.md", "eval/base/metrics.json", "eval/base/predictions.jsonl", "eval/final/metrics.json",
@@ -19,7 +19,7 @@ FILES = (
 
 
 def main_scores(metrics: dict) -> tuple[str, ...]:
-    """Return the names of the scores that a table shows; the others are folded."""
+    """Return the names of the scores that a table shows at once; the others are collapsed."""
     if "exact" in metrics:
         return "exact", "f1", "HasAns_f1", "NoAns_f1"
     if "exact_match" in metrics:
@@ -50,8 +50,8 @@ def scores_block(
 
     Args:
         columns: name, metrics.json with its scores in 0-1, and colour of each evaluation.
-        items: what is scored, in the plural.
-        headline, what: the score of the figure, and what follows it in the title.
+        items: the name of the scored items, in the plural.
+        headline, what: the score of the figure, and the rest of its title.
         more_rows: further entries of metrics.json: name -> (title, its value as text).
     """
     score, every = html.metric_title(headline), [metrics for _, metrics, _ in columns]
@@ -138,7 +138,7 @@ def _moved(moved: dict) -> list[str]:
 
 
 def launch_line(run: dict) -> str | None:
-    """Return the command of a run.json with the launcher that starts it; None where it is not recorded."""
+    """Return the command of a run.json with the launcher that starts it; None if it is not recorded."""
     command, processes = run.get("command"), (run.get("world") or {}).get("num_processes") or 1
     if not command:
         return None
@@ -148,7 +148,7 @@ def launch_line(run: dict) -> str | None:
 
 
 def next_commands(run: dict) -> list[tuple[str, str]]:
-    """Return (what for, command) of what can follow a run or an evaluation; [] where run.json does not say enough."""
+    """Return (purpose, command) of each possible next step after a run or an evaluation; [] if run.json lacks data."""
     flags, words = run.get("flags") or {}, str(run.get("command") or "").split()
     folder, script = flags.get("output_dir"), Path(words[0]).name if words else ""
     if not folder or not script.endswith(".py"):
@@ -169,7 +169,7 @@ def next_commands(run: dict) -> list[tuple[str, str]]:
 
 
 def run_section(folder: Path, run: dict) -> str:
-    """Return the launch line, what can follow, links to the folder's files, and the facts of run.json."""
+    """Return the launch line, the next commands, links to the folder's files, and the facts of run.json."""
     files = html.file_links(folder, FILES)
     if not run:
         return html.section("Run", html.paragraph("This run has no run.json."), files)
@@ -212,7 +212,7 @@ def _with_unit(name: str, text: str) -> tuple[str, str]:
 
 
 def _measured(text: str) -> str:
-    """Return a measured time or rate with three significant digits; text that is no decimal number as it is."""
+    """Round a decimal number to three significant digits, from 100 on to a whole one; return other text unchanged."""
     try:
         value = float(text.replace(",", ""))
     except ValueError:

@@ -11,10 +11,13 @@ UNTRAINED = "untrained head"  # setting in metrics.json
 
 
 def answers_of_labels(name: str, metrics: dict) -> list[str]:
-    """Return what is striking about a model's answers: one label for nearly all, or no better than always that one.
+    """Return sentences about striking patterns in a model's answers.
+
+    They are guesses of an untrained head, one label given too often, answers that name no label, and an accuracy not
+    shown to be above that of one constant answer.
 
     Args:
-        name: of the model, "the base model".
+        name: of the model in a sentence: "the base model".
         metrics: metrics.json with one label for each item.
     """
     labels = [key.removeprefix("count_") for key in metrics if key.startswith("count_")]
@@ -64,7 +67,7 @@ def training_sentence(test: PairedAccuracy, score: str, items: str) -> str:
 
 
 def history_sentences(history: History, best_step: int | None, max_steps: int | None = None) -> list[str]:
-    """Return how the validation loss went, and which evaluation final/ is.
+    """Return how the validation loss developed, and which step final/ is from.
 
     Args:
         max_steps: of --max-steps.
@@ -88,7 +91,7 @@ def history_sentences(history: History, best_step: int | None, max_steps: int | 
 
 
 def movement_sentence(moved: dict) -> str:
-    """Return which weights training moved most and least, "" where that is not known."""
+    """Return which weights training moved most and least, "" if that is not known."""
     groups = sorted(moved.get("groups", {}).items(), key=lambda item: item[1])
     if not groups:
         return ""
@@ -108,5 +111,5 @@ def seeds_sentence(name: str, mean: float, deviation: float | None, low: float, 
 
 
 def names_of(evaluations: dict[str, Evaluation]) -> list[str]:
-    """Return the models' names as sentences have them: "the base model"; another name as it is."""
+    """Return the models' names as used in sentences: "the base model" for base; other names are unchanged."""
     return [f"the {name} model" if name in ("base", "tuned") else name for name in evaluations]

@@ -1,1 +1,1 @@
-"""A run as a process and a folder: launch, rank, exit code, signals, names, lock, state, and need of memory."""
+"""A run as a process and a folder: launch, rank, exit code, signals, names, lock, state, and memory needs."""

@@ -1,4 +1,4 @@
-"""Run code of others, such as a chat template, in a child process that cannot take more than its share."""
+"""Run code of others, such as a chat template, in a child process with limits on time and memory."""
 
 import multiprocessing
 import resource
@@ -7,22 +7,22 @@ from pathlib import Path
 
 CPU_SECONDS = 10
 MEMORY_BYTES = 2**30
-# A child that waits for something, on a machine that does nothing else for it, is ended too.
+# Wall-clock limit, for a child that waits and so uses no CPU time.
 SECONDS = 120
 
 
 class OverLimit(Exception):
-    """The child used more time or memory than it may, or died."""
+    """The child used more time or memory than allowed, or died."""
 
 
 def call_bounded(function: Callable[[], str]) -> str:
-    """Return what a function returns, called in a forked child with limits on CPU time and memory.
+    """Call a function in a forked child with limits on time and memory, and return its result.
 
-    The child has the caller's objects; what it changes is lost.
+    The child has the caller's objects; its changes to them are lost.
 
     Raises:
-        OverLimit: the child had to be ended; the message is a verb and what it did.
-        Exception: whatever the function raises.
+        OverLimit: the child exceeded a limit or died; the message is a predicate, such as "takes more than 10 s".
+        Exception: any error of the function.
     """
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
@@ -50,7 +50,7 @@ def _call_in_child(function: Callable[[], str], sender) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_CPU, CPU_SECONDS)
     pages = Path("/proc/self/statm")
-    if pages.exists():  # the caller's address space is the child's too
+    if pages.exists():  # the child begins with the caller's address space
         _limit(resource.RLIMIT_AS, int(pages.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES)
     try:
         answer = True, function()
@@ -63,6 +63,6 @@ def _call_in_child(function: Callable[[], str], sender) -> None:
 
 
 def _limit(kind: int, most: int) -> None:
-    """Lower a limit of this process, whose own may be lower already."""
+    """Lower a limit of this process, unless it is lower already."""
     lowest = min([most, *(value for value in resource.getrlimit(kind) if value != resource.RLIM_INFINITY)])
     resource.setrlimit(kind, (lowest, lowest))

@@ -1,4 +1,4 @@
-"""A lock on the folder in which DeepSpeed compiles its C++, which ends with the process that holds it."""
+"""A lock on the folder in which DeepSpeed compiles its C++; it is released when the process that holds it ends."""
 
 import errno
 import fcntl
@@ -6,24 +6,24 @@ import os
 
 
 class BuildLock:
-    """Takes the place of torch.utils.file_baton.FileBaton, whose lock is the presence of a file.
+    """Replaces torch.utils.file_baton.FileBaton, whose lock is the presence of a file.
 
-    A process that is killed while it compiles leaves that file, and every later run waits for ever. A file lock
+    A process that is killed while it compiles leaves that file behind, and every later run waits forever. A file lock
     (flock) ends with the process.
 
     Args:
         lock_file_path: path of the file.
-        waiting: how often torch would look whether the file is there; not used.
+        waiting: how often torch would check for the file; not used.
     """
 
     def __init__(self, lock_file_path: str, **waiting):
         self._path, self._file = lock_file_path, None
 
     def try_acquire(self) -> bool:
-        """Return whether this process has the lock now.
+        """Try to take the lock, and return whether this process has it now.
 
         Raises:
-            OSError: the file system has no file locks; TORCH_EXTENSIONS_DIR can name a folder on another.
+            OSError: the file system has no file locks; TORCH_EXTENSIONS_DIR can name a folder on another one.
         """
         file = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
         try:
@@ -37,16 +37,16 @@ class BuildLock:
         return True
 
     def wait(self) -> None:
-        """Wait until the process that has the lock gives it back or is dead."""
+        """Wait until the process that has the lock releases it or dies."""
         try:
             file = os.open(self._path, os.O_RDWR)
-        except FileNotFoundError:  # given back
+        except FileNotFoundError:  # released
             return
         fcntl.flock(file, fcntl.LOCK_EX)
         os.close(file)
 
     def release(self) -> None:
-        """Give the lock back; the file goes too, so that programs that look for its presence find none."""
+        """Release the lock, and delete the file for programs that check for its presence."""
         if os.path.exists(self._path):
             os.remove(self._path)
         os.close(self._file)
@@ -54,7 +54,7 @@ class BuildLock:
 
 
 def survive_killed_builds() -> None:
-    """Let torch compile extensions under a `BuildLock`."""
+    """Make torch compile extensions under a `BuildLock`."""
     from torch.utils import cpp_extension
 
     cpp_extension.FileBaton = BuildLock

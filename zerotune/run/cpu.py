@@ -1,4 +1,4 @@
-"""Making the most of a CPU: its cores, its memory, the size of a batch."""
+"""Making the most of a CPU: its cores and its memory."""
 
 import ctypes
 import functools
@@ -10,10 +10,10 @@ from pathlib import Path
 
 # mallopt's numbers in glibc's malloc.h
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3
-# oneDNN keeps a kernel for each shape it has met, 1,024 by default, and makes it again (0.5 ms) where it has not
+# oneDNN caches one kernel for each shape, 1,024 of them by default, and otherwise makes it again (0.5 ms)
 CPU_KERNELS_KEPT = "512"
-# Share of the memory limit: a process that has more than this gives back unused memory after each batch. A smaller one
-# does once in so many seconds, if it has more than so many bytes.
+# A process above this share of the memory limit returns unused memory after each batch. A smaller one does so once in
+# SECONDS_BETWEEN_RETURNS, if it is above LARGE_PROCESS_BYTES.
 LARGEST_SHARE = 0.25
 LARGE_PROCESS_BYTES = 2**30
 SECONDS_BETWEEN_RETURNS = 60
@@ -23,13 +23,13 @@ _next_return = 0.0
 def use_whole_cpu(tiny_model: bool) -> None:
     """Use all cores of a CPU and keep memory from step to step. Call before the first large tensor.
 
-    `accelerate launch` exports OMP_NUM_THREADS=1 where nobody asked for it, which is no more a wish than its
-    mixed_precision=no. glibc gives large blocks back to the kernel and faults them in again at every step: keeping them
-    made training of a small encoder 1.3 × as fast.
+    `accelerate launch` exports OMP_NUM_THREADS=1 on its own, which does not mean that the user wants it. glibc returns
+    large blocks to the kernel and faults them in again at every step: keeping them made training of a small encoder
+    1.3 × as fast.
 
     Args:
-        tiny_model: use one thread. A second one gains nothing, and where other processes want its core every small
-            operation waits for it (4.5 times slower steps beside other work).
+        tiny_model: use one thread. A second one gains nothing, and if other processes want its core, every small
+            operation waits for it (steps were 4.5 times slower beside other work).
     """
     import torch
 
@@ -44,7 +44,7 @@ def use_whole_cpu(tiny_model: bool) -> None:
     if libc is not None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MXFAST, 0)  # else every large block that is freed has all small free ones joined first
+        libc.mallopt(M_MXFAST, 0)  # else freeing a large block first merges all small free ones
 
 
 def use_own_cores() -> None:
@@ -57,11 +57,11 @@ def use_own_cores() -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed blocks to the kernel once this process has become large: to be called after each batch on a CPU.
+    """Return freed blocks to the kernel once this process has become large. Call it after each batch on a CPU.
 
-    What `use_whole_cpu` keeps fragments, as long as batches differ in shape: a small encoder that needs 1 GiB of blocks
-    was at 5 GiB after 600 steps, and growing. Returning them costs 0.1 s, and what is needed again is faulted in anew,
-    so that it is done once a minute, and after each batch only under pressure.
+    The memory that `use_whole_cpu` keeps fragments while batches differ in shape: a small encoder that needs 1 GiB of
+    blocks was at 5 GiB after 600 steps, and growing. Returning it costs 0.1 s, and needed blocks are faulted in again,
+    so this happens once a minute, and after each batch only when memory is short.
     """
     global _next_return
     libc, pages = _glibc(), Path("/proc/self/statm")
@@ -78,13 +78,13 @@ def give_back_memory() -> None:
 
 @functools.cache
 def _glibc() -> ctypes.CDLL | None:
-    """Return this process's C library, None where it is another than GNU's."""
+    """Return this process's C library, None if it is not GNU's."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 @functools.cache
 def memory_limit() -> int:
-    """Return the bytes of memory of this machine, or of the job's control group and those around it."""
+    """Return the bytes of memory of this machine, or less if one of the job's control groups limits it."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder in _control_groups():
         file = folder / "memory.max"
@@ -94,7 +94,7 @@ def memory_limit() -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this machine and the job's control groups have left, without what they cache."""
+    """Return the bytes of memory left to this machine and the job's control groups; cached files count as free."""
     found = re.search(r"MemAvailable:\s+(\d+) kB", _read(Path("/proc/meminfo")))
     free = [1024 * int(found[1]) if found else memory_limit()]
     for folder in _control_groups():
@@ -110,7 +110,7 @@ def _read(path: Path) -> str:
 
 
 def _control_groups() -> list[Path]:
-    """Return the folders of this process's control group and of those around it, of version 2."""
+    """Return the folders of this process's control group and of those around it (cgroup version 2)."""
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text().splitlines() if groups.exists() else []:
         if line.startswith("0::"):
@@ -120,7 +120,7 @@ def _control_groups() -> list[Path]:
 
 
 def threads_were_asked_for() -> bool:
-    """Return whether the user set OMP_NUM_THREADS: it is set here and in the launcher, where there is one."""
+    """Return whether the user set OMP_NUM_THREADS: here and, if there is a launcher, in its environment too."""
     if "OMP_NUM_THREADS" not in os.environ:
         return False
     if not re.search(r"accelerate|torchrun|torch\.distributed", parent_command()):
@@ -130,6 +130,6 @@ def threads_were_asked_for() -> bool:
 
 
 def parent_command() -> str:
-    """Return the command line of the process that started this one, "" where that cannot be known."""
+    """Return the command line of the process that started this one, "" if it is unknown."""
     path = Path(f"/proc/{os.getppid()}/cmdline")
     return path.read_bytes().replace(b"\0", b" ").decode(errors="replace") if path.exists() else ""

@@ -1,4 +1,4 @@
-"""What the devices of a run send each other in a step, and how long they wait for it. Pure arithmetic."""
+"""The bytes that the devices of a run send each other in a step, and the time they wait for them. Pure arithmetic."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ BACKWARD = 2 / 3  # of the time of a micro-batch
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers of weights: those of linear layers, which DeepSpeed sends in the run's precision, and others, float32."""
+    """Counts of weights: of linear layers, which DeepSpeed sends in the run's precision, and of others, in float32."""
 
     linear: float
     other: float
@@ -20,7 +20,7 @@ class Weights:
         return self.linear + self.other
 
     def num_bytes(self, narrow: int) -> float:
-        """Return the bytes that DeepSpeed sends of them, `narrow` for each weight of a linear layer."""
+        """Return the bytes that DeepSpeed sends for them, `narrow` for each weight of a linear layer."""
         return self.linear * narrow + self.other * 4
 
 
@@ -49,12 +49,13 @@ class Exchange:
 def step_exchange(
     trained: Weights, everything: Weights, narrow: int, sharding: Sharding, num_micro_batches: int, plain: int = 4
 ) -> Exchange:
-    """Return what a device sends in a step, in rings: 2 (n - 1) / n of a tensor that all n reduce, half to divide it.
+    """Return the bytes that a device sends in a step.
 
-    ZeRO-1 and 2 reduce gradients on all devices too (DeepSpeed 0.19, use_multi_rank_bucket_allreduce).
+    In a ring of n devices an all-reduce sends 2 (n - 1) / n of a tensor, a reduce-scatter or all-gather half of that.
+    ZeRO-1 and 2 all-reduce gradients too (DeepSpeed 0.19, use_multi_rank_bucket_allreduce).
 
     Args:
-        trained: weights that train; everything: and those that are frozen.
+        trained: weights that train; everything: those and the frozen ones.
         narrow: bytes of a number in the run's precision.
         plain: bytes of a gradient that is exchanged without DeepSpeed.
     """
@@ -65,7 +66,7 @@ def step_exchange(
     gradients = times * part * trained.num_bytes(narrow)
     if stage < 3:
         return Exchange(2 * gradients, updated=part * 4 * trained.total, times=times)
-    # gathered for the forward pass and again for the backward pass, but for the last layers, which are kept
+    # gathered for the forward pass and again for the backward pass, except the last layers, which are kept
     kept = min(
         sharding.key("stage3_max_live_parameters", LIVE_WEIGHTS),
         sharding.key("stage3_max_reuse_distance", LIVE_WEIGHTS),
@@ -76,7 +77,7 @@ def step_exchange(
 
 
 def exchanged_weights(table: dict, method: str) -> tuple[Weights, Weights]:
-    """Return the weights that train, and all of them, of `parameter_table`'s counts and a --method."""
+    """Return the weights that train, and all weights, from `parameter_table`'s counts and a --method."""
     groups = table["groups"]
     layers = groups["attention"] + groups["mlp"]
     trained = layers if method == "full" else table["trainable"] - groups["head"]
@@ -88,11 +89,11 @@ def efficiency(
 ) -> float:
     """Return the share of a step's time in which a device computes.
 
-    Gradients are sent while a backward pass computes, unless nothing overlaps; ZeRO-3's weights and gradients while
-    anything does; updated weights after it.
+    Gradients are sent during backward passes, ZeRO-3's weights and gradients during all computing, and updated weights
+    after it. Without `overlaps` nothing is sent while a device computes.
 
     Args:
-        seconds: of computing, of all micro-batches.
+        seconds: the time in which all micro-batches compute.
     """
     if not overlaps:
         return seconds / (seconds + sent.total / bytes_per_second)

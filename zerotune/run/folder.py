@@ -32,7 +32,7 @@ from zerotune.terminal import say_when_slow
 
 # Folder of an evaluation's scores until it is done.
 PARTIAL_FOLDER = ".partial"
-# A file server keeps the lock of a node that has died for about a minute and a half; the requeued job waits for it.
+# A file server keeps a dead node's lock for about a minute and a half; the requeued job waits for it.
 SECONDS_FOR_DEAD_LOCKS = 100
 LOCK_FILE = ".lock"
 # Results that a script would overwrite or delete, written after run.json.
@@ -41,7 +41,7 @@ RESULTS = (
     "metrics.json", "submission.tsv", "summary.json", "seed-0", "predictions.json", "breakdown.json", "config.json",
     "task.json", "sweep.json",
 )  # fmt: skip
-# Everything that is there before run.json, where a start was refused or killed.
+# Everything that scripts write. The last two precede run.json: a start that was refused or killed may leave them.
 WRITTEN = (*RESULTS, "state.json", "split.json")
 LOG_ENDINGS = (".log", ".out", ".err")
 
@@ -50,15 +50,15 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     """Check the run folder's contents before anything is loaded.
 
     Returns:
-        Whether the very same run is finished: there is nothing left to do.
+        Whether the very same run is finished, so that nothing is left to do.
     Raises:
-        Refused: `--resume never`; files of something else; flags that change the run differ, each named with both
-            values; or a record is damaged.
+        Refused: `--resume never` for a run that exists; files of something else; other flags that change the run, each
+            named with both values; or a damaged record.
     """
     folder = settings.output_dir
     check_place(folder)
     held = held_results(folder)
-    if not os.path.exists(folder / "run.json"):  # False, where Path.exists raises: a name too long, no permission
+    if not os.path.exists(folder / "run.json"):  # False where Path.exists would raise: a name too long, no permission
         if found := held or foreign_files(folder):
             raise Refused(
                 f"{folder} holds {listed(found)} but no run.json, so they belong to no run: choose a new or empty "
@@ -86,7 +86,7 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
 def _refuse_other_flags(settings: RunSettings, holds_results: bool) -> None:
     folder = settings.output_dir
     changed = changed_flags(settings.flags, folder / "run.json")
-    # a run that was refused before it had anything may start again with the flags that the refusal asked for
+    # a run that was refused before it had results may start again with the flags that the refusal asked for
     if changed and (holds_results or read_state(folder).get("state") != "refused"):
         named = ", ".join(f"{_flag(name)} was {was}, is {now}" for name, (was, now) in changed.items())
         raise Refused(
@@ -109,7 +109,7 @@ def _free_folder(folder: Path, changed: dict[str, tuple[object, object]]) -> Pat
 
 
 def _final_problem(final: Path) -> str | None:
-    """Return why a finished run's final/ cannot be used; None where its weights are those that were written."""
+    """Return why a finished run's final/ cannot be used; None if its files are unchanged."""
     if not (final / "task.json").exists():
         return "is gone"
     try:
@@ -121,7 +121,7 @@ def _final_problem(final: Path) -> str | None:
 
 
 def check_place(folder: Path) -> None:
-    """Refuse folders that are no place for a run: the root, a home folder, a folder inside another run's files."""
+    """Refuse the root, the home and working folders, and any folder inside another run's checkpoints/ or final/."""
     place = Path(os.path.abspath(folder))
     if place == Path(place.anchor) or place in (Path.home(), Path.cwd()):
         raise Refused(f"--output-dir {folder} is {place}, which a run must not fill: name a folder below it")
@@ -133,7 +133,7 @@ def check_place(folder: Path) -> None:
 def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, object]]:
     """Return the flags that change a run and differ from an earlier start's: (earlier value, value now) by name.
 
-    Where defaults follow from a flag that was typed, only that flag is named.
+    If the user typed some of them, now or earlier, only those are returned: the others are defaults that follow.
 
     Raises:
         Refused: run.json is damaged.
@@ -155,12 +155,12 @@ def held_results(folder: Path) -> list[str]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return what a folder holds that no script writes into it; a log of the run that begins may be there already."""
+    """Return the names in a folder that no script writes; hidden files and logs, which a run may have, are allowed."""
     if not os.path.isdir(folder):
         return []
     try:
         names = sorted(os.listdir(folder))
-    except PermissionError:  # said when the folder is opened
+    except PermissionError:  # reported when the folder is opened
         return []
     return [name for name in names if not (name.startswith(".") or name in WRITTEN or name.endswith(LOG_ENDINGS))]
 
@@ -169,10 +169,10 @@ class RunFolder:
     """An open run folder, used as a context manager. Only rank 0 writes.
 
     Entering takes the folder's lock, compares the flags with an earlier start's once more, and sets state.json to
-    "running"; leaving sets how the run ended.
+    "running"; leaving records how the run ended.
 
     Raises:
-        Refused: another process works in the folder, or has done so since `check_earlier_run` looked.
+        Refused: another process is working in the folder, or has worked in it since `check_earlier_run`.
     """
 
     def __init__(self, settings: RunSettings, accelerator):
@@ -191,7 +191,7 @@ class RunFolder:
         return self
 
     def _open(self) -> str | None:
-        """Make the folder, take its lock, write "running". Returns why that cannot be, None when it is done."""
+        """Make the folder, take its lock, write "running". Returns the problem, None if there is none."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._open_lock()
@@ -268,7 +268,7 @@ class RunFolder:
             raise refusal from error
 
     def _refusal_of(self, error: BaseException) -> Refused | None:
-        """Return an error that is no bug as a refusal: it is one, or memory or disk are full. None for others."""
+        """Return an error as a refusal if it is no bug: it is a refusal, or memory or disk is full. Else None."""
         if isinstance(error, Refused):
             return error
         if is_out_of_memory(error):
@@ -330,13 +330,13 @@ class RunFolder:
 
     @contextlib.contextmanager
     def timed(self, name: str):
-        """Note the seconds that the block takes as a timing of the run."""
+        """Record the seconds that the block takes as a timing of the run."""
         started = time.perf_counter()
         yield
         self.timings[name] = time.perf_counter() - started
 
     def note_training_start(self) -> None:
-        """Note the seconds from the launch until now, without the base evaluation's."""
+        """Record the seconds from the launch until now, without those of the base evaluation."""
         self.timings["startup_s"] = time.time() - started_at() - self.timings.get("base_eval_s", 0.0)
 
     def finish(self, progress, write_report: Callable[[], Path]) -> None:
@@ -365,9 +365,9 @@ class RunFolder:
         say(f"report: {report}")
 
     def _track_scores(self, step: int) -> None:
-        """Send the test scores before and after training to the tracker: those before at step 0.
+        """Send the test scores before training (at step 0) and after it to the tracker.
 
-        Weights & Biases takes no earlier step than the last one, and gets both at the end.
+        Weights & Biases takes no step before the last one logged, so it gets both at the end.
         """
         if self.tracker is None:
             return
@@ -389,7 +389,7 @@ class RunFolder:
             write_json(path, (read_json(path) if path.exists() else {}) | values)
 
     def start_tracker(self) -> None:
-        """Send the flags, and what `log` gets, to TensorBoard or Weights & Biases too."""
+        """Send the flags, and every row that `log` gets, to TensorBoard or Weights & Biases too."""
         kind = self.settings.tracker
         if kind == "none" or not is_main_process():
             return
@@ -406,7 +406,7 @@ class RunFolder:
             self.tracker.log(grouped(row), step=row["step"])
 
     def forget_metrics_after(self, step: int) -> None:
-        """Delete the lines that a stopped run logged after its last checkpoint: those steps are done again."""
+        """Delete the lines that a stopped run logged after its last checkpoint: those steps run again."""
         if is_main_process() and self.metrics_path.exists():
             lines = [line for line in read_metrics_lines(self.metrics_path) if line["step"] <= step]
             write_json_lines(self.metrics_path, lines)

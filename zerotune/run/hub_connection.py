@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached at all, asked once, before its client asks for a file."""
+"""Whether the Hugging Face hub can be reached at all, checked once before its client asks for a file."""
 
 import functools
 import os
@@ -11,10 +11,10 @@ SECONDS_TO_CONNECT = 5
 
 
 def stay_offline_without_network() -> None:
-    """Set Hugging Face's libraries offline where nothing answers at the hub's address.
+    """Set Hugging Face's libraries offline if nothing answers at the hub's address.
 
-    Their client asks for each file six times, for half a minute, before it takes what is in the cache. Behind a proxy
-    they find out by themselves.
+    Otherwise their client asks for each file six times, for half a minute, before it uses the cache. Behind a proxy
+    this is not checked.
     """
     from huggingface_hub import constants
 
@@ -23,7 +23,7 @@ def stay_offline_without_network() -> None:
         return
     if not _answers(address.hostname, address.port or (443 if address.scheme == "https" else 80)):
         constants.HF_HUB_OFFLINE = True
-        if "datasets" in sys.modules:  # else it reads the line above
+        if "datasets" in sys.modules:  # imported later, it reads the line above
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
@@ -37,7 +37,7 @@ def _answers(host: str, port: int) -> bool:
 
 
 def is_offline_by_wish() -> bool:
-    """Return whether a variable, and not the network, keeps the hub away."""
+    """Return whether an environment variable, and not the network, keeps the libraries offline."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")

@@ -1,4 +1,4 @@
-"""From the launcher's environment to an Accelerator, and messages between the ranks."""
+"""Set up an Accelerator from the launcher's environment, and exchange values between the ranks."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from zerotune.run.cpu import parent_command
 from zerotune.run.process import is_main_process
 from zerotune.settings.deepspeed import BUCKET_SIZE, choose_deepspeed_accelerator
 
-# How long a rank waits for the others before it gives up: seconds in COLLECTIVE_TIMEOUT, else this.
+# The variable that sets how many seconds a rank waits for the others before it gives up, and its default.
 COLLECTIVE_TIMEOUT = "ZEROTUNE_COLLECTIVE_TIMEOUT"
 COLLECTIVE_SECONDS = 7200
 
@@ -47,8 +47,8 @@ def start_accelerator(deepspeed_config: dict | None):
     Args:
         deepspeed_config: filled in, or None for plain data parallelism.
     Raises:
-        Refused: a process is alone though several were launched, or FSDP or another plugin was asked for.
-        NotJoined: not all processes came.
+        Refused: a process does not see the others that were launched, or FSDP was asked for.
+        NotJoined: not all processes have joined in time.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise Refused(
@@ -88,11 +88,11 @@ def start_accelerator(deepspeed_config: dict | None):
 
 
 def multiply_in_full_float32() -> None:
-    """Compute products of float32 matrices in float32, never in TF32, whose 10 bits of mantissa are those of fp16.
+    """Compute products of float32 matrices in float32, never in TF32, which has only 10 bits of mantissa, like fp16.
 
-    That is torch's default for matrix products, but not for convolutions, nor where Accelerate was told to compile or
-    the environment has TORCH_ALLOW_TF32_CUBLAS_OVERRIDE. Heads and --precision fp32 ask for float32 to be exact, and
-    all large products are in 16 bits otherwise.
+    That is torch's default for matrix products, but not for convolutions, nor if Accelerate was told to compile or the
+    environment has TORCH_ALLOW_TF32_CUBLAS_OVERRIDE. Heads and --precision fp32 rely on exact float32; all other large
+    products are in 16 bits.
     """
     import torch
 
@@ -112,7 +112,7 @@ def check_world(num_processes: int, environment: dict, launcher_command: str) ->
     """Refuse a launch in which this process does not see the others: each would train alone on all the data.
 
     Args:
-        num_processes: what the process group says.
+        num_processes: in the process group.
         environment: os.environ.
         launcher_command: command line of the parent process, "" when unknown.
     """

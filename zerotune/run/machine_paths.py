@@ -1,11 +1,11 @@
-"""Paths of this machine in texts that leave it: found, and cut to their last name."""
+"""Find paths of this machine in texts that leave it, and cut them to their last name."""
 
 import os
 import re
 import tempfile
 from pathlib import Path
 
-# Folders below which the paths of users, disks and jobs are, on this machine or on another.
+# Top folders of the paths of users, disks and jobs, on this machine or another.
 _ROOTS = {
     "home",
     "Users",
@@ -26,10 +26,10 @@ _END = r"[^\s\"'`<>&|,;:)(\]\[}{]"
 
 
 def _pattern() -> re.Pattern:
-    """Return what an absolute path looks like here, one from the home folder, or one that leads out of a folder."""
+    """Return a pattern of absolute paths, paths from the home folder, and paths that lead out of a folder."""
     here = {entry.name for entry in os.scandir("/") if entry.is_dir()}
     roots = "|".join(map(re.escape, sorted(_ROOTS | here)))
-    # not behind a name, a scheme's slashes or a tag's bracket: those of "and/or", https://host/home/x and </data> stay
+    # not after a name, a scheme's slashes or a tag's bracket: "and/or", https://host/home/x and </data> stay
     return re.compile(rf"(?<![\w./:<~-])(?:/(?:{roots})(?=/)|~(?=/)|\.\.(?=/)){_END}*")
 
 
@@ -41,7 +41,7 @@ def machine_folders(run: Path | None = None) -> list[str]:
 
 
 def without_paths(text: str, run: Path | None = None) -> str:
-    """Return a text in which only the last name of each path of this machine is left.
+    """Return a text with each path of this machine cut to its last name.
 
     Args:
         run: a run folder; its path and those of the working and home folder may contain spaces.

@@ -1,12 +1,12 @@
-"""Lack of memory, in all the forms in which it is raised, and what to do about it."""
+"""Out-of-memory errors, in all their forms, and the ways out."""
 
 import re
 from collections.abc import Mapping
 
 from zerotune.errors import Refused
 
-# What says so on a GPU besides torch.OutOfMemoryError: CUDA and its driver, whose words NCCL repeats ("CUDA error: out
-# of memory"), cuBLAS (CUBLAS_STATUS_ALLOC_FAILED), cuDNN (the same, and …_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED).
+# Messages on a GPU besides torch.OutOfMemoryError: of CUDA and its driver, which NCCL repeats ("CUDA error: out of
+# memory"), of cuBLAS (CUBLAS_STATUS_ALLOC_FAILED), of cuDNN (the same, and …_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED).
 _ON_DEVICE = re.compile(r"out of memory|_STATUS_(\w+_)?ALLOC(ATION)?_FAILED|cudaErrorMemoryAllocation")
 # torch's allocator on a CPU, in its two forms
 _ON_HOST = re.compile(r"can't allocate memory|not enough memory: you tried to allocate")
@@ -29,7 +29,7 @@ def out_of_memory_refusal(error: BaseException, flags: Mapping[str, object]) -> 
     """Return the refusal of a run that has run out of memory, with the ways out that its flags leave.
 
     Args:
-        flags: names, as in run.json, to values.
+        flags: values by name, as in run.json.
     """
     smaller = {"full": ["--method lora or qlora"], "lora": ["--method qlora"]}.get(flags.get("method"), [])
     ways = ["a smaller --tokens-per-device"] if "tokens_per_device" in flags else []

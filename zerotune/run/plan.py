@@ -8,10 +8,10 @@ from zerotune.settings.groups import ModelSettings
 
 GIB = 2**30
 NF4_BYTES = 0.516  # half a byte and the double-quantised scales (Dettmers et al. 2023, section 3)
-MOMENTS_8BIT = 0.254  # of float32 moments: a byte each, and a float32 scale for 256 of them (bitsandbytes)
-CONTEXT_BYTES = 0.5 * GIB  # assumed of CUDA's context with the kernels of torch and cuBLAS's workspace
-LIVE_WEIGHTS = 1e9  # that ZeRO-3 gathers, by DeepSpeed's default
-USABLE = 0.95  # of a device, for what the allocator cannot use
+MOMENTS_8BIT = 0.254  # share of float32 moments: a byte each, and a float32 scale for 256 of them (bitsandbytes)
+CONTEXT_BYTES = 0.5 * GIB  # assumed for CUDA's context, with torch's kernels and cuBLAS's workspace
+LIVE_WEIGHTS = 1e9  # that ZeRO-3 keeps gathered, by DeepSpeed's default
+USABLE = 0.95  # share of a device's memory that the allocator can use
 STAGES = (0, 1, 2, 3)
 
 
@@ -41,7 +41,7 @@ class Sharding:
         stage: ZeRO's, 0 without DeepSpeed.
         devices: number of them.
         zero: the DeepSpeed file's section zero_optimization.
-        whole_gradients: whether they are kept whole on each device until the step's last micro-batch.
+        whole_gradients: whether gradients are kept whole on each device until the step's last micro-batch.
     """
 
     stage: int = 0
@@ -73,8 +73,8 @@ def memory_need(
     """Return the memory of one device at the peak of a step.
 
     Args:
-        peaks: bytes by kind in each phase of the step without DeepSpeed, counted with a base that is not packed.
-        table: of `parameter_table`.
+        peaks: bytes by kind in each phase of the step, without DeepSpeed and with an unquantised base.
+        table: from `parameter_table`.
         largest_layer: weights of the largest matrix of a layer.
         optimizer: "adamw" or "adamw8bit".
     """
@@ -95,13 +95,13 @@ def _phase_need(kinds, table, largest_layer, model: ModelSettings, optimizer: st
         )
     if optimizer == "adamw8bit":
         need = replace(need, optimizer=need.optimizer * MOMENTS_8BIT)
-    if stage >= 1:  # DeepSpeed steps on a float32 copy of its share
+    if stage >= 1:  # DeepSpeed updates a float32 copy of its share
         copies = 4 * table["trainable"] if stage < 3 else 0
         need = replace(need, optimizer=(need.optimizer + copies) * share)
     if stage >= 2 and not sharding.whole_gradients:
         need = replace(need, gradients=need.gradients * share)
     if stage == 3:
-        # weights are gathered in 16 bits, where without DeepSpeed autocast keeps copies of what trains; all are float32
+        # weights are float32, and gathered in 16 bits instead of the copies that autocast keeps without DeepSpeed
         copies = projections * narrow if model.method == "full" and narrow == 2 else 0
         frozen = table["total"] - table["trainable"]
         need = replace(need, parameters=need.parameters + frozen * (4 - narrow))
@@ -122,7 +122,7 @@ def _phase_need(kinds, table, largest_layer, model: ModelSettings, optimizer: st
 def _bucket_bytes(sharding: Sharding, narrow: int) -> float:
     """Return the bytes of the buckets in which DeepSpeed collects gradients: one for each type that it exchanges.
 
-    Below stage 3 they are float32, and double where communication overlaps (DeepSpeed 0.19, setup_buckets).
+    Below stage 3 they are float32, and doubled if communication overlaps (DeepSpeed 0.19, setup_buckets).
     """
     if not sharding.stage or not sharding.key("contiguous_gradients", True):
         return 0.0
@@ -165,13 +165,13 @@ def scoring_memory(
 
 
 def _pass_bytes(config, model: ModelSettings, rows: int, longest: int, seen: int) -> float:
-    """Estimate the bytes of a layer's pass over a batch of rows, whose tokens have keys and values of `seen` tokens."""
+    """Estimate the bytes of a layer's pass over a batch of rows, each of which attends to `seen` tokens."""
     narrow, width = _narrow_bytes(model), _head_width(config)
     heads, hidden = config.num_attention_heads, config.hidden_size
     # input, output, queries, the MLP's two; keys and values of each row, and the same repeated for each query head
     tokens = rows * longest * (3 * hidden + heads * width + 2 * _mlp_width(config)) * narrow
     attended = rows * seen * (_keys_and_values_bytes(config, model) + 2 * heads * width * narrow)
-    # eager attention, which capped scores need, keeps them and their softmax, which is float32
+    # eager attention, which capped scores need, keeps the scores and their float32 softmax
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     return tokens + attended + (rows * heads * longest * seen * (narrow + 4) if capped else 0)
 
@@ -179,10 +179,10 @@ def _pass_bytes(config, model: ModelSettings, rows: int, longest: int, seen: int
 def writing_memory(
     config, model: ModelSettings, num_weights: int, num_shared: int, batches: list[tuple[int, int, int]]
 ) -> ScoringMemory:
-    """Return scoring_memory of a device that writes answers: it keeps keys and values of a batch in all layers.
+    """Estimate the memory of one device that writes answers, and keeps a batch's keys and values in all layers.
 
     Args:
-        batches: (rows, longest row without the prefix, tokens that are written in a row at most) of each batch.
+        batches: (rows, longest row without the prefix, most tokens that are written in a row) of each batch.
     """
     one_pass = scoring_memory(config, model, num_weights, num_shared, [])
     largest = max(_pass_bytes(config, model, rows, length, num_shared + length) for rows, length, _ in batches)
@@ -196,7 +196,7 @@ def _narrow_bytes(model: ModelSettings) -> int:
 
 
 def _mlp_width(config) -> int:
-    """Return the width of the MLP, with experts that of all those that a token goes through."""
+    """Return the width of the MLP; with experts, that of all experts that a token passes through."""
     return config.intermediate_size * (getattr(config, "num_experts_per_tok", None) or 1)
 
 
@@ -229,7 +229,7 @@ def fits(need: MemoryNeed, device_bytes: float) -> bool:
 
 
 def why_not_fit(need: MemoryNeed, device_bytes: float, method: str) -> str | None:
-    """Return a line with the ways out when a device is too small; None when it fits."""
+    """Return a line with the ways out if a device is too small; None if the run fits."""
     if fits(need, device_bytes):
         return None
     smaller = {

@@ -39,7 +39,7 @@ _Item = TypeVar("_Item")
 RECORDED_VERSIONS = (
     "zerotune", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "tokenizers",
 )  # fmt: skip
-# Variables that launchers set, and the least number that each may be.
+# Variables that launchers set, and the least value of each.
 LAUNCHER_NUMBERS = {
     "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 0, "SLURM_RESTART_COUNT": 0,
     "SLURM_STEP_NUM_TASKS": 1, "SLURM_JOB_NUM_NODES": 1, "SLURM_GPUS_ON_NODE": 0, "ZEROTUNE_PROCESSES_PER_NODE": 1,
@@ -47,7 +47,7 @@ LAUNCHER_NUMBERS = {
 
 
 def check_launcher(environment: Mapping[str, str]) -> None:
-    """Refuse launcher variables that are no numbers, or do not fit each other, before anything uses them."""
+    """Refuse launcher variables that are not numbers, or contradict each other, before anything uses them."""
     for name, least in LAUNCHER_NUMBERS.items():
         value = environment.get(name, str(least))
         if value == "" and name.startswith("SLURM_"):
@@ -74,7 +74,7 @@ def check_names(arguments: Sequence[str]) -> None:
 
 
 def started_at() -> float:
-    """Return when this process was started, in seconds since the epoch (from the kernel where it tells)."""
+    """Return when this process was started, in seconds since the epoch; now, where /proc does not say it."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rsplit(") ", 1)[1].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -100,10 +100,10 @@ def is_main_process() -> bool:
 
 
 def _tells_the_end() -> bool:
-    """Return whether this rank reports how the run ends: rank 0, for problems that all ranks have found.
+    """Return whether this rank reports how the run ends: rank 0 does, for problems that all ranks have found.
 
-    Another one speaks for what it alone has found: before the ranks know each other the first of each node, and later
-    where rank 0 has not spoken within SECONDS_FOR_RANK_0 and so does not know.
+    Before the process group exists, the first rank of each node does. Later another rank does too, if rank 0 has not
+    spoken within SECONDS_FOR_RANK_0 and so does not know the problem.
     """
     if not os.environ.get("RANK", "0").isdecimal():
         return True
@@ -136,8 +136,8 @@ def say_how_far(
     """Yield the items; say "ACTIVITY: 312,000 UNIT so far" after SECONDS_WITHOUT_A_WORD, then twice that, …
 
     Args:
-        size: how many units an item is.
-        total: of the units, where it is known.
+        size: units per item.
+        total: number of units, if it is known.
     """
     started, wait = time.monotonic(), SECONDS_WITHOUT_A_WORD
     for number, item in enumerate(items):
@@ -180,7 +180,7 @@ def _git_commit() -> str | None:
 
 
 def _write_state_file(path: Path, reason: str) -> str:
-    """Write --state-file. Returns the words that a refusal's line then needs: "", or why it cannot be written."""
+    """Write --state-file. Returns an addition to the refusal's line: "", or why the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"state": "refused", "reason": reason})
@@ -192,14 +192,14 @@ def _write_state_file(path: Path, reason: str) -> str:
 def let_segments_grow(environment: MutableMapping[str, str]) -> None:
     """Let PyTorch's allocator on CUDA grow its segments, unless the user has set it. Call before torch is imported.
 
-    Micro-batches differ in shape: segments of fixed sizes fragment, until memory that is free fits no tensor.
+    Micro-batches differ in shape: segments of fixed sizes fragment, until no tensor fits into the free memory.
     """
     if not any(name in environment for name in ALLOCATOR_VARIABLES):
         environment.update(dict.fromkeys(ALLOCATOR_VARIABLES[:2], "expandable_segments:True"))
 
 
 def run_script(main, args) -> None:
-    """Run a script's main(args) and end the process as the contract says.
+    """Run a script's main(args) and end the process with one of the documented statuses.
 
     0: done, 2: refused, 75: preempted and saved, 130: interrupted; anything else is a bug.
     """
@@ -235,7 +235,7 @@ def run_script(main, args) -> None:
 
 
 def _say_what_takes_time() -> None:
-    """Say that the libraries are loading, where a script has said nothing for a while."""
+    """Say that the libraries are loading, if a script has said nothing for a while."""
     if not _has_spoken.wait(SECONDS_FOR_A_FIRST_WORD) and is_main_process():
         print("loading the libraries", file=sys.stderr, flush=True)
 
@@ -249,7 +249,7 @@ def _disk_line(error: Exception) -> str:
 
 
 def _refusal(args, error: Refused) -> str | None:
-    """Return this rank's line about a refusal, and leave it in --state-file; None where another rank reports it."""
+    """Return this rank's line about a refusal, and write it to --state-file; None if another rank reports it."""
     if not (isinstance(error, NotJoined) or _tells_the_end()):
         return None
     line = " ".join(str(error).split())
@@ -260,17 +260,17 @@ def _refusal(args, error: Refused) -> str | None:
 
 
 def _end_process(status: int, last_line: str | None = None, stream=None) -> None:
-    """End this process, after a last line where it has one to say.
+    """End this process, after a last line if there is one.
 
-    In a process group it ends at once, objects and all: PyTorch's destructor of a gloo group waits for a thread that
-    may be waiting for the GIL, and a rank that is being cleaned up would hang there.
+    In a process group it ends at once, without destructors: PyTorch's for a gloo group waits for a thread that may be
+    waiting for the GIL, and the rank would hang.
     """
     sys.stdout.flush()  # earlier output comes before the last line
     if last_line:
         print(last_line, file=stream, flush=True)
     if _in_process_group():
         distributed = sys.modules["torch"].distributed
-        # NCCL's ranks part together, which is for ends that all of them come to: alone, a rank would wait for ever
+        # all of NCCL's ranks must destroy the group together: a rank that ends by itself would wait forever
         if status in (0, EXIT_PREEMPTED) and distributed.get_backend() == "nccl":
             distributed.destroy_process_group()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The records that a run folder holds: their forms, and one look at all of them."""
+"""The records in a run folder: their forms, and a check of all of them."""
 
 import os
 from pathlib import Path
@@ -93,7 +93,7 @@ class PartRecord(TypedDict):
 
 
 class SplitRecord(TypedDict, total=False):
-    """split.json of a run or of an evaluation, as far as every one has it."""
+    """split.json of a run or an evaluation: the keys that both have."""
 
     task: str
     rule: str
@@ -112,7 +112,7 @@ _SETTINGS = DataSettings.__annotations__ | dict.fromkeys(_SIZES, Annotated[int, 
 
 
 class RunSplit(SplitRecord):
-    """split.json of a run: all that rebuilds its parts."""
+    """split.json of a run, with all that is needed to rebuild its parts."""
 
     splits: Required[dict[str, PartRecord]]
     sources: Required[_TrainSource]
@@ -136,16 +136,16 @@ def read_metrics_lines(path: Path) -> list[MetricsLine]:
 
 
 def read_split(path: Path) -> RunSplit:
-    """Return the content of a run's split.json, from which its parts can be rebuilt. Raises Refused: it is damaged."""
+    """Return a run's split.json, from which its parts can be rebuilt. Raises Refused where it is damaged."""
     return read_json(path, RunSplit, "restore it, or copy final/ out of the run's folder and give --test-file")
 
 
 def check_run_files(folder: Path) -> None:
-    """Look at all records in the folder of a run or an evaluation, as far as they are there.
+    """Check all records that exist in the folder of a run or an evaluation.
 
     Raises:
         Refused: one is damaged; the line names it with the key, the value found and the value wanted. In a finished
-            run, that is also a metrics.jsonl without its last line's end.
+            run, a metrics.jsonl whose last line has no end counts as damaged.
     """
     is_finished = read_state(folder).get("state") == "finished"
     is_training = "identity" in read_run_record(folder / "run.json")

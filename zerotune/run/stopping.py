@@ -9,10 +9,10 @@ from zerotune.errors import Interrupted, Preempted
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import is_main_process
 
-# Names a file whose appearance means "stop"; it holds the reason. Launchers die of signals, or kill the ranks in their
-# midst: on a cluster the job script writes this file instead, on a disk that all nodes share.
+# The variable that names a file whose appearance means "stop"; the file holds the reason. On a signal, launchers die or
+# kill the ranks, so on a cluster the job script writes this file instead, on a disk that all nodes share.
 STOP_FILE = "ZEROTUNE_STOP_FILE"
-# A look costs a request to a file server; a step that takes longer is looked at once.
+# Each look costs a request to a file server; with longer steps there is one look per step.
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -53,12 +53,12 @@ class StopSignal:
         return kind(line.format(name=self._noted or "a signal on another rank"))
 
     def raise_when_noted(self, accelerator, during: str = "an evaluation") -> None:
-        """Stop all ranks when one of them has been asked to; all ranks take part.
+        """Stop all ranks if one of them has been asked to stop; all ranks take part.
 
         Args:
-            during: what is interrupted.
+            during: the activity that is interrupted.
         Raises:
-            Preempted: one was.
+            Preempted: a rank was asked to stop; Interrupted for Ctrl-C.
         """
         noted = [name for name in on_all_ranks(accelerator, self.name) if name]
         if noted:
@@ -72,5 +72,5 @@ def _read_stop_file(path: Path) -> str | None:
         return None
     try:
         return path.read_text(errors="replace").strip() or path.name
-    except OSError:  # a folder, or a file that cannot be read: it is there all the same
+    except OSError:  # a folder, or a file that cannot be read, still means stop
         return path.name

@@ -9,7 +9,7 @@ from zerotune.files import json_sha256
 def grouped(row: Mapping[str, float | None]) -> dict[str, float]:
     """Return the values of a line of metrics.jsonl by "train/NAME" and "validation/NAME", without missing ones.
 
-    Of an evaluation's line, `train_loss` is the mean since the evaluation before: "train/mean_loss".
+    In an evaluation's line, `train_loss` is the mean since the previous evaluation, returned as "train/mean_loss".
     """
     is_evaluation, values = "train_loss" in row, {}
     for name, value in row.items():
@@ -23,12 +23,12 @@ def grouped(row: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def scores(metrics: Mapping[str, object], group: str) -> dict[str, float]:
-    """Return the scores of a metrics.json by "GROUP/NAME": what has an interval."""
+    """Return the scores of a metrics.json by "GROUP/NAME": the values with a confidence interval."""
     return {f"{group}/{name}": value for name, value in metrics.items() if f"{name}_ci95" in metrics}
 
 
 def start_tracker(kind: str, folder: Path, flags: Mapping[str, object]):
-    """Return a tracker of accelerate's for a run folder, which has the run's flags as hyperparameters.
+    """Return an accelerate tracker for a run folder, with the run's flags as hyperparameters.
 
     A run that resumes logs to the same place.
 
@@ -50,9 +50,9 @@ def start_tracker(kind: str, folder: Path, flags: Mapping[str, object]):
 
 
 def _write_flags(writer, flags: Mapping[str, object]) -> None:
-    """Write the flags as TensorBoard's hyperparameters of this very run, with what the table shows beside them.
+    """Write the flags as TensorBoard's hyperparameters of this very run, with the metrics to show beside them.
 
-    `SummaryWriter.add_hparams`, and so accelerate, would make a second run of them, at each start.
+    `SummaryWriter.add_hparams`, which accelerate calls, would add a second run for them at each start.
     """
     from torch.utils.tensorboard.summary import hparams
 

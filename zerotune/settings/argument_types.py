@@ -1,4 +1,4 @@
-"""Types of flags for argparse: each turns a flag's text into its value, or says what the flag must be."""
+"""Types of flags for argparse: each turns a flag's text into its value, or names the rule that the text breaks."""
 
 import math
 import re
@@ -13,7 +13,7 @@ def positive_int(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    """Parse a whole number from 0 that fits 64 bits."""
+    """Parse a whole number of at least 0."""
     return _whole_number(text, 0)
 
 

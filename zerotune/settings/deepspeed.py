@@ -13,22 +13,22 @@ from zerotune.errors import Refused
 from zerotune.files import parse_json
 from zerotune.records import record_problem
 
-# DeepSpeed's own counts only have to be consistent, for zerotune/training/batches.py cuts the steps.
+# DeepSpeed's own counts only have to be consistent: zerotune/training/batches.py cuts the steps.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
-# Gradients in a bucket where the file leaves that open: 100 MB in bf16, which should fill a link between GPUs or nodes.
-# Four buckets of float32 are 0.75 GiB under ZeRO-1 and 2; of DeepSpeed's own size, 500 million, they are 7.5 GiB.
+# Gradients in a bucket if the file does not say: 100 MB in bf16, which should saturate a link between GPUs or nodes.
+# ZeRO-1 and 2 have four float32 buckets: 0.75 GiB, against 7.5 GiB at DeepSpeed's default of 500 million.
 BUCKET_SIZE = 50_000_000
 Auto = Literal["auto"]
 
 
 class Bf16(TypedDict, total=False, closed=True):
-    """bf16; --precision decides, and DeepSpeed's own casts are not used."""
+    """The section bf16; --precision decides, and DeepSpeed's own casts are not used."""
 
     enabled: bool | Auto
 
 
 class Fp16(TypedDict, total=False, closed=True):
-    """fp16, which is only read where it is off."""
+    """The section fp16; a file that turns it on is refused."""
 
     enabled: bool | Auto
     auto_cast: bool
@@ -41,14 +41,14 @@ class Fp16(TypedDict, total=False, closed=True):
 
 
 class Autocast(TypedDict, total=False, closed=True):
-    """torch_autocast."""
+    """The section torch_autocast."""
 
     enabled: bool | Auto
     dtype: Literal["bfloat16", "float16", "torch.bfloat16", "torch.float16"]
 
 
 class Offload(TypedDict, total=False):
-    """offload_optimizer and offload_param: a whole optimizer, in host memory."""
+    """offload_optimizer and offload_param: a ratio of 1, into host memory (nvme is refused later)."""
 
     device: Literal["cpu", "none", "nvme"]
     pin_memory: bool
@@ -56,9 +56,9 @@ class Offload(TypedDict, total=False):
 
 
 class ZeroSection(TypedDict, total=False):
-    """Keys of zero_optimization that we rely on; DeepSpeed's own model checks its other keys and their types."""
+    """Keys of zero_optimization that zerotune relies on; DeepSpeed's own model checks other keys and their types."""
 
-    reduce_bucket_size: Annotated[float, Le(1e10)] | Auto  # so many elements are allocated
+    reduce_bucket_size: Annotated[float, Le(1e10)] | Auto  # this many elements are allocated
     offload_optimizer: Offload | None
     offload_param: Offload | None
     compute_grad_norm: Literal[True]  # every step's norm is logged
@@ -67,14 +67,14 @@ class ZeroSection(TypedDict, total=False):
     zenflow: None
     leaf_module: dict[str, Any]
     stage3_module_granularity_threshold: Literal[0]
-    # these round weights or gradients, and do not go with autocast
+    # these round weights or gradients, and do not work with autocast
     zero_quantized_weights: Literal[False]
     zero_quantized_nontrainable_weights: Literal[False]
     zero_quantized_gradients: Literal[False]
 
 
 class DeepSpeedFile(TypedDict, total=False, closed=True):
-    """The keys of a DeepSpeed file that have a place in a run of zerotune."""
+    """The keys of a DeepSpeed file that zerotune accepts."""
 
     train_batch_size: int | Auto
     train_micro_batch_size_per_gpu: int | Auto
@@ -136,12 +136,12 @@ def _read_file(path: Path) -> dict:
 
 
 def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | None, precision: str) -> dict:
-    """Fill in what is "auto" or missing; refuse numbers that disagree with the flags.
+    """Return the configuration with every "auto" and missing value filled in.
 
-    bf16 becomes `torch_autocast` over float32 parameters, for DeepSpeed's own bf16 section casts the head to bf16.
+    bf16 becomes `torch_autocast` over float32 parameters: DeepSpeed's own bf16 section would cast the head to bf16.
 
     Raises:
-        Refused: a batch, clipping, optimizer or scheduler key contradicts the flags, or there is no ZeRO in it.
+        Refused: a batch, clipping, optimizer or scheduler key contradicts the flags, or ZeRO is missing or wrong.
     """
     _check_deepspeed_config(config, batch_size, max_grad_norm)
     config = json.loads(json.dumps(config))
@@ -149,7 +149,7 @@ def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | 
         config.pop(section, None)
     zero = config["zero_optimization"]
     for key in [key for key, value in zero.items() if value == "auto"]:
-        del zero[key]  # DeepSpeed's own default, but for buckets
+        del zero[key]  # DeepSpeed's default applies, except for buckets
     zero.setdefault("reduce_bucket_size", BUCKET_SIZE)
     zero.pop("stage3_gather_fp16_weights_on_model_save", None)
     _check_zero_section(zero)
@@ -195,7 +195,7 @@ def _check_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float 
 
 
 def _check_zero_section(zero: dict) -> None:
-    """Raise Refused for a key or a value that DeepSpeed does not know; DeepSpeed itself would raise a traceback."""
+    """Refuse keys and values that DeepSpeed does not know, for which it would end with a traceback."""
     choose_deepspeed_accelerator()
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError

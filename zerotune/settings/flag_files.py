@@ -1,4 +1,4 @@
-"""Files of flags: a flag and its values on each line, `#` before a comment, and the script that they are of.
+"""Files of flags: a flag and its values on each line, `#` before a comment, and the script that the flags belong to.
 
 # RoBERTa-large on SST-2 (Liu et al. 2019)
 train/sst2.py
@@ -31,13 +31,13 @@ class FlagLine:
 
 
 def read_flag_file(path: Path, parser: FlagParser, script: str) -> list[FlagLine]:
-    """Return the flags of a file in its order; values are not checked yet.
+    """Return the flags of a file, in order; their values are not checked yet.
 
     Args:
         parser: knows the flags.
         script: "train/sst2.py"; a file may name its script on a line of its own.
     Raises:
-        Refused: it is no file of text, or a line is none of a flag of this script, or a flag is there twice.
+        Refused: the file is not text, a line is not a flag of this script, or a flag appears twice.
     """
     found: dict[str, FlagLine] = {}
     for where, words in _lines(path):
@@ -53,7 +53,7 @@ def read_flag_file(path: Path, parser: FlagParser, script: str) -> list[FlagLine
 
 
 def _lines(path: Path) -> list[tuple[str, list[str]]]:
-    """Return the words of each line that is no comment, with its name."""
+    """Return (file and line number, words) of each line that is not empty or a comment."""
     lines = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
         where = f"{path} line {number}"

@@ -1,4 +1,4 @@
-"""A parser of flags that refuses in one line, and says which flags were typed."""
+"""A parser that refuses wrong flags in one line, and records which flags were typed."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from zerotune.errors import EXIT_REFUSED, Refused, nearest
 from zerotune.terminal import make_output_tolerant
 
-# argparse's words, and ours.
+# argparse's wording, and zerotune's.
 PLAIN_WORDS = {
     r"expected one argument": "needs a value",
     r"expected at least one argument": "needs at least one value",
@@ -21,7 +21,7 @@ class FlagParser(argparse.ArgumentParser):
     """A parser whose errors are one line with the rule, the value found and the way out."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        """Return the flags, as `read`; print one line and end the process where it refuses them."""
+        """Return the flags like `read`; if it refuses them, print one line and end the process."""
         make_output_tolerant()  # --help prints now
         try:
             return self.read(sys.argv[1:] if args is None else args)
@@ -48,7 +48,7 @@ class FlagParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str):
-        """Raise an error of argparse as Refused."""
+        """Raise argparse's error as Refused."""
         named = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
         if named:
             flag, problem = named.groups()
@@ -74,7 +74,7 @@ class FlagParser(argparse.ArgumentParser):
                 raise Refused(f"unknown flag {flag}" + (f": did you mean {meant}?" if meant else "; --help lists all"))
 
     def _check_value(self, action: argparse.Action, value) -> None:
-        """Refuse a value that is none of the choices."""
+        """Refuse a value that is not one of the choices."""
         if action.choices is not None and value not in action.choices:
             meant = nearest(str(value), map(str, action.choices))
             way_out = f": did you mean {meant}?" if meant else ""

@@ -20,7 +20,7 @@ from zerotune.settings.flag_parser import FlagParser
 from zerotune.settings.names import DEFAULT_MODEL
 from zerotune.settings.train_parser import TrainParser
 
-# That can choose the best checkpoint, the first by default: of texts with one label each, and of those with any number.
+# Metrics that can choose the best checkpoint, the first by default: for one label per text, and for any number of them.
 LABEL_METRICS = ("accuracy", "f1_macro", "matthews", "loss")
 TRAIN_DEFAULT = f"default: {DEFAULT_MODEL}; with --sample a tiny Llama"
 EVAL_DEFAULT = "default with --sample: a tiny Llama"
@@ -34,7 +34,7 @@ def train_parser(
 
     Args:
         choose_by: metrics that can choose the best checkpoint, the first by default.
-        glue: names of GLUE's tasks, of the script for labels of the user's own, which has more flags for its data.
+        glue: names of GLUE's tasks; if given, the flags for the user's own labels are added.
     """
     parser = new_train_parser(description, task.name)
     add_model_flags(parser, TRAIN_DEFAULT, trains=True)
@@ -87,7 +87,7 @@ def with_engine_flag(parser: FlagParser) -> FlagParser:
 
 
 def _add_label_flags(parser: FlagParser, glue: Iterable[str], trains: bool) -> None:
-    """Add the flags of labels of the user's own, to a train or an eval script's parser."""
+    """Add the flags for the user's own labels to the parser of a train or eval script."""
     group = parser.add_argument_group("data, labels of your own")
     group.add_argument(
         "--text-column",
@@ -121,7 +121,7 @@ def eval_parser(description: str, task, glue: Iterable[str] = ()) -> FlagParser:
     """Return the parser of an eval script: the flags that every task has, with the defaults of a task module.
 
     Args:
-        glue: as of `train_parser`.
+        glue: as in `train_parser`.
     """
     parser = new_parser(description)
     add_model_flags(parser, EVAL_DEFAULT)
@@ -160,7 +160,7 @@ def publish_parser(description: str) -> FlagParser:
 
 
 def add_evaluation_flags(parser: FlagParser, seed_help: str):
-    """Add the flags of every eval script besides model and data. Returns the group of the evaluation's data."""
+    """Add the flags of every eval script besides model and data. Returns the group for the evaluation's data."""
     group = parser.add_argument_group("model, evaluation")
     group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")
     group = parser.add_argument_group("run")
@@ -179,7 +179,7 @@ def add_evaluation_flags(parser: FlagParser, seed_help: str):
 
 
 def new_parser(description: str) -> FlagParser:
-    """Return a parser whose help begins with a script's docstring as it is."""
+    """Return a parser whose help begins with a script's docstring, not rewrapped."""
     return FlagParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
@@ -194,7 +194,7 @@ def add_model_flags(parser: FlagParser, default: str | None, trains: bool = Fals
     """Add the flags that choose the model and its computation.
 
     Args:
-        default: words of the help about leaving --model out; None: it may not be.
+        default: the help's words about a missing --model; None: it must be given.
         trains: whether it is a train script.
     """
     shown = f" ({default})" if default else ""

@@ -24,10 +24,10 @@ class ModelSettings:
         compile: "auto": training runs compiled passes where `zerotune.models.fused` can; "none".
         zero_stage: DeepSpeed's ZeRO stage; None without DeepSpeed.
         seed: of a new head and of new adapters.
-        drop_unpooled: an encoder's last layer continues with the pooled token alone, which changes no number.
-        device: onto which weights are read; None: into host memory.
+        drop_unpooled: run an encoder's last layer, after its attention, on the pooled token only; logits stay the same.
+        device: the device onto which weights are read; None: into host memory.
         narrow_layers: read linear layers in the precision and the rest in float32, to evaluate a whole model.
-        divides_layers: leave each rank a part of every layer, to evaluate a model that does not fit a device.
+        divides_layers: keep a part of every layer on each rank, to evaluate a model that does not fit on one device.
     """
 
     name: str
@@ -55,9 +55,9 @@ class DataSettings:
     File paths are absolute. Sizes are in rows (questions for SQuAD).
 
     Attributes:
-        text_column, label_column: of labels of the user's own, "A,B" for a pair of texts; None: the task's.
+        text_column, label_column: for the user's own labels; "A,B" for a pair of texts; None: the task's.
         glue: the name of one of GLUE's tasks.
-        multi_label: a text has none, one or several labels.
+        multi_label: whether a text has none, one or several labels.
         label_separator: between the labels of a text that may have several; None: a comma.
     """
 
@@ -88,7 +88,7 @@ class TextSettings:
     Attributes:
         max_length: most tokens of a text; with a generator, of a text with its prompt and answer. None: what the model
             folder says, else the task's.
-        truncation: "head" or "head-and-tail" of a longer text.
+        truncation: the part of a longer text that is kept, "head" or "head-and-tail".
     """
 
     max_length: int | None = None
@@ -185,7 +185,7 @@ class FlagRecord:
 
 @dataclass(frozen=True)
 class Interval:
-    """The time between two checkpoints: so many optimizer steps, or so many minutes; the other is None."""
+    """The interval between two checkpoints, in optimizer steps or in minutes; the other is None."""
 
     steps: int | None = None
     minutes: float | None = None
@@ -199,8 +199,8 @@ class RunSettings:
     """Where a run writes, and how it saves, resumes and logs. `log_every` is in optimizer steps.
 
     Attributes:
-        devices, device_memory: that a plan is for, the memory in bytes; None: those that are here.
-        node_bandwidth: of a plan, in Gbit/s; None: nothing is said of several nodes.
+        devices, device_memory: the number and bytes of memory of a plan's devices; None: those of this machine.
+        node_bandwidth: for a plan, in Gbit/s; None: the plan does not cover several nodes.
     """
 
     output_dir: Path
@@ -227,7 +227,7 @@ class TrainSettings:
         task: "sst2", "imdb", "classify" or "squad".
         head: "classify", "generate" or "span".
         engine: "loop" or "trainer".
-        text: of labelled text; questions: of SQuAD.
+        text: for labelled text; questions: for SQuAD.
         deepspeed: the DeepSpeed configuration with every "auto" filled in; None without DeepSpeed.
     """
 
@@ -250,8 +250,8 @@ class EvalSettings:
 
     Attributes:
         tokens_per_device: most padded tokens in one forward pass on one device.
-        seed: of shots, of a head that is not trained, and of bootstraps.
-        labels: those to choose from, of labels of the user's own; None: the model's, else the rows'.
+        seed: of shots, of an untrained head, and of bootstraps.
+        labels: the user's own labels to choose from; None: the model's, else the rows'.
     """
 
     task: str

@@ -34,7 +34,7 @@ def model_or_default(model: str | None, is_sample: bool, task_name: str) -> str:
 
 
 def check_names_model(model: str | None, is_sample: bool = False) -> None:
-    """Refuse an evaluation or a prediction of no model: the default of training has no head that could answer."""
+    """Refuse an evaluation or a prediction without --model: training's default has no head that could answer."""
     if model is None and not is_sample:
         raise Refused("--model is missing: give a run's folder, an adapter, or a hub id")
 
@@ -51,7 +51,7 @@ def default_eval_folder(task_name: str, model: str) -> Path:
 
 
 def final_of_run(name: str) -> str:
-    """Return final/ of a run's folder, and any other model as it is. Raises Refused: the run has no final/ yet."""
+    """Return the final/ of a run folder, and any other model unchanged. Raises Refused if the run has no final/ yet."""
     folder = Path(name)
     if (folder / "config.json").exists() or not (folder / "run.json").exists():
         return name

@@ -10,7 +10,7 @@ NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 def resolve_precision(wanted: str, deepspeed_config: dict | None) -> str:
     """Choose bf16, fp16 or fp32 from the flag, then the DeepSpeed file, then the launcher, then the device.
 
-    Plain `accelerate launch` exports mixed_precision=no, which is not a wish for float32.
+    Plain `accelerate launch` exports mixed_precision=no, which does not mean that the user wants float32.
 
     Raises:
         Refused: flag and DeepSpeed file disagree, or fp16 under DeepSpeed.

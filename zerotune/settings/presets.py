@@ -7,7 +7,7 @@ from zerotune.settings.flag_files import FlagLine, read_flag_file
 from zerotune.settings.flag_parser import FlagParser
 
 FOLDER = Path(__file__).resolve().parents[2] / "presets"
-# Of one start of a script, not of an experiment.
+# Flags of a single launch, not of an experiment.
 NOT_OF_AN_EXPERIMENT = (
     "--help",
     "-h",
@@ -26,10 +26,10 @@ def preset_lines(name: str, parser: FlagParser, script: str) -> list[FlagLine]:
 
     Args:
         name: of a shipped preset, or the path of a file.
-        parser: of the script's flags, without presets.
+        parser: knows the script's flags; its presets are not read again.
         script: "train/sst2.py".
     Raises:
-        Refused: there is no such preset, it is of another script, or a line of it is wrong.
+        Refused: there is no such preset, it belongs to another script, or one of its lines is wrong.
     """
     path = _preset_file(name, script)
     lines = read_flag_file(path, parser, script)

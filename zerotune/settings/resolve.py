@@ -1,4 +1,4 @@
-"""From parsed flags to settings: defaults filled in once, nothing modified, nothing loaded."""
+"""Turn parsed flags into settings: defaults are filled in once, nothing is modified, nothing is loaded."""
 
 from argparse import Namespace
 from dataclasses import fields
@@ -33,7 +33,7 @@ EPOCHS, FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 3, 2e-5, 2e-4, 5
 # Most padded tokens of a micro-batch in training, of a forward pass in evaluation, and of either on a CPU, which gains
 # nothing from large batches.
 TRAIN_TOKENS, EVAL_TOKENS, CPU_TOKENS = 8192, 16384, 2048
-NOT_FLAGS = ("typed", "preset_line", "runs")  # what a parser adds to the flags
+NOT_FLAGS = ("typed", "preset_line", "runs")  # entries that a parser adds to the flags
 FILE_FLAGS = ("train_file", "validation_file", "test_file")
 
 
@@ -44,8 +44,8 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         task: "sst2", "imdb", "classify" or "squad".
         sample_defaults: `epochs` and `learning_rate` of training the tiny model of --sample.
     Raises:
-        Refused: the DeepSpeed file cannot be read or contradicts the flags; flags of a plan without one; a run given
-            as --model has no final/.
+        Refused: the DeepSpeed file cannot be read or contradicts the flags, flags for a plan come without --plan, or a
+            run given as --model has no final/.
     """
     head = args.head
     of_sample = sample_defaults if args.sample and args.model is None else {}
@@ -102,7 +102,7 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
 
 
 def eval_settings(args: Namespace, task: str) -> EvalSettings:
-    """Resolve the flags of an eval script. Raises Refused: no model, no such precision, a run without final/."""
+    """Resolve the flags of an eval script. Raises Refused without a model, and for a run without final/."""
     check_names_model(args.model, args.sample)
     model = final_of_run(model_or_default(args.model, args.sample, task))
     output_dir = args.output_dir or default_eval_folder(task, model)
@@ -128,7 +128,7 @@ def eval_settings(args: Namespace, task: str) -> EvalSettings:
 
 
 def data_settings(args: Namespace) -> DataSettings:
-    """Resolve the data flags of any script; those it does not have count as not given."""
+    """Resolve the data flags of any script; flags that it does not have get their defaults."""
     given = {each.name: getattr(args, each.name, each.default) for each in fields(DataSettings)}
     files = {name: given[name] and str(Path(given[name]).absolute()) for name in FILE_FLAGS}
     return DataSettings(**given | files)
@@ -157,6 +157,6 @@ def _prompt_settings(args: Namespace) -> PromptSettings:
 
 
 def _group(kind: type, args: Namespace, **resolved):
-    """Return the settings of a group whose fields are named as their flags, with those of `resolved` as given here."""
+    """Return a group of settings, each from `resolved`, else from the flag of the same name, else the default."""
     given = {each.name: getattr(args, each.name) for each in fields(kind) if hasattr(args, each.name)}
     return kind(**given | resolved)

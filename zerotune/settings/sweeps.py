@@ -32,7 +32,7 @@ SHARED = {
     "--help": "it is for the command line",
     "-h": "it is for the command line",
 }
-# Of all runs together, with the number of words that follow: none, one, or all up to the next flag.
+# Flags for all runs together, with the number of words that follow: none, one, or (None) all up to the next flag.
 OF_ALL_RUNS = {"--seeds": None, "--sweep": 1, "--launcher": 1, "--output-dir": 1, "--state-file": 1, "--plan": 0}
 MOST_CHARACTERS = 40  # of a value in a folder's name
 MOST_IN_NAME = 180
@@ -43,9 +43,9 @@ class Member:
     """One of several runs.
 
     Attributes:
-        name: of its folder, as learning_rate-2e-5_seed-1.
-        setting: its values of the sweep's flags, as text; the same for all its seeds.
-        flags: the words that tell it from the other runs.
+        name: of its folder, such as learning_rate-2e-5_seed-1.
+        setting: its value of each swept flag, as text; runs that differ only in the seed have the same.
+        flags: the words of its command line that differ from the other runs'.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Runs:
     Attributes:
         folder: the parent of the runs' folders.
         words: the command line that all runs share.
-        flags: all flags that change the runs' numbers, but those in which they differ, as plain values.
-        sweep: the values of each flag of the sweep; {} with --seeds alone.
+        flags: all flags that change the runs' numbers, except those in which they differ, as plain values.
+        sweep: the values of each flag of the sweep; {} without --sweep.
         launcher: the words that start a run; () for this Python.
         plan: whether --plan was given.
     """
@@ -90,7 +90,7 @@ def plan_runs(parser, given: Sequence[str], parsed: argparse.Namespace) -> Runs 
         given: the words of the command line.
         parsed: the flags, those of a preset included.
     Raises:
-        Refused: a flag cannot be used with several runs, or the file of the sweep is wrong.
+        Refused: a flag cannot be used with several runs, or the sweep's file is wrong.
     """
     if parsed.seeds is None and parsed.sweep is None:
         if parsed.launcher is not None:
@@ -141,7 +141,7 @@ def _split_launcher(launcher: str | None) -> list[str]:
 
 
 def _read_sweep(path: Path, parser, given: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Return, by flag, its values: each as text, and as it is called in a folder's name."""
+    """Return the values by flag, each as text and in the form that a folder's name takes."""
     sweep = {}
     for line in read_flag_file(path, parser, parser.script):
         _check_line(line, parser, given)
@@ -177,9 +177,9 @@ def _check_line(line: FlagLine, parser, given: Sequence[str]) -> None:
 
 
 def _value_names(values: Sequence[str]) -> list[str]:
-    """Return values as parts of folder names: letters, digits and .+- alone, short, and different from each other."""
+    """Return values as parts of folder names: only letters, digits and .+-, short, and different from each other."""
     names = [re.sub(r"[^A-Za-z0-9.+-]+", "-", value).strip("-.") or "value" for value in values]
-    folded = [name[:MOST_CHARACTERS].casefold() for name in names]  # some file systems do not tell a from A
+    folded = [name[:MOST_CHARACTERS].casefold() for name in names]  # some file systems ignore case
     return [
         f"{name[:MOST_CHARACTERS]}-{_short_hash(value)}"
         if len(name) > MOST_CHARACTERS or folded.count(short) > 1
@@ -189,7 +189,7 @@ def _value_names(values: Sequence[str]) -> list[str]:
 
 
 def _settings(sweep: Mapping[str, list[tuple[str, str]]]) -> list[dict[str, tuple[str, str]]]:
-    """Return each combination of values, the last flag of the file changing fastest; one empty one without a sweep."""
+    """Return each combination of values, the file's last flag changing fastest; [{}] without a sweep."""
     return [dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
 
 
@@ -213,7 +213,7 @@ def _default_folder(task_name: str, parsed: argparse.Namespace) -> Path:
 
 
 def _words_of_each(given: Sequence[str]) -> list[str]:
-    """Return a command line without the flags that are of all runs together."""
+    """Return a command line without the flags of OF_ALL_RUNS."""
     kept, to_skip = [], 0
     for word in given:
         is_flag = word.startswith("--")

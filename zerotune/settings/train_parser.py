@@ -1,4 +1,4 @@
-"""The parser of the train scripts: it reads presets, and plans several runs where --seeds or --sweep ask for them."""
+"""The parser of the train scripts: it reads presets, and plans the runs that --seeds or --sweep ask for."""
 
 import argparse
 import shlex
@@ -41,5 +41,5 @@ class TrainParser(FlagParser):
         return parsed
 
     def takes_no_value(self, flag: str) -> bool:
-        """Return whether a flag stands alone, as --plan does."""
+        """Return whether a flag takes no value, like --plan."""
         return self._option_string_actions[flag].nargs == 0

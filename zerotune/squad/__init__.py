@@ -1,1 +1,1 @@
-"""SQuAD v2, all of it: rows, windows, span selection, shared paragraphs, prompts, writing, the official scorer."""
+"""Everything for SQuAD v2: rows, windows, span selection, shared paragraphs, prompts, writing, the official scorer."""

@@ -1,4 +1,4 @@
-"""Evaluating a model on SQuAD v2, into a folder: by the spans that it finds, or by the answers that it writes."""
+"""Evaluate a model on SQuAD v2 into a folder, by the spans that it finds or the answers that it writes."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +44,7 @@ from zerotune.tasks.split_file import reporting_sha256
 from zerotune.tasks.splits import TEST_LIMIT, Splits
 from zerotune.training.batches import evaluation_batches
 
-# Without a threshold from a validation split: there is no answer if the null score is above the best span's.
+# Used without a threshold from a validation split: there is no answer if the null score is above the best span's.
 UNTUNED_THRESHOLD = 0.0
 BASE_EVAL_QUESTIONS = 1000
 
@@ -54,11 +54,11 @@ class QuestionEvaluation:
     """How a model is evaluated on SQuAD v2.
 
     Attributes:
-        questions: lengths; None: what the model folder says, else the defaults.
+        questions: lengths; those that are None come from the model folder, or else from the defaults.
         tokens_per_device: most padded tokens in one forward pass on one device.
-        seed: of the shots, and of the intervals' bootstraps.
+        seed: for drawing shots and for bootstrap intervals.
         shots: solved questions in the prompt.
-        data_sha256: of the questions' source; ids alone do not identify it.
+        data_sha256: of the questions' source, which their ids do not identify.
     """
 
     model: ModelSettings
@@ -70,7 +70,7 @@ class QuestionEvaluation:
     data_sha256: str | None = None
 
     def described(self) -> dict:
-        """Return the settings as metrics.json has them."""
+        """Return the settings as metrics.json records them."""
         return {
             "model": self.model.name,
             "revision": self.model.revision,
@@ -96,7 +96,7 @@ def evaluate(
 ) -> dict:
     """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does.
 
-    A model with a span head finds spans, and so does an encoder, whose head may be untrained; a causal model writes.
+    Models with a span head and encoders, whose head may be untrained, find spans; other causal models write.
 
     Returns:
         The content of metrics.json.
@@ -127,7 +127,7 @@ def evaluate(
 def check_evaluation(
     folder: Path, evaluation: QuestionEvaluation, questions: list[Question], config, tokenizer
 ) -> None:
-    """Refuse what this model would ignore or cannot do, and a folder that holds the results of another evaluation."""
+    """Refuse flags and texts that do not suit this model, and a folder with the results of another evaluation."""
     check_flags(evaluation, config, tokenizer)
     check_texts(evaluation.model.name, config, tokenizer, question_texts(questions))
     check_earlier(folder, evaluation.described(), question_items(evaluation, questions))
@@ -155,7 +155,7 @@ def check_flags(evaluation: QuestionEvaluation, config, tokenizer) -> None:
 
 
 def question_items(evaluation: QuestionEvaluation, questions: list[Question]) -> Items:
-    """Return the questions of an evaluation with all that their answers depend on besides its settings."""
+    """Return the questions of an evaluation with everything besides its settings that their answers depend on."""
     lines = []
     for question in questions:
         golds = None if question.answers is None else [answer.text for answer in question.answers]
@@ -183,7 +183,7 @@ class SpanFinder:
 
     Attributes:
         config: of the checkpoint.
-        settings: that it was loaded with.
+        settings: those that it was loaded with.
         record: task.json, {} for a model that zerotune did not tune.
         lengths: resolved.
         threshold: there is no answer if the null odds are above it.
@@ -209,7 +209,7 @@ class SpanFinder:
 
 
 def span_lengths(evaluation: QuestionEvaluation, config) -> QuestionSettings:
-    """Return the lengths of a model with a span head, resolved. Raises Refused: --max-length is too long for it."""
+    """Resolve the lengths of a model with a span head. Raises Refused if --max-length is too long for it."""
     record = read_record(evaluation.model.name, evaluation.model.revision)
     return resolve_questions(evaluation.questions, True, most_tokens(config), record)
 
@@ -252,7 +252,7 @@ def prepare_spans(
 
 
 def span_reader(data: SpanData, threshold: float) -> Callable[[list[dict]], PredictedAnswers]:
-    """Return a function that reads the answers in all questions' records.
+    """Return a function that reads the answers from all questions' records.
 
     The answer is the best span, or "" if the null odds are above the threshold; predictions.jsonl keeps the n best.
     """
@@ -275,10 +275,10 @@ def prepare_writing(
     device: torch.device,
     load_model: LoadModel = load_language_model,
 ) -> PreparedModel:
-    """Load a causal model that writes its answers, as published or tuned; a tuned one is asked as it was trained.
+    """Load a causal model that writes its answers, as published or tuned; a tuned one is asked as in its training.
 
     Raises:
-        Refused: before a weight is loaded, for shots or questions that do not fit the model's positions.
+        Refused: shots or questions do not fit the model's positions; found before any weight is loaded.
     """
     plan = plan_writing(evaluation, config)
     loaded, tokenizer, num_new_tokens = plan.settings, plan.tokenizer, plan.lengths.max_new_tokens
@@ -334,13 +334,13 @@ def describe_batches(evaluation: QuestionEvaluation, questions: list[Question], 
 
 @dataclass(frozen=True)
 class WritingPlan:
-    """How a causal model is asked to write answers, known before a weight is loaded.
+    """How a causal model is asked to write answers, planned before any weight is loaded.
 
     Attributes:
         config: of the checkpoint.
-        settings: that the model is loaded with.
+        settings: those to load the model with.
         lengths: resolved.
-        description: what metrics.json says of it.
+        description: its entries in metrics.json.
     """
 
     tokenizer: Any
@@ -351,7 +351,7 @@ class WritingPlan:
     description: dict
 
     def encode(self, questions: list[Question]) -> GenerationData:
-        """Tokenise questions with room for their answers. Raises Refused: one does not fit, or has an unknown token."""
+        """Tokenise questions with room for their answers. Raises Refused for one too long or with an unknown token."""
         lengths, positions = self.lengths, most_tokens(self.config)
         data = encode_questions(
             self.tokenizer, self.prompt, questions, lengths.max_length, positions, lengths.max_new_tokens
@@ -361,7 +361,7 @@ class WritingPlan:
 
 
 def plan_writing(evaluation: QuestionEvaluation, config) -> WritingPlan:
-    """Plan how a causal model writes its answers, as published or tuned; a tuned one is asked as it was trained.
+    """Plan how a causal model writes its answers, as published or tuned; a tuned one is asked as in its training.
 
     Raises:
         Refused: shots do not fit the model's positions.
@@ -393,10 +393,10 @@ def plan_writing(evaluation: QuestionEvaluation, config) -> WritingPlan:
 
 
 def evaluate_base(run: RunFolder, settings: TrainSettings, splits: Splits, stop_signal) -> None:
-    """Evaluate the model as it is before training into eval/base.
+    """Evaluate the model into eval/base before training.
 
-    A causal model writes its answers after a prompt, even if a span head will be trained; an encoder's span head is
-    untrained.
+    A causal model writes its answers after a prompt, even if a span head will be trained; an encoder uses an untrained
+    span head.
     """
     if settings.run.base_eval == "none":
         return
@@ -404,7 +404,7 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, splits: Splits, stop_
     if settings.run.base_eval == "subset":
         questions = first_paragraphs(questions, BASE_EVAL_QUESTIONS, settings.data.split_seed, TEST_LIMIT)
     if settings.head == "span" and not finds_spans(read_config(model.name, model.revision), model):
-        lengths = replace(lengths, max_length=None)  # --max-length is about windows then
+        lengths = replace(lengths, max_length=None)  # --max-length is for windows then
     evaluation = QuestionEvaluation(
         model=model,
         questions=lengths,
@@ -423,7 +423,7 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, splits: Splits, stop_
 
 
 def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, splits: Splits, stop_signal) -> None:
-    """Evaluate the reloaded final/ on all test questions into eval/final, as its task.json says."""
+    """Evaluate the reloaded final/ on all test questions into eval/final, with the settings in its task.json."""
     evaluation = QuestionEvaluation(
         model=tuned_model(str(final), settings.model),
         questions=QuestionSettings(),

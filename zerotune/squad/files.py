@@ -1,4 +1,4 @@
-"""Read SQuAD's json files and the hub's rows of them, and refuse malformed ones in a line."""
+"""Read SQuAD's json files and its rows on the hub, and refuse malformed ones with a one-line message."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def read_origin(origin: Origin) -> tuple[list[Question], dict]:
 def read_questions(path: Path) -> tuple[list[Question], dict]:
     """Read a file in SQuAD's format, also .gz; also return its record: path, sha256 and rows.
 
-    Questions are in the order of the file. Plausible answers are left out. `answers` is None in all questions or none.
+    Questions are in the order of the file. Plausible answers are left out. `answers` is None for all questions or none.
 
     Raises:
         Refused: broken gzip or JSON, missing fields, empty texts, ids that occur twice, an answer that is not in the
@@ -50,7 +50,7 @@ def read_questions(path: Path) -> tuple[list[Question], dict]:
 
 
 def parse_questions(value, name: str) -> list[Question]:
-    """Return the questions of a value in SQuAD's format, from a source called `name`.
+    """Return the questions of parsed json in SQuAD's format, from a source called `name`.
 
     Raises:
         Refused: as `read_questions`.
@@ -71,7 +71,7 @@ def parse_questions(value, name: str) -> list[Question]:
 def _read_hub(dataset: str, split: str, revision: str | None) -> tuple[list[Question], dict]:
     """Read rows {id, title, context, question, answers: {text: [], answer_start: []}} of a hub split.
 
-    Successive rows with the same title and context are about one paragraph. Without titles, each paragraph is an
+    Consecutive rows with the same title and context are about one paragraph. Without titles, each paragraph is an
     article of its own.
     """
     source = read_hub(dataset, split, revision)
@@ -90,7 +90,7 @@ def _read_hub(dataset: str, split: str, revision: str | None) -> tuple[list[Ques
 
 
 def _title(title, number: int):
-    """Return an article's title, or its number where it has none."""
+    """Return an article's title, or its number if it has none."""
     return f"article {number}" if title in (None, "") else title
 
 
@@ -103,7 +103,7 @@ def _hub_answers(answers, where: str) -> list[dict]:
 
 
 def _checked(questions: list[Question], name: str) -> list[Question]:
-    """Return the questions of a whole source. Refuses none at all, an id twice, and answers for only some of them."""
+    """Return the questions of a whole source. Refuses an empty one, repeated ids, and answers for only some of them."""
     if not questions:
         raise Refused(f"{name} holds no questions; wanted SQuAD's format {FORMAT}")
     seen = set()
@@ -121,7 +121,7 @@ def _checked(questions: list[Question], name: str) -> list[Question]:
 
 
 def _field(value, name: str, kind: type, where: str, expected: str):
-    """Return value[name], which must be of that kind."""
+    """Return value[name]. Refuses anything that is not of type `kind`."""
     if not isinstance(value, dict) or not isinstance(value.get(name), kind):
         found = type(value.get(name)).__name__ if isinstance(value, dict) and name in value else "missing"
         raise Refused(f"{where}: not SQuAD's format: {name!r} is {found}, wanted {expected}")

@@ -1,6 +1,6 @@
 """Questions with the answers that a generator learns to write; questions of a paragraph share its tokens in a row.
 
-The loss counts an answer's tokens and its end. An example is a question: a batch of 32 is 32 questions, about as few
+The loss covers an answer's tokens and its end. An example is a question: a batch of 32 has 32 questions, from as few
 paragraphs as possible.
 """
 
@@ -28,10 +28,10 @@ from zerotune.squad.prompts import QuestionPrompt, QuestionTokenizer
 from zerotune.squad.questions import Question, distinct_paragraphs
 from zerotune.training.data import Batch
 
-# Texts tokenised together: a tokenizer's own objects take some hundred bytes a token until they are dropped.
+# Texts tokenised at once: a tokenizer's own objects take about a hundred bytes per token.
 TEXTS_AT_ONCE = 1024
 
-# A row keeps the shared prefix's keys and values but does not compute them: so many cost as one token of its own.
+# A row keeps the shared prefix's keys and values but does not compute them: this many cost as much as one own token.
 _PREFIX_TOKENS_PER_TOKEN = 8
 
 
@@ -46,9 +46,9 @@ class GenerationData:
         contexts: token ids of each context, which follow the prefix; [num_contexts].
         context_of: the context of each question, [num_questions].
         questions: token ids of each question, which follow its context.
-        answers: token ids of each answer with its end, which follow its question; empty where it is not known.
-        num_truncated: questions whose context was cut to fit.
-        shares: whether questions share their context's tokens in a row, which changes no number.
+        answers: token ids of each answer with its end, which follow its question; empty if it is not known.
+        num_truncated: number of questions whose context was cut to fit.
+        shares: whether questions share their context's tokens in a row; results are the same either way.
     """
 
     ids: list[str]
@@ -76,16 +76,15 @@ class GenerationData:
 
     @cached_property
     def groups(self) -> Groups:
-        """Return the parts of a training row: the model reads all of an answer but its last token."""
+        """Return the groups of training rows, where the model reads all of an answer but its last token."""
         own = np.array([len(question) for question in self.questions]) + np.maximum(self.num_answer_tokens - 1, 0)
         return self._groups(own, len(self.prefix))
 
     @cached_property
     def prompt_groups(self) -> Groups:
-        """Return the parts of a row when answers are written.
+        """Return the groups of rows for writing answers.
 
-        A prefix that is shared is computed only once, but its keys and values take memory in each row: a part of it
-        counts.
+        A shared prefix is computed only once, but its keys and values take memory in each row, so part of it counts.
         """
         own = np.array([len(question) for question in self.questions])
         return self._groups(own, self._num_prefix_counted)
@@ -113,11 +112,11 @@ class GenerationData:
         return np.fromiter(chain.from_iterable(parts), np.int64)
 
     def num_targets(self, rows: np.ndarray) -> int:
-        """Count the tokens of some questions' answers, by which the sum of their losses is divided."""
+        """Count the tokens of some questions' answers, the divisor for the sum of their losses."""
         return int(self.num_answer_tokens[rows].sum())
 
     def num_tokens(self, rows: np.ndarray) -> int:
-        """Count the tokens that the model reads of some questions in one batch, a context's once."""
+        """Count the tokens that the model reads in a batch of some questions, a shared context's once."""
         return self.groups.num_tokens(rows)
 
     def num_padded_tokens(self, rows: np.ndarray) -> int:
@@ -137,25 +136,25 @@ class GenerationData:
         return grouped_evaluation_batches(self.groups, budget)
 
     def writing_batches(self, budget: int) -> list[np.ndarray]:
-        """Cut all questions into batches whose answers are written, the same at any world size."""
+        """Cut all questions into batches for writing their answers, the same at any world size."""
         return grouped_evaluation_batches(self.prompt_groups, budget)
 
     def writing_costs(self, budget: int) -> np.ndarray:
-        """Return each question's cost in tokens in those batches, which hold them by falling cost, [num_questions]."""
+        """Return each question's cost in tokens in `writing_batches`, sorted by falling cost, [num_questions]."""
         return row_costs(self.prompt_groups, budget)
 
     def writing_shape(self, rows: np.ndarray, num_new_tokens: int) -> tuple[int, int, int]:
-        """Return the size of a batch whose answers are written.
+        """Return the size of a batch for writing answers.
 
         Returns:
-            Its rows, the tokens of its longest row without the prefix, and the most tokens written in a row.
+            Its number of rows, the tokens of its longest row without the prefix, and the most tokens written in a row.
         """
         units = self.prompt_groups.by_group(rows)
         longest = max(map(self.prompt_groups.row_length, units)) - self._num_prefix_counted
         return len(units), longest, num_new_tokens * max(map(len, units))
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of a `TextGenerator`, and the tokens [N] of some questions' answers, row by row.
+        """Build the inputs of a `TextGenerator` for some questions, and the tokens [N] of their answers, row by row.
 
         The answers are in the order of `by_context`.
         """
@@ -165,7 +164,7 @@ class GenerationData:
             trunks, [[self.questions[row] + self.answers[row][:-1] for row in unit] for unit in units], self.pad_id
         )
         counts = self.num_answer_tokens[order]
-        # a token is predicted where the one before it is read: the first one where the question ends
+        # a token is predicted at the position before it: an answer's first token where its question ends
         firsts = laid.starts + np.array([len(self.questions[row]) for row in order]) - 1
         inputs = {
             "input_ids": laid.input_ids,
@@ -178,7 +177,7 @@ class GenerationData:
         return Batch({name: to_device(values, device) for name, values in inputs.items()}, to_device(answers, device))
 
     def by_context(self, rows: np.ndarray) -> np.ndarray:
-        """Return some questions in the order in which a batch holds them."""
+        """Return some questions in their order within a batch."""
         return np.concatenate(self.groups.by_group(rows))
 
     def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
@@ -191,7 +190,7 @@ class GenerationData:
         return [{"loss": by_question[row]} for row in rows.tolist()]
 
     def mean_loss(self, records: list[dict]) -> float:
-        """Return the mean loss of an answer's token, given all questions' records."""
+        """Return the mean loss per answer token, given all questions' records."""
         return math.fsum(record["loss"] for record in records) / int(self.num_answer_tokens.sum())
 
     def prompt_tokens(self, row: int) -> list[int]:
@@ -214,15 +213,15 @@ def encode_questions(
     num_positions: int,
     num_new_tokens: int = 0,
 ) -> GenerationData:
-    """Tokenise questions for a generator. A context that does not fit its row is cut, for its question alone.
+    """Tokenise questions for a generator. A context that does not fit its row is cut, for that question only.
 
     A question's answer is the first of its gold answers.
 
     Args:
         max_length: most tokens of a whole row with its answer and end, not counting the solved questions.
-        num_positions: the model's; no row is longer.
-        num_new_tokens: most tokens of an answer that the model is to write: they are given room, and the answer does
-            not decide which part of a context is kept. 0 for questions that the model is trained on.
+        num_positions: number of the model's positions; no row is longer.
+        num_new_tokens: most tokens that the model may write: room is left for them, and the gold answer does not decide
+            which part of a context is kept. 0 for questions that the model is trained on.
     Raises:
         Refused: a row has no room for any context, or the tokenizer has no end of text.
     """
@@ -261,6 +260,6 @@ def _place_of_answer(question: Question) -> tuple[int, int] | None:
 
 
 def _in_pieces(tokenise, texts: list[str]) -> list[array]:
-    """Tokenise texts, some at a time, into arrays: Python lists would take ten times their memory."""
+    """Tokenise texts, TEXTS_AT_ONCE at a time, into arrays: Python lists would take ten times their memory."""
     pieces = (tokenise(texts[start : start + TEXTS_AT_ONCE]) for start in range(0, len(texts), TEXTS_AT_ONCE))
     return [array("i", row) for piece in pieces for row in piece]

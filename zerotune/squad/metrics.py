@@ -2,9 +2,9 @@
 
 The scores are those of evaluate-v2.0.py (Rajpurkar et al. 2018), on 0-100. Answers are compared in lower case, without
 ASCII punctuation, without the words a, an and the, and with single spaces. `exact` is whether a prediction then equals
-a gold answer, `f1` compares the two as bags of words; the best of several gold answers counts. Gold answers that this
-leaves empty do not count, and a question without any other has the gold answer "". A question has an answer (HasAns)
-if its file gives one, even one that counts as "".
+a gold answer, `f1` compares the two as bags of words; the best of several gold answers counts. Gold answers that become
+empty are ignored, and a question without any others has the gold answer "". A question has an answer (HasAns) if its
+file gives one, even one that becomes "".
 """
 
 import re
@@ -42,8 +42,8 @@ class PredictedAnswers:
 
     Attributes:
         texts: the answers, "" for no answer.
-        before_threshold: of a span head, its answers if it never abstained.
-        null_odds: of a span head, [questions], greater where it is surer that there is no answer.
+        before_threshold: a span head's answers if it never abstained.
+        null_odds: a span head's odds, [questions], greater if it is surer that there is no answer.
         details: further columns of predictions.jsonl, by name.
         measured: further entries of metrics.json, by name.
     """
@@ -68,11 +68,11 @@ class QuestionScores:
     has_answer: np.ndarray
 
     def of(self, chosen: np.ndarray) -> "QuestionScores":
-        """Return the scores of the questions that are chosen, [questions] booleans."""
+        """Return the scores of the questions for which `chosen`, bool [questions], is true."""
         return QuestionScores(self.exact[chosen], self.f1[chosen], self.has_answer[chosen])
 
     def by_prefix(self) -> dict[str, "QuestionScores"]:
-        """Return the scores that each prefix of a name is about, without prefixes that no question has."""
+        """Return the scores for each prefix of a metric's name, without prefixes that apply to no question."""
         groups = {"": self, "HasAns_": self.of(self.has_answer), "NoAns_": self.of(~self.has_answer)}
         return {prefix: part for prefix, part in groups.items() if len(part.exact)}
 
@@ -80,9 +80,9 @@ class QuestionScores:
 def question_metrics(
     questions: Sequence[Question], predicted: PredictedAnswers, seed: int = 0
 ) -> tuple[dict, QuestionScores | None]:
-    """Return the part of metrics.json that was measured, and the scores of each question.
+    """Return the measured part of metrics.json, and the scores of each question.
 
-    Questions without gold answers have counts only, and None for their scores. BLEU, ROUGE and METEOR are of the
+    Questions without gold answers have only counts, and None for their scores. BLEU, ROUGE and METEOR cover the
     questions that have an answer, with their distinct gold answers.
 
     Args:
@@ -122,7 +122,7 @@ def gold_texts(question: Question) -> list[str]:
 
 
 def word_f1(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Return the F1 of two bags of normalised words; if one is empty, whether both are."""
+    """Return the F1 of two bags of normalised words; if one is empty, 1 if both are, else 0."""
     if not gold or not predicted:
         return float(gold == predicted)
     num_same = sum((Counter(gold) & Counter(predicted)).values())
@@ -151,7 +151,7 @@ def official_scores(scores: QuestionScores) -> dict[str, float | int]:
     found: dict[str, float | int] = {}
     for prefix, part in scores.by_prefix().items():
         total = len(part.exact)
-        # added one by one, as the official scorer does: numpy's pairwise sum has other last digits
+        # added one by one, as the official scorer does: numpy's pairwise sum differs in the last digits
         found[f"{prefix}exact"] = 100.0 * sum(part.exact.tolist()) / total
         found[f"{prefix}f1"] = 100.0 * sum(part.f1.tolist()) / total
         found[f"{prefix}total"] = total
@@ -170,7 +170,7 @@ def score_intervals(scores: QuestionScores, seed: int = 0) -> dict[str, list[flo
 
 
 def _wilson(values: np.ndarray) -> Interval:
-    """Return the interval of the share of ones among values, [questions] of 0 and 1."""
+    """Return the Wilson interval of the share of ones in `values`, [questions] of 0 and 1."""
     return wilson_interval(int(values.sum()), len(values))
 
 
@@ -194,7 +194,7 @@ def best_threshold(
 
     As in the official scorer's search, questions are answered from the lowest null score upward: each one adds the
     score of its answer, or takes away 1 if it has no answer and one is predicted. The threshold is the null score of
-    the last question that is answered; 0.0 if answering none is best, which abstains only where null scores are above
+    the last question that is answered; 0.0 if answering none is best, although this abstains only for null scores above
     0.
 
     Args:
@@ -213,11 +213,11 @@ def choose_threshold(
 ) -> tuple[float, float]:
     """Return the best score on 0-100, and the threshold that reaches it, for use on other questions.
 
-    Args: as `best_threshold`. Other than there, questions with and without an answer count half each, their share in
-    SQuAD v2's dev and test sets (Rajpurkar et al. 2018, table 2): in a slice of train a third or fewer have none.
-    Questions with the same null score stay together. The threshold is halfway to the next null score; 1 below all of
-    them if answering none is best, and the highest one if answering all is. Of equal scores, the one that answers most
-    questions counts. It is ANSWER_ALL where every question has an answer: an abstention can only lose.
+    Args: as `best_threshold`. Unlike there, questions with and without an answer count half each, their share in SQuAD
+    v2's dev and test sets (Rajpurkar et al. 2018, table 2), because in a slice of train a third or fewer have none.
+    Questions with the same null score stay together. The threshold is halfway to the next null score, 1 below all of
+    them if answering none is best, and the highest one if answering all is best. Of equal scores, the one that answers
+    most questions wins. If every question has an answer, the threshold is ANSWER_ALL: abstaining can only lose.
     """
     ordered = np.sort(null_scores)
     weights = _balancing_weights(has_answer)
@@ -241,7 +241,7 @@ def _reached(values, has_answer, predicts, null_scores, weights) -> np.ndarray:
 
 
 def _balancing_weights(has_answer: np.ndarray) -> np.ndarray:
-    """Return whole weights, [questions], with which both kinds count the same; all 1 if there is only one kind."""
+    """Return integer weights, [questions], that make both kinds count the same; all 1 if there is only one kind."""
     num_with = int(has_answer.sum())
     num_without = len(has_answer) - num_with
     return np.where(has_answer, num_without or 1, num_with or 1).astype(np.float64)
@@ -252,7 +252,7 @@ def oracle_scores(
 ) -> dict[str, float]:
     """Return best_exact, best_exact_thresh, best_f1 and best_f1_thresh: the best that a threshold could have reached.
 
-    These thresholds are chosen by the gold answers of the same questions: an oracle, never a result.
+    These thresholds are chosen with the gold answers of the same questions: an oracle, never a result.
 
     Args:
         scores, predictions: of the answers before any threshold.

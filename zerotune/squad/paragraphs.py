@@ -1,6 +1,6 @@
-"""Batches of questions that share paragraphs: a paragraph's tokens are in a row once, followed by its questions' own.
+"""Batches of questions that share paragraphs: a row has a paragraph's tokens once, followed by its questions' tokens.
 
-Pure functions of numbers, as in zerotune/training/batches.py. "Groups" are the questions about one paragraph.
+Pure functions of numbers, as in zerotune/training/batches.py. A "group" is the questions about one paragraph.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Groups:
 
     @cached_property
     def members(self) -> list[np.ndarray]:
-        """Return each group's examples in their order, one index array a group."""
+        """Return each group's examples in their order, one index array per group."""
         order = np.argsort(self.group_of, kind="stable")
         return np.split(order, np.cumsum(np.bincount(self.group_of, minlength=len(self.shared)))[:-1])
 
@@ -80,7 +80,7 @@ def grouped_epoch_steps(groups: Groups, batch_size: int, seed: int, epoch: int) 
     A group is split over steps if it has more examples than a step, or if no groups near it in length fill a step.
 
     Returns:
-        Index arrays, one a step, which together hold every index exactly once; one of them may be smaller.
+        One index array per step; together they hold every index exactly once. One of them may be smaller.
     """
     order = random_order(len(groups.shared), seed, f"groups of epoch {epoch}")
     pieces = [groups.members[group] for group in order]
@@ -97,7 +97,7 @@ def grouped_epoch_steps(groups: Groups, batch_size: int, seed: int, epoch: int) 
 
 
 def _fill_steps(waiting: list[np.ndarray], batch_size: int, steps: list[np.ndarray]) -> list[np.ndarray]:
-    """Append full steps made from the pieces in their order. Returns the pieces that are left, fewer than a step."""
+    """Append full steps made from the pieces in order. Returns the remaining pieces, too few for a step."""
     total = sum(map(len, waiting))
     while total >= batch_size:
         chosen = _exact_fill([len(piece) for piece in waiting[:LOOK_AHEAD]], batch_size)
@@ -118,11 +118,11 @@ def _fill_steps(waiting: list[np.ndarray], batch_size: int, steps: list[np.ndarr
 
 
 def _exact_fill(sizes: list[int], batch_size: int) -> list[int] | None:
-    """Return places of pieces whose sizes add up to `batch_size`: the first piece, and the earliest that complete it.
+    """Return indices of pieces whose sizes add up to `batch_size`: the first piece, and the earliest that complete it.
 
     None if there are none.
     """
-    reached = {sizes[0]: [0]}  # a sum of sizes -> the places that it is made of
+    reached = {sizes[0]: [0]}  # a sum of sizes -> the indices of its pieces
     for place, size in enumerate(sizes):
         if place:
             found = {total + size: [*chosen, place] for total, chosen in reached.items() if total + size <= batch_size}
@@ -160,7 +160,7 @@ def grouped_evaluation_batches(groups: Groups, budget: int) -> list[np.ndarray]:
 
 
 def row_costs(groups: Groups, budget: int) -> np.ndarray:
-    """Return the tokens of each example's row in `grouped_evaluation_batches`, which go by falling cost."""
+    """Return the tokens of each example's row in `grouped_evaluation_batches`, which are sorted by falling cost."""
     costs = np.zeros(len(groups.own), dtype=np.int64)
     for row in groups.rows(np.arange(len(groups.own)), budget):
         costs[row] = groups.row_length(row)

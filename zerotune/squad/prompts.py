@@ -7,9 +7,9 @@
 
 So the tokens of a context do not depend on the question, and many questions can share them. The parts are split where
 tokenizers split anyway: before a space, and after a line break (which many merge with the full stop before it). Each
-part is tokenised behind the characters that precede it, whose tokens are then dropped, because SentencePiece would put
-a space before the first word of a text. In a chat template, the first three parts are the user's turn with what the
-template puts around it, and the end is the template's.
+part is tokenised together with the characters before it, whose tokens are then dropped, because SentencePiece would put
+a space before the first word of a text. In a chat template, the first three parts are the user's turn with the
+template's text around it, and the end is the template's.
 
 Only contexts are ever cut: to an excerpt of whole words that matches the question (`best_excerpt`).
 """
@@ -29,7 +29,7 @@ from zerotune.tasks.cutting import shot_budget, token_ids
 from zerotune.tasks.prompts import Prompt
 from zerotune.training.generation import end_of_answer
 
-# Read as "no answer", in upper or lower case and without a full stop. None of them is a gold answer of SQuAD v2.
+# Read as "no answer", regardless of case and of quotes or stops around them. None is a gold answer of SQuAD v2.
 ABSTENTIONS = frozenset(
     {
         "",
@@ -46,7 +46,7 @@ ABSTENTIONS = frozenset(
         "i don't know",
     }
 )
-_QUESTION_MARK, _CONTEXT_MARK = "\x02", "\x03"  # placeholders of the texts while a template is rendered
+_QUESTION_MARK, _CONTEXT_MARK = "\x02", "\x03"  # placeholders for the texts while a template is rendered
 FEWEST_CONTEXT_TOKENS = 16
 
 
@@ -68,14 +68,14 @@ class SolvedQuestion:
 
 @dataclass(frozen=True)
 class QuestionPrompt:
-    """How questions are asked: in plain text or in the model's chat template, after solved ones."""
+    """How questions are asked: in plain text or in the model's chat template, after any solved ones."""
 
     chat: bool = False
     shots: tuple[SolvedQuestion, ...] = ()
 
     @property
     def wording(self) -> Prompt:
-        """Return the template alone, without instruction and shots."""
+        """Return the template without instruction and shots."""
         return Prompt(TEMPLATE, (NO_ANSWER,), self.chat)
 
     def parts(self, tokenizer) -> tuple[str, str, str, str]:
@@ -137,7 +137,7 @@ def read_answer(text: str) -> str:
 
 
 def draw_solved_questions(questions: list[Question], num_shots: int, seed: int) -> tuple[SolvedQuestion, ...]:
-    """Draw solved questions for a prompt, each about another paragraph: half without an answer, or one fewer.
+    """Draw solved questions for a prompt, each about a different paragraph; half (rounded down) have no answer.
 
     Raises:
         Refused: there are too few.
@@ -162,7 +162,7 @@ def fit_solved_questions(
 ) -> tuple[tuple[SolvedQuestion, ...], int]:
     """Cut the longest contexts, so that all contexts together take at most half of the model's positions.
 
-    The kept part of a context holds the answer and matches the question best; all cut ones have as many tokens.
+    The kept part of a context holds the answer and matches the question best; all are cut to the same number of tokens.
 
     Returns:
         The shots, and how many of them were cut.
@@ -181,7 +181,7 @@ def fit_solved_questions(
 
 
 def tokens_behind(tokenizer, anchor: str, texts: list[str]) -> list[list[int]]:
-    """Tokenise texts as they are behind other characters, the anchor, without special tokens.
+    """Tokenise texts as they are tokenised after the anchor, without special tokens.
 
     A text whose first token would include some of the anchor is tokenised on its own.
     """
@@ -199,7 +199,7 @@ class QuestionTokenizer:
 
     Args:
         max_length: most tokens of a whole row with its answer and end, not counting the solved questions.
-        num_positions: the model's; no row is longer.
+        num_positions: number of the model's positions; no row is longer.
     """
 
     def __init__(self, tokenizer, prompt: QuestionPrompt, max_length: int, num_positions: int):
@@ -211,7 +211,7 @@ class QuestionTokenizer:
 
     @cached_property
     def prefix(self) -> list[int]:
-        """Tokenise what all prompts begin with. A chat template writes its own BOS."""
+        """Tokenise the common prefix of all prompts. A chat template writes its own BOS."""
         return token_ids(self.tokenizer, [self._prefix], not self.prompt.chat)[0]
 
     @cached_property
@@ -220,7 +220,7 @@ class QuestionTokenizer:
         return end_of_answer(self.tokenizer, self.prompt.wording)
 
     def contexts(self, texts: list[str]) -> list[list[int]]:
-        """Tokenise contexts, each with the line break behind it."""
+        """Tokenise contexts, each with the line break after it."""
         return tokens_behind(self.tokenizer, self._prefix[-1:], [f" {text}\n" for text in texts])
 
     def questions(self, texts: list[str]) -> list[list[int]]:
@@ -267,7 +267,7 @@ def best_excerpt(
     """Find the excerpt of whole words that matches a question best.
 
     Each occurrence of one of the question's words scores 1 / (its number of occurrences in the context): rare words
-    count most, and no word more than 1. Of equally good excerpts the middle one is taken.
+    count most, and no word counts more than 1. Of equally good excerpts the middle one is taken.
 
     Args:
         offsets: characters [start, stop) of the context's tokens.

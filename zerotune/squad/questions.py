@@ -1,6 +1,6 @@
 """SQuAD v2: questions about paragraphs of an encyclopedia; the answer is a span of the paragraph, or there is none.
 
-An example of our own, in the data set's format:
+A made-up example in the data set's format:
 
     {"version": "v2.0", "data": [{"title": "Lighthouses", "paragraphs": [{
         "context": "The tower at Hook Head was built in the 13th century.", "qas": [
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 TASK = "squad"
-# How a model that writes its answers is asked.
+# The prompt for a model that writes its answers.
 INSTRUCTION = 'Answer from the context in a few of its words, or with "unanswerable".\n\n'
 TEMPLATE = "Context: {context}\nQuestion: {question}\nAnswer:"
 # The written answer to a question that the paragraph does not answer.
@@ -38,7 +38,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class GoldAnswer:
-    """A span of the context: its text, and its first character's place."""
+    """A span of the context: its text, and the offset of its first character."""
 
     text: str
     start: int

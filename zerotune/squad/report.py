@@ -139,7 +139,7 @@ def _abstentions(metrics: dict) -> str:
 
 
 def _answers(name: str, metrics: dict) -> list[str]:
-    """Return what is striking about a model's answers: nearly all questions, or none, left unanswered."""
+    """Return a remark if a model leaves nearly all questions unanswered, or far fewer than have no answer."""
     left, without = metrics.get("num_abstained", 0) / metrics["total"], metrics.get("NoAns_total", 0) / metrics["total"]
     name = name[0].upper() + name[1:]
     if left >= words.NEARLY_ALL:
@@ -173,7 +173,7 @@ def _examples(evaluation: Evaluation, questions: Mapping[str, Question]) -> str:
     lines, threshold = evaluation.predictions.values(), evaluation.metrics.get("threshold")
 
     def sureness(line: dict) -> float:
-        """Distance from the threshold; without one, answers come before abstentions."""
+        """Return the distance from the threshold; without one, 1 for an answer and 0 for an abstention."""
         return float(bool(line["prediction"])) if threshold is None else abs(line["null_odds"] - threshold)
 
     def example(line: dict) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ def write_question_results(folder: Path, questions: list[Question], predicted: P
     """Write predictions.jsonl, predictions.json (the official format) and, with gold answers, breakdown.json.
 
     Returns:
-        The part of metrics.json that was measured, as `question_metrics`.
+        The measured part of metrics.json, from `question_metrics`.
     """
     metrics, scores = question_metrics(questions, predicted, seed)
     columns = {

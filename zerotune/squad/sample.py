@@ -1,4 +1,4 @@
-"""Short encyclopedia articles with questions for `--sample`, in SQuAD's format; a third of the questions has no answer.
+"""Short encyclopedia articles with questions for `--sample` in SQuAD's format; a third of the questions have no answer.
 
     The Grenstead Lake lies between two ranges of hills. The lake is 88 miles long. It ends at Halden.
 
@@ -32,7 +32,7 @@ VALUES["person"] = [f"{first} {last}" for first in NAMES["first"] for last in NA
 
 
 def sample_articles(num_questions: int, seed: int) -> dict:
-    """Return the content of a SQuAD file with this number of questions (at most some 20,000).
+    """Return the content of a SQuAD file with this number of questions (at most about 20,000).
 
     The same seed gives the same file. An odd and an even seed share no article.
     """
@@ -69,7 +69,7 @@ def question_lines(seed: int) -> list[str]:
 
 
 def _draw_subject(rng: random.Random, seed: int) -> dict:
-    """Return a subject, which is a kind with a title, its noun, its name in a sentence, and ways to mention it again.
+    """Return a subject: a kind with a title, a noun, its name in a sentence, and ways to mention it again.
 
     Half of all titles belong to odd seeds and half to even ones.
     """
@@ -88,7 +88,7 @@ def _draw_subject(rng: random.Random, seed: int) -> dict:
 
 
 def _write_context(rng: random.Random, subject: dict, facts: list[dict]) -> tuple[str, list[dict]]:
-    """Return a paragraph that states the facts, and the answer to each: its text and where the paragraph has it."""
+    """Return a paragraph that states the facts, and the answer to each: its text and its place in the paragraph."""
     opening = rng.choice(subject["openings"])
     opening = opening.format(S=_capital(subject["name"]), noun=subject["noun"], place=rng.choice(VALUES["place"]))
     context, answers, used = correct_articles(opening), [], set()
@@ -104,7 +104,7 @@ def _write_context(rng: random.Random, subject: dict, facts: list[dict]) -> tupl
 
 
 def _ask_unanswerable(rng: random.Random, subject: dict, untold: list[dict], other: dict, mean: float) -> list[dict]:
-    """Return `mean` questions on average for facts that the paragraph leaves out, or for another subject's."""
+    """Return on average `mean` questions about facts that the paragraph leaves out, or about another subject's."""
     untold, questions = untold.copy(), []
     for _ in range(int(mean) + (rng.random() < mean % 1)):
         if rng.random() < OTHER_SUBJECT_SHARE:
@@ -125,7 +125,7 @@ def _capital(text: str) -> str:
 
 
 def make_sample_model(name: str) -> None:
-    """Make the tiny model of `--sample` where that is the model and it is not there yet."""
+    """Make the tiny model of `--sample` if `name` is that model and it does not exist yet."""
     if name == str(sample_model_folder("squad")):
         from zerotune.models.tiny import tiny_causal_model  # imports torch
 

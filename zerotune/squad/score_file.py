@@ -28,7 +28,7 @@ def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: in
     """Score a prediction file on the questions that the data flags name, and write an evaluation into run.output_dir.
 
     Args:
-        seed: of the intervals' bootstraps.
+        seed: of the bootstrap intervals.
     Raises:
         Refused: a file is malformed, a question has no prediction or no gold answers, a flag is about a model, or the
             folder holds something else.
@@ -71,7 +71,7 @@ def read_predictions(path: Path) -> dict[str, str]:
     """Read a prediction file in the official format, {question id: answer}, with "" for no answer.
 
     Raises:
-        Refused: the file is something else.
+        Refused: the file has another format.
     """
     expected = 'wanted one JSON object {"question id": "answer"}'
     with needs_memory(path):

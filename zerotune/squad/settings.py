@@ -23,9 +23,9 @@ from zerotune.settings.flags import (
 from zerotune.settings.groups import PromptSettings, QuestionSettings
 from zerotune.settings.train_parser import TrainParser
 
-# Of a span head, in tokens: the defaults of transformers' run_qa.py.
+# Defaults of a span head, from transformers' run_qa.py; lengths are in tokens.
 SPAN_DEFAULTS = QuestionSettings(max_length=384, doc_stride=128, max_answer_length=30, n_best=20)
-# Of a model that writes its answers, in tokens: few prompts of SQuAD v2 with their answers are longer.
+# Defaults of a model that writes its answers, in tokens: few prompts of SQuAD v2 with their answers are longer.
 WRITING_DEFAULTS = QuestionSettings(max_length=1024, max_new_tokens=48)
 RULES = ("official", "random", "80-20")
 FILES = "json in SQuAD's format; also .gz"
@@ -66,7 +66,7 @@ def qa_eval_parser(description: str) -> FlagParser:
 
 
 def _add_length_flags(group, default: str) -> None:
-    """Add the flags of QuestionSettings; None where a flag is not given."""
+    """Add the flags of QuestionSettings; a flag that is not given is None."""
     spans, writing = SPAN_DEFAULTS, WRITING_DEFAULTS
     helps = {
         "max-length": "tokens of a window with its question; of a prompt with its answer where that is written "
@@ -87,12 +87,12 @@ def _add_length_flags(group, default: str) -> None:
 def resolve_questions(
     given: QuestionSettings, is_span_head: bool, most_tokens: int | None, record: dict | None = None
 ) -> QuestionSettings:
-    """Fill in what the flags leave open: from the model folder's task.json, else from the defaults.
+    """Fill in the lengths that the flags leave open, from the model folder's task.json or else from the defaults.
 
     Args:
         is_span_head: whether the model finds spans; otherwise it writes its answers.
         most_tokens: tokens that fit the model's positions; None: no limit.
-        record: content of task.json, None without.
+        record: content of task.json, or None.
     Raises:
         Refused: --max-length is more than the model's positions.
     """
@@ -111,7 +111,7 @@ def resolve_questions(
 def refuse_other_heads_flags(
     questions: QuestionSettings, prompt: PromptSettings, is_span_head: bool, subject: str
 ) -> None:
-    """Refuse the flags that only the other head uses; `subject` names the one that does not use them."""
+    """Refuse the flags that only the other head uses; `subject` names this head or its model in the message."""
     if is_span_head:
         given = {
             "--max-new-tokens": questions.max_new_tokens is not None,

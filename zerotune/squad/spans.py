@@ -1,4 +1,4 @@
-"""Spans of text as answers: a head gives each token a start and an end logit, and a span scores their sum.
+"""Spans of text as answers: a head gives each token a start and an end logit, and a span's score is their sum.
 
 The score of "no answer" is the same sum at the null position of a window (Devlin et al. 2019, arXiv:1810.04805, section
 4.3). An example is a question with all its windows.
@@ -22,7 +22,7 @@ from zerotune.squad.windows import UNKNOWN, Windows, cut_windows
 from zerotune.training.batches import LengthBatches
 from zerotune.training.data import Batch
 
-# The score of a span that does not exist, where a window or question has too few: finite, and below all others.
+# The score that stands for missing spans if a window or question has too few: finite, and below all others.
 ABSENT = -1e30
 
 
@@ -37,13 +37,13 @@ def window_losses(
     Args:
         logits: [windows, T, 2], of start and end. Padding gets no probability.
         attention_mask: [windows, T], 0 on padding.
-        targets: int64 [windows, 2], columns of the answer's first and last token; the loss is 0 where they are UNKNOWN.
+        targets: int64 [windows, 2], columns of the answer's first and last token; UNKNOWN ones have a loss of 0.
         label_smoothing: share of a target's probability that is spread evenly over the window's tokens.
     """
     padding = attention_mask[..., None] == 0
     logits = logits.float().masked_fill(padding, -torch.inf)
     losses = functional.cross_entropy(logits, targets, ignore_index=UNKNOWN, reduction="none")
-    if label_smoothing:  # torch's own would spread it over the padding too, and be infinite
+    if label_smoothing:  # torch's own smoothing would include the padding, and be infinite
         surprisals = -logits.log_softmax(dim=1).masked_fill(padding, 0.0)
         spread = surprisals.sum(dim=1) / attention_mask.sum(dim=1, keepdim=True)
         losses = (1 - label_smoothing) * losses + label_smoothing * spread.masked_fill(targets == UNKNOWN, 0.0)
@@ -115,8 +115,8 @@ def question_spans(
 def null_scores(questions: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return each question's null score, the lowest of its windows': float32 [questions].
 
-    This is the score of the window that is surest of an answer, as in transformers' run_qa.py: the other windows are
-    right to say that they hold none.
+    This is the score of the window that is surest of an answer, as in transformers' run_qa.py: the other windows may be
+    right that they hold none.
 
     Args:
         questions: int64 [W], the question of each window: rising from 0, each question at least once.
@@ -135,7 +135,7 @@ class SpanData(LengthBatches):
     Attributes:
         questions: in the order of the windows.
         windows: of all questions.
-        pad_id: token id that fills short rows; masked, so that its value never counts.
+        pad_id: token id that fills short rows; it is masked, so its value does not matter.
         num_best: spans that `scores` finds for a question.
         max_answer_length: most tokens of a span.
         packs: whether a batch's windows are one packed row (zerotune/models/packed.py).
@@ -160,18 +160,18 @@ class SpanData(LengthBatches):
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Return the tokens of each question, its windows times the longest of them: int64 [num_questions].
+        """Return the length of each question in tokens, its windows times the longest of them: int64 [num_questions].
 
-        A batch has a row for each window, all as long as the longest. Its padded tokens are at most the largest of its
-        questions' lengths times their number: if a question has several windows, its first one is full, so that no
-        other row is longer.
+        A batch has a row for each window, padded to the longest. Its padded tokens are at most the number of questions
+        times the largest of their lengths: if a question has several windows, its first one is full, and no row is
+        longer.
         """
         longest = np.maximum.reduceat(self.windows.lengths, self.windows.window_offsets[:-1])
         return self.num_windows * longest
 
     @property
     def scored_lengths(self) -> np.ndarray:
-        """Return what `scores` reads of each question in tokens, [num_questions]."""
+        """Return the cost of scoring each question, in tokens, [num_questions]."""
         return self.lengths
 
     @property
@@ -185,7 +185,7 @@ class SpanData(LengthBatches):
         return np.unique(self.windows.pool)
 
     def num_targets(self, rows: np.ndarray) -> int:
-        """Count the windows of some questions, by which the sum of their losses is divided."""
+        """Count the windows of some questions, the divisor for the sum of their losses."""
         return int(self.num_windows[rows].sum())
 
     def windows_of(self, rows: np.ndarray) -> np.ndarray:
@@ -227,7 +227,7 @@ class SpanData(LengthBatches):
         chars = np.full((*first.shape, 2), -1, np.int64)
         chars[exists, 0] = windows.characters(window, first[exists], windows.tokens.char_starts)
         chars[exists, 1] = windows.characters(window, last[exists], windows.tokens.char_ends)
-        scores[chars[..., 0] >= chars[..., 1]] = ABSENT  # nothing but space
+        scores[chars[..., 0] >= chars[..., 1]] = ABSENT  # spans of nothing but space
         owner = np.repeat(np.arange(len(rows)), self.num_windows[rows])
         scores, chars = question_spans(owner, scores, chars, len(rows))
         spans = [
@@ -240,7 +240,7 @@ class SpanData(LengthBatches):
     # --- results from all questions' records ---
 
     def mean_loss(self, records: list[dict]) -> float:
-        """Return the mean loss of a window."""
+        """Return the mean loss per window."""
         return math.fsum(record["loss"] for record in records) / int(self.num_windows.sum())
 
     def null_odds(self, records: list[dict]) -> np.ndarray:
@@ -274,7 +274,7 @@ def span_data(
 
     Args:
         settings: resolved by `resolve_questions`.
-        cached: take the tokens from the cache where it has them, and keep them there.
+        cached: read the tokens from the cache, or add them to it.
     Raises:
         Refused: as `cut_windows`.
     """

@@ -1,4 +1,4 @@
-"""SQuAD's questions that train, validate and test: articles stay whole, unless a random split is asked for."""
+"""Split SQuAD's questions into train, validation and test. Articles stay whole unless a random split is asked for."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -16,7 +16,7 @@ from zerotune.tasks.splits import Example, Splits, balanced_subset, describe, no
 
 TITLE = "SQuAD v2"
 DATASET = "rajpurkar/squad_v2"
-# Of train's questions, those whose articles validate: about 6,500 of the official 130,319.
+# Share of train's questions that validate, in whole articles: about 6,500 of the official 130,319.
 VALIDATION_SHARE = 0.05
 LABELS = ("unanswerable", "answerable")
 
@@ -40,10 +40,10 @@ CORPUS = Corpus(
 def load(settings: DataSettings) -> Splits:
     """Return the questions that train, validate and test.
 
-    official: the data set's own split (or --test-file, or a lone --validation-file) tests, and VALIDATION_SHARE of
-    train's questions, in articles that leave train, validate, unless there are a validation file and a test file.
-    80-20: a fifth of train's questions test, in articles of their own. random: a fifth test, whatever their paragraphs.
-    Raises Refused for bad input or flags."""
+    official: test on the data set's own split (or --test-file, or a lone --validation-file), and validate on
+    VALIDATION_SHARE of train's questions, in articles that leave train, unless both files are given. 80-20: test on a
+    fifth of train's questions, in articles of their own. random: test on a fifth, whatever their paragraphs. Raises
+    Refused for bad input or flags."""
     rows, records, rule, seed = {}, {}, sources.split_rule(CORPUS, settings), settings.split_seed
     predict = "a run reports on questions with answers; predict these with eval/qa.py --test-file"
     for name, origin in sources.origins(CORPUS, settings).items():
@@ -89,7 +89,7 @@ GIVE_ANSWERS = "give a file that has them"
 
 
 def read(origin: Origin, way_out: str | None = None) -> tuple[list[Question], dict]:
-    """Return (questions, the source's record). With `way_out` (what to do else) they must have answers, or Refused."""
+    """Return (questions, the source's record). With `way_out` (advice for messages), refuse those without answers."""
     questions, record = read_origin(origin)
     if way_out and questions[0].answers is None:
         raise Refused(f"{record.get('path') or record['dataset']}: its questions have no answers; {way_out}")
@@ -115,7 +115,7 @@ def _required(questions: list[Question], part: str) -> list[Question]:
 
 
 def _require_distinct_ids(rows: dict[str, list[Question]], records: dict) -> None:
-    """Refuse repeated ids: an id names one question over all sources, so that a split is known by its ids."""
+    """Refuse ids that occur in two sources: an id must name one question, so that ids identify a split."""
     seen: dict[str, str] = {}
     for name, questions in rows.items():
         for question in questions:
@@ -135,16 +135,17 @@ def _require_distinct_ids(rows: dict[str, list[Question]], records: dict) -> Non
 
 # --- draws ---
 
-# Seeds of the draws: changing one moves the splits of every user.
+# Purposes that seed the draws: changing one changes the splits of every user.
 _PURPOSES = {"test": "test articles", "validation": "choosing articles"}
 
 
 def draw_articles(
     questions: list[Question], share: float, seed: int, part: str
 ) -> tuple[list[Question], list[Question]]:
-    """Return (rest, drawn for "test" or "validation"): whole articles by seed, until the drawn ones have a share of the
-    questions; both in their old order. The first one has questions with and without an answer, where two articles or
-    more do. Raises Refused where there are fewer than two articles."""
+    """Draw whole articles by seed for "test" or "validation", until they have a share of the questions.
+
+    The first one drawn has questions with and without an answer, if at least two articles do. Returns (rest, drawn) in
+    their old order. Raises Refused if there are fewer than two articles."""
     articles = _articles(questions)
     if len(articles) < 2:
         raise Refused(
@@ -166,8 +167,9 @@ def draw_articles(
 
 
 def first_paragraphs(questions: list[Question], limit: int, seed: int, purpose: str) -> list[Question]:
-    """Return `limit` questions (all, where there are no more) of whole paragraphs drawn by seed, the last one cut
-    short; in their old order."""
+    """Return `limit` questions (or all, if there are fewer), in their old order.
+
+    They are drawn by seed as whole paragraphs, the last one cut short."""
     members: dict[tuple, list[int]] = {}
     for row, question in enumerate(questions):
         members.setdefault(_paragraph_key(question), []).append(row)
@@ -180,7 +182,7 @@ def first_paragraphs(questions: list[Question], limit: int, seed: int, purpose: 
 
 
 def without_contexts_of(questions: list[Question], others: Iterable[Question]) -> list[Question]:
-    """Return the questions about a paragraph whose normalised text is that of none of the `others`' paragraphs."""
+    """Return the questions whose paragraph, normalised, is not among the paragraphs of `others`."""
     seen = {normalise_text(context) for context in {other.paragraph.context for other in others}}
     shared = {context for context in {each.paragraph.context for each in questions} if normalise_text(context) in seen}
     return [question for question in questions if question.paragraph.context not in shared]
@@ -204,7 +206,7 @@ def _paragraph_key(question: Question) -> tuple[str, int]:
 
 
 def _as_examples(questions: list[Question]) -> list[Example]:
-    """Return questions as labelled texts (1: answerable), for draws that look at ids and labels."""
+    """Return questions as labelled texts (1: answerable), for draws that need only ids and labels."""
     return [
         Example(each.id, each.text, None if each.answers is None else int(bool(each.answers))) for each in questions
     ]

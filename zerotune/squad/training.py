@@ -26,7 +26,7 @@ from zerotune.training.engine import Engine
 
 
 def check_head(settings: TrainSettings, config, tokenizer) -> QuestionSettings:
-    """Refuse a head that the model cannot have, and flags that are about the other one.
+    """Refuse a head that the model cannot have, and flags of the other head.
 
     Returns:
         The lengths of windows, or of prompts and answers, with the defaults filled in.
@@ -42,12 +42,12 @@ def check_head(settings: TrainSettings, config, tokenizer) -> QuestionSettings:
 def tokenise(
     settings: TrainSettings, lengths: QuestionSettings, splits: Splits, config, tokenizer
 ) -> dict[str, SpanData] | dict[str, GenerationData]:
-    """Tokenise the training and validation splits for the run's head; windows come from the cache if they can.
+    """Tokenise the training and validation splits for the run's head; the tokens of windows are cached.
 
     Args:
         lengths: as `check_head` returns them.
     Raises:
-        Refused: a token has no embedding, also of the test split; and as `span_data` and `encode_questions`.
+        Refused: a token has no embedding, in the test split too; also as `span_data` and `encode_questions`.
     """
     every = [*splits.train, *splits.validation, *splits.test]
     check_texts(settings.model.name, config, tokenizer, question_texts(every))
@@ -83,7 +83,7 @@ def validate_spans(
 ) -> dict[str, float]:
     """Return loss, exact and f1 (0-100) of the validation split, and the threshold at which they are reached.
 
-    The threshold of the null odds is the best one for --choose-by; for f1 if that is loss. All ranks take part.
+    The threshold of the null odds is the best one for --choose-by, or for f1 if that is loss. All ranks take part.
 
     Raises:
         Preempted: a rank was asked to stop.
@@ -100,7 +100,7 @@ def validate_spans(
 
 
 def span_values(data: SpanData, records: list[dict], choose_by: str) -> dict[str, float]:
-    """Return loss, exact, f1 and threshold of all questions' records, as `validate_spans` does."""
+    """Return loss, exact, f1 and threshold from all questions' records, as `validate_spans` does."""
     odds, texts = data.null_odds(records), data.best_texts(records)
     scores = score_answers(data.questions, dict(zip(data.ids, texts, strict=True)))
     values = scores.exact if choose_by == "exact" else scores.f1
@@ -126,8 +126,9 @@ def validate_written(
     optimisation: OptimisationSettings,
     stop_signal: StopSignal,
 ) -> dict[str, float]:
-    """Return the loss of the validation split's answers, the official scores of those that the model writes, and what
-    `writing_summary` says about them. All ranks take part.
+    """Return the loss of the validation split's gold answers, and the official scores of the written ones.
+
+    The result also has the written ones' `writing_summary`. All ranks take part.
 
     Args:
         data: the questions, tokenised with room for `max_new_tokens`.
@@ -164,7 +165,7 @@ def task_record(
     """Return task.json's entries about the task.
 
     Args:
-        best: the line of metrics.jsonl about the evaluation of the best checkpoint.
+        best: the line of metrics.jsonl for the best checkpoint's evaluation.
     """
     record = {"task": TASK, "head": settings.head, "labels": None}
     if settings.head == "span":

@@ -6,8 +6,8 @@
 A context that does not fit is cut into windows that overlap by `doc_stride` tokens, as in transformers' run_qa.py. A
 question takes at most a third of a row; a longer one keeps its first tokens.
 
-A window also has a null position, which stands for "no answer here": an encoder's first token; a causal model's last,
-the only one that has seen the whole window. It is the label of a window that does not hold the whole answer.
+A window also has a null position, which means "no answer here": an encoder's first token, or a causal model's last, the
+only one that has seen the whole window. It is the label of a window that does not hold the whole answer.
 
 Question and context are tokenised separately, each context once for all its questions. An encoder's tokenizer does the
 same with a pair of texts. For a causal model it differs from tokenising one string: tokens cannot merge across the line
@@ -31,9 +31,9 @@ from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key
 QUESTION_SHARE = 1 / 3
 UNKNOWN = -100  # the label of a window whose question has no known answers
 CACHE_FORMAT = "zerotune spans 2"
-# Share of answers. Some are odd in every data set; a tokenizer whose places are wrong spoils most.
+# Largest share of answers. A few are odd in every data set; a tokenizer whose offsets are wrong spoils most.
 MOST_UNREADABLE = 0.01
-# Texts whose tokens exist as Python objects at the same time.
+# Texts tokenised at once, whose tokens are Python objects at the same time.
 QUESTIONS_PER_CALL, PARAGRAPHS_PER_CALL = 4096, 256
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
 
@@ -67,7 +67,7 @@ def row_form(tokenizer, is_causal: bool) -> RowForm:
     """Find the special tokens of a row.
 
     An encoder's row has those that the tokenizer puts around a pair of texts. A causal model's has the BOS, if the
-    tokenizer adds one, and what the tokenizer adds at a text's end, or else its EOS.
+    tokenizer adds one, and the tokens that the tokenizer adds at a text's end, or else its EOS.
 
     Raises:
         Refused: the tokenizer has no token for the null position.
@@ -113,8 +113,8 @@ class Tokens:
         context_ids: int32 [context tokens].
         context_offsets: int64 [paragraphs + 1].
         char_starts, char_ends: int32 [context tokens], each token's first character in the context and the one after
-            its last, without the space around it; both rise along a paragraph. A token of nothing but space has them
-            swapped, so that no span begins or ends with the space, and a span of it alone is empty.
+            its last, without surrounding space; both rise along a paragraph. For a token of only space they are
+            swapped, so that no span begins or ends with the space, and a span of only that token is empty.
     """
 
     question_ids: np.ndarray
@@ -129,7 +129,7 @@ def tokenise(tokenizer, questions: list[str], contexts: list[str], cache_dir: Pa
     """Tokenise questions and contexts, or read their tokens from the cache.
 
     Args:
-        cache_dir: where tokens are kept, named after their content; None: no cache.
+        cache_dir: folder of the token cache; None: no cache.
     Raises:
         Refused: the cache cannot be written.
     """
@@ -156,7 +156,7 @@ def tokenise(tokenizer, questions: list[str], contexts: list[str], cache_dir: Pa
 
 def _tokenise(backend, questions: list[str], contexts: list[str]) -> Tokens:
     before, post_processor = backend.encode_special_tokens, backend.post_processor
-    backend.encode_special_tokens = True  # a special token's name in a text is text
+    backend.encode_special_tokens = True  # a special token's name in a text is ordinary text
     backend.post_processor = None  # it adds nothing here, but some take a letter off every word's offsets
     try:
         question_ids, question_offsets = _token_ids(backend, questions)
@@ -194,10 +194,10 @@ def _token_ids_and_characters(backend, texts: list[str]) -> tuple[np.ndarray, np
 
 
 def _character_ranges(texts: list[str], lengths: list[int], chars: np.ndarray) -> np.ndarray:
-    """Return the tokens' starts and ends, [2, tokens], without the space on either side and with all other characters.
+    """Return the tokens' starts and ends, [2, tokens], which leave out surrounding space but no other characters.
 
-    A tokenizer's own may leave out characters that its normaliser drops, such as an accent behind its letter: they
-    belong to the token that they touch, the one before if there are two.
+    A tokenizer's own may leave out characters that its normaliser drops, such as an accent after its letter. They are
+    added to the token that they touch, or to the one before if there are two.
 
     Args:
         lengths: tokens of each text.
@@ -234,22 +234,22 @@ def _offsets(lengths: list[int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows as arrays of numbers; their rows of token ids are put together on demand.
+    """Windows as arrays of numbers; their rows of token ids are built on demand.
 
     A "column" is a place in a window's row. Question i has the windows window_offsets[i] to window_offsets[i + 1] - 1.
 
     Attributes:
         form: the special tokens.
         tokens: those of all questions and contexts.
-        paragraph_of: int64 [questions], which of the tokens' contexts a question is about.
-        question_lengths: int64 [questions], tokens that are kept of the question.
-        num_truncated: questions that were cut.
+        paragraph_of: int64 [questions], each question's context, as an index among those of `tokens`.
+        question_lengths: int64 [questions], tokens kept of each question.
+        num_truncated: number of questions that were cut.
         window_offsets: int64 [questions + 1].
         question_of: int64 [windows].
         starts, counts: int64 [windows], the first of the context's tokens in a window, and their number.
-        labels: int64 [windows, 2], columns of the answer's first and last token; the null position twice, where the
-            window does not hold the whole answer; UNKNOWN twice, where the answers are not known.
-        num_lost: answerable questions whose answer is whole in no window.
+        labels: int64 [windows, 2], columns of the answer's first and last token; the null position twice if the window
+            does not hold the whole answer; UNKNOWN twice if the answers are not known.
+        num_lost: number of answerable questions whose whole answer is in no window.
     """
 
     form: RowForm
@@ -316,7 +316,7 @@ class Windows:
         return found
 
     def characters(self, windows: np.ndarray, columns: np.ndarray, edges: np.ndarray) -> np.ndarray:
-        """Return the character of the context at which each of some tokens starts or ends, int32 [...].
+        """Return the characters of the context at which some tokens start or end, int32 [...].
 
         Args:
             windows, columns: the tokens' windows, and their columns there, [...] each.
@@ -334,7 +334,7 @@ def cut_windows(
     Args:
         is_causal: whether rows have a causal model's form, otherwise an encoder's.
         doc_stride: tokens that neighbouring windows of a context share.
-        cache_dir: where tokens are kept, named after their content; None: no cache.
+        cache_dir: folder of the token cache; None: no cache.
     Raises:
         Refused: the stride leaves windows no room to advance; also as `row_form` and `tokenise`.
     """
@@ -403,7 +403,7 @@ def answer_tokens(tokens: Tokens, paragraph_of: np.ndarray, questions: list[Ques
     Returns:
         Places among the context's own tokens, int64 [questions] each; meaningless for questions without an answer.
     Raises:
-        Refused: the tokens' places in their text do not rise.
+        Refused: the tokens' offsets in their text do not rise.
     """
     answers = [question.answers[0] if question.answers else None for question in questions]
     starts = np.array([0 if answer is None else answer.start for answer in answers], dtype=np.int64)
@@ -430,7 +430,7 @@ def check_answer_tokens(
     first: np.ndarray,
     last: np.ndarray,
 ) -> None:
-    """Refuse a tokenizer from whose tokens more than MOST_UNREADABLE of the answers cannot be read.
+    """Refuse a tokenizer if more than MOST_UNREADABLE of the answers cannot be read back from its tokens.
 
     Args:
         name: of the tokenizer.

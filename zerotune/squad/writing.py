@@ -1,7 +1,7 @@
-"""Writing answers to questions, greedily: the questions about a paragraph share its keys and values.
+"""Write answers to questions greedily; the questions about a paragraph share its keys and values.
 
 The prompts are laid out as in training: a row is a paragraph with its questions as branches (models/branches.py). The
-keys and values of what all prompts begin with, the instruction and the solved questions, are computed once.
+keys and values of the prefix of all prompts, the instruction and solved questions, are computed once.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ class GreedyWriter:
         self._write = BranchWriter(model, data.prefix, data.pad_id, ends, max_new_tokens, device, precision, in_step)
 
     def __call__(self, rows: np.ndarray) -> list[dict]:
-        """Write an answer to each of some questions, always the likeliest next token."""
+        """Write an answer to each of some questions, always taking the likeliest next token."""
         laid, order = self.data.prompt_rows(rows)
         written = self._write(laid, np.array([len(self.data.questions[row]) for row in order]))
         tokens = dict(zip(order.tolist(), written, strict=True))
@@ -53,7 +53,7 @@ def writing_scorer(
 ) -> Scorer:
     """Return a scorer whose records hold the "tokens" of a written answer to each question.
 
-    A model whose questions cannot share a row (`can_share`) writes prompt by prompt.
+    A model whose questions cannot share a row (`can_share`) gets a row for each prompt.
 
     Args:
         precision, in_step: as for `GreedyWriter`.
@@ -72,7 +72,7 @@ def writing_scorer(
 
 
 def read_answers(tokenizer, records: list[dict]) -> list[str]:
-    """Read the answer in each record's "tokens", "" for none."""
+    """Read the answer from each record's "tokens", "" for none."""
     return [read_answer(text) for text in answer_texts(tokenizer, records)]
 
 
@@ -81,7 +81,7 @@ def writing_summary(records: list[dict], answers: list[str], max_new_tokens: int
 
     Args:
         records: of all questions, with the "tokens" of their answers.
-        answers: what `read_answers` reads in them.
+        answers: as `read_answers` returns them.
     Returns:
         eos_rate: share of the answers that the model ended itself. mean_answer_tokens: without the end.
         abstention_share.

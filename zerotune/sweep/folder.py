@@ -1,4 +1,4 @@
-"""The parent folder of several runs: sweep.json says which runs they are, before the first one starts."""
+"""Check and open the parent folder of several runs; sweep.json lists them before the first one starts."""
 
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ class SweepRecord(TypedDict):
 
 
 def check_folder(runs: Runs) -> None:
-    """Refuse a folder that holds something other than these runs, or some of them.
+    """Refuse a folder that holds anything other than some or all of these runs.
 
-    Values and seeds may be added to a sweep: the runs that are there are kept.
+    Values and seeds may be added to a sweep: existing runs are kept.
     """
     folder = runs.folder
     check_place(folder)
@@ -54,7 +54,7 @@ def check_folder(runs: Runs) -> None:
 
 
 def open_folder(runs: Runs) -> None:
-    """Make the folder and write sweep.json. Raises Refused as `check_folder` does, or where it cannot be written."""
+    """Make the folder and write sweep.json. Raises Refused as `check_folder` does, or if it cannot be written."""
     check_folder(runs)
     try:
         runs.folder.mkdir(parents=True, exist_ok=True)

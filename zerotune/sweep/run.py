@@ -22,7 +22,7 @@ from zerotune.settings.sweeps import Member, Runs
 from zerotune.sweep.folder import check_folder, describe_member, is_finished, open_folder
 from zerotune.sweep.summary import summarise
 
-# What a launcher tells its processes about each other: a run that is started here is a launch of its own.
+# Variables by which a launcher's processes find each other: a run started here is a launch of its own.
 LAUNCHER_VARIABLES = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|GROUP_WORLD_SIZE|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+"
 )
@@ -32,7 +32,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class SignalRelay:
-    """Notes signals to stop and hands each one on to the run that is in progress, which saves itself."""
+    """Notes stop signals and passes each one to the run in progress, which then saves itself."""
 
     def __init__(self):
         self.noted: str | None = None
@@ -48,7 +48,7 @@ class SignalRelay:
         with suppress(ProcessLookupError):
             if self._process is None:
                 return
-            if self._is_launcher:  # some do not hand signals on
+            if self._is_launcher:  # some do not pass signals on
                 os.killpg(self._process.pid, number)
             else:
                 self._process.send_signal(number)
@@ -56,14 +56,14 @@ class SignalRelay:
     def run(self, command: list[str], environment: dict[str, str], is_launcher: bool) -> int:
         """Run a command to its end and return its status.
 
-        It has a process group of its own, so that Ctrl-C in a terminal comes once, from here. It gets SIGTERM when this
+        The command has its own process group, so that Ctrl-C reaches it only once, from here. It gets SIGTERM when this
         process is killed.
         """
         self._is_launcher = is_launcher
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_end_with_parent
         )
-        if self.noted:  # before the process was known
+        if self.noted:  # the signal came before the process was known
             self._send(signal.Signals[self.noted])
         try:
             return self._process.wait()
@@ -71,7 +71,7 @@ class SignalRelay:
             self._process = None
 
     def raise_when_noted(self) -> None:
-        """Raise Preempted, or Interrupted after Ctrl-C, where a signal has come."""
+        """Raise Preempted, or Interrupted after Ctrl-C, if a signal has come."""
         if self.noted:
             kind = Interrupted if self.noted == "SIGINT" else Preempted
             raise kind(f"stopped by {self.noted}: the same command continues with the runs that are not finished")
@@ -80,11 +80,12 @@ class SignalRelay:
 def run_all(runs: Runs) -> None:
     """Start each run that is not finished, one after the other, and summarise them.
 
-    A run that is refused or fails is named at the end, and the others are done all the same.
+    A run that is refused or fails is named at the end; the others still run.
 
     Raises:
-        Refused: this process is one of several, or the folder holds something else; with nothing started. And at the
-            end, where runs were refused.
+        Refused: before any run starts, if this process is one of several or the folder holds something else. At the
+            end, if no run finished, results cannot be summarised, or all runs that did not finish were refused.
+        SystemExit: at the end, if a run failed otherwise.
         Preempted: a signal came, and the run in progress has saved itself.
     """
     _check_launch(os.environ)
@@ -116,7 +117,7 @@ def run_all(runs: Runs) -> None:
 
 
 def _check_launch(environment: Mapping[str, str]) -> None:
-    """Refuse a launch of several processes, with the line to use."""
+    """Refuse a launch of several processes; the message has the command to use instead."""
     launcher = re.search(r"(accelerate launch|torchrun)\b.*", parent_command().partition(f" {sys.argv[0]} ")[0])
     wanted = re.search(r"--(?:num[_-]processes|nproc[_-]per[_-]node)[ =](\d+)", launcher[0] if launcher else "")
     num_processes = max(int(environment.get("WORLD_SIZE", "1")), int(wanted[1]) if wanted else 1)
@@ -137,7 +138,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _sole_user(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises Refused where another process has it."""
+    """Hold the folder's lock. Raises Refused if another process has it."""
     handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -165,7 +166,7 @@ def _print_plan(runs: Runs) -> None:
 
 
 def _run_each(runs: Runs, relay: SignalRelay) -> dict[str, str]:
-    """Run what is not finished. Returns, by the name of each run that is not finished in the end, why."""
+    """Run each member that is not finished. Returns, by name, the reasons of those that still are not."""
     failed = {}
     for number, member in enumerate(runs.members, start=1):
         if is_finished(runs.folder / member.name):
@@ -182,10 +183,10 @@ def _run_each(runs: Runs, relay: SignalRelay) -> dict[str, str]:
 
 
 def _run_member(runs: Runs, member: Member, relay: SignalRelay) -> str | None:
-    """Run one member to its end. Returns why it is not finished, None where it is.
+    """Run one member to its end. Returns why it is not finished, or None if it is.
 
     Raises:
-        Preempted: it was stopped, by a signal to this process or to its own.
+        Preempted: it was stopped by a signal to this process or to the run's own.
     """
     folder, state_file = runs.folder / member.name, runs.folder / f".{member.name}.state.json"
     state_file.unlink(missing_ok=True)
@@ -221,9 +222,9 @@ def _command(runs: Runs, member: Member, more: list[str]) -> list[str]:
 
 
 def _environment(runs: Runs) -> dict[str, str]:
-    """Return the environment of a run: this process's, but for what a launcher told it alone."""
+    """Return the environment of a run: this process's, without the variables that a launcher set for this process."""
     kept = {name: value for name, value in os.environ.items() if not LAUNCHER_VARIABLES.fullmatch(name)}
-    if not threads_were_asked_for():  # `accelerate launch` says 1 where nobody asked
+    if not threads_were_asked_for():  # `accelerate launch` sets 1 by default
         kept.pop("OMP_NUM_THREADS", None)
     if runs.launcher:
         kept = {name: value for name, value in kept.items() if not name.startswith("ACCELERATE_")}

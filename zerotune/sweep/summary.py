@@ -1,6 +1,6 @@
-"""The scores of several runs together: mean ± standard deviation over seeds, and the ranking of a sweep.
+"""Summarise the scores of several runs: mean ± standard deviation over seeds, and the ranking of a sweep.
 
-A sweep is ranked by the validation split alone. The test score is then said of the chosen setting and of no other: the
+A sweep is ranked only by the validation split. Test scores are then reported only for the chosen setting, because the
 best of several test scores would be too high.
 """
 
@@ -63,7 +63,7 @@ class Setting:
         return len(self.scores) == len(self.members)
 
     def validation(self) -> dict:
-        """Return the spread of the validation metric that chooses."""
+        """Return the spread of the validation metric that settings are ranked by."""
         return spread([one.validation[one.choose_by] for one in self.scores])
 
     def tests(self) -> dict[str, dict]:
@@ -82,7 +82,7 @@ def spread(values: Sequence[float]) -> dict:
 def rank(settings: Sequence[Setting], choose_by: str) -> list[Setting]:
     """Return the settings whose runs are all finished, the best mean on the validation split first.
 
-    Of equal ones that with the lower loss comes first, then the earlier in the sweep's file.
+    Ties go to the lower mean validation loss, then to the earlier setting in the sweep.
     """
     sign = 1 if choose_by == "loss" else -1
 
@@ -94,10 +94,10 @@ def rank(settings: Sequence[Setting], choose_by: str) -> list[Setting]:
 
 
 def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
-    """Print the scores of the runs that are finished, write summary.json and report.html, and return its path.
+    """Print the scores of the finished runs, write summary.json and report.html, and return the report's path.
 
     Args:
-        failed: why a run is not finished, by its name; others count as not finished yet.
+        failed: why a run is not finished, by its name; a run without an entry just "is not finished".
     Raises:
         Refused: no run is finished, the runs validated on different rows, or a run's results are damaged.
     """
@@ -124,7 +124,7 @@ def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
 
 
 def read_scores(folder: Path) -> Scores:
-    """Read the results of a finished run. Raises Refused where a file is damaged."""
+    """Read the results of a finished run. Raises Refused if a file is damaged."""
     final = read_json(folder / "final/task.json")
     best_step, choose_by = final.get("best_step"), final.get("choose_by")
     rows = [row for row in read_metrics_lines(folder / "metrics.jsonl") if row["step"] == best_step]
@@ -206,7 +206,7 @@ def _record(
 
 
 def shown(values: Mapping[str, object], digits: int) -> str:
-    """Return a spread as text: 0.8840 ± 0.0123, or the value alone where there is one."""
+    """Return a spread as text: 0.8840 ± 0.0123, or just the value if there is only one."""
     deviation = "" if values["sd"] is None else f" ± {values['sd']:.{digits}f}"
     return f"{values['mean']:.{digits}f}{deviation}"
 
@@ -223,7 +223,7 @@ def _test_names(setting: Setting, choose_by: str) -> list[str]:
 
 
 def _seed_lines(setting: Setting, choose_by: str) -> list[str]:
-    """Return the table of runs that differ in their seeds alone."""
+    """Return the table of runs that differ only in their seeds."""
     digits, tests = _digits(setting), setting.tests()
     finished = setting.scores
     seeds = [one.seed for one in setting.members]
@@ -252,7 +252,7 @@ def _ranking_lines(settings: Sequence[Setting], ranked: Sequence[Setting], choos
 
 
 def chosen_sentence(ranked: Sequence[Setting], choose_by: str) -> str:
-    """Return the test scores of the chosen setting as a sentence, which says whether it was alone the best."""
+    """Return a sentence with the test scores of the chosen setting and the number of settings tied with it."""
     chosen, best = ranked[0], ranked[0].validation()["mean"]
     tied = sum(one.validation()["mean"] == best for one in ranked) - 1
     tests, digits, num_runs = chosen.tests(), _digits(chosen), len(chosen.members)
@@ -273,7 +273,7 @@ def _page(runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], re
     order = [*ranked, *(one for one in settings if not one.is_whole)]
     names = [
         member.name for one in order for member in one.members if is_finished(runs.folder / member.name)
-    ]  # the best first: there are colours for a few
+    ]  # the best first: curves have colours for only a few
     histories = [read_history(runs.folder / name) for name in names]
     records = [read_run_record(runs.folder / name / "run.json") for name in names]
     task = str(records[0].get("task"))

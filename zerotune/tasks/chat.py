@@ -1,8 +1,7 @@
-"""Chat templates: conversations as text, and where in it the model's answer begins.
+"""Chat templates: render conversations as text, and find where the model's answer begins.
 
-A template is a program of the model's publisher. It runs a few times only, within limits, on placeholders that stand
-for what the turns say; texts are then put in their place. So a text is always whole, whatever its length, and no text
-can make a template run long.
+A template is a program by the model's publisher. It runs only a few times, within limits, on placeholders that are then
+replaced by the real texts. So a text is never changed, whatever its length, and no text can make a template run long.
 """
 
 import re
@@ -13,8 +12,8 @@ from zerotune.run.bounded import OverLimit, call_bounded
 
 # Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"
-# A placeholder is as long as a long text and has what a template might escape. The vertical tabs at its ends show
-# whether the template strips what it is given.
+# A placeholder is as long as a long text and has characters that a template might escape. The vertical tabs at its ends
+# show whether the template strips its input.
 _BODY = 'It\'s a "probe" <b>& {x} é.\n' * 4000
 _EDGE = "\v"
 MAX_CHARACTERS = 20_000_000
@@ -35,9 +34,9 @@ def render_chat(tokenizer, turns: list[dict[str, str]], asks: bool) -> str:
     """Return a conversation as the tokenizer's template writes it.
 
     Args:
-        asks: end it where the assistant's next turn begins.
+        asks: whether to end with the opening of the assistant's next turn.
     Raises:
-        Refused: the template fails, takes too long, or does not write each turn once and whole.
+        Refused: the template fails, takes too long, or does not write each turn exactly once and unchanged.
     """
     around = _around_turns(tokenizer, str(tokenizer.chat_template), tuple(turn["role"] for turn in turns), asks)
     written = [
@@ -49,10 +48,10 @@ def render_chat(tokenizer, turns: list[dict[str, str]], asks: bool) -> str:
 
 @lru_cache(maxsize=256)
 def _around_turns(tokenizer, template: str, roles: tuple[str, ...], asks: bool) -> tuple[tuple[bool, str], ...]:
-    """Return what a template writes before the first turn's content and after each one's, and whether it strips that.
+    """Return what a template writes before the first content and after each one, and whether it strips that content.
 
     Args:
-        template: the tokenizer's own, of which there may be another one later.
+        template: the tokenizer's own; a key of the cache, because it may be replaced later.
     """
     bodies = [f"{place}. {_BODY}{place}." for place in range(len(roles))]
     turns = [{"role": role, "content": f"{_EDGE}{body}{_EDGE}"} for role, body in zip(roles, bodies, strict=True)]
@@ -67,7 +66,7 @@ def _around_turns(tokenizer, template: str, roles: tuple[str, ...], asks: bool) 
         text = call_bounded(render)
     except OverLimit as error:
         raise _unusable(tokenizer, str(error)) from error
-    except Exception as error:  # it may raise anything
+    except Exception as error:  # a template may raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
         raise _unusable(tokenizer, f"fails with {type(error).__name__}: {reason}") from error
     around, strips = [], False
@@ -90,9 +89,9 @@ def _around_turns(tokenizer, template: str, roles: tuple[str, ...], asks: bool) 
 def answer_opening(tokenizer) -> tuple[str, str]:
     """Return the text between a rendered question and its answer: the part to ask with, and the answer's spaces.
 
-    Many templates open an answer with more than their generation prompt has: Qwen3's with an empty thought. A model is
-    asked, trained and scored behind that. Spaces at its end, such as Mistral's, belong to the answer's first token.
-    A generation prompt that ends inside a thought, as DeepSeek-R1's does, gets the thought's end.
+    Many templates open an answer with more than their generation prompt: Qwen3's with an empty thought. A model is
+    asked, trained and scored after this opening. Its trailing spaces, such as Mistral's, belong to the answer's first
+    token. If the generation prompt ends inside a thought, as DeepSeek-R1's does, the thought is closed.
 
     Raises:
         Refused: as `render_chat`.

@@ -1,4 +1,4 @@
-"""Labels of the user's own: what the rows of a file or of a hub data set call them, and GLUE's tasks of one label.
+"""Labels of the user's own, read from the rows of a file or hub data set, and GLUE's single-label tasks.
 
 A made-up file:
 
@@ -7,11 +7,11 @@ A made-up file:
 
     --text-column subject,body --label-column queue
 
-Two text columns are a pair. An encoder reads a pair as two segments; all other models read one text, `subject: Two
-invoices`, and in the next line `body: I was …`.
+Two text columns are a pair. An encoder reads a pair as two segments; all other models read one text: `subject: Two
+invoices` and, on the next line, `body: I was …`.
 
-With --multi-label a row has none, one or several labels: `queue` may be "billing,returns", "" or, in jsonl and parquet
-files, a list.
+With --multi-label a row has any number of labels: `queue` may be "billing,returns", "" or, in jsonl and parquet files,
+a list.
 """
 
 from dataclasses import replace
@@ -34,10 +34,10 @@ from zerotune.tasks.splits import Splits, draw_validation
 from zerotune.tasks.texts import TextTask, Wording, label_column_of, read_source, read_sources, split
 
 VALIDATION_SHARE = 0.1
-# The flags about columns that a model remembers.
+# The flags about columns that are recorded with a tuned model.
 COLUMN_FLAGS = ("text_column", "label_column", "glue", "label_separator")
 LABEL_SEPARATOR = ","  # unless --label-separator says otherwise
-# With more labels than this a prompt does not list them: it would be longer than the text.
+# A prompt does not list more labels than this: the list would be longer than the text.
 MOST_IN_PROMPT = 100
 
 OWN = TextTask(
@@ -62,9 +62,9 @@ OWN = TextTask(
 
 
 def _glue(name: str, columns: tuple[str, ...], labels: tuple[str, ...], test_split: str = "validation") -> TextTask:
-    """Return one of GLUE's tasks (Wang et al. 2018), with labels in the order of its numbers.
+    """Return one of GLUE's tasks (Wang et al. 2018), with labels in the order of their numbers.
 
-    Published scores are of the validation rows: the test rows have no labels."""
+    Published scores are on the validation rows, because the test rows have no labels."""
     return replace(
         OWN,
         title=f"GLUE's {name.upper()}",
@@ -117,7 +117,7 @@ def task_of(settings: DataSettings) -> TextTask:
     """Return the task that the data flags describe: one of GLUE's, or one whose labels are still to be read.
 
     Raises:
-        Refused: more than two text columns; flags about several labels that do not fit the others.
+        Refused: more than two text columns; flags about several labels that contradict the others.
     """
     task = GLUE[settings.glue] if settings.glue else OWN
     if settings.label_separator and not settings.multi_label:
@@ -135,7 +135,7 @@ def task_of(settings: DataSettings) -> TextTask:
 
 
 def named_columns(text_column: str) -> tuple[str, ...]:
-    """Return the columns, one or two, that --text-column names. Raises Refused for any other number."""
+    """Return the one or two columns that --text-column names. Raises Refused for any other number."""
     names = tuple(name.strip() for name in text_column.split(","))
     if len(names) > 2 or not all(names):
         raise Refused(
@@ -172,7 +172,7 @@ def data_of_model(record: dict | None, run_split: dict | None) -> DataSettings:
     """Return the data settings that a model was tuned with, as far as they are known.
 
     Args:
-        record: task.json of the model; it knows the columns also where the folder was copied or merged.
+        record: task.json of the model, which has the columns even if its folder was copied or merged.
         run_split: split.json of its run.
     """
     if run_split is not None:
@@ -186,10 +186,10 @@ def task_to_evaluate(
     """Return the task that a model is evaluated on, and the data settings with the columns of the model's run.
 
     Args:
-        of_run: of `data_of_model`.
-        known_labels: those that the user names or that the model was tuned or published for; None: those of
-            --train-file, else of the items themselves.
-        multi_label: whether the model gives a text any number of labels; --multi-label says so too.
+        of_run: the result of `data_of_model`.
+        known_labels: labels that the user names, or that the model was tuned on or published with; None to read those
+            of --train-file, or else of the items themselves.
+        multi_label: whether the model gives a text any number of labels, as --multi-label also says.
     Raises:
         Refused: bad input or flags.
     """

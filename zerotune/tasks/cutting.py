@@ -1,4 +1,4 @@
-"""Cut texts to a number of tokens, in the middle: the beginning and the end of a review say most of it."""
+"""Cut texts to a number of tokens by removing their middle: the beginning and end of a review say most."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,9 +12,9 @@ FEWEST_SHOT_TOKENS = 16
 
 
 def token_ids(tokenizer, texts: list[str], begins: bool) -> list[list[int]]:
-    """Return the token ids of whole texts, behind the tokenizer's BOS if they begin a row.
+    """Return the token ids of whole texts, after the tokenizer's BOS if they begin a row.
 
-    Nothing follows a text, even if the tokenizer itself would add EOS: more of the row may.
+    No EOS is added, even if the tokenizer would add one, because the row may continue.
     """
     first = leading_ids(tokenizer) if begins else []
     backend = whole_texts(tokenizer)
@@ -30,9 +30,9 @@ def whole_texts(tokenizer):
 
 
 def cut_texts(tokenizer, texts: list[str], most_tokens: Sequence[int]) -> list[str]:
-    """Replace the middle of each text by CUT_MARK if it has more tokens than its own number in `most_tokens`."""
+    """Replace the middle of each text by CUT_MARK if it has more tokens than its entry in `most_tokens`."""
     cut, backend = list(texts), whole_texts(tokenizer)
-    # a token is at least a byte, and some tokenizers put one in front
+    # a token is at least a byte, except one that some tokenizers put in front
     suspects = [index for index, text in enumerate(texts) if len(text.encode()) >= most_tokens[index]]
     if not suspects:
         return cut
@@ -59,14 +59,15 @@ def _head(text: str, offsets: list[tuple[int, int]], num_tokens: int) -> str:
 
 
 def fit_shots(tokenizer, shots: Sequence, window: int) -> tuple[list, int]:
-    """Return (shots, how many were cut): their texts take at most half of the model's window together, the longest ones
-    cut to the same number of tokens.
+    """Return (shots, how many were cut), with the longest texts cut to one length.
+
+    Together, the texts then take at most half of the model's window.
 
     Args:
         shots: each a zerotune.tasks.splits.Example.
         window: the model's positions, in tokens.
     Raises:
-        Refused: they would be cut to fewer than FEWEST_SHOT_TOKENS.
+        Refused: texts would be cut to fewer than FEWEST_SHOT_TOKENS.
     """
     texts = [shot.text for shot in shots]
     budget = shot_budget([len(row) for row in token_ids(tokenizer, texts, False)], window)
@@ -76,7 +77,7 @@ def fit_shots(tokenizer, shots: Sequence, window: int) -> tuple[list, int]:
 
 
 def shot_budget(lengths: list[int], window: int) -> int:
-    """Return the most tokens of a shot with which all shots together take at most half of the model's window.
+    """Return the most tokens per shot with which all shots together take at most half of the model's window.
 
     Args:
         lengths: tokens of each shot.

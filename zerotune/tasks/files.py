@@ -25,14 +25,15 @@ from zerotune.run.process import say_how_far
 from zerotune.terminal import say_when_slow
 
 FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
-# Most bytes of text in a file, unpacked, and in a line: a small .gz may hold more than any memory.
+# Most bytes of text in a file, unpacked, and in a line: a small .gz may unpack to more than fits in memory.
 MOST_BYTES, MOST_LINE_BYTES = 2**31, 2**26
 _BYTES_A_READ = 2**20
 
 
 class Table(Sequence):
-    """Rows that all have the same columns, each a dict when it is read: kept by column, they take a third of the
-    memory of a list of dicts."""
+    """Rows that all have the same columns, each read as a dict.
+
+    Stored by column, they take a third of the memory of a list of dicts."""
 
     def __init__(self, columns: dict[str, list]):
         self.columns = columns
@@ -56,8 +57,8 @@ class Source:
     """The rows of one file, hub split or sample.
 
     Attributes:
-        lines: the line, from 1, at which each row starts; None where there are no lines.
-        record: what split.json keeps: path, dataset or sample; revision; sha256; rows.
+        lines: the line, from 1, at which each row starts; None if the source has no lines.
+        record: the source's entry in split.json: path, dataset or sample; revision; sha256; rows.
         class_names: by column, the names of a hub data set's classes in their own order.
     """
 
@@ -73,14 +74,14 @@ class Source:
 
     @cached_property
     def columns(self) -> list[str]:
-        """Return the columns in order of first appearance; jsonl rows may differ in theirs."""
+        """Return the columns in order of first appearance; jsonl rows may have different ones."""
         if isinstance(self.rows, Table):
             return list(self.rows.columns)
         return list(dict.fromkeys(chain.from_iterable(self.rows)))
 
 
 def file_kind(path: Path) -> str:
-    """Return one of FILE_KINDS by the name alone. Raises Refused for any other extension."""
+    """Return one of FILE_KINDS, going only by the name. Raises Refused for any other extension."""
     parts = path.name.lower().split(".")
     compressed = len(parts) > 1 and parts[-1] == "gz"
     kind = parts[-2] if compressed and len(parts) > 2 else parts[-1] if len(parts) > 1 else ""
@@ -90,7 +91,7 @@ def file_kind(path: Path) -> str:
 
 
 def read_bytes(path: Path, other_way_out: str = "") -> bytes:
-    """Return the content of a file. Raises Refused where it is empty, and as `reading_file`."""
+    """Return the content of a file. Raises Refused if it is empty, and as `reading_file`."""
     with reading_file(path, other_way_out):
         data = path.read_bytes()
     if not data:
@@ -103,7 +104,7 @@ def reading_file(path: Path, other_way_out: str = "") -> Iterator[None]:
     """Refuse a file that is missing, a folder, unreadable or broken gzip.
 
     Args:
-        other_way_out: from a missing file, beside checking the path.
+        other_way_out: advice for a missing file besides checking the path.
     """
     try:
         yield
@@ -119,7 +120,7 @@ def reading_file(path: Path, other_way_out: str = "") -> Iterator[None]:
 
 
 def require_file_sha256(path: Path, wanted: str) -> None:
-    """Raise Refused where the file is missing or has another sha256."""
+    """Raise Refused if the file is missing or has another sha256."""
     found = hashlib.sha256(read_bytes(path, ", or name the items by --test-file")).hexdigest()
     if found != wanted:
         raise Refused(
@@ -129,7 +130,7 @@ def require_file_sha256(path: Path, wanted: str) -> None:
 
 
 def rows_sha256(rows: Sequence[dict]) -> str:
-    """Return a hash of rows that have no file: sha256 over one json line per row."""
+    """Return a hash of rows that are not from a file: sha256 over one json line per row."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
@@ -139,7 +140,7 @@ def rows_sha256(rows: Sequence[dict]) -> str:
 def read_file(path: Path) -> Source:
     """Read a csv (quoted fields may hold newlines), tsv (GLUE's form: no quoting), jsonl or parquet file.
 
-    Raises Refused, naming the file and the line, for one that cannot be read."""
+    Raises Refused, naming the file and the line, if it cannot be read."""
     with needs_memory(path):
         return _read_file(path)
 
@@ -153,7 +154,7 @@ def _read_file(path: Path) -> Source:
     else:
         parse = {"csv": _parse_csv, "tsv": _parse_tsv, "jsonl": _parse_jsonl}[kind]
         data = _text_bytes(data, path, MOST_LINE_BYTES).rstrip(b"\r\n")
-        if not sum(len(block.strip()) for block in _blocks(data, path)):  # also finds what is not UTF-8 in any line
+        if not sum(len(block.strip()) for block in _blocks(data, path)):  # also finds invalid UTF-8 in any line
             raise Refused(f"{path} is empty (blank lines only); give a file with a header and rows")
         rows, lines = parse(data, path)
     if not rows:
@@ -163,7 +164,7 @@ def _read_file(path: Path) -> Source:
 
 @contextmanager
 def needs_memory(path: Path) -> Iterator[None]:
-    """Refuse a file for which the memory is too small."""
+    """Refuse a file that does not fit in memory."""
     try:
         yield
     except MemoryError:
@@ -171,17 +172,17 @@ def needs_memory(path: Path) -> Iterator[None]:
 
 
 def decode_text(data: bytes, path: Path, most_line_bytes: int = MOST_BYTES) -> str:
-    """Decode a file's UTF-8 text, unpacked where its name ends in .gz.
+    """Decode a file's UTF-8 text, unpacked if its name ends in .gz.
 
     Raises:
-        Refused: the bytes are no text, or there are too many of them, in all or in a line.
+        Refused: the bytes are not text, or there are too many of them in total or in a line.
     """
     data = _text_bytes(data, path, most_line_bytes)
     return _decode(data, 0, len(data), path)
 
 
 def _text_bytes(data: bytes, path: Path, most_line_bytes: int) -> bytes | bytearray:
-    """Return the bytes of a file's text, unpacked. Raises Refused as `decode_text`, but not for other than UTF-8."""
+    """Return the unpacked bytes of a file's text. Raises Refused as `decode_text`, except for invalid UTF-8."""
     if path.name.lower().endswith(".gz"):
         data = _unpack(data, path)
         if not data:
@@ -201,8 +202,9 @@ def refuse_gzip(data: bytes, path: Path | str) -> None:
 
 
 def _blocks(data: bytes | bytearray, path: Path) -> Iterator[str]:
-    """Yield the text of whole lines, about _BYTES_A_READ bytes at a time: one sign beyond Latin-1 makes a string take
-    two or four times its bytes."""
+    """Yield the text of whole lines, about _BYTES_A_READ bytes at a time.
+
+    One character beyond Latin-1 makes a whole string take two or four times its bytes."""
     start = 0
     while start < len(data):
         end = data.find(b"\n", start + _BYTES_A_READ) + 1 or len(data)
@@ -211,7 +213,7 @@ def _blocks(data: bytes | bytearray, path: Path) -> Iterator[str]:
 
 
 def _decode(data: bytes | bytearray, start: int, end: int, path: Path) -> str:
-    """Decode data[start:end], less a byte order mark where all of `data` begins."""
+    """Decode data[start:end], without a byte order mark at the beginning of `data`."""
     try:
         text = data[start:end].decode()
     except UnicodeDecodeError as error:
@@ -220,10 +222,10 @@ def _decode(data: bytes | bytearray, start: int, end: int, path: Path) -> str:
 
 
 def decode_part(data: bytes, path: Path | str, line: int = 1, offset: int = 0) -> str:
-    """Decode UTF-8 text that begins at a line, from 1, and at an offset in bytes of a file.
+    """Decode UTF-8 text that begins at a line (from 1) and a byte offset of a file.
 
     Raises:
-        Refused: the bytes are no text; the message names line and offset.
+        Refused: the bytes are not text; the message names line and offset.
     """
     _refuse_no_text(data, path, line, offset)
     try:
@@ -244,7 +246,7 @@ def _refuse_no_text(data: bytes | bytearray, path: Path | str, line: int = 1, of
 
 
 def _no_utf8(error: UnicodeDecodeError, path: Path | str, line: int, offset: int) -> Refused:
-    """Return the refusal of bytes that begin at a line and an offset of a file."""
+    """Return the refusal of invalid UTF-8 in data that begins at a line and an offset of a file."""
     found, line = error.object[error.start], line - 1 + _line_at(error.object, error.start)
     return Refused(
         f"{path} line {line}: byte 0x{found:02x} at offset {offset + error.start} is not UTF-8; convert the file"
@@ -252,7 +254,7 @@ def _no_utf8(error: UnicodeDecodeError, path: Path | str, line: int, offset: int
 
 
 def _unpack(data: bytes, path: Path) -> bytearray:
-    """Unpack gzip piece by piece, and no further than MOST_BYTES."""
+    """Unpack gzip piece by piece, and stop soon after MOST_BYTES."""
     unpacked = bytearray()
     with reading_file(path), gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
         while len(unpacked) <= MOST_BYTES and (piece := stream.read(_BYTES_A_READ)):
@@ -272,7 +274,7 @@ def _check_size(data: bytes | bytearray, path: Path, most_line_bytes: int) -> No
 
 
 def long_line(path: Path | str, line: int, most_bytes: int) -> Refused:
-    """Return the refusal of a line of more bytes than any text has."""
+    """Return the refusal of a line that is longer than any text."""
     return Refused(f"{path} line {line}: longer than {most_bytes / 2**20:.0f} MiB, which no text is; correct the line")
 
 
@@ -306,7 +308,7 @@ def _check_width(header: list[str], fields: list[str], path: Path | str, line: i
 
 
 def _lines(data: bytes, path: Path) -> Iterator[str]:
-    """Yield the lines, and say how far they are where that takes long."""
+    """Yield the lines, and report progress if that takes long."""
     # not str.splitlines: that also splits at U+2028, U+0085 and form feeds inside a sentence
     lines = (block.removesuffix("\n").split("\n") for block in _blocks(data, path))
     return say_how_far(chain.from_iterable(lines), f"reading {path.name}", "lines")
@@ -340,10 +342,10 @@ def _table(header: list[str], rows: Iterator[tuple[int, list[str]]]) -> tuple[Ta
 
 
 def tsv_fields(lines: Iterator[str], path: Path | str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Return the header of a tsv, and the fields of its rows, each with its line from 1.
+    """Return the header of a tsv, and its rows as (line from 1, fields).
 
     Raises:
-        Refused: naming the line.
+        Refused: the file is malformed; the message names the line.
     """
     header = _header(_tsv_fields(next(lines)), path, "\t")
     return header, ((at, _check_width(header, _tsv_fields(line), path, at)) for at, line in enumerate(lines, start=2))
@@ -356,13 +358,13 @@ def _tsv_fields(line: str) -> list[str]:
 def csv_fields(
     lines: Iterator[str], path: Path | str, most_characters: int
 ) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Return the header of a csv, and the fields of its rows, each with the line from 1 at which it starts.
+    """Return the header of a csv, and its rows as (line from 1 at which the row starts, fields).
 
     Args:
-        lines: with their line ends, which a quoted field may hold.
+        lines: with their line ends, which a quoted field may contain.
         most_characters: of a field.
     Raises:
-        Refused: naming the line.
+        Refused: the file is malformed; the message names the line.
     """
     # the limit is global to the process and only ever raised: the default refuses fields over 131,072 characters
     csv.field_size_limit(max(csv.field_size_limit(), most_characters))
@@ -382,11 +384,11 @@ def _csv_fields(reader, path: Path | str) -> Iterator[tuple[int, list[str]]]:
 
 
 def jsonl_rows(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, dict]]:
-    """Yield the rows of a jsonl, each with its line from 1. Raises Refused, naming the line."""
+    """Yield the rows of a jsonl file as (line from 1, row). Raises Refused, naming a malformed line."""
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
+        except (ValueError, RecursionError) as error:  # ValueError also for numbers with thousands of digits
             raise Refused(f"{path} line {number}: not JSON ({error}); wanted one object per line") from None
         if not isinstance(row, dict):
             raise Refused(f"{path} line {number}: {type(row).__name__}, wanted one JSON object per line")
@@ -403,7 +405,7 @@ def _parse_parquet(data: bytes, path: Path) -> Table:
 
 @contextmanager
 def reading_parquet(path: Path) -> Iterator[None]:
-    """Refuse a file that is no parquet, or holds what Python cannot."""
+    """Refuse a file that is not parquet, or has values that Python cannot represent."""
     import pyarrow
 
     try:
@@ -413,12 +415,12 @@ def reading_parquet(path: Path) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's text, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _shown(names: list[str]) -> str:
-    """Return column names for a message, shortened: those of a file without a header are whole sentences."""
+    """Return column names for a message, shortened: in a file without a header they are whole sentences."""
     return ", ".join(repr(name if len(name) <= 40 else name[:37] + "...") for name in names[:8])
 
 
@@ -430,7 +432,7 @@ def find_column(
     Args:
         role: what the column holds, for the message: "the texts".
         way_out: the end of the message.
-        of_others: names that other roles accept, and nobody meant here.
+        of_others: names that other roles accept, which are not suggested.
     Raises:
         Refused: the source has none of them.
     """

@@ -11,13 +11,13 @@ from zerotune.tasks.files import Source, Table, first_line, rows_sha256
 
 
 def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
-    """Read one split of a hub data set; a ClassLabel becomes its name, and None where the row is unlabelled (-1).
+    """Read one split of a hub data set. A ClassLabel becomes its name, or None if the row is unlabelled (-1).
 
     Args:
         dataset: an id, ORG/NAME/CONFIGURATION for one of several configurations, or a folder.
 
-    Needs the network only where the data set is not in the local cache. Raises Refused for a gated, missing or
-    unreachable id and for a split that it does not have."""
+    Needs the network only if the data set is not in the local cache. Raises Refused for a gated, missing or unreachable
+    id, and for a split that does not exist."""
     stay_offline_without_network()
     import datasets
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
@@ -61,7 +61,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
 
 
 def id_and_configuration(dataset: str) -> tuple[str, str | None]:
-    """Return ("org/name", "configuration") of org/name/configuration; (dataset, None) of an id or a folder."""
+    """Return ("org/name", "configuration") for org/name/configuration, (dataset, None) for an id or a folder."""
     parts = dataset.split("/")
     if len(parts) != 3 or os.path.isdir(dataset):
         return dataset, None
@@ -69,7 +69,7 @@ def id_and_configuration(dataset: str) -> tuple[str, str | None]:
 
 
 def _class_names(table) -> dict[str, tuple[str, ...]]:
-    """Return the names of the classes in each column of class numbers, or of lists of such."""
+    """Return the class names of each column that holds class numbers or lists of them."""
     from datasets import ClassLabel
 
     classes = {name: getattr(each, "feature", each) for name, each in table.features.items()}
@@ -90,7 +90,7 @@ def _named(value: int | list[int] | None, classes: tuple[str, ...]) -> str | lis
 
 
 def cached_commit(table) -> str | None:
-    """Return the hub commit of a data set, after which the folder of its cache files is named."""
+    """Return the hub commit of a data set, from the name of its cache folder; None if that is something else."""
     for entry in table.cache_files:
         name = Path(entry["filename"]).parent.name
         if re.fullmatch(r"[0-9a-f]{40}", name):

@@ -5,8 +5,8 @@ A made-up row in the data set's form (markup and all):
     text,label
     "A small, stubborn film.<br /><br />It earns its quiet ending, &amp; then some.",1
 
-Label 1 is positive, 0 negative. 25,000 reviews train and 25,000 test, sorted by label, 123 texts on both sides; much
-published work pools them and splits 70/10/20. Maas et al. 2011.
+Label 1 is positive, 0 negative. There are 25,000 train and 25,000 test reviews, sorted by label; 123 texts are in both.
+Much published work pools them and splits 70/10/20. Maas et al. 2011.
 """
 
 import html

@@ -1,4 +1,4 @@
-"""Labels as rows give them, and the labels that a set of rows must have."""
+"""Read the labels of rows, and check which labels a set of rows must have."""
 
 import math
 from collections import Counter
@@ -7,15 +7,15 @@ from functools import lru_cache
 
 from zerotune.errors import MOST_LISTED, Refused, did_you_mean, listed, quoted
 
-# More than this is a column of something else: every label has outputs, prompts and rows in tables.
+# A column with more is not a column of labels: every label takes outputs, prompts and rows in tables.
 MOST_LABELS = 1000
 
 
 def parse_label(value, labels: tuple[str, ...], where: str) -> int | None:
     """Return the index of a label that is given by one of its `spellings`, as text or as a whole number.
 
-    None, "" and -1 mean that the row has no label: None. Raises Refused for anything else, naming row and value."""
-    is_word = isinstance(value, str) or type(value) is int  # True and 1.0 are no labels
+    Return None for None, "" and -1, which mean no label. Raises Refused for anything else, naming row and value."""
+    is_word = isinstance(value, str) or type(value) is int  # True and 1.0 are not labels
     word = str(value).strip().casefold() if is_word else None
     if value is None or word in ("", "-1"):
         return None
@@ -45,7 +45,7 @@ def numbered(labels: tuple[str, ...], conjunction: str) -> str:
 def label_word(value, where: str) -> str | None:
     """Return a label of the user's own as a word: "true" for True, "3" for 3 and 3.0; None for a missing value.
 
-    Missing are None, NaN and blank text. Raises Refused, naming the row, for a value that is no word or number."""
+    None, NaN and blank text are missing. Raises Refused, naming the row, for a value that is not a word or number."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -66,7 +66,7 @@ def parse_own_label(value, labels: tuple[str, ...], where: str) -> int | None:
     """Return the index of a `label_word`, None for a missing one.
 
     Raises:
-        Refused: the word is none of the labels; the message names row and value.
+        Refused: the word is not one of the labels; the message names row and value.
     """
     word = label_word(value, where)
     return None if word is None else _place(word, labels, where)
@@ -86,9 +86,9 @@ def label_words(value, separator: str, where: str) -> list[str] | None:
     """Return the labels of a row that may have several, as `label_word`s; None for a missing value (None, NaN).
 
     Args:
-        value: a list of labels, or a text with `separator` between them; an empty one has no label. Else one label.
+        value: a list of labels, or text with `separator` between them, either of which may be empty; else one label.
     Raises:
-        Refused: as `label_word`; a label of a list is missing; a text is a list as Python prints it.
+        Refused: as `label_word`; a label in a list is missing; a text looks like a list printed by Python.
     """
     if isinstance(value, str):
         if value.strip().startswith("[") and value.strip().endswith("]"):
@@ -108,7 +108,7 @@ def label_words(value, separator: str, where: str) -> list[str] | None:
 
 
 def parse_label_set(value, labels: tuple[str, ...], where: str, separator: str) -> tuple[int, ...] | None:
-    """Return the numbers of a row's `label_words`, rising; () for none of the labels, None where they are missing.
+    """Return the indices of a row's `label_words` in ascending order; () for no label, None for a missing value.
 
     Raises:
         Refused: a word is none of the labels; the message names row and value.
@@ -123,13 +123,13 @@ def _places(labels: tuple[str, ...]) -> dict[str, int]:
 
 
 def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Return the labels among the `label_word`s of some rows: numbers by size, else words by alphabet.
+    """Return the distinct labels among the `label_word`s of some rows, sorted as numbers if all are, else as words.
 
     Args:
         source: the rows' name, for messages.
-        order: the labels in the order that the data set itself gives them; None where it gives none.
+        order: the labels in the data set's own order; None if it has none.
     Raises:
-        Refused: there are fewer than two labels or too many, or two that a reader cannot tell apart.
+        Refused: there are too few or too many labels, or `_require_distinct` refuses them.
     """
     counts = Counter(word for word in words if word is not None)
     if not counts:
@@ -158,7 +158,7 @@ def _by_size(word: str) -> tuple[float, str]:
 
 
 def _require_distinct(counts: Counter, source: str) -> None:
-    """Refuse labels that differ in case alone, and names that metrics.json needs for something else."""
+    """Refuse labels that differ only in case, and names that metrics.json uses for something else."""
     seen: dict[str, str] = {}
     for label in counts:
         other = seen.setdefault(label.casefold(), label)
@@ -182,7 +182,7 @@ def count_line(counts: dict[str, int]) -> str:
 
 
 def require_labels(examples: list, name: str, labels: tuple[str, ...], way_out: str, every: bool = True) -> None:
-    """Raise Refused where the examples called `name` are none or unlabelled or, with `every`, lack a label."""
+    """Refuse examples, called `name`, if there are none, one is unlabelled or, with `every`, a label has no example."""
     found = {label for example in examples for label in example.labels}
     if not examples or any(example.label is None for example in examples):
         raise Refused(f"{name}: {'the rows have no labels' if examples else 'no rows'}; {way_out}")

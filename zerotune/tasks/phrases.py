@@ -1,4 +1,4 @@
-"""Phrases inside sentences: which texts are contained, word for word, in which others."""
+"""Find phrases inside sentences: texts that are contained, word for word, in other texts."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -13,15 +13,15 @@ TEXTS_AT_ONCE = 2000
 class PhraseIndex:
     """Finds which of a set of normalised texts are contained in another text, word for word.
 
-    The texts are a trie: a node is the first words of some of them. From each word of another text the trie is walked
-    down along the text, one depth after the other, for thousands of words at once.
+    The texts form a trie: a node stands for the first words of some of them. A search walks down the trie from each
+    word of another text, one depth after the other, for thousands of words at once.
 
     Attributes:
         texts: the distinct texts.
-        words: each word of a text with its number. One number more is a word of no text, and follows each text.
-        steps: of each depth, int64[its nodes]: parent's number * (len(words) + 1) + last word's number. They are
-            sorted, and the place of a node is its number.
-        ends: of each depth, int32[its nodes]: which text ends at the node, -1 for none.
+        words: the number of each word of the texts. The next number stands for any other word, and follows each text.
+        steps: for each depth, int64 [nodes]: parent's number * (len(words) + 1) + last word's number. They are sorted,
+            and a node's index is its number.
+        ends: for each depth, int32 [nodes]: which text ends at the node, -1 for none.
     """
 
     def __init__(self, texts: Iterable[str]):
@@ -43,7 +43,7 @@ class PhraseIndex:
             text, node, places = text[~is_end], node[~is_end], places[~is_end] + 1
 
     def inside(self, texts: list[str]) -> set[str]:
-        """Return every indexed text that is contained in one of `texts`, or is one of them."""
+        """Return every indexed text that is contained in one of `texts` or equal to it."""
         return {self.texts[number] for _, found in self._contained(texts) for number in found.tolist()}
 
     def outermost(self) -> set[str]:
@@ -53,13 +53,13 @@ class PhraseIndex:
         firsts = range(0, len(self.texts), TEXTS_AT_ONCE)
         for first in say_how_far(firsts, "looking for phrases of other texts", "texts", TEXTS_AT_ONCE):
             numbers = longest_first[first : first + TEXTS_AT_ONCE]
-            numbers = numbers[~is_inner[numbers]]  # what an inner text contains was found in the longer one around it
+            numbers = numbers[~is_inner[numbers]]  # the longer text around an inner one contains the same phrases
             for around, found in self._contained([self.texts[number] for number in numbers.tolist()]):
                 is_inner[found[found != numbers[around]]] = True
         return {text for text, inner in zip(self.texts, is_inner.tolist(), strict=True) if not inner}
 
     def _contained(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield pairs of numbers, depth by depth: of a text among `texts`, and of an indexed text inside it."""
+        """Yield pairs of arrays, depth by depth: indices of texts in `texts`, and of indexed texts inside them."""
         words, starts = self._numbered(texts)
         around = np.repeat(np.arange(len(texts)), np.diff(starts, append=len(words)))
         places, node = np.arange(len(words)), np.zeros(len(words), dtype=np.int64)
@@ -77,7 +77,7 @@ class PhraseIndex:
         return node * (len(self.words) + 1) + word
 
     def _numbered(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the words of all texts, one text after the other, and where each text starts."""
+        """Return the word numbers of all texts, one text after the other, and the index at which each text starts."""
         no_word, words, starts = len(self.words), array("i"), array("q")
         for text in texts:
             starts.append(len(words))

@@ -1,4 +1,4 @@
-"""Classify by a causal model without a head: prompts, and the likelihood of the label words after them."""
+"""Classify with a causal model without a head: prompts, and the likelihood of the label words after them."""
 
 import re
 from array import array
@@ -21,7 +21,7 @@ from zerotune.tasks.cutting import cut_texts, token_ids
 CHAT_NAMES = re.compile(r"(^|[-_./])(it|chat|instruct)($|[-_./])", re.IGNORECASE)
 # Zhao et al. 2021 (arXiv:2102.09690), section 5: three content-free inputs.
 CONTENT_FREE_TEXTS = ("N/A", "[MASK]", "")
-# Texts tokenised together: a tokenizer's own record of a prompt takes about a hundred bytes per token.
+# Texts tokenised at once: a tokenizer's own object for a prompt takes about a hundred bytes per token.
 TEXTS_AT_ONCE = 64
 
 
@@ -30,11 +30,11 @@ class Prompt:
     """How a model is asked for the label of a text.
 
     Attributes:
-        template: of one text, with `{text}`.
+        template: the wording for one text, with `{text}`.
         label_words: a word for each label, in label order.
-        chat: ask in the tokenizer's chat template.
+        chat: whether to use the tokenizer's chat template.
         shots: solved examples, each a text and its label.
-        instruction: stands once, at the beginning.
+        instruction: appears once, at the beginning.
     """
 
     template: str
@@ -74,7 +74,7 @@ class Prompt:
         return self.template.replace("{text}", text)
 
     def answers(self, tokenizer) -> list[str]:
-        """Return the label words as they follow the prompt: after a space in plain text, else as the template has it.
+        """Return the label words as they follow the prompt: after a space in plain text, else as in the chat template.
 
         Raises:
             Refused: as `render_all`.
@@ -84,10 +84,10 @@ class Prompt:
 
 
 def uses_chat(wanted: str, tokenizer, name: str) -> bool:
-    """Return whether prompts use the chat template, by --prompt-format: "auto" means for models that are named so.
+    """Return whether prompts use the chat template, by --prompt-format; "auto" goes by the model's name.
 
     Raises:
-        Refused: chat was asked for and the tokenizer has no template, or the template cannot be used.
+        Refused: chat is asked for without a template, or the template cannot be used.
     """
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if wanted == "chat" and not has_template:
@@ -106,9 +106,9 @@ class PromptData:
 
     Attributes:
         rows: token ids of each row, without the answer's last token, [num_items × rows_per_item].
-        targets: answer tokens of each row: a token for each label when they are single, else those of the row's answer.
-        num_shared: tokens that all rows begin with: shots, and the prompt up to the text.
-        num_truncated: items whose text was cut to fit.
+        targets: answer tokens of each row: one for each label if answers are single tokens, else the row's answer.
+        num_shared: number of tokens that all rows begin with: shots, and the prompt up to the text.
+        num_truncated: number of items whose text was cut to fit.
     """
 
     rows: SharedRows
@@ -126,8 +126,7 @@ class PromptData:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return what each item costs in tokens, [num_items]: the tokens of its rows without the shared ones, each row
-        as long as the longest."""
+        """Return the cost of each item in tokens, [num_items]: its rows, padded, without the shared tokens."""
         counts = self.rows.lengths.reshape(-1, self.rows_per_item)
         return (counts.max(axis=1) - self.num_shared) * self.rows_per_item
 
@@ -137,7 +136,7 @@ class PromptData:
         return row[: len(row) - self._num_answer(item)].tolist()
 
     def _num_answer(self, item: int) -> int:
-        """Return how many tokens of its answer an item's first row has."""
+        """Return how many answer tokens an item's first row has."""
         return 0 if self.single_token else len(self.targets[item * self.rows_per_item]) - 1
 
     @property
@@ -147,24 +146,24 @@ class PromptData:
         return lengths - np.array([self._num_answer(item) for item in range(len(lengths))])
 
     def longest_own(self, items: np.ndarray) -> int:
-        """Return the tokens of the longest row of some items, without the shared ones."""
+        """Return the number of tokens in the longest row of some items, without the shared ones."""
         size, rows = self.rows_per_item, self.rows
         longest = max(len(rows.tails[item * size + label]) for item in items for label in range(size))
         return len(rows.head) + longest - self.num_shared
 
     def prefix(self, model, device: torch.device) -> SharedPrefix | None:
-        """Return the keys and values of the shared tokens, for `log_likelihoods`; None where nothing can be shared."""
+        """Return the keys and values of the shared tokens, for `log_likelihoods`; None if nothing can be shared."""
         return shared_prefix(model, self.rows[0][: self.num_shared], device)
 
     def log_likelihoods(
         self, model, items: np.ndarray, device: torch.device, prefix: SharedPrefix | None = None
     ) -> np.ndarray:
-        """Return the log-probability of each answer, up to a constant of the item: float32 [items, num_labels].
+        """Return the log-probability of each answer, up to a constant per item: float32 [items, num_labels].
 
         Logits are computed for answers only.
 
         Args:
-            prefix: from `prefix`; None computes every row from its first token, by the model's own attention.
+            prefix: from `prefix`; None computes every row from its first token, with the model's own attention.
         """
         size = self.rows_per_item
         numbers = [item * size + offset for item in items.tolist() for offset in range(size)]
@@ -175,16 +174,16 @@ class PromptData:
             rows = [self.rows.after(prefix.num_tokens, number) for number in numbers]
             hidden = prefix.hidden(model, rows, counts, device)
         if self.single_token:
-            # logits of the label words will do: their log softmax over the labels is the same
+            # the label words' logits are enough: their log softmax over the labels is the same
             return answer_logits(model, hidden, self.targets[0]).cpu().numpy()
         targets = np.fromiter(chain.from_iterable(self.targets[number] for number in numbers), np.int64)
         found = answer_log_likelihoods(model, hidden, to_device(targets, device)).cpu().numpy()
         return np.add.reduceat(found, np.cumsum(counts) - counts).reshape(len(items), self.num_labels)
 
     def _hidden_of_whole(self, rows: list[array], counts: np.ndarray, model, device: torch.device) -> torch.Tensor:
-        """Return the last hidden states of each row's last tokens, so many as counted: [counts.sum(), dim].
+        """Return the last hidden states of each row's last `counts` tokens: [counts.sum(), dim].
 
-        Rows are padded on the right, where no token of a causal model looks: they need no mask.
+        Rows are padded on the right, where no token of a causal model looks, so they need no mask.
         """
         lengths = np.array([len(row) for row in rows])
         columns = np.arange(lengths.max())
@@ -198,7 +197,7 @@ class PromptData:
 def answers_overlap(tokenizer, prompt: Prompt) -> bool:
     """Return whether the tokens of one label word begin those of another, as "art" begins "art history".
 
-    The likelihood of the shorter one then includes that of the longer one: they are compared with their ends.
+    The likelihood of the shorter one then includes that of the longer one, so they must be compared with their ends.
     """
     contexts, wholes = _tokenise(tokenizer, prompt, [""])
     answers = _answers_behind(tokenizer, prompt, contexts[0], wholes[0])
@@ -208,14 +207,14 @@ def answers_overlap(tokenizer, prompt: Prompt) -> bool:
 def encode_prompts(
     tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int, end: Sequence[int] = ()
 ) -> PromptData:
-    """Tokenise prompts and answers. Long texts, never shots or the template, lose their middle until all fits.
+    """Tokenise prompts and answers. Long texts lose their middle until all fits; shots and the template are kept.
 
     An answer's tokens are those that the whole string has beyond the prompt's, as in lm-evaluation-harness.
 
     Args:
         max_text_tokens: most tokens of an item's text.
         window: most tokens of prompt and answer together: the model's positions, less `end`.
-        end: token ids behind each answer that are part of it; for answers that overlap.
+        end: token ids to append to each answer, for answers that overlap.
     Raises:
         Refused: the prompt does not fit the window even without a text, the tokenizer cannot tell prompt and label
             words apart, or its chat template cannot be used.
@@ -236,7 +235,7 @@ def encode_prompts(
         for context, options in zip(contexts, answers, strict=True):
             for answer in options:
                 rows.append(context + array("i", answer[:-1]))
-    # a row computes the tokens whose logits score its answer: they cannot be shared
+    # the tokens whose logits score an answer must be computed in its row: they cannot be shared
     most_shared = int((rows.lengths - (1 if single else np.array([len(target) for target in targets]))).min())
     return PromptData(
         rows=rows,
@@ -276,7 +275,7 @@ def _answers_behind(tokenizer, prompt: Prompt, context: list[int], wholes: list[
 def _fitted(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, window: int):
     """Return texts cut so that their prompts fit, the prompts' token ids, and those with each answer, [texts][labels].
 
-    Cutting repeats: the pieces that are kept may become more tokens than they were."""
+    Cutting is repeated, because the pieces that are kept may take more tokens than before."""
     rooms = np.full(len(texts), max_text_tokens)
     cut = cut_texts(tokenizer, texts, rooms)
     contexts, wholes = _tokenise(tokenizer, prompt, cut)
@@ -307,7 +306,7 @@ def _tokenise(tokenizer, prompt: Prompt, texts: list[str]) -> tuple[list[list[in
 
 
 def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tuple:
-    """Draw examples for a prompt by seed, as many of each label as possible, in random order.
+    """Draw examples for a prompt by seed, as evenly over the labels as possible, in random order.
 
     Args:
         examples: each a zerotune.tasks.splits.Example with a label.

@@ -1,4 +1,4 @@
-"""Read the rows of a file one by one: files larger than memory, and standard input.
+"""Read rows one by one, from files larger than memory and from standard input.
 
 The checks and their messages are those of zerotune/tasks/files.py, which reads whole files.
 """
@@ -30,7 +30,7 @@ from zerotune.tasks.files import (
 STREAM_KINDS = ("txt", *FILE_KINDS)
 STANDARD_INPUT = "-"
 TEXT_COLUMN = "text"  # of a txt file, which has a text on each line
-# Rows of a jsonl file that say which columns it has, and of a parquet file that are made at once.
+# Rows of a jsonl file that are read to learn its columns, and rows of a parquet file that are read at once.
 NUM_FIRST_ROWS, PARQUET_ROWS = 100, 1024
 
 
@@ -47,9 +47,9 @@ class RowStream:
 
     Attributes:
         name: for messages.
-        columns: those of every row; of a jsonl file, whose rows may differ, those of its first rows.
+        columns: those of every row; for a jsonl file, whose rows may differ, those of its first rows.
         rows: in the order of the file.
-        position: how much of the file is read, 0 to 1; None where its size is not known.
+        position: returns how much of the file has been read, 0 to 1; None if its size is unknown.
         schema: a parquet file's own types (a pyarrow.Schema); None for other files.
     """
 
@@ -62,10 +62,10 @@ class RowStream:
 
 
 def stream_kind(file: str, kind: str | None) -> str:
-    """Return one of STREAM_KINDS: the given one, else by the file's name; "txt" for standard input.
+    """Return one of STREAM_KINDS: the given one, else that of the file's name, or "txt" for standard input.
 
     Raises:
-        Refused: the name says nothing, or something else than the given kind.
+        Refused: the name has no known extension, or the given kind is parquet and the name or source is not.
     """
     if file == STANDARD_INPUT:
         if kind == "parquet":
@@ -89,12 +89,12 @@ def _named_kind(file: str) -> str:
 
 
 def open_rows(file: str, kind: str | None = None) -> RowStream:
-    """Open a file, or standard input for "-", and read as much as tells its columns.
+    """Open a file, or standard input for "-", and read enough to know its columns.
 
     Args:
-        kind: one of STREAM_KINDS; None: by the name, and "txt" for standard input.
+        kind: one of STREAM_KINDS; None: that of the name, or "txt" for standard input.
     Raises:
-        Refused: the file cannot be read, or holds no rows; later rows are refused as they are read.
+        Refused: the file cannot be read, or holds no rows. Bad rows further on are refused when they are read.
     """
     kind = stream_kind(file, kind)
     if kind == "parquet":
@@ -133,7 +133,7 @@ def _placed(numbered: Iterator[tuple[int, dict]], name: str) -> Iterator[Row]:
 
 
 def _open_binary(file: str) -> tuple[BinaryIO, Callable[[], float | None]]:
-    """Return the bytes of a file, unpacked where its name ends in .gz, and the `position` of a RowStream."""
+    """Return the bytes of a file, unpacked if its name ends in .gz, and the `position` of a RowStream."""
     if file == STANDARD_INPUT:
         return sys.stdin.buffer, lambda: None
     path = Path(file)
@@ -145,7 +145,7 @@ def _open_binary(file: str) -> tuple[BinaryIO, Callable[[], float | None]]:
 
 
 def _text_lines(binary: BinaryIO, path: Path | str) -> Iterator[str]:
-    """Yield the lines of UTF-8 text with their ends, as long as they are text."""
+    """Yield the lines of UTF-8 text with their line ends. Refuses a line that is not text."""
     unpacks = isinstance(binary, gzip.GzipFile)
     number = offset = 0
     while True:
@@ -167,7 +167,7 @@ def _without_end(line: str) -> str:
 
 
 def _without_last_blanks(lines: Iterator[str]) -> Iterator[str]:
-    """Leave out the blank lines behind the last other one."""
+    """Drop blank lines at the end."""
     held = []
     for line in lines:
         if line.strip("\r\n"):

@@ -2,8 +2,8 @@
 
     the cast is superb and effective, but there is something confusing about the chase scenes.	0
 
-The grammar and its words are in zerotune/tasks/sample.toml. A label follows from how a sentence is built, not from its
-words alone: "never dull" is positive, "a superb cast cannot save a clumsy script" is negative.
+The grammar and its words are in zerotune/tasks/sample.toml. A label follows from how a sentence is built, not only
+from its words: "never dull" is positive, "a superb cast cannot save a clumsy script" negative.
 """
 
 import random
@@ -18,7 +18,7 @@ POLARITIES = ("bad", "good")  # in label order: in the code, a polarity is a lab
 MIXED_SHARE = 0.05
 MIXED_TICKETS = 0.15
 MAX_WORDS = 35
-# A word's place in its list is a uniform draw to this power, so the first words are the most frequent.
+# A word's place in its list is a uniform draw raised to this power, so the first words are the most frequent.
 SKEW = 2
 # Reviews take their sentences from a pool, and a share of them contradicts the label.
 FEWEST_SENTENCES, MOST_SENTENCES, SENTENCE_POOL, CONTRARY_SHARE = 3, 9, 4000, 0.25
@@ -35,7 +35,7 @@ def correct_articles(text: str) -> str:
 
 
 def verb_stem(phrase: str) -> str:
-    """Return the stem, which is the plural too, of a third-person verb phrase: "goes nowhere" -> "go nowhere"."""
+    """Return the stem, also the plural, of a third-person verb phrase: "goes nowhere" -> "go nowhere"."""
     verb, space, rest = phrase.partition(" ")
     verb = re.sub(r"ies$", "ys", verb)
     return re.sub(r"(ss|sh|ch|zz|o)es$|s$", r"\1", verb) + space + rest
@@ -67,7 +67,7 @@ VERBS = ("verb", "saves", "sinks")
 
 
 class Writer:
-    """Writes one row from a random stream. A word is repeated only where its list has no other."""
+    """Writes one row from a random stream. A word is repeated only if its list has no other."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
@@ -101,7 +101,7 @@ class Writer:
         return re.sub(r"\{(not )?(?:(more|stem) )?(\w+)\}", fill_slot, template)
 
     def pick(self, words: list[str]) -> str:
-        """Draw a word, one that is new to the row if there is one."""
+        """Draw a word, if possible one that is new to the row."""
         fresh = [word for word in words if word not in self.used] or words
         word = fresh[int(self.rng.random() ** SKEW * len(fresh))]
         self.used.add(word)
@@ -122,7 +122,7 @@ def sample_rows(num_rows: int, seed: int) -> list[tuple[str, int]]:
         text = correct_articles(Writer(rng).fill("{mixed}" if is_mixed else "{sentence}", polarity))
         if text not in rows and 2 <= len(text.split()) <= MAX_WORDS:
             rows[text] = label
-    # Shuffled, as every second row is positive so far.
+    # shuffle: so far every second row is positive
     return sorted(rows.items(), key=lambda row: rng.random())
 
 
@@ -153,7 +153,7 @@ def sample_reviews(num_rows: int, seed: int) -> list[tuple[str, int]]:
 def sample_tickets(num_rows: int, seed: int) -> list[tuple[str, str]]:
     """Return unique messages to a shop with the queue that each belongs to, equally many of each queue.
 
-    MIXED_TICKETS of them are about two things, and belong to either. The same seed gives the same rows.
+    A share of MIXED_TICKETS are about two things, and have either's queue. The same seed gives the same rows.
     """
     return [(text, queue) for text, queue, _ in _tickets(num_rows, seed)]
 
@@ -164,7 +164,7 @@ def sample_ticket_queues(num_rows: int, seed: int) -> list[tuple[str, list[str]]
 
 
 def _tickets(num_rows: int, seed: int) -> list[tuple[str, str, list[str]]]:
-    """Return messages, one queue of each, and all queues of each."""
+    """Return each message with one of its queues and with all of them."""
     rng = random.Random(f"tickets {seed}")
     tickets, rows = _TEXT["tickets"], {}
     queues = list(tickets["queues"])
@@ -189,7 +189,7 @@ def review_lines(seed: int) -> list[str]:
 
 
 def make_sample_model(name: str) -> None:
-    """Make the tiny model of `--sample` where that is the model and it is not there yet."""
+    """Make the tiny model of `--sample` if `name` is that model and it does not exist yet."""
     if name == str(sample_model_folder("sst2")):
         from zerotune.models.tiny import tiny_causal_model  # imports torch
 

@@ -1,7 +1,7 @@
-"""Which source does what: the rows that train, validate and test, by the data flags, and a run's test items again.
+"""Choose by the data flags which sources train, validate and test, and find a run's test items again.
 
-The rows themselves are read, cut down and described by the functions that a task passes in: labelled texts
-(zerotune/tasks/texts.py) and SQuAD's questions go through the same rules.
+A task passes in the functions that read, cut down and describe its rows, so labelled texts (zerotune/tasks/texts.py)
+and SQuAD's questions follow the same rules.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from zerotune.settings.groups import DataSettings
 from zerotune.tasks.split_file import require_same_items, require_unchanged_files
 from zerotune.tasks.splits import Splits
 
-# Shares of the rows that test and that validate; None: a slice of train validates.
+# Shares of test and validation rows; None: a slice of train validates.
 DRAWN_SHARES = {"80-20": (0.2, None), "70-10-20": (0.2, 0.1), "80-10-10": (0.1, 0.1), "random": (0.2, None)}
 
 
@@ -22,10 +22,10 @@ class Corpus:
 
     Attributes:
         name, title: "sst2", "SST-2".
-        splits: the split rules that it has: "official" and some of DRAWN_SHARES.
-        lone_file_split: the rule where --train-file is the only file.
+        splits: the supported split rules: "official" and some of DRAWN_SHARES.
+        lone_file_split: the rule if --train-file is the only file.
         split_warnings: a warning for each rule that has one, printed whenever it is used.
-        dataset, test_split: hub id (None: the user names one), and the hub split that reports.
+        dataset, test_split: hub id (None: the user names one), and the hub split that scores are reported on.
         sample: (number of rows, seed) -> generated rows; sample_train, sample_test: its arguments.
     """
 
@@ -56,7 +56,7 @@ class Origin:
 
 
 def split_rule(corpus: Corpus, settings: DataSettings) -> str:
-    """Return --split, or the rule that the files call for. Raises Refused for one that the task does not have."""
+    """Return --split, or the default for the given files. Raises Refused for a rule that the task does not support."""
     is_lone_file = settings.train_file and not (settings.validation_file or settings.test_file)
     rule = settings.split or (corpus.lone_file_split if is_lone_file else "official")
     if rule not in corpus.splits:
@@ -91,7 +91,7 @@ def origins(corpus: Corpus, settings: DataSettings) -> dict[str, Origin]:
 
 
 def train_origin(corpus: Corpus, settings: DataSettings) -> Origin:
-    """Return the train rows of --sample, --train-file, --dataset or the task's own data set."""
+    """Return the origin of the train rows: --sample, --train-file, --dataset or the task's own data set."""
     if settings.sample:
         if settings.dataset or settings.train_file or settings.validation_file or settings.test_file:
             raise Refused("--sample makes its own rows; leave out --sample, or --dataset and the --*-file flags")
@@ -104,7 +104,7 @@ def train_origin(corpus: Corpus, settings: DataSettings) -> Origin:
 
 
 def _published_test(corpus: Corpus, settings: DataSettings) -> Origin | None:
-    """Return --test-file, or the test rows of the sample or data set; None where --train-file replaces those."""
+    """Return the origin of the test rows: --test-file, sample or data set; None if --train-file replaces those."""
     if settings.test_file:
         return Origin("test", path=settings.test_file)
     if settings.sample:
@@ -141,7 +141,7 @@ def split_record(corpus: Corpus, settings: DataSettings, sources: dict, parts: d
 
 
 def _source_notes(corpus: Corpus, settings: DataSettings, sources: dict) -> list[str]:
-    """Note a split that is drawn, a validation or test file without the other, and repeated rows."""
+    """Return notes about a drawn split, a validation or test file without the other, and repeated rows."""
     notes, rule = [], split_rule(corpus, settings)
     if rule in DRAWN_SHARES:
         num_rows = sum(source["rows"] for source in sources.values())
@@ -174,15 +174,15 @@ def load_test(
 ) -> tuple[list, dict]:
     """Return the items that an eval script scores, and the content of its split.json, whose only part is "test".
 
-    --sample, --dataset, --validation-file, --test-file or --split name them; else they are the test items of the run
-    that wrote `run_split`; else the data set's. `--dataset ID:SPLIT` names a hub split, such as the unlabelled
+    --sample, --dataset, --validation-file, --test-file or --split name them; otherwise they are the test items of the
+    run that wrote `run_split`, or else the data set's. `--dataset ID:SPLIT` names a hub split, such as the unlabelled
     stanfordnlp/sst2:test. All items have labels or none has.
 
     Args:
         run_split: content of the run's split.json.
-        load: all parts, where the test items are drawn from train.
-        read: rows and record of a source, with or without labels.
-        subset: (settings, part's name, its rows) -> the rows that size and limit leave.
+        load: loads all parts, if the test items are drawn from train.
+        read: reads rows and record of a source, with or without labels.
+        subset: (settings, part's name, its rows) -> the rows within the part's size and limit.
         describe: split.json's description of a part.
     Raises:
         Refused: bad input, or a source of the run has changed.
@@ -195,7 +195,7 @@ def load_test(
         wanted = _settings_of_run(run_split)
     elif settings.validation_file and settings.test_file and not is_drawn:
         raise Refused("--validation-file and --test-file both name the items that are scored: leave one of them out")
-    else:  # --train-file is where shots come from, unless the items are drawn from it
+    else:  # --train-file only gives shots, unless the items are drawn from it
         wanted = settings if is_drawn else replace(settings, train_file=None)
 
     origin = test_origin(corpus, wanted)
@@ -229,7 +229,7 @@ def rows_for_shots(
 ) -> list:
     """Return the rows that shots are drawn from: --train-file, else the run's train rows, else the data set's.
 
-    `load` and `read` as for `load_test`; `read` refuses rows without labels. Raises Refused as it does."""
+    `load` and `read` are as for `load_test`, but `read` refuses rows without labels. Raises Refused as `load_test`."""
     if settings.split in DRAWN_SHARES:
         return load(replace(settings, limit_train=None, limit_eval=None)).train
     names_train = settings.sample or settings.dataset or settings.split or settings.train_file
@@ -247,13 +247,11 @@ def _names_items(settings: DataSettings) -> bool:
 
 
 def test_origin(corpus: Corpus, settings: DataSettings) -> Origin | None:
-    """Return where the test items come from; None where they are drawn from train."""
+    """Return where the test items come from; None if they are drawn from train."""
     dataset, colon, split = (settings.dataset or "").partition(":")
     if not colon:
         file, drawn = settings.test_file or settings.validation_file, settings.split in DRAWN_SHARES
-        if file and not (
-            drawn or settings.sample or settings.dataset
-        ):  # train rows are not needed, nor need they exist
+        if file and not (drawn or settings.sample or settings.dataset):  # train rows are not needed and may not exist
             return Origin("test" if settings.test_file else "validation", path=file)
         return origins(corpus, settings).get("test")
     if settings.validation_file or settings.test_file:

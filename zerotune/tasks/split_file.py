@@ -1,4 +1,4 @@
-"""split.json read back: whether the sources and items of a run are still those that it describes."""
+"""Read split.json, and check that the sources and items of a run are still those that it describes."""
 
 import os
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from zerotune.tasks.files import require_file_sha256
 
 
 def reporting_sha256(record: dict) -> str:
-    """Return a hash of the source of the test items, or of all sources where they are drawn from several."""
+    """Return a hash of the source of the test items, or of all sources if they are drawn from several."""
     hashes = {name: source["sha256"] for name, source in record["sources"].items()}
     if "test" in hashes:
         return hashes["test"]
@@ -19,7 +19,7 @@ def reporting_sha256(record: dict) -> str:
 
 
 def split_of_run(model: str, task: str) -> dict | None:
-    """Return split.json of the run whose final/ this model is; None where it is of another task or of no run."""
+    """Return split.json of the run whose final/ this model is; None for another task or a model of no run."""
     run = run_of_final(model)
     if run is None:
         return None
@@ -30,7 +30,7 @@ def split_of_run(model: str, task: str) -> dict | None:
 
 
 def run_of_final(model: str) -> Path | None:
-    """Return the folder of the run whose final/ this model is; None for any other. Either may be reached by a link."""
+    """Return the folder of the run whose final/ this model is; None for any other model. Links are followed."""
     if not os.path.exists(Path(model) / "task.json"):
         return None
     places = (Path(os.path.abspath(model)).parent, Path(model).resolve().parent)
@@ -38,7 +38,7 @@ def run_of_final(model: str) -> Path | None:
 
 
 def require_unchanged_files(run_split: dict, names: Iterable[str]) -> None:
-    """Raise Refused, naming the file, where one of these sources of a run is a file that is missing or has changed."""
+    """Raise Refused, naming the file, if one of these sources of a run is a file that is missing or has changed."""
     for name in names:
         source = run_split["sources"].get(name, {})
         if "path" in source:
@@ -46,7 +46,7 @@ def require_unchanged_files(run_split: dict, names: Iterable[str]) -> None:
 
 
 def require_same_items(run_split: dict, record: dict) -> None:
-    """Raise Refused where the rebuilt parts that `record` describes are not the run's."""
+    """Raise Refused if the rebuilt sources and parts that `record` describes are not the run's."""
     for name, source in record["sources"].items():
         if source["sha256"] != run_split["sources"].get(name, {}).get("sha256"):
             origin = source.get("path") or source.get("dataset") or source["sample"]

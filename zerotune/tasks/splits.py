@@ -1,7 +1,7 @@
-"""Examples, and the splits of them: removal of repeats, stratified and balanced draws by seed, validation slices.
+"""Examples and their splits: removal of repeats, stratified and balanced draws by seed, validation slices.
 
-Everything here is pure and depends only on its arguments, never on Python's hash seed or on numpy's version. A draw is
-seeded by a purpose beside the seed: changing that string moves the splits of every user.
+Everything here is pure and depends only on its arguments, never on Python's hash seed or on numpy's version. A draw
+depends on the seed and on a purpose, a string: changing that string changes the splits of every user.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from zerotune.settings.groups import DataSettings
 from zerotune.tasks.phrases import PhraseIndex
 from zerotune.tasks.stratification import draw_iteratively
 
-# A slice of whole sentences has as many rows as SST-2's validation set, but no larger share of its rows or sentences.
+# A slice of whole sentences is as large as SST-2's validation set, or these shares of rows and whole sentences if less.
 SENTENCES, SHARE_OF_ROWS, SHARE_OF_SENTENCES = 872, 0.10, 0.25
 
 
@@ -26,10 +26,10 @@ class Example:
 
     Attributes:
         id: stable: "train-17" is row 17, from 0, of the train source.
-        label: the label's number; where a row may have several labels, the numbers of all, rising; None where the row
-            is not labelled.
-        index: the number that an unlabelled row has in a column of its own; None without one.
-        pair: the two texts of which `text` is made, for models that read two; None where there is one.
+        label: the label's index; the indices of all labels, ascending, if rows may have several; None if the row is
+            unlabelled.
+        index: an unlabelled row's own number from an index column; None without one.
+        pair: the two texts that `text` is made of, for models that read pairs; None for a single text.
         normalised: `normalise_text` of the text.
     """
 
@@ -46,7 +46,7 @@ class Example:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The numbers of all labels that the row has."""
+        """The indices of all labels that the row has."""
         if isinstance(self.label, tuple):
             return self.label
         return () if self.label is None else (self.label,)
@@ -65,7 +65,7 @@ class Splits:
 def normalise_text(text: str) -> str:
     """Return the form in which two texts count as the same: NFC, case folded, single spaces.
 
-    A text in that form is returned itself: it takes no memory twice."""
+    A text already in that form is returned itself, which saves memory."""
     normalised = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return text if normalised == text else normalised
 
@@ -82,7 +82,7 @@ def count_repeats(examples: list[Example]) -> dict:
 
 
 def without_texts_of(examples: list[Example], others: Iterable[Example]) -> list[Example]:
-    """Return the examples whose normalised text is that of none of `others`."""
+    """Return the examples whose normalised text does not occur in `others`."""
     seen = {other.normalised for other in others}
     return [example for example in examples if example.normalised not in seen]
 
@@ -134,7 +134,7 @@ def _draw(
 
 
 def stratified_subset(examples: list[Example], size: int, seed: int, purpose: str) -> list[Example]:
-    """Draw `size` examples (all, where there are no more) with the label shares of the whole, in their old order.
+    """Draw `size` examples (or all, if there are fewer) with the label shares of the whole, in their old order.
 
     Draws for different purposes are independent under one seed."""
     if size >= len(examples):
@@ -148,9 +148,9 @@ def stratified_subset(examples: list[Example], size: int, seed: int, purpose: st
 def stratified_split(
     examples: list[Example], share: float, seed: int, purpose: str
 ) -> tuple[list[Example], list[Example]]:
-    """Return (rest, drawn): a share of the examples, stratified by label, and the others in their old order.
+    """Draw a share of the examples, stratified by label. Returns (rest, drawn), both in their old order.
 
-    At least one example of each label stays."""
+    At least one example of each label stays in the rest."""
     size = round(len(examples) * share)
     if have_label_sets(examples):
         drawn = _leaving_each_label(examples, _drawn_by_label_sets(examples, size, seed, purpose))
@@ -167,7 +167,7 @@ def stratified_split(
 
 
 def _leaving_each_label(examples: list[Example], drawn: list[Example]) -> list[Example]:
-    """Return the drawn examples but, for each label that no other example has, the first of its rows."""
+    """Return the drawn examples, less the first one of each label that would otherwise be missing from the rest."""
     num_left = Counter(label for example in examples for label in example.labels)
     num_left.subtract(label for example in drawn for label in example.labels)
     kept = []
@@ -180,8 +180,9 @@ def _leaving_each_label(examples: list[Example], drawn: list[Example]) -> list[E
 
 
 def balanced_subset(examples: list[Example], size: int, seed: int, flag: str) -> list[Example]:
-    """Draw `size` examples, as many of each label (the first labels one more where it does not divide), in their old
-    order. Raises Refused, naming the flag that asks for it, where a label has too few rows or a row several labels."""
+    """Draw `size` examples, equally many of each label (or one more of the first labels), in their old order.
+
+    Raises Refused, naming the flag, if a label has too few rows or rows may have several labels."""
     if have_label_sets(examples):
         raise Refused(
             f"{flag} {size}: a balanced subset has as many rows of each label, and with --multi-label a row may have "
@@ -198,8 +199,8 @@ def balanced_subset(examples: list[Example], size: int, seed: int, flag: str) ->
     return _draw(examples, groups, shares, seed, flag)
 
 
-# What a smaller test set is drawn for, by --limit-eval or for the base evaluation: one seed draws the same items first,
-# so that two sizes have those of the smaller one in common (but for the rounding of labels' shares).
+# Purpose of drawing a smaller test set, for --limit-eval and for the base evaluation. One seed draws the same items
+# first, so that the larger of two sets includes the smaller one (up to the rounding of labels' shares).
 TEST_LIMIT = "test limit"
 
 
@@ -213,10 +214,10 @@ def subset(
 ) -> list:
     """Cut a part ("train", "validation" or "test") down to its --*-size by `balanced`, then its --limit-* by `limited`.
 
-    This comes last, so that no size or limit changes which part a row belongs to.
+    This is the last step, so that no size or limit changes which part a row belongs to.
 
     Args:
-        is_sized: the part was drawn in its size already.
+        is_sized: whether the part was already drawn at its size.
     """
     size, limit, purpose = {
         "train": (settings.train_size, settings.limit_train, "train limit"),
@@ -234,8 +235,9 @@ def subset(
 def draw_validation(
     train: list[Example], seed: int, balanced_size: int | None, share: float
 ) -> tuple[list[Example], list[Example], str]:
-    """Return (rest of train, validation slice, a note): a stratified share of train, or `balanced_size` rows of it, as
-    many of each label. Rows with the text of a drawn one leave train."""
+    """Draw a stratified share of train, or `balanced_size` rows of it, equally many of each label.
+
+    Rows with the text of a drawn one leave train. Returns (rest of train, validation slice, a note)."""
     if balanced_size is not None:
         drawn = balanced_subset(train, balanced_size, seed, "--validation-size")
     elif have_label_sets(train):
@@ -248,8 +250,9 @@ def draw_validation(
 def draw_validation_sentences(
     train: list[Example], seed: int, balanced_size: int | None = None
 ) -> tuple[list[Example], list[Example], str]:
-    """Return (rest of train, validation slice, a note) as `draw_validation`, drawn from whole sentences: every row that
-    is contained in a drawn one leaves train."""
+    """Draw a validation slice as `draw_validation`, but from whole sentences only.
+
+    Every row that is contained in a drawn one leaves train. Returns (rest of train, validation slice, a note)."""
     index = PhraseIndex(example.normalised for example in train)
     whole = whole_sentences(train, index)
     if not whole:
@@ -263,8 +266,9 @@ def draw_validation_sentences(
 
 
 def whole_sentences(examples: list[Example], index: PhraseIndex) -> list[Example]:
-    """Return the examples whose normalised text is contained, word for word, in no other of the `index` of all; of
-    equal rows with one label the first, and none of equal rows with several labels."""
+    """Return the examples whose normalised text is contained, word for word, in no other text of the `index`.
+
+    Of rows with the same text only the first is returned, or none if their labels differ. The `index` has all texts."""
     whole, first, conflicting = index.outermost(), {}, set()
     for example in examples:
         text = example.normalised
@@ -274,13 +278,13 @@ def whole_sentences(examples: list[Example], index: PhraseIndex) -> list[Example
 
 
 def without_phrases_of(examples: list[Example], sentences: list[Example], index: PhraseIndex) -> list[Example]:
-    """Return the examples, all of the `index`, whose normalised text is contained in none of `sentences`."""
+    """Return the examples whose normalised text is contained in none of `sentences`. The `index` has all texts."""
     contained = index.inside([sentence.normalised for sentence in sentences])
     return [example for example in examples if example.normalised not in contained]
 
 
 def sentence_slice_size(num_rows: int, num_whole: int) -> int:
-    """Return the rows of a validation slice of whole sentences, at least 2."""
+    """Return the number of rows in a validation slice of whole sentences, at least 2."""
     return max(2, min(SENTENCES, int(num_rows * SHARE_OF_ROWS), int(num_whole * SHARE_OF_SENTENCES)))
 
 
@@ -295,7 +299,7 @@ def ids_sha256(examples: list) -> str:
 def describe(examples: list[Example], labels: tuple[str, ...]) -> dict:
     """Return split.json's entry for a part: {"count", "labels": {name: rows with it}, "ids_sha256"}.
 
-    Where rows may have several labels, "without_label" counts those that have none."""
+    If rows may have several labels, "without_label" counts those that have none."""
     found = Counter(label for example in examples for label in example.labels)
     num_unlabelled = sum(example.label is None for example in examples)
     names = {"unlabelled": num_unlabelled} if num_unlabelled else {name: found[i] for i, name in enumerate(labels)}

@@ -1,12 +1,12 @@
 """SST-2: is a sentence from a film review positive or negative? Its rows, its splits and the wordings of its prompt.
 
-A made-up row in the data set's form (lower case, tokens apart, `sentence<TAB>label`):
+A made-up row in the data set's form (lower case, spaces between tokens, `sentence<TAB>label`):
 
     a small , stubborn film that earns its quiet ending .	1
 
 Label 1 is positive, 0 negative. The published score is accuracy on the 872 validation sentences; the hub's test rows
-have no labels (-1). Nine in ten train rows are phrases of other train rows, so the rows that validate are drawn from
-whole sentences, and their phrases leave train. Socher et al. 2013; Wang et al. 2018 (GLUE).
+have no labels (-1). Nine in ten train rows are phrases of other train rows, so validation rows are drawn from whole
+sentences, and their phrases leave train. Socher et al. 2013; Wang et al. 2018 (GLUE).
 """
 
 from zerotune.tasks.sample import sample_rows

@@ -1,21 +1,21 @@
-"""A draw of rows that may have several labels each, in which every label has its share. Pure functions of numbers."""
+"""Draw rows that may have several labels each, so that every label gets its share. Pure functions of numbers."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-_NO_LABEL = -1  # in the place of a label, for the rows that have none
+_NO_LABEL = -1  # takes the place of a label for rows without one
 
 
 def draw_iteratively(label_sets: Sequence[tuple[int, ...]], size: int, order: Iterable[int]) -> list[int]:
-    """Return the positions of `size` rows, sorted, with about as large a share of each label's rows as of all rows.
+    """Return the sorted positions of `size` rows, with about the same share of each label's rows as of all rows.
 
-    Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011, ECML PKDD, algorithm 1) into two parts: of the label
-    with the fewest rows left, each row goes to the part that lacks most rows of that label, else most rows in all. A
-    part that has all its rows takes no more, so that the size is exact.
+    Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011, ECML PKDD, algorithm 1) into two parts: take the
+    label with the fewest rows left, and give each of its rows to the part that lacks most rows of that label, or else
+    most rows in all. A full part takes no more rows, so that the size is exact.
 
     Args:
-        label_sets: the numbers of each row's labels; () for a row without one.
-        order: of the positions, in which the rows of a label are taken.
+        label_sets: the indices of each row's labels; () for a row without one.
+        order: all positions, in the order in which a label's rows are taken.
     """
     sets, share = [labels or (_NO_LABEL,) for labels in label_sets], size / len(label_sets)
     rows: dict[int, list[int]] = defaultdict(list)

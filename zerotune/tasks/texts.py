@@ -1,6 +1,6 @@
-"""Labelled texts: from a task's sources to its train, validation and test rows, by the same rules for all such tasks.
+"""Labelled texts: turn a task's sources into train, validation and test rows, by the same rules for all such tasks.
 
-A task module (zerotune/tasks/sst2.py) describes its data by a TextTask.
+A task module, such as zerotune/tasks/sst2.py, describes its data by a TextTask.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from zerotune.tasks.labels import numbered, parse_label, require_labels
 from zerotune.tasks.sources import DRAWN_SHARES, Corpus, Origin
 from zerotune.tasks.splits import Example, Splits, count_repeats, describe, stratified_split, subset, without_texts_of
 
-# What GLUE's files call the row numbers that its server wants back.
+# Names in GLUE's files for the row numbers that its server expects back.
 INDEX_COLUMNS = ("index", "idx")
 
 
@@ -28,9 +28,9 @@ class Wording(NamedTuple):
     """How a model is asked.
 
     Attributes:
-        template: of one text, with `{text}`.
+        template: the wording for one text, with `{text}`.
         label_words: a word for each label, in label order.
-        instruction: stands once at the beginning, before the solved examples; "" for none.
+        instruction: appears once at the beginning, before the solved examples; "" for none.
     """
 
     template: str
@@ -46,13 +46,13 @@ class TextTask(Corpus):
         labels: names of the labels, in label order.
         max_length: default of --max-length, in tokens.
         wordings: the first is the default; the others show how much a score depends on the wording.
-        text_columns, label_columns: accepted names; the first one that is there is read.
-        pair_column: the second text of a pair; None where a row has one text.
+        text_columns, label_columns: accepted names; the first one that exists is read.
+        pair_column: the second text of a pair; None if a row has one text.
         columns_way_out: how to name other columns, as the end of a message.
-        read_label: (value, labels, place) -> the label's index, or None for a row without one; where a text may have
+        read_label: (value, labels, place) -> the label's index, or None for a row without one; for texts that may have
             several labels, their indices.
-        label_separator: stands between the labels of a text that may have several; None: a text has one.
-        clean: takes out of a text what is no text, such as markup.
+        label_separator: separates the labels of a text that may have several; None: a text has one.
+        clean: removes parts of a text that are not text, such as markup.
         draw_validation: (train, seed, balanced size or None) -> (rest of train, validation slice, a note).
     """
 
@@ -70,31 +70,31 @@ class TextTask(Corpus):
 
     @property
     def multi_label(self) -> bool:
-        """Whether a text has none, one or several of the labels, not exactly one."""
+        """Whether a text may have any number of labels instead of exactly one."""
         return self.label_separator is not None
 
     @property
     def pair_columns(self) -> tuple[str, str] | None:
-        """The columns of a pair of texts; None where a row has one text."""
+        """The columns of a pair of texts; None if a row has one text."""
         return (self.text_columns[0], self.pair_column) if self.pair_column else None
 
 
 def load(task: TextTask, settings: DataSettings) -> Splits:
     """Return the rows that train, validate and test.
 
-    official: the data set's own split (or --test-file, or a lone --validation-file) tests, and a slice of train
-    validates, unless there are a validation file and a test file. 80-20: a fifth of train tests. 70-10-20: a fifth of
-    all given rows tests and a tenth validates; 80-10-10: a tenth each. Raises Refused for bad input or flags."""
+    official: test on the data set's own split (or --test-file, or a lone --validation-file), and validate on a slice of
+    train unless both files are given. 80-20: test on a fifth of train. 70-10-20: test on a fifth of all given rows and
+    validate on a tenth; 80-10-10: a tenth each. Raises Refused for bad input or flags."""
     return split(task, settings, read_sources(task, settings))
 
 
 def read_sources(task: TextTask, settings: DataSettings) -> dict[str, tuple[Origin, Source]]:
-    """Return the rows of the task's sources by their use, as `sources.origins` names it. Raises Refused."""
+    """Return the rows of the task's sources, by their use as in `sources.origins`. Raises Refused."""
     return {name: (origin, read_source(origin)) for name, origin in sources.origins(task, settings).items()}
 
 
 def split(task: TextTask, settings: DataSettings, read: dict[str, tuple[Origin, Source]]) -> Splits:
-    """Return what `load` does, of rows that are read already. Empties `read`: rows that are examples need no memory."""
+    """Return the same as `load`, from rows already read. Empties `read`, to free rows that have become examples."""
     labels, give_labels, rows, records = task.labels, _give_labels(task), {}, {}
     predict = f"a run reports on labelled rows; predict these with eval/{task.name}.py --test-file"
     for name in list(read):
@@ -146,7 +146,7 @@ _REMOVED = {
 
 
 def _without(examples: list[Example], others: list[Example], name: str, of: str) -> tuple[list[Example], int]:
-    """Return the examples without the texts of others, and how many left. Raises Refused where none stays."""
+    """Return the examples whose texts are not in `others`, and how many were removed. Raises Refused if none remain."""
     kept = without_texts_of(examples, others)
     if examples and not kept:
         raise Refused(f"all {len(examples)} {name} rows are also {of} rows: give {name} rows of their own")
@@ -179,12 +179,12 @@ def _give_labels(task: TextTask) -> str:
 def read(task: TextTask, origin: Origin, way_out: str | None = None) -> tuple[list[Example], dict]:
     """Return (examples, the source's record with its duplicates and conflicts).
 
-    With `way_out` (what to do else) all rows must have labels, and those of train every label. Raises Refused."""
+    With `way_out` (advice for messages) all rows must have labels, and train rows every label. Raises Refused."""
     return label_rows(task, origin, read_source(origin), way_out)
 
 
 def label_rows(task: TextTask, origin: Origin, source: Source, way_out: str | None) -> tuple[list[Example], dict]:
-    """Return what `read` does, of rows that are read already."""
+    """Return the same as `read`, from rows already read."""
     examples = make_examples(task, source, origin.prefix, needs_labels=way_out is not None)
     if way_out:
         require_labels(examples, source.name, task.labels, way_out, every=origin.prefix == "train")
@@ -208,7 +208,7 @@ def label_column_of(task: TextTask, source: Source, needs_labels: bool) -> str |
     """Return the column of the labels, None for a source without one.
 
     Raises:
-        Refused: there is none, and `needs_labels`.
+        Refused: there is none although `needs_labels`.
     """
     if needs_labels or any(name in source.columns for name in task.label_columns):
         return _column(task, source, task.label_columns, "the labels")
@@ -231,9 +231,9 @@ def _clean(task: TextTask, value, where: str) -> str:
 def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: bool) -> list[Example]:
     """Return one Example per row, with ids prefix-0, prefix-1, …; without a label column all are unlabelled.
 
-    So they are with --multi-label where no row has a label. An unlabelled row keeps its index for submission.tsv, where
-    it has one. Raises Refused for an empty text, an unknown label, a source with labels in only some of its rows, and
-    an index that is empty or occurs twice."""
+    With --multi-label they are also unlabelled if no row has a label. An unlabelled row keeps its index, if it has one,
+    for submission.tsv. Raises Refused for an empty text, an unknown label, a source with labels in only some of its
+    rows, and an index that is empty or occurs twice."""
     text_column = _column(task, source, task.text_columns, "the texts")
     pair_column = task.pair_column and _column(task, source, (task.pair_column,), "the second texts")
     label_column = label_column_of(task, source, needs_labels)
@@ -263,14 +263,14 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
 
 
 def joined_pair(columns: tuple[str, str], pair: tuple[str, str]) -> str:
-    """Return a pair of texts as the one text that models read which do not read pairs."""
+    """Return a pair of texts as one text, for models that do not read pairs."""
     return f"{columns[0]}: {pair[0]}\n{columns[1]}: {pair[1]}"
 
 
 def _index(value, where: str) -> str:
-    """Return a row's own index as submission.tsv has it."""
+    """Return a row's own index in the form of submission.tsv."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # as parquet files of pandas have it
+        value = int(value)  # pandas may write indices to parquet as floats
     text = str(value).strip() if isinstance(value, str) or type(value) is int else ""
     if not text or not text.isprintable():
         raise Refused(

@@ -1,8 +1,8 @@
-"""Arrays in a cache: one file per entry, named after what it was computed from, complete or absent.
+"""Arrays in a cache: one file per entry, named by a hash of its inputs, complete or absent.
 
 Any number of processes and nodes may want the same entry at once. One computes it, and the others wait for its lock and
-read. Where the file system has no locks each computes for itself: all write aside and rename, and the last one replaces
-an equal file.
+read. On a file system without locks each computes the entry itself: all write aside and rename, and the last one
+replaces an equal file.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def content_key(settings: list, texts: Iterable[str]) -> str:
-    """Return a hash of settings (numbers, strings, None) and texts, from which other texts cannot be cut."""
+    """Return a hash of settings (numbers, strings, None) and texts, including where each text ends."""
     digest = hashlib.sha256(repr(settings).encode())
     for text in texts:
         data = text.encode()
@@ -34,7 +34,7 @@ def content_key(settings: list, texts: Iterable[str]) -> str:
 def cached_arrays(
     path: Path, compute: Callable[[], dict[str, np.ndarray]], fits: Callable[[dict[str, np.ndarray]], bool]
 ) -> dict[str, np.ndarray]:
-    """Return the entry at `path`; where there is none that fits, `compute` and write it.
+    """Return the entry at `path`; if there is none that fits, `compute` and write it.
 
     Args:
         fits: whether arrays have the names, types and shapes of this entry.
@@ -57,7 +57,7 @@ def cached_arrays(
 
 
 def are_rows(values: np.ndarray, offsets: np.ndarray, num_rows: int) -> bool:
-    """Return whether values, [tokens], are cut into so many rows by their offsets, [rows + 1]."""
+    """Return whether `offsets`, [rows + 1], cut `values`, [tokens], into `num_rows` rows."""
     return (
         values.ndim == 1
         and values.dtype.kind in "iu"
@@ -71,16 +71,16 @@ def are_rows(values: np.ndarray, offsets: np.ndarray, num_rows: int) -> bool:
 
 @contextmanager
 def _lock_beside(path: Path) -> Iterator[None]:
-    """Hold the lock of an entry, or none where that is impossible. The system releases the lock of a process that dies.
+    """Hold the lock of an entry, or none if that is impossible. The system releases the lock of a process that dies.
 
-    A process that waits for a lock file which is removed meanwhile gets the lock of a file that no new process opens:
-    it still finds the entry, or computes it a second time."""
+    If the lock file is removed while a process waits for it, that process locks a file that no new process opens: it
+    still finds the entry, or computes it a second time."""
     lock_path = path.with_suffix(".lock")
     try:
         make_private_folder(path.parent)
         lock = lock_path.open("w")
     except OSError:
-        yield  # whoever saves the entry reports the error
+        yield  # `save_arrays` reports the error
         return
     with lock:
         with suppress(OSError):  # a file system without locks
@@ -92,13 +92,13 @@ def _lock_beside(path: Path) -> Iterator[None]:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder that only its owner can enter: entries are trusted. One that is there keeps its mode."""
+    """Make a folder that only its owner can enter, because entries are trusted. An existing one keeps its mode."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write one file: the sha256 of the rest, then an uncompressed npz. Raises Refused where it cannot be written."""
+    """Write one file: the sha256 of the rest, then an uncompressed npz. Raises Refused if it cannot be written."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     data = buffer.getbuffer()
@@ -119,7 +119,7 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Return what `save_arrays` wrote; None where the file is missing, unreadable, torn or of another kind."""
+    """Return the arrays of `save_arrays`; None if the file is missing, unreadable, damaged or of another kind."""
     try:
         data = path.read_bytes()
     except OSError:

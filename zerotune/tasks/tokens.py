@@ -1,4 +1,4 @@
-"""Texts to token ids: by the fast tokenizer in batches, kept in a cache whose entries are named after their content."""
+"""Tokenise texts with the fast tokenizer in batches, and keep the token ids in a cache keyed by their content."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key
 
 CACHE_FORMAT = "zerotune tokens 1"
 TEXTS_PER_CALL = 2048
-# The part of "head-and-tail" that comes from a text's head: best on IMDB (Sun et al. 2019, arXiv:1905.05583, section
+# The share of "head-and-tail" that comes from a text's head: best on IMDB (Sun et al. 2019, arXiv:1905.05583, section
 # 5.3.1: 128 and 382 of 510 tokens).
 HEAD_SHARE = 0.25
 
@@ -26,8 +26,8 @@ class Encoded:
     Attributes:
         ids: int32 [tokens].
         offsets: int64 [texts + 1].
-        num_truncated: texts that were longer than the maximum length.
-        type_ids: uint8 [tokens], None where the model has no token types.
+        num_truncated: number of texts longer than the maximum length.
+        type_ids: uint8 [tokens], None if the model has no token types.
     """
 
     ids: np.ndarray
@@ -51,8 +51,8 @@ def encode_texts(
     """Tokenise texts, with the tokenizer's own special tokens, each cut to `max_length` tokens.
 
     Args:
-        texts: all single, or all pairs, of which the longer one is cut first.
-        cache_dir: where tokens are kept, named after their content; None: no cache.
+        texts: all single, or all pairs, whose longer text is cut first.
+        cache_dir: folder of the token cache; None: no cache.
         truncation: "head" keeps a longer text's head, "head-and-tail" a quarter from its head and the rest from its
             tail.
     Raises:
@@ -87,7 +87,7 @@ def encode_texts(
 
 
 def _cache_key(tokenizer, texts: Sequence[str | tuple[str, str]], max_length: int, truncation: str) -> str:
-    """Return a hash of everything that decides the ids."""
+    """Return a hash of everything that determines the ids."""
     import tokenizers
 
     backend = whole_texts(tokenizer)
@@ -98,7 +98,7 @@ def _cache_key(tokenizer, texts: Sequence[str | tuple[str, str]], max_length: in
 
 
 def _settings(tokenizer) -> tuple[str, bool, bool]:
-    """Return a tokenizer's settings outside its backend: the side that is cut, special tokens are split, type ids."""
+    """Return a tokenizer's settings outside its backend: truncation side, splitting of special tokens, type ids."""
     has_types = "token_type_ids" in tokenizer.model_input_names
     return tokenizer.truncation_side, tokenizer.split_special_tokens, has_types
 
@@ -143,7 +143,7 @@ def _encode(
 
 
 def _gap(row, max_length: int) -> slice | None:
-    """Return the tokens to drop between head and tail of a row that was not truncated; None of one that fits."""
+    """Return the tokens to drop between head and tail of a row that was not truncated; None if it fits."""
     excess = len(row) - max_length
     if excess <= 0:
         return None
@@ -159,14 +159,14 @@ def _joined(rows: list[list[int]], gaps: list[slice | None], dtype) -> np.ndarra
 
 
 def _require_one_bos(tokenizer, ids: np.ndarray, offsets: np.ndarray) -> None:
-    """Raise Refused where a text begins with the BOS that the tokenizer adds."""
+    """Raise Refused if a text itself begins with the BOS that the tokenizer adds."""
     bos = tokenizer.bos_token_id
     if bos is None or tokenizer("")["input_ids"][:1] != [bos]:
         return
     starts = offsets[:-1]
     assert (ids[starts] == bos).all(), "a tokenizer that adds BOS left one out"
     seconds = starts[np.diff(offsets) > 1] + 1
-    # an empty text after a tokenizer that closes with the same token has BOS EOS, of one id
+    # an empty text is BOS EOS, which look like two BOS if both have the same id
     twice = np.flatnonzero(ids[seconds] == bos)
     if len(twice) and bos != tokenizer.eos_token_id:
         text = int(np.searchsorted(offsets, seconds[twice[0]], side="right")) - 1

@@ -1,1 +1,1 @@
-"""The loop, its step and its checkpoints; beside them the Hugging Face Trainer on the same run."""
+"""The training loop, its steps and its checkpoints, and the same run with the Hugging Face Trainer."""

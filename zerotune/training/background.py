@@ -1,7 +1,7 @@
-"""Checkpoints that a thread of each rank writes while training continues.
+"""Checkpoints that a thread on each rank writes while training continues.
 
-What the ranks have to agree on is done by their main threads together, at a step's boundary or when training ends: only
-then does a checkpoint count.
+The ranks' main threads do the collective part together, between two steps or when training ends. Only then is a
+checkpoint complete.
 """
 
 from collections.abc import Callable
@@ -15,26 +15,26 @@ from zerotune.training.snapshot import StateFile
 
 
 class Carrier(Protocol):
-    """Where a rank's files are until a thread has written them into the run folder: host memory, or a scratch disk."""
+    """Holds a rank's files until a thread has written them to the run folder: host memory or a scratch disk."""
 
     def begin(self, files: list[StateFile], aside: Path, num_bytes: int) -> Callable[[], dict[str, dict]]:
-        """Copy the files while training waits. Returns what the thread has to do.
+        """Copy the files while training waits. Returns the function that the thread has to call.
 
-        That writes them into `aside` and returns their manifest entries. Both raise Refused: a disk is full.
+        It writes the files into `aside` and returns their manifest entries. Both calls raise Refused if a disk is full.
 
         Args:
-            num_bytes: of the checkpoint on all ranks.
+            num_bytes: size of the checkpoint over all ranks.
         """
 
     def close(self) -> None:
-        """Free what `begin` needs."""
+        """Free the resources of `begin`."""
 
 
 class BackgroundSaves:
-    """The checkpoints of a run, one on its way at a time. All ranks call every method together.
+    """Saves the checkpoints of a run in the background, one at a time. All ranks call every method together.
 
     Args:
-        keep: --keep-checkpoints.
+        keep: the value of --keep-checkpoints.
     """
 
     def __init__(self, carrier: Carrier, keep: int, accelerator):
@@ -46,22 +46,22 @@ class BackgroundSaves:
 
     @property
     def target(self) -> Path | None:
-        """The folder of the checkpoint that is on its way, None without one."""
+        """The folder of the checkpoint being written, or None."""
         return self._target if self._writing else None
 
     @property
     def has_arrived(self) -> bool:
-        """Whether this rank's files of the checkpoint on its way are in the run folder, or cannot be written there."""
+        """Whether this rank has written its files of the current checkpoint to the run folder, or failed to."""
         return self._writing is not None and self._writing.done()
 
     def start(self, target: Path, progress: dict, files: list[StateFile], num_bytes: int) -> None:
-        """Copy a checkpoint's files and set them on their way, once the one before counts.
+        """Finish the previous checkpoint, copy this one's files, and start writing them in the background.
 
         Args:
-            files: this rank's.
+            files: this rank's files.
             target, progress, num_bytes: as for `checkpoints.save`.
         Raises:
-            Refused: the disk has no room. `finish` reports one that fills up.
+            Refused: the previous checkpoint failed, or the disk has no room. `finish` reports later failures.
         """
         self.finish()
         aside = checkpoints.prepare(target, num_bytes, self.accelerator)
@@ -75,10 +75,10 @@ class BackgroundSaves:
             self._writing = self._thread.submit(write)
 
     def finish(self) -> None:
-        """Wait for the checkpoint on its way, make it count, and delete what is no longer kept.
+        """Wait for the checkpoint being written, publish it, and start deleting superseded ones.
 
         Raises:
-            Refused: a disk is full. Earlier checkpoints are as they were.
+            Refused: a disk is full. Earlier checkpoints are unchanged.
         """
         if self._writing is None:
             return
@@ -92,19 +92,19 @@ class BackgroundSaves:
         checkpoints.publish(self._target, self._progress, entries, problem, self._num_bytes, self.accelerator)
         if self.accelerator.is_main_process:
             checkpoints.delete_leftovers(self._target.parent)
-            # a file system takes its time over large files; the thread does this before it writes the next ones
+            # deleting large files can be slow; the thread does it before it writes the next checkpoint
             superseded = checkpoints.superseded(self._target, self.keep)
             self._deleting = self._thread.submit(checkpoints.delete, superseded)
 
     def close(self) -> None:
-        """Call `finish`, and free what the copies needed; no further ones are saved."""
+        """Call `finish` and free the copies' resources. No checkpoint can be saved afterwards."""
         self.finish()
         self._check_deletion()
         self._thread.shutdown()
         self.carrier.close()
 
     def _check_deletion(self) -> None:
-        """Wait for the deletion of what is no longer kept. Raises what it raised."""
+        """Wait for the pending deletion, and re-raise its error if it failed."""
         if self._deleting is not None:
             deleting, self._deleting = self._deleting, None
             deleting.result()

@@ -1,6 +1,6 @@
-"""Which examples form a step, and how a step is cut into micro-batches. Pure functions of numbers.
+"""Group examples into steps, and cut steps into micro-batches. Pure functions of numbers.
 
-Step content depends on (seed, epoch, lengths, batch size) alone. World size and token budget decide only the cut.
+A step's content depends only on (seed, epoch, lengths, batch size). World size and token budget only affect the cut.
 """
 
 import math
@@ -9,14 +9,14 @@ import numpy as np
 
 from zerotune.randomness import random_order
 
-# Steps sorted by length together: larger groups pad less and make steps more alike inside.
+# Number of steps whose examples are sorted by length together: larger groups pad less but make each step less diverse.
 STEPS_PER_LENGTH_GROUP = 100
 
 
 class LengthBatches:
-    """The batches of data whose examples share nothing: examples of similar lengths go together.
+    """Batches independent examples by similar length.
 
-    A subclass has `lengths`, the tokens of each example, and `packs`, whether a batch is one row without padding.
+    Subclasses provide `lengths` (tokens of each example) and `packs` (whether a batch is one row without padding).
     """
 
     lengths: np.ndarray
@@ -31,16 +31,16 @@ class LengthBatches:
         return micro_batches(step, self.lengths, budget, world_size, self.packs)
 
     def num_tokens(self, rows: np.ndarray) -> int:
-        """Return the tokens that the model reads of some examples in one batch."""
+        """Return the number of tokens in a batch of some examples, without padding."""
         return int(self.lengths[rows].sum())
 
     def num_padded_tokens(self, rows: np.ndarray) -> int:
-        """Return the same with the padding."""
+        """Return the number of tokens in a batch of some examples, padding included."""
         return self.num_tokens(rows) if self.packs else int(self.lengths[rows].max()) * len(rows)
 
 
 def num_steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Return the optimizer steps that one pass over the examples takes; the last one may be smaller."""
+    """Return the number of optimizer steps in one pass over the examples; the last step may be smaller."""
     return math.ceil(num_examples / batch_size)
 
 
@@ -51,7 +51,7 @@ def epoch_steps(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
         lengths: tokens of each example, [num_examples].
         batch_size: examples in a step over all devices.
     Returns:
-        Index arrays, one a step, which together hold every index exactly once.
+        One index array per step; together they hold every index exactly once.
     """
     order = random_order(len(lengths), seed, f"examples of epoch {epoch}")
     group_size = batch_size * STEPS_PER_LENGTH_GROUP
@@ -64,7 +64,7 @@ def epoch_steps(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> 
 
 
 def _size(falling: np.ndarray, packs: bool) -> int:
-    """Return the tokens of a batch of examples of falling lengths: their own, or with padding."""
+    """Return the tokens of a batch of examples sorted by falling length, with padding unless it is packed."""
     return int(falling.sum() if packs else falling[0] * len(falling))
 
 
@@ -74,7 +74,7 @@ def cut_by_budget(lengths: np.ndarray, budget: int, packs: bool = False) -> list
     A single example longer than the budget gets its own run.
 
     Args:
-        packs: count the examples' own tokens; else padding too (longest × count).
+        packs: count only the examples' own tokens; otherwise count padding too (longest × count).
     """
     runs, start, total = [], 0, 0
     for index, length in enumerate(lengths.tolist()):
@@ -89,15 +89,15 @@ def cut_by_budget(lengths: np.ndarray, budget: int, packs: bool = False) -> list
 def micro_batches(
     step: np.ndarray, lengths: np.ndarray, budget: int, world_size: int, packs: bool = False
 ) -> list[list[np.ndarray]]:
-    """Cut one step into micro-batches for every rank: as few as fit the budget, as even as they can be.
+    """Cut one step into micro-batches for every rank: as few as the budget allows, and as even as possible.
 
     Args:
         step: indices of the step's examples, [batch].
         lengths: tokens of every example of the data set, [num_examples].
         budget: most tokens in one micro-batch, exceeded only by a single long example.
-        packs: whether a micro-batch is one row without padding, which then does not count.
+        packs: whether a micro-batch is one row without padding, so that only real tokens count.
     Returns:
-        For each rank a list of index arrays. The lists are equally long; a rank with less work has empty arrays, for
+        For each rank a list of index arrays. The lists are equally long, filled up with empty arrays, because
         collective operations (DDP, ZeRO-3) hang when one rank makes fewer passes than another.
     """
     order = step[np.argsort(-lengths[step], kind="stable")]
@@ -115,7 +115,7 @@ def micro_batches(
 
 
 def _even_runs(sorted_lengths: np.ndarray, budget: int, max_runs: int, packs: bool) -> list[slice]:
-    """Cut into at most `max_runs` runs whose largest run is smallest (binary search over the size of a run)."""
+    """Cut into at most `max_runs` runs, with the largest as small as possible (binary search over its size)."""
     low, high = 1, budget
     while low < high:
         middle = (low + high) // 2
@@ -129,7 +129,7 @@ def _even_runs(sorted_lengths: np.ndarray, budget: int, max_runs: int, packs: bo
 def evaluation_batches(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
     """Cut examples into batches of similar lengths for evaluation, longest first.
 
-    They depend on lengths and budget alone, so that a score does not depend on the world size or on a restart.
+    They depend only on lengths and budget, so that scores do not depend on the world size or on restarts.
     """
     order = np.argsort(-lengths, kind="stable")
     return [order[run] for run in cut_by_budget(lengths[order], budget)]

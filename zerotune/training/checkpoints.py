@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or do not count: written aside, hashed, renamed, marked COMPLETE last.
+"""Checkpoints, either complete or ignored: written to a temporary folder, hashed, renamed, marked COMPLETE last.
 
 checkpoints/step-00000120/   …state files…  progress.json  manifest.json  COMPLETE
-checkpoints/best-00000100/   the same of a best evaluation, without the optimizer's state: no run resumes from it
+checkpoints/best-00000100/   the same for a best evaluation, without optimizer state: no run can resume from it
 """
 
 import shutil
@@ -28,7 +28,7 @@ from zerotune.run.launch import on_all_ranks
 from zerotune.training.progress import ProgressRecord
 
 MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
-# A step that is saved again, such as one whose evaluation had been stopped, until the new files count.
+# Prefix of an old checkpoint while its step is saved again, for example after an interrupted evaluation.
 REPLACED = ".replaced-"
 # A save must leave this much for logs and reports.
 SPARE_BYTES = 64 * 2**20
@@ -49,18 +49,18 @@ def step_folder(root: Path, step: int) -> Path:
 
 
 def best_folder(root: Path, step: int) -> Path:
-    """Return the folder of a step's weights without optimizer state."""
+    """Return the folder for a step's weights without optimizer state."""
     return root / f"best-{step:08d}"
 
 
 def weights_folder(root: Path, step: int) -> Path:
-    """Return where the weights of an evaluated step are: in its checkpoint, else in the folder of weights alone."""
+    """Return the folder with an evaluated step's weights: its full checkpoint if complete, else its best folder."""
     whole = step_folder(root, step)
     return whole if (whole / MARKER).exists() else best_folder(root, step)
 
 
 def holds_weights_alone(folder: Path) -> bool:
-    """Return whether a folder is one of `best_folder`, from which no run can resume."""
+    """Return whether a folder is a `best_folder`, from which no run can resume."""
     return folder.resolve().name.startswith("best-")
 
 
@@ -71,9 +71,9 @@ def save(target: Path, progress: dict, write: Callable[[Path], list[Path]], num_
         target: step_folder or best_folder of the step.
         progress: a CheckpointRecord.
         write: writes this rank's state files into a folder and returns them.
-        num_bytes: about how many bytes all ranks write; checked against the free disk before anything is written.
+        num_bytes: approximate bytes that all ranks write; checked against the free disk space before writing.
     Raises:
-        Refused: the disk is too full. Earlier checkpoints are as they were, and nothing half-written is left.
+        Refused: the disk is too full. Earlier checkpoints are unchanged, and no partial files are left.
     """
     aside = prepare(target, num_bytes, accelerator)
     entries, problem = {}, None
@@ -85,20 +85,20 @@ def save(target: Path, progress: dict, write: Callable[[Path], list[Path]], num_
 
 
 def prepare(target: Path, num_bytes: int, accelerator) -> Path:
-    """Make the folder to write a checkpoint into; all ranks take part. Raises Refused: the disk is full."""
+    """Create the temporary folder for a checkpoint; all ranks take part. Raises Refused if the disk is full."""
     aside = _aside(target)
     agree(accelerator, _make_aside(aside, num_bytes) if accelerator.is_main_process else None)
     return aside
 
 
 def publish(target: Path, progress: dict, entries: dict, problem: str | None, num_bytes: int, accelerator) -> Path:
-    """Turn the folder that `prepare` made into a checkpoint that counts; all ranks take part.
+    """Turn the folder from `prepare` into a complete checkpoint; all ranks take part.
 
     Args:
         entries: manifest entries of the files that this rank wrote.
-        problem: a line that says why it could not write them.
+        problem: why this rank could not write its files, or None.
     Raises:
-        Refused: a rank has a problem, or the disk is full by now. Nothing half-written is left.
+        Refused: a rank has a problem, or the disk is full by now. No partial files are left.
     """
     aside = _aside(target)
     problems, manifest = on_all_ranks(accelerator, problem), {}
@@ -141,7 +141,7 @@ def _make_aside(aside: Path, num_bytes: int) -> str | None:
 
 
 def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None) -> str:
-    """Return the message for a disk without room for a checkpoint of `num_bytes`; raise an error of another kind."""
+    """Return the message for a disk without room for `num_bytes`; re-raise `error` if the disk is not its cause."""
     if error is not None and not disk_is_full(folder, error):
         raise error
     return (
@@ -151,7 +151,7 @@ def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None)
 
 
 def hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
-    """Return the manifest entries of files in a checkpoint's folder, once they are on the disk."""
+    """Flush files of a checkpoint's folder to the disk, and return their manifest entries."""
     return {str(path.relative_to(folder)): file_record(path) for path in files}
 
 
@@ -171,7 +171,7 @@ def _rename(aside: Path, target: Path) -> None:
 
 
 def put_back_replaced(root: Path) -> None:
-    """Restore a checkpoint whose replacement, of the same step, never came to count. One process calls this."""
+    """Restore old checkpoints whose replacement was never completed. Call this from one process only."""
     for replaced in root.glob(f"{REPLACED}*"):
         target = root / replaced.name.removeprefix(REPLACED)
         if (target / MARKER).exists():
@@ -182,24 +182,24 @@ def put_back_replaced(root: Path) -> None:
 
 
 def unmark_later(folder: Path) -> None:
-    """Remove the markers of checkpoints of later steps than this one: they no longer count."""
+    """Remove the markers of checkpoints of later steps than this one, so that they are ignored."""
     for later in _step_folders(folder.resolve().parent):
         if later.name > folder.resolve().name and not later.is_symlink():
             (later / MARKER).unlink(missing_ok=True)
 
 
 def agree(accelerator, problem: str | None) -> None:
-    """Stop every rank when one has a problem."""
+    """Raise Refused on every rank if one has a problem."""
     lines = [line for line in on_all_ranks(accelerator, problem) if line]
     if lines:
         raise Refused(lines[0])
 
 
 def defect(folder: Path, run_id: str | None = None) -> str | None:
-    """Return what is wrong with a checkpoint, None for a whole one. Reads and hashes every file.
+    """Return what is wrong with a checkpoint, or None if it is complete. Reads and hashes every file.
 
     Args:
-        run_id: of the run that it must belong to; None: of any.
+        run_id: the run that it must belong to; None for any.
     """
     if not (folder / MARKER).exists():
         return f"no {MARKER} marker"
@@ -234,21 +234,21 @@ def _contradiction(record: CheckpointRecord, folder: Path) -> str | None:
 
 
 def read_progress(folder: Path) -> CheckpointRecord:
-    """Return the progress.json of a checkpoint. Raises OSError or ValueError where it is damaged."""
+    """Return the progress.json of a checkpoint. Raises OSError or ValueError if it is damaged."""
     return parse_record((folder / PROGRESS).read_text(encoding="utf-8"), CheckpointRecord)
 
 
 def best_of(folder: Path) -> Path | None:
-    """Return where the best weights are that a whole checkpoint knows of; None before the first evaluation."""
+    """Return the folder of the best weights up to a complete checkpoint; None before the first evaluation."""
     best_step = read_progress(folder)["progress"]["best_step"]
     return None if best_step is None else weights_folder(folder.parent, best_step)
 
 
 def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, list[str]]:
-    """Return the newest whole checkpoint, and a line for each newer one that is passed over.
+    """Return the newest complete checkpoint, and a message for each newer one that is skipped.
 
     Args:
-        run_id: of the run that it must belong to; None: of any.
+        run_id: the run that it must belong to; None for any.
     """
     passed_over = []
     for folder in reversed(_step_folders(root)):
@@ -263,29 +263,30 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
 
 
 def prune(last: Path, keep: int) -> None:
-    """Delete what `superseded` names and what killed saves have left. Args as there."""
+    """Delete `superseded` checkpoints and the leftovers of killed saves. The arguments are those of `superseded`."""
     delete_leftovers(last.parent)
     delete(superseded(last, keep))
 
 
 def superseded(last: Path, keep: int) -> list[Path]:
-    """Return all but the newest `keep` checkpoints, the best that each of them knows of, and the one just saved.
+    """Return the folders to delete: all but the newest `keep` checkpoints, the best known to each, and `last`.
 
-    Checkpoints without a marker, of another run, and of later steps, from which the run did not resume, do not count.
+    Checkpoints that are incomplete, of another run, or later than `last` (the run did not resume from them) are not
+    kept and do not count towards `keep`.
 
     Args:
-        last: the one just saved, a best one or one to resume from.
+        last: the checkpoint just saved, in a step or best folder.
     """
     root, record = last.parent, read_progress(last)
     run_id, newest = record["run_id"], step_folder(root, record["step"])
     counted = [folder for folder in _step_folders(root) if folder <= newest and _counts(folder, run_id)]
-    # if the newest is torn, an older one resumes with the best that it knew
+    # if the newest is damaged, the run resumes from an older one and needs the best of that time
     protected = {last, *counted[-keep:]} | {best_of(folder) for folder in counted[-keep:]}
     return [folder for folder in [*_step_folders(root), *_folders(root, "best")] if folder not in protected]
 
 
 def delete_leftovers(root: Path) -> None:
-    """Delete what saves that were cut short have left; none is under way."""
+    """Delete the leftovers of interrupted saves. No save may be in progress."""
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover)
 
@@ -299,7 +300,7 @@ def _counts(folder: Path, run_id: str) -> bool:
 
 
 def _step_folders(root: Path) -> list[Path]:
-    """Return the folders of checkpoints to resume from, whole or not, by step."""
+    """Return the folders of resumable checkpoints, complete or not, in order of step."""
     return _folders(root, "step")
 
 
@@ -308,11 +309,11 @@ def _folders(root: Path, kind: str) -> list[Path]:
 
 
 def delete(folders: list[Path]) -> None:
-    """Delete checkpoints; of a link to one, the link alone."""
+    """Delete checkpoints. For a link to one, delete only the link."""
     for folder in folders:
         if folder.is_symlink():
             folder.unlink()
             continue
-        # without its marker it no longer counts if the deletion is cut short
+        # marker first: an interrupted deletion must not leave a folder that looks complete
         (folder / MARKER).unlink(missing_ok=True)
         shutil.rmtree(folder)

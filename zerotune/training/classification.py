@@ -1,4 +1,4 @@
-"""Encoded examples with labels, and the batches and losses made of them."""
+"""Tokenised examples with labels, and their batches and losses."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ UNLABELLED = -100  # cross entropy ignores it
 def labelled_data(
     tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
 ) -> "LabelledData":
-    """Tokenise examples, each with one label, for a classifier head, as `encode_examples`."""
+    """Tokenise examples with one label each for a classifier head. Arguments as for `encode_examples`."""
     encoded = encode_examples(tokenizer, config, examples, max_length, truncation, cached)
     labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
     return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
@@ -35,7 +35,7 @@ def encode_examples(
     """Tokenise the texts of examples for a classifier head; an encoder reads a pair of texts as two segments.
 
     Args:
-        cached: take the tokens from the cache where it has them, and keep them there.
+        cached: read the tokens from the cache, or add them to it.
     """
     reads_pairs = is_encoder(config)
     texts = [example.pair or example.text if reads_pairs else example.text for example in examples]
@@ -43,10 +43,10 @@ def encode_examples(
 
 
 def check_last_tokens(name: str, config, tokenizer, data: "LabelledData") -> None:
-    """Refuse texts that end with the pad token, for a causal model: transformers would pool the token before it.
+    """Refuse texts for a causal model that end with the pad token: transformers would pool the token before it.
 
     Args:
-        name: of the model.
+        name: the model's name.
     """
     if is_encoder(config):
         return
@@ -66,9 +66,9 @@ class LabelledData(LengthBatches):
     Attributes:
         ids: stable id of each example, [num_examples].
         encoded: token ids of each example.
-        labels: int64 class of each example, [num_examples]; -100 where it is not known.
-        pad_id: token id that fills short rows; masked, so that its value never counts.
-        class_weights: of each label in the training loss, float64 [num_labels]; None: all count the same.
+        labels: int64 class of each example, [num_examples]; -100 if unknown.
+        pad_id: token id that fills short rows; it is masked, so its value does not matter.
+        class_weights: weight of each label in the training loss, float64 [num_labels]; None: all equal.
         packs: whether a batch is one packed row (zerotune/models/packed.py).
     """
 
@@ -86,7 +86,7 @@ class LabelledData(LengthBatches):
 
     @property
     def num_truncated(self) -> int:
-        """Texts that were cut to fit."""
+        """Number of texts that were cut to fit."""
         return self.encoded.num_truncated
 
     @property
@@ -95,11 +95,11 @@ class LabelledData(LengthBatches):
         return self.encoded.ids
 
     def num_targets(self, rows: np.ndarray) -> float:
-        """Return the divisor of the sum of some examples' losses: the sum of their weights, or their number."""
+        """Return the divisor for the sum of some examples' losses: the sum of their weights, or their number."""
         return float(weights_of(self.labels[rows], self.class_weights).sum())
 
     def inputs(self, rows: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
-        """Build model inputs of some examples, on the device: right-padded int64 [rows, longest], or a packed row."""
+        """Build model inputs for some examples on the device: right-padded int64 [rows, longest], or a packed row."""
         tokens = [self.encoded.row(row) for row in rows]
         longest = max(len(row) for row in tokens)
         input_ids = np.full((len(rows), longest), self.pad_id, dtype=np.int64)
@@ -117,14 +117,14 @@ class LabelledData(LengthBatches):
         return on_device(pack(inputs) if self.packs else inputs, device)
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of a `SequenceClassifier`, and the classes [rows] of some examples with their weights."""
+        """Build the inputs of a `SequenceClassifier` for some examples, with their classes and weights [rows]."""
         labels = self.labels[rows]
         weights = weights_of(labels, self.class_weights).astype(np.float32)
         return Batch(self.inputs(rows, device), to_device(labels, device), to_device(weights, device))
 
     @property
     def scored_lengths(self) -> np.ndarray:
-        """The cost of each example to `scores` in tokens, [num_examples]."""
+        """Cost of scoring each example, in tokens, [num_examples]."""
         return self.lengths
 
     def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
@@ -138,10 +138,10 @@ class LabelledData(LengthBatches):
         return log_probabilities(records)
 
     def mean_loss(self, records: list[dict]) -> float:
-        """Return the mean loss of an example, given all examples' records."""
+        """Return the mean loss per example, given all examples' records."""
         return float(-log_probabilities(records)[np.arange(len(records)), self.labels].mean())
 
 
 def log_probabilities(records: list[dict]) -> np.ndarray:
-    """Return the labels' natural log-probabilities that the records hold, float32 [items, labels]."""
+    """Return the labels' natural log-probabilities from some records, float32 [items, labels]."""
     return np.array([record["log_probabilities"] for record in records], dtype=np.float32)

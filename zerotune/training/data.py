@@ -13,11 +13,10 @@ class Batch:
 
     Attributes:
         inputs: keyword arguments of the model's forward.
-        targets: what the loss compares the model's output with, int64: classes [rows], start and end columns
-            [windows, 2], or the tokens of the answers [tokens]. Where a text may have several labels, 0 or 1 for each:
-            float32 [rows, labels].
-        target_weights: what each target's loss is multiplied by, float32 [rows], [rows, labels] or [tokens]; None for
-            SQuAD, where all count the same.
+        targets: targets of the loss. int64: classes [rows], start and end columns [windows, 2], or answer tokens
+            [tokens]. For texts with several labels, 0 or 1 for each label: float32 [rows, labels].
+        target_weights: factor of each target's loss, float32 [rows], [rows, labels] or [tokens]; None for SQuAD, where
+            all count the same.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -31,7 +30,7 @@ class TrainingData(Protocol):
     Attributes:
         ids: stable id of each example, [num_examples].
         lengths: tokens of each example, int64 [num_examples].
-        packs: whether a batch is one packed row (zerotune/models/packed.py), which the model must be told.
+        packs: whether a batch is one packed row (zerotune/models/packed.py); the model must be set up for it.
     """
 
     ids: list[str]
@@ -39,19 +38,19 @@ class TrainingData(Protocol):
     packs: bool
 
     def epoch_steps(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """Split one epoch into optimizer steps: rows of each, which together hold every example exactly once."""
+        """Split one epoch into the rows of each optimizer step; together they hold every example exactly once."""
 
     def micro_batches(self, step: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
-        """Cut a step into micro-batches of at most `budget` padded tokens: for every rank equally many, maybe empty."""
+        """Cut a step into micro-batches of at most `budget` padded tokens: equally many per rank, some maybe empty."""
 
     def num_tokens(self, rows: np.ndarray) -> int:
-        """Count the tokens that the model reads of some examples in one batch, without padding."""
+        """Count the tokens that the model reads in a batch of some examples, without padding."""
 
     def num_targets(self, rows: np.ndarray) -> float:
-        """Return the divisor of the sum of some examples' losses: the number of labels, windows or answer tokens.
+        """Return the divisor for the sum of some examples' losses: the number of examples, windows or answer tokens.
 
-        Where they have weights, the sum of those.
+        With weights per target it is their sum, except for texts with several labels.
         """
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        """Build the model inputs and the targets of some examples."""
+        """Build the model inputs and targets of some examples."""

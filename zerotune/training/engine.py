@@ -1,4 +1,4 @@
-"""A model with its optimizer, the same for plain data parallelism and DeepSpeed: backward, clip, update, save, load."""
+"""A model with its optimizer, with the same interface for DDP and DeepSpeed: backward, clip, update, save, load."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -33,7 +33,7 @@ from zerotune.training.data import TrainingData
 from zerotune.training.snapshot import StateFile, bytes_on_node
 from zerotune.training.zero_state import BYTES_A_WEIGHT, KINDS, load_zero_state, zero_state_files
 
-# Written by plain runs; zero_state.py names those of ZeRO.
+# Files of plain runs; zero_state.py names those of ZeRO runs.
 WEIGHTS_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.pt"
 
 
@@ -59,17 +59,17 @@ def load_engine(
     train: TrainingData,
     whole_gradients: bool = True,
 ) -> "Engine":
-    """Load the model with its head, count its parameters in parameters.json, and put the optimizer around them.
+    """Load the model with its head, write its parameter counts to parameters.json, and build the optimizer.
 
-    Of an embedding that trains, only the rows that the training split uses do; not under ZeRO-3, which shards it. A
-    generator's may be tied to its LM head, which trains every row.
+    A trained embedding trains only the rows that the training split uses, except under ZeRO-3, which shards it, in a
+    generator, whose embedding may be tied to its LM head, and with --engine trainer.
 
     Args:
         labels: names of a classifier's labels.
-        whole_gradients: of `check_fits`.
+        whole_gradients: the result of `check_fits`.
     """
     zero = (settings.deepspeed or {}).get("zero_optimization", {})
-    if "optimizer" in Sharding(zero=zero).on_host:  # AdamW computes there; a launcher leaves it one thread
+    if "optimizer" in Sharding(zero=zero).on_host:  # AdamW runs there; a launcher leaves it one thread
         use_own_cores()
     device = run.accelerator.device
     model_settings = read_onto(settings.model, device)
@@ -117,12 +117,12 @@ def load_engine(
 
 
 def exchange_in_bf16(group, bucket):
-    """Average a bucket of gradients in bf16: torch's hook, which by its own name is for NCCL only."""
+    """Average a bucket of gradients in bf16. DDP refuses torch's own hook, by its name, without NCCL."""
     return bf16_compress_hook(group, bucket)
 
 
 def load_tuned_model(model: ModelSettings, head: str, labels: tuple[str, ...], tokenizer) -> TunedModel:
-    """Load a model with the head of --head: "classify", "span" or "generate"."""
+    """Load a model with the head that --head names: "classify", "span" or "generate"."""
     if head == "classify":
         return load_classifier(model, labels, tokenizer)
     return (load_span_model if head == "span" else load_generator)(model, tokenizer)
@@ -134,9 +134,9 @@ class Engine:
     All ranks call every method together: gradients, norms and DeepSpeed's files are collective.
 
     Args:
-        data_parallel: False where somebody else lets the ranks exchange their gradients.
-        whole_gradients: whether ZeRO-2 and 3 keep them whole on each rank until a step's last micro-batch, and exchange
-            them once; else they exchange those of every micro-batch. The same on all ranks.
+        data_parallel: False if something else, such as the Trainer, exchanges gradients between the ranks.
+        whole_gradients: whether ZeRO-2 and 3 keep whole gradients on each rank and exchange them once, with a step's
+            last micro-batch; otherwise they exchange with every micro-batch. Must be the same on all ranks.
     """
 
     def __init__(
@@ -184,17 +184,18 @@ class Engine:
         """Accumulate the gradient of one micro-batch; ranks exchange gradients with the last one.
 
         Args:
-            loss: this rank's share of the step's loss: its sum over the global count. Ranks add up to the loss.
+            loss: a share of the step's loss: a sum of losses divided by the global count. The shares of all
+                micro-batches and ranks add up to the step's loss.
         """
         self.note_loss(loss)
-        # DDP and DeepSpeed average over ranks, and the loss is a sum over ranks
-        if self.scaler:  # `step` makes the average a sum: a greater loss would overflow where one process does not
+        # DDP and DeepSpeed average gradients over ranks, but the loss is a sum over ranks
+        if self.scaler:  # `update` makes the average a sum: a larger loss could overflow where one process does not
             self.scaler.scale(loss).backward()
             return
         loss = loss * self.accelerator.num_processes
         if self.deepspeed:
             if self.whole_gradients and self.model.zero_optimization_stage() > 1:
-                # what DeepSpeed's coalesce_grad_reduction sets, which exchanges after the last backward pass, not in it
+                # as DeepSpeed's coalesce_grad_reduction, but exchanging during the last backward pass, not after it
                 self.model.inside_no_sync_ctxt = self.model.optimizer._coalesce_grad_reduction = not is_last
             self.model.set_gradient_accumulation_boundary(is_last)
             self.model.backward(loss)
@@ -202,12 +203,12 @@ class Engine:
             loss.backward()
 
     def gradients_stay_local(self, is_last: bool):
-        """Return the context of one micro-batch's forward and backward: no exchange before the last one."""
+        """Return the context for a micro-batch's forward and backward; only the last one exchanges gradients."""
         several = self.accelerator.num_processes > 1 and not self.deepspeed
         return self.model.no_sync() if several and not is_last else nullcontext()
 
     def update(self, rate_factor: float) -> None:
-        """Clip, update with the peak learning rates × `rate_factor`, clear gradients."""
+        """Clip gradients, update with the peak learning rates × `rate_factor`, and clear gradients."""
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * rate_factor
         if self.deepspeed:
@@ -229,7 +230,7 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def note_loss(self, loss: torch.Tensor) -> None:
-        """Add a micro-batch's part of the step's mean loss."""
+        """Add a micro-batch's share of the step's mean loss."""
         self._loss += loss.detach()
 
     def note_norm(self, norm: torch.Tensor | float) -> None:
@@ -237,7 +238,7 @@ class Engine:
         self._norm = norm
 
     def take_loss_and_norm(self) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Return this rank's part of the step's mean loss, a float32 scalar, and the gradient norm before clipping."""
+        """Return and reset this rank's share of the step's mean loss, float32 [], and the norm before clipping."""
         assert self._norm is not None, "engine.update ends every step"
         taken = self._loss, self._norm
         self._loss, self._norm = self._zero(), None
@@ -254,27 +255,27 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(self.trainable, self.max_grad_norm, norm)
 
     def free(self) -> None:
-        """Drop model and optimizer, so that their memory can be used again. The engine is unusable afterwards."""
+        """Free the memory of model and optimizer. The engine is unusable afterwards."""
         from accelerate.utils import release_memory
 
         self.model = self.optimizer = self.scaler = None
         self.trainable = []
-        self.accelerator.free_memory()  # empties the device's cache before it lets go of them
+        self.accelerator.free_memory()  # empties the device's cache before it drops its references, hence the next line
         release_memory()
 
     def checkpoint_bytes(self, weights_alone: bool = False) -> int:
-        """Estimate the bytes of a checkpoint, of all ranks together: float32 weights and, with them, two moments."""
+        """Estimate a checkpoint's bytes over all ranks: float32 weights, and two moments unless `weights_alone`."""
         return self.num_trainable * (BYTES_A_WEIGHT // len(KINDS) if weights_alone else BYTES_A_WEIGHT)
 
     def snapshot_bytes(self) -> int:
-        """Estimate the bytes of a checkpoint's files from the ranks of this node; 0 on ranks that have none."""
+        """Estimate the bytes of a checkpoint's files from this node's ranks; 0 on ranks that write none."""
         has_files = self.deepspeed or self.accelerator.is_main_process
         return bytes_on_node(self.checkpoint_bytes(), self.deepspeed) if has_files else 0
 
     def state_files(self, weights_alone: bool = False) -> list[StateFile]:
         """Return this rank's files of a checkpoint: trainable weights and optimizer state.
 
-        They hold the state itself, not a copy: write or copy them before the next step.
+        They refer to the live state, not to a copy: write or copy them before the next step.
 
         Args:
             weights_alone: leave out the optimizer's state.
@@ -291,10 +292,10 @@ class Engine:
         return [file.write(folder) for file in self.state_files(weights_alone)]
 
     def load(self, folder: Path, weights_alone: bool = False) -> None:
-        """Restore what any number of ranks wrote by `save`, bit for bit; under DeepSpeed with adamw8bit, as many.
+        """Restore what `save` wrote, bit for bit, on any number of ranks (the same for adamw8bit with DeepSpeed).
 
         Args:
-            weights_alone: leave the optimizer's state unread, for nothing is trained any more.
+            weights_alone: skip the optimizer's state, because training is over.
         """
         if self.deepspeed:
             load_zero_state(folder, self.model.optimizer, self._names(), *self._place(), weights_alone)
@@ -309,7 +310,7 @@ class Engine:
         return {parameter: name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
     def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """Gather ZeRO-3's shards, complete on rank 0; of an adapter only what trains. Returns None without shards."""
+        """Gather ZeRO-3's shards on rank 0, for an adapter only the trainable ones. Returns None without ZeRO-3."""
         if self.deepspeed and self.model.zero_optimization_stage() == 3:
             has_frozen = any(not parameter.requires_grad for parameter in self.module.parameters())
             return self.model._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=has_frozen)
@@ -317,7 +318,7 @@ class Engine:
 
 
 def training_state_files(module: nn.Module, stateful: dict) -> list[StateFile]:
-    """Return the files of the weights that train, and of the states of some objects (None where there is none)."""
+    """Return the files of the trainable weights and of the states of some objects, which may be None."""
     files = [StateFile(WEIGHTS_FILE, _trainable_weights(module))]
     if stateful:
         states = {name: part.state_dict() if part else None for name, part in stateful.items()}
@@ -326,7 +327,7 @@ def training_state_files(module: nn.Module, stateful: dict) -> list[StateFile]:
 
 
 def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None:
-    """Restore what `training_state_files` held, bit for bit: the weights, and the states of the objects given."""
+    """Restore the weights and the states of the given objects from `training_state_files`, bit for bit."""
     from safetensors.torch import load_file
 
     stored, own = load_file(folder / WEIGHTS_FILE), _trainable_weights(module)
@@ -336,8 +337,8 @@ def load_training_state(folder: Path, module: nn.Module, stateful: dict) -> None
             own[name].copy_(tensor)
     if not stateful:
         return
-    # the optimizer moves its state to the parameters' device; "cpu:0", Accelerate's name of a CPU, cannot be mapped
-    # tensors for a GPU are read through the file's pages, which a node's ranks share; on a CPU they would stay there
+    # load to "cpu": the optimizer moves its state to the parameters' device; Accelerate's "cpu:0" cannot be mapped to
+    # mmap for a GPU: a node's ranks share the file's pages; on a CPU the tensors would keep using the file
     to_gpu = next(iter(own.values())).device.type == "cuda"
     states = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=to_gpu)
     for name, part in stateful.items():

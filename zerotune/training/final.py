@@ -19,10 +19,10 @@ from zerotune.training.loop import TrainingLoop
 
 
 def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: dict) -> Path:
-    """Write final/ from the best checkpoint: aside, then renamed. All ranks take part.
+    """Write final/ from the best checkpoint, to a temporary folder that is then renamed. All ranks take part.
 
     Args:
-        record: what task.json says of the task: task, head, prompt, labels, thresholds, how texts are cut.
+        record: task.json's entries about the task: task, head, prompt, labels, thresholds, how texts are cut.
     Raises:
         Refused: the best checkpoint is damaged.
     """
@@ -39,7 +39,7 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
     loop.apply_unused_decay(progress.best_step)
     restore_whole_embedding(engine.module.stock_model)
     state = engine.gathered_state_dict()
-    if state is not None:  # names as in the module, wanted as in the model inside it
+    if state is not None:  # names of the module, but those of its inner model are needed
         state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
     if is_main_process():
         place = final.resolve()  # final/ may be a link to another disk
@@ -68,17 +68,17 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
 
 
 def _training_sha256(settings: TrainSettings, ids: list[str]) -> str:
-    """Return a hash that is the same for runs that differ in their training seed alone."""
+    """Return a hash of flags and data that is equal for runs that differ only in their seed or FREE_FLAGS."""
     left_out = (*FREE_FLAGS, "seed")
     flags = {name: value for name, value in settings.run.flags.values.items() if name not in left_out}
     return json_sha256([flags, ids])
 
 
 def logged_evaluation(run: RunFolder, step: int) -> dict:
-    """Return the evaluation that metrics.jsonl holds for a step; on rank 0, {} elsewhere.
+    """Return a step's evaluation from metrics.jsonl on rank 0, {} on other ranks.
 
     Raises:
-        Refused: the file does not hold it.
+        Refused: the file has no evaluation of this step.
     """
     if not is_main_process():
         return {}

@@ -1,7 +1,7 @@
-"""Prompts with the answers that a generator learns to write: a row is prompt, label word and end of the answer.
+"""Training rows of a generator: prompt, label word and end of the answer.
 
-The loss counts the label word and the end, never the prompt. Prompts are those of zerotune/tasks/prompts.py: what
-is trained is what is evaluated.
+The loss covers the label word and the end, never the prompt. The prompts are those of zerotune/tasks/prompts.py, as in
+evaluation.
 """
 
 import math
@@ -32,9 +32,9 @@ class AnswerData(LengthBatches):
         ids: stable id of each example, [num_examples].
         labels: int64 class of each example, [num_examples].
         prompt: the wording.
-        prompts: each example's prompt with the answers of all labels, as they are evaluated.
-        end: token ids that end an answer; [] where the answers of `prompts` have them already.
-        class_weights: of each label in the training loss, float64 [num_labels]; None: all count the same.
+        prompts: each example's prompt with the answers of all labels, as in evaluation.
+        end: token ids that end an answer; [] if the answers in `prompts` include them.
+        class_weights: weight of each label in the training loss, float64 [num_labels]; None: all equal.
         packs: whether a batch is one packed row (zerotune/models/packed.py).
     """
 
@@ -48,7 +48,7 @@ class AnswerData(LengthBatches):
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens that the model reads of each example, [num_examples]: of its row all but the last."""
+        """Tokens that the model reads for each example, all of its row but the last: [num_examples]."""
         return np.array([len(self.row(item, label)[0]) - 1 for item, label in enumerate(self.labels)])
 
     @cached_property
@@ -58,12 +58,12 @@ class AnswerData(LengthBatches):
 
     @property
     def answer_share(self) -> float:
-        """The largest part of a row's tokens at which logits are computed."""
+        """The largest share of a row's tokens at which logits are computed."""
         return float((self.num_answer_tokens / self.lengths).max())
 
     @property
     def num_truncated(self) -> int:
-        """Examples whose text was cut to fit."""
+        """Number of examples whose text was cut to fit."""
         return self.prompts.num_truncated
 
     @property
@@ -73,7 +73,7 @@ class AnswerData(LengthBatches):
         return np.fromiter(chain.from_iterable(rows), np.int64)
 
     def row(self, item: int, label: int) -> tuple[list[int], int]:
-        """Token ids of an example answered with a label, and how many of them, the last ones, are the answer."""
+        """Return the token ids of an example answered with a label, and how many at the end are the answer."""
         prompts = self.prompts
         if prompts.single_token:
             return [*prompts.rows[item], prompts.targets[item][label], *self.end], 1 + len(self.end)
@@ -82,32 +82,31 @@ class AnswerData(LengthBatches):
         return [*prompts.rows[number], answer[-1], *self.end], len(answer) + len(self.end)
 
     def num_targets(self, items: np.ndarray) -> float:
-        """Return the divisor of the sum of some examples' losses: the sum of the weights of their answers' tokens, or
-        the number of these tokens."""
+        """Return the divisor for the sum of some examples' losses: the sum of their answer tokens' weights."""
         return float(self._token_weights(items).sum())
 
     def _token_weights(self, items: np.ndarray) -> np.ndarray:
-        """Return the weight of each token of some examples' answers, that of the example's label: float64 [tokens]."""
+        """Return the weight of each answer token of some examples, that of its label (1 without): float64 [tokens]."""
         return np.repeat(weights_of(self.labels[items], self.class_weights), self.num_answer_tokens[items])
 
     def batch(self, items: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of a `TextGenerator`, and the tokens [tokens] of some examples' own answers, weighted."""
+        """Build the inputs of a `TextGenerator` for some examples, with their answers' tokens and weights [tokens]."""
         batch = self._answered([self.row(item, self.labels[item]) for item in items], device)
         return replace(batch, target_weights=to_device(self._token_weights(items).astype(np.float32), device))
 
     def _answered(self, rows: list[tuple[list[int], int]], device: torch.device) -> Batch:
-        """Build inputs and targets of rows with their numbers of answer tokens.
+        """Build inputs and targets from rows and their numbers of answer tokens.
 
         Returns:
-            inputs: input_ids [B, T], and rows and columns [N] of the positions whose next token is an answer's; of a
-                packed row, its positions and bounds too.
-            targets: those tokens, [N], row after row.
+            inputs: input_ids [B, T], and rows and columns [N] of the positions before answer tokens; for a packed row
+                also its positions and bounds.
+            targets: the answer tokens, [N], row by row.
         """
         input_ids = np.full((len(rows), max(len(tokens) for tokens, _ in rows) - 1), self.prompts.pad_id)
         for index, (tokens, _) in enumerate(rows):
             input_ids[index, : len(tokens) - 1] = tokens[:-1]
         counts = [count for _, count in rows]
-        # a token is predicted where the one before it is read
+        # a token is predicted at the position before it
         columns = [len(tokens) - 1 - count + place for tokens, count in rows for place in range(count)]
         owners, columns = np.repeat(np.arange(len(rows)), counts), np.array(columns)
         inputs = {"input_ids": input_ids, "rows": owners, "columns": columns}
@@ -123,13 +122,13 @@ class AnswerData(LengthBatches):
 
     @property
     def scored_lengths(self) -> np.ndarray:
-        """Return what each example costs `scores` in tokens, [num_examples]."""
+        """Cost of scoring each example, in tokens, [num_examples]."""
         return self.lengths * self.prompts.rows_per_item
 
     def scores(self, forward, items: np.ndarray, device: torch.device) -> list[dict]:
         """Return a record for each example: the log-likelihood of each label's word, and the loss of its own answer.
 
-        Words of one token are compared where the prompt ends, so that one row an item holds them all.
+        Single-token words are all compared at the prompt's last position, so that an item needs only one row.
         """
         own, num_labels = self.labels[items], self.prompts.num_labels
         single = self.prompts.single_token
@@ -141,7 +140,7 @@ class AnswerData(LengthBatches):
         found = log_probabilities.gather(1, batch.targets[:, None])[:, 0].cpu().numpy()
         counts = np.array([count for _, count in rows])
         starts = np.cumsum(counts) - counts
-        sums = np.add.reduceat(found, starts)  # of answers with their ends
+        sums = np.add.reduceat(found, starts)  # of answers, including their ends
         if single:
             words = to_device(np.array([self.prompts.targets[item] for item in items]), device)
             likelihoods = log_probabilities[to_device(starts, device)].gather(1, words).cpu().numpy()
@@ -161,7 +160,7 @@ class AnswerData(LengthBatches):
         return log_softmax(np.array([record["log_likelihoods"] for record in records], dtype=np.float32))
 
     def mean_loss(self, records: list[dict]) -> float:
-        """Return the mean loss of an answer's token, given all examples' records."""
+        """Return the mean loss per answer token, given all examples' records."""
         return math.fsum(record["loss"] for record in records) / int(self.num_answer_tokens.sum())
 
 
@@ -176,7 +175,7 @@ def prompt_record(prompt: Prompt) -> dict:
 
 
 def chat_record(tokenizer) -> dict:
-    """Return what task.json records of a chat template, so that a prompt can be put in it without zerotune."""
+    """Return task.json's record of a chat template, with which prompts can be rendered without zerotune."""
     chat = Prompt("question", ("answer",), chat=True)
     return {
         "date_string": PINNED_DATE,
@@ -192,11 +191,11 @@ def recorded_prompt(record: dict) -> Prompt:
 
 
 def encode_answers(tokenizer, prompt: Prompt, examples: list[Example], max_length: int, window: int) -> AnswerData:
-    """Labelled examples tokenised for a generator; of a text is cut what exceeds the row's length.
+    """Tokenise labelled examples for a generator. Texts are cut to fit the row's length.
 
     Args:
         max_length: most tokens of a whole row, answer and end included.
-        window: the model's positions; no row is longer.
+        window: number of the model's positions; no row is longer.
     Raises:
         Refused: a row has no room for any text, or the tokenizer has no end of text.
     """
@@ -210,10 +209,10 @@ def encode_answers(tokenizer, prompt: Prompt, examples: list[Example], max_lengt
 
 
 def answer_window(tokenizer, prompt: Prompt, max_length: int, window: int) -> int:
-    """Return most tokens of prompt and label word together in a row of `max_length` with the answer's end.
+    """Return the most tokens that prompt and label word may take in a row of `max_length` with the answer's end.
 
     Raises:
-        Refused: nothing of a text fits.
+        Refused: there is no room for any text.
     """
     most = min(max_length, window) - len(end_of_answer(tokenizer, prompt))
     empty = encode_prompts(tokenizer, prompt, [""], 0, window)
@@ -226,9 +225,9 @@ def answer_window(tokenizer, prompt: Prompt, max_length: int, window: int) -> in
 
 
 def end_of_answer(tokenizer, prompt: Prompt) -> list[int]:
-    """Token ids that end an answer: `template_end`, where it gives none the tokenizer's eos.
+    """Return the token ids that end an answer: `template_end`, or else the tokenizer's EOS.
 
-    Raises Refused for a tokenizer without one."""
+    Raises Refused if there is neither."""
     end = template_end(tokenizer, prompt)
     if not end and tokenizer.eos_token_id is None:
         raise Refused(
@@ -239,13 +238,13 @@ def end_of_answer(tokenizer, prompt: Prompt) -> list[int]:
 
 
 def line_break(tokenizer) -> list[int]:
-    """Token ids of the line break that ends the answer of a solved example in plain text."""
+    """Return the token ids of the line break that ends the answer of a solved example in plain text."""
     before, with_break = token_ids(tokenizer, ["a", "a\n"], False)
     return list(with_break[len(before) :]) if with_break[: len(before)] == before else []
 
 
 def template_end(tokenizer, prompt: Prompt) -> list[int]:
-    """Token ids that a chat template puts after the assistant's content, up to the first special one; [] for none."""
+    """Return the tokens that a chat template puts after the assistant's content, up to the first special one, or []."""
     if not prompt.chat:
         return []
     word = prompt.label_words[0]

@@ -1,4 +1,4 @@
-"""Texts that have none, one or several labels, for a classifier head that decides on each label by itself."""
+"""Texts with any number of labels, for a classifier head that decides on each label independently."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from zerotune.tasks.splits import Example
 from zerotune.training.classification import LabelledData, encode_examples, labelled_data
 from zerotune.training.data import Batch
 
-# A text has the labels whose probability is above this; task.json records it.
+# A text gets the labels whose probability is above this; task.json records it.
 THRESHOLD = 0.5
 
 
 def classifier_data(
     task, tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
 ) -> "LabelledData | LabelSetData":
-    """Tokenise examples as `labelled_data` does, with the kind of targets that the task has.
+    """Tokenise examples as `labelled_data` does, with one label or a set of labels each, as the task has it.
 
     Args:
         task: zerotune.tasks.texts.TextTask.
@@ -42,16 +42,16 @@ class LabelSetData(LabelledData):
     """Texts ready for a classification head, with any number of labels each.
 
     Attributes:
-        labels: 1 where an example has a label, else 0: float32 [num_examples, num_labels]; 0 too where none is known.
-        class_weights: of each label in the training loss of the examples that have it, float64 [num_labels].
+        labels: 1 where an example has a label, else 0: float32 [num_examples, num_labels]; all 0 if unknown.
+        class_weights: weight of each label in the loss of the examples that have it, float64 [num_labels].
     """
 
     def num_targets(self, rows: np.ndarray) -> float:
-        """Return the divisor of the sum of some examples' losses: their number."""
+        """Return the divisor for the sum of some examples' losses: their number."""
         return float(len(rows))
 
     def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
-        """Build the inputs of a `SequenceClassifier`, and 0 or 1 for each label [rows, labels] with its weight."""
+        """Build the inputs of a `SequenceClassifier`, with targets of 0 or 1 and their weights, [rows, labels] each."""
         labels, weights = self.labels[rows], self.class_weights
         weights = np.ones_like(labels) if weights is None else np.where(labels > 0, weights, 1).astype(np.float32)
         return Batch(self.inputs(rows, device), to_device(labels, device), to_device(weights, device))
@@ -61,18 +61,18 @@ class LabelSetData(LabelledData):
         return [{"logits": values} for values in forward(**self.inputs(rows, device)).float().tolist()]
 
     def mean_loss(self, records: list[dict]) -> float:
-        """Return the mean loss of an example, given all examples' records: binary cross entropy, summed over labels."""
+        """Return the mean loss per example, given all examples' records: binary cross entropy, summed over labels."""
         found = logits(records)
         return float((np.logaddexp(0, found) - self.labels * found).sum(axis=1).mean())
 
 
 def logits(records: list[dict]) -> np.ndarray:
-    """Return the labels' logits that the records hold, float32 [items, labels]."""
+    """Return the labels' logits from some records, float32 [items, labels]."""
     return np.array([record["logits"] for record in records], dtype=np.float32)
 
 
 def log_sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return the natural log-probability of each label by itself, of its logit, [items, labels]."""
+    """Return each label's natural log-probability, independent of the others, from its logit: [items, labels]."""
     return -np.logaddexp(0, -logits)
 
 

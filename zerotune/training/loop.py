@@ -42,9 +42,9 @@ class MicroBatch(Batch):
     """A rank's part of a step.
 
     Attributes:
-        weight: what the sum of its losses is multiplied by: 1 over the targets of the whole step on all ranks, or over
-            the sum of their weights. 0 for a filler, which keeps a rank with less work in step with the others.
-        is_last: whether it is this rank's last one, with which the ranks exchange gradients.
+        weight: factor for the sum of its losses: 1 / the number of targets of the whole step on all ranks, or 1 / the
+            sum of their weights. 0 for a filler, which keeps a rank with less work in step with the others.
+        is_last: whether it is this rank's last one of the step; the ranks exchange gradients with it.
     """
 
     weight: float
@@ -71,7 +71,7 @@ class Step:
 
 
 class LateReading:
-    """Numbers that a device has yet to compute, on their way to the host: reading waits for nothing queued later."""
+    """An asynchronous copy of a device's numbers to the host. Reading it does not wait for work queued later."""
 
     def __init__(self, values: torch.Tensor):
         self._host = values.to("cpu", non_blocking=True)
@@ -80,7 +80,7 @@ class LateReading:
             self._arrived.record()
 
     def read(self) -> list[float]:
-        """Return the numbers; waits until they have arrived."""
+        """Wait for the numbers and return them."""
         if self._arrived:
             self._arrived.synchronize()
         return self._host.tolist()
@@ -102,8 +102,8 @@ class TrainingLoop:
     Args:
         run: the open run folder.
         data: the training split.
-        validate: () -> metrics of the validation split with the weights as they are, "loss" and the one of
-            --choose-by among them; all ranks take part. It may raise Preempted.
+        validate: () -> metrics of the validation split with the current weights, including "loss" and that of
+            --choose-by; all ranks take part. It may raise Preempted.
         stop_signal: set up as early as possible.
     """
 
@@ -130,11 +130,11 @@ class TrainingLoop:
         self._arrived: Path | None = None  # the newest checkpoint whose files all ranks have written in the background
 
     def __iter__(self) -> Iterator[Step]:
-        """Yield the steps that are left; between two of them log, validate, save and stop where that is due.
+        """Yield the remaining steps. Between steps, log, validate, save and stop when due.
 
         Raises:
             Preempted: a rank was asked to stop; a checkpoint has been saved.
-            Refused: no checkpoint can be resumed as asked, a loss is not finite, or the disk is full.
+            Refused: the checkpoint cannot be resumed, a loss or gradient norm is not finite, or the disk is full.
         """
         self.progress = progress = resume(self.engine, self.run, self.optimisation.optimizer)
         self.run.forget_metrics_after(progress.step)
@@ -142,7 +142,7 @@ class TrainingLoop:
         self.engine.model.train()
         self.stop_signal.can_save = True
         if self.schedule.evaluates_at(progress.step) and progress.evaluated_step < progress.step:
-            self._evaluate_and_save()  # a stop had interrupted this evaluation
+            self._evaluate_and_save()  # a stop interrupted this evaluation
         total, hidden = self.schedule.num_steps, not is_main_process()
         with show_progress("train", total, progress.step, unit="step", hidden=hidden) as bar:
             while not self.is_over:
@@ -193,12 +193,12 @@ class TrainingLoop:
                 batch = data.batch(own if len(own) else filler, accelerator.device)
                 yield MicroBatch(**vars(batch), weight=weight, is_last=is_last)
 
-    # --- its loss, read one step late where nothing needs it sooner, so that a GPU never waits for the host ---
+    # --- a step's loss, read one step late unless it is needed sooner, so that a GPU never waits for the host ---
 
     def _take_status(self, step: Step) -> None:
-        """Queue the reading of a step's loss and gradient norm, and of the ranks' flags.
+        """Queue the readout of a step's loss and gradient norm, and of the ranks' flags.
 
-        The flags: asked to stop, files arrived, a checkpoint is due by rank 0's clock.
+        Flags: a stop was requested, checkpoint files have arrived, a checkpoint is due by rank 0's clock.
         """
         loss, norm = self.engine.take_loss_and_norm()
         on_its_way = self.saver.on_its_way
@@ -213,7 +213,7 @@ class TrainingLoop:
         self.progress.count_step(len(step.rows), self.data.num_tokens(step.rows))
 
     def _read_status(self) -> dict | None:
-        """Return loss and gradient norm of the step that has not been looked at; None where there is none."""
+        """Return loss and gradient norm of the step that is still unread, or None."""
         if self._unread is None:
             return None
         unread, self._unread = self._unread, None
@@ -249,10 +249,10 @@ class TrainingLoop:
     # --- between two steps ---
 
     def _at_boundary(self, status: dict | None) -> None:
-        """Log, validate, save and stop, where they are due.
+        """Log, validate, save and stop if due.
 
         Args:
-            status: loss and grad_norm of the last step; None where it is not to be logged.
+            status: loss and grad_norm of the last step; None if they are still unread.
         """
         schedule, step = self.schedule, self.progress.step
         if self._arrived is not None and self._arrived == self.saver.on_its_way:
@@ -267,8 +267,9 @@ class TrainingLoop:
             )
 
     def _evaluate_and_save(self) -> None:
-        """Validate and save where due. Raises Preempted where a stop interrupts the evaluation: the step is saved, and
-        evaluated when the run resumes."""
+        """Validate and save if due.
+
+        If a stop interrupts the evaluation, save the step and raise Preempted; the resumed run evaluates it."""
         schedule, step = self.schedule, self.progress.step
         try:
             improved = schedule.evaluates_at(step) and self._evaluate()
@@ -316,7 +317,7 @@ class TrainingLoop:
         return improved
 
     def apply_unused_decay(self, step: int) -> None:
-        """Scale the embedding rows that are not trained as AdamW's weight decay would have by this step."""
+        """Apply the weight decay that AdamW would have applied by this step to the embedding's untrained rows."""
         factors = [self.schedule.rate_factor(earlier) for earlier in range(1, step + 1)]
         rate, decay = self.optimisation.learning_rate, self.optimisation.weight_decay
         decay_unused_rows(self.engine.module, factors, rate, decay)

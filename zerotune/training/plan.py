@@ -1,4 +1,4 @@
-"""The plan of a training run and its needs, before a weight is loaded: also of a model that is not on this machine."""
+"""Plan a training run and its needs before any weight is loaded, even for a model that is not on this machine."""
 
 import math
 import os
@@ -40,29 +40,29 @@ from zerotune.training.snapshot import bytes_on_node
 from zerotune.training.step_counts import MicroBatch, StepCounts, count_step
 from zerotune.training.zero_state import BYTES_A_WEIGHT
 
-# Where no data says: labels of a classifier, tokens of a row and of its answer.
+# Assumed without data: labels of a classifier, tokens of a row and of its answer.
 LABELS, WINDOW, ANSWER = 2, 384, {"classify": 0, "span": 0, "generate": 2}
-# What a plan assumes that a GPU does in a second: about 40 % of an H100's peak in 16 bits, and in float32.
+# Assumed FLOP/s of a GPU, in 16 bits about 40 % of an H100's peak.
 GPU_FLOPS = {"bf16": 400e12, "fp16": 400e12, "fp32": 40e12}
-# What a step of a small model takes beside its arithmetic, about: Python's own work, on a CPU as on a GPU.
+# Rough overhead of a step besides its arithmetic: Python's own work, on a CPU or a GPU.
 SECONDS_OF_PYTHON = 0.02
-# Tokens of a micro-batch that leaves most of a device to the weights.
+# Tokens of a micro-batch that leaves most of a device's memory to the weights.
 SMALL_BUDGET = 2048
-# Runs that take less of a GPU than this, by their weights alone, are started without counting.
+# Runs whose weights and their training state need less than this share of a GPU start without counting.
 SURELY_FITS = 0.05
 STAGE_NAMES = ("plain", "ZeRO-1", "ZeRO-2", "ZeRO-3")
-NODES = (2, 4, 8)  # that --node-bandwidth is planned for
-STEPS_OF_A_PLAN = 50  # whose cut among several nodes is looked at
+NODES = (2, 4, 8)  # numbers of nodes in the table of --node-bandwidth
+STEPS_OF_A_PLAN = 50  # over which the work of several nodes is averaged
 _DEEPSPEED_FILES = {1: "ds_configs/zero1.json", 2: "ds_configs/zero2.json", 3: "ds_configs/zero3.json"}
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run is planned for.
+    """The devices that a run is planned for.
 
     Attributes:
         number: of devices.
-        memory: of each in bytes; None where it is not limited here (a CPU).
+        memory: bytes of each; None if there is no limit (a CPU).
         on_gpu: whether they are GPUs.
     """
 
@@ -72,7 +72,7 @@ class Devices:
 
     @classmethod
     def of(cls, settings: TrainSettings) -> "Devices":
-        """Return those of --devices and --device-memory, else those that are here."""
+        """Return the devices of --devices and --device-memory, by default those of this launch."""
         number = settings.run.devices or int(os.environ.get("WORLD_SIZE", "1"))
         memory = settings.run.device_memory
         if memory is None:
@@ -84,14 +84,14 @@ class Devices:
 
 
 def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels: int) -> bool:
-    """Refuse a run that will not fit its GPU; a small one, and one on a CPU, is not counted.
+    """Refuse a run that will not fit its GPU. Small runs, and runs on a CPU, are not counted.
 
     Returns whether whole gradients fit too, so that ZeRO-2 and 3 can exchange them once a step.
 
     Args:
         num_labels: of a classifier.
     Raises:
-        Refused: also where a token has no embedding.
+        Refused: the run does not fit, or a token has no embedding.
     """
     check_token_ids(settings.model.name, config, train.token_ids)
     devices = Devices.of(settings)
@@ -130,13 +130,13 @@ def _final_bytes(settings: TrainSettings, config, devices: Devices) -> float:
 def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -> str:
     """Describe a run: its parameters, architecture, data, steps, memory, arithmetic, and the devices that it fits.
 
-    Needs no file of a model whose shape is known, and no data: of what is missing it says so.
+    It needs no data, and no file of a model whose shape is known. It says which of these are missing.
 
     Args:
         load: () -> (the task, its splits).
         tokenise: (task, splits, config, tokenizer) -> the tokenised splits by name.
     Raises:
-        Refused: what is there cannot be used; or the run will not fit the GPU that is here.
+        Refused: an input cannot be used, or the run will not fit this machine's GPU.
     """
     started = time.perf_counter()
     model, devices = settings.model, Devices.of(settings)
@@ -175,7 +175,7 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
     ]
     if devices.memory is not None:
         problem = why_not_fit(need, devices.memory, model.method)
-        if settings.run.device_memory is None:  # the GPU that is here
+        if settings.run.device_memory is None:  # this machine's GPU
             _check_final_evaluation(settings, config, devices)
             if problem:
                 raise Refused(problem)
@@ -184,7 +184,7 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
 
 
 def _read(settings: TrainSettings, config, shape: str | None, load, tokenise) -> tuple:
-    """Return the splits and the tokenised data, None for what is not here, and lines that say why."""
+    """Return the splits and the tokenised data, None for each that is unavailable, and lines that say why."""
     try:
         task, splits = load()
     except Refused as refusal:
@@ -204,13 +204,13 @@ def _num_labels(splits) -> int:
 
 
 def _as_on_devices(train: TrainingData, model: ModelSettings, config, devices: Devices) -> TrainingData:
-    """Return data packed as it will be on the devices that are planned for."""
+    """Return the data, packed if the planned devices will pack it."""
     packs = chosen_attention(model, config)[1] if devices.on_gpu else packs_rows(model, config)
     return replace(train, packs=packs) if "packs" in {each.name for each in fields(train)} else train
 
 
 def _largest_batch(settings: TrainSettings, config, train: TrainingData, devices: Devices) -> MicroBatch:
-    """Return the shape of the largest micro-batch of a step of the longest rows."""
+    """Return the shape of the largest micro-batch in a step of the longest rows."""
     optimisation = settings.optimisation
     longest = np.argsort(-train.lengths, kind="stable")[: optimisation.batch_size]
     ranks = train.micro_batches(longest, optimisation.tokens_per_device, devices.number)
@@ -219,7 +219,7 @@ def _largest_batch(settings: TrainSettings, config, train: TrainingData, devices
 
 
 def _assumed_batch(settings: TrainSettings, config, longest: int, devices: Devices) -> MicroBatch:
-    """Return the shape of a micro-batch of rows of the most tokens, where there is no data."""
+    """Return the shape of a micro-batch of rows of maximum length, for a plan without data."""
     optimisation, answer = settings.optimisation, ANSWER[settings.head]
     if settings.head == "generate" and settings.task == "squad":
         answer = settings.questions.max_new_tokens or 32
@@ -230,7 +230,7 @@ def _assumed_batch(settings: TrainSettings, config, longest: int, devices: Devic
 
 
 def _used_ids(settings: TrainSettings, train: TrainingData) -> np.ndarray | None:
-    """Return the ids whose rows an embedding trains, as `engine.load_engine`; None: all of them."""
+    """Return the token ids whose embedding rows `engine.load_engine` trains; None: all of them."""
     if settings.head == "generate" or settings.engine != "loop" or settings.model.zero_stage == 3:
         return None
     return np.union1d(train.token_ids, [train.pad_id])
@@ -255,13 +255,13 @@ def _need_of(counts: StepCounts, model: ModelSettings, optimizer: str, sharding:
 
 
 def _whole(table: dict) -> dict:
-    """Return a counted table with whole numbers."""
+    """Return a counted table with its numbers rounded."""
     whole = {name: round(table[name]) for name in ("total", "trainable", "head")}
     return whole | {"groups": {name: round(count) for name, count in table["groups"].items()}}
 
 
 def describe_architecture(config) -> str:
-    """Return the table of sizes that a paper prints, in a line for the names and one for the numbers."""
+    """Return a model's sizes as papers list them: a line of names and a line of numbers."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     sizes = {
@@ -331,7 +331,7 @@ def _describe_steps(settings, splits, train, batch: MicroBatch, counts: StepCoun
 def _describe_exchange(
     settings: TrainSettings, train: TrainingData | None, batch: MicroBatch, counts: StepCounts, devices, once: bool
 ) -> list[str]:
-    """Return what a device sends in a step; with --node-bandwidth, how much of the time the devices of nodes compute.
+    """Describe what a device sends in a step and, with --node-bandwidth, the share of the time in which it computes.
 
     Args:
         once: whether ZeRO-2 and 3 exchange gradients once a step.
@@ -376,7 +376,7 @@ def _exchange(settings: TrainSettings, counts: StepCounts, sharding: Sharding, n
 def _work_of_a_device(
     settings: TrainSettings, train: TrainingData | None, batch: MicroBatch, number: int
 ) -> tuple[int, float]:
-    """Return the micro-batches and the padded tokens of the busiest of so many devices in a step, the mean of steps."""
+    """Return the micro-batches and padded tokens of the busiest of `number` devices in a step, averaged over steps."""
     optimisation = settings.optimisation
     if train is None:
         rows = math.ceil(optimisation.batch_size / number)
@@ -393,7 +393,7 @@ def _flops_a_token(train: TrainingData | None, batch: MicroBatch, counts: StepCo
 
 
 def _rate(precision: str, devices: Devices) -> tuple[float, str]:
-    """Return floating-point operations a second of one device, and where the number is from."""
+    """Return the floating-point operations per second of one device, and the source of the number."""
     if devices.on_gpu:
         return GPU_FLOPS[precision], "a device (assumed: 40 % of an H100's peak)"
     size, number = 768, 3
@@ -423,7 +423,7 @@ def _how_counted(config, counts: StepCounts, devices: Devices) -> str:
 
 
 def _describe_checkpoints(settings: TrainSettings, num_trainable: float) -> str:
-    """Return the size of a checkpoint and of its copy. Less where an embedding trains only the rows in use."""
+    """Describe the size of a checkpoint and of its copy; smaller if an embedding trains only its used rows."""
     every = settings.run.checkpoint_every
     often = f"every {every.steps} steps" if every.minutes is None else f"every {every.minutes:g} minutes"
     num_bytes = int(num_trainable * BYTES_A_WEIGHT)
@@ -446,13 +446,13 @@ def _fitting(
     counted: StepCounts,
     savings: Sequence[str] = (),
 ) -> list[str]:
-    """Return the table of methods and ZeRO stages with the GiB that each device needs, and the best one's launch line.
+    """Return a table of the GiB per device for each method and ZeRO stage, and the launch line of the best that fits.
 
-    The best is the first that fits of full tuning, LoRA and QLoRA, each with the lowest stage. Where none fits, a
-    second table is that of recomputed activations and small micro-batches.
+    The best is the first of full tuning, LoRA and QLoRA that fits, with its lowest stage. If none fits, a second table
+    follows, with recomputed activations and small micro-batches.
 
     Args:
-        counted: of the run's own method.
+        counted: counts of the run's own method.
         savings: flags of the second table.
     """
     own, optimizer = settings.model.method, settings.optimisation.optimizer
@@ -464,7 +464,7 @@ def _fitting(
         if is_full not in counts:
             counts[is_full] = _count(settings, config, num_labels, batch, devices, None, model)
         for stage in stages:
-            if (method, stage) != ("qlora", 3):  # which is refused
+            if (method, stage) != ("qlora", 3):  # a refused combination
                 sharding = Sharding(stage, devices.number, {"overlap_comm": (method, stage) != ("qlora", 2)})
                 needs[method, stage] = _need_of(counts[is_full], model, optimizer, sharding, devices)
     final_fits = _final_bytes(settings, config, devices) <= devices.memory
@@ -498,7 +498,7 @@ def _cell(need: MemoryNeed | None, is_fitting: bool) -> str:
 
 
 def _launch_line(method: str, stage: int, devices: Devices, savings: Sequence[str]) -> str:
-    """Return the command that was typed, launched on all devices with a method, a ZeRO stage and more flags."""
+    """Return the typed command, launched on all devices with a method, a ZeRO stage and the flags of `savings`."""
     kept, skip = [], False
     replaced = {"--plan", "--devices", "--device-memory", "--node-bandwidth", "--method", "--deepspeed"}
     replaced |= {each.partition(" ")[0] for each in savings}

@@ -15,11 +15,11 @@ class Progress:
 
     Attributes:
         step: the last optimizer step that is done, counted from 1.
-        best_step, best_value: of the best evaluation on the validation split; greater is better.
-        evaluations_without_gain: since the best one.
-        train_seconds: spent in steps, without evaluations and saves.
-        loss_sum, num_targets: since the last evaluation, the sum of the training loss and what it is a sum over: the
-            number of targets, or the sum of their weights.
+        best_step, best_value: step and value of the best evaluation on the validation split; greater is better.
+        evaluations_without_gain: number of evaluations since the best one.
+        train_seconds: time spent in steps, without evaluations and saves.
+        loss_sum, num_targets: since the last evaluation, the sum of the training losses, and the number of targets that
+            it sums over, or the sum of their weights.
         evaluated_step: the last step whose evaluation is done.
     """
 
@@ -36,7 +36,7 @@ class Progress:
     evaluated_step: Count = 0
 
     def count_step(self, num_examples: int, num_tokens: int) -> None:
-        """Count a step that is done."""
+        """Count a finished step."""
         self.step += 1
         self.num_examples += num_examples
         self.num_tokens += num_tokens
@@ -53,7 +53,7 @@ class Progress:
         return mean
 
     def record_evaluation(self, value: float, patience: int | None) -> bool:
-        """Note the value of an evaluation of this step, greater is better.
+        """Record the value of this step's evaluation; greater is better.
 
         Returns:
             Whether it is the best so far; ties keep the earlier one.

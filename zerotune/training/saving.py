@@ -17,15 +17,15 @@ from zerotune.training.progress import Progress
 from zerotune.training.scratch import Scratch
 from zerotune.training.snapshot import HostMemory
 
-# The copy may take this share of the host memory that is free when training starts.
+# Largest share of the host memory free at the start of training that the copy may take.
 LARGEST_SNAPSHOT = 0.5
 
 
 class Saver:
-    """The checkpoints of a run. All ranks call every method together.
+    """Saves the checkpoints of a run. All ranks call every method together.
 
     They are copied to host memory, or with --scratch-dir to a node-local disk, and written from there in the
-    background. Where host memory is short, training waits until they are written.
+    background. If host memory is short, training waits until they are written.
 
     Raises:
         Refused: a rank cannot write in --scratch-dir.
@@ -62,17 +62,17 @@ class Saver:
 
     @property
     def on_its_way(self) -> Path | None:
-        """The folder of a checkpoint that is being written in the background; None without one."""
+        """The folder of the checkpoint being written in the background, or None."""
         return self._background.target if self._background else None
 
     @property
     def has_arrived(self) -> bool:
-        """Whether this rank's files of that checkpoint are in the run folder."""
+        """Whether this rank has written its files of that checkpoint to the run folder, or failed to."""
         return self._background is not None and self._background.has_arrived
 
     @property
     def is_due_by_clock(self) -> bool:
-        """Whether --checkpoint-every is in minutes and they have passed since the last checkpoint; rank 0's counts."""
+        """Whether --checkpoint-every is in minutes and they have passed since the last save; rank 0's clock decides."""
         if self._seconds_between is None or self.on_its_way is not None:
             return False
         return time.monotonic() - self._last_save >= self._seconds_between
@@ -81,9 +81,9 @@ class Saver:
         """Save a checkpoint of this step, and delete those that are no longer kept.
 
         Args:
-            weights_alone: leave out the optimizer's state: for a best evaluation at a step where no other is due.
+            weights_alone: leave out the optimizer's state, for a best evaluation at a step where no checkpoint is due.
         Raises:
-            Refused: the disk is full. Earlier checkpoints are as they were.
+            Refused: the disk is full. Earlier checkpoints are unchanged.
         """
         record = {
             "run_id": self.run.run_id,
@@ -105,25 +105,25 @@ class Saver:
             checkpoints.prune(target, self._keep)
 
     def finish(self) -> None:
-        """Make the checkpoint count whose files have arrived from all ranks."""
+        """Publish the checkpoint whose files all ranks have written."""
         self._background.finish()
 
     def close(self) -> None:
-        """Wait for a checkpoint that is being written in the background; no further ones are saved."""
+        """Wait for the checkpoint being written in the background. No checkpoint can be saved afterwards."""
         if self._background:
             self._background.close()
 
 
 def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
-    """Load the checkpoint that --resume means; rank 0 chooses for all ranks.
+    """Load the checkpoint that --resume asks for; rank 0 chooses for all ranks.
 
     Args:
         optimizer: --optimizer, "adamw" or "adamw8bit".
     Returns:
-        The run's progress: step 0 where there is no checkpoint.
+        The run's progress; step 0 if there is no checkpoint.
     Raises:
-        Refused: a checkpoint that was asked for by path belongs to another run or is damaged; the state of adamw8bit
-            under DeepSpeed was saved by another number of processes.
+        Refused: a checkpoint given by path belongs to another run or is damaged; or the state of adamw8bit under
+            DeepSpeed was saved by a different number of processes.
     """
     accelerator = engine.accelerator
     root, wanted = run.path / "checkpoints", run.settings.resume
@@ -137,7 +137,7 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     if folder is None:
         return Progress()
     if wanted != "auto" and is_main_process():
-        # the run resumes before these: killed now, it must come back to `folder`
+        # later checkpoints are abandoned: if killed now, the run must resume from `folder` again
         checkpoints.unmark_later(folder)
     accelerator.wait_for_everyone()
     engine.load(folder)
@@ -150,7 +150,7 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
 
 
 def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | None, list[str], str | None]:
-    """Return the checkpoint to resume from, lines to print, and the reason to refuse it, None without one."""
+    """Return the checkpoint to resume from or None, lines to print, and the reason to refuse it or None."""
     checkpoints.put_back_replaced(root)
     if wanted in ("auto", "never"):
         return *checkpoints.newest_whole(root, run_id), None
@@ -165,7 +165,7 @@ def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | Non
 
 
 def _cannot_move(folder: Path, engine: Engine, optimizer: str) -> str | None:
-    """Return why a checkpoint cannot be loaded by this number of processes; None where it can."""
+    """Return why this number of processes cannot load a checkpoint; None if it can."""
     if not (engine.deepspeed and optimizer == "adamw8bit"):
         return None
     saved_by, now = checkpoints.read_progress(folder)["num_processes"], engine.accelerator.num_processes

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from zerotune.settings.groups import OptimisationSettings, RunSettings
 from zerotune.training.batches import num_steps_per_epoch
 
-# By default an epoch has as many evaluations as cost this share of its time, no more than so many, and at least so many
-# steps apart. A row costs an evaluation a third of what it costs training, which also goes backward.
+# Default evaluations of an epoch: as many as fit in EVALUATION_SHARE of its time, but at most MOST_EVALUATIONS, and at
+# least FEWEST_STEPS steps apart. Evaluating a row costs a third of training on it, which also has a backward pass.
 EVALUATION_SHARE, MOST_EVALUATIONS, FEWEST_STEPS = 0.1, 4, 10
 
 
@@ -16,9 +16,9 @@ class Schedule:
     """Steps are counted from 1. `num_steps` is the planned length; patience may end the run earlier.
 
     Attributes:
-        eval_every: steps; None: an epoch has `evaluations_per_epoch`, the last of them at its end.
-        checkpoint_every: steps; None where checkpoints are due by the clock.
-        shape: of the rate after the warmup: "linear", "cosine" or "constant".
+        eval_every: steps between evaluations; None: an epoch has `evaluations_per_epoch`, the last one at its end.
+        checkpoint_every: steps between checkpoints; None if they are due by the clock.
+        shape: of the learning rate after the warmup: "linear", "cosine" or "constant".
     """
 
     num_steps: int
@@ -33,8 +33,8 @@ class Schedule:
     def rate_factor(self, step: int) -> float:
         """Return the share of the peak rate at a step: linear from 0 over the warmup, then as `shape` says.
 
-        "linear" falls to 0 at the end, "cosine" too along half a cosine (Loshchilov & Hutter 2017, arXiv:1608.03983,
-        equation 5, without restarts); "constant" stays at the peak.
+        "linear" falls to 0 at the end, and so does "cosine", along half a cosine (Loshchilov & Hutter 2017,
+        arXiv:1608.03983, equation 5, without restarts); "constant" stays at the peak.
         """
         done = step - 1
         if done < self.warmup_steps:
@@ -57,7 +57,7 @@ class Schedule:
         return crosses or step == self.num_steps
 
     def saves_at(self, step: int) -> bool:
-        """Return whether a checkpoint is due after this step, whatever the clock says."""
+        """Return whether a checkpoint is due after this step, regardless of the clock."""
         return step == self.num_steps or (self.checkpoint_every is not None and step % self.checkpoint_every == 0)
 
     def logs_at(self, step: int) -> bool:
@@ -68,10 +68,10 @@ class Schedule:
 def plan_schedule(
     optimisation: OptimisationSettings, run: RunSettings, num_examples: int, num_validation: int | None = None
 ) -> Schedule:
-    """Return the schedule of --epochs over a training split of so many examples, cut short by --max-steps.
+    """Return the schedule of --epochs over a training split of `num_examples`, cut short by --max-steps.
 
     Args:
-        num_validation: examples of the validation split; None where an evaluation costs more than passing over them.
+        num_validation: examples of the validation split; None if evaluating costs more than a forward pass over them.
     """
     steps_per_epoch = num_steps_per_epoch(num_examples, optimisation.batch_size)
     num_steps = steps_per_epoch * optimisation.epochs
@@ -92,8 +92,7 @@ def plan_schedule(
 def _evaluations_per_epoch(
     steps_per_epoch: int, num_examples: int, num_validation: int | None, optimisation: OptimisationSettings
 ) -> int:
-    """Return how many evaluations an epoch has without --eval-every: one where --patience counts them, as published
-    recipes do."""
+    """Return the number of evaluations per epoch without --eval-every; one with --patience, as published recipes do."""
     if num_validation is None or optimisation.patience is not None:
         return 1
     affordable = int(EVALUATION_SHARE * 3 * num_examples / max(1, num_validation))

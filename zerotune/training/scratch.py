@@ -1,8 +1,8 @@
 """Checkpoints written to node-local scratch while training waits, and moved to the run folder in the background.
 
-DIR/zerotune-RUN/rank-0/…    this rank's files on their way
+DIR/zerotune-RUN/rank-0/…    a rank's files until they are moved
 
-A thread of each rank copies, verifies and hashes them.
+A thread on each rank copies, verifies and hashes them.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ _CHUNK_BYTES = 2**22
 
 
 class Scratch:
-    """A rank's folder on scratch for the files of one checkpoint. All ranks make it and close it together.
+    """A rank's folder on scratch for the files of one checkpoint. All ranks create and close it together.
 
     Args:
-        scratch: --scratch-dir: on each node's own disk, or in its memory (/dev/shm).
+        scratch: --scratch-dir, on each node's own disk or in its memory (/dev/shm).
         root: the run's checkpoints/ folder.
     Raises:
         Refused: a rank cannot write in `scratch`.
@@ -40,9 +40,9 @@ class Scratch:
         checkpoints.agree(accelerator, _attempt(scratch, self._own.mkdir))
 
     def _make_run_folder(self) -> None:
-        """Make the run's folder on this node anew; what a killed run left in it never counted.
+        """Create the run's folder on this node, and delete what a killed run left in it.
 
-        The scratch disk may be open to other users: only a folder that belongs to this one is used.
+        Other users may write to the scratch disk, so a folder that belongs to another user is refused.
         """
         self._of_run.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(self._of_run):
@@ -53,10 +53,10 @@ class Scratch:
         self._of_run.mkdir(mode=0o700)
 
     def begin(self, files: list[StateFile], aside: Path, num_bytes: int) -> Callable[[], dict[str, dict]]:
-        """Write a rank's files to scratch. Returns what a thread has to do: move them to `aside`.
+        """Write a rank's files to scratch. Returns the function with which a thread moves them to `aside`.
 
         Args:
-            num_bytes: of the checkpoint, for the message where a disk is full.
+            num_bytes: of the checkpoint, for the message if a disk is full.
         Raises:
             Refused: the scratch disk is full.
         """
@@ -69,14 +69,14 @@ class Scratch:
         return lambda: _move(written, source, aside, num_bytes)
 
     def close(self) -> None:
-        """Leave nothing on the scratch disk."""
+        """Delete this rank's files from the scratch disk."""
         shutil.rmtree(self._own)
-        with contextlib.suppress(OSError):  # other ranks of this node are not done
+        with contextlib.suppress(OSError):  # other ranks of this node still use it
             self._of_run.rmdir()
 
 
 def _attempt(scratch: Path, make: Callable[[], None]) -> str | None:
-    """Return why a folder in --scratch-dir cannot be made; None once it is."""
+    """Call `make`, which creates a folder in --scratch-dir. Returns why it failed, or None."""
     try:
         make()
     except Refused as refusal:
@@ -91,7 +91,7 @@ def _move(files: list[Path], source: Path, aside: Path, num_bytes: int) -> dict[
 
     Raises:
         Refused: the disk of `aside` is full.
-        OSError: what was read back is not what was written.
+        OSError: a copy read back differs from its original.
     """
     try:
         entries = {}

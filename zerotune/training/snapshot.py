@@ -1,6 +1,6 @@
-"""A rank's part of a checkpoint as files that have yet to be written, and a copy of it in host memory.
+"""A rank's checkpoint files before they are written, and a copy of them in host memory.
 
-A copy is taken between two steps, in the time that the memory needs; a thread writes it while training continues.
+The copy is made between two steps, at the speed of memory; a thread writes it while training continues.
 """
 
 import os
@@ -17,7 +17,7 @@ from zerotune.errors import Refused
 from zerotune.files import follow_umask
 from zerotune.training import checkpoints
 
-# Of the first byte of a tensor, for fast copies.
+# Alignment of a tensor's first byte, for fast copies.
 _ALIGNMENT = 64
 
 
@@ -26,7 +26,7 @@ class StateFile:
     """One file of a checkpoint.
 
     Attributes:
-        name: with `.safetensors`, `content` is a dictionary of tensors; else whatever torch.save writes.
+        name: if it ends in `.safetensors`, `content` is a dictionary of tensors, otherwise anything for torch.save.
         metadata: strings for a safetensors file's header.
     """
 
@@ -43,13 +43,13 @@ class StateFile:
             save_file(self.content, path, self.metadata)
             follow_umask(path)
         else:
-            with path.open("wb") as file:  # torch tells why this one could not be written
+            with path.open("wb") as file:  # for an open file torch passes on why writing failed
                 torch.save(self.content, file)
         return path
 
 
 def bytes_on_node(num_bytes: int, is_sharded: bool) -> int:
-    """Return the bytes of a checkpoint that are copied on the first node: its ranks' shards, or all of it by rank 0."""
+    """Return the bytes of a checkpoint copied on the first node: its ranks' shards, or everything on rank 0."""
     if not is_sharded:
         return num_bytes
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
@@ -57,18 +57,18 @@ def bytes_on_node(num_bytes: int, is_sharded: bool) -> int:
 
 
 class HostMemory:
-    """Memory for one copy of a rank's state, as large as the largest copy so far; pinned where a GPU has the state."""
+    """Memory for one copy of a rank's state, as large as the largest copy so far; pinned if the state is on a GPU."""
 
     def __init__(self):
         self._memory = np.empty(0, np.uint8)
 
     def begin(self, files: list[StateFile], aside: Path, num_bytes: int) -> Callable[[], dict[str, dict]]:
-        """Copy a rank's files to this memory. Returns what a thread has to do: write them into `aside`.
+        """Copy a rank's files to this memory. Returns the function with which a thread writes them into `aside`.
 
-        The copy before must have been written. A GPU copies once it has done what is queued, before later steps.
+        The previous copy must have been written. A GPU copies after the work already queued, before later steps.
 
         Args:
-            num_bytes: of the checkpoint, for the message where the disk is full.
+            num_bytes: of the checkpoint, for the message if the disk is full.
         """
         tensors = [leaf for file in files for leaf in tree_leaves(file.content) if torch.is_tensor(leaf)]
         places = _places(tensors)
@@ -80,7 +80,7 @@ class HostMemory:
 
         def copy(tensor: torch.Tensor) -> torch.Tensor:
             start = next(starts)
-            # a storage of its own: torch.save writes the whole storage of a view
+            # each copy has its own storage: torch.save writes the whole storage of a view
             taken = torch.from_numpy(self._memory[start : start + tensor.nbytes])
             return taken.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
 
@@ -96,7 +96,7 @@ class HostMemory:
 
 
 def _places(tensors: list[torch.Tensor]) -> list[int]:
-    """Return the first byte of each tensor's copy, and the bytes of all together."""
+    """Return the first byte of each tensor's copy, and last the total number of bytes."""
     places = [0]
     for tensor in tensors:
         places.append(places[-1] + -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT)
@@ -104,7 +104,7 @@ def _places(tensors: list[torch.Tensor]) -> list[int]:
 
 
 def _reserve(num_bytes: int, pinned: bool) -> np.ndarray:
-    """Return memory of this size. PyTorch's own pinned memory comes in powers of two, up to twice what is needed."""
+    """Allocate memory. PyTorch's own pinned memory comes in powers of two, up to twice the size needed."""
     memory = np.empty(num_bytes, np.uint8)
     if pinned:
         runtime, address = torch.cuda.cudart(), memory.ctypes.data

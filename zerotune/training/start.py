@@ -1,4 +1,4 @@
-"""The start of a training run: its flags checked, its data and model compared with those of earlier starts."""
+"""Start a training run: check its flags, and compare its data and model with those of earlier starts."""
 
 import os
 from importlib.util import find_spec
@@ -20,12 +20,12 @@ from zerotune.tasks.splits import Splits
 from zerotune.training import checkpoints
 from zerotune.training.data import TrainingData
 
-# What of a DeepSpeed configuration decides the numbers, beside what must agree with the flags.
+# Entries of a DeepSpeed configuration that change the results and need not agree with the flags.
 _DEEPSPEED_IDENTITY = ("zero_optimization", "communication_data_type")
 
 
 def check_run_flags(settings: RunSettings) -> None:
-    """Refuse a checkpoint, a tracker or an upload that the end of the run would find impossible."""
+    """Refuse early a --resume checkpoint, a tracker or an upload that cannot work."""
     if settings.resume not in ("auto", "never"):
         folder, root = Path(settings.resume), settings.output_dir / "checkpoints"
         if not os.path.isfile(folder / checkpoints.MARKER):
@@ -52,7 +52,7 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
     Args:
         data: the tokenised splits by name; printed with their sizes.
     Raises:
-        Refused: a rank has other data or another model; the run was started on other ones.
+        Refused: the ranks differ in their data, model or settings, or an earlier start of the run had others.
     """
     accelerator, deepspeed = run.accelerator, settings.deepspeed
     identity = {
@@ -72,7 +72,7 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
             f"{run.path} was started on something else ({', '.join(changed)} changed since): restore that, or use "
             "another --output-dir"
         )
-    accelerator.wait_for_everyone()  # all have read before rank 0 writes
+    accelerator.wait_for_everyone()  # all ranks must have read it before rank 0 writes
     run.describe(splits.record, identity=identity)
     device, processes = device_name(accelerator.device), accelerator.num_processes
     say(f"run {run.path}: on {f'{processes} × ' if processes > 1 else ''}{device}, {settings.model.precision}")

@@ -1,7 +1,7 @@
 """Memory and arithmetic of one training step, counted by PyTorch on fake tensors before a weight is loaded.
 
-A model of a few layers takes the step: forward, backward, update. What a further layer adds is counted too, and is
-added for each layer that the model has more; so a model of any depth is counted in the time of a shallow one.
+The step (forward, backward, update) is counted for a few layers, and again with one more layer of each kind. The
+difference is added for each remaining layer, so a model of any depth is counted in the time of a shallow one.
 """
 
 import copy
@@ -37,7 +37,7 @@ from zerotune.models.used_rows import train_used_rows
 from zerotune.settings.groups import ModelSettings
 from zerotune.training.engine import build_optimizer
 
-# MemTracker's kinds by ours. What a forward pass keeps is an activation, what a backward pass makes is temporary.
+# MemTracker's kinds -> this module's. The forward pass keeps activations; the backward pass creates temporary tensors.
 _KINDS = {
     "Parameter": "parameters",
     "Buffer": "parameters",
@@ -57,9 +57,9 @@ class MicroBatch:
         rows: examples, or windows.
         longest: tokens of the longest one.
         tokens: real tokens of all, without padding.
-        answers: tokens of all answers, at which a generator computes logits; else 0.
+        answers: tokens of all answers, at which a generator computes logits; 0 for other heads.
         branches: whether rows have branches that must not see each other.
-        is_alone: whether a step has no other micro-batch, so that no gradient waits while it is computed.
+        is_alone: whether a step has no other micro-batch, so that no earlier gradients are held during it.
     """
 
     rows: int
@@ -70,7 +70,7 @@ class MicroBatch:
     is_alone: bool = False
 
     def cut_to(self, budget: int) -> "MicroBatch":
-        """Return a part of it that has no more tokens than a budget, padding included, or a single row."""
+        """Return a part of it with at most `budget` tokens, padding included, but at least one row."""
         rows = max(1, min(self.rows, budget // self.longest))
         share = rows / self.rows
         tokens, answers = math.ceil(self.tokens * share), math.ceil(self.answers * share)
@@ -91,14 +91,14 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What one device needs for a step without DeepSpeed.
+    """The needs of one device for a step without DeepSpeed.
 
     Attributes:
-        table: of `parameter_table`, as the run trains the model.
+        table: from `parameter_table`, for the model as the run trains it.
         peaks: bytes by kind at the peak of each phase of the step.
-        flops: floating-point operations of the micro-batch, forward and backward; 0 where PyTorch cannot count them,
-            nor activations, for an operation of the model (Qwen3.5's states, Mixtral's experts in full tuning).
-        largest_layer: weights of the largest matrix of a layer.
+        flops: floating-point operations of the micro-batch, forward and backward; 0 if PyTorch cannot count one of the
+            model's operations (Qwen3.5's states, Mixtral's experts in full tuning); `peaks` then lack activations.
+        largest_layer: number of weights in the largest matrix of a layer.
     """
 
     table: dict
@@ -108,7 +108,7 @@ class StepCounts:
 
 
 class Kernels(NamedTuple):
-    """How attention is computed: transformers' name of the kernel, whether rows are packed, whether CUDA computes."""
+    """How attention is computed: transformers' kernel name, whether rows are packed, whether it runs on CUDA."""
 
     attention: str
     packs: bool
@@ -126,13 +126,13 @@ def count_step(
 ) -> StepCounts:
     """Count a step of a model with its head and adapters, without DeepSpeed.
 
-    The base of QLoRA counts as LoRA's, in the precision: zerotune/run/plan.py packs it, and shards.
+    QLoRA's base is counted unquantised, like LoRA's: zerotune/run/plan.py accounts for its 4 bits and for sharding.
 
     Args:
         config: of the checkpoint.
         head: "classify", "span" or "generate".
         num_labels: of a classifier.
-        used_ids: token ids that training reads, for an embedding that trains only these; None: it trains whole.
+        used_ids: token ids whose embedding rows are trained; None: all rows are.
     """
     settings = replace(settings, method="full" if settings.method == "full" else "lora", zero_stage=None)
     if on_gpu:
@@ -152,7 +152,7 @@ def count_step(
 
 
 def _shallow_configs(config) -> tuple[object, list[tuple[int, object]]]:
-    """Return a config of few layers, and how often to add what each of some deeper ones has more."""
+    """Return a config of few layers, and deeper ones with the number of times to add their difference to it."""
     kinds = getattr(config, "layer_types", None) or ["layer"] * config.num_hidden_layers
     distinct = list(dict.fromkeys(kinds))
     base = distinct if len(distinct) > 1 else distinct * 2
@@ -163,7 +163,7 @@ def _shallow_configs(config) -> tuple[object, list[tuple[int, object]]]:
 
 
 def _with_layers(config, kinds: list[str]):
-    """Return a copy of a config with these layers; other lists by layer are cut to as many."""
+    """Return a copy of a config with layers of these kinds; other lists per layer are cut to the same length."""
     changed, depth = copy.deepcopy(config), config.num_hidden_layers
     for name, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == depth and hasattr(changed, name):
@@ -188,16 +188,16 @@ def _count_layers(config, settings, head, num_labels, used_ids, batch: MicroBatc
         if used_ids is not None:
             train_used_rows(tuned.stock_model, used_ids)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MemTracker's, about modules that are called by another's forward
+            warnings.simplefilter("ignore")  # MemTracker's, about modules that another module's forward calls
             try:
                 peaks, flops = _take_step(tuned.train(), settings.precision, inputs, targets, batch.is_alone)
-            except RuntimeError:  # an operation that fake tensors do not have, or that asks for their numbers
+            except RuntimeError:  # fake tensors lack an operation, or the values that it reads
                 peaks, flops = _held_alone(tuned), 0
     return {"table": table, "peaks": peaks, "flops": flops, "largest_layer": max(sizes, default=0)}
 
 
 def _held_alone(tuned: TunedModel) -> dict[str, dict[str, float]]:
-    """Return what a device holds at an update: weights, float32 gradients and two moments."""
+    """Return the bytes that a device holds during an update: weights, float32 gradients and two moments."""
     held = {id(each): each.numel() * each.element_size() for each in (*tuned.parameters(), *tuned.buffers())}
     trained = sum(each.numel() for each in tuned.parameters() if each.requires_grad)
     kinds = dict.fromkeys(_KINDS.values(), 0.0) | {"parameters": sum(held.values())}
@@ -254,7 +254,7 @@ def _model_inputs(batch: MicroBatch, head: str, packs: bool) -> tuple[dict, torc
 
 
 class _PhaseTracker(MemTracker):
-    """Keeps the peak of each phase by kind of memory, and counts floating-point operations."""
+    """Tracks the peak memory of each phase by kind, and counts floating-point operations."""
 
     def __init__(self):
         super().__init__()
@@ -267,16 +267,16 @@ class _PhaseTracker(MemTracker):
                 self.peaks[self.phase] = dict(snapshot)
 
     def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
-        # MemTracker would hang its hooks on frozen parameters too, which torch refuses
+        # MemTracker would also put its hooks on frozen parameters, which torch refuses
         return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
 
     def note_gradient(self, parameter: nn.Parameter) -> None:
-        """Count a parameter's gradient, which is there now, as one."""
+        """Count a parameter's new gradient as gradient memory."""
         self._update_and_maybe_create_winfos(parameter.grad, _MemRefType.GRAD)
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = super().__torch_dispatch__(operation, types, args, kwargs)
-        # the scores of packed rows are left out: their formula reads the rows' bounds, and fake ones have no numbers
+        # without the scores of packed rows: their formula reads the rows' bounds, and fake tensors have no values
         if operation._overloadpacket in flop_registry and "varlen" not in operation._schema.name:
             self.flops += flop_registry[operation._overloadpacket](*args, **(kwargs or {}), out_val=result)
         return result
@@ -296,7 +296,7 @@ class _PhaseTracker(MemTracker):
 def _take_step(
     tuned: TunedModel, precision: str, inputs: dict, targets: torch.Tensor | None, is_alone: bool
 ) -> tuple[dict[str, dict[str, float]], int]:
-    """Take a step whose optimizer has its moments already. Returns the peaks by phase, and operations."""
+    """Take a step with an optimizer that already has its moments. Returns the peaks by phase, and operations."""
     optimizer = build_optimizer("adamw", parameter_groups(tuned, 1e-5, 1e-5, 0.01), "cpu")
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -324,7 +324,7 @@ def _take_step(
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
-    if targets is None:  # of a span head, start and end over the tokens of each row
+    if targets is None:  # for a span head, start and end over the tokens of each row
         classes = logits if logits.ndim == 2 else logits.transpose(1, 2).flatten(0, 1)
         logits, targets = classes, torch.zeros(len(classes), dtype=torch.int64)
     return functional.cross_entropy(logits, targets, reduction="none").sum()
@@ -333,7 +333,7 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
 def _mark_phases(stock: nn.Module, tracker: _PhaseTracker) -> None:
     """Let the tracker know when the backward pass is done with the head, and with the layers.
 
-    Within a phase memory rises or falls layer by layer, so that its peak grows by the same with every further layer.
+    Within a phase, memory rises or falls layer by layer, so each further layer raises its peak by the same amount.
     """
     layers = _layers(stock)
     if not layers:
@@ -359,6 +359,6 @@ def _mark_phases(stock: nn.Module, tracker: _PhaseTracker) -> None:
 
 
 def _layers(stock: nn.Module) -> list[nn.Module]:
-    """Return the repeated layers of a model in their order; [] where they share their weights (ALBERT)."""
+    """Return the repeated layers of a model in their order; [] if they share their weights (ALBERT)."""
     found = {match[0]: None for path in projections(stock) if (match := re.match(r".*?\.\d+(?=\.)", path))}
     return [stock.get_submodule(path) for path in found] if len(found) > 1 else []

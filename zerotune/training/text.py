@@ -19,7 +19,7 @@ from zerotune.training.label_sets import THRESHOLD, classifier_data
 
 
 def check_head(settings: TrainSettings, config, tokenizer) -> None:
-    """Refuse a head that the model cannot have, and flags that are about the other one."""
+    """Refuse a head that the model cannot have, and flags of the other head."""
     name, prompt_format = settings.model.name, settings.prompt.format
     _check_labels(settings, config)
     if settings.head == "generate":
@@ -34,7 +34,7 @@ def check_head(settings: TrainSettings, config, tokenizer) -> None:
 
 
 def _check_labels(settings: TrainSettings, config) -> None:
-    """Refuse flags and models that give one label where a text may have several, or the other way round."""
+    """Refuse flags and models for a single label with --multi-label, and those for several labels without it."""
     multi_label, choose_by = settings.data.multi_label, settings.optimisation.choose_by
     if multi_label and settings.head == "generate":
         raise Refused("--head generate writes one label, and --multi-label gives any number: use --head classify")
@@ -48,14 +48,14 @@ def _check_labels(settings: TrainSettings, config) -> None:
 def tokenise(
     settings: TrainSettings, task, splits: Splits, config, tokenizer
 ) -> dict[str, LabelledData] | dict[str, AnswerData]:
-    """Tokenise the training and validation splits for the run's head; a classifier's come from the cache if they can.
+    """Tokenise the training and validation splits for the run's head; a classifier's tokens are cached.
 
-    The test split's tokens are only checked. The training split has the class weights.
+    The test split's tokens are only checked. The training split gets the class weights.
 
     Args:
-        task: zerotune.tasks.texts.TextTask; the first of its wordings is a generator's prompt.
+        task: zerotune.tasks.texts.TextTask; a generator's prompt is the first of its wordings.
     Raises:
-        Refused: a token has no embedding; and as encode_texts and encode_answers do.
+        Refused: a token has no embedding; also as `encode_texts` and `encode_answers`.
     """
     texts = (example.text for part in (splits.train, splits.validation, splits.test) for example in part)
     check_texts(settings.model.name, config, tokenizer, texts)

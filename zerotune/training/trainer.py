@@ -1,8 +1,8 @@
-"""--engine trainer: the same run by the Hugging Face Trainer, to compare the loop with.
+"""--engine trainer: the same run with the Hugging Face Trainer, as a comparison for the loop.
 
 Rows, weights, optimizer groups, learning rates, examples per step, evaluation, checkpoints and logs are the loop's.
-Data loading, accumulation, autocast, clipping, DDP and the steps are the Trainer's, with the flags of a user who knows
-them: bf16, dynamic padding, batches grouped by length, fused AdamW. The forward pass is transformers' own.
+Data loading, accumulation, autocast, clipping, DDP and the steps are the Trainer's, with the flags of an experienced
+user: bf16, dynamic padding, batches grouped by length, fused AdamW. The forward pass is transformers' own.
 """
 
 import os
@@ -65,7 +65,7 @@ class TrainerOrder(LabelledData):
 def train_with_trainer(loop: TrainingLoop, settings: TrainSettings) -> None:
     """Let a Trainer take the steps of a loop, which resumes, logs, validates, saves and stops between them.
 
-    Raises what iterating over the loop raises.
+    Raises whatever iterating over the loop raises.
     """
     steps = iter(loop)
     first = next(steps, None)
@@ -80,7 +80,7 @@ def train_with_trainer(loop: TrainingLoop, settings: TrainSettings) -> None:
         _remaining_rows(loop, first.number, settings.optimisation.batch_size),
         args=_training_arguments(settings, loop.data, schedule.num_steps - first.number + 1),
         data_collator=_Collator(loop.data),
-        train_dataset=range(len(loop.data.ids) + 1),  # rows, which the collator makes batches of; the last is filler
+        train_dataset=range(len(loop.data.ids) + 1),  # rows, which the collator turns into batches; the last is filler
         compute_loss_func=_StepLoss(engine, settings.optimisation.label_smoothing),
         optimizers=(engine.optimizer, scheduler),
         callbacks=[_BetweenSteps(steps, first, settings.optimisation.seed, loop)],
@@ -91,7 +91,7 @@ def train_with_trainer(loop: TrainingLoop, settings: TrainSettings) -> None:
 
 
 class _StepTrainer(Trainer):
-    """A Trainer that takes the rows of given steps and tells the engine the norm of their gradients."""
+    """A Trainer that reads given rows in order and reports gradient norms to the engine."""
 
     def __init__(self, engine: Engine, rows: list[int], **kwargs):
         self.engine, self.rows = engine, rows
@@ -102,11 +102,11 @@ class _StepTrainer(Trainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         self.engine.note_norm(super()._get_grad_norm(model, grad_norm))
-        return None  # nothing is logged by the Trainer, which would wait for the device
+        return None  # so that the Trainer does not log it: that would wait for the device
 
 
 class _BetweenSteps(TrainerCallback):
-    """Advance the loop where the Trainer has taken a step."""
+    """Advances the loop after each step of the Trainer."""
 
     def __init__(self, steps: Iterator[Step], first: Step, seed: int, loop: TrainingLoop):
         self.steps, self.step, self.seed, self.loop = steps, first, seed, loop
@@ -132,10 +132,10 @@ class _GivenRows(Sampler):
 
 
 def _remaining_rows(loop: TrainingLoop, first: int, batch_size: int) -> list[int]:
-    """Return the rows of all steps that are left, one after the other.
+    """Return the rows of all remaining steps, one step after the other.
 
-    A smaller last step of an epoch is filled up with a row that does not count, so that all ranks get equally many;
-    Accelerate would repeat examples.
+    An epoch's last step, if smaller, is filled up with a row that does not count, so that all ranks get equally many;
+    Accelerate would repeat examples instead.
     """
     rows, filler = [], len(loop.data.ids)
     for number in range(first, loop.schedule.num_steps + 1):
@@ -145,7 +145,7 @@ def _remaining_rows(loop: TrainingLoop, first: int, batch_size: int) -> list[int
 
 
 class _Collator:
-    """Rows of a micro-batch to padded inputs with labels, on the CPU; filler becomes an example without a label."""
+    """Turns a micro-batch's rows into padded inputs with labels, on the CPU. Filler becomes an unlabelled example."""
 
     def __init__(self, data: LabelledData):
         self.data = data
@@ -159,7 +159,7 @@ class _Collator:
 
 
 class _StepLoss:
-    """`mean_over_step`, which also adds up a step's loss for the loop."""
+    """Computes `mean_over_step`, and also adds it to the step's loss for the loop."""
 
     def __init__(self, engine: Engine, label_smoothing: float):
         self.engine, self.label_smoothing = engine, label_smoothing
@@ -173,14 +173,14 @@ class _StepLoss:
 def mean_over_step(
     logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Return a micro-batch's part of the step's mean cross entropy; the Trainer undoes DDP's division by the ranks.
+    """Return a micro-batch's share of the step's mean cross entropy; the Trainer undoes DDP's division by the ranks.
 
-    Without such a function the Trainer takes the mean of micro-batch means; and it multiplies the loss by the number of
-    processes where a model's forward takes **kwargs, as if that loss had been divided by a global count.
+    Without this function the Trainer would average micro-batch means, and multiply the loss by the number of processes
+    if the model's forward takes **kwargs, as if the loss had been divided by a global count.
 
     Args:
         logits: [rows, num_labels].
-        labels: [rows], UNLABELLED in rows that only fill up a batch.
+        labels: [rows], UNLABELLED in filler rows.
         num_items_in_batch: labelled rows of the step over all micro-batches and ranks.
     """
     loss_sum = functional.cross_entropy(
@@ -190,7 +190,7 @@ def mean_over_step(
 
 
 def cut_step(num_examples: int, longest: int, budget: int) -> tuple[int, int]:
-    """Cut one device's share of a step into micro-batches of one size, as few as fit the budget.
+    """Cut one device's share of a step into micro-batches of equal size, as few as the budget allows.
 
     Args:
         num_examples: of one device in one step.
@@ -210,7 +210,7 @@ def _training_arguments(settings: TrainSettings, data: LabelledData, num_steps: 
     on_gpu, num_processes = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", "1"))
     share = optimisation.batch_size // num_processes
     micro_batch, num_micro_batches = cut_step(share, int(data.lengths.max()), optimisation.tokens_per_device)
-    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # the launcher's wish is already part of `precision`
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # `precision` already includes the launcher's setting
     arguments = TrainingArguments(
         output_dir=str(settings.run.output_dir / "checkpoints"),
         per_device_train_batch_size=micro_batch,
@@ -233,5 +233,5 @@ def _training_arguments(settings: TrainSettings, data: LabelledData, num_steps: 
         report_to="none",
         disable_tqdm=True,
     )
-    arguments._n_gpu = 1  # of one process that sees several the Trainer would make a DataParallel, of as many batches
+    arguments._n_gpu = 1  # else, with several GPUs visible, the Trainer would use DataParallel with as many batches
     return arguments

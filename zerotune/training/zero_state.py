@@ -1,12 +1,13 @@
-"""Weights and AdamW's moments of a ZeRO run on disk, by parameter and range: any number of processes reads them.
+"""Weights and AdamW moments of a ZeRO run on disk, by parameter and range, for any number of processes to load.
 
-weight-00001-of-00004.safetensors   exp_avg-…   exp_avg_sq-…   what the first of four ranks keeps, in float32
+weight-00001-of-00004.safetensors   exp_avg-…   exp_avg_sq-…   the shards of the first of four ranks, in float32
 
-The tensor "4096:model.score.weight" holds elements 4096, 4097, … of the flattened parameter. A rank that loads reads
-just the ranges that it keeps, out of whichever files have them. DeepSpeed's own files would need a conversion for each
-number of processes, and hold the weights twice.
+The tensor "4096:model.score.weight" holds elements 4096, 4097, … of the flattened parameter. A loading rank reads only
+its own ranges, from whichever files hold them. DeepSpeed's own files would need a conversion for each number of
+processes, and hold the weights twice.
 
-bitsandbytes quantises moments in blocks of a rank's partition. They are in state-00001-of-00004.pt, for as many ranks.
+bitsandbytes quantises moments in blocks of a rank's partition. They are in state-00001-of-00004.pt, and only the same
+number of ranks can load them.
 """
 
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def zero_state_files(
 
     Args:
         zero: DeepSpeed's ZeRO optimizer, of stage 1, 2 or 3.
-        names: of the parameters that train.
+        names: of the trainable parameters.
         weights_alone: leave out the optimizer's state.
     """
     partitions = list(_partitions(zero))
@@ -48,7 +49,7 @@ def zero_state_files(
         steps = {float(_state(zero.optimizer, flat)["step"]) for flat, _ in partitions}
         assert len(steps) == 1, f"AdamW has made {sorted(steps)} steps: one number is kept for all weights"
         metadata = {"step": str(steps.pop())}
-    for kind in kinds:  # a file each, so that a GPU's are in host memory one after the other where they are not copied
+    for kind in kinds:  # a file each: written straight from a GPU, only one kind at a time is in host memory
         tensors = {
             f"{shard.start}:{names[shard.parameter]}": _values(zero.optimizer, flat, kind, shard)
             for flat, shards in partitions
@@ -64,14 +65,14 @@ def zero_state_files(
 def load_zero_state(
     folder: Path, zero, names: dict[nn.Parameter, str], rank: int, world_size: int, weights_alone: bool = False
 ) -> None:
-    """Restore the state that any number of ranks wrote from `zero_state_files`, bit for bit; all ranks take part.
+    """Restore the state in `zero_state_files`, bit for bit, on any number of ranks; all ranks take part.
 
-    Quantised moments are restored by as many ranks as have written them.
+    Quantised moments need the number of ranks that wrote them.
 
     Args:
         weights_alone: leave the optimizer's state as it is.
     """
-    if hasattr(zero, "checkpoint_event_prologue"):  # stage 3: parameters that are gathered are released
+    if hasattr(zero, "checkpoint_event_prologue"):  # stage 3: releases gathered parameters
         zero.checkpoint_event_prologue()
     for kind in KINDS[:1] if weights_alone else _kinds(zero.optimizer):
         pieces, step = _open_pieces(folder, kind)
@@ -91,7 +92,7 @@ def load_zero_state(
 
 
 def _moves(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the state is a float32 number or two for each weight, and so fits any number of ranks."""
+    """Return whether the state is float32 numbers per weight, which any number of ranks can load."""
     return isinstance(optimizer, torch.optim.AdamW)
 
 
@@ -104,7 +105,7 @@ def _quantised_name(rank: int, world_size: int) -> str:
 
 
 def _spread_weights(zero) -> None:
-    """Copy the float32 weights that each rank keeps to the weights that the model computes with."""
+    """Copy each rank's float32 weights to the weights that the model computes with."""
     if not hasattr(zero, "fp32_partitioned_groups_flat"):
         zero.update_lp_params()
         return
@@ -114,7 +115,7 @@ def _spread_weights(zero) -> None:
 
 
 def _partitions(zero) -> Iterator[tuple[torch.Tensor, list[Shard]]]:
-    """Return this rank's flat partitions, which AdamW takes for its parameters, and the shards in each."""
+    """Yield this rank's flat partitions, which are AdamW's parameters, and the shards in each."""
     if hasattr(zero, "fp32_partitioned_groups_flat"):
         for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
             yield flat, _shards_of_stage_3(group)
@@ -151,7 +152,7 @@ def _shards_of_stage_3(group: list[nn.Parameter]) -> list[Shard]:
 
 
 def _state(adamw: torch.optim.AdamW, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return AdamW's state of a partition, made here where its first step has yet to make it."""
+    """Return AdamW's state of a partition; create it if AdamW has not taken a step yet."""
     state = adamw.state[flat]
     if not state:
         step_device = flat.device if adamw.defaults["fused"] else "cpu"
