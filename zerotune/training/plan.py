@@ -42,8 +42,9 @@ from zerotune.training.zero_state import BYTES_A_WEIGHT
 
 # Assumed without data: labels of a classifier, tokens of a row and of its answer.
 LABELS, WINDOW, ANSWER = 2, 384, {"classify": 0, "span": 0, "generate": 2}
-# Assumed FLOP/s of a GPU, in 16 bits about 40 % of an H100's peak.
+# Assumed FLOP/s of a GPU, and those of an H100 at its peak.
 GPU_FLOPS = {"bf16": 400e12, "fp16": 400e12, "fp32": 40e12}
+PEAK_FLOPS = {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}
 # Rough overhead of a step besides its arithmetic: Python's own work, on a CPU or a GPU.
 SECONDS_OF_PYTHON = 0.02
 # Tokens of a micro-batch that leaves most of a device's memory to the weights.
@@ -395,7 +396,8 @@ def _flops_a_token(train: TrainingData | None, batch: MicroBatch, counts: StepCo
 def _rate(precision: str, devices: Devices) -> tuple[float, str]:
     """Return the floating-point operations per second of one device, and the source of the number."""
     if devices.on_gpu:
-        return GPU_FLOPS[precision], "a device (assumed: 40 % of an H100's peak)"
+        share = GPU_FLOPS[precision] / PEAK_FLOPS[precision]
+        return GPU_FLOPS[precision], f"a device (assumed: {100 * share:.0f} % of an H100's peak)"
     size, number = 768, 3
     matrix = torch.ones(size, size, dtype=compute_dtype(precision))
     matrix @ matrix
