@@ -170,7 +170,9 @@ def score_items(
     if partial:
         partial.open(accelerator.process_index)
     todo = [number for number in range(len(batches)) if number not in done]
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rank, world_size, on_cpu = accelerator.process_index, accelerator.num_processes, accelerator.device.type == "cpu"
+    if on_cpu:
+        give_back_memory(at_once=True)
     progress = show_progress(activity, len(batches), len(batches) - len(todo), hidden=not is_main_process())
     with torch.no_grad(), progress:  # inference_mode's tensors cannot be gathered by ZeRO-3
         for start in range(0, len(todo), world_size):
@@ -181,10 +183,12 @@ def score_items(
                 done[number] = records
                 if partial:
                     partial.add(number, records)
-            if accelerator.device.type == "cpu":
+            if on_cpu:
                 give_back_memory()
             progress.update(min(world_size, len(todo) - start))
             on_batch()
+    if on_cpu:
+        give_back_memory(at_once=True)
     return _in_item_order(_share(done, accelerator), batches)
 
 

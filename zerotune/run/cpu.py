@@ -56,12 +56,15 @@ def use_own_cores() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def give_back_memory() -> None:
+def give_back_memory(at_once: bool = False) -> None:
     """Return freed blocks to the kernel once this process has become large. Call it after each batch on a CPU.
 
     The memory that `use_whole_cpu` keeps fragments while batches differ in shape: a small encoder that needs 1 GiB of
     blocks was at 5 GiB after 600 steps, and growing. Returning it costs 0.1 s, and needed blocks are faulted in again,
     so this happens once a minute, and after each batch only when memory is short.
+
+    Args:
+        at_once: do it now: batches of other shapes follow, or none.
     """
     global _next_return
     libc, pages = _glibc(), Path("/proc/self/statm")
@@ -70,7 +73,7 @@ def give_back_memory() -> None:
     num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     now = time.monotonic()
-    is_due = resident > LARGE_PROCESS_BYTES and now >= _next_return
+    is_due = resident > LARGE_PROCESS_BYTES and (at_once or now >= _next_return)
     if is_due or resident > LARGEST_SHARE * memory_limit() / num_processes:
         libc.malloc_trim(0)
         _next_return = now + SECONDS_BETWEEN_RETURNS

@@ -23,7 +23,7 @@ from zerotune.models.parameters import format_table, parameter_groups, parameter
 from zerotune.models.precision import autocast
 from zerotune.models.span_head import load_span_model
 from zerotune.models.used_rows import train_used_rows
-from zerotune.run.cpu import use_own_cores
+from zerotune.run.cpu import give_back_memory, use_own_cores
 from zerotune.run.folder import RunFolder
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.plan import Sharding
@@ -262,6 +262,8 @@ class Engine:
         self.trainable = []
         self.accelerator.free_memory()  # empties the device's cache before it drops its references, hence the next line
         release_memory()
+        if self.accelerator.device.type == "cpu":
+            give_back_memory(at_once=True)
 
     def checkpoint_bytes(self, weights_alone: bool = False) -> int:
         """Estimate a checkpoint's bytes over all ranks: float32 weights, and two moments unless `weights_alone`."""

@@ -1,4 +1,4 @@
-"""Every item is scored once, at any number of processes, and what is on the disk is not scored again."""
+"""Every item is scored once, with any number of processes, and scores on disk are not computed again."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ KEY = {"model": "a", "items": "b"}
 
 
 def score(rows):
-    """Return numbers that need all digits of float32, so that a detour over text would show."""
+    """Return numbers that need all digits of float32, so a conversion through text would show."""
     values = np.stack([rows / 3, np.pi * rows - 1], axis=1).astype(np.float32)
     return [{"numbers": pair, "tokens": [0] * number} for pair, number in zip(values.tolist(), rows, strict=True)]
 
@@ -45,14 +45,14 @@ def test_records_come_back_in_item_order():
 
 def test_a_cpu_gives_memory_back_after_each_batch(monkeypatch):
     given_back = []
-    monkeypatch.setattr(scoring, "give_back_memory", lambda: given_back.append(True))
+    monkeypatch.setattr(scoring, "give_back_memory", lambda at_once=False: given_back.append(at_once))
     score_items(score, BATCHES, alone())
-    assert len(given_back) == len(BATCHES)
+    assert given_back == [True, *[False] * len(BATCHES), True]
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])
 def test_ranks_share_the_batches_and_call_equally_often(world, monkeypatch):
-    """Each rank's results are gathered; a rank without work repeats a batch, and its result does not count."""
+    """Each rank's results are gathered; a rank without work repeats a batch whose result does not count."""
     shares, calls = [], [[] for _ in range(world)]
 
     def share(done, accelerator):
@@ -185,7 +185,7 @@ LENGTHS_ALIKE = np.full(8, 30)
 
 
 def fits(most_tokens, calls, lengths=LENGTHS):
-    """Score, but ask torch for more memory than any machine has where a batch is too large."""
+    """Score, but if a batch is too large ask torch for more memory than any machine has."""
 
     def scored(items):
         calls.append(items.tolist())
@@ -207,7 +207,7 @@ def test_a_batch_that_does_not_fit_is_scored_in_parts(most_tokens, capsys):
 
 
 def test_the_smaller_budget_is_kept():
-    """Both batches of 120 fail at first; the second is cut before it is tried."""
+    """Batches of 120 do not fit: the first fails, and the second is then cut without being tried."""
     calls = []
     back_off = BackOff(fits(60, calls, LENGTHS_ALIKE), LENGTHS_ALIKE)
     for batch in (np.arange(4), np.arange(4, 8)):

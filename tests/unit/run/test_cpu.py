@@ -15,8 +15,8 @@ def resident_bytes():
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the kernel's own figures (Linux)")
-@pytest.mark.parametrize("change", ["pressure", "minute"])
-def test_freed_blocks_go_back_under_pressure_or_once_a_minute(change, monkeypatch):
+@pytest.mark.parametrize("change", ["pressure", "asked", "minute"])
+def test_freed_blocks_go_back_under_pressure_when_asked_or_once_a_minute(change, monkeypatch):
     now = cpu.time.monotonic()
     monkeypatch.setattr(cpu, "memory_limit", lambda: 2**50)
     monkeypatch.setattr(cpu, "LARGE_PROCESS_BYTES", 0)
@@ -29,9 +29,9 @@ def test_freed_blocks_go_back_under_pressure_or_once_a_minute(change, monkeypatc
     assert resident_bytes() > before - BLOCK_BYTES * NUM_BLOCKS // 20
     if change == "pressure":
         monkeypatch.setattr(cpu, "memory_limit", lambda: 1)
-    else:
+    if change == "minute":
         monkeypatch.setattr(cpu.time, "monotonic", lambda: now + 61)
-    cpu.give_back_memory()
+    cpu.give_back_memory(at_once=change == "asked")
     assert resident_bytes() < before - BLOCK_BYTES * NUM_BLOCKS // 2
     assert len(kept) == NUM_BLOCKS // 50
     assert cpu._next_return > now + 60  # the next one is a minute away
