@@ -1,4 +1,4 @@
-"""Saves that are cut short: at each operation on a file, and by a full disk."""
+"""Cut saves short: at each operation on a file, and by a full disk."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def save(root, step, num_bytes=1000, best_step=None, run_id="ours"):
 
 
 def save_best(root, step):
-    """Save a step's weights alone: the best so far."""
+    """Save only a step's weights, as the best so far."""
     return checkpoints.save(checkpoints.best_folder(root, step), record_of(step, step), write(step), 1000, ALONE)
 
 
@@ -53,7 +53,7 @@ def names(root):
 
 
 def die_at(number, action):
-    """Do something in a forked process that kills itself before its nth file operation. Returns its exit status."""
+    """Run an action in a forked process that kills itself before its nth file operation. Returns its exit status."""
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -72,7 +72,7 @@ def die_at(number, action):
 
 
 def deaths(tmp_path, action):
-    """Yield a root for each operation of an action at which a process has died, until there are no more."""
+    """Yield a root after a process has died at each of an action's file operations, until it survives."""
     template = tmp_path / "template"
     save(template, 1)
     for number in range(1, 200):
@@ -88,9 +88,9 @@ def deaths(tmp_path, action):
 
 
 def newest_after_deaths(tmp_path, save_second):
-    """Yield a root, its newest whole checkpoint and that one's step for each death in saving step 2 after step 1.
+    """Yield a root, its newest whole checkpoint and its step after each death while saving step 2 after step 1.
 
-    After each the run resumes and saves again: all leftovers of the death are gone then.
+    After each death the run resumes and saves again, which must remove all leftovers.
     """
     found_steps = []
     for root in deaths(tmp_path, save_second):

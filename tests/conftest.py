@@ -1,4 +1,4 @@
-"""Fixtures of unit and script tests alike."""
+"""Fixtures for both unit and script tests."""
 
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def one_thread(request):
-    """Tiny matrices gain nothing from a second thread, and lose much where other processes want the core."""
+    """Tiny matrices gain nothing from a second thread, and lose much if other processes need the core."""
     torch = sys.modules.get("torch")
     if torch is None or "benchmarks" in request.path.parts or "gpu" in request.path.parts:
         yield
@@ -20,13 +20,13 @@ def one_thread(request):
 
 @pytest.fixture
 def plain_four_bits(monkeypatch):
-    """Without bitsandbytes' AVX512-BF16 path, which a plain load takes and which rounds: weights are compared."""
+    """Switch off bitsandbytes' AVX512-BF16 path, which a plain load uses: it rounds, and the tests compare weights."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
-    """An empty cache of Hugging Face's libraries, and no WordNet of Debian's."""
+    """Give Hugging Face's libraries an empty cache, and hide Debian's WordNet."""
     from huggingface_hub import constants
 
     from zerotune.cluster import prefetch

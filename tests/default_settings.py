@@ -1,4 +1,4 @@
-"""Settings as the flags' defaults give them, for tests that change a few."""
+"""Settings with the flags' defaults, for tests that change a few."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""A hub of one's own: the few requests that huggingface_hub and datasets make, answered from memory over HTTP.
+"""A fake hub: it answers the few requests that huggingface_hub and datasets make, from memory over HTTP.
 
-Uploads come by the commit API, with weights by Git LFS (HF_HUB_DISABLE_XET).
+Uploads use the commit API, and Git LFS for weights (HF_HUB_DISABLE_XET).
 """
 
 import base64
@@ -25,10 +25,10 @@ class FakeHub:
         repositories: (kind, id) -> {path: content}, kind "models" or "datasets".
 
     Attributes:
-        private: names of repositories that were created so.
+        private: names of repositories that were created as private.
         read_only: names of repositories that nobody may write, or of an organisation in which none may be created.
-        num_broken: the next so many uploads of weights are cut off.
-        objects: what was uploaded by Git LFS: sha256 -> content.
+        num_broken: how many of the next uploads of weights are cut off.
+        objects: uploads by Git LFS: sha256 -> content.
     """
 
     def __init__(self, repositories: dict[tuple[str, str], dict[str, bytes]]):
@@ -62,14 +62,14 @@ class FakeHub:
         self._server.server_close()
 
     def commit(self, kind: str, name: str) -> str:
-        """The newest commit of a repository; it changes with the content, and older ones that were asked for stay."""
+        """Return a repository's newest commit, which changes with the content; earlier ones stay available."""
         files = self.repositories[kind, name]
         sha = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self._history[sha] = dict(files)
         return sha
 
     def _at(self, kind: str, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """Commit and files of a revision, None for one that there is not."""
+        """Return a revision's commit and files; None if it does not exist."""
         newest = self.commit(kind, name)
         sha = newest if revision in ("", "main") else revision
         return (sha, self._history[sha]) if sha in self._history else None
@@ -107,7 +107,7 @@ class FakeHub:
         return content
 
     def _write(self, request, method: str, path: str, body: bytes) -> bool:
-        """Answer a request of an upload; return whether it is one."""
+        """Answer a request that belongs to an upload; return whether it does."""
         match, batch = API.match(path), LFS.match(path)
         if path == "/api/validate-yaml":
             self._json(request, {"errors": [], "warnings": []})

@@ -1,9 +1,9 @@
-"""A stand-in for a train script and its launcher: it writes in a moment what summaries read, or ends as it is told to.
+"""A stand-in for a train script and its launcher: it quickly writes what summaries read, or ends in a given way.
 
     python tests/fake_run.py train/sst2.py --learning-rate 1e-3 --seed 1 --output-dir FOLDER --state-file FILE
 
-The parent folder's .fates.json says which folder ends how: "refused", "early" (before it has a folder), "crash", "stop"
-(preempted by itself) or "wait" (until a signal). calls.txt there has the name of each folder that was started.
+The parent folder's .fates.json says how each folder ends: "refused", "early" (before it has a folder), "crash", "stop"
+(preempted by itself) or "wait" (until a signal). calls.txt there lists the name of each folder that was started.
 """
 
 import json
@@ -20,7 +20,7 @@ def write_run(folder, validation, test, choose_by="accuracy", rows="a", loss=Non
     """Write the records of a finished run with these accuracies and this validation loss, by default 1 - accuracy.
 
     Args:
-        rows: stands for its validation rows.
+        rows: identifies its validation rows.
     """
     part = {"count": 100, "ids_sha256": rows}
     test_metrics = {"task": "sst2", "setting": "head", "count": 100, "accuracy": test, "accuracy_ci95": [0.0, 1.0]}

@@ -1,4 +1,4 @@
-"""The logits of tuned tiny models: of ours, of one read again from its final/, and of a plain one."""
+"""Compute the logits of tuned tiny models: of ours, of one reloaded from its final/, and of a plain one."""
 
 import torch
 from tiny_models import IDS, LABELS, MASK

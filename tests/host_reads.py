@@ -1,10 +1,10 @@
-"""A count of what would wait for a GPU, taken on a CPU."""
+"""Count, on a CPU, the operations that would make the host wait for a GPU."""
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the operations that wait for a device's number."""
+    """Counts the operations that wait for a number from the device."""
 
     def __init__(self):
         super().__init__()

@@ -12,7 +12,7 @@ NASTY = '<script>alert("1")</script> & <b>not bold</b>'
 
 
 def predictions(ids, labels, accuracy, seed):
-    """Return lines of predictions.jsonl: each right with probability `accuracy`, more confident where right."""
+    """Return lines of predictions.jsonl: each is right with probability `accuracy`, and more confident if right."""
     rng = np.random.default_rng(seed)
     lines = []
     for identifier, label in zip(ids, labels, strict=True):

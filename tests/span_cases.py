@@ -1,4 +1,4 @@
-"""Questions about made-up paragraphs, and a tokenizer that puts them together as an encoder's does."""
+"""Questions about made-up paragraphs, and a tokenizer that joins the two as an encoder's does."""
 
 from tiny_models import word_tokenizer
 from tokenizers import processors
@@ -9,19 +9,19 @@ NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_tok
 
 
 def pair_tokenizer(tokenizer=None):
-    """An encoder's: [CLS] question [SEP] context [SEP], with token types."""
+    """Make an encoder's tokenizer: [CLS] question [SEP] context [SEP], with token types."""
     tokenizer = tokenizer or word_tokenizer(**NAMES)
     special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=special
     )
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # which are saved
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # init_kwargs are saved
     return tokenizer
 
 
 def ask(context, *questions):
-    """Return questions about one paragraph: (text, answer or None, its number among equal strings)."""
+    """Return questions about one paragraph, each given as (text, answer or None)."""
     paragraph = Paragraph("Title", 0, context)
     asked = []
     for number, (text, answer) in enumerate(questions):

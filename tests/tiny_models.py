@@ -1,6 +1,6 @@
 """Random checkpoints of every supported architecture, a few thousand weights each, written once per test session.
 
-Their texts are ten words; `character_model` reads anything, a byte at a time.
+Their vocabulary is ten words; `character_model` reads any text, a byte at a time.
 """
 
 import functools
@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-# The families of most tests; test_families.py goes through all that are supported.
+# Most tests use these families; test_families.py covers all that are supported.
 CAUSAL = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 ENCODERS = ("distilbert", "bert", "roberta")
 LABELS = ("negative", "positive")
@@ -31,7 +31,7 @@ WORDS = ["a", "the", "film", "was", "good", "bad", "not", "very", "dull", "brigh
 PAD = 3
 # Rows of tokens of several lengths.
 ROWS = [[1, 4, 6, 7, 8], [1, 5, 9], [1, 4, 6, 7, 10, 11, 8, 12]]
-# Two rows for a model to read, and which of their tokens count.
+# Two rows for a model to read, and a mask of the tokens that count.
 IDS = torch.tensor([[1, 4, 6, 7, 8], [1, 5, 9, 3, 3]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 _SIZES = {
@@ -47,7 +47,7 @@ _SIZES = {
     "pad_token_id": 3,
 }
 _CAUSAL_SIZES = {**_SIZES, "num_key_value_heads": 2, "head_dim": 8, "attn_implementation": "eager"}
-# Windows are shorter than the rows, and what a family has of its own is there.
+# Windows are shorter than the rows, and each family's special features are switched on.
 _OWN_SIZES = {
     "ministral": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     "ministral3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.1,
@@ -64,14 +64,14 @@ _OWN_SIZES = {
     "xlm-roberta": {"type_vocab_size": 1},
     "electra": {"embedding_size": 16},
     "albert": {"embedding_size": 16},
-    "deberta-v2": {  # as v3 has them
+    "deberta-v2": {  # as in DeBERTa-v3
         "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
         "pos_att_type": "p2c|c2p", "position_biased_input": False, "type_vocab_size": 0,
     },
     "modernbert": {"local_attention": 4, "global_attn_every_n_layers": 2, "cls_token_id": 1, "sep_token_id": 2,
                    "mask_token_id": 0},
 }  # fmt: skip
-# Of models whose text part is loaded alone: the kind of that part.
+# For models of which only the text part is loaded: the kind of that part.
 TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "ministral3", "qwen3_5": "qwen3_5_text"}
 _VISION_SIZES = {
     "gemma3": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -85,7 +85,8 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="zerotune-tiny-")
 
 
 def word_tokenizer(special: tuple[str, ...] = tuple(SPECIAL), **tokens: str) -> PreTrainedTokenizerFast:
-    """One id per word, `<s>` first and around a pair; `tokens` are the special-token arguments (unk_token="<unk>")."""
+    """Make a tokenizer with one id per word, `<s>` first and around the parts of a pair; `tokens` are the special-token
+    arguments (unk_token="<unk>")."""
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token=special[0])
     )
@@ -99,7 +100,7 @@ def word_tokenizer(special: tuple[str, ...] = tuple(SPECIAL), **tokens: str) -> 
 
 @functools.cache
 def tiny_model(kind: str) -> str:
-    """Make the folder of a published-like checkpoint: an LM with its head, or a BERT with its pooler."""
+    """Make a folder like a published checkpoint: an LM with its head, or a BERT with its pooler."""
     folder = str(Path(_FOLDER.name) / kind)
     config, family = _config_and_class(kind)
     state = torch.get_rng_state()
@@ -112,7 +113,7 @@ def tiny_model(kind: str) -> str:
 
 
 def _config_and_class(kind: str) -> tuple:
-    """Return a tiny config and the Auto class as which models of its kind are published."""
+    """Return a tiny config, and the Auto class with which models of its kind are published."""
     from zerotune.models.families import is_encoder_family
 
     if kind in TEXT_PARTS:
@@ -144,7 +145,7 @@ def padded(rows: list[list[int]], side: str = "right") -> tuple[torch.Tensor, to
     return ids, mask
 
 
-# In the manner of Llama 3.2: today's date, unless the caller pins one.
+# Like Llama 3.2's: it has today's date, unless the caller pins one.
 CHAT_TEMPLATE = (
     "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     "<s>{{ date_string }}\n{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}\n{% endfor %}"
@@ -153,7 +154,7 @@ CHAT_TEMPLATE = (
 
 
 def character_model(folder: Path, chat_template: str | None = None) -> None:
-    """Write a Llama of 2,048 positions whose tokens are single bytes: every label word takes several."""
+    """Write a Llama of 2,048 positions whose tokens are single bytes, so every label word has several."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
@@ -165,9 +166,9 @@ def character_model(folder: Path, chat_template: str | None = None) -> None:
 
 
 def byte_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of single bytes, but for `words` (such as " good") and what these begin with; `<s>` first."""
+    """Return a tokenizer of single bytes, of `words` (such as " good") and of their prefixes; `<s>` comes first."""
     symbols = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    merges = {}  # in the order in which they are made
+    merges = {}  # in the order in which they apply
     for word in words:
         spelled = word.replace(" ", "Ġ")
         merges |= {(spelled[:end], spelled[end]): None for end in range(1, len(spelled))}
@@ -182,14 +183,14 @@ def byte_tokenizer(words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
 
 
 def seeded_model(kind: str, seed: int, vocab_size: int, **sizes):
-    """Return a causal model in eval mode whose weights depend on nothing but `kind`, `seed` and the sizes.
+    """Return a causal model in eval mode whose weights depend only on `kind`, `seed` and the sizes.
 
-    They are drawn one matrix after the other in the order of their names, by NumPy: transformers has changed its order,
-    and torch's normal numbers differ in their last bits from processor to processor.
+    NumPy draws one matrix after another in the order of their names, because transformers has changed its order, and
+    torch's normal numbers differ in their last bits between processors.
     """
     config = AutoConfig.for_model(kind, **{**_CAUSAL_SIZES, "vocab_size": vocab_size, **sizes})
     model = AutoModelForCausalLM.from_config(config).eval()
-    generator = np.random.RandomState(seed)  # whose numbers NumPy never changes
+    generator = np.random.RandomState(seed)  # NumPy never changes its numbers
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
             if parameter.dim() == 2:
@@ -216,7 +217,7 @@ def tuned_model(folder: str, method: str, head: str = "classify", **settings) ->
 
 
 def move_weights(model: torch.nn.Module) -> None:
-    """Move what is trained, so that nothing is where it started: LoRA's B is 0 there."""
+    """Move all trainable weights from where they start, because LoRA's B starts at 0."""
     draws = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -225,7 +226,7 @@ def move_weights(model: torch.nn.Module) -> None:
 
 
 def task_record(head: str = "classify", **changes) -> dict:
-    """Return what a run says of its task in task.json."""
+    """Return a run's description of its task in task.json."""
     prompt = {"template": "Review: {text}", "label_words": ["negative", "positive"], "format": "plain"}
     return {
         "task": "squad" if head == "span" else "sst2",
@@ -238,7 +239,7 @@ def task_record(head: str = "classify", **changes) -> dict:
 
 
 def saved_record(head: str = "classify", base: str = "org/a", **changes) -> dict:
-    """Return the task.json that save_final makes of `task_record` after full tuning."""
+    """Return the task.json that save_final makes from `task_record` after full tuning."""
     files = {"model.safetensors": {"bytes": 1, "sha256": "0"}}
     saved = {"method": "full", "base_model": base, "base_revision": None, "files": files}
     return task_record(head) | saved | changes

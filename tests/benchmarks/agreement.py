@@ -1,4 +1,4 @@
-"""Whether zerotune gives the answers of other tools for a real model, on a CPU in float32.
+"""Check that zerotune gives the same answers as other tools for a real model, on a CPU in float32.
 
     python tests/benchmarks/agreement.py choices --model MODEL --task sst2 --train-file train.tsv.gz \\
         --test-file validation.tsv.gz --items 200 --shots 0 4 --lm-eval-python lm-eval-venv/bin/python
@@ -6,12 +6,13 @@
     python tests/benchmarks/agreement.py span RUN --items 200
     python tests/benchmarks/agreement.py losses --model MODEL --train-file train.tsv.gz --test-file validation.tsv.gz
 
-choices: what an eval script chooses by likelihood, against EleutherAI's lm-evaluation-harness given the same strings
-(tests/fixtures/record_lm_eval.py says how it is installed). adapter: a run of train/sst2.py or train/imdb.py with
+choices: the choices an eval script makes by likelihood, against EleutherAI's lm-evaluation-harness given the same
+strings (tests/fixtures/record_lm_eval.py says how to install it). adapter: a run of train/sst2.py or train/imdb.py with
 `--method lora --head classify`, evaluated again, against its final/ in plain peft, one text at a time. span: answers
 of a run of train/qa.py with `--head span`, full tuning of a family that transformers has a span model for (not Gemma),
-against that model, for questions whose context is one window; transformers 5 has no question-answering pipeline any
-more. losses: the first steps of train/sst2.py with LoRA, against a plain Trainer with the same weights, rows and rates.
+against that model, for questions whose context fits one window; transformers 5 no longer has a question-answering
+pipeline. losses: the first steps of train/sst2.py with LoRA, against a plain Trainer with the same weights, rows and
+rates.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def run_script(script: str, flags: dict) -> None:
-    """Run a script of the repository with these flags; exit with its last words if it fails."""
+    """Run a script of the repository with these flags; exit with the end of its output if it fails."""
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     child = subprocess.run([sys.executable, str(REPOSITORY / script), *words], capture_output=True, text=True)
     if child.returncode:
@@ -67,7 +68,7 @@ def lines_of(path: Path) -> list[dict]:
 
 
 def texts_of(task_name: str, results: Path, test_file: str) -> list[str]:
-    """Return the whole texts of an evaluation's items from their file; predictions.jsonl has their beginnings."""
+    """Return the full texts of an evaluation's items from their file; predictions.jsonl has only their beginnings."""
     from zerotune.tasks.sources import Origin
     from zerotune.tasks.texts import read
 
@@ -76,7 +77,7 @@ def texts_of(task_name: str, results: Path, test_file: str) -> list[str]:
 
 
 def tasks() -> dict:
-    """Return the tasks with label words by their names."""
+    """Return the tasks that have label words, by name."""
     from zerotune.tasks.imdb import IMDB
     from zerotune.tasks.sst2 import SST2
 
@@ -113,7 +114,7 @@ def compare_choices(args) -> None:
 
 
 def strings_of(results: Path, args) -> tuple[list[str], list[str]]:
-    """Return the prompts of an evaluation as strings, as its folder describes them, and the answers."""
+    """Rebuild an evaluation's prompts as strings from its folder; return them and the answers."""
     from zerotune.models.pretrained import load_tokenizer
     from zerotune.tasks.cutting import cut_texts
     from zerotune.tasks.prompts import Prompt
@@ -225,7 +226,7 @@ def compare_losses(args) -> None:
 
 
 def trainer_losses(args, flags: dict, folder: str) -> list[float]:
-    """Return the losses of a Trainer that starts from the weights of our run, and reads its rows in its order."""
+    """Return the losses of a Trainer that starts from our run's weights and reads the same rows in the same order."""
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 

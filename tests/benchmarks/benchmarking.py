@@ -27,7 +27,7 @@ def minilm_folder() -> Path:
 
 
 def child_environment(num_threads: int | None, cache: Path) -> dict[str, str]:
-    """Return an environment without GPU and network, with so many threads (None: unset) and its own token cache."""
+    """Return an environment without GPU or network, with `num_threads` threads (None: unset) and a token cache."""
     threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     return {**os.environ, **threads} | {
         "CUDA_VISIBLE_DEVICES": "",
@@ -39,7 +39,7 @@ def child_environment(num_threads: int | None, cache: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Child:
-    """What a finished child process took. `other_load` is how many cores other processes kept busy meanwhile."""
+    """The cost of a finished child process. `other_load` is how many cores other processes kept busy meanwhile."""
 
     returncode: int
     output: str
@@ -49,13 +49,13 @@ class Child:
     other_load: float
 
     def last_line(self) -> str:
-        """Return the last line of a child's errors, as a rule the reason of its death."""
+        """Return the last line of a child's errors, usually the reason it failed."""
         lines = self.output.strip().splitlines()
         return f"exit {self.returncode}: {lines[-1] if lines else 'no output'}"
 
 
 def run_child(command: list[str], environment: dict[str, str], limit_s: float | None = None) -> Child:
-    """Run a command to its end, or for `limit_s` seconds; its stdout and stderr together."""
+    """Run a command to its end, or for `limit_s` seconds; collect its stdout and stderr together."""
     with tempfile.TemporaryFile("w+") as output:
         started, busy = time.perf_counter(), _busy_seconds()
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -71,7 +71,7 @@ def run_child(command: list[str], environment: dict[str, str], limit_s: float | 
 
 
 def require_success(child: Child) -> None:
-    """Exit with the last words of a failed child."""
+    """Exit with the end of the output of a child that failed."""
     if child.returncode:
         print(child.output[-4000:], file=sys.stderr)
         sys.exit(child.last_line())
@@ -83,7 +83,7 @@ def taken(child: Child) -> dict:
 
 
 def _busy_seconds() -> float:
-    """Return the seconds that all cores have worked since the machine started, 0 where the kernel does not tell."""
+    """Return the busy seconds of all cores since the machine started, 0 if the kernel does not report them."""
     path = Path("/proc/stat")
     if not path.exists():
         return 0.0
@@ -117,7 +117,7 @@ def _processor() -> str:
 
 
 def markdown_table(rows: list[dict], columns: dict[str, Callable[[dict], str]]) -> str:
-    """Return a markdown table: a line for each row, a column for each name with how to show it."""
+    """Return a markdown table with a line for each row; `columns` maps each column's name to how it shows a row."""
     lines = [list(columns)] + [[show(row) for show in columns.values()] for row in rows]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
     shown = [
@@ -127,7 +127,7 @@ def markdown_table(rows: list[dict], columns: dict[str, Callable[[dict], str]]) 
 
 
 def write_record(path: Path | None, record: dict) -> None:
-    """Write JSON of a benchmark's figures and conditions, where --output asks for it."""
+    """Write a benchmark's figures and conditions as JSON, if --output asks for it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")

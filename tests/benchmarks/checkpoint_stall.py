@@ -1,15 +1,15 @@
-"""What a save costs: written while training waits, in the background from host memory, and through --scratch-dir.
+"""Measure the cost of a save: written while training waits, in the background from host memory, or via --scratch-dir.
 
     python tests/benchmarks/checkpoint_stall.py --scratch-dir /dev/shm --output-dir runs/stall
 
-Trains a model of DistilBERT's shape (full, random weights, on the CPU one thread, so that a core is free for what is
-written meanwhile; --threads 2 leaves none on two cores) and saves every few steps, in turns in each of these ways and
-not at all.
+Trains a model of DistilBERT's shape (full, random weights, on one CPU thread, so that a core is free for the writing;
+--threads 2 leaves none on a machine with two cores) and saves every few steps. The ways take turns, with runs that
+never save.
 
-`stall of a save` is the time between one step's end and the next one's beginning, for each save but the first, which
-also makes the memory or the folder that the others use again (`of the first`); `slower steps` what
-the steps between lose to the writing, against those of the run without saves; `share of the wall time` the sum of both
-at one save a minute; `at the end` the wait before the exit.
+`stall of a save` is the time between the end of one step and the start of the next, for each save after the first,
+which also makes the memory or folder that the others reuse (`of the first`); `slower steps` is the time that the steps
+between saves lose to the writing, against the run without saves; `share of the wall time` is the sum of both at one
+save a minute; `at the end` is the wait before the exit.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def build(args) -> tuple[Engine, object]:
 
 
 def run_turn(args, engine: Engine, data, way: str) -> dict:
-    """Return the seconds of the steps, of the time between them for each save, and of the wait at the end."""
+    """Return the seconds of all steps, of each save's gap between steps, and of the wait at the end."""
     from default_settings import optimisation_settings, run_settings
 
     never = 2 * args.steps

@@ -3,9 +3,9 @@
     python tests/benchmarks/few_shot_side.py prepare MODEL_FOLDER PROMPTS --task imdb --file test.csv.gz --items 500
     python tests/benchmarks/few_shot_side.py score MODEL_FOLDER PROMPTS RESULT
 
-PROMPTS gets "contexts" and "answers", the strings that lm_eval_side.py reads, and what our scorer needs to make the
-same. RESULT gets "seconds" and "processor_s", without imports and loading the model, and "log_likelihoods"
-[items][answers].
+PROMPTS gets "contexts" and "answers", the strings that lm_eval_side.py reads, and the parts from which our scorer makes
+the same strings. RESULT gets "seconds" and "processor_s", which leave out imports and loading the model, and
+"log_likelihoods" [items][answers].
 """
 
 import argparse
@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(args) -> None:
-    """Make the random Llama with the sample's tokenizer, items in random order, and shots that are none of them."""
+    """Make the random Llama with the sample's tokenizer, items in random order, and shots that are not among them."""
     with tempfile.TemporaryDirectory() as sample:
         tiny_causal_model(Path(sample) / "model", review_lines)
         tokenizer = load_tokenizer(str(Path(sample) / "model"), None)

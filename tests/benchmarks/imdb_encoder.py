@@ -1,13 +1,13 @@
-"""The MiniLM encoder on IMDB by both engines of train/imdb.py, alternated in one run on a CPU.
+"""Train the MiniLM encoder on IMDB with both engines of train/imdb.py, taking turns on one CPU.
 
     python tests/benchmarks/imdb_encoder.py --train-file train.csv.gz --test-file test.csv.gz
 
 Both engines train the same model on the same balanced rows of a 70/10/20 split of all 50,000 reviews, with the same
-batch size, schedule and seed, and report on the test rows of that split; each run is train/imdb.py in a process of its
-own. The Trainer runs at its best flags: `--engine trainer` always pads dynamically, groups by length and has a fused
-AdamW, and the quickest of ALTERNATIVES is found first by an epoch over --probe-rows rows of each. Examples/s are the
-run's own: from the first step to the end of the last, without evaluations, saving and start. A ratio is taken within a
-round, for a shared machine may be twice as fast in one minute as in the next.
+batch size, schedule and seed, and report on the test rows of that split; each run is train/imdb.py in its own process.
+The Trainer runs with its best flags: `--engine trainer` always pads dynamically, groups by length and uses a fused
+AdamW, and a first epoch over --probe-rows rows finds the quickest of ALTERNATIVES. Examples/s are the run's own: from
+the first step to the end of the last, without start-up, evaluations and saving. Ratios are taken within a round,
+because a shared machine may be twice as fast in one minute as in the next.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from benchmarking import (
     write_record,
 )
 
-# What --engine trainer leaves open: arithmetic, attention, and whether a step is one micro-batch or several.
+# The choices that --engine trainer leaves open: precision, attention, and one micro-batch per step or several.
 ALTERNATIVES = {
     "bf16, whole steps": {"precision": "bf16", "tokens-per-device": 2**20},
     "bf16, 2,048 tokens": {"precision": "bf16", "tokens-per-device": 2048},
@@ -85,13 +85,13 @@ def main(args) -> None:
 
 
 def probe(args, flags: dict, environment: dict) -> dict:
-    """Train an epoch of the Trainer over few rows, for its speed."""
+    """Train the Trainer for one epoch over a few rows, to measure its speed."""
     few = {"train-size": args.probe_rows, "validation-size": PROBE_EVALUATED, "test-size": PROBE_EVALUATED, "epochs": 1}
     return run_training(args, "trainer", {**flags, **few}, environment)
 
 
 def run_training(args, engine: str, own: dict, environment: dict) -> dict:
-    """Run train/imdb.py as users do; its figures are those that it writes into its run folder."""
+    """Run train/imdb.py as users do; return the figures from its run folder."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         flags = {
@@ -133,7 +133,7 @@ def _shown(result: dict) -> str:
 
 
 def _summary(engine: str, results: list[dict]) -> dict:
-    """Return an engine's rounds in one row: median speed, mean accuracy, largest memory, shortest times."""
+    """Summarise an engine's rounds in one row: median speed, mean accuracy, largest memory, shortest times."""
     return {
         "engine": engine,
         "accuracy": mean(result["accuracy"] for result in results),

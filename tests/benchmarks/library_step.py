@@ -1,6 +1,6 @@
 """How benchmarks drive zerotune: its engine around a random model, its steps, plan, checkpoints, scoring and writing.
 
-A change of the library's interfaces is followed here alone.
+When the library's interfaces change, only this module has to follow.
 """
 
 from array import array
@@ -69,7 +69,7 @@ def classifier_inputs(data, rows: np.ndarray, device: torch.device) -> dict[str,
 
 
 def optimizer_step(engine: Engine, data, rows: np.ndarray, tokens_per_device: int) -> torch.Tensor:
-    """One step on some examples, as a train script's loop takes it. Returns its mean loss, a float32 scalar on the
+    """Take one step on some examples as a train script's loop does. Returns its mean loss, a float32 scalar on the
     device."""
     num_targets = data.num_targets(rows)
     (micros,) = data.micro_batches(rows, tokens_per_device, 1)
@@ -82,10 +82,10 @@ def optimizer_step(engine: Engine, data, rows: np.ndarray, tokens_per_device: in
 
 
 def micro_batch(engine: Engine, batch, num_targets: float) -> torch.Tensor:
-    """Return the part of a step's mean loss that a micro-batch has, a float32 scalar with its graph.
+    """Return a micro-batch's part of its step's mean loss, a float32 scalar with its graph.
 
     Args:
-        batch: of the data's `batch`.
+        batch: from the data's `batch`.
         num_targets: of the whole step.
     """
     logits = engine.forward(**batch.inputs)
@@ -102,10 +102,10 @@ def useful_flops(counts: dict) -> int:
 
     6 for each trained matrix weight (2 forward, 2 for the gradient of the input, 2 for that of the weight; Kaplan et
     al. 2020, section 2.1), 4 for each frozen one. Embeddings, head, padding, attention scores and recomputation do not
-    count; what a faster way leaves out still does.
+    count; work that a faster way skips still does.
 
     Args:
-        counts: of `weight_counts`.
+        counts: from `weight_counts`.
     """
     groups = counts["groups"]
     backbone = groups["attention"] + groups["mlp"]
@@ -113,10 +113,10 @@ def useful_flops(counts: dict) -> int:
 
 
 def planned_bytes(config, settings: ModelSettings, tokens: int, longest: int, used_ids: np.ndarray | None) -> float:
-    """Return the plan's memory of a device, CUDA context left out, for a classifier and a step of one micro-batch.
+    """Return the plan's memory for a device, without the CUDA context, for a classifier and a step of one micro-batch.
 
     Args:
-        tokens: padded, of the micro-batch.
+        tokens: padded tokens of the micro-batch.
         longest: tokens of its longest row.
         used_ids: token ids that training reads.
     """
@@ -128,7 +128,7 @@ def planned_bytes(config, settings: ModelSettings, tokens: int, longest: int, us
 
 
 def save_checkpoint(engine: Engine, root: Path) -> Path:
-    """Save a checkpoint as the loop does: on the disk, hashed and marked as complete."""
+    """Save a checkpoint as the loop does: written to disk, hashed and marked as complete."""
     record = {"run_id": "benchmark", "step": 1, "progress": asdict(Progress(step=1)), "num_processes": 1}
     return checkpoints.save(
         checkpoints.step_folder(root, 1), record, engine.save, engine.checkpoint_bytes(), engine.accelerator
@@ -143,7 +143,7 @@ def load_checkpoint(engine: Engine, folder: Path) -> None:
 
 
 def prompt_data(head: Sequence[int], tails: list[Sequence[int]], answers: list[int]) -> PromptData:
-    """Return prompts that begin with the same tokens, to be answered with one of some single tokens."""
+    """Return prompts that begin with the same tokens; each of `answers` is a single token."""
     rows = SharedRows()
     for tail in tails:
         rows.append([*head, *tail])
@@ -152,7 +152,7 @@ def prompt_data(head: Sequence[int], tails: list[Sequence[int]], answers: list[i
 
 @torch.no_grad()
 def score_prompts(model: nn.Module, data: PromptData, batches: list[np.ndarray], device: torch.device) -> np.ndarray:
-    """Log-likelihoods of the answers up to a constant of the prompt, float32 [prompts, answers]."""
+    """Return the answers' log-likelihoods up to a constant for each prompt, float32 [prompts, answers]."""
     prefix = data.prefix(model, device)
     scores = np.empty((len(data.rows), data.num_labels), dtype=np.float32)
     for items in batches:
@@ -161,7 +161,7 @@ def score_prompts(model: nn.Module, data: PromptData, batches: list[np.ndarray],
 
 
 def question_data(contexts: list, context_of: np.ndarray, questions: list, answers: list) -> GenerationData:
-    """Return questions about contexts with their answers: arrays of token ids."""
+    """Return questions about contexts with their answers, all given as arrays of token ids."""
     ids = [str(number) for number in range(len(questions))]
     return GenerationData(ids, None, array("i"), contexts, context_of, questions, answers, pad_id=0, num_truncated=0)
 

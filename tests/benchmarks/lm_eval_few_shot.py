@@ -1,18 +1,18 @@
-"""Few-shot evaluation beside EleutherAI's lm-evaluation-harness: items per second, peak memory and choices.
+"""Compare few-shot evaluation with EleutherAI's lm-evaluation-harness: items per second, peak memory and choices.
 
     python tests/benchmarks/lm_eval_few_shot.py --lm-eval-python lm-eval-venv/bin/python \\
         --imdb-file test.csv.gz --sst2-file validation.tsv.gz --lm-eval-items 100
 
 A random Llama (6 layers, 256 wide, 8 heads) with the sample's tokenizer answers in float32 by the likelihood of the
-label words: IMDB behind 8 shots, SST-2 behind 16, the same shots for every item. Shots and reviews are cut as
-eval/imdb.py cuts them: the shots to half of --positions together (of 8,192, the window of Llama-3 and Gemma-2, few
-are; of 4,096 most), a review to 512 tokens. Both sides get the same strings and take turns, each in a process of its
-own, timed from those strings to the last score, without imports and without loading the model. The first
---lm-eval-items of the items are scored by the harness, all of them by us.
+label words: IMDB after 8 shots, SST-2 after 16, the same shots for every item. Shots and reviews are cut as in
+eval/imdb.py: the shots to half of --positions together (few are cut at 8,192, the window of Llama-3 and Gemma-2; most
+are at 4,096), a review to 512 tokens. Both sides get the same strings and take turns, each in its own process, timed
+from those strings to the last score, without imports and without loading the model. The harness scores the first
+--lm-eval-items items; we score all of them.
 
-tests/fixtures/record_lm_eval.py says how the harness is installed. Without --lm-eval-python ours is compared with
-itself, every prompt computed whole. Without files the texts are the sample's. Speeds are medians over the rounds, a
-ratio is the median of the ratios within each round. Beside other work, the ratio of processor time is the steadier one.
+tests/fixtures/record_lm_eval.py says how to install the harness. Without --lm-eval-python, our way is compared with
+itself computing every prompt whole. Without files, the texts are the sample's. Speeds are medians over the rounds, a
+ratio is the median of the ratios within each round. On a busy machine, the ratio of processor time is the steadier one.
 Peak memory is that of the whole process.
 """
 
@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Way:
-    """How items are scored: `command` before the model's folder, `options` after the result's path."""
+    """A way to score items: `command` comes before the model's folder, `options` after the result's path."""
 
     name: str
     num_items: int
@@ -83,7 +83,7 @@ def main(args) -> None:
 
 
 def ways_to_score(args) -> list[Way]:
-    """Return our way to score and those that it is compared with."""
+    """Return our way to score and the ways it is compared with."""
     ours = [sys.executable, OUR_SIDE, "score"]
     if not args.lm_eval_python:
         return [Way(OURS, args.items, ours, []), Way(WHOLE, args.items, ours, ["--whole"])]
@@ -96,7 +96,7 @@ def ways_to_score(args) -> list[Way]:
 
 
 def run_way(way: Way, model: Path, prompts: Path, environment: dict[str, str]) -> dict:
-    """Return one way's scores, speed and peak memory, from its own process."""
+    """Run one way in its own process; return its scores, speed and peak memory."""
     result = prompts.with_name("result.json")
     child = run_or_exit([*way.command, str(model), str(prompts), str(result), *way.options], environment)
     found = json.loads(result.read_text())
@@ -121,7 +121,7 @@ def shown(result: dict) -> str:
 
 
 def summary(ways: list[Way], rounds: dict[str, list[dict]], prompts: dict) -> dict:
-    """Return a row for each way: medians over the rounds, and its choices and margins beside ours."""
+    """Return a row for each way: medians over the rounds, and how its choices and margins differ from ours."""
     ours = margins(rounds[OURS][0])
     rows = []
     for way in ways:
@@ -155,7 +155,7 @@ def summary(ways: list[Way], rounds: dict[str, list[dict]], prompts: dict) -> di
 
 
 def margins(result: dict) -> np.ndarray:
-    """Log-likelihood of the second label less that of the first, [items]."""
+    """Return the log-likelihood of the second label minus that of the first, [items]."""
     first, second = np.array(result["log_likelihoods"]).T
     return second - first
 

@@ -1,9 +1,9 @@
-"""The other side of lm_eval_few_shot.py: a prompt file scored by lm-evaluation-harness, in an environment of its own.
+"""The other side of lm_eval_few_shot.py: lm-evaluation-harness scores a prompt file, in its own environment.
 
     lm-eval-venv/bin/python tests/benchmarks/lm_eval_side.py MODEL_FOLDER PROMPTS RESULT --batch-size 1 --items 40
 
-PROMPTS has "contexts" and "answers"; RESULT gets "seconds" and "processor_s", without imports and loading the model,
-and "log_likelihoods" [items][answers].
+PROMPTS has "contexts" and "answers"; RESULT gets "seconds" and "processor_s", which leave out imports and loading the
+model, and "log_likelihoods" [items][answers].
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Reading and splitting a million rows, against csv.reader alone over the same file, on a CPU.
+"""Time reading and splitting a million rows, against csv.reader on its own over the same file, on a CPU.
 
     python tests/benchmarks/million_rows.py
 
-The rows are made by seed: sentences of words as unequally frequent as in English, a fifth of them phrases of earlier
-sentences, a twentieth repeats. As tsv they go through SST-2's split (a slice of whole sentences validates), as csv with
-line breaks in some texts through 80/10/10 of labels of the user's own. Each measurement is a process of its own; its
-seconds and its memory are the whole process's, imports too. Seconds of processor time are compared, as other work on
-the machine changes them less.
+The rows come from a seed: sentences whose word frequencies are as unequal as in English; a fifth are phrases of earlier
+sentences, a twentieth are repeats. As tsv they go through SST-2's split (a slice of whole sentences validates), as csv
+with line breaks in some texts through an 80/10/10 split with the user's own labels. Each measurement is its own
+process; its seconds and memory are the whole process's, with imports. Processor seconds are compared, because other
+work on the machine changes them less.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main(args) -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         make = [sys.executable, __file__, "--side", "make", "--file", folder, "--rows", str(args.rows)]
-        # in a process of its own: a child's peak memory is at least what its parent held when it was started
+        # in its own process: a child's peak memory is at least what its parent held when it started the child
         require_success(run_child(make, child_environment(1, Path(folder))))
         for side, name in list(SIDES.items()) * args.rounds:
             command = [sys.executable, __file__, "--side", side, "--file", str(Path(folder) / name)]

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/plan_memory.py
 
-Models have random weights: published architectures, a few layers and smaller sizes. Each takes two steps through
-zerotune's engine; torch's profiler notes what the allocator holds after each allocation, from the first weight on.
+Models have random weights: published architectures with few layers and smaller sizes. Each takes two steps through
+zerotune's engine; torch's profiler records every allocation in a step, on top of the weights and optimizer state held.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from zerotune.tasks.tokens import Encoded
 from zerotune.training.classification import LabelledData
 from zerotune.training.step_counts import MicroBatch, count_step
 
-# Sizes that leave the architecture and make it small. A method of 4 bits wants widths of at least 64.
+# Sizes that keep the architecture but make it small. 4-bit methods need widths of at least 64.
 SMALL = {
     "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 32,
@@ -35,7 +35,7 @@ SMALL_ENCODERS = {
 
 @dataclass(frozen=True)
 class Case:
-    """A shape of random_models.py made small, and how it is trained."""
+    """A shape of random_models.py, made small, and how to train it."""
 
     shape: str
     method: str
@@ -101,20 +101,20 @@ def measured_bytes(case: Case, config, settings) -> int:
             engine.update(1.0)
             engine.take_loss_and_norm()
         peaks.append(before + _peak_growth(prof))
-    return peaks[-1]  # of the first, half of the moments were made in the step
+    return peaks[-1]  # the first step also creates the optimizer's moments
 
 
 def _tensors(model):
     yield from model.parameters()
     yield from model.buffers()
-    for parameter in model.parameters():  # in 4 bits, the scales
+    for parameter in model.parameters():  # also the scales of 4-bit weights
         state = getattr(parameter, "quant_state", None)
         if state is not None:
             yield from (state.absmax, *([state.state2.absmax] if state.nested else []))
 
 
 def _peak_growth(prof) -> int:
-    """Return by how many bytes the allocator's total rose above where it began."""
+    """Return the most bytes by which the allocator's total rose above its start."""
     events = [event for event in prof.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):

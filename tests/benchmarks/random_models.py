@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, made on the device, and rows as long as a task's, without a download."""
+"""Models of real shapes with random weights, made on the device, and rows as long as a task's; nothing to download."""
 
 from dataclasses import dataclass
 
@@ -72,7 +72,7 @@ ROBERTA_LARGE = {
     "type_vocab_size": 1,
 }
 
-# For measuring on a CPU. The weights are drawn wide enough for prompts to be answered differently.
+# For measuring on a CPU. The weights' spread is wide enough that different prompts get different answers.
 SMALL_LLAMA = {
     "model_type": "llama",
     "hidden_size": 256,
@@ -104,17 +104,17 @@ TOY_ENCODERS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A model to measure: `sizes` are the config's, `method` is full, lora or qlora."""
+    """A model to measure: `sizes` are its config's fields, `method` is full, lora or qlora."""
 
     name: str
     method: str
     sizes: dict
 
     def config(self, toy: bool, all_layers: bool = False) -> PretrainedConfig:
-        """Return the config for two classes; the toy has the same architecture and a few thousand weights.
+        """Return the config for two classes; a toy has the same architecture with a few thousand weights.
 
         Args:
-            all_layers: give the toy as many layers as the shape has, instead of two.
+            all_layers: give the toy as many layers as the shape has instead of two.
         """
         small = TOY_ENCODERS.get(self.sizes["model_type"], TOY_CAUSAL) if toy else {}
         if all_layers:
@@ -135,7 +135,7 @@ SHAPES = (
 
 
 def settings_for(shape: Shape, precision: str, **changed) -> ModelSettings:
-    """Return the settings with which the train script would load the model; `changed` are further fields of them."""
+    """Return the settings with which a train script would load the model; `changed` overrides their fields."""
     return ModelSettings(name=shape.name, revision=None, method=shape.method, precision=precision, **changed)
 
 
@@ -150,7 +150,7 @@ def random_model(config: PretrainedConfig, settings: ModelSettings, device: torc
 def random_language_model(
     config: PretrainedConfig, settings: ModelSettings, device: torch.device, tuned: bool = True
 ) -> nn.Module:
-    """A stock or peft model as zerotune.models.generator.load_generator would leave it, but with random weights; not
+    """Make a stock or peft model as zerotune.models.generator.load_generator would, but with random weights; if not
     `tuned`, as zerotune.models.generator.load_language_model would."""
     model = _random_stock(AutoModelForCausalLM, config, settings, device)
     model.set_output_embeddings(float32_linear(model.get_output_embeddings(), cast_weights=False))
@@ -167,7 +167,7 @@ def _random_stock(model_class, config: PretrainedConfig, settings: ModelSettings
 
 
 def quantise_nf4(model: nn.Module, compute_dtype: torch.dtype) -> None:
-    """Turn every linear layer but the head's into bitsandbytes' 4 bits, in place, one after the other."""
+    """Quantise every linear layer except the head to bitsandbytes' 4 bits, in place, one layer at a time."""
     import bitsandbytes
 
     linears = [(path, layer) for path, layer in model.named_modules() if type(layer) is nn.Linear]
@@ -202,15 +202,15 @@ SST2_PERCENTILES = (
     + [14] * 3 + [15] * 3 + [16] * 3 + [17] * 2 + [18] * 3 + [19] * 2 + [20] * 2
     + [21, 22, 22, 23, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 34, 36, 39, 42, 48]
 )  # fmt: skip
-# Longer tasks by a log-normal law: median, standard deviation of the logarithm, and the length that rows are cut to.
-# Means: question and context of SQuAD 168, IMDB 289.
+# Longer tasks follow a log-normal law: median, standard deviation of the logarithm, and the length that rows are cut
+# to. Means: 168 for SQuAD (question and context), 289 for IMDB.
 LENGTH_LAWS = {"squad": (155, 0.42, 384), "imdb": (265, 0.61, 512)}
-# Distinct ids that training reads: counted in SST-2's rows; three times as many assumed of the longer tasks.
+# Distinct ids that training reads: counted in SST-2's rows; assumed to be three times as many for the longer tasks.
 NUM_USED_IDS = {"sst2": 11_572, "squad": 34_716, "imdb": 34_716}
 
 
 def random_lengths(task: str, num_rows: int, generator: np.random.Generator) -> np.ndarray:
-    """Draw the tokens of random rows of a task, int64 [num_rows]."""
+    """Draw the lengths in tokens of random rows of a task, int64 [num_rows]."""
     if task == "sst2":
         return generator.choice(SST2_PERCENTILES, num_rows)
     median, deviation, longest = LENGTH_LAWS[task]
@@ -218,12 +218,12 @@ def random_lengths(task: str, num_rows: int, generator: np.random.Generator) -> 
 
 
 def longest_row(task: str) -> int:
-    """Return the most tokens that a random row of a task has."""
+    """Return the most tokens that a random row of a task can have."""
     return max(SST2_PERCENTILES) if task == "sst2" else LENGTH_LAWS[task][2]
 
 
 def used_ids(task: str, vocabulary: int) -> np.ndarray:
-    """Return the ids that random rows of a task are made of, and the padding's."""
+    """Return the ids that random rows of a task can contain, and the padding's."""
     return np.arange(min(NUM_USED_IDS[task] + 1, vocabulary))
 
 

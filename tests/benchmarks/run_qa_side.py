@@ -1,6 +1,6 @@
-"""Windows and spans as transformers' run_qa.py makes and chooses them: the other side of span_pipeline.py.
+"""Make windows and choose spans as transformers' run_qa.py does: the other side of span_pipeline.py.
 
-Written after its description, not copied: a datasets table mapped in batches of 1,000, and Python loops.
+Written from its description, not copied: a datasets table mapped in batches of 1,000, and Python loops.
 """
 
 import time
@@ -14,7 +14,7 @@ def features_as_run_qa(questions, tokenizer, max_length: int, stride: int) -> tu
     """Map a table of questions to a table of padded windows.
 
     Returns:
-        Seconds, and what came of it: "ids" of all rows without padding, "lengths" of the rows, "labels" [rows, 2].
+        Seconds, and the arrays: "ids" of all rows without padding, "lengths" of the rows, "labels" [rows, 2].
     """
     datasets.disable_progress_bars()
     table = datasets.Dataset.from_dict(
@@ -60,7 +60,7 @@ def features_as_run_qa(questions, tokenizer, max_length: int, stride: int) -> tu
 
 
 def _place(sequences: list, offsets: list, start: int, stop: int) -> tuple[int, int]:
-    """Return first and last token of the characters from start to stop; 0 and 0 where the window does not hold them."""
+    """Return the first and last token of the characters from start to stop; 0 and 0 if the window lacks them."""
     first, last = 0, len(sequences) - 1
     while sequences[first] != 1:
         first += 1
@@ -78,14 +78,14 @@ def _place(sequences: list, offsets: list, start: int, stop: int) -> tuple[int, 
 def select_as_run_qa(
     questions, tokenizer, logits: np.ndarray, num_best: int, max_answer_length: int
 ) -> tuple[float, dict[str, dict]]:
-    """Go question by question, window by window, pair by pair, from logits to texts with scores and probabilities.
+    """Turn logits into texts with scores and probabilities, question by question, window by window, pair by pair.
 
-    The windows are rows of a datasets table, as run_qa.py has them, which are read one by one.
+    The windows are rows of a datasets table that are read one by one, as in run_qa.py.
 
     Args:
         logits: float32 [windows, max_length, 2], of windows that share 128 tokens.
     Returns:
-        Seconds, and by question id the best span's "text" and "score", and the "null" score.
+        Seconds, and for each question id the best span's "text" and "score", and the "null" score.
     """
     windows = datasets.Dataset.from_dict(_windows_with_places(questions, tokenizer, logits.shape[1]))
     started = time.perf_counter()
@@ -111,7 +111,7 @@ def select_as_run_qa(
 
 
 def _windows_with_places(questions, tokenizer, max_length: int) -> dict[str, list]:
-    """Return the question of each window, and the characters of its context tokens, None elsewhere."""
+    """Return each window's question, and the characters of its context tokens (None for other tokens)."""
     windows = tokenizer(
         [question.text.lstrip() for question in questions],
         [question.paragraph.context for question in questions],
@@ -129,7 +129,7 @@ def _windows_with_places(questions, tokenizer, max_length: int) -> dict[str, lis
 
 
 def _plain(value):
-    """Return Python's number for NumPy's."""
+    """Turn NumPy's number into Python's."""
     return float(value) if isinstance(value, np.floating) else value
 
 

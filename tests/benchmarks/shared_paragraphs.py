@@ -1,14 +1,15 @@
-"""Questions that share their paragraph's tokens beside one question a row: tokens and questions per second.
+"""Compare questions that share their paragraph's tokens with one question per row: tokens and questions per second.
 
     python tests/benchmarks/shared_paragraphs.py --train-file train-v2.0.json.gz --test-file dev-v2.0.json.gz
 
-A random Llama (6 layers, 256 wide, 8 heads) with a tokenizer made of the train file's contexts is trained for an epoch
-on some whole paragraphs of the train file (AdamW, batches of --batch-size questions), and answers the questions of some
-of the test file, --max-new-tokens each, for it never learns to end. Both sides are zerotune's own: the same questions,
-model, optimizer and most tokens in a micro-batch, the same writing from keys and values. One question a row is grouped
-by length, so that it pads little, and needs no mask. The sides take turns in one process, the first round warms up.
-Speeds are medians over the other rounds, a ratio is the median of the ratios within each round. In float32 both sides
-write the same answers, but for near ties of the random model's logits; in bf16 many of these go either way.
+A random Llama (6 layers, 256 wide, 8 heads) with a tokenizer made of the train file's contexts trains for an epoch on
+some whole paragraphs of the train file (AdamW, batches of --batch-size questions). It then answers the questions of
+some paragraphs of the test file with --max-new-tokens tokens each, because it never learns to end. Both sides are
+zerotune's own: the same questions, model, optimizer and limit of tokens in a micro-batch, the same writing from cached
+keys and values. The side with one question per row groups by length, so it pads little, and needs no mask. The sides
+take turns in one process; the first round warms up. Speeds are medians over the other rounds, a ratio is the median of
+the ratios within each round. In float32 both sides write the same answers, except for near ties of the random model's
+logits; in bf16 many of these go either way.
 """
 
 import argparse
@@ -112,7 +113,7 @@ def encode(tokenizer, questions: list[Question], num_new_tokens: int) -> dict[st
 
 
 def random_llama(data: GenerationData, args):
-    """Make the model of both sides, from one seed."""
+    """Make the model that both sides use, from one seed."""
     torch.manual_seed(0)
     vocabulary = int(-(-max(args.vocabulary, data.token_ids.max() + 1) // 64) * 64)
     config = AutoConfig.for_model(**SMALL_LLAMA, vocab_size=vocabulary, pad_token_id=3, eos_token_id=2)
@@ -120,7 +121,7 @@ def random_llama(data: GenerationData, args):
 
 
 def training_sides(by_side: dict[str, GenerationData], args) -> dict[str, SimpleNamespace]:
-    """Return for each side how it trains an epoch, as zerotune's loop goes through it."""
+    """Return each side's way to train an epoch as zerotune's loop does."""
     ways = {}
     for name, data in by_side.items():
         accelerator, model = start_accelerator(None), TextGenerator(random_llama(data, args))
@@ -142,7 +143,7 @@ def training_sides(by_side: dict[str, GenerationData], args) -> dict[str, Simple
 
 
 def evaluation_sides(by_side: dict[str, GenerationData], args) -> dict[str, SimpleNamespace]:
-    """Return for each side how it writes all answers, and then the share that is the same."""
+    """Return each side's way to write all answers; SHARED's can also tell the share that are the same."""
     model, ways, answers = random_llama(by_side[SHARED], args).eval(), {}, {}
     for name, data in by_side.items():
         batches = data.writing_batches(args.tokens_per_device)
@@ -159,7 +160,7 @@ def evaluation_sides(by_side: dict[str, GenerationData], args) -> dict[str, Simp
 
 
 def way_of(data: GenerationData, run, batches: list[np.ndarray], groups) -> SimpleNamespace:
-    """Return a side with its counts; of an evaluation the tokens of the prompts."""
+    """Return a side with its counts; an evaluation counts the tokens of its prompts."""
     return SimpleNamespace(
         run=run,
         num_questions=len(data.ids),

@@ -1,16 +1,17 @@
-"""Windows of SQuAD v2 and the choice of spans, against the same work done as transformers' run_qa.py does it, on a CPU.
+"""Time cutting SQuAD v2 into windows and choosing spans, against the way of transformers' run_qa.py, on a CPU.
 
     python tests/benchmarks/span_pipeline.py --train-file train-v2.0.json.gz --test-file dev-v2.0.json.gz
 
-Features: all train questions to windows of 384 tokens that share 128, with the answers' places. Theirs maps a datasets
-table in batches of 1,000: both texts of every question through the tokenizer with truncation="only_second", overflowing
-tokens, offsets and padding, and a loop for the places. Ours tokenises a paragraph once; the second figure reads the
-cache that the first has filled, and the third also puts every window's row together, padded in batches as for training.
-Every row and every label is compared. Reading the file is in no figure, imports neither; memory is the whole process's.
+Features: cut all train questions into windows of 384 tokens that share 128, and find the answers' positions. Theirs
+maps a datasets table in batches of 1,000: both texts of every question go through the tokenizer with
+truncation="only_second", overflowing tokens, offsets and padding, and a loop finds the positions. Ours tokenises a
+paragraph once; the second figure reads the cache that the first has filled, and the third also builds every window's
+row, padded in batches as for training. Every row and every label is compared. No figure includes imports or reading
+the file; memory is the whole process's.
 
-Selection: the 20 best spans of every dev question from start and end logits, noise with a rise at each gold answer.
-Theirs goes through questions and windows in Python, over pairs of the 20 best starts and ends; ours compares all spans.
-Each measurement is a process of its own, the two sides alternated.
+Selection: find the 20 best spans of every dev question from start and end logits, which are noise raised at each gold
+answer. Theirs loops over questions and windows in Python, over pairs of the 20 best starts and ends; ours compares all
+spans. Each measurement runs in its own process, and the two sides alternate.
 """
 
 import argparse
@@ -80,13 +81,13 @@ def main(args) -> None:
 
 
 def ratio(rounds: dict[str, list[dict]], kind: str) -> float:
-    """Return the median over the rounds of their seconds over ours."""
+    """Return the median over the rounds of their seconds divided by ours."""
     pairs = zip(rounds[f"{kind}-theirs"], rounds[f"{kind}-ours"], strict=True)
     return median(theirs["seconds"][kind] / ours["seconds"][kind] for theirs, ours in pairs)
 
 
 def run_side(args, side: str, folder: Path, environment: dict) -> dict:
-    """Take one measurement in a child: this file with --side; its arrays stay in the folder."""
+    """Take one measurement in a child, this file with --side, which leaves its arrays in the folder."""
     result = folder / f"{side}.json"
     command = [sys.executable, __file__, "--side", side, "--result", str(result), "--model", args.model]
     command += ["--train-file", str(args.train_file), "--test-file", str(args.test_file)]
@@ -109,7 +110,7 @@ def compare_features(folder: Path) -> dict[str, int]:
 
 
 def compare_answers(folder: Path) -> dict[str, int]:
-    """Count the answers that are the same, and, where not, how often our span has the higher score."""
+    """Count the answers that differ, and how many of those our span scores higher."""
     theirs, ours = (json.loads((folder / f"answers-{side}.json").read_text()) for side in ("theirs", "ours"))
     assert theirs.keys() == ours.keys()
     differing = [name for name in ours if ours[name]["text"] != theirs[name]["text"]]
@@ -127,7 +128,7 @@ def compare_answers(folder: Path) -> dict[str, int]:
 
 
 def measure(args) -> None:
-    """Do one side's work; write its seconds to --result and what it found beside that."""
+    """Do one side's work; write its seconds to --result and its arrays next to that file."""
     import torch
 
     from zerotune.models.pretrained import load_tokenizer
@@ -155,7 +156,7 @@ def measure(args) -> None:
 
 
 def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
-    """Cut our windows, and put all rows together in batches of similar length."""
+    """Cut our windows, then build all rows in batches of similar length."""
     from zerotune.files import default_cache_dir
     from zerotune.squad.windows import cut_windows
     from zerotune.training.batches import evaluation_batches
@@ -175,7 +176,7 @@ def features(questions, tokenizer, folder: Path, kind: str) -> dict[str, float]:
 
 
 def dev_windows(questions, tokenizer):
-    """Return a SpanData, and logits [windows, 384, 2]: noise, higher about one place of the context and the label."""
+    """Return a SpanData, and logits [windows, 384, 2]: noise, raised around a random context token and at the label."""
     from zerotune.squad.spans import SpanData
     from zerotune.squad.windows import cut_windows
 
@@ -185,7 +186,7 @@ def dev_windows(questions, tokenizer):
     begins, ends = found.context_columns[:, None], (found.context_columns + found.counts)[:, None]
     logits = generator.normal(0, 1, (len(every), MAX_LENGTH, 2)).astype(np.float32)
     centre = found.context_columns + generator.randint(0, np.maximum(found.counts, 1))
-    logits += 4 * np.exp(np.abs(column - centre[:, None]) / -8)[..., None]  # good starts and ends lie together
+    logits += 4 * np.exp(np.abs(column - centre[:, None]) / -8)[..., None]  # good starts and ends are close
     logits[(column < begins) | (column >= ends)] -= 8
     for side in (0, 1):
         logits[every, found.labels[:, side], side] += generator.uniform(4, 16, len(every))
@@ -193,7 +194,7 @@ def dev_windows(questions, tokenizer):
 
 
 def select(data, logits) -> tuple[float, dict]:
-    """Go our way from logits to texts with scores, in batches of 256 questions."""
+    """Turn logits into texts with scores our way, in batches of 256 questions."""
     started = time.perf_counter()
     records = []
     for rows in np.split(np.arange(len(data.ids)), range(256, len(data.ids), 256)):

@@ -1,16 +1,16 @@
-"""A span head on the MiniLM encoder: zerotune against transformers.Trainer on SQuAD v2, alternated in one run on a CPU.
+"""Train a span head on the MiniLM encoder on SQuAD v2: zerotune against transformers.Trainer, taking turns on one CPU.
 
     python tests/benchmarks/span_training.py --train-file train-v2.0.json.gz --test-file dev-v2.0.json.gz
 
 Three ways train the same model on the windows of the same questions with the same learning rate, batch size and seed,
-each in a process of its own: `ours` (zerotune's loop), `default` (the Trainer as run_qa.py drives it: float32, every
-window padded to 384 tokens) and `best` (the Trainer at its best flags: bf16, dynamic padding, grouped by length, fused
-AdamW, and the quicker of two attentions by a short probe). Questions/s count from the first step to the end of the
-last: questions whose windows were trained, evaluation and saving left out. `default` is timed over --default-steps
-steps; --full trains it whole, for its F1. Each round has its own seed. F1 and exact are the official ones of answerable
-and unanswerable questions at the threshold 0, over the first --eval-questions dev questions of a random order, found by
-the same code for all ways. A ratio is taken within a round, for a shared machine may be twice as fast in one minute as
-in the next.
+each in its own process: `ours` (zerotune's loop), `default` (the Trainer as run_qa.py drives it: float32, every window
+padded to 384 tokens) and `best` (the Trainer with its best flags: bf16, dynamic padding, grouped by length, fused
+AdamW, and the quicker of two attentions in a short probe). Questions/s count the questions whose windows were trained,
+from the first step to the end of the last, without evaluation and saving. `default` is timed over --default-steps
+steps; --full trains the whole epoch, for its F1. Each round has its own seed. F1 and exact are the official scores of
+answerable and unanswerable questions at the threshold 0, over the first --eval-questions dev questions in a random
+order, computed by the same code for all ways. Ratios are taken within a round, because a shared machine may be twice as
+fast in one minute as in the next.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main(args) -> None:
 
 
 def quicker_attention(args, environment: dict) -> str:
-    """Return the attention that is quicker for `best`, over few steps of each."""
+    """Return the attention that is quicker for `best` over a few steps."""
     flags = {"seed": 0, "max_steps": PROBE_STEPS}
     speeds = {
         name: run_way(args, "best", {**flags, "attention": name}, environment)["questions_per_s"] for name in ATTENTIONS
@@ -113,7 +113,7 @@ def run_way(args, way: str, flags: dict, environment: dict) -> dict:
 
 
 def ratio(rounds: dict[str, list[dict]], way: str, other: str) -> float:
-    """Return the median over the rounds of one way's speed over another's."""
+    """Return the median over the rounds of one way's speed divided by another's."""
     pairs = zip(rounds[way], rounds[other], strict=True)
     return median(own["questions_per_s"] / its["questions_per_s"] for own, its in pairs)
 
@@ -125,7 +125,7 @@ def _shown(result: dict) -> str:
 
 
 def _summary(way: str, results: list[dict]) -> dict:
-    """Return a way's rounds in one row: the median speed, mean scores and the largest memory."""
+    """Summarise a way's rounds in one row: the median speed, mean scores and the largest memory."""
     whole = [result for result in results if result["f1"] is not None]
     names = ("exact", "f1", "HasAns_f1", "NoAns_f1")
     return {

@@ -1,4 +1,4 @@
-"""One training of span_training.py, in a process of its own: its settings are the JSON object that is its argument."""
+"""One training of span_training.py, in its own process. Its only argument is a JSON object of settings."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ WARMUP_RATIO, WEIGHT_DECAY = 0.1, 0.01
 
 
 def train(args) -> None:
-    """Train one way and write its figures to args.result, with scores where it is trained whole."""
+    """Train one way and write its figures to args.result, with scores if it trains a whole epoch."""
     from zerotune.run import cpu
 
     if args.way == "ours":
@@ -46,7 +46,7 @@ def train(args) -> None:
 
 
 def train_ours(args, data, tokenizer):
-    """Train by zerotune's loop, bf16 where the processor has it, as train/qa.py shows it."""
+    """Train with zerotune's loop as train/qa.py does, in bf16 if the processor supports it."""
     from zerotune.models.pretrained import read_config
     from zerotune.run.folder import RunFolder
     from zerotune.run.launch import start_accelerator
@@ -109,7 +109,7 @@ def train_ours(args, data, tokenizer):
 
 
 def train_with_trainer(args, data, tokenizer):
-    """Train by the Trainer over the same windows, which it shuffles and counts one by one."""
+    """Train with the Trainer over the same windows; it shuffles and counts windows, not questions."""
     import torch
     from trainer_side import Timing, training_arguments
     from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding, Trainer, default_data_collator
@@ -136,12 +136,12 @@ def train_with_trainer(args, data, tokenizer):
     seconds = timing.ended - timing.started
     num_windows = min(trainer.state.global_step * args.batch_size, len(rows))
     num_questions = num_windows * len(data.ids) / len(rows)
-    make_head_float32(model)  # so that all ways are evaluated alike
+    make_head_float32(model)  # all ways are evaluated alike
     return SpanModel(model), {"questions_per_s": num_questions / seconds, "train_s": seconds}
 
 
 def _as_rows(data, tokenizer, pads: bool) -> list[dict]:
-    """Return windows as the Trainer takes them; run_qa.py pads each to the maximum length beforehand."""
+    """Return windows in the Trainer's format; run_qa.py pads each to the maximum length beforehand."""
     import numpy as np
 
     rows = []
@@ -154,7 +154,7 @@ def _as_rows(data, tokenizer, pads: bool) -> list[dict]:
 
 
 def official_scores_of(model, data) -> dict:
-    """Return the official scores where the best span is given unless the null score is higher."""
+    """Return the official scores when the answer is the best span unless the null score is higher."""
     import torch
 
     from zerotune.models.precision import autocast

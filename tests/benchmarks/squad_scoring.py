@@ -1,4 +1,4 @@
-"""Seconds to score every question of SQuAD v2's dev set, against a plain loop over questions in the same run.
+"""Time the scoring of every question of SQuAD v2's dev set, against a plain loop over questions in the same run.
 
     python tests/benchmarks/squad_scoring.py --test-file dev-v2.0.json
 
@@ -46,7 +46,7 @@ def plain_f1(gold: list[str], predicted: list[str]) -> float:
 
 
 def plain_scores(questions: list[Question], predictions: dict[str, str]) -> tuple[float, float]:
-    """Compute exact and f1 by a loop that normalises every gold answer and prediction where it needs them."""
+    """Compute exact and f1 in a loop that normalises every gold answer and prediction each time it needs them."""
     exact, f1 = [], []
     for question in questions:
         golds = [answer.text for answer in question.answers if plain_words(answer.text)] or [""]

@@ -1,9 +1,9 @@
-"""How long a user waits: from launch to the first training step, and for `--help`.
+"""Measure how long a user waits for the first training step after a launch, and for `--help`.
 
     python tests/benchmarks/startup.py --train-file train.tsv.gz --validation-file validation.tsv.gz
 
-Launches train/sst2.py with `accelerate launch`, the base evaluation at its default and an empty token cache, and waits
-for the first step's line in metrics.jsonl. The run is then killed.
+Launches train/sst2.py with `accelerate launch`, the default base evaluation and an empty token cache, waits for the
+first step's line in metrics.jsonl, then kills the run.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main(args) -> None:
 
 
 def seconds_to_first_step(args, model: str) -> float:
-    """Return the wall seconds from the launcher's start to the first step's line. Exits when there is none."""
+    """Return the wall seconds from the launcher's start to the first step's line. Exits if there is none."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
         run = Path(folder) / "run"
         command = [str(Path(sys.executable).parent / "accelerate"), "launch", str(REPOSITORY / "train/sst2.py")]

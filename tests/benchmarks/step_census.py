@@ -3,14 +3,14 @@
     python tests/benchmarks/step_census.py
     python tests/benchmarks/step_census.py --only mistral-qlora --steps imdb:57 --top 12 --json census.json
 
-A step goes through zerotune's own batches, model, engine and optimizer, on tensors that have shapes and types and no
-numbers. Every operation that would launch kernels is counted with the bytes that it reads and writes and its
-floating-point operations. Times are predicted from the rates below: counted, not measured.
+A step goes through zerotune's own batches, model, engine and optimizer, on tensors that have shapes and types but no
+numbers. Every operation that would launch kernels is counted, with the bytes that it reads and writes and its
+floating-point operations. Times are predicted from the rates below, not measured.
 
-The fake tensors are those of zerotune/models/fake.py, on the CPU with what CUDA does otherwise. A fused pass
-(zerotune/models/fused.py) counts as one kernel that reads each input and writes each output once; that the compiler
-makes such a kernel of it is an assumption. Fake tensors have no numbers to read, so that host reads are counted on real
-ones: a toy of as many layers, on rows of the same lengths.
+The fake tensors are those of zerotune/models/fake.py: they are on the CPU but take the paths that CUDA takes. A fused
+pass (zerotune/models/fused.py) counts as one kernel that reads each input and writes each output once; we assume that
+the compiler makes such a kernel. Fake tensors have no numbers to read, so host reads are counted on real ones: a toy
+with as many layers, on rows of the same lengths.
 """
 
 import argparse
@@ -44,19 +44,19 @@ from zerotune.models import fused, fused_functions, fused_kernels, packed
 from zerotune.models.fake import chosen_attention, fake_gpu, make_fake
 from zerotune.training.generation import AnswerData
 
-# Rates of an H100 SXM that large kernels reach (field experience, not data sheets): matrix products in 16 bits, in
-# float32 without TF32, and memory. The least a kernel takes, and what the host needs to launch one.
+# Rates that large kernels reach on an H100 SXM (field experience, not data sheets): matrix products in 16 bits, in
+# float32 without TF32, and memory. Then the shortest time of a kernel, and the host's time to launch one.
 MATRIX_FLOPS, FLOAT32_FLOPS, MEMORY_BYTES = 650e12, 55e12, 3.0e12
 KERNEL_S = 2e-6
 HOST_S = {"forward": 8e-6, "backward": 5e-6, "optimizer": 8e-6}
-# Of the host for a fused pass beyond that: a compiled function's call took 34 µs more than an addition's on a CPU, and
-# the function of autograd around it is Python.
+# The host's extra time for a fused pass: on a CPU, calling a compiled function took 34 µs longer than calling an
+# addition, and the autograd function around it is Python.
 FUSED_HOST_S = 50e-6
-PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet; utilisation is of this
+PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet; utilisation is a share of this
 
 CPU = torch.device("cpu")
 BY_NAME = {(shape.name, shape.method): shape for shape in SHAPES}
-# What is counted: a shape, and whether it writes its answer instead of having a classifier's head.
+# The cases to count: a shape, and whether it is a generator instead of a classifier.
 CASES = {
     "llama-1b-full": (BY_NAME["Llama-3.2-1B", "full"], False),
     "llama-1b-lora": (BY_NAME["Llama-3.2-1B", "lora"], False),
@@ -65,16 +65,16 @@ CASES = {
     "mistral-7b-qlora": (BY_NAME["Mistral-7B", "qlora"], False),
     "roberta-large-full": (BY_NAME["RoBERTa-large", "full"], False),
 }
-# Task and examples in a step: the default batch size; 3,300 tokens; 16,000 tokens.
+# Task and examples per step: the default batch size; 3,300 tokens; 16,000 tokens.
 STEPS = ("sst2:32", "sst2:256", "imdb:57")
-PROMPT_TOKENS = 12  # that a generator's rows have before the text
+PROMPT_TOKENS = 12  # before the text in a generator's rows
 
 _NO_KERNELS = {"detach", "alias", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided",
                "_unsafe_view", "_reshape_alias", "lift_fresh", "promote_types"}  # fmt: skip
 _WRITE_ONLY = {"copy_", "zero_", "fill_", "normal_", "uniform_"}
-_ROW_READERS = {"embedding", "index", "index_select", "gather"}  # of their first argument they read what they return
+_ROW_READERS = {"embedding", "index", "index_select", "gather"}  # of the first argument they read only what they return
 HOST_READS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_consecutive"}
-# torch's multi-tensor kernels take so many tensors, or blocks of so many elements, in a launch
+# The most tensors, and the most elements, that one launch of torch's multi-tensor kernels takes.
 _TENSORS_A_LAUNCH, _ELEMENTS_A_LAUNCH = 36, 320 * 65536
 
 
@@ -89,7 +89,7 @@ class Kernels:
     seconds: float = 0.0
 
     def add(self, launches: int, num_bytes: int, flops: int = 0, rate: float = MATRIX_FLOPS) -> None:
-        """Add an operation: its time is that of its memory, of its arithmetic, or the least of so many launches."""
+        """Add an operation: its time is the longest of its memory's, its arithmetic's, and its launches' least time."""
         self.launches += launches
         self.bytes += num_bytes
         self.flops += flops
@@ -147,7 +147,7 @@ class Census(TorchDispatchMode):
         counted["mm"].add(1, size_of(inputs) + weight_bytes + size_of(result), flops)
 
     def run_fused(self, kernel, *args):
-        """Stand for `fused_kernels.run` on a GPU: count a pass as one kernel, by what goes in and what comes out."""
+        """Replace `fused_kernels.run` on a GPU: count a pass as one kernel, by its inputs and outputs."""
         args = fused_kernels.contiguous(args)
         self.paused = True
         result = kernel(*args)
@@ -159,7 +159,7 @@ class Census(TorchDispatchMode):
         return result
 
     def wide_product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Stand for `fused_functions.wide_product` on a GPU: one product of 16-bit matrices that writes float32."""
+        """Replace `fused_functions.wide_product` on a GPU: one product of 16-bit matrices that writes float32."""
         self.paused = True
         result = (left @ right).float()
         self.paused = False
@@ -197,7 +197,7 @@ def _shown_name(name: str, args: tuple, result) -> str:
 
 
 def size_of(tensor: torch.Tensor) -> int:
-    """Return the bytes that a kernel reads of a tensor: what is expanded, once."""
+    """Return the bytes of a tensor that a kernel reads; expanded dimensions count once."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return math.prod(size for size, stride in sizes if stride) * tensor.element_size() if tensor.numel() else 0
 
@@ -211,7 +211,7 @@ def _launches(name: str, tensors: list[torch.Tensor]) -> int:
 
 
 def _bytes(operation, name: str, args: tuple, kwargs: dict, result) -> int:
-    """Return the bytes that an operation reads and writes: its arguments, those that it changes again, its results."""
+    """Return the bytes that an operation reads and writes: arguments (twice if it changes them) and results."""
     written = sum(size_of(leaf) for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
     if name in _ROW_READERS:
         return 2 * written + sum(size_of(leaf) for leaf in tree_leaves(args[1:]) if isinstance(leaf, torch.Tensor))
@@ -219,7 +219,7 @@ def _bytes(operation, name: str, args: tuple, kwargs: dict, result) -> int:
         return 2 * size_of(args[2])
     returns = operation._schema.returns
     if returns and all(each.alias_info is not None for each in returns):
-        written = 0  # the arguments that it changes, which are counted below
+        written = 0  # its results are changed arguments, which are counted below
     for position, argument in enumerate(operation._schema.arguments):
         value = args[position] if position < len(args) else kwargs.get(argument.name)
         size = sum(size_of(leaf) for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
@@ -230,7 +230,7 @@ def _bytes(operation, name: str, args: tuple, kwargs: dict, result) -> int:
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the operations inside the block for which a GPU's host would have to wait."""
+    """Counts the operations inside the block that would make the host wait for a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -247,7 +247,7 @@ class HostReads(TorchDispatchMode):
 
 
 def fake_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """Return a fake parameter in place of one on "meta", also of one in 4 bits."""
+    """Return a fake parameter to replace one on "meta", also one in 4 bits."""
     if type(parameter).__name__ != "Params4bit":
         return nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
     from bitsandbytes.functional import QuantState
@@ -255,7 +255,7 @@ def fake_parameter(parameter: nn.Parameter) -> nn.Parameter:
     num_blocks = math.ceil(parameter.numel() / 64)
     outer = QuantState(torch.empty(math.ceil(num_blocks / 256)), blocksize=256, code=torch.empty(256))
     outer.dtype = torch.float32
-    # a Params4bit cannot be made of a fake tensor, and all that its layer reads is the state
+    # a Params4bit cannot be made from a fake tensor, but its layer reads only the quant_state
     packed = nn.Parameter(torch.empty(parameter.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
     packed.quant_state = QuantState(
         torch.empty(num_blocks, dtype=torch.uint8),
@@ -281,7 +281,7 @@ def task_rows(task: str, num_rows: int, vocabulary: int, generates: bool):
 
 
 def typical_step(data, batch_size: int, tokens_per_device: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the examples of the step that is nearest to the mean number of tokens, and its micro-batches."""
+    """Return the examples of the step whose number of tokens is nearest to the mean, and its micro-batches."""
     steps = data.epoch_steps(batch_size, seed=0, epoch=0)
     num_tokens = np.array([data.num_tokens(step) for step in steps])
     step = steps[np.argmin(abs(num_tokens - num_tokens.mean()))]
@@ -291,7 +291,7 @@ def typical_step(data, batch_size: int, tokens_per_device: int) -> tuple[np.ndar
 
 @dataclass(frozen=True)
 class Wanted:
-    """How the steps are computed."""
+    """The options that decide how the steps are computed."""
 
     attention: str
     tokens_per_device: int
@@ -333,7 +333,7 @@ def census_of(case: str, task: str, batch_size: int, wanted: Wanted) -> dict:
             loss = micro_batch(engine, data.batch(micros[0], CPU), data.num_targets(step))
             census.phase = "backward"
             engine.backward(loss, is_last=True)
-        engine.update(1.0)  # the first one makes the moments, which later ones find
+        engine.update(1.0)  # the first update creates the moments, which later ones reuse
         for parameter in engine.trainable:
             parameter.grad = torch.empty_like(parameter)
         census.phase = "optimizer"
@@ -375,7 +375,7 @@ def _row(case, task, kernel, data, step, micros, counts, census) -> dict:
 
 
 def _no_attention(query, key, value, *_, **__):
-    """Stand for the packed kernel of CUDA, which reads nothing on the host: its reference here does."""
+    """Replace CUDA's packed kernel, which reads nothing on the host; its CPU reference does."""
     groups = query.shape[1] // key.shape[1]
     return (query + (key + value).repeat_interleave(groups, dim=1)).to(value.dtype).transpose(1, 2)
 

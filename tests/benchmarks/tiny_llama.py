@@ -1,10 +1,10 @@
-"""A real but tiny Llama (stories260K, 260,032 weights) on SST-2: full, LoRA and QLoRA against the majority class.
+"""Train a real but tiny Llama (stories260K, 260,032 weights) on SST-2: full, LoRA and QLoRA against the majority class.
 
     python tests/benchmarks/tiny_llama.py --model stories260K --train-file FILE --validation-file FILE
 
-It has read nothing but children's stories, in 512 word pieces: it will not be good. That each way of tuning it beats
-the majority class by ten points on the official validation set shows that the way works, from the real tokenizer and
-weights to the saved adapter. Each is train/sst2.py in a process of its own, with the flags below.
+It was trained only on children's stories, with 512 word pieces, so it will not be good. But if a way of tuning it beats
+the majority class by ten points on the official validation set, that way works from the real tokenizer and weights to
+the saved adapter. Each run is train/sst2.py in its own process, with the flags below.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main(args) -> None:
 
 
 def run_method(args, method: str, run: Path, environment: dict[str, str]) -> dict:
-    """Run train/sst2.py once; return the figures that it wrote."""
+    """Run train/sst2.py once; return the figures it wrote."""
     command = [sys.executable, str(REPOSITORY / "train/sst2.py"), "--method", method, *FLAGS[method].split()]
     command += ["--model", str(args.model), "--train-file", str(args.train_file), "--base-eval", "none"]
     command += ["--validation-file", str(args.validation_file), "--output-dir", str(run)]

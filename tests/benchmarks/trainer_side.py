@@ -1,4 +1,4 @@
-"""transformers.Trainer as the benchmarks drive it: as the examples do by default, or at its best flags for a CPU."""
+"""transformers.Trainer as the benchmarks drive it: like the examples by default, or with its best flags for a CPU."""
 
 import time
 
@@ -27,14 +27,14 @@ def training_arguments(args, folder: str, weight_decay: float, warmup_ratio: flo
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
-        # workers would compete with the arithmetic for the same few cores, and a row is a dozen numbers
+        # workers would compete with the arithmetic for the same few cores, and a row has only a dozen numbers
         dataloader_num_workers=0,
         **(BEST_FLAGS if args.way == "best" else {}),
     )
 
 
 class Timing(TrainerCallback):
-    """When the first step began and the last ended, in seconds of time.perf_counter."""
+    """Records when the first step began and the last ended, in seconds of time.perf_counter."""
 
     started = ended = None
 

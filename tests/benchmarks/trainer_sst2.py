@@ -1,17 +1,17 @@
-"""zerotune against transformers.Trainer on SST-2, alternated in one run on a CPU.
+"""Compare zerotune with transformers.Trainer on SST-2, taking turns on one CPU.
 
     python tests/benchmarks/trainer_sst2.py --train-file train.tsv.gz --validation-file validation.tsv.gz
 
-Three ways train the same model on the same rows with the same learning rate, batch size and seed, each in a process of
-its own: `ours` (train/sst2.py without the base evaluation), `default` (the Trainer as run_glue.py drives it: float32,
-every text padded to 128 tokens) and `best` (the Trainer at its best flags: bf16, dynamic padding, grouped by length,
-fused AdamW). With `--method lora` both train adapters of one rank and the head around 16-bit weights, the Trainer by
-peft. Examples/s count from the first step to the end of the last; imports, loading, tokenising, evaluation and
-saving are in the wall seconds only. `default` is timed over --default-steps steps, for a whole epoch of it takes ten
-minutes; --full trains it whole, for its accuracy. Each round has its own seed. Accuracies are means over the rounds,
-speeds are medians, and a ratio is the median of the ratios within each round, for a shared machine may be twice as fast
-in one minute as in the next. Peak memory is that of the whole process: ours also saves checkpoints, evaluates the
-reloaded model and writes a report, the Trainer's do not.
+Three ways train the same model on the same rows with the same learning rate, batch size and seed, each in its own
+process: `ours` (train/sst2.py without the base evaluation), `default` (the Trainer as run_glue.py drives it: float32,
+every text padded to 128 tokens) and `best` (the Trainer with its best flags: bf16, dynamic padding, grouped by length,
+fused AdamW). With `--method lora` all train the head and adapters of the same rank around 16-bit weights, the Trainer
+through peft. Examples/s count from the first step to the end of the last; imports, loading, tokenising, evaluation and
+saving are in the wall seconds only. `default` is timed over --default-steps steps, because a whole epoch takes ten
+minutes; --full trains the whole epoch, for its accuracy. Each round has its own seed. Accuracies are means over the
+rounds, speeds are medians, and a ratio is the median of the ratios within each round, because a shared machine may be
+twice as fast in one minute as in the next. Peak memory is that of the whole process: ours also saves checkpoints,
+evaluates the reloaded model and writes a report; the Trainer's processes do not.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main(args) -> None:
 
 
 def run_ours(args, way: str, seed: int, max_steps: int | None, environment: dict) -> dict:
-    """Run train/sst2.py as users do; its figures are those that it writes into its run folder."""
+    """Run train/sst2.py as users do; return the figures from its run folder."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         child = run_child([sys.executable, str(REPOSITORY / "train/sst2.py"), *_flags(args, seed, run)], environment)
@@ -139,7 +139,7 @@ def _shown(result: dict) -> str:
 
 
 def _summary(way: str, results: list[dict]) -> dict:
-    """Return a way's rounds in one row: the median speed, mean accuracies and the largest memory."""
+    """Summarise a way's rounds in one row: the median speed, mean accuracies and the largest memory."""
 
     def mean(name: str) -> float | None:
         values = [result[name] for result in results if result[name] is not None]
@@ -185,7 +185,7 @@ def _table(rows: list[dict], rounds: dict[str, list[dict]]) -> str:
 
 
 def train_with_trainer(args) -> None:
-    """Train `default` or `best` on the rows and tokens that train/sst2.py would use; write figures to --result."""
+    """Train `default` or `best` on the rows and tokens that train/sst2.py would use; write the figures to --result."""
     import torch
     from trainer_side import Timing, training_arguments
     from transformers import Trainer
@@ -233,7 +233,7 @@ def train_with_trainer(args) -> None:
 
 
 def _model(args, tokenizer):
-    """Return the stock model; with --method lora in 16 bits, with peft's adapters of our default rank and scale."""
+    """Return the stock model; with --method lora in 16 bits, with peft adapters of our default rank and scale."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
@@ -247,7 +247,7 @@ def _model(args, tokenizer):
 
 
 def _as_features(encoded, labels: list[int], tokenizer, pads: bool) -> list[dict]:
-    """Return rows as the Trainer takes them; run_glue.py pads each to the maximum length beforehand."""
+    """Return rows in the Trainer's format; run_glue.py pads each to the maximum length beforehand."""
     features = []
     for index, label in enumerate(labels):
         ids = encoded.row(index).tolist()

@@ -1,10 +1,10 @@
-"""Every way to resume with another number of processes, beside the run in one process that was never stopped.
+"""Try every way to resume with another number of processes, against a one-process run that was never stopped.
 
     python tests/benchmarks/world_sizes.py
 
 Runs train/sst2.py as tests/scripts does, for 8 steps on a tiny Llama on the CPU: two steps on four processes, the next
-two on two, and so on. Prints the greatest differences from the undisturbed run: losses and gradient norms relative,
-weights absolute. The bounds and their reasons are in tests/scripts/comparing.py.
+two on two, and so on. Prints the largest differences from the undisturbed run: relative for losses and gradient norms,
+absolute for weights. The bounds and their reasons are in tests/scripts/comparing.py.
 """
 
 import argparse

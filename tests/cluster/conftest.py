@@ -1,4 +1,4 @@
-"""One cluster of two nodes, one checkout and one undisturbed run for all tests of this tier."""
+"""Provide one two-node cluster, one checkout and one undisturbed run for all tests in this folder."""
 
 import shutil
 import tempfile
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def site():
-    # not pytest's folder: munge refuses a socket whose path is long
+    # not pytest's folder: munge refuses a socket with a long path
     folder = Path(tempfile.mkdtemp(prefix="zerotune-cluster-"))
     with LocalCluster(folder / "slurm") as cluster:
         yield make_site(cluster, folder / "checkout")
@@ -34,5 +34,5 @@ def cluster(site):
 
 @pytest.fixture(scope="session")
 def undisturbed(site):
-    """The run that all others are compared with: one process, never disturbed."""
+    """Return the run that all others are compared with: one process, never disturbed."""
     return site.launch_of("undisturbed", site.train("undisturbed", nodes=1).wait())

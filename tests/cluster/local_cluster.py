@@ -1,8 +1,8 @@
 """A real SLURM cluster on one Linux machine, for tests: munged, slurmctld, and a slurmd for each "node".
 
-A node is a process tree in namespaces of its own (pid, mount, uts, net): it has its own host name, address, ports and
-process numbers, a scratch file system that no other node sees, and a network that reaches the other nodes and nothing
-else. Killing the tree's root is a power failure. Needs root and Debian's slurm-wlm, munge and iproute2.
+A node is a process tree in its own namespaces (pid, mount, uts, net): it has its own host name, address, ports and
+process ids, a scratch file system that no other node sees, and a network that reaches only the other nodes. Killing the
+tree's root simulates a power failure. Needs root and Debian's slurm-wlm, munge and iproute2.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from waiting import wait_until
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "ip", "unshare", "nsenter")
-# Bridge and network of a cluster by its number: 198.18.0.0/15 is set aside for tests of networks (RFC 2544).
+# A cluster's bridge and network, by its number: 198.18.0.0/15 is reserved for network tests (RFC 2544).
 MOST_CLUSTERS = 64
 NETWORK = "198.19"
 CONTROLLER_HOST = 254
@@ -56,8 +56,8 @@ GresTypes=gpu
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
-# Process 1 of a node. It reports once its namespaces are there, waits for its network, and outlives its slurmd, as the
-# jobs on a node do; bash reaps the orphans of jobs.
+# Process 1 of a node. It reports once its namespaces exist, waits for its network, and outlives its slurmd, as the jobs
+# on a node do; bash reaps the orphans of jobs.
 NODE = """
 hostname "$1"; mount --bind "$2/hosts" /etc/hosts; mount -t tmpfs -o size=256m tmpfs "$2/scratch"; ip link set lo up
 echo ready; read -r go
@@ -68,7 +68,7 @@ while :; do sleep 3600 & wait $!; done
 
 
 def why_not() -> str | None:
-    """Return why a cluster cannot be started here, None where it can."""
+    """Return the reason why a cluster cannot start here; None if it can."""
     if os.geteuid() != 0:
         return "a SLURM cluster needs root, for namespaces"
     missing = [program for program in PROGRAMS if shutil.which(program, path=SBIN) is None]
@@ -84,7 +84,7 @@ class LocalCluster:
     Args:
         folder: for state and logs, a short absolute path (it holds a socket).
         num_nodes: how many nodes.
-        num_cpus, num_gpus: what each node claims to have; the GPUs are device files that hold nothing.
+        num_cpus, num_gpus: the numbers that each node claims to have; the GPUs are empty device files.
     """
 
     def __init__(self, folder: Path, num_nodes: int = 2, num_cpus: int = 8, num_gpus: int = 2):
@@ -122,7 +122,7 @@ class LocalCluster:
         if self.number is not None:
             subprocess.run(["ip", "link", "delete", self.bridge], env=self.environment, capture_output=True)
 
-    # --- what it is made of ---
+    # --- parts ---
 
     @property
     def names(self) -> list[str]:
@@ -134,14 +134,14 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which sbatch, srun and scontrol talk to this cluster."""
+        """Return the environment in which sbatch, srun and scontrol talk to this cluster."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": SBIN}
 
     def _address(self, host: int) -> str:
         return f"{NETWORK}.{self.number}.{host}"
 
     def _make_bridge(self) -> None:
-        """Take the first number whose bridge nobody has: clusters of several test runs live side by side."""
+        """Take the first number whose bridge is free, because several test runs may have clusters at once."""
         for number in range(MOST_CLUSTERS):
             self.number = number
             made = subprocess.run(
@@ -156,7 +156,7 @@ class LocalCluster:
 
     def _configure(self) -> None:
         folder, names = self.folder, self.names
-        # torch asks for the name of an address in its IPv6 form: without the second kind of line it would ask a DNS
+        # torch looks up an address in its IPv6 form: without the second kind of line it would ask a DNS server
         addresses = [(self._address(number), name) for number, name in enumerate(names, start=1)]
         hosts = [f"{form}{address} {name}" for form in ("", "::ffff:") for address, name in addresses]
         (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts]) + "\n")
@@ -170,10 +170,10 @@ class LocalCluster:
             number=self.number, folder=folder, controller=self._address(CONTROLLER_HOST), port=19000 + self.number
         )
         (folder / "slurm.conf").write_text(text + "".join(nodes))
-        # slurmd loads a cgroup plugin though nothing uses it; version 1's needs no cgroups to start
+        # slurmd loads a cgroup plugin even if nothing uses it; version 1's starts without cgroups
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         gres = "AutoDetect=off\n"
-        if self.num_gpus:  # GPUs that are only counted register as none: each needs a file
+        if self.num_gpus:  # GPUs without a device file register as none
             for gpu in range(self.num_gpus):
                 self._call("mknod", "-m", "666", str(folder / "dev" / f"gpu{gpu}"), "c", "1", "3")
             files = f"{folder}/dev/gpu[0-{self.num_gpus - 1}]"
@@ -185,7 +185,7 @@ class LocalCluster:
         key = folder / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        # --force: the folder may be inside one that others can write
+        # --force: a parent of the folder may be writable by others
         self._start_daemon(
             *("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/socket"),
             *(f"--pid-file={folder}/pid", f"--log-file={folder}/log", f"--seed-file={folder}/seed"),
@@ -205,10 +205,10 @@ class LocalCluster:
             raise RuntimeError(f"{' '.join(command)}: {ended.stdout.strip()} {ended.stderr.strip()}")
         return ended.stdout
 
-    # --- what befalls it ---
+    # --- starts and failures ---
 
     def start_controller(self) -> None:
-        """Start slurmctld; it continues with the jobs that it knew."""
+        """Start slurmctld; it continues with the jobs it knew."""
         self._start_daemon("slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
 
     def kill_controller(self) -> None:
@@ -234,12 +234,12 @@ class LocalCluster:
             raise RuntimeError(f"{name} did not come up")
         host = int(name.removeprefix("node"))
         inside = ["nsenter", f"--net=/proc/{node.pid}/ns/net", "ip"]
-        link = f"zt{self.number}n{host}"  # goes when the node's namespace goes, a moment after the node
+        link = f"zt{self.number}n{host}"  # it disappears with the node's namespace, a moment after the node
         subprocess.run(["ip", "link", "delete", link], env=self.environment, capture_output=True)
         self._call("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(node.pid))
         self._call("ip", "link", "set", link, "master", self.bridge, "up")
         self._call(*inside, "address", "add", f"{self._address(host)}/24", "dev", "eth0")
-        self._call(*inside, "link", "set", "eth0", "up")  # and no route: what lies outside fails at once
+        self._call(*inside, "link", "set", "eth0", "up")  # there is no default route: reaching outside fails at once
         node.stdin.write("go\n")
         node.stdin.close()
 
@@ -251,7 +251,7 @@ class LocalCluster:
         node.stdout.close()
 
     def processes(self, name: str, words: str) -> list[int]:
-        """Return the numbers, as this machine counts them, of a node's processes whose command line holds `words`."""
+        """Return this machine's ids of a node's processes whose command line contains `words`."""
         namespace = os.readlink(f"/proc/{self.nodes[name].pid}/ns/net")
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -264,7 +264,7 @@ class LocalCluster:
         return sorted(found)
 
     def no_route_count(self, name: str) -> int:
-        """Return how often something on the node has tried to reach an address outside of the cluster."""
+        """Return how often a process on the node has tried to reach an address outside the cluster."""
         lines = Path(f"/proc/{self.nodes[name].pid}/net/snmp").read_text().splitlines()
         names, values = (line.split() for line in lines if line.startswith("Ip:"))
         return int(values[names.index("OutNoRoutes")])
@@ -272,7 +272,7 @@ class LocalCluster:
     # --- jobs ---
 
     def call(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> str:
-        """Return a command's output, given in a folder, with more environment variables."""
+        """Run a command in a folder, with more environment variables; return its output."""
         return self._call(*command, cwd=cwd, environment=environment)
 
     def num_usable(self) -> int:
@@ -286,7 +286,7 @@ class LocalCluster:
         return len(set(found.stdout.split()))
 
     def job(self, number: int | str) -> dict[str, str]:
-        """What `scontrol show job` says: JobState, Restarts, ExitCode …; {} while the controller does not answer."""
+        """Return the fields of `scontrol show job`, such as JobState; {} while the controller does not answer."""
         shown = subprocess.run(
             ["scontrol", "--oneliner", "show", "job", str(number)],
             env=self.environment,
@@ -296,7 +296,7 @@ class LocalCluster:
         return dict(word.split("=", 1) for word in shown.stdout.split() if "=" in word)
 
     def wait_for(self, number: int | str, *states: str, seconds: float = 180) -> dict[str, str]:
-        """Wait until a job is in one of the states; by default until it has ended, however it did."""
+        """Wait until a job is in one of the states; by default until it has ended in any way."""
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         wait_until(lambda: self.job(number).get("JobState") in wanted, f"job {number} is {wanted}", seconds, pause=0.2)
         return self.job(number)

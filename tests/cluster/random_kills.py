@@ -1,11 +1,11 @@
-"""Kill a run at random moments, again and again, and count what was lost: on a cluster of two nodes.
+"""Kill a run on a two-node cluster at random moments, again and again, and count the lost steps.
 
     python tests/cluster/random_kills.py --kills 50 --seed 0 --output runs/kills.json
 
 Plain, ZeRO-2 and ZeRO-3 take turns. Each time a fresh run of 24 steps (a checkpoint after every fourth) is killed once
-while its libraries load, in a step, in a save or in its last evaluation: one rank, all ranks, or a node with all that
-runs on it. It must then finish by itself, with the losses and final weights of an undisturbed run, and may have done no
-more steps again than lie between two checkpoints.
+while its libraries load, in a step, in a save or in its last evaluation: one rank, all ranks, or a node with everything
+on it. The run must then finish by itself, with the losses and final weights of an undisturbed run, and may repeat no
+more steps than lie between two checkpoints.
 """
 
 import argparse
@@ -35,20 +35,20 @@ KINDS = {
 }
 VICTIMS = ("a rank", "all ranks", "a node")
 NUM_STEPS, CHECKPOINT_EVERY = 24, 4
-# Loading takes about so long, and what follows the last step.
+# Approximate time for loading, and for the work after the last step.
 SECONDS_TO_LOAD, SECONDS_AFTER = 8.0, 3.0
-# Seconds, instead of half an hour and two minutes.
+# In seconds; the defaults are half an hour and two minutes.
 TIMEOUTS = {"ZEROTUNE_COLLECTIVE_TIMEOUT": "20", "ZEROTUNE_END_TIMEOUT": "10"}
 RANK = "train/sst2.py --model llama"
 
 
 def ranks(cluster: LocalCluster) -> list[int]:
-    """Return the process numbers of everything that a job has started for its ranks, on all nodes."""
+    """Return the process ids of everything that a job has started for its ranks, on all nodes."""
     return [pid for node in cluster.names for pid in cluster.processes(node, RANK)]
 
 
 def wait_for_moment(site: Site, name: str, job, rng: random.Random) -> str:
-    """Wait for a random moment of the run's life, and say which."""
+    """Wait for a random moment in the run, and describe it."""
     wait_until(lambda: ranks(site.cluster) or job_is_over(site, job), "the ranks have started")
     step = rng.randint(0, NUM_STEPS)
     if step == 0:
@@ -66,7 +66,7 @@ def job_is_over(site: Site, job) -> bool:
 
 
 def strike(cluster: LocalCluster, victim: str, rng: random.Random) -> bool:
-    """Kill; returns whether there was anybody left to kill."""
+    """Kill the victim. Returns whether there was a process left to kill."""
     found = ranks(cluster)
     if not found:
         return False
@@ -85,7 +85,7 @@ def strike(cluster: LocalCluster, victim: str, rng: random.Random) -> bool:
 
 
 def one_kill(site: Site, number: int, reference, rng: random.Random) -> dict | None:
-    """Start, kill, wait, compare. None where the run was over before it could be killed."""
+    """Start, kill, wait, compare. Returns None if the run was over before it could be killed."""
     kind, victim, name = list(KINDS)[number % len(KINDS)], rng.choice(VICTIMS), f"kill-{number}"
     shutil.rmtree(site.run_folder(name), ignore_errors=True)
     job = site.train(name, *KINDS[kind], **TIMEOUTS)

@@ -1,4 +1,4 @@
-"""A checkout on the disk that the nodes of a test cluster share, and jobs submitted from it as a user does."""
+"""A checkout on the disk that a test cluster's nodes share, and jobs submitted from it as a user would."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from local_cluster import LocalCluster
 from waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
-# Slower than a user's: each launch imports its libraries on cores that all nodes and other tests share.
+# Launches are slower than a user's: each imports its libraries on cores that all nodes and other tests share.
 SECONDS_TO_FINISH = 240
 ZERO2 = ["--deepspeed", "ds_configs/zero2.json"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where jobs are submitted, and the model and rows that they train on."""
+    """A folder from which jobs are submitted, with the model and rows that they train on."""
 
     cluster: LocalCluster
     folder: Path
@@ -44,20 +44,20 @@ class Site:
         return Job(self, int(printed.strip().split(";")[0]))
 
     def call(self, *command, **environment: str) -> str:
-        """Return the output of a command that is typed in the checkout."""
+        """Run a command in the checkout and return its output."""
         return self.cluster.call(*map(str, command), cwd=self.folder, environment={**self.environment, **environment})
 
     def train(self, name: str, *more, nodes: int = 2, options=(), **environment: str) -> "Job":
-        """Run sbatch slurm/sst2.sh on so many nodes, into runs/NAME."""
+        """Run sbatch slurm/sst2.sh on `nodes` nodes, writing to runs/NAME."""
         asked = [f"--nodes={nodes}", *options]
         return self.submit("sst2.sh", *self.train_flags(name, *more), options=asked, **environment)
 
     def launch_of(self, name: str, job: "Job") -> Launch:
-        """Return a run that has ended, as tests/scripts/comparing.py takes it."""
+        """Return an ended run in the form that tests/scripts/comparing.py takes."""
         return Launch(self.run_folder(name), (0,), (job.log_path,))
 
     def steps_logged(self, name: str) -> int:
-        """Return the last step that a run has logged, 0 before the first."""
+        """Return the last step that a run has logged; 0 before the first."""
         path = self.run_folder(name) / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return json.loads(lines[-1])["step"] if lines else 0
@@ -83,7 +83,7 @@ class Job:
         return self.log_path.read_text() if self.log_path.exists() else ""
 
     def wait(self, expect: str = "COMPLETED", seconds: float = SECONDS_TO_FINISH) -> "Job":
-        """Wait for the job's end; it must be the expected one."""
+        """Wait for the job's end; its state must be the expected one."""
         try:
             state = self.site.cluster.wait_for(self.number, seconds=seconds)["JobState"]
         except TimeoutError as error:
@@ -96,7 +96,7 @@ class Job:
         return int(self.site.cluster.job(self.number)["Restarts"])
 
     def wait_for_log(self, words: str, seconds: float = 120) -> None:
-        """Wait until the log holds the words."""
+        """Wait until the log contains the words."""
         try:
             wait_until(lambda: words in self.log, f"{words!r} in the log of job {self.number}", seconds)
         except TimeoutError as error:
@@ -112,7 +112,7 @@ def assert_undisturbed(site: Site, name: str, job: Job, undisturbed: Launch) -> 
 
 
 def make_site(cluster: LocalCluster, folder: Path) -> Site:
-    """Make a checkout of links, but for the folders that jobs write, with a tiny Llama and generated rows."""
+    """Make a checkout with a tiny Llama and generated rows; it links the code, but has its own slurm/ and runs/."""
     from zerotune.models.tiny import tiny_causal_model
     from zerotune.tasks.sample import review_lines, sample_rows
 

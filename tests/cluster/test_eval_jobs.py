@@ -1,4 +1,4 @@
-"""slurm/eval.sh and slurm/chain.sh: arrays of evaluations that skip what is done, and one comparison at the end."""
+"""Test slurm/eval.sh and slurm/chain.sh: arrays that skip finished evaluations, and one comparison at the end."""
 
 import json
 import re
@@ -25,13 +25,13 @@ def test_a_chain_trains_evaluates_and_compares(site, cluster):
     assert "sst2: 3 evaluations compared in runs/eval/chain/compare-sst2/report.html" in log and report.exists()
     folders = json.loads(report.with_name("comparison.json").read_text())["evaluations"]
     assert [one["metrics"]["shots"] for one in folders] == [0, 0, 2]
-    # the same list again: nothing is launched
+    # the same list again launches nothing
     again = site.call("bash", "slurm/eval.sh", "chain.txt")
     assert "all of chain.txt is done" in again and "3 evaluations compared" in again
 
 
 def test_the_first_task_of_an_array_is_requeued_alone(site, cluster):
-    """Its number is that of the whole array."""
+    """The first task has the same job number as the whole array."""
     (site.folder / "array.txt").write_text(f"llama sst2 0 0 {FLAGS}\nllama sst2 0 1 {FLAGS}\n")
     job = site.submit("eval.sh", "array.txt").wait()
     array, comparison = numbers_said(job.log)

@@ -1,7 +1,7 @@
-"""Failures under a running job: each time the run ends as the undisturbed one, or in one clear line.
+"""After a failure in a running job, the run ends like the undisturbed one, or with one clear line.
 
 Tolerance: comparing.CURVE for the loss and gradient norm of every step, comparing.WEIGHTS for the final weights. The
-undisturbed run is one process; these are two or more, so that the order of sums differs.
+undisturbed run is one process; most of these are two or more, so the order of sums differs.
 """
 
 import os
@@ -17,13 +17,13 @@ RANK = "train/sst2.py --model llama"
 
 
 def ranks_of(cluster, node):
-    """Return the process numbers of a node's ranks: those of the script's processes that are no launchers."""
+    """Return the process ids of a node's ranks: the script's processes without the launchers."""
     launchers = {*cluster.processes(node, "accelerate_cli"), *cluster.processes(node, "on_node.sh")}
     return [pid for pid in cluster.processes(node, RANK) if pid not in launchers]
 
 
 def test_a_rank_killed_starts_all_again_in_the_same_job(site, cluster, undisturbed):
-    job = site.train("killed", *ZERO2, "--resume", "never")  # which is said of the first start
+    job = site.train("killed", *ZERO2, "--resume", "never")  # applies only to the first start
     site.wait_for_step("killed", 6)
     os.kill(ranks_of(cluster, "node2")[-1], signal.SIGKILL)
     job.wait()
@@ -67,7 +67,7 @@ def test_a_node_that_is_back_before_slurm_has_missed_it_is_given_up(step, site, 
 
 
 def test_a_rank_that_hangs_when_all_are_to_stop_does_not_keep_the_job(site, cluster, undisturbed):
-    """The time limit would end the job for good."""
+    """Otherwise the job would wait until the time limit ended it for good."""
     job = site.train("stuck", ZEROTUNE_STOP_TIMEOUT="10")
     site.wait_for_step("stuck", 6)
     os.kill(ranks_of(cluster, "node2")[-1], signal.SIGSTOP)
@@ -81,7 +81,7 @@ def test_the_second_job_on_a_run_folder_refuses(site, cluster, undisturbed):
     job = site.train("shared", nodes=1)
     site.wait_for_step("shared", 1)
     (rank,) = ranks_of(cluster, "node1")
-    os.kill(rank, signal.SIGSTOP)  # until the second has been refused
+    os.kill(rank, signal.SIGSTOP)  # until the second job is refused
     second = site.train("shared", nodes=1)
     try:
         second.wait("FAILED")
@@ -105,7 +105,7 @@ def test_a_controller_that_dies_takes_no_run_along(site, cluster, undisturbed):
 
 @pytest.fixture
 def scratch(cluster):
-    """node1's own disk of 256 MiB: its path on the node, and the same folder seen from here."""
+    """Return the path of node1's own 256 MiB disk on the node, and the same folder as seen from here."""
     outside = Path(f"/proc/{cluster.nodes['node1'].pid}/root{cluster.folder}/scratch")
     yield cluster.folder / "scratch", outside
     for path in outside.glob("filler"):

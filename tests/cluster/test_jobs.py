@@ -1,4 +1,4 @@
-"""slurm/sst2.sh: first start, finished run, one and several nodes, with GPUs that SLURM gives and without, offline."""
+"""Test slurm/sst2.sh: first start, finished run, one and several nodes, with and without SLURM's GPUs, offline."""
 
 import json
 
@@ -14,7 +14,7 @@ def first_lines(job):
 
 
 def test_two_nodes_train_as_one_process_does_and_call_nobody(site, cluster, undisturbed):
-    """The nodes have no route out: each try to leave the cluster, an address or a name, would be counted."""
+    """The nodes have no route out, and every attempt to reach an outside address or name is counted."""
     before = {node: cluster.no_route_count(node) for node in cluster.names}
     job = site.train("two-nodes").wait()
     assert first_lines(job)[1:] == [
@@ -29,7 +29,7 @@ def test_two_nodes_train_as_one_process_does_and_call_nobody(site, cluster, undi
     assert weight_difference(run, undisturbed) <= WEIGHTS
     assert run.read_json("run.json")["world"]["num_processes"] == 2
     assert {node: cluster.no_route_count(node) for node in cluster.names} == before
-    # and that a try is counted
+    # check that an attempt is counted
     cluster.call("srun", "--nodelist=node1", "bash", "-c", "exec 3<>/dev/tcp/192.0.2.1/80 || true")
     assert cluster.no_route_count("node1") == before["node1"] + 1
     again = site.train("two-nodes").wait()
@@ -39,7 +39,7 @@ def test_two_nodes_train_as_one_process_does_and_call_nobody(site, cluster, undi
 
 
 def test_gpus_that_slurm_gives_decide_the_number_of_ranks(site, undisturbed):
-    """Two device files a node that hold nothing: torch sees no GPU and the four ranks train on the CPU, with ZeRO-3."""
+    """Each node has two empty device files: torch sees no GPU, and the four ranks train on the CPU, with ZeRO-3."""
     job = site.train("four-ranks", "--deepspeed", "ds_configs/zero3.json", options=["--gpus-per-node=2"]).wait()
     assert "devices: 2 GPUs and 2 processes a node\nworld size: 4\nZeRO stage: 3 (ds_configs/zero3.json)" in job.log
     run = site.launch_of("four-ranks", job)
@@ -70,7 +70,7 @@ def test_site_settings_and_hook_are_read_on_every_node(site):
         'false; echo "hook on $(hostname)$UNSET"\nIN_CONTAINER=(env IN_BOX=yes)\n'  # as module and conda do
     )
     try:
-        # a launcher that only tells where it is
+        # a launcher that only prints where it runs
         fake = site.folder / "python-that-tells"
         fake.write_text(
             '#!/bin/bash\ncase "$*" in *accelerate_cli*)\n'
@@ -102,7 +102,7 @@ def test_a_start_that_comes_no_further_is_not_repeated_for_ever(site):
 
 
 def test_a_refusal_before_there_is_a_folder_ends_the_job(site):
-    """It reaches the job script by --state-file: the launchers make 1 of its status."""
+    """It reaches the job script through --state-file, because the launchers turn its exit status into 1."""
     job = site.train("bad", "--max-length", 9999).wait("FAILED", seconds=120)
     assert not site.run_folder("bad").exists() and "launched again" not in job.log
     assert job.log.count("refused: --max-length 9999 is more than") == 1

@@ -1,4 +1,4 @@
-"""Asked to stop, in every way that a cluster does it: the ranks agree, save, and the job resumes by itself."""
+"""Ask a job to stop in every way that a cluster does: the ranks agree, save, and the job resumes by itself."""
 
 import time
 
@@ -6,12 +6,12 @@ from comparing import newest_step
 from site_of_tests import ZERO2, assert_undisturbed
 from waiting import wait_until
 
-# One step and one save, on a machine whose cores are all busy. Measured alone: 0.6 s.
+# One step and one save on a machine whose cores are all busy. Measured on an idle one: 0.6 s.
 SECONDS_TO_SAVE = 15
 
 
 def test_sigusr1_saves_within_a_step_and_requeues(site, cluster, undisturbed):
-    """What `--signal=B:USR1@300` sends to the job script before the time limit."""
+    """`--signal=B:USR1@300` sends the job script this signal before the time limit."""
     job = site.train("usr1", *ZERO2)
     site.wait_for_step("usr1", 6)
     asked = time.monotonic()
@@ -29,7 +29,7 @@ def test_sigusr1_saves_within_a_step_and_requeues(site, cluster, undisturbed):
 
 
 def test_requeue_by_an_administrator(site, cluster, undisturbed):
-    """SLURM sends SIGTERM to every process of the job at once, launchers too, and SIGKILL 30 s later."""
+    """SLURM sends SIGTERM to every process of the job at once, including launchers, and SIGKILL 30 s later."""
     job = site.train("requeued")
     site.wait_for_step("requeued", 6)
     cluster.call("scontrol", "requeue", str(job.number))
@@ -62,7 +62,7 @@ def test_a_stop_while_the_hook_runs_and_one_while_the_libraries_load(site, clust
 
 
 def test_a_signal_to_the_ranks_alone_on_a_site_that_forbids_to_requeue(site, cluster, undisturbed):
-    """SLURM's first SIGTERM of a preemption goes to the steps, not to the job script."""
+    """In a preemption, SLURM's first SIGTERM goes to the steps, not to the job script."""
     job = site.train("ranks", nodes=1, options=["--no-requeue"])
     site.wait_for_step("ranks", 6)
     cluster.call("scancel", "--signal=TERM", str(job.number))
@@ -75,7 +75,7 @@ def test_a_signal_to_the_ranks_alone_on_a_site_that_forbids_to_requeue(site, clu
 
 
 def test_a_cancelled_job_is_saved_stays_cancelled_and_goes_on_with_fewer_nodes(site, cluster, undisturbed):
-    """And the job that resumes passes over its torn newest checkpoint."""
+    """The resuming job skips the newest checkpoint, which is torn."""
     flags = [*ZERO2, "--keep-checkpoints", 2]
     job = site.train("cancelled", *flags)
     site.wait_for_step("cancelled", 6)
@@ -93,7 +93,7 @@ def test_a_cancelled_job_is_saved_stays_cancelled_and_goes_on_with_fewer_nodes(s
 
 
 def test_the_time_limit_is_seen_coming(site, cluster):
-    """With a limit of two minutes and the signal 80 s before it; SLURM looks every few seconds."""
+    """The limit is two minutes and the signal comes 80 s before it; SLURM checks every few seconds."""
     options = ["--time=2", "--signal=B:USR1@80"]
     long = [
         "--max-steps",

@@ -1,4 +1,4 @@
-"""sbatch slurm/sst2.sh --seeds: an array with a run in each task, and a job that does what is left, stopped once."""
+"""Test sbatch slurm/sst2.sh --seeds: an array with one run per task, and a final job, which is stopped once."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""slurm/smoke.sh on two nodes: a line a check, and a failure that names its cure."""
+"""Run slurm/smoke.sh on two nodes: one line per check, and a failure that names its fix."""
 
 CHECKS = (
     "requeue", "devices", "bf16", "versions", "all-reduce", "shared disk", "scratch", "cache",

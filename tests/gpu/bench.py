@@ -1,4 +1,4 @@
-"""The common parts of the measurements: the device, sizes, an engine that neighbours use again, clocks, counters."""
+"""The common parts of the measurements: the device, sizes, an engine that the next one may reuse, clocks, counters."""
 
 import gc
 import time
@@ -27,25 +27,25 @@ from zerotune.models.packed import packs_rows, use_packed_attention
 
 PEAK_FLOPS = 989e12  # bf16 without sparsity, NVIDIA's data sheet of H100 and H200 SXM
 ASSUMED_UTILISATION = 0.3  # to estimate how many steps fill the time
-USABLE_MEMORY = 0.92  # of the device's, by the plan's estimate
+USABLE_MEMORY = 0.92  # the share of the device's memory that the plan may fill
 MAX_STEPS, MIN_STEPS, MAX_ROWS = 60, 3, 10_000
 
 
 class Skipped(Exception):
-    """What a measurement needs is not there; the message says what."""
+    """A measurement cannot run here; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What an engine is built from.
+    """The settings from which an engine is built.
 
     Attributes:
-        task: whose rows it trains on, which decides the rows of an embedding that are used.
-        checkpointing: whether activations are recomputed; None: if the device is too small otherwise (`Bench.settle`).
-        generates: it has the LM head instead of a classifier's.
+        task: the source of its rows, which decides the embedding rows that are used.
+        checkpointing: whether activations are recomputed; None: only if they do not fit otherwise (`Bench.settle`).
+        generates: whether it has the LM head instead of a classifier's.
         deepspeed: a file of ds_configs/.
-        fuses: passes are fused on a GPU, as --compile auto does.
-        compiled: layers are compiled whole.
+        fuses: whether passes are fused on a GPU, as with --compile auto.
+        compiled: whether layers are compiled whole.
     """
 
     shape: Shape
@@ -60,12 +60,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine with what is known of its model.
+    """An engine with facts about its model.
 
     Attributes:
-        counts: library_step.weight_counts.
+        counts: from library_step.weight_counts.
         flops: useful floating-point operations for a real token.
-        passes: names of the fused ones, or why there are none.
+        passes: names of the fused passes, or why there are none.
     """
 
     engine: object
@@ -78,7 +78,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Timed:
-    """What some steps took: seconds, how many they were, the last one's loss."""
+    """The result of timing some steps: seconds, number of steps, the last one's loss."""
 
     seconds: float
     num_steps: int
@@ -86,24 +86,24 @@ class Timed:
 
 
 class Bench:
-    """One process on one device. Without CUDA sizes are a toy's, which shows that it works and measures nothing."""
+    """One process on one device. Without CUDA the sizes are a toy's: they show that it works and measure nothing."""
 
     def __init__(self):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.toy = self.device.type == "cpu"
-        self.limit_s = 0.1 if self.toy else 2.5  # of stepping in one measurement
+        self.limit_s = 0.1 if self.toy else 2.5  # seconds of stepping per measurement
         self._key, self._built, self._compiled = None, None, False
 
     def tokens(self, real: int) -> int:
-        """Scale a number of tokens: of the toy a part, but no less than the longest row."""
+        """Scale a number of tokens: a toy gets a fraction, but no less than the longest row."""
         return max(512, real // 32) if self.toy else real
 
     def count(self, real: int, toy: int) -> int:
-        """Return a size that has no common scale."""
+        """Choose between the real size and the toy's, where no common scale fits."""
         return toy if self.toy else real
 
     def settle(self, setup: Setup, tokens: int) -> Setup:
-        """Return the setup, with activation checkpointing where micro-batches of so many tokens need it."""
+        """Return the setup, with activation checkpointing if micro-batches of `tokens` tokens need it."""
         if setup.checkpointing is not None:
             return setup
         config = setup.shape.config(self.toy)
@@ -114,7 +114,7 @@ class Bench:
         return replace(setup, checkpointing=needed > usable)
 
     def built(self, setup: Setup) -> Built:
-        """Return the engine of a setup; it is kept until another one is asked for."""
+        """Return the engine of a setup; it is kept until another one is needed."""
         key = setup if setup.shape.method == "full" else replace(setup, task="any")
         if key != self._key:
             self.release()
@@ -146,13 +146,13 @@ class Bench:
         return Built(engine, settings, config, counts, useful_flops(counts), problem or ", ".join(passes))
 
     def compile_layers(self, tuned, dynamic: bool) -> None:
-        """Compile each layer in place by torch.compile; they share one compilation. A toy's are traced alone."""
+        """Compile each layer in place with torch.compile; layers share one compilation. A toy's are only traced."""
         self._compiled = True
         for layer in layers_of(tuned):
             layer.compile(dynamic=dynamic, backend="aot_eager" if self.toy else "inductor")
 
     def release(self) -> None:
-        """Let go of the engine and its memory."""
+        """Drop the engine and free its memory."""
         self._key = self._built = None
         if self._compiled:
             torch.compiler.reset()
@@ -162,7 +162,7 @@ class Bench:
             torch.cuda.empty_cache()
 
     def rows(self, setup: Setup, flops: int, tokens: int, batch_size: int | None) -> tuple[object, list[np.ndarray]]:
-        """Labelled rows, and the steps of one epoch over them: of about `tokens` tokens, as many as fill the time."""
+        """Make labelled rows, and one epoch's steps over them: about `tokens` tokens each, enough to fill the time."""
         mean = random_lengths(setup.task, 10_000, np.random.default_rng(0)).mean()
         batch_size = min(batch_size or MAX_ROWS, max(1, round(tokens / mean)))
         per_step = flops * mean * batch_size
@@ -175,12 +175,12 @@ class Bench:
         return data, data.epoch_steps(batch_size, 0, 0)
 
     def wait(self) -> None:
-        """Wait until the device has done all that is queued."""
+        """Wait until the device has finished all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def time_steps(self, take: Callable[[object], torch.Tensor], steps: list, warm_up: list) -> Timed:
-        """Time `take(step)` -> loss of some steps, after others; ends early at twice the time limit."""
+        """Time `take(step)` -> loss over some steps after the warm-up; stops early at twice the time limit."""
         for step in warm_up:
             take(step)
         self.wait()
@@ -188,7 +188,7 @@ class Bench:
         for step in steps:
             loss = take(step)
             num_steps += 1
-            if self.device.type == "cuda":  # the training loop, too, reads a loss one step late
+            if self.device.type == "cuda":  # the training loop also reads a loss one step late
                 if previous is not None:
                     previous.synchronize()
                 previous = torch.cuda.Event()
@@ -199,17 +199,17 @@ class Bench:
         return Timed(time.perf_counter() - started, num_steps, float(loss))
 
     def reset_peak(self) -> None:
-        """Count the most memory from here."""
+        """Start measuring peak memory from here."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
     def peak_bytes(self) -> int | None:
-        """Return the most memory in tensors since `reset_peak`; None on a CPU."""
+        """Return the peak memory of tensors since `reset_peak`; None on a CPU."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
     def count_waits(self, run: Callable[[], object]) -> int | None:
-        """Count the host's waits for the GPU meanwhile, as PyTorch's debug mode counts them; None on a CPU."""
+        """Count how often the host waits for the GPU in `run`, by PyTorch's debug mode; None on a CPU."""
         if self.device.type != "cuda":
             run()
             return None
@@ -231,7 +231,7 @@ def layers_of(tuned) -> torch.nn.ModuleList:
 
 @contextmanager
 def attention_of(tuned, name: str) -> Iterator[None]:
-    """Use another attention implementation of transformers inside the block."""
+    """Switch to another of transformers' attention implementations inside the block."""
     configs = {id(m.config): m.config for m in tuned.modules() if hasattr(m, "config")}.values()
     before = [config._attn_implementation for config in configs]
     for config in configs:

@@ -1,4 +1,4 @@
-"""Scoring and writing, timed: zerotune's ways beside plain ones, on a language model with random weights."""
+"""Time scoring and writing: zerotune's ways against plain ones, on a language model with random weights."""
 
 import time
 from array import array
@@ -14,11 +14,11 @@ from training import figures
 from zerotune.training.batches import evaluation_batches
 
 QUESTIONS_OF_A_CONTEXT, ANSWER_TOKENS = 5, 4
-ANSWERS = [7, 8]  # two label words of a token each
+ANSWERS = [7, 8]  # two label words, one token each
 
 
 def _language_model(bench: Bench, shape: Shape):
-    """In bf16 and eval mode, as an evaluation loads it."""
+    """Make a language model in bf16 and eval mode, as an evaluation loads it."""
     bench.release()
     torch.manual_seed(0)
     config = shape.config(bench.toy)
@@ -35,8 +35,8 @@ def _seconds(bench: Bench, run: Callable[[], object]) -> float:
 
 
 def score_few_shot(bench: Bench, shape: Shape, task: str, num_shots: int, tokens: int) -> dict:
-    """Items a second of a few-shot evaluation; the plain loop computes every prompt whole, once for each answer, with
-    the logits of all its tokens."""
+    """Measure items per second of a few-shot evaluation. The plain loop computes every prompt whole, once for each
+    answer, with the logits of all its tokens."""
     model, vocabulary = _language_model(bench, shape)
     generator = np.random.default_rng(0)
     num_items, num_plain = bench.count(1024, 8), bench.count(32, 4)
@@ -70,7 +70,7 @@ def score_few_shot(bench: Bench, shape: Shape, task: str, num_shots: int, tokens
 
 
 def _questions(bench: Bench, vocabulary: int, num_contexts: int):
-    """SQuAD-like: contexts with five questions each."""
+    """Make SQuAD-like data: contexts with five questions each."""
     generator = np.random.default_rng(0)
     ids = lambda length: array("i", random_ids(int(length), "squad", vocabulary, generator).tolist())  # noqa: E731
     contexts = [ids(length) for length in random_lengths("squad", num_contexts, generator)]
@@ -81,7 +81,7 @@ def _questions(bench: Bench, vocabulary: int, num_contexts: int):
 
 
 def write(bench: Bench, shape: Shape, tokens: int) -> dict:
-    """Tokens a second of greedy answers to questions; plainly by transformers' generate, padded on the left."""
+    """Measure tokens per second of greedy answers; the plain way is transformers' generate, padded on the left."""
     model, vocabulary = _language_model(bench, shape)
     data = _questions(bench, vocabulary, bench.count(64, 2))
     num_new, budget = bench.count(24, 4), bench.tokens(tokens)
@@ -108,7 +108,7 @@ def write(bench: Bench, shape: Shape, tokens: int) -> dict:
 
 
 def train_writing(bench: Bench, shape: Shape, tokens: int) -> dict:
-    """Steps of a generator on questions, five to a context whose tokens they share."""
+    """Time a generator's steps on questions; the five questions of each context share its tokens."""
     built = bench.built(Setup(shape, "squad", generates=True))
     budget = bench.tokens(tokens)
     data = _questions(bench, built.config.vocab_size, bench.count(400, 4))

@@ -1,4 +1,4 @@
-"""The device's own rates, where a step's time goes, and seconds to save and load a checkpoint."""
+"""Measure the device's own rates, where a step's time goes, and the seconds to save and load a checkpoint."""
 
 import subprocess
 import tempfile
@@ -94,12 +94,12 @@ def profile_steps(bench: Bench, setup: Setup, tokens: int) -> dict:
 
 
 def _is_range(event) -> bool:
-    """Return whether it is an annotation, which spans other events."""
+    """Return whether an event is an annotation, which spans other events."""
     return bool(event.is_user_annotation) or event.key.startswith(("Optimizer.step#", "ProfilerStep"))
 
 
 def save_and_load(bench: Bench, shape: Shape, num_layers: int) -> dict:
-    """Seconds to save a checkpoint (written, synced, hashed) and to load it (hashed, read), of some of the layers."""
+    """Time saving a checkpoint (write, sync, hash) and loading it (hash, read), with some of the shape's layers."""
     small = Shape(shape.name, shape.method, shape.sizes | {"num_hidden_layers": num_layers})
     setup = Setup(small, "sst2")
     built = bench.built(setup)

@@ -1,7 +1,7 @@
-"""Run the measurements of measurements.py and the GPU tests, and write the tables anew after each of them.
+"""Run the measurements of measurements.py and the GPU tests, rewriting the tables after each of them.
 
-A parent process without torch starts a worker that measures one row after the other. A measurement that fails leaves a
-row with its error; a worker that hangs or dies is replaced, and the rest resumes. measure.sh says how to run it.
+A parent process without torch starts a worker that measures one row after another. A measurement that fails leaves a
+row with its error; a worker that hangs or dies is replaced by one that continues. measure.sh says how to run it.
 """
 
 import argparse
@@ -18,10 +18,10 @@ import tables
 from benchmarking import conditions
 
 PARTS = ("before_tests", "after_tests")  # functions of measurements.py
-START_LIMIT_S = 90  # of a worker: imports from a cold disk
+START_LIMIT_S = 90  # for a worker to start: imports from a cold disk
 TESTS_LIMIT_S = 180
-LEAST_S = 12  # with less left, nothing is begun
-MORE_TO_DO = 3  # exit code of a worker that wants another process for the rest
+LEAST_S = 12  # with less time left, nothing new starts
+MORE_TO_DO = 3  # exit code of a worker that leaves the rest to a new process
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Run:
-    """A folder with rows.jsonl, and measure.md made of it."""
+    """A folder with rows.jsonl, and measure.md made from it."""
 
     def __init__(self, args):
         self.args, self.folder = args, args.output
@@ -56,7 +56,7 @@ class Run:
         aside.rename(self.folder / "measure.md")
 
     def measure(self, part: str) -> None:
-        """Start workers until all of a part has rows, or the time is over."""
+        """Start workers until every measurement of a part has a row, or time is up."""
         starts_in_vain = 0
         while time.time() < self.deadline - LEAST_S and starts_in_vain < 2:
             before = len(read_rows(self.folder))
@@ -73,7 +73,7 @@ class Run:
         self.render()
 
     def _work(self, part: str) -> int:
-        """Run a worker until it ends, hangs, or the time is over. Returns its exit code, negative if it was killed."""
+        """Run a worker until it ends, hangs, or time is up. Returns its exit code, negative if it was killed."""
         command = [sys.executable, *sys.argv, "--part", part, "--deadline", str(self.deadline)]
         (self.folder / "now.json").unlink(missing_ok=True)
         with (self.folder / "worker.log").open("a") as log:
@@ -94,7 +94,7 @@ class Run:
                     self.render()
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # compilers and data loaders with it
+                os.killpg(process.pid, signal.SIGKILL)  # with its compilers and data loaders
                 process.wait()
         return process.returncode
 
@@ -103,7 +103,7 @@ class Run:
         return lines[-1][:300] if lines else "no output"
 
     def test(self) -> int:
-        """Run the GPU tests in the time that is left. Returns pytest's exit code, 124 where the time was too short."""
+        """Run the GPU tests in the time left. Returns pytest's exit code, 124 if the time was too short."""
         limit_s = min(TESTS_LIMIT_S, self.deadline - time.time() - LEAST_S)
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"]
         started = time.time()
@@ -122,7 +122,7 @@ class Run:
 
 
 def read_rows(folder: Path) -> list[dict]:
-    """Return all rows that are whole."""
+    """Return all complete rows."""
     path = folder / "rows.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
@@ -148,7 +148,7 @@ def write_now(folder: Path, measurement) -> None:
 
 
 def main(args) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # after its worker
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the worker is killed first
     run = Run(args)
     run.measure("before_tests")
     code = 0 if args.no_tests else run.test()
@@ -161,7 +161,7 @@ def main(args) -> int:
 
 
 def work(args) -> int:
-    """Measure what has no row yet, one after the other. Returns the exit code."""
+    """Take the measurements that have no row yet, one after another. Returns the exit code."""
     import measurements
     import torch
     from bench import Bench, Skipped
@@ -192,7 +192,7 @@ def work(args) -> int:
         if "error" in row:
             bench.release()
             if bench.device.type == "cuda":
-                torch.cuda.synchronize()  # raises after a fault that spoils the process: another one resumes
+                torch.cuda.synchronize()  # raises if a fault broke this process: a new one continues
     return 0
 
 

@@ -5,13 +5,13 @@
 #     OUT=runs/h200 WHEELS=wheels SECONDS_TOTAL=520 tests/gpu/measure.sh
 #     tests/gpu/measure.sh --only train/Llama --no-tests
 #
-# Needs torch, transformers, accelerate, peft and pytest, and no network; models have random weights. WHEELS names a
-# folder of wheels for what the machine lacks (bitsandbytes for QLoRA, deepspeed, flash-attn): they are installed into a
-# temporary folder without their dependencies. Without a GPU the same code runs on toy sizes in three minutes.
+# Needs torch, transformers, accelerate, peft and pytest, but no network; models have random weights. WHEELS names a
+# folder of wheels for packages the machine lacks (bitsandbytes for QLoRA, deepspeed, flash-attn): they are installed
+# into a temporary folder without their dependencies. Without a GPU the same code runs on toy sizes in three minutes.
 #
-# $OUT (default: runs/gpu) gets measure.md (tables) and rows.jsonl (all figures), both after every measurement, and
-# tests.log and worker.log. Measurements come in the order of their importance; those that SECONDS_TOTAL leaves no time
-# for are listed at the end. Flags go to measure.py.
+# $OUT (default: runs/gpu) gets measure.md (tables) and rows.jsonl (all figures), both updated after every measurement,
+# and tests.log and worker.log. The most important measurements come first; those for which SECONDS_TOTAL leaves no time
+# are listed at the end. Flags go to measure.py.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${OUT:-runs/gpu}
@@ -22,7 +22,7 @@ trap 'rm -rf "$extra"' EXIT
 if [[ -n ${WHEELS:-} ]]; then
     "$python" -m pip install --quiet --no-deps --no-index --no-compile --target "$extra" "$WHEELS"/*.whl
     for package in "$extra"/{bitsandbytes,deepspeed,flash_attn}; do
-        # the libraries take what is installed for usable, and would fail everywhere
+        # remove what does not import: other libraries assume that an installed package works, and would fail
         { [[ ! -d $package ]] || PYTHONPATH=$extra "$python" -c "import ${package##*/}" || rm -rf "$package"; } &
     done
     wait

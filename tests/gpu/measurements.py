@@ -1,4 +1,4 @@
-"""All measurements, the most important first, so that a run that is cut short has done those."""
+"""All measurements, the most important first in case a run is cut short."""
 
 import importlib.util
 import itertools
@@ -30,10 +30,10 @@ class Measurement:
     """One row to be measured.
 
     Attributes:
-        name: "kind/model/method/task/tokens/variant", as far as that applies.
-        run: what measures it: (Bench) -> figures. Raises Skipped.
-        limit_s: when its process is ended; the rest resumes in another one.
-        own_process: run by itself in a process: it leaves a process group behind.
+        name: "kind/model/method/task/tokens/variant", with the parts that apply.
+        run: takes the measurement: (Bench) -> figures. Raises Skipped.
+        limit_s: after this time its process is killed; a new one continues with the rest.
+        own_process: whether it needs its own process, because it leaves a process group behind.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Measurement:
 
 
 def before_tests() -> list[Measurement]:
-    """What comes before the GPU tests."""
+    """Return the measurements that come before the GPU tests."""
     return [
         Measurement("device", device_rates),
         _train(LLAMA, "imdb"),
@@ -76,7 +76,7 @@ def before_tests() -> list[Measurement]:
 
 
 def after_tests() -> list[Measurement]:
-    """What comes after the GPU tests: variants, then the rest of shapes × tasks × tokens."""
+    """Return the measurements that come after the GPU tests: variants, then the rest of shapes × tasks × tokens."""
     wanted = [
         _train(LLAMA, "imdb", variant="zero2", deepspeed=ZERO2),
         _train(LLAMA, "imdb", variant="recomputing", checkpointing=True),
@@ -113,7 +113,7 @@ def _train(
 ) -> Measurement:
     setup = Setup(shape, task, **{"checkpointing": None} | changed)
     run = partial(_where_possible, train, setup, tokens=tokens, batch_size=batch_size, peft_casts=peft_casts)
-    limit_s = 120 if setup.compiled else 90  # fused passes, too, are compiled when they first run
+    limit_s = 120 if setup.compiled else 90  # fused passes are also compiled when they first run
     return Measurement(_name("train", setup, tokens, variant), run, limit_s, own_process=bool(setup.deepspeed))
 
 

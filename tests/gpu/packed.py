@@ -1,8 +1,8 @@
-"""A trial: the examples of a micro-batch in one row of fixed length, without padding and without a mask.
+"""Try packing: the examples of a micro-batch in one row of fixed length, without padding and without a mask.
 
 transformers hands `cu_seq_lens_q` and `max_length_q` to the attention function below, which runs
-torch.nn.attention.varlen on a GPU and a block-diagonal reference on a CPU. A dummy example without weight fills the
-row, and empty segments fill `cu_seq_lens_q`, so that all shapes are the same at every step and the layers compile once.
+torch.nn.attention.varlen on a GPU and a block-diagonal reference on a CPU. A dummy example with no weight fills the
+row, and empty segments fill `cu_seq_lens_q`, so all shapes are the same at every step and the layers compile once.
 """
 
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ ATTENTION = "packed_trial"
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row of examples, on a device. All sizes but `num_examples` are the same for all rows.
+    """One row of examples, on a device. All sizes except `num_examples` are the same for all rows.
 
     Attributes:
         input_ids, positions: int64 [1, size]; positions restart at 0 with every example.
-        cu: where examples begin, int32 [most examples + 2]; the last ones are empty.
-        pooled: of each example the token that is pooled, int64 [most examples]; any for missing ones.
+        cu: where examples begin, int32 [most examples + 2]; unused ones at the end are empty.
+        pooled: the token pooled for each example, int64 [most examples]; arbitrary for missing ones.
         labels: int64 [most examples]; -100 for missing ones.
     """
 
@@ -82,7 +82,7 @@ def packed_attention(module, query, key, value, attention_mask=None, scaling=Non
 
 
 def _reference(q, k, v, cu, scaling) -> torch.Tensor:
-    """The same for [tokens, heads, dim], by a mask."""
+    """Compute the same for [tokens, heads, dim], with a mask."""
     k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
     place = torch.arange(len(q))
     example = torch.bucketize(place, cu[1:], right=True)
@@ -96,7 +96,7 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 
 def packed_logits(tuned, row: PackedRow, longest: int) -> torch.Tensor:
-    """Logits [most examples, labels] of a causal SequenceClassifier that has `packed_attention`."""
+    """Return the logits [most examples, labels] of a causal SequenceClassifier that uses `packed_attention`."""
     stock, told = tuned.stock_model, {"cu_seq_lens_q": row.cu, "cu_seq_lens_k": row.cu}
     told |= {"max_length_q": longest, "max_length_k": longest}
     hidden = stock.base_model(input_ids=row.input_ids, position_ids=row.positions, use_cache=False, **told)
@@ -104,8 +104,8 @@ def packed_logits(tuned, row: PackedRow, longest: int) -> torch.Tensor:
 
 
 def train_packed(bench: Bench, setup: Setup, tokens: int) -> dict:
-    """Optimizer steps of one packed row each, through zerotune's engine, and how far its logits are from those of the
-    padded path: as shares of the norm of float32 logits."""
+    """Time optimizer steps of one packed row each through zerotune's engine, and measure how far the packed and padded
+    logits are from float32 ones, as shares of their norm."""
     compiled, setup = setup.compiled, replace(setup, compiled=False, fuses=not setup.compiled)
     size, longest = bench.tokens(tokens), 1 << (longest_row(setup.task) - 1).bit_length()
     built = bench.built(setup)
@@ -151,7 +151,7 @@ def train_packed(bench: Bench, setup: Setup, tokens: int) -> dict:
 
 @torch.no_grad()
 def _errors(bench: Bench, built, data, run: np.ndarray, row: PackedRow, longest: int) -> dict:
-    """Relative errors of bf16 logits, packed and padded, against padded float32."""
+    """Return the relative errors of bf16 logits, packed and padded, against padded float32."""
     tuned, few = built.engine.module, run[:32]
     tuned.eval()
     inputs = classifier_inputs(data, few, bench.device)

@@ -1,4 +1,4 @@
-"""The rows of a run as markdown."""
+"""Show the rows of a run as markdown."""
 
 from benchmarking import markdown_table
 

@@ -1,4 +1,4 @@
-"""Behaviour that only a GPU shows. Run by measure.sh; ZEROTUNE_GPU_TESTS_ON_CPU=1 runs on a CPU the tests that can."""
+"""Test behaviour that only a GPU shows. measure.sh runs it; ZEROTUNE_GPU_TESTS_ON_CPU=1 runs what it can on a CPU."""
 
 import gc
 import json
@@ -46,8 +46,8 @@ FIRST_WORD, NUM_WORDS = 4, 10
 
 
 def rows(num_rows: int = 256) -> LabelledData:
-    """Sentences of 2 to 12 random words of the tiny vocabulary; the label tells whether the first words hold the higher
-    id: a question of order, which takes some steps to learn."""
+    """Make sentences of 2 to 12 random words of the tiny vocabulary. The label says whether the first word has a higher
+    id than the last: a question of order, which takes some steps to learn."""
     generator = np.random.default_rng(0)
     lengths = generator.integers(2, 13, num_rows)
     texts = [generator.integers(FIRST_WORD, FIRST_WORD + NUM_WORDS, length) for length in lengths]
@@ -58,7 +58,7 @@ def rows(num_rows: int = 256) -> LabelledData:
 
 
 def classifier_of(kind: str, method: str = "full", precision: str = "fp32", attention: str = "auto"):
-    """A tiny model without dropout, on the device."""
+    """Load a tiny model without dropout onto the device."""
     folder = tiny_model(kind)
     settings = ModelSettings(folder, None, method, precision=precision, attention=attention)
     classifier = load_classifier(settings, LABELS, load_tokenizer(folder, None))
@@ -77,7 +77,7 @@ def engine_of(classifier, precision: str, max_grad_norm: float = 1.0, fused: boo
 
 
 def train(engine: Engine, folder: Path, num_steps: int = NUM_STEPS) -> list[float]:
-    """The loop's own steps, with a line logged at each. Returns the losses."""
+    """Run the training loop, logging a line at each step. Returns the losses."""
     data = rows()
     schedule = Schedule(
         num_steps=num_steps,
@@ -144,8 +144,8 @@ def test_nf4_qlora_trains_evaluates_and_trains_again(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_padding_changes_no_logit_in_bf16(kind):
-    """One row alone, and the same row padded on either side beside a longer one: bf16 products of other shapes, which a
-    GPU may add up in another order and round differently, by some 2^-8 of logits of order 1. (On a CPU: 1e-7.)"""
+    """Compare a row on its own with the same row padded on either side in a batch with a longer one. A GPU may add up
+    bf16 products of other shapes in another order: differences of some 2^-8 in logits of order 1. (On a CPU: 1e-7.)"""
     classifier = classifier_of(kind, precision="bf16").eval()
     data = rows(64)
     short, long = int(data.lengths.argmin()), int(data.lengths.argmax())
@@ -176,8 +176,8 @@ def test_flash_attention_gives_the_logits_of_sdpa(kind):
 
 
 def test_clipping_inside_the_fused_step_is_clipping(tmp_path):
-    """The fused AdamW divides gradients as it reads them. Beside the plain way, rounding alone is left: 1e-7 on a CPU;
-    a GPU adds up in another order. Without clipping the losses are 0.015 away."""
+    """The fused AdamW divides gradients as it reads them. It differs from the plain way only by rounding (1e-7 on a
+    CPU; a GPU adds up in another order). Without clipping, the losses are 0.015 away."""
     weights, losses = [], []
     for fused in (True, False):
         engine = engine_of(classifier_of("llama"), "fp32", max_grad_norm=0.05, fused=fused)
@@ -192,7 +192,7 @@ def test_clipping_inside_the_fused_step_is_clipping(tmp_path):
 
 @needs_cuda
 def test_a_run_leaves_no_memory_behind(tmp_path):
-    """After the first run, which sets up libraries, a second ends where it began."""
+    """The first run sets up libraries; the second must free everything it allocates."""
     for name in ("first", "second"):
         gc.collect()
         torch.cuda.empty_cache()
@@ -204,7 +204,7 @@ def test_a_run_leaves_no_memory_behind(tmp_path):
 
 @needs_cuda
 def test_packed_attention_of_the_trial_is_attention_within_examples():
-    """torch.nn.attention.varlen with fewer key than query heads, beside a float32 mask; bf16 keeps 8 bits."""
+    """Compare torch.nn.attention.varlen, with fewer key than query heads, with a float32 mask; bf16 keeps 8 bits."""
     varlen = pytest.importorskip("torch.nn.attention.varlen")
     lengths, heads, key_heads, width = (5, 1, 130, 64, 0), 8, 2, 64
     cu = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32, device=DEVICE)
@@ -233,7 +233,7 @@ def test_packed_attention_of_the_trial_is_attention_within_examples():
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_kernel_of_packed_rows_gives_the_references_numbers(causal, window, softcap):
-    """Values and gradients, with fewer key than query heads; bf16 keeps 8 bits."""
+    """Compare values and gradients, with fewer key than query heads; bf16 keeps 8 bits."""
     if softcap is not None:
         pytest.importorskip("flash_attn")
     assert packed.kernel_works(softcap is not None)
@@ -257,7 +257,7 @@ def test_the_kernel_of_packed_rows_gives_the_references_numbers(causal, window, 
 @needs_cuda
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "bert"])
 def test_packed_rows_give_the_padded_logits(kind):
-    """A whole model in bf16, beside sdpa's."""
+    """Compare a whole model in bf16 with its sdpa logits."""
     found = []
     for attention in ("sdpa", "varlen"):
         classifier = classifier_of(kind, precision="bf16", attention=attention).eval()
@@ -274,7 +274,7 @@ def test_packed_rows_give_the_padded_logits(kind):
 @pytest.mark.parametrize("way", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "roberta"])
 def test_fused_passes_follow_the_stock_ones(kind, way, tmp_path):
-    """The losses of bf16 training; the passes' own numbers are checked before they are used (kernels_fail)."""
+    """Compare the losses of bf16 training; kernels_fail checks the passes' own numbers before they are used."""
     if way == "qlora":
         pytest.importorskip("bitsandbytes")
     losses = []
@@ -298,10 +298,10 @@ def test_a_frozen_head_in_bf16_gives_float32s_logits():
 
 
 def test_a_copy_of_the_state_is_of_the_moment_when_it_was_taken(tmp_path):
-    """A GPU copies 128 MB to pinned memory before what is queued afterwards changes them."""
+    """A GPU must copy 128 MB to pinned memory before operations queued later change the tensors."""
     state = {str(number): torch.full((2**24,), float(number), device=DEVICE) for number in (1, 2)}
     memory = HostMemory()
-    for turn in range(2):  # the second uses the same memory
+    for turn in range(2):  # the second turn reuses the memory
         write = memory.begin([StateFile("model.safetensors", state)], tmp_path, 0)
         for tensor in state.values():
             tensor.add_(10)

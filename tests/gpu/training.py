@@ -1,4 +1,4 @@
-"""Training steps, timed: zerotune's own, and transformers.Trainer's on the same examples."""
+"""Time training steps: zerotune's own, and transformers.Trainer's on the same examples."""
 
 import tempfile
 import time
@@ -19,15 +19,15 @@ from random_models import longest_row, random_model, settings_for, used_ids
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-WAIT_STEPS = 2  # in which waits are counted
+WAIT_STEPS = 2  # steps in which the host's waits are counted
 
 
 def train(bench: Bench, setup: Setup, tokens: int, batch_size: int | None = None, peft_casts: bool = True) -> dict:
-    """zerotune's steps, through its data, micro-batches and engine.
+    """Time zerotune's steps, through its data, micro-batches and engine.
 
     Args:
         tokens: most padded tokens of a micro-batch; a step has about as many.
-        batch_size: examples of a step, where it is not to follow from `tokens`.
+        batch_size: examples of a step; None: derived from `tokens`.
         peft_casts: False switches off peft's cast of a layer's inputs to the adapter's float32.
     """
     tokens = bench.tokens(tokens)
@@ -63,7 +63,7 @@ def train(bench: Bench, setup: Setup, tokens: int, batch_size: int | None = None
 
 
 def figures(timed: Timed, step_tokens: list[int], batch_size: int, flops: int) -> dict:
-    """The speed of some steps: real tokens a second, and utilisation by useful operations for a real token."""
+    """Return the speed of some steps: real tokens per second, and utilisation by `flops` useful operations a token."""
     num_tokens = sum(step_tokens[: timed.num_steps])
     return {
         "batch_size": batch_size,
@@ -77,9 +77,9 @@ def figures(timed: Timed, step_tokens: list[int], batch_size: int, flops: int) -
 
 
 def train_with_trainer(bench: Bench, setup: Setup, tokens: int) -> dict:
-    """transformers.Trainer at its best flags on the same examples, as many to a step.
+    """Time transformers.Trainer with its best flags on the same examples, as many per step.
 
-    Batches are as large as memory plainly allows: of at most twice `tokens` padded tokens, accumulated to a step.
+    Batches are as large as memory clearly allows: at most twice `tokens` padded tokens, accumulated to a step.
     """
     tokens = bench.tokens(tokens)
     bench.release()
@@ -120,7 +120,7 @@ def train_with_trainer(bench: Bench, setup: Setup, tokens: int) -> dict:
             disable_tqdm=True,
         )
         rows = [{"input_ids": data.encoded.row(row), "labels": label} for row, label in enumerate(data.labels.tolist())]
-        # the Trainer sorts a quarter of its rows at a time: four times the rows, so that it sorts all of them
+        # the Trainer sorts at most a quarter of its rows at a time: with four times the rows it sorts the whole set
         trainer = Counting(model=model, args=arguments, train_dataset=rows * 4, data_collator=_pad, callbacks=[clock])
         loss = trainer.train().training_loss
     peak = bench.peak_bytes()
@@ -144,7 +144,7 @@ def train_with_trainer(bench: Bench, setup: Setup, tokens: int) -> dict:
 
 
 class _Clock(TrainerCallback):
-    """Times the Trainer's steps after some to warm up, and ends early at twice the time limit."""
+    """Times the Trainer's steps after a few to warm up, and stops early at twice the time limit."""
 
     num_warm_up = 3
 
@@ -154,7 +154,7 @@ class _Clock(TrainerCallback):
 
     def count(self, mask: torch.Tensor) -> None:
         if self._started is not None:
-            self.real = self.real + mask.sum()  # on the device: nobody waits
+            self.real = self.real + mask.sum()  # stays on the device: no wait
             self.padded += mask.numel()
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -172,7 +172,7 @@ class _Clock(TrainerCallback):
 
 
 def _pad(features: list[dict]) -> dict:
-    """What DataCollatorWithPadding does, without a tokenizer."""
+    """Pad as DataCollatorWithPadding does, without a tokenizer."""
     rows = [torch.as_tensor(feature["input_ids"], dtype=torch.int64) for feature in features]
     lengths = torch.tensor([len(row) for row in rows])
     ids = pad_sequence(rows, batch_first=True)

@@ -1,4 +1,4 @@
-"""Label likelihoods computed the slow way: plain transformers, float32, one row at a time, no padding, no cache."""
+"""Compute label likelihoods the slow way: plain transformers, float32, one row at a time, no padding, no cache."""
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -13,14 +13,14 @@ def plain_prompt(text, shots=()):
 
 
 class BruteForce:
-    """log p(label word | prompt) for both labels."""
+    """Computes log p(label word | prompt) for both labels."""
 
     def __init__(self, folder):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def likelihoods(self, prompt: str, answers: list[str], add_special_tokens=True) -> torch.Tensor:
-        """[len(answers)], the sum over each answer's tokens."""
+        """Return the sum over each answer's tokens, [len(answers)]."""
         sums = []
         num_prompt = len(self.tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"])
         for answer in answers:
@@ -32,7 +32,7 @@ class BruteForce:
         return torch.stack(sums)
 
     def scores(self, text, shots=(), calibrated=False) -> list[float]:
-        """Natural log-probabilities over the labels, after the plain prompt."""
+        """Return the labels' natural log-probabilities after the plain prompt."""
         answers = [f" {word}" for word in WORDS]
         scores = self.likelihoods(plain_prompt(text, shots), answers).log_softmax(-1)
         if calibrated:

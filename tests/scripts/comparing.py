@@ -1,9 +1,9 @@
-"""Comparisons of runs: their curves, their weights, their bits, and the contents of their folders.
+"""Compare runs: their curves, their weights, their bits, and the contents of their folders.
 
-All runs compute the same sums in float32 in another order: 1 part in 2^24 a term, which Adam's division by small second
-moments amplifies over the steps. Measured on 8 steps: losses within 6e-7 of each other, gradient norms within 8e-7,
-relative. CURVE leaves a factor of 12 for other kernels; a wrong normaliser, a lost micro-batch or a rank that counts
-twice moves the curve by 1e-2 and more.
+All runs compute the same float32 sums in different orders. Each term differs by 1 part in 2^24, which Adam's division
+by small second moments amplifies over the steps. Measured on 8 steps: losses within 6e-7 of each other, gradient norms
+within 8e-7, relative. CURVE leaves a factor of 12 for other kernels; a wrong normaliser, a lost micro-batch or a rank
+that counts twice moves the curve by at least 1e-2.
 """
 
 from launching import Launch
@@ -14,7 +14,7 @@ from zerotune.training.checkpoints import newest_whole
 CURVE = 1e-5
 # A weight whose gradient is only rounding can move by the learning rate (1e-3) in Adam's first steps. Measured: 1.4e-5.
 WEIGHTS = 1e-4
-# bf16 keeps 8 bits: a unit is 2^-8, and the activations of one example round differently in a batch of another shape.
+# bf16 keeps 8 bits: a unit is 2^-8, and an example's activations round differently in a batch of another shape.
 # Measured: losses within 2.2e-3, gradient norms within 3.2e-3. Four units allow for other CPUs' kernels.
 BF16_CURVE = 2**-6
 OFTEN = ["--checkpoint-every", 2, "--eval-every", 4, "--keep-checkpoints", 1]
@@ -25,7 +25,7 @@ def steps_of(run):
 
 
 def differences(run, reference):
-    """Return the largest relative difference of losses and of gradient norms; all else of the lines is equal."""
+    """Return the largest relative differences of losses and of gradient norms; the rest of the lines must be equal."""
     ours, theirs = steps_of(run), steps_of(reference)
     assert [row["step"] for row in ours] == list(range(1, len(theirs) + 1))
     for name in ("step", "epoch", "learning_rate", "tokens"):
@@ -54,7 +54,7 @@ def assert_same_curve(run, reference, bound=CURVE):
 
 
 def numbers(run: Launch) -> list[dict]:
-    """Return metrics.jsonl without the numbers that a clock decides."""
+    """Return metrics.jsonl without the numbers that depend on a clock."""
     return [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in run.read_lines("metrics.jsonl")]
 
 

@@ -1,4 +1,4 @@
-"""A model, rows and a warm launcher for the script tests, made on the spot: nothing here needs ../shared."""
+"""Make a model, rows and a warm launcher for the script tests; nothing here needs ../shared."""
 
 import os
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from launching import FEW_TOKENS, Launch, WarmServer
 
 @dataclass
 class Workplace:
-    """Files that all script tests read, and ways to run scripts on them."""
+    """Files that all script tests read, and methods to run scripts on them."""
 
     folder: Path
     environment: dict[str, str]
@@ -20,7 +20,7 @@ class Workplace:
 
     @property
     def model(self) -> Path:
-        """A tiny random Llama."""
+        """Return the folder of a tiny random Llama."""
         return self.folder / "llama"
 
     @property
@@ -50,7 +50,7 @@ class Workplace:
         return ended
 
     def train_once(self, name: str, *more, world: int = 1) -> Launch:
-        """A finished run that several tests look at."""
+        """Return a finished run that several tests share."""
         if name not in self.finished:
             self.finished[name] = self.train(name, *more, world=world)
         return self.finished[name]
@@ -65,7 +65,7 @@ class Workplace:
 
 @contextmanager
 def open_workplace(folder: Path):
-    """A workplace in a folder, with its server running."""
+    """Open a workplace in a folder, with its server running."""
     from zerotune.models.tiny import tiny_causal_model
     from zerotune.tasks.sample import review_lines, sample_rows
 
@@ -77,7 +77,7 @@ def open_workplace(folder: Path):
         **os.environ,
         "ZEROTUNE_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",  # several processes share few cores
-        "DS_ACCELERATOR": "cpu",  # the server imports DeepSpeed before a script can say so
+        "DS_ACCELERATOR": "cpu",  # the server imports DeepSpeed before a script can choose
         "HF_HUB_OFFLINE": "1",
     }
     server = WarmServer(environment)

@@ -1,9 +1,9 @@
-"""Take steps of a tiny model under an Engine, and print what the ranks send each other: for test_exchange.py.
+"""Take steps of a tiny model with an Engine, and print what the ranks send each other, for test_exchange.py.
 
     counting.py NAME DEEPSPEED_JSON PRECISION MICRO_BATCHES once|each
 
-DEEPSPEED_JSON is a configuration that is filled in, or null. Rank 0 prints a line of JSON: losses and gradient norms of
-three steps, and of the last step [operation, type, numbers, times] of each kind of collective.
+DEEPSPEED_JSON is a filled-in configuration, or null. Rank 0 prints a line of JSON: losses and gradient norms of three
+steps, and for each kind of collective in the last step [operation, type, numbers, times].
 """
 
 import collections
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-# Where each operation has its whole tensor: what is reduced, what a gather fills, what is scattered.
+# The argument that holds each operation's whole tensor: the one reduced, filled by a gather, or scattered.
 WHOLE = {
     "all_reduce": ("tensor", 0),
     "all_gather_into_tensor": ("output_tensor", 0),
@@ -61,7 +61,7 @@ def main(name, deepspeed, precision, num_micro_batches, how):
     optimizer = build_optimizer("adamw", groups, "cpu")
     engine = Engine(accelerator, model, optimizer, precision, 1.0, whole_gradients=how == "once")
     rank, world, num = accelerator.process_index, accelerator.num_processes, int(num_micro_batches)
-    if deepspeed == "null" and world > 1:  # hooks in Python, whose operations are counted
+    if deepspeed == "null" and world > 1:  # DDP's own exchange in C++ cannot be counted; a hook's can
         engine.model.register_comm_hook(None, exchange_in_bf16 if name == "bf16" else allreduce_hook)
     ids = torch.randint(32, (num, ROWS))
     curve = []

@@ -1,4 +1,4 @@
-"""Ways to start the project's scripts: by the real launchers, and quickly through warm_server.py."""
+"""Start the project's scripts with the real launchers, or quickly through warm_server.py."""
 
 import json
 import os
@@ -12,15 +12,15 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS_TO_HANG = 300
-# Padded tokens of a micro-batch: steps of 16 rows are cut into 2 to 5.
+# Padded tokens of a micro-batch: steps of 16 rows are cut into 2 to 5 micro-batches.
 FEW_TOKENS = 96
-# ranks that all refuse or are all preempted end within moments of each other
+# if all ranks refuse or are preempted, they end within moments of each other
 SECONDS_TO_FOLLOW = 5
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch that has ended: exit status and log file of each rank, and the folder that it was to write."""
+    """A launch that has ended: each rank's exit status and log file, and the folder it was asked to write."""
 
     folder: Path
     codes: tuple[int, ...]
@@ -62,7 +62,7 @@ class Job:
             os.kill(pid, number)
 
     def wait(self) -> Launch:
-        """Wait for all ranks. When one has died or failed the others are killed, as torchrun does, and so is a hang."""
+        """Wait for all ranks. If one dies or fails, kill the others, as torchrun does; if they hang, kill them all."""
         codes: dict[int, int | None] = dict.fromkeys(self.pids)
         give_up = time.monotonic() + SECONDS_TO_HANG
         while None in codes.values():
@@ -79,7 +79,7 @@ class Job:
 
 
 class WarmServer:
-    """A process that has imported what the scripts import, and forks to become one of them."""
+    """A process that has already imported what the scripts import, and forks to become one of them."""
 
     def __init__(self, environment: dict[str, str]):
         self.process = subprocess.Popen(
@@ -102,7 +102,7 @@ class WarmServer:
     def start(
         self, script: str, flags: list, folder: Path, world: int = 1, on_event: dict | None = None, rank: int = 0
     ) -> Job:
-        """Start a script on `world` ranks, with the variables that torchrun sets; `on_event` goes to one rank."""
+        """Start a script on `world` ranks, with the variables that torchrun sets; one rank gets `on_event`."""
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
         pids, logs = [], []
         for number in range(world):
@@ -130,7 +130,7 @@ def free_port() -> int:
 
 
 def launch(launcher: list, script: str, flags: list, folder: Path, environment: dict[str, str]) -> Launch:
-    """Start a script as a user does, by a launcher's whole command line, and wait for it."""
+    """Start a script as a user does, with a launcher's full command line, and wait for it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}.log")
     with log.open("w") as file:

@@ -1,4 +1,4 @@
-"""A script whose ranks --who refuse once they know each other, while the others wait for all."""
+"""A script in which the ranks in --who refuse after all ranks have met, while the others wait for everyone."""
 
 import argparse
 from pathlib import Path

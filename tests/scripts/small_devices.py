@@ -1,4 +1,4 @@
-"""Start a script as if no device could hold the model that it evaluates: small_devices.py SCRIPT FLAGS."""
+"""Run a script as if no device could hold the model that it evaluates: small_devices.py SCRIPT FLAGS."""
 
 import runpy
 import sys

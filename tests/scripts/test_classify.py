@@ -1,4 +1,4 @@
-"""train/classify.py and eval/classify.py as processes: labels and columns of the user's own, by both heads."""
+"""Run train/classify.py and eval/classify.py as processes: the user's own labels and columns, with both heads."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import pytest
 from zerotune.files import read_json_lines
 from zerotune.tasks.sample import sample_tickets
 
-# Commas, spaces, any script, and a label that begins another.
+# Commas, spaces, any script, and a label that is a prefix of another.
 NAMES = {"account": "log in, password", "billing": "Rechnung Ü", "delivery": "post", "returns": "post office"}
 
 
@@ -20,7 +20,7 @@ def write_csv(path, rows, header):
 
 @pytest.fixture(scope="module")
 def tickets(workplace):
-    """240 messages under column names of the user's own."""
+    """Write 240 messages under the user's own column names."""
     rows = [(number, text, NAMES[queue]) for number, (text, queue) in enumerate(sample_tickets(240, 5))]
     return write_csv(workplace.folder / "tickets.csv", rows, ("ticket", "body", "queue"))
 

@@ -1,4 +1,4 @@
-"""eval/compare.py: what it compares, what it refuses, and that it starts quickly."""
+"""Test eval/compare.py: its comparisons, its refusals, and its quick start."""
 
 import json
 import re
@@ -28,7 +28,7 @@ LABELS, NAMES = [0, 1] * 20, ("negative", "positive")
 
 
 def evaluation(folder, wrong, labels=LABELS, prefix="item", **settings):
-    """Make a folder that an eval script could have written; `wrong` are the positions of the wrong predictions."""
+    """Make a folder that an eval script could have written; `wrong` holds the positions of the wrong predictions."""
     folder.mkdir(parents=True)
     predictions = [1 - label if i in wrong else label for i, label in enumerate(labels)]
     lines = [
@@ -53,7 +53,7 @@ def compare(*arguments):
 
 
 def test_two_folders_through_the_command(tmp_path):
-    # First wrong on 0-7, second on 6-9: 40 items, only the first right on 8 and 9, only the second on 0-5.
+    # The first is wrong on 0-7, the second on 6-9: of 40 items, only the first is right on 8-9, only the second on 0-5.
     first = evaluation(tmp_path / "a" / "final", set(range(8)))
     second = evaluation(tmp_path / "b" / "final", set(range(6, 10)), method="lora")
     result = compare(first, second, "--output-dir", tmp_path / "out")
@@ -121,7 +121,7 @@ def test_seeds_that_are_none_have_no_mean(tmp_path, change, reason):
 
 
 def test_what_seeds_did_not_all_score_has_no_mean(tmp_path):
-    """METEOR where WordNet was not there; uncalibrated scores are no settings."""
+    """One seed has no METEOR, because WordNet was missing; uncalibrated scores do not count as settings."""
     scores = {"exact": 97.5, "f1": 98.0, "exact_ci95": [87, 99], "f1_ci95": [90, 99], "uncalibrated_exact": 1.0}
     first = evaluation(tmp_path / "a", {1}, task="squad", meteor=7.0, meteor_ci95=[6, 8], **scores)
     second = evaluation(tmp_path / "b", {2}, task="squad", seed=1, **{**scores, "uncalibrated_exact": 2.0})
@@ -296,7 +296,7 @@ def test_main_takes_parsed_arguments(tmp_path, capsys):
 def test_help_is_quick_and_shows_the_launch_line():
     start = time.perf_counter()
     result = compare("--help")
-    # Measured 0.1 s; 2 s is the contract, and torch alone takes longer.
+    # Measured 0.1 s; 2 s is the contract, and importing torch already takes longer.
     assert time.perf_counter() - start < 2
     assert result.returncode == 0 and "python eval/compare.py runs/a runs/b" in result.stdout
 

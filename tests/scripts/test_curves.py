@@ -1,4 +1,4 @@
-"""A step is the same at any world size: the loss curves of one process and of two, under every shipped DeepSpeed file.
+"""A step is the same at any world size: one and two processes, with every shipped DeepSpeed file, have one loss curve.
 
 The bounds and their reasons are in comparing.py.
 """
@@ -48,7 +48,7 @@ def two_processes(workplace, method, config, *more, name=None):
 
 
 def test_the_steps_differ_in_their_cut_and_ranks_get_empty_work(workplace):
-    """What the comparisons below rest on."""
+    """The comparisons below rely on this."""
     args = train_parser("", SST2).parse_args(list(map(str, workplace.train_flags("unused"))))
     tokenizer = load_tokenizer(str(workplace.model), None)
     train = load(SST2, data_settings(args)).train
@@ -63,7 +63,7 @@ def test_the_steps_differ_in_their_cut_and_ranks_get_empty_work(workplace):
 
 @pytest.mark.parametrize("method", REFERENCES)
 def test_training_moves_weights_and_lowers_the_loss(workplace, method):
-    """The references learn, so that equal curves mean something."""
+    """The references must learn, or equal curves would mean nothing."""
     run = workplace.train_once(method, *REFERENCES[method])
     losses = [row["loss"] for row in steps_of(run)]
     assert np.isfinite(losses).all() and len(set(losses)) == len(losses) == 8
@@ -94,7 +94,7 @@ def test_the_token_budget_does_not_change_the_curve(workplace, tokens):
 
 @pytest.fixture(scope="module")
 def skewed(workplace):
-    """Return flags of training on rows of which one in eight is positive."""
+    """Return flags to train on rows of which one in eight is positive."""
     rows = sample_rows(600, 11)
     train = [row for row in rows if row[1] == 0][:140] + [row for row in rows if row[1] == 1][:20]
     flags = []
@@ -159,7 +159,7 @@ def test_bf16_curves_agree_to_bf16(workplace, config, flags):
 
 @pytest.mark.slow
 def test_torchrun_gives_the_same_bits_as_the_warm_launcher(workplace):
-    """The other tests start ranks by forking; this is the launcher that users type."""
+    """The other tests start ranks by forking; this one uses the launcher that users type."""
     folder = workplace.folder / "torchrun"
     run = launch(
         [*TORCHRUN, free_port()], "train/sst2.py", workplace.train_flags("torchrun"), folder, workplace.environment
@@ -193,7 +193,7 @@ def test_an_evaluation_tells_the_mean_training_loss_since_the_last_one(workplace
 
 @pytest.mark.parametrize("flags", [[], LORA, ["--head", "generate"]], ids=["full", "lora", "generate"])
 def test_packed_rows_give_the_curve_of_padded_ones(workplace, flags):
-    """The steps are the same; only their cuts differ, in which padding does not count."""
+    """The steps are the same but are cut differently, because padding does not count in packed rows."""
     name = "-".join(["packed", *flags[1:]])
     reference = workplace.train(f"{name}-reference", *flags) if flags else workplace.train_once("full")
     run = workplace.train(name, "--attention", "varlen", *flags)

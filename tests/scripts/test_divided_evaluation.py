@@ -1,4 +1,4 @@
-"""A model too large for a device is evaluated with its layers divided among two processes: the same scores."""
+"""A model too large for one device is evaluated with its layers divided between two processes, with equal scores."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ TRAIN = ("--max-steps", 2, "--limit-train", 32, "--learning-rate", 1e-3)
 
 @pytest.fixture(scope="module")
 def start(workplace):
-    """Start a script, whole or divided, with a folder of that name, and check every rank's status."""
+    """Start a script, whole or divided, writing to the folder `name`, and check every rank's status."""
 
     def start(name, script, *flags, divides):
         folder = workplace.folder / f"{name}-{'divided' if divides else 'whole'}"
@@ -74,6 +74,6 @@ def test_a_run_under_zero_3_ends_with_the_scores_of_its_final_folder(script, fla
     more += ("--sample",) if script == "qa.py" else data
     name = f"{script[:-3]}-{flags[1]}"
     run = start(f"run-{name}", f"train/{script}", *more, *flags, divides=True)
-    assert run.text().count(DIVIDED) == (2 if "full" in flags[5:6] else 1)  # before training too
+    assert run.text().count(DIVIDED) == (2 if "full" in flags[5:6] else 1)  # also before training
     again = start(f"again-{name}", f"eval/{script}", "--model", run.folder, "--precision", precision, divides=False)
     assert_same_predictions(run, again, "eval/final/")

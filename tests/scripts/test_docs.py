@@ -1,4 +1,4 @@
-"""README and docs: the scripts accept their command lines, those of the sample run, and so does the changed script."""
+"""Scripts accept the command lines of README and docs; sample runs work, as does docs/train.md's changed script."""
 
 import ast
 import os
@@ -17,16 +17,16 @@ from launching import REPOSITORY
 SCRIPTS = sorted(path for folder in ("train", "eval") for path in (REPOSITORY / folder).glob("*.py"))
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 LAUNCHERS = ("accelerate", "python", "torchrun", "sbatch", "bash", ".venv/bin/python")
-COPY = "my_sst2.py"  # of train/sst2.py, in docs/train.md
+COPY = "my_sst2.py"  # the copy of train/sst2.py in docs/train.md
 COPY_OPTIONS = ("--sample", "--max-steps", 4, "--limit-train", 64, "--limit-eval", 32, "--base-eval", "none")
-# A quick run: what is tested is that the command works.
+# Quick runs, which only test that the command works.
 FEW_TRAINED = ("--max-steps", 2, "--limit-train", 64, "--limit-eval", 16, "--base-eval", "none")
 FEW_EVALUATED = ("--limit-eval", 16)
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line that starts a script, and the page or script whose text has it."""
+    """A command line that starts a script, and the page or script that contains it."""
 
     source: str
     script: str
@@ -44,7 +44,7 @@ def code_lines(text: str) -> list[str]:
 
 
 def script_of(word: str) -> str | None:
-    """Return the script that a word of a command line starts: itself, a job script's, or the one that was copied."""
+    """Return the script that a word of a command line starts: itself, a job script's, or the original of the copy."""
     job = re.fullmatch(r"slurm/(sst2|imdb|qa|classify)\.sh", word)
     if job:
         return f"train/{job[1]}.py"
@@ -54,7 +54,7 @@ def script_of(word: str) -> str | None:
 
 
 def commands_in(source: str, text: str) -> list[Command]:
-    """Return the command lines in a text that give a script flags."""
+    """Return the command lines in a text that pass flags to a script."""
     found = []
     for line in code_lines(text):
         loop = re.fullmatch(r"for (\w+) in (\S+).*?; do (.*); done", line)
@@ -143,7 +143,7 @@ def test_sample_commands_run(command, workplace):
 
 @pytest.mark.slow
 def test_the_changed_copy_of_a_script_trains_and_logs_its_metric(workplace, tmp_path):
-    """The diff in docs/train.md, applied with git as a user may: another loss and one more metric, in ten lines."""
+    """Apply the diff in docs/train.md with git as a user may: another loss and one more metric, in ten lines."""
     (diff,) = re.findall(r"```diff\n(.*?)```", (REPOSITORY / "docs" / "train.md").read_text(), re.DOTALL)
     changed = [line for line in diff.splitlines() if re.match(r"[+-](?![+-])", line)]
     assert len(changed) <= 10
@@ -158,12 +158,12 @@ def test_the_changed_copy_of_a_script_trains_and_logs_its_metric(workplace, tmp_
     lines = run.read_lines("metrics.jsonl")
     validations = [line for line in lines if "eval_loss" in line]
     assert all(0 < line["eval_balanced_accuracy"] < 1 for line in validations)
-    # at a probability of 0.5 cross-entropy is 0.69 and focal loss a quarter of that; the validation loss is the former
+    # at a probability of 0.5, cross-entropy (the validation loss) is 0.69 and focal loss is a quarter of that
     assert 0.1 < lines[0]["loss"] < 0.4 and 0.5 < validations[-1]["eval_loss"] < 1
 
 
 def message_texts() -> str:
-    """Return the strings of library and scripts, "…" for what is filled in, and the job scripts as they are."""
+    """Return the strings of library and scripts, with "…" for filled-in parts, and the text of the job scripts."""
     texts = [path.read_text() for path in sorted((REPOSITORY / "slurm").glob("*.sh"))]
     for path in [*sorted((REPOSITORY / "zerotune").rglob("*.py")), *SCRIPTS]:
         for node in ast.walk(ast.parse(path.read_text())):

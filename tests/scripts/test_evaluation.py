@@ -1,4 +1,4 @@
-"""eval/sst2.py as a process: what it scores, against the run's own numbers and against the slow way."""
+"""Run eval/sst2.py as a process: compare its scores with the run's own numbers and with the slow way."""
 
 import json
 import shutil
@@ -16,12 +16,12 @@ from zerotune.files import json_sha256, read_json_lines
 from zerotune.tasks.prompts import draw_shots
 from zerotune.tasks.splits import Example
 
-# float32 in a padded batch against one row alone: measured 2e-6.
+# float32 in a padded batch against a single row: measured 2e-6.
 SAME_SCORE = 2e-5
 
 
 def results(folder):
-    """Return scores by id, and metrics, of an evaluation folder."""
+    """Return an evaluation folder's scores by id, and its metrics."""
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len({line["id"] for line in lines}) == len(lines)
     for line in lines:
@@ -37,7 +37,7 @@ def texts_of(path, limit=None):
 
 @pytest.fixture(scope="module")
 def characters(workplace):
-    """A model whose label words take eight tokens each, and the slow way with it."""
+    """Make a model whose label words have eight tokens each, and compute likelihoods with it the slow way."""
     folder = workplace.folder / "characters"
     character_model(folder)
     return folder, BruteForce(folder)
@@ -45,7 +45,7 @@ def characters(workplace):
 
 @pytest.fixture(scope="module")
 def few(workplace):
-    """A test file of 24 rows."""
+    """Write a test file of 24 rows."""
     path = workplace.folder / "few.tsv"
     path.write_text("".join(workplace.test_file.read_text().splitlines(keepends=True)[:25]))
     return path
@@ -109,7 +109,7 @@ def test_label_likelihoods_are_those_of_the_slow_way(workplace, characters, few,
     drawn = [(shot.text, shot.label) for shot in draw_shots(train, shots, 2, 5)]
     wanted = [slow.scores(text, drawn, calibrate == "contextual") for text, _ in texts_of(few)]
     np.testing.assert_allclose(list(scores.values()), wanted, atol=SAME_SCORE)
-    assert len(wanted) == 24 and np.ptp(np.array(wanted)[:, 0]) > 1e-3  # the texts matter
+    assert len(wanted) == 24 and np.ptp(np.array(wanted)[:, 0]) > 1e-3  # the text changes the score
 
 
 def test_a_chat_prompt_has_a_pinned_date_and_one_bos(workplace, few):
@@ -134,7 +134,7 @@ def test_a_model_in_4_bits_scores_nearly_the_same(workplace, few):
     whole, _ = results(workplace.evaluate("eval-32bit", *flags).folder)
     packed, metrics = results(workplace.evaluate("eval-4bit", *flags, "--load-4bit").folder)
     difference = np.abs(np.array(list(whole.values())) - np.array(list(packed.values())))
-    # NF4 has 16 levels: a weight is off by a few percent of its block's largest.
+    # NF4 has 16 levels: a weight's error is a few percent of its block's largest weight.
     assert metrics["load_4bit"] and 0 < difference.max() < 0.2
 
 

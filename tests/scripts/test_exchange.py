@@ -1,4 +1,4 @@
-"""What the ranks send each other in a step, counted on 2 and 4 processes and compared with zerotune/run/exchange.py."""
+"""Count the bytes that ranks exchange in a step on 2 and 4 processes, and compare with zerotune/run/exchange.py."""
 
 import json
 
@@ -12,9 +12,9 @@ from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_co
 TRAINED = Weights(linear=16 * 64, other=32 * 16)  # of counting.py's model
 NUM_MICRO_BATCHES = 3
 BYTES = {"bfloat16": 2, "float32": 4}
-# How often a device sends its part, (n - 1) / n, of a whole tensor in a ring.
+# How many times a device in a ring sends (n - 1) / n of a whole tensor.
 PARTS = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}
-# ZeRO-3 divides small weights too; and lets go of each after its use, as it has to with large models.
+# ZeRO-3 divides small weights too, and frees each after its use, as it must with large models.
 ALL_DIVIDED = {"stage3_param_persistence_threshold": 0}
 NOTHING_KEPT = ALL_DIVIDED | {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
 SMALL_BUCKETS = {"reduce_bucket_size": 600}
@@ -57,7 +57,7 @@ def count(workplace):
 
 
 def sent_bytes(found, world, operations):
-    """Return the bytes that a device sends of the tensors that were counted."""
+    """Return the bytes of the counted tensors that a device sends."""
     parts = [
         PARTS[name] * BYTES[kind] * size * times for name, kind, size, times in found["sent"] if name in operations
     ]

@@ -1,4 +1,4 @@
-"""train/sst2.py --head generate as a process: it learns, resumes to the same bits, and has one curve at any world size.
+"""Run train/sst2.py --head generate as a process: it learns, resumes bit for bit, with one curve at any world size.
 
 The bounds and their reasons are in comparing.py.
 """
@@ -23,8 +23,8 @@ from tiny_models import CHAT_TEMPLATE, character_model, tiny_model
 
 from zerotune.tasks.chat import PINNED_DATE
 
-# On a CPU torch adds up a large matrix's norm serially, DeepSpeed in other pieces: of the tied embedding's 131,072
-# gradients 1.4e-5 is lost. Measured: 2.6e-5, where losses agree within 2e-7.
+# On a CPU torch sums a large matrix's norm serially, DeepSpeed in other pieces: the norm of the tied embedding's
+# 131,072 gradients loses 1.4e-5. Measured: 2.6e-5, while losses agree within 2e-7.
 SERIAL_NORM = 1e-4
 TWO_PROCESSES = {
     "full": [None, "zero1", "zero2", "zero3"],
@@ -53,7 +53,7 @@ def test_validation_loss_falls_every_epoch(workplace, method):
     run = workplace.train_once(f"generate-learns-{method}", *GENERATE, *LEARNS, "--method", method)
     rows = run.evaluations()
     assert [row["epoch"] for row in rows] == [1.0, 2.0]
-    # a random model begins at the logarithm of 1,024 tokens
+    # a random model starts at the logarithm of 1,024 tokens
     assert rows[1]["eval_loss"] < rows[0]["eval_loss"] < np.log(1024)
     assert {"eval_accuracy", "eval_f1_macro"} < rows[0].keys()
     weights = weights_of(run)
@@ -118,7 +118,7 @@ def test_the_token_budget_does_not_change_the_curve(workplace):
 
 
 def test_a_chat_model_learns_in_its_template(workplace):
-    """Label words of several tokens too."""
+    """Its label words have several tokens."""
     folder = workplace.folder / "generate-characters"
     character_model(folder, CHAT_TEMPLATE)
     flags = [*GENERATE, "--model", folder, "--prompt-format", "chat", "--learning-rate", 1e-2]
@@ -160,7 +160,7 @@ def test_the_plan_tells_the_truth(workplace):
 
 
 def test_before_and_after_the_same_is_asked(workplace):
-    """Cut to the same rows, most of them at this length."""
+    """Both evaluations cut the rows alike; most are cut at this length."""
     flags = [*GENERATE, "--max-length", 24, "--base-eval", "full", "--prompt-format", "plain"]
     run = workplace.train("generate-base", *flags)
     base, final = (run.read_json(f"eval/{name}/metrics.json") for name in ("base", "final"))
@@ -190,7 +190,7 @@ def test_a_final_folder_scores_as_its_run_said(workplace, method):
 
 
 def test_a_tuned_generator_writes_what_it_was_taught(workplace):
-    """And a random one does not."""
+    """A random one does not."""
     final = learned(workplace, "full").folder / "final"
     flags = ["--answer-by", "generation", "--tokens-per-device", FEW_TOKENS]
     tuned = [workplace.evaluate(f"generate-written-{n}", "--model", final, *flags, world=n) for n in (1, 2)]

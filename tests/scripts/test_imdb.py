@@ -1,4 +1,4 @@
-"""train/imdb.py and eval/imdb.py as processes: the run's folder, several prompts, and what is refused."""
+"""Run train/imdb.py and eval/imdb.py as processes: the run's folder, several prompts, and refusals."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ PROMPTS = ["--shots", 2, "--prompt-seeds", 3, "--calibrate", "contextual", "--to
 
 @pytest.fixture(scope="module")
 def reviews(workplace):
-    """120 reviews with markup in one csv, under the columns that Kaggle's copy has."""
+    """Write 120 reviews with markup in one csv, with the columns of Kaggle's copy."""
     path = workplace.folder / "reviews.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -25,7 +25,7 @@ def reviews(workplace):
 
 @pytest.fixture(scope="module")
 def run(workplace, reviews):
-    """A finished run on a 70/10/20 split, whose reviews are cut to head and tail."""
+    """Finish a run on a 70/10/20 split, with reviews cut to head and tail."""
     flags = ["--model", workplace.model, "--train-file", reviews, "--max-length", 60, "--truncation", "head-and-tail"]
     flags += ["--epochs", 1, "--precision", "fp32", "--output-dir", workplace.folder / "imdb"]
     ended = workplace.server.start("train/imdb.py", flags, workplace.folder / "imdb").wait()
@@ -81,7 +81,7 @@ def test_prompts_differ_in_shots_and_wording_and_share_the_model(workplace, run)
 
 
 def test_long_prompts_are_cut_counted_and_said(workplace, run):
-    """Shots of 100 tokens and more, a window of 512: sixteen of them are cut to half of it."""
+    """The shots have at least 100 tokens each, so eight of them are cut to half of a window of 512."""
     flags = ["--model", workplace.model, "--train-file", workplace.folder / "reviews.csv", "--split", "70-10-20"]
     done = evaluate(workplace, "imdb-long", *flags, "--shots", 8)
     metrics = done.read_json("metrics.json")

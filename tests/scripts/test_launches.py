@@ -1,4 +1,4 @@
-"""Launches that are refused: the exit status, the one line, state.json, and nothing written."""
+"""Test refused launches: the exit status, the one line, state.json, and that nothing is written."""
 
 import json
 import platform
@@ -20,7 +20,7 @@ def test_a_process_that_does_not_see_the_others_is_refused(workplace):
     flags = workplace.train_flags("alone", "--state-file", state_file)
     launcher = [*ACCELERATE, "--cpu", "--num_processes", 2, "--main_process_port", free_port()]
     run = launch(launcher, "train/sst2.py", flags, folder, workplace.environment)
-    assert run.codes == (1,)  # the script's 2, swallowed by the launcher
+    assert run.codes == (1,)  # the launcher turns the script's 2 into 1
     (line,) = refusals_in(run.text())
     assert "asked for 2 processes and started 1" in line and "torchrun --nproc_per_node 2" in line
     assert json.loads(state_file.read_text()) == {"state": "refused", "reason": line}
@@ -53,7 +53,7 @@ def test_a_refusal_under_python_is_one_line_and_exit_status_2(workplace):
 
 @pytest.mark.slow
 def test_the_readmes_command_trains_the_sample(workplace):
-    """Cut short; .ci/run starts it whole."""
+    """This run is cut short; .ci/run does the whole one."""
     folder = workplace.folder / "sample"
     flags = ["--sample", "--limit-train", 200, "--limit-eval", 100, "--epochs", 1, "--output-dir", folder]
     run = launch(
@@ -117,7 +117,7 @@ def test_what_cannot_be_run_is_refused_and_nothing_is_written(workplace, flags, 
     "script", sorted(f"{path.parent.name}/{path.name}" for path in REPOSITORY.glob("[te][rv]*/*.py"))
 )
 def test_help_imports_no_torch(script):
-    """`--help` answers at once: importing torch alone takes longer than the 2 s that it may."""
+    """`--help` has 2 s to answer, and importing torch already takes longer."""
     code = (
         "import runpy, sys\n"
         "sys.argv = [sys.argv[1], '--help']\n"

@@ -10,7 +10,7 @@ from zerotune.tasks.sample import sample_ticket_queues
 
 @pytest.fixture(scope="module")
 def tickets(workplace):
-    """Messages that belong to one or two queues, and some that belong to none, in one file."""
+    """Write one file of messages that belong to one or two queues, and some that belong to none."""
     path = workplace.folder / "tickets.jsonl"
     rows = [{"text": text, "queues": queues} for text, queues in sample_ticket_queues(200, 3)]
     rows += [{"text": f"Thank you, number {number}.", "queues": []} for number in range(20)]
@@ -64,8 +64,8 @@ def test_two_processes_take_the_same_steps(workplace, tickets, run):
 
 
 def test_class_weights_and_label_smoothing_change_the_loss(workplace, tickets, run):
-    """An untrained head is near probability 1/2, where smoothing changes nothing and a weight of about 3.4 (160 rows
-    without a label / 47 with it) raises the loss by about half."""
+    """An untrained head gives probabilities near 1/2: there smoothing changes nothing, and a weight of about 3.4 (160
+    rows without a label / 47 with it) raises the loss by about half."""
     more = ["--class-weights", "balanced", "--label-smoothing", 0.1, "--max-steps", 1]
     flags = flags_of(workplace, tickets, "sets-weighted", *more)
     weighted = start(workplace, "train/classify.py", "sets-weighted", flags)

@@ -1,4 +1,4 @@
-"""docs/own-data.md from its first line to its last, in a folder that has nothing else, with a tiny model."""
+"""Run docs/own-data.md from its first line to its last, in an otherwise empty folder, with a tiny model."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from launching import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()
-# Its data are not here; tests/unit/tasks/test_classify.py has GLUE's tasks.
+# Its data is not available here; tests/unit/tasks/test_classify.py tests GLUE's tasks.
 NEEDS_NETWORK = "--glue"
 FEW = [
     "--max-steps",
@@ -34,7 +34,7 @@ def commands():
 
 @pytest.mark.slow
 def test_the_page_from_a_csv_to_a_merged_model(workplace, tmp_path):
-    """Each command as it stands, but for a tiny model and few steps."""
+    """Run each command as written, except for a tiny model and few steps."""
     writing, loading = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     alone = workplace.environment | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
 

@@ -1,4 +1,4 @@
-"""eval/predict.py as a process: texts and files in, labels and answers out, against the stock models' own numbers."""
+"""Run eval/predict.py as a process: texts and files in, labels and answers out, compared with the stock models."""
 
 import csv
 import gzip
@@ -17,9 +17,9 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from zerotune.models.final_folder import save_final
 from zerotune.randomness import random_order
 
-# float32 in a padded batch against one row alone, and probabilities of six decimals.
+# float32 in a padded batch against a single row, and probabilities rounded to six decimals.
 SAME_PROBABILITY = 1e-5
-# Padded tokens of a batch: chunks of 640 characters, so that a file of 120 rows has several.
+# Padded tokens of a batch, which make chunks of 640 characters: a file of 120 rows has several.
 FEW_TOKENS = 10
 NUM_ROWS = 120
 
@@ -32,7 +32,7 @@ def sentences(count, seed=1):
 
 @pytest.fixture(scope="module")
 def folder(workplace):
-    """A folder with a run, a final/ with a span head, a published classifier and a csv of three columns."""
+    """Make a folder with a run, a final/ with a span head, a published classifier and a csv of three columns."""
     place = workplace.folder / "predict"
     (place / "run" / "final").mkdir(parents=True)
     (place / "run" / "run.json").write_text("{}")
@@ -56,7 +56,7 @@ def folder(workplace):
 
 @pytest.fixture(scope="module")
 def predict(workplace, folder):
-    """Run eval/predict.py, by default with the tuned run in float32; its name is that of its log."""
+    """Run eval/predict.py, by default on the tuned run in float32; `name` names the log."""
 
     def run(name, *flags, model="run", world=1, expect=0, **disturbance):
         more = ["--model", folder / model, "--precision", "fp32"]
@@ -139,7 +139,7 @@ def test_a_refusal_on_rank_0_ends_both_processes(predict, folder):
 
 @pytest.mark.parametrize("extension", ["csv", "jsonl.gz", "parquet"])
 def test_an_interrupted_file_is_continued(predict, folder, extension):
-    """SIGTERM behind the first chunk; a kill when all is written but not recorded; another input; the same again."""
+    """SIGTERM after the first chunk; a kill when a chunk is written but not recorded; another input; then the same."""
     whole, output = folder / f"whole.{extension}", folder / f"resumed.{extension}"
     flags = ["--file", folder / "rows.csv", "--tokens-per-device", FEW_TOKENS]
     predict("whole", *flags, "--output", whole)
@@ -180,7 +180,7 @@ def test_standard_input_and_output_hold_rows_alone(workplace, folder):
 
 
 def test_questions_get_spans_and_the_probability_of_none(predict, folder):
-    """The score of every span of at most 6 tokens is computed one by one."""
+    """Compute the score of every span of at most 6 tokens one by one, and compare."""
     questions = [("was the film good", "a bad film was very dull"), ("the film", "bright film not bad")]
     path, output = folder / "questions.jsonl", folder / "answers.jsonl"
     path.write_text("".join(json.dumps({"question": one, "context": two}) + "\n" for one, two in questions))

@@ -1,4 +1,4 @@
-"""slurm/prefetch.sh against a hub of our own, over HTTP with the real client: then the same command needs none."""
+"""Run slurm/prefetch.sh against a fake hub, over HTTP with the real client; afterwards the command needs no hub."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_what_a_command_line_needs_is_fetched_and_then_the_hub_is_not_asked(hub,
     manifest = json.loads((Path(environment["HF_HOME"]) / "zerotune-manifest.json").read_text())
     assert {"model org/tiny", "dataset org/rows"} == manifest.keys()
     assert all(len(file["sha256"]) == 64 for entry in manifest.values() for file in entry["files"].values())
-    # the job: offline, and nothing is asked
+    # the job runs offline, and sends no request
     hub.requests.clear()
     run(environment, "bash", "slurm/sst2.sh", *RUN)
     offline = environment | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -80,7 +80,7 @@ def test_what_was_fetched_can_be_verified_and_keeps_its_commit(hub, environment)
     line = run(environment, "bash", "slurm/prefetch.sh", "--model", "org/tiny")
     first = hub.commit("models", "org/tiny")
     assert first in line
-    hub.repositories["models", "org/tiny"]["README.json"] = b"{}"  # the hub moves on
+    hub.repositories["models", "org/tiny"]["README.json"] = b"{}"  # the hub gets a new commit
     assert f"commit {first}" in run(environment, "bash", "slurm/prefetch.sh", "--model", "org/tiny")
     newest = hub.commit("models", "org/tiny")
     assert newest != first

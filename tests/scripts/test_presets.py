@@ -1,4 +1,4 @@
-"""Each shipped preset is planned: its flags fit each other, and a run of a small model takes them."""
+"""Plan a run with each shipped preset: its flags are compatible, and a run of a small model accepts them."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""eval/publish.py: what it prints and refuses, and that an evaluation of the merged model answers as the run did."""
-# Uploads themselves: tests/unit/models/test_upload.py, on a hub of our own.
+"""Test eval/publish.py: its output and refusals, and that the merged model gives the same answers as the run."""
+# tests/unit/models/test_upload.py tests the uploads themselves, on a fake hub.
 
 import subprocess
 import sys
@@ -38,6 +38,6 @@ def test_a_merged_run_answers_as_the_run_does(workplace):
 def test_help_is_quick_and_shows_the_launch_line():
     start = time.perf_counter()
     result = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
-    # Measured 0.1 s on a quiet machine; torch alone takes more than 2 s.
+    # Measured 0.1 s on a quiet machine; importing torch takes more than 2 s.
     assert time.perf_counter() - start < 2
     assert result.returncode == 0 and "python eval/publish.py runs/" in result.stdout

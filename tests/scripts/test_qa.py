@@ -1,4 +1,4 @@
-"""train/qa.py and eval/qa.py as processes: a span head learns, comes back from final/, and is scored officially."""
+"""Run train/qa.py and eval/qa.py as processes: a span head learns, is reloaded from final/, and scored officially."""
 
 import json
 
@@ -11,13 +11,13 @@ from zerotune.squad.files import read_questions
 from zerotune.squad.metrics import official_scores, score_answers
 from zerotune.squad.sample import sample_articles
 
-# float32 in a padded batch against another batch; logits add up over more terms than a classifier's.
+# float32 in differently padded batches; logits sum over more terms than a classifier's.
 SAME_SCORE = 5e-4
 
 
 @pytest.fixture(scope="module")
 def qa(workplace):
-    """Starts the two scripts on sample questions; a finished training is kept."""
+    """Start the two scripts on sample questions; keep a finished training run."""
     files = {}
     for name, num_questions, seed in (("train", 320, 1), ("test", 60, 2)):
         files[name] = workplace.folder / f"{name}-questions.json"
@@ -134,7 +134,7 @@ def test_a_generator_is_trained_and_comes_back(qa):
     base = run.read_json("eval/base/metrics.json")
     assert base["setting"] == "zero-shot prompt" and base["count"] == metrics["count"] == 60
     losses = [row["loss"] for row in run.read_lines("metrics.jsonl") if "loss" in row]
-    assert losses[-1] < losses[0] - 1  # from ln 2048 of a random model
+    assert losses[-1] < losses[0] - 1  # a random model starts at ln 2048
     report = (run.folder / "report.html").read_text()
     assert "answers that the model ended" in report and "an oracle" not in report and "Newcombe" in report
     done = evaluate("qa-generate-eval", "--model", run.folder / "final", world=2)
@@ -206,11 +206,11 @@ def test_a_plan_is_printed_and_nothing_written(qa, head):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "head"), [("qa", ()), ("qa-generate", GENERATE)])
 def test_label_smoothing_is_in_the_training_loss(qa, name, head):
-    """Its arithmetic is torch's: tests/unit/squad/test_spans.py."""
+    """tests/unit/squad/test_spans.py checks its arithmetic against torch's."""
     train_once, train, _, _ = qa
     smoothed = train(f"{name}-smoothed", *head, "--base-eval", "none", "--max-steps", 1, "--label-smoothing", 0.9)
     first = [run.read_lines("metrics.jsonl")[0]["loss"] for run in (train_once(name, *head), smoothed)]
-    # of a random model both are about the logarithm of the number of classes
+    # for a random model both are about the logarithm of the number of classes
     assert first[0] != first[1] and first[0] == pytest.approx(first[1], rel=0.1)
 
 

@@ -1,4 +1,4 @@
-"""eval/qa.py --score: a prediction file is scored without a model, as a real process."""
+"""Run eval/qa.py --score as a real process: it scores a prediction file without a model."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def score(folder, *arguments):
 
 @pytest.fixture
 def files(tmp_path):
-    """Sample questions, and predictions: every second right, the others without an answer."""
+    """Write sample questions, and predictions: every second one is right, the others give no answer."""
     value = sample_articles(40, 2)
     questions = [qa for article in value["data"] for block in article["paragraphs"] for qa in block["qas"]]
     predictions = {

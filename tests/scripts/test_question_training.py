@@ -1,4 +1,4 @@
-"""train/qa.py --head generate as a process: the loss falls, and there is one curve at any world size and token budget.
+"""Run train/qa.py --head generate as a process: the loss falls, with the same curve at any world size and token budget.
 
 The bounds and their reasons are in comparing.py.
 """
@@ -10,14 +10,14 @@ from comparing import CURVE, WEIGHTS, differences, weight_difference
 
 from zerotune.squad.sample import sample_articles
 
-# Steps of 16 questions of 3 to 5 paragraphs: in micro-batches of one, of some, and of all of them.
+# Steps of 16 questions on 3 to 5 paragraphs, in micro-batches of one paragraph, of some, and of all.
 SINGLE, SOME, ALL = 200, 768, 4096
 SERIAL_NORM = 1e-4  # as in test_generate.py
 
 
 @pytest.fixture(scope="module")
 def train(workplace):
-    """Run train/qa.py --head generate to its end in float32, once for each name, and check every rank's status."""
+    """Run train/qa.py --head generate to its end in float32, once per name, and check every rank's status."""
     files, finished = {}, {}
     for name, num_questions, seed in (("train", 118, 5), ("choose", 24, 6), ("test", 24, 8)):
         files[name] = workplace.folder / f"{name}-generate.json"

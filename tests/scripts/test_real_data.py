@@ -1,4 +1,4 @@
-"""The same with published weights and published rows, where they are beside the repository."""
+"""Repeat script tests with published weights and rows, if they are next to the repository."""
 
 import gzip
 from itertools import islice
@@ -16,7 +16,7 @@ from zerotune.tasks.texts import load_test
 SHARED = REPOSITORY.parent / "shared"
 MODEL = SHARED / "models" / "stories260K"
 TRAIN, VALIDATION = (SHARED / "data" / "sst2" / f"{name}.tsv.gz" for name in ("train", "validation"))
-NUM_VALIDATION = 872  # published
+NUM_VALIDATION = 872  # rows, as published
 
 needs_shared = pytest.mark.skipif(
     not all(path.exists() for path in (MODEL, TRAIN, VALIDATION)),
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, needs_shared]
 
 @pytest.fixture(scope="module")
 def some_rows(workplace):
-    """The first 2,000 train rows: splitting all 67,349 takes most of a short run's time."""
+    """Write the first 2,000 train rows; splitting all 67,349 would take most of a short run's time."""
     path = workplace.folder / "real-train.tsv"
     with gzip.open(TRAIN, "rt", encoding="utf-8") as file:
         path.write_text("".join(islice(file, 2001)))
@@ -35,7 +35,7 @@ def some_rows(workplace):
 
 
 def flags(train_file, *more):
-    """A few steps of the real model on real rows; --test-file alone reports."""
+    """Return flags for a few steps of the real model on real rows; only --test-file is reported."""
     real = ["--model", MODEL, "--train-file", train_file, "--test-file", VALIDATION, "--max-length", 200]
     return [*real, "--limit-train", 200, "--tokens-per-device", 256, *OFTEN, *more]
 
@@ -66,7 +66,7 @@ def test_the_whole_validation_set_is_scored_before_and_after(workplace):
 
 
 def test_a_generator_in_4_bits_learns(workplace, some_rows):
-    """NF4 on a CPU from the training to the scores of the reloaded adapter, label words of several tokens."""
+    """Test NF4 on a CPU, from training to the reloaded adapter's scores; label words have several tokens."""
     more = ["--head", "generate", "--method", "qlora", "--learning-rate", 3e-3, "--max-steps", 24, "--limit-train", 192]
     run = workplace.train("real-generate", *flags(some_rows, *more, "--base-eval", "subset"))
     losses = [row["eval_loss"] for row in run.evaluations()]
@@ -83,5 +83,5 @@ def test_label_words_of_several_tokens_score_as_the_slow_way_says(workplace):
     texts = {example.id: example.text for example in examples}
     lines = done.read_lines("predictions.jsonl")
     wanted = [slow.scores(texts[line["id"]]) for line in lines]
-    # The scores reach -14 here; float32 keeps 7 digits of sums that are larger still.
+    # The scores reach -14 here; float32 keeps 7 digits of even larger sums.
     np.testing.assert_allclose([line["scores"] for line in lines], wanted, rtol=1e-5, atol=2e-5)

@@ -1,7 +1,7 @@
-"""A run that is killed or stopped resumes by the same command, to the same numbers.
+"""A run that is killed or stopped resumes with the same command and gets the same numbers.
 
-In one process on a CPU the same bits come out: the same kernels see the same values in the same order. On two
-processes too: gloo adds two addends, and a + b = b + a.
+In one process on a CPU the result is bit-identical: the same kernels see the same values in the same order. So it is on
+two processes: gloo adds two numbers, and a + b = b + a.
 """
 
 import shutil
@@ -17,8 +17,8 @@ from zerotune.training.checkpoints import defect, newest_whole, step_folder
 LORA = ["--method", "lora"]
 
 
-# One run, killed again and again: when it is about to do this, with this newest whole checkpoint on the disk. A thread
-# writes and hashes the files meanwhile; the next save waits for it.
+# One run is killed again and again: each event at which it is killed, and the newest whole checkpoint at that time. A
+# thread writes and hashes the files during training; the next save waits for it.
 DEATHS = [
     (("open", r"metrics\.jsonl$", 2), None),  # between two steps
     (("os.mkdir", r"\.writing-step-00000002$"), None),  # nothing written
@@ -26,7 +26,7 @@ DEATHS = [
     (("open", r"\.writing-step-00000002/\.manifest\.json"), None),
     (("os.rename", r"\.writing-step-00000002$"), None),  # hashed, not renamed
     (("open", r"step-00000002/COMPLETE$"), None),  # renamed, not marked
-    (("os.mkdir", r"\.writing-step-00000004$"), 2),  # step 4 done again
+    (("os.mkdir", r"\.writing-step-00000004$"), 2),  # step 4 repeated
     (("os.rename", r"\.writing-step-00000004$"), 2),
     (("os.remove", r"step-00000002/COMPLETE$"), 4),  # about to delete the older one
     (("os.rmdir", r"step-00000002$"), 6),  # half deleted
@@ -49,12 +49,12 @@ def test_a_run_killed_at_every_stage_ends_as_one_that_was_not(workplace):
     assert not list(run.folder.rglob(".writing*"))
 
 
-# the best so far at an evaluation between two checkpoints is saved without the optimizer's state
+# an evaluation between two checkpoints that finds the best step so far saves it without the optimizer's state
 BETWEEN = ["--checkpoint-every", 3, "--eval-every", 2, "--keep-checkpoints", 1]
 DEATHS_BETWEEN = [
     (("open", r"\.writing-best-00000002/model\.safetensors$"), None),
     (("open", r"best-00000002/COMPLETE$"), None),  # renamed, not marked
-    (("os.rename", r"\.writing-step-00000003$"), None),  # the best counts, and no checkpoint knows of it
+    (("os.rename", r"\.writing-step-00000003$"), None),  # the best is complete, but no checkpoint records it
     (("os.rename", r"\.writing-step-00000006$"), 3),
     (("os.rename", r"\.writing-final$"), 8),
 ]
@@ -71,7 +71,7 @@ def test_a_run_killed_around_its_best_evaluation_resumes_from_a_whole_checkpoint
 
 @pytest.mark.slow
 def test_two_processes_save_when_rank_0s_clock_says_so(workplace):
-    """Both take part, or they would wait for each other. It is always time: each save begins when one has ended."""
+    """Both must take part, or they would wait for each other. The interval is tiny: saves follow each other at once."""
     flags = [*OFTEN, "--keep-checkpoints", 3, "--checkpoint-every", "0.000001m"]
     reference = workplace.train("two-undisturbed-None", *OFTEN, world=2)
     job = workplace.server.start(
@@ -173,7 +173,7 @@ def test_a_signal_to_one_rank_stops_all(workplace):
         "two-stopped", *flags, world=2, expect=75, rank=1, **killed_at("open", own_shard, do="SIGTERM")
     )
     assert run.read_json("state.json")["state"] == "preempted"
-    # a thread writes that file, so that the signal comes in this step or a later one
+    # a thread writes that file, so the signal comes in this step or a later one
     assert newest_step(run) == int(run.read_json("state.json")["reason"].split("after step ")[1].split()[0]) >= 3
     workplace.train("two-stopped", *flags, world=2)
 
@@ -203,7 +203,7 @@ def remove_the_marker(folder):
 
 @pytest.fixture(scope="module")
 def stopped(workplace):
-    """A run stopped after step 5, with checkpoints of steps 4 and 5."""
+    """Return a run stopped after step 5, with checkpoints of steps 4 and 5."""
     flags = [*OFTEN, "--keep-checkpoints", 2]
     run = workplace.train(
         "stopped", *flags, expect=75, **killed_at("os.mkdir", r"\.writing-step-00000004$", 1, "SIGTERM")
@@ -238,7 +238,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(workplace, stopped, damag
 
 
 def test_a_damaged_best_checkpoint_is_never_made_into_final(workplace):
-    """The newest is whole, but final/ would be made of the damaged one: no newer one counts either."""
+    """The newest checkpoint is whole, but final/ would come from the damaged one, so no newer one counts either."""
     flags = [*OFTEN, "--eval-every", 2, "--max-steps", 8]
     run = workplace.train(
         "best", *flags, "--learning-rate", 0, expect=75, **killed_at("open", r"metrics\.jsonl$", 8, "SIGTERM")
@@ -268,7 +268,7 @@ def test_a_named_checkpoint_that_is_not_whole_is_refused(workplace, stopped):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_named_and_passed_over(workplace, stopped):
-    """Its training differs in the seed alone, so that nothing else would tell."""
+    """The other run differs only in its seed, so nothing else in the checkpoint would show it."""
     other = workplace.train("other-seed", *OFTEN, "--seed", 1)
     folder, theirs = copy_of(stopped, workplace, "with-another-run"), newest_whole(other.folder / "checkpoints")[0]
     copied = shutil.copytree(theirs, folder / "checkpoints" / theirs.name)
@@ -318,7 +318,7 @@ def test_a_finished_run_says_so(workplace):
 
 
 def test_two_jobs_in_one_folder(workplace):
-    """The first is held at its first metrics line until the second has been refused."""
+    """The first job is paused at its first metrics line until the second is refused."""
     flags = workplace.train_flags("shared", *OFTEN)
     folder = workplace.folder / "shared"
     first = workplace.server.start(

@@ -1,13 +1,13 @@
-"""--scratch-dir: a run killed while a checkpoint is on its way resumes from the one before, to the same bits."""
+"""With --scratch-dir, a run killed while a checkpoint is being copied resumes from the previous one, bit for bit."""
 
 import pytest
 from comparing import OFTEN, assert_same_bits, killed_at, newest_step
 
-# when the run is about to do this, the newest whole checkpoint is this one
+# each event at which the run is killed, and the newest whole checkpoint at that time
 DEATHS = [
     (("os.mkdir", r"zerotune-[0-9a-f]+/rank-0/\.writing-step-00000002$"), None),  # nothing written
-    (("open", r"checkpoints/\.writing-step-00000002/optimizer\.pt$"), None),  # half of it on its way
-    (("os.rename", r"checkpoints/\.writing-step-00000004$"), 2),  # all arrived, not counted
+    (("open", r"checkpoints/\.writing-step-00000002/optimizer\.pt$"), None),  # half of it copied
+    (("os.rename", r"checkpoints/\.writing-step-00000004$"), 2),  # all copied, but it does not count yet
     (("open", r"checkpoints/step-00000004/COMPLETE$"), 2),
     (("os.rmdir", r"checkpoints/step-00000002$"), 4),  # the older one half deleted
 ]

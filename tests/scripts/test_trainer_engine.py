@@ -1,4 +1,4 @@
-"""train/imdb.py --engine trainer: the loop's numbers on the loop's steps, at any world size, and after any end.
+"""Test train/imdb.py --engine trainer: it matches the loop on the loop's steps, at any world size, and resumes exactly.
 
 The bounds and their reasons are in comparing.py.
 """
@@ -15,7 +15,7 @@ from tiny_models import tiny_model
 from zerotune.tasks.sample import sample_rows
 from zerotune.training.checkpoints import step_folder
 
-# Reviews of a few words in several files' worth of one epoch of 8 steps, the last of a single row; 2 cuts of a step.
+# Short reviews in an epoch of 8 steps, the last of which has a single row; a step has 2 micro-batches.
 FLAGS = ["--engine", "trainer", "--max-length", 40, "--tokens-per-device", 320]
 ON_LOOP_STEPS = "tests/scripts/trainer_on_loop_steps.py"
 
@@ -60,7 +60,7 @@ def test_a_run_by_the_trainer_leaves_what_a_run_by_the_loop_leaves(train, undist
 
 
 LORA = ["--method", "lora"]
-# LoRA trains without dropout: an encoder's steps can be compared too, where the loop has kernels of its own
+# LoRA trains without dropout, so an encoder's steps, for which the loop has its own kernels, can be compared too
 METHODS = {
     "full": [],
     "lora": [*LORA, "--label-smoothing", 0.2, "--schedule", "cosine"],
@@ -71,7 +71,7 @@ METHODS = {
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_on_the_steps_of_the_loop_it_has_the_curve_of_the_loop(train, method, world):
-    """Losses, gradient norms, learning rates and weights: the same optimizer, schedule, clipping and mean."""
+    """Losses, gradient norms, learning rates and weights agree: optimizer, schedule, clipping and mean are the same."""
     loop = train(f"loop-{method}-{world}", "--engine", "loop", *METHODS[method])
     run = train(f"trainer-{method}-{world}", *METHODS[method], script=ON_LOOP_STEPS, world=world)
     assert_same_curve(run, loop)
@@ -80,7 +80,7 @@ def test_on_the_steps_of_the_loop_it_has_the_curve_of_the_loop(train, method, wo
 
 
 def test_two_processes_log_the_loss_of_one(train, undisturbed):
-    """Twice the loss is what the Trainer logs of a stock model on two processes."""
+    """For a stock model on two processes, the Trainer would log twice the loss."""
     run = train("trainer-two", *OFTEN, world=2)
     assert run.read_json("run.json")["world"]["num_processes"] == 2
     assert_same_curve(run, undisturbed)
@@ -98,7 +98,7 @@ def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(train, variant, world):
     flags, name = [*OFTEN, *VARIANTS[variant]], f"trainer-stopped-{variant}"
     reference = train(f"{name}-not", *flags, world=world)
     run = train(name, *flags, world=world, expect=75, **killed_at("open", r"metrics\.jsonl$", 3, "SIGTERM"))
-    assert "stopped by SIGTERM during an evaluation" in run.read_json("state.json")["reason"]  # which is done again
+    assert "stopped by SIGTERM during an evaluation" in run.read_json("state.json")["reason"]  # repeated later
     assert newest_step(run) == 4
     assert_same_bits(train(name, *flags, world=world), reference)
 

@@ -1,4 +1,4 @@
-"""Ends of a run before its time: numbers that are not finite, a full disk. One line, and the run can resume."""
+"""Runs that end early, by a number that is not finite or a full disk, print one line and can resume."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(workplace):
 
 
 def test_an_evaluation_that_is_not_finite_stops_the_run(workplace):
-    """The head's rate is beyond float32: its weights are infinite after step 1, whose own loss was fine."""
+    """The head's rate exceeds float32's range: its weights are infinite after step 1, whose own loss is fine."""
     flags = [*OFTEN, "--warmup-ratio", 0, "--head-learning-rate", 1e39, "--eval-every", 1]
     run = workplace.train("diverged-evaluation", *flags, expect=2)
     line = run.refusal()
@@ -29,7 +29,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run(workplace):
 
 @pytest.fixture
 def small_disk(workplace):
-    """A separate disk of 80 MiB: a checkpoint fits, with the 64 MiB that a save leaves alone."""
+    """Mount a separate disk of 80 MiB: a checkpoint fits, and the 64 MiB that a save must leave free."""
     folder = workplace.folder / "small-disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -63,8 +63,8 @@ def test_a_full_disk_ends_cleanly_and_the_run_goes_on_when_there_is_room(workpla
 
 @pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_named(workplace):
-    """A shell's `ulimit -f`, or a scheduler's, in units of 1024 bytes."""
-    reference = workplace.train_once("undisturbed", *OFTEN)  # the token cache, too, is larger than the limit
+    """The limit is `ulimit -f` of a shell or a scheduler, in units of 1024 bytes."""
+    reference = workplace.train_once("undisturbed", *OFTEN)  # the token cache is also larger than the limit
     limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *PYTHON]
     flags = workplace.train_flags("limited", *OFTEN)
     run = launch(limited, "train/sst2.py", flags, workplace.folder / "limited", workplace.environment)
@@ -77,7 +77,7 @@ def test_a_limit_on_the_size_of_files_is_named(workplace):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_peer_that_never_joins_is_named_after_the_timeout(workplace, rank):
-    """Rank 1 speaks as well: there is no rank 0 that could."""
+    """Rank 1 prints the line too, because there may be no rank 0 to do it."""
     port = free_port()
     place = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "ZEROTUNE_COLLECTIVE_TIMEOUT": "3"}
     environment = workplace.environment | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

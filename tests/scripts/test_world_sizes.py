@@ -1,6 +1,6 @@
-"""A run resumes with another number of processes, and its curve is that of one that was never stopped.
+"""A run resumes with another number of processes, and has the same curve as a run that was never stopped.
 
-The bounds and their reasons are in comparing.py. Every combination: tests/benchmarks/world_sizes.py.
+The bounds and their reasons are in comparing.py. tests/benchmarks/world_sizes.py tries every combination.
 """
 
 import pytest
@@ -36,7 +36,7 @@ def test_a_run_goes_on_with_another_number_of_processes(workplace, method, confi
     ("precision", "config", "worlds"), [("bf16", "zero3", (2, 1)), ("fp16", None, (2, 1)), ("fp16", None, (1, 2))]
 )
 def test_16_bit_runs_go_on_to_16_bits(workplace, precision, config, worlds):
-    """fp16 keeps 3 bits more than bf16. Its loss scale is restored too: starting anew, it would skip steps again."""
+    """fp16 keeps 3 bits more than bf16. Its loss scale is restored too: a fresh one would skip steps again."""
     reference = workplace.train_once(f"full-{precision}", "--precision", precision)
     flags = ["--precision", precision, *deepspeed(config)]
     run = move(workplace, f"moved-{precision}-{worlds[0]}", flags, worlds)
@@ -45,10 +45,10 @@ def test_16_bit_runs_go_on_to_16_bits(workplace, precision, config, worlds):
 
 @pytest.mark.slow
 def test_final_is_made_of_a_checkpoint_by_another_number_of_processes(workplace):
-    """The best checkpoint is loaded into an engine that has trained on from it."""
+    """The best checkpoint is loaded into an engine that has already trained past it."""
     flags = ["--eval-every", 2, "--learning-rate", 3e-3]
     reference = workplace.train("moved-best-undisturbed", *flags)
-    # the sixth line is that of the evaluation after step 4
+    # the sixth line is for the evaluation after step 4
     stop = killed_at("open", r"metrics\.jsonl$", 6, "SIGTERM")
     workplace.train("moved-best", *flags, *deepspeed("zero3"), world=2, expect=75, **stop)
     run = workplace.train("moved-best", *flags, *deepspeed("zero3"))

@@ -1,4 +1,4 @@
-"""train/imdb.py --engine trainer, but its steps are made of the loop's examples: the two must then agree."""
+"""Run train/imdb.py --engine trainer with the same examples in each step as the loop, so the two must agree."""
 
 import runpy
 

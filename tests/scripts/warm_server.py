@@ -1,7 +1,7 @@
-"""Starts scripts in forked processes, so that each test does not pay seconds for importing torch.
+"""Start scripts in forked processes, so that tests do not each spend seconds importing torch.
 
-A child is a process like any other: its own memory, environment, output file and death. What it knows of earlier
-processes it reads from the disk. One request a line on stdin, one answer a line on stdout (see launching.py):
+A child is a normal process with its own memory, environment, output file and exit; it can know about earlier processes
+only from the disk. Each line on stdin is a request, each line on stdout an answer (see launching.py):
 
     {"start": {"argv": ["train/sst2.py", …], "environment": {…}, "output": "log.txt", "on_event": null}}  -> its pid
     {"ask": pid}                                            -> its exit status, -9 after SIGKILL; null while it runs
@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1
 
 def main():
     import_what_scripts_import()
-    gc.freeze()  # a child's garbage collection need not copy all that is here
+    gc.freeze()  # so a child's garbage collection does not copy the parent's objects
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -39,7 +39,7 @@ def main():
 
 
 def import_what_scripts_import():
-    """Import all of zerotune, and the modules that the libraries import when they are first used."""
+    """Import all of zerotune, and the modules that libraries import on first use."""
     import bitsandbytes  # noqa: F401
     import deepspeed  # noqa: F401
     import matplotlib.backends.backend_svg  # noqa: F401
@@ -80,8 +80,8 @@ def disturb(event, path, do, occurrence=1):
     """Send this process a signal, or fill a disk, when it is about to touch a file for the nth time.
 
     Args:
-        event: an audit event of Python: "open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir".
-        path: a regular expression to be found in the operation's first path.
+        event: a Python audit event: "open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.scandir".
+        path: a regular expression to search for in the operation's first path.
         do: name of a signal, or the path of a file that takes all the free space.
     """
     num_seen = 0
@@ -106,7 +106,7 @@ def fill_disk(path):
             try:
                 while file.write(b"0" * size):
                     pass
-            except OSError:  # no space for so much: try less
+            except OSError:  # no space for this size: try less
                 continue
 
 

@@ -1,4 +1,4 @@
-"""Files whole or not at all, with the modes that the umask asks for, and disks that take no more."""
+"""Files are written whole or not at all, with the umask's modes; test full disks too."""
 
 import errno
 import os

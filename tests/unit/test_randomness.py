@@ -1,10 +1,10 @@
-"""Seeds and orders are the same everywhere and always."""
+"""Seeds and orders are always the same, on every machine."""
 
 from zerotune.randomness import derive_seed, random_order
 
 
 def test_seeds_are_golden_and_apart():
-    """A change of these numbers changes every run with dropout."""
+    """A change to these numbers changes every run with dropout."""
     assert derive_seed(0, 1, 0, 0) == 5836529245451711556
     seeds = {
         derive_seed(seed, step, rank, micro)
@@ -17,7 +17,7 @@ def test_seeds_are_golden_and_apart():
 
 
 def test_orders_are_golden_and_apart():
-    """A change of these numbers changes every split and every run."""
+    """A change to these numbers changes every split and every run."""
     assert random_order(8, 0, "order").tolist() == [5, 0, 4, 3, 6, 1, 2, 7]
     assert sorted(random_order(1000, 1, "order")) == list(range(1000))
     orders = {tuple(random_order(30, seed, purpose)) for seed in range(5) for purpose in ("order", "shots", "ab", "ba")}

@@ -1,4 +1,4 @@
-"""Records that are read back: one line with file, key, value found and wanted."""
+"""Test reading records back: an error is one line with the file, the key, and the values found and wanted."""
 
 import json
 from typing import Literal, NotRequired

@@ -1,4 +1,4 @@
-"""Bad input and damaged files: one line with the rule, the value found and the way out, before a weight is loaded."""
+"""Bad input and damaged files give one line with the rule, the value found and the way out; no weights are loaded."""
 
 import pytest
 from default_settings import run_settings
@@ -95,7 +95,7 @@ def test_uploads_that_cannot_work(monkeypatch):
     with pytest.raises(Refused, match="hf auth login"):
         check_upload("org/name")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as nothing answers
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # set because nothing answers
     with pytest.raises(Refused, match="cannot be reached from here"):
         check_upload("org/name")
 

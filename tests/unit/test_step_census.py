@@ -1,4 +1,4 @@
-"""The benchmark that counts a step's kernels on fake tensors: what it counts of an operation, and of a step."""
+"""Test step_census.py, which counts a step's kernels on fake tensors: single operations, then a step."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def counted(function):
-    """Return the totals of an operation on fake tensors, and the names of what it called."""
+    """Return an operation's totals on fake tensors, and the names of the kernels it called."""
     with fake_gpu():
         census = Census()
         function(census)
@@ -29,7 +29,7 @@ def counted(function):
     ("operation", "num_bytes", "launches"),
     [
         (lambda a, b, ids: a + b, 3 * 600 * WIDE, 1),
-        (lambda a, b, ids: a.add_(b), 3 * 600 * WIDE, 1),  # a is read and written, and is not a third result
+        (lambda a, b, ids: a.add_(b), 3 * 600 * WIDE, 1),  # a is read and written; the result is not counted again
         (lambda a, b, ids: a.copy_(b), 2 * 600 * WIDE, 1),
         (lambda a, b, ids: a + b[:, :1], (2 * 600 + 20) * WIDE, 1),
         (lambda a, b, ids: a + b[:1].expand(20, 30), (2 * 600 + 30) * WIDE, 1),
@@ -63,7 +63,7 @@ def test_a_product_in_float32_takes_longer_than_one_in_16_bits():
 
 
 def test_attention_dropout_and_norms_are_cudas():
-    """A CPU would compute attention in its own kernel, draw dropout in three, and keep a norm in 16 bits."""
+    """A CPU would use its own attention kernel, three kernels for dropout, and 16 bits for a norm."""
 
     def run(census):
         query, values = torch.empty(2, 4, 8, 16), torch.empty(5, 6, dtype=torch.bfloat16)
@@ -93,7 +93,7 @@ def test_what_makes_a_host_wait():
 
 @pytest.fixture
 def toys(monkeypatch):
-    """Make every shape its toy."""
+    """Replace every shape by its toy."""
     config = Shape.config
     monkeypatch.setattr(Shape, "config", lambda shape, toy, all_layers=False: config(shape, toy=True))
 

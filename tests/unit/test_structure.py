@@ -1,4 +1,4 @@
-"""The layout's rules: imports run one way, names shadow nothing, paths and links that are named exist."""
+"""Test the layout's rules: imports run one way, names shadow nothing, and named paths and links exist."""
 
 import ast
 import functools
@@ -21,7 +21,7 @@ ROOMS = (  # from the lowest upwards
     "errors", "randomness", "records", "files", "terminal", "settings", "run", "metrics", "models", "tasks", "training",
     "evaluation", "report", "squad", "prediction", "sweep", "cluster",
 )  # fmt: skip
-# What a run, an evaluation or a user writes, and names in trackers; named in documents, never shipped.
+# Files that a run, an evaluation or a user writes, and names in trackers: named in documents, never shipped.
 MADE_LATER = (
     "runs/", "checkpoints/", "final/", "eval/base", "eval/final", ".venv/", "slurm/site.env", "slurm/hook.sh",
     "train/loss", "train/mean_loss", "train/learning_rate",
@@ -56,7 +56,7 @@ def test_the_library_imports_no_script(path):
 
 
 def test_imports_between_the_rooms_of_the_library_run_one_way():
-    """A room is a folder of zerotune/, or a module beside them. ROOMS lists them from the lowest upwards."""
+    """A room is a folder of zerotune/ or a module next to the folders. ROOMS lists them from the lowest upwards."""
     rooms = {}
     for path in LIBRARY:
         room = path.relative_to(REPOSITORY / "zerotune").parts[0].removesuffix(".py")
@@ -72,7 +72,7 @@ def test_imports_between_the_rooms_of_the_library_run_one_way():
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_script_imports_no_script(path):
-    """train/ is first on the path of a script there: `import sst2` would find train/sst2.py."""
+    """train/ is first on the path of its scripts, so `import sst2` would find train/sst2.py."""
     assert not top_names(path) & {*SCRIPT_FOLDERS, *(script.stem for script in SCRIPTS)}
 
 
@@ -114,7 +114,7 @@ for path in sys.argv[1:]:
 
 
 def test_the_benchmarks_start_outside_pytest():
-    """pytest's pythonpath finds helpers that `python tests/benchmarks/NAME.py` does not."""
+    """pytest's pythonpath finds helpers that `python tests/benchmarks/NAME.py` would not."""
     started = [path for path in BENCHMARKS if f"    python tests/benchmarks/{path.name}" in path.read_text()]
     assert len(started) >= 14
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -122,7 +122,7 @@ def test_the_benchmarks_start_outside_pytest():
 
 
 def heavy_at_import(path):
-    """Return the libraries that take a second to import, imported at a module's top."""
+    """Return the libraries that a module imports at its top and that take a second to import."""
     names = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
@@ -138,7 +138,7 @@ def test_a_script_imports_nothing_heavy_before_its_arguments_are_read(path):
 
 
 def named_paths(text):
-    """Return the paths below the repository that a document names, without those that are made later."""
+    """Return the repository's paths that a document names, without those that are made later."""
     found = {match[1].rstrip(".") for match in NAMED_PATH.finditer(text)}
     return {path for path in found if not path.startswith(MADE_LATER) and not re.search("NAME|FOLDER|MODULE", path)}
 
@@ -164,7 +164,7 @@ def documents():
 
 
 def messages():
-    """Return the strings of the library: a refusal's way out names files too."""
+    """Return the library's strings, because a refusal's way out names files too."""
     for path in [*LIBRARY, *SCRIPTS]:
         strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
         yield str(path.relative_to(REPOSITORY)), "\n".join(one for one in strings if isinstance(one, str))
@@ -187,7 +187,7 @@ def test_every_path_that_is_named_exists(kind):
 
 
 def test_every_module_that_is_named_exists():
-    """Dotted names, in documents, job scripts, comments and strings."""
+    """Check dotted names in documents, job scripts, comments and strings."""
     tests = [path for path in (REPOSITORY / "tests").rglob("*.py")]
     texts = dict(documents()) | {str(path.relative_to(REPOSITORY)): path.read_text() for path in [*LIBRARY, *tests]}
     absent, num_checked = [], 0
@@ -202,7 +202,7 @@ def test_every_module_that_is_named_exists():
 
 
 def headings(page):
-    """Return GitHub's names of a page's headings in links."""
+    """Return the names that GitHub gives a page's headings in links."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -222,7 +222,7 @@ def test_every_link_of_the_documents_leads_somewhere():
 
 @functools.cache
 def defined_names(module):
-    """Return the names that a module of the library defines at its top, not its imports; a room's modules."""
+    """Return the names that a library module defines at its top, without imports; for a room, its modules."""
     path = REPOSITORY / module.replace(".", "/")
     if path.is_dir():
         return {one.stem for one in path.glob("*.py")}
@@ -238,7 +238,7 @@ def defined_names(module):
 
 
 def test_names_are_imported_from_where_they_are_defined():
-    """Also in scripts that no test runs: benchmarks, recordings."""
+    """This also holds in scripts that no test runs, such as benchmarks and recordings."""
     wrong, num_checked = [], 0
     for path in [
         path for folder in ("zerotune", "train", "eval", "tests") for path in (REPOSITORY / folder).rglob("*.py")

@@ -1,4 +1,4 @@
-"""Output that cannot be written or encoded ends no run."""
+"""A run survives output that cannot be written or encoded."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_what_cannot_say_how_far_it_is_says_that_it_is_at_work(monkeypatch, caps
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a test sets."""
+    """Return a clock that the test sets."""
     now = [100.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     return now
@@ -63,7 +63,7 @@ def test_a_log_gets_a_line_after_5_seconds_and_then_every_30(clock, capsys):
             progress.update()
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "evaluation runs/a: 52%, about 2 min left",  # what an earlier start has done says nothing about the speed
+        "evaluation runs/a: 52%, about 2 min left",  # an earlier start's work does not count for the speed
         "evaluation runs/a: 68%, about 1 min left",
         "evaluation runs/a: 82%, about 35 s left",
         "evaluation runs/a: 98%, about 5 s left",
@@ -86,7 +86,7 @@ def test_a_terminal_gets_a_live_line(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with show_progress("train", total=2, unit="step") as progress:
         progress.update()
-    with show_progress("evaluation", total=2) as progress:  # over before it would be drawn
+    with show_progress("evaluation", total=2) as progress:  # ends before it would be drawn
         progress.update()
     shown = capsys.readouterr().err
     assert "\rtrain:" in shown and "1/2" in shown and "evaluation" not in shown

@@ -1,4 +1,4 @@
-"""Lists of evaluations: the launch of a line, its folder, when it is done, and which lines are compared."""
+"""Test lists of evaluations: a line's launch, its folder, when it is done, and which lines are compared."""
 
 import json
 import re
@@ -98,7 +98,7 @@ def test_a_line_is_done_until_its_model_is_another(write_list):
     Path("model/config.json").write_text("{ }")
     (retrained,) = read_list(path)
     assert not retrained.is_done and retrained.folder != line.folder
-    Path("model/config.json").write_text("{}")  # the same again, at another time
+    Path("model/config.json").write_text("{}")  # the same content again, with a new modification time
     assert read_list(path)[0].is_done
 
 
@@ -115,7 +115,7 @@ def test_a_hub_model_is_told_from_its_namesake_and_from_another_commit(write_lis
         (cache / "refs" / "main").write_text(commit)
         folders.append(read_list(path)[0].folder)
     assert len(set(folders)) == 4
-    monkeypatch.setenv("ZEROTUNE_ONLINE", "1")  # where a job may fetch another one before the comparison
+    monkeypatch.setenv("ZEROTUNE_ONLINE", "1")  # a job may then fetch another commit before the comparison
     assert read_list(path)[0].folder == folders[0]
 
 

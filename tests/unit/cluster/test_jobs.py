@@ -1,4 +1,4 @@
-"""Answers for a job script before and after it launches a run, and the items an offline job would miss."""
+"""Test the answers for a job script before and after it launches a run, and the items an offline job lacks."""
 
 import ast
 import json
@@ -74,7 +74,7 @@ def test_flags_that_the_script_would_refuse(flags, words):
 
 @pytest.mark.parametrize("script", sorted(PARSERS))
 def test_each_script_is_read_as_it_reads_itself(script, capsys):
-    """The defaults of each parser, through the script's own --help."""
+    """Compare each parser's defaults with the script's own --help."""
     source = (REPOSITORY / script).read_text()
     with pytest.raises(SystemExit):
         read_flags(script, ["--help"])
@@ -96,7 +96,7 @@ def test_progress_changes_with_every_checkpoint_and_milestone(tmp_path):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).touch()
         seen.append(progress_of(run))
-    (run / "checkpoints/step-00000300").mkdir()  # unmarked: it does not count
+    (run / "checkpoints/step-00000300").mkdir()  # without a marker it does not count
     assert seen == ["0+0+0", "5+0+0", "5+1+0", "120+1+0", "120+2+0", "120+3+0"] and progress_of(run) == "120+3+0"
 
 
@@ -173,10 +173,10 @@ def test_items_of_a_command_line(tmp_path):
 @pytest.mark.parametrize(
     ("command", "reads"),
     [
-        ("train --test-file x.tsv", True),  # its train rows are the hub's
+        ("train --test-file x.tsv", True),  # its train rows come from the hub
         ("train --train-file x.tsv --test-file y.tsv", False),
         ("eval --test-file x.tsv", False),
-        ("eval --train-file x.tsv --shots 2", True),  # which only says where shots come from
+        ("eval --train-file x.tsv --shots 2", True),  # the file only provides shots
         ("eval --test-file x.tsv --shots 2", True),
         ("eval --test-file x.tsv --shots 2 --train-file y.tsv", False),
         ("eval --split 80-20 --train-file x.tsv", False),
@@ -359,7 +359,7 @@ def test_the_runs_of_seeds_are_numbered_for_an_array(tmp_path):
 
 @pytest.mark.parametrize(("task", "wanted"), [(None, ["seed-0", "seed-1", "seed-2"]), ("2", ["seed-1"])])
 def test_a_job_does_all_runs_and_a_task_of_an_array_its_own(tmp_path, task, wanted):
-    """run_one is replaced: the second run is refused, and the others are done all the same."""
+    """With a replaced run_one, the second run is refused and the others still run."""
     fake = f"{sys.executable} {REPOSITORY / 'tests/fake_run.py'}"
     line = (
         f'. slurm/common.sh; job_files={tmp_path}/7; run_one() {{ {fake} "$@" --state-file {tmp_path}/state; }}; '

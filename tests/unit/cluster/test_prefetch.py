@@ -1,4 +1,4 @@
-"""The manifest of what jobs read without a network: which commit is kept, what is whole, what is missing and why."""
+"""Test the manifest of items for offline jobs: which commit is kept, what is whole, what is missing and why."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def fetched(root: Path, revision="c" * 40, content=b"{}", asked=None):
-    """Make a model as prefetch leaves it: the file and the manifest."""
+    """Make a model as prefetch leaves it: its file and the manifest."""
     path = root / "hub/models--org--a/snapshots" / revision / "config.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -35,7 +35,7 @@ def fetched(root: Path, revision="c" * 40, content=b"{}", asked=None):
 
 
 def point_at(root: Path, commit: str, name="main") -> None:
-    """Write the hub client's note of a branch or a tag."""
+    """Write the hub client's record of the commit of a branch or tag."""
     reference = root / "hub/models--org--a/refs" / name
     reference.parent.mkdir(parents=True, exist_ok=True)
     reference.write_text(commit)
@@ -48,7 +48,7 @@ def test_two_revisions_of_a_model_stand_side_by_side_and_the_latest_is_another(o
     assert prefetch.missing_items([latest, v1, commit]).keys() == {latest}
     assert prefetch.listed_items() == [v1]
     (path.parent / "model.safetensors").write_bytes(b"")
-    assert prefetch.missing_items([latest]) == {}  # something else has put it there
+    assert prefetch.missing_items([latest]) == {}  # another tool put it there
 
 
 def test_a_branch_that_has_moved_since_is_missing_and_comes_back(own_cache, monkeypatch):

@@ -31,7 +31,7 @@ def settings(**changes):
 
 
 class Evaluation:
-    """Items scored one by one: item n gives n + 0.5. Counts what is loaded and scored."""
+    """Scores items one by one: item n gives n + 0.5. Counts loads and scored items."""
 
     def __init__(self, folder, numbers=None):
         self.folder, self.loads, self.scored = folder, 0, []
@@ -148,7 +148,7 @@ def test_numbers_that_are_not_finite_are_refused_and_forgotten(tmp_path):
     folder = tmp_path / "runs" / "out"
     with pytest.raises(Refused, match=r"m gives scores that are not finite, first for a-1: .* --precision fp32"):
         Evaluation(folder, [0.5, float("nan"), 2.5]).run()
-    assert not folder.parent.exists()  # another precision may follow in the same folder
+    assert not folder.parent.exists()  # a run with another precision may use the folder next
     assert Evaluation(folder).run()["sum"] == 4.5
 
 

@@ -1,4 +1,4 @@
-"""Written answers: token for token those of a loop without padding or cache, and what is read in them."""
+"""Written answers match a loop without padding or cache token for token; test also which labels are read in them."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_answers_are_greedy_whatever_stands_beside_them(kind):
     model = AutoModelForCausalLM.from_pretrained(tiny_model(kind)).eval()
     model.generation_config = GenerationConfig(do_sample=True, temperature=9.0, repetition_penalty=5.0, eos_token_id=2)
     free = [one_by_one(model, row, [], 6) for row in ROWS]
-    ends = [free[0][3]]  # so that one answer ends early
+    ends = [free[0][3]]  # one answer ends early
     written = write_answers(model, ROWS, 3, ends, 6, CPU)
     for row, tokens in zip(ROWS, written, strict=True):
         assert tokens == one_by_one(model, row, ends, 6)

@@ -1,4 +1,4 @@
-"""Texts with any number of labels evaluated by a head: decisions, files, and which models and heads are refused."""
+"""Evaluate texts with any number of labels by a head: decisions, files, and refused models and heads."""
 
 from types import SimpleNamespace
 
@@ -38,13 +38,13 @@ ALONE = SimpleNamespace(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Return a tuned BERT with any number of labels, its tokenizer and its final/ folder."""
+    """Return a BERT tuned to give any number of labels, its tokenizer and its final/ folder."""
     folder, name = tmp_path_factory.mktemp("final"), tiny_model("bert")
     tokenizer = load_tokenizer(name, None)
     tuned = load_classifier(ModelSettings(name), LABELS, tokenizer)
     tuned.config.problem_type = PROBLEM_TYPE
     move_weights(tuned)
-    with torch.no_grad():  # so that the texts get different labels
+    with torch.no_grad():  # give the texts different labels
         tuned.stock_model.classifier.weight.mul_(6)
         tuned.stock_model.classifier.bias.zero_()
     save_final(tuned.eval(), tokenizer, folder, task_record(max_length=16, thresholds={"probability": 0.5}))
@@ -87,7 +87,7 @@ def test_pipeline_gives_the_same_probabilities(model):
 def test_the_threshold_is_task_jsons(model, tmp_path):
     tuned, tokenizer, _ = model
     found = probabilities(model)
-    threshold = round(float(np.sort(found.ravel())[-4:-2].mean()), 6)  # three of twelve are above it
+    threshold = round(float(np.sort(found.ravel())[-4:-2].mean()), 6)  # three of twelve are above
     (tmp_path / "final").mkdir()
     save_final(tuned, tokenizer, tmp_path / "final", task_record(max_length=16, thresholds={"probability": threshold}))
     metrics, lines = run(tmp_path / "a", tmp_path / "final")
@@ -180,7 +180,7 @@ def test_a_model_of_the_other_kind_is_refused_by_every_script(model, tmp_path):
     own = ModelSettings(str(tmp_path / "final"))
     with pytest.raises(Refused, match=r"--multi-label: .* was trained to give a text exactly one label"):
         check_multi_label(own, read_config(own.name, None), True)
-    (tmp_path / "final/task.json").unlink()  # as another tool publishes it, with a config that says neither
+    (tmp_path / "final/task.json").unlink()  # like another tool's model, whose config does not say
     check_multi_label(own, read_config(own.name, None), True)
     raw = read_json(tmp_path / "final/config.json")
     write_json(tmp_path / "final/config.json", raw | {"problem_type": "single_label_classification"})
@@ -205,7 +205,7 @@ def test_task_json_holds_the_threshold(tmp_path):
 
 
 def test_task_json_holds_the_columns_of_a_pair(tmp_path):
-    """Also those that no flag names, for the README of final/."""
+    """It also holds columns that no flag names, for the README of final/."""
     for flags, columns in (
         ({"glue": "mrpc"}, ("sentence1", "sentence2")),
         ({"text_column": "a, b"}, ("a", "b")),

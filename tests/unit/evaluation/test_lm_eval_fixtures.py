@@ -1,4 +1,4 @@
-"""Prompts answer as EleutherAI's lm-evaluation-harness does: its recorded answers, for models made by the same recipe.
+"""Prompts give the recorded answers of EleutherAI's lm-evaluation-harness, with models made by the same recipe.
 
 tests/fixtures/record_lm_eval.py repeats the recording.
 """
@@ -17,12 +17,12 @@ RECORD = json.loads((Path(__file__).parents[2] / "fixtures/lm_eval.json").read_t
 CASES = RECORD["cases"]
 NAMES = [f"{case['kind']}-{case['label_words'][0]}-{len(case['merged'])}-{case['num_shots']}-shots" for case in CASES]
 CPU = torch.device("cpu")
-# Sums of ten float32 log-probabilities, in another order; the closest item is 0.057 from a tie.
+# Ten float32 log-probabilities are summed in another order; the closest item is 0.057 from a tie.
 TOLERANCE = 1e-4
 
 
 def encoded_and_scored(case: dict, **other_sizes):
-    """Return a case's prompts and their log-likelihoods [items, labels], all items in one batch behind the prefix."""
+    """Return a case's prompts and their log-likelihoods [items, labels], from one batch after the shared prefix."""
     tokenizer = byte_tokenizer(tuple(case["merged"]))
     model = seeded_model(case["kind"], case["seed"], len(tokenizer), **(case["sizes"] | other_sizes))
     shots = tuple((text, label) for text, label in RECORD["shots"][: case["num_shots"]])
@@ -34,7 +34,7 @@ def encoded_and_scored(case: dict, **other_sizes):
 
 
 def difference(log_likelihoods) -> np.ndarray:
-    """Return the second label's score minus the first's, [items]: parts that both labels share cancel."""
+    """Return the second label's score minus the first's, [items]; terms that both labels share cancel."""
     first, second = np.array(log_likelihoods).T
     return second - first
 
@@ -51,7 +51,7 @@ def test_choices_and_log_likelihoods_are_those_of_lm_eval(case):
 
 
 def test_the_recording_can_tell_right_from_wrong():
-    """Every case answers with both labels, no item hangs on rounding, and a mean over tokens would choose otherwise."""
+    """Each case answers with both labels, no answer depends on rounding, and a mean over tokens would differ."""
     assert {(case["kind"], case["num_shots"]) for case in CASES} == {
         (kind, shots) for kind in ("llama", "mistral", "gemma2") for shots in (0, 4)
     }

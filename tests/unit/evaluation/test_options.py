@@ -1,4 +1,4 @@
-"""How an evaluation is described in metrics.json, and the flags that a model has no use for."""
+"""Test how metrics.json describes an evaluation, and the flags that a model has no use for."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Several prompts for the same items: how they are drawn, and the summary of their scores."""
+"""Test several prompts for the same items: how they are drawn, and the summary of their scores."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Labelled text evaluated by a head and by a prompt: the questions asked, their description, and the files."""
+"""Evaluate labelled text by a head and by a prompt: the prompts, their description, and the files."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -49,7 +49,7 @@ def run(folder, evaluation, examples=EXAMPLES, **more):
 
 
 def log_probabilities(name, shots=(), text=None, wording=0):
-    """Return the label words' log-probabilities after plain prompts, one whole string after the other."""
+    """Return the label words' log-probabilities after plain prompts, computed one whole string at a time."""
     model, tokenizer = load_language_model(ModelSettings(name), CPU), load_tokenizer(name, None)
     template, words, _ = TASK.wordings[wording]
     before = "".join(f"{template.format(text=shot.text)} {words[shot.label]}\n\n" for shot in shots)
@@ -90,7 +90,7 @@ def scores(lines):
 @pytest.mark.parametrize("shots", [(), SHOTS])
 @pytest.mark.parametrize("wording", [0, 1])
 def test_a_causal_model_answers_by_the_likelihood_of_its_label_words(tmp_path, shots, wording):
-    character_model(tmp_path / "m")  # each word takes several tokens
+    character_model(tmp_path / "m")  # each word has several tokens
     metrics, lines = run(tmp_path / "out", text_evaluation(str(tmp_path / "m"), shots=shots, wording=wording))
     wanted = [log_probabilities(str(tmp_path / "m"), shots, text, wording) for text in TEXTS]
     np.testing.assert_allclose(scores(lines), wanted, atol=2e-4)
@@ -101,7 +101,7 @@ def test_a_causal_model_answers_by_the_likelihood_of_its_label_words(tmp_path, s
 
 
 def test_calibration_is_by_content_free_texts(tmp_path):
-    """Zhao et al. 2021: divide by the mean probability after N/A, [MASK] and no text; only the items' order matters."""
+    """Zhao et al. 2021: divide by the mean probability after "N/A", "[MASK]" and an empty text."""
     name = str(tmp_path / "m")
     character_model(tmp_path / "m")
     metrics, lines = run(tmp_path / "out", text_evaluation(name, prompt={"calibrate": "contextual"}))
@@ -118,7 +118,7 @@ def test_calibration_is_by_content_free_texts(tmp_path):
 def test_a_causal_model_may_write_its_answer(tmp_path, monkeypatch):
     evaluation = text_evaluation(tiny_model("llama"), prompt={"answer_by": "generation"}, shots=SHOTS)
     metrics, lines = run(tmp_path / "out", evaluation)
-    monkeypatch.setattr("zerotune.evaluation.by_prompt.can_share", lambda *_: False)  # by transformers' generate
+    monkeypatch.setattr("zerotune.evaluation.by_prompt.can_share", lambda *_: False)  # uses transformers' generate
     assert run(tmp_path / "whole prompts", evaluation)[1] == lines and len({line["answer"] for line in lines}) > 1
     labels = {"bad": 0, "good": 1}
     for line in lines:
@@ -128,7 +128,7 @@ def test_a_causal_model_may_write_its_answer(tmp_path, monkeypatch):
 
 
 def test_a_prompt_cut_as_a_generators_leaves_room_for_the_answers_end(tmp_path):
-    """Its rows are those of training: text, prompt and answer together have max_length tokens."""
+    """Its rows are the rows of training, where text, prompt and answer together have at most max_length tokens."""
     name = tiny_model("llama")
     tokenizer = load_tokenizer(name, None)
     as_prompt, as_generator = (
@@ -231,4 +231,4 @@ def test_it_takes_a_fixed_subset_or_none(run_folder, tmp_path, monkeypatch):
     lines = read_json_lines(tmp_path / "eval/base/predictions.jsonl")
     assert len(lines) == 4 and sorted(line["label"] for line in lines) == [0, 0, 1, 1]
     limited = subset(DataSettings(limit_eval=4), "test", EXAMPLES)
-    assert [line["id"] for line in lines] == [example.id for example in limited]  # so that both are compared on all
+    assert [line["id"] for line in lines] == [example.id for example in limited]  # base and final share their items

@@ -1,4 +1,4 @@
-"""The validation split's metrics while a model is trained."""
+"""Test the validation split's metrics during training."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from zerotune.tasks.tokens import Encoded
 from zerotune.training.classification import LabelledData
 
 CPU = torch.device("cpu")
-# of the class with these odds; the third example is wrong
+# The model's class probabilities for each example; its prediction for the third is wrong.
 PROBABILITIES = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [0.25, 0.5, 0.25], [0.125, 0.125, 0.75]])
 LABELS = np.array([0, 1, 0, 2])
 NEVER = SimpleNamespace(raise_when_noted=lambda accelerator: None)

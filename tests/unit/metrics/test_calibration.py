@@ -1,4 +1,4 @@
-"""The bins of a reliability diagram, and the error that follows from them."""
+"""Test the bins of a reliability diagram and the calibration error from them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Evaluations read back: their scores and settings, paired tests on common items, and the spread over seeds."""
+"""Test reading evaluations back: scores and settings, paired tests on common items, and the spread over seeds."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def evaluation(lines, name="a", **metrics):
 
 
 def answers(*columns):
-    """Return lines of predictions.jsonl of answers with these (exact, f1)."""
+    """Return lines of predictions.jsonl for answers with these (exact, f1)."""
     return [
         {"id": f"q{number}", "label": ["gold"], "prediction": "x", "exact": exact, "f1": f1}
         for number, (exact, f1) in enumerate(columns)
@@ -50,7 +50,7 @@ def test_an_answer_is_right_where_it_is_exact_and_f1_is_its_own():
     second = evaluation(list(reversed(answers((1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.0, 0.5)))), "b")
     accuracy, f1 = paired_accuracy(first, second), paired_f1(first, second)
     assert (accuracy.num_common, accuracy.only_first, accuracy.only_second) == (3, 0, 2)
-    assert accuracy.p_value == 0.5  # two items, both for the second: 2 × (1/2)²
+    assert accuracy.p_value == 0.5  # two items differ, both favour the second: 2 × (1/2)²
     assert accuracy.accuracy_first == pytest.approx(1 / 3) and accuracy.difference == pytest.approx(2 / 3)
     assert (f1.first, f1.second, f1.difference) == (0.5, 1.0, 0.5)
 

@@ -1,4 +1,4 @@
-"""Scores of label sets by hand, against scikit-learn on resampled items, and at the edges."""
+"""Test scores of label sets by hand, against scikit-learn on resampled items, and for edge cases."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_scores_by_hand():
     metrics = label_set_metrics(LABELS, GIVEN, NAMES)
     expected = {
         "exact_match": 2 / 5,
-        "precision_micro": 4 / 5,  # right are a twice, b and micro once
+        "precision_micro": 4 / 5,  # four of the five given labels are right
         "recall_micro": 4 / 6,
         "f1_micro": 8 / 11,
         "precision_macro": (2 / 3 + 1 + 1) / 3,
@@ -43,7 +43,7 @@ def test_scores_by_hand():
 
 
 def test_the_bootstrap_is_over_items():
-    """Against scikit-learn on resampled items; standard errors are 0.01 to 0.03, two bootstraps differ by a tenth."""
+    """Compare with scikit-learn on resampled items: standard errors are 0.01-0.03, and bootstraps differ by a tenth."""
     actual, given = random_sets(300, 2)
     rows = np.random.default_rng(7).integers(0, 300, (600, 300))
     by_hand = {

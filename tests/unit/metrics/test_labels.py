@@ -1,4 +1,4 @@
-"""Scores of labels against scikit-learn and by hand, for two labels and for more."""
+"""Test label scores against scikit-learn and by hand, for two labels and for more."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_bootstrap_is_the_one_over_items():
     rows = rng.integers(0, 400, (1500, 400))
     scores = [f1_score(labels[row], predictions[row]) for row in rows]
     expected = np.quantile(scores, [0.025, 0.975])
-    # F1's standard error is 0.02 here; two bootstraps of 1,500 and 10,000 differ by about a tenth of it.
+    # F1's standard error is 0.02 here; bootstraps of 1,500 and of 10,000 resamples differ by about a tenth of it.
     intervals = confusion_intervals(confusion_matrix(labels, predictions, 2), TWO)
     assert intervals["f1_ci95"] == pytest.approx(expected, abs=0.007)
 
@@ -81,7 +81,7 @@ def test_scores_over_nothing_are_zero_with_no_interval():
     for name in ("precision", "recall", "accuracy_positive"):
         assert (metrics[name], metrics[f"{name}_ci95"]) == (0.0, None)
     assert metrics["accuracy"] == metrics["accuracy_negative"] == 1.0
-    assert metrics["f1_macro"] == 1.0  # of the one label that there is
+    assert metrics["f1_macro"] == 1.0  # only one label occurs
 
 
 def test_intervals_repeat_by_seed_and_hold_the_score():
@@ -139,7 +139,7 @@ UNPARSED_PREDICTIONS = [0, 0, 1, UNPARSABLE, 1, UNPARSABLE, UNPARSABLE]
 
 
 def test_an_unparsable_answer_is_a_miss_and_of_no_predicted_class():
-    """By hand: negative 2 of 4 found, 2 of 2 such predictions right; positive 1 of 3 found, 1 of 2 right."""
+    """By hand: 2 of 4 negatives are found, and 2 of 2 such predictions are right; 1 of 3 positives, and 1 of 2."""
     metrics = classification_metrics(UNPARSED_LABELS, UNPARSED_PREDICTIONS, TWO)
     wanted = {
         "accuracy": 3 / 7,
@@ -172,7 +172,7 @@ def test_a_third_column_without_items_changes_nothing():
 
 
 def test_unlabelled_calibrated_and_written_answers():
-    """The entries of metrics.json beside the scores of the predictions."""
+    """Test the entries of metrics.json besides the predictions' scores."""
     assert label_metrics([None, None], PredictedLabels([0, 1], {}), TWO) == {"count": 2}
     written = label_metrics([0, 1, 1, 1], PredictedLabels([0, None, 1, None], {}, written=True), TWO)
     assert (written["num_unparsable"], written["unparsable_share"], written["accuracy"]) == (2, 0.5, 0.5)
@@ -211,7 +211,7 @@ def test_three_labels_agree_with_scikit_learn(share_unparsable):
 
 
 def test_a_label_that_never_occurs_is_left_out_of_the_macro_means():
-    """As in scikit-learn, where labels are not named."""
+    """scikit-learn does the same if no labels are given."""
     metrics = classification_metrics([0, 0, 1], [0, 0, 1], THREE)
     assert metrics["accuracy"] == 1.0 and metrics["f1_macro"] == f1_score([0, 0, 1], [0, 0, 1], average="macro") == 1.0
     assert (metrics["accuracy_other request"], metrics["accuracy_other request_ci95"]) == (0.0, None)
@@ -225,7 +225,7 @@ def test_a_label_without_a_name_is_a_bug():
 
 
 def test_150_labels_are_fast():
-    """A bootstrap over all 22,500 cells of the matrix would take 1.8 GB; only the cells with items are drawn."""
+    """A bootstrap over all 22,500 cells of the matrix would take 1.8 GB, so only cells with items are drawn."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 150, 4_500)
     predictions = np.where(rng.random(4_500) < 0.9, labels, rng.integers(0, 150, 4_500))

@@ -1,4 +1,4 @@
-"""Intervals and paired tests against published examples and scipy."""
+"""Test intervals and paired tests against published examples and scipy."""
 
 import numpy as np
 import pytest
@@ -86,14 +86,14 @@ def test_holm_worked_example():
 
 
 def test_bootstrap_of_a_mean_matches_the_normal_limit():
-    # 4,000 items, 60 % ones: standard error sqrt(0.24 / 4000) = 0.007746; 10,000 resamples place a 2.5 % quantile
-    # within about 0.03 standard errors, and 0.002 is a quarter of one.
+    # 4,000 items, 60 % ones: the standard error is sqrt(0.24 / 4000) = 0.007746. 10,000 resamples place a 2.5 %
+    # quantile within about 0.03 standard errors, and 0.002 is a quarter of one.
     low, high = bootstrap_interval([1600, 2400], lambda counts: counts[:, 1] / 4000)
     assert (low, high) == pytest.approx((0.6 - 1.96 * 0.007746, 0.6 + 1.96 * 0.007746), abs=0.002)
 
 
 def test_paired_means_by_hand():
-    """Three items differ, by 1/2 each in one direction: of 8 sign patterns 2 are as extreme."""
+    """Three items differ by 1/2 each in the same direction: 2 of 8 sign patterns are as extreme."""
     first, second = np.array([0.0, 0.5, 0.25, 1.0]), np.array([0.5, 1.0, 0.75, 1.0])
     found = paired_means(first, second)
     assert (found.first, found.second) == (0.4375, 0.8125) and found.difference == 0.375

@@ -1,4 +1,4 @@
-"""BLEU, ROUGE and METEOR against their own tools' answers, and METEOR's WordNet."""
+"""Test BLEU, ROUGE and METEOR against their own tools, and finding METEOR's WordNet."""
 
 import shutil
 
@@ -25,11 +25,11 @@ def test_bleu_is_sacrebleus():
 
 
 def test_rouge_by_hand():
-    """q0: seven words written, four of them the second gold's four; q1: all four in five; q2: an empty text, 0."""
+    """q0's seven words contain the second gold's four; q1's five contain all four; q2 is empty and scores 0."""
     found = overlap()
     best = [2 * (4 / 7) / (1 + 4 / 7), 2 * (4 / 5) / (1 + 4 / 5), 0]
     assert found["rouge1"] == pytest.approx(100 * np.mean(best))
-    # pairs of q0: 3 of the 6 written, 3 of 3 in the second gold
+    # word pairs of q0: 3 of the 6 written, 3 of 3 in the second gold
     pairs = [2 * (3 / 6) / (1 + 3 / 6), 2 * (3 / 4) / (1 + 3 / 4), 0]
     assert found["rouge2"] == pytest.approx(100 * np.mean(pairs))
     assert found["rougeL"] <= found["rouge1"]
@@ -71,7 +71,7 @@ def test_meteor_knows_synonyms():
 
 @pytest.mark.skipif(not (wordnet.DEBIAN_FOLDER / "data.noun").exists(), reason="needs Debian's package wordnet-base")
 def test_nltks_own_folder_is_read_where_debians_is_not_there(monkeypatch, tmp_path):
-    """slurm/prefetch.sh copies the same files there, without a lexnames file too."""
+    """slurm/prefetch.sh copies the same files there, also without a lexnames file."""
     import nltk
 
     copied = tmp_path / "corpora" / "wordnet"

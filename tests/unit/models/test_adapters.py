@@ -1,4 +1,4 @@
-"""Adapters: how LoRA is drawn, whose weights they belong to, and those that are refused."""
+"""Test adapters: how LoRA is drawn, which base they belong to, and refused ones."""
 
 import json
 from contextlib import nullcontext
@@ -44,7 +44,7 @@ class Widenings(TorchDispatchMode):
 
 
 def pass_of(kind, method, precision, autocasts):
-    """Return logits and gradients of a classifier with an adapter that does something, and the casts of its forward."""
+    """Return a classifier's logits and gradients, with an adapter that is not zero, and its forward pass's casts."""
     folder = tiny_model(kind)
     settings = ModelSettings(folder, None, method, precision=precision)
     model = load_classifier(settings, LABELS, load_tokenizer(folder, None)).train()
@@ -120,7 +120,7 @@ def test_adapters_that_are_refused(tmp_path):
 
 
 def test_an_adapters_weights_are_those_of_its_base(tmp_path):
-    """ZeRO-3, under which all weights are float32, is for training alone."""
+    """ZeRO-3, which needs all weights in float32, is only for training."""
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "revision": "v1"}')
     given = ModelSettings(str(tmp_path), "v2", "full", precision="bf16", zero_stage=3, seed=5)
     for wanted, trained, method in (
@@ -141,7 +141,7 @@ def test_an_adapters_weights_are_those_of_its_base(tmp_path):
 
 
 def made_by_peft(folder, config, **changes):
-    """Make an adapter on the tiny Llama as peft saves it, without a config.json, and peft's own logits."""
+    """Make an adapter on the tiny Llama as peft saves it, without a config.json; return peft's own logits too."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
     adapted = get_peft_model(base, config)
     generator = torch.Generator().manual_seed(4)

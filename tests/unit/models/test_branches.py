@@ -1,4 +1,4 @@
-"""Branches that share a trunk have the logits and gradients of rows of their own, also in layers with short windows."""
+"""Branches that share a trunk get the logits and gradients of separate rows, also in layers with short windows."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from zerotune.models.generator import TextGenerator
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD = 64, 3
-# sliding windows shorter than the trunks, and than some branches
+# sliding windows are shorter than the trunks and some branches
 SHAPES = {
     "llama": {},
     "mistral": {"sliding_window": 4},
@@ -48,7 +48,7 @@ def inputs_of(laid):
 
 
 def alone(model):
-    """Return the logits after every token of the branches, each behind its trunk in its own row, without padding."""
+    """Return the logits after every token of the branches, each after its trunk in its own row, without padding."""
     found = []
     for trunk, own in zip(TRUNKS, BRANCHES, strict=True):
         for branch in own:
@@ -76,7 +76,7 @@ def test_logits_and_gradients_are_those_of_rows_of_their_own(kind, attention):
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2"])
 def test_a_window_by_index_would_be_wrong(kind):
-    """Were positions the columns, the window would hide the trunk from later branches: the test above can fail."""
+    """With columns as positions, the window would hide the trunk from later branches: the test above can fail."""
     model = model_of(kind)
     inputs = inputs_of(branch_rows(TRUNKS, BRANCHES, PAD))
     right = model(**inputs)
@@ -97,7 +97,7 @@ def test_one_branch_a_row_needs_no_mask():
     laid = branch_rows(TRUNKS, [own[:1] for own in BRANCHES], PAD)
     assert laid.is_plain and not branch_rows(TRUNKS, BRANCHES, PAD).is_plain
     model = model_of("mistral", "sdpa")
-    first = [0, 1, 2, 3, 4, 5, 9, 10]  # tokens of each trunk's first branch among all branches'
+    first = [0, 1, 2, 3, 4, 5, 9, 10]  # indices of the first branches' tokens among all branches'
     torch.testing.assert_close(model(**inputs_of(laid)), alone(model)[first], rtol=0, atol=2e-5)
 
 

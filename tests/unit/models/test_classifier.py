@@ -1,4 +1,4 @@
-"""A classifier: the pad contract, its float32 logits, and what goes through peft."""
+"""Test a classifier: the pad contract, its float32 logits, and adapters through peft."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_last_positions():
 @pytest.mark.parametrize("method", ["full", "qlora"])
 @pytest.mark.parametrize("kind", CAUSAL + ENCODERS)
 def test_a_batch_gives_the_logits_of_its_rows(kind, method):
-    """2e-5: float32 sums in another order; the tiny logits are about 1, and a wrong pool differs by about 1."""
+    """2e-5: float32 sums in another order; the tiny logits are about 1, and pooling a wrong token changes them by 1."""
     model = load(kind, method)
     with torch.no_grad():
         alone = torch.cat([model(*padded([row])) for row in ROWS])
@@ -129,7 +129,7 @@ def test_an_evaluation_between_two_steps_of_qlora_changes_no_gradient(kind):
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_attention_on_a_cpu_gives_the_logits_and_gradients_of_sdpa(kind, method):
-    """Full tuning joins the three projections, LoRA cannot; 2e-6: float32 sums in another order."""
+    """Full tuning joins the three projections, which LoRA cannot; 2e-6: float32 sums in another order."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, which uses sdpa")
     models = [load(kind, method), load(kind, method, attention="sdpa")]

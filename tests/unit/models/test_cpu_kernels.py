@@ -48,7 +48,7 @@ def causal_inputs(length, dtype):
 
 
 def masks(kind, length):
-    """Return sdpa's mask of a kind; all of them are causal."""
+    """Return sdpa's mask of a kind, None for "none"; all are causal."""
     seen = torch.ones(length, length, dtype=torch.bool).tril().expand(3, 1, length, length).clone()
     if kind == "none":
         return None
@@ -60,7 +60,7 @@ def masks(kind, length):
 @pytest.mark.parametrize("kind", ["none", "bool", "added"])
 @pytest.mark.parametrize("length", [1, 2, 9, 16, 37, 130])
 def test_causal_attention_and_its_gradients_are_those_of_sdpa(length, kind):
-    """Also with keys that heads share, in bf16: as near to float32 as sdpa is."""
+    """With keys that heads share, too; in bf16 they are as near to float32 as sdpa's."""
     module, mask = nn.Module(), masks(kind, length)
     module.num_key_value_groups = 2
     attend = AttentionInterface()["sdpa"]
@@ -93,7 +93,7 @@ def test_a_model_that_is_not_causal_sees_what_follows(said_by):
 
 def test_attention_with_dropout_keeps_its_mean_and_zeroes_whole_weights():
     (query, key, _), mask = attention_inputs(16, width=16)
-    value = torch.eye(16).expand(3, 2, 16, 16)  # the output is then the attention weights themselves
+    value = torch.eye(16).expand(3, 2, 16, 16)  # so the output is the attention weights
     added = cpu_kernels.padded_key_mask(batch_size=3, kv_length=16, attention_mask=mask)
 
     def weights(dropout):

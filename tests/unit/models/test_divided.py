@@ -1,4 +1,4 @@
-"""Which models are divided to be evaluated, and what a device then holds of them."""
+"""Test which models are divided for evaluation, and the bytes that a device then holds."""
 
 from types import SimpleNamespace
 
@@ -16,8 +16,8 @@ GIB = 2**30
     ("has_lm_head", "is_whole", "layers", "rest"),
     [
         (True, True, 13.0, 0.5),  # embedding and LM head of 131 million weights each, all in bf16
-        (False, False, 13.0, 0.25),  # an adapter's base, without the LM head
-        (False, True, 13.0, 0.5),  # tuned with a head: the embedding in float32
+        (False, False, 13.0, 0.25),  # an adapter's base, loaded without the LM head
+        (False, True, 13.0, 0.5),  # tuned with a head: the embedding is in float32
     ],
 )
 def test_a_7b_model_is_divided_where_it_fills_a_device(has_lm_head, is_whole, layers, rest):
@@ -25,13 +25,13 @@ def test_a_7b_model_is_divided_where_it_fills_a_device(has_lm_head, is_whole, la
     assert weights.layers / GIB == pytest.approx(layers, abs=0.01)
     assert weights.rest / GIB == pytest.approx(rest, abs=0.01)
     assert not weights.are_divided(8, 24 * GIB) and weights.are_divided(8, 16 * GIB)
-    assert not weights.are_divided(1, 2 * GIB)  # among whom?
+    assert not weights.are_divided(1, 2 * GIB)  # there is no other rank to share with
     assert weights.on_each(8, 24 * GIB) == weights.layers + weights.rest
     assert weights.on_each(8, 16 * GIB) == weights.rest + weights.layers / 8 + weights.layers / 32
 
 
 def test_all_ranks_divide_where_one_has_to(monkeypatch):
-    """A rank's device may be smaller; a model in 4 bits fits any."""
+    """One rank's device may be smaller than the others; a model in 4 bits is never divided."""
     model, config = ModelSettings("m", precision="bf16"), shape_config("Mistral-7B")
     two = SimpleNamespace(num_processes=2)
     monkeypatch.setattr(divided, "read_record", lambda name, revision: None)

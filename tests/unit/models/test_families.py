@@ -1,4 +1,4 @@
-"""A family is supported if tiny models of it pass here: each head and method, through final/, and every fast path.
+"""A family is supported if its tiny models pass these tests: each head and method, through final/, and every fast path.
 
 Run as a script (PYTHONPATH=.:tests python tests/unit/models/test_families.py) it writes the table of docs/models.md.
 """
@@ -45,7 +45,7 @@ from zerotune.settings.groups import ModelSettings
 pytestmark = pytest.mark.usefixtures("plain_four_bits")
 
 KINDS = (*SUPPORTED, *TEXT_PARTS)
-WITH_EXPERTS = ("mixtral",)  # no --method qlora, which would leave the experts in 16 bits
+WITH_EXPERTS = ("mixtral",)  # no --method qlora: it would leave the experts in 16 bits
 WRITERS = (*CAUSAL, *TEXT_PARTS)
 CASES = [
     (kind, head, method)
@@ -53,7 +53,7 @@ CASES = [
     for head in ("classify", "span", "generate")
     for method in ("full", "lora", "qlora")
     if (head != "generate" or kind in WRITERS) and (method != "qlora" or kind not in WITH_EXPERTS)
-    if head != "span" or method != "qlora" or kind not in TEXT_PARTS  # their parts' are here already
+    if head != "span" or method != "qlora" or kind not in TEXT_PARTS  # KINDS has their parts already
 ]
 CPU = torch.device("cpu")
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
@@ -70,7 +70,7 @@ def logits(model, head, ids=IDS, mask=MASK):
 
 
 def plain_logits(model, head, ids=IDS, mask=MASK):
-    """Return the same of a model of plain transformers or peft."""
+    """Return the same for a plain transformers or peft model."""
     output = model(input_ids=ids, attention_mask=mask)
     if head == "span":
         return torch.stack([output.start_logits, output.end_logits], dim=-1)[mask == 1]
@@ -78,7 +78,7 @@ def plain_logits(model, head, ids=IDS, mask=MASK):
 
 
 def check_trainable(model, head, method):
-    """Check that all trains in full, else an adapter on each projection and the head."""
+    """Check that full tuning trains everything, and other methods an adapter on each projection and the head."""
     trainable = {name for name, parameter in model.model.named_parameters() if parameter.requires_grad}
     if method == "full":
         assert trainable == {name for name, _ in model.model.named_parameters()}
@@ -91,11 +91,11 @@ def check_trainable(model, head, method):
     assert bool(others) == (head != "generate") and (not others & backbone or model.config.model_type in POOLERS)
 
 
-POOLERS = ("bert", "albert")  # inside of the backbone
+POOLERS = ("bert", "albert")  # inside the backbone
 
 
 def check_step(model, head):
-    """Check that a step forward and backward reaches all that trains."""
+    """Check that a forward and backward pass reaches all trained parameters."""
     model.train()
     found = logits(model, head)
     functional.cross_entropy(found, torch.arange(len(found)) % found.shape[-1]).backward()
@@ -107,7 +107,7 @@ def check_step(model, head):
 
 
 def check_narrow_layers(final, head):
-    """Check that linear layers in 16 bits change no bit of what autocast computes."""
+    """Check that linear layers stored in 16 bits give the same bits as autocast."""
     half = {"precision": "bf16", "attention": "eager"}
     wide, narrow = reloaded(final, head, **half)[0], reloaded(final, head, **half, narrow_layers=True, device="cpu")[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -136,7 +136,7 @@ def test_a_family(kind, head, method, tmp_path, monkeypatch):
     with torch.no_grad():
         found = logits(model, head)
         assert found.std() > 0.05, "the logits must differ for this to test anything"
-        # ours, again
+        # reloaded by zerotune
         settings = ModelSettings(str(tmp_path))
         if head == "generate":
             again = load_language_model(settings, CPU)
@@ -146,9 +146,9 @@ def test_a_family(kind, head, method, tmp_path, monkeypatch):
             assert torch.equal(logits(again, head), found)
             if method == "full":
                 check_narrow_layers(tmp_path, head)
-        if method == "qlora":  # test_final_folder.py runs its lines
+        if method == "qlora":  # test_final_folder.py runs its README
             return
-        # plain transformers and peft, by the lines of its README: padded, and row by row
+        # plain transformers and peft, through its README's code: padded, and row by row
         (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
         monkeypatch.chdir(tmp_path)
         names = {}
@@ -233,7 +233,7 @@ def test_the_text_part_of_a_model_of_text_and_images_gives_the_wholes_logits(kin
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_the_names_of_the_projections_name_no_other_layer(kind):
-    """A head may have a layer of the same name: peft passes over it beside its modules_to_save, other tools may not."""
+    """A head may have a layer of the same name: peft skips layers in modules_to_save, but other tools may not."""
     config = read_config(tiny_model(kind), None)
     with torch.device("meta"):
         model = classifier_class(config)(config)
@@ -243,7 +243,7 @@ def test_the_names_of_the_projections_name_no_other_layer(kind):
 
 
 def test_what_a_checkpoint_has_of_a_head_is_kept_and_the_rest_is_drawn(tmp_path):
-    """ModernBERT's masked language model has the first layer of the head; its norm is no matrix, and begins at 1."""
+    """ModernBERT's masked language model has the head's first layer; the head's norm, not a matrix, starts at 1."""
     folder = model_copy(tmp_path / "m", "modernbert")
     tokenizer, settings = load_tokenizer(str(folder), None), ModelSettings(str(folder))
     weights = load_file(folder / "model.safetensors")
@@ -260,7 +260,7 @@ def test_what_a_checkpoint_has_of_a_head_is_kept_and_the_rest_is_drawn(tmp_path)
 
 @pytest.mark.parametrize("head", ["lm_predictions.lm_head.dense", "mask_predictions.classifier"])
 def test_the_heads_of_pretraining_are_left_aside(head, tmp_path):
-    """As microsoft/deberta-v3-base has them."""
+    """microsoft/deberta-v3-base has such heads."""
     folder = model_copy(tmp_path / "m", "deberta-v2")
     weights = load_file(folder / "model.safetensors") | {f"{head}.weight": torch.zeros(2, 2)}
     save_file(weights, folder / "model.safetensors")
@@ -272,7 +272,7 @@ def test_the_heads_of_pretraining_are_left_aside(head, tmp_path):
 
 def test_experts_are_not_put_in_4_bits():
     config = read_config(tiny_model("mixtral"), None)
-    # two layers of four experts with three matrices of 32 x 48
+    # two layers with four experts, each with three matrices of 32 x 48
     with pytest.raises(Refused, match=r"would leave the experts of m, 36,864 weights, in 16 bits: use --method lora"):
         check_can_train(ModelSettings("m", method="qlora"), config, None)
     check_can_train(ModelSettings("m", method="lora"), config, None)
@@ -298,7 +298,7 @@ def test_positions_that_count_from_the_pad_id_and_those_that_change_their_meanin
 
 
 def test_code_that_has_moved_into_transformers_is_not_run(tmp_path):
-    """Phi-3's repositories name code of their own."""
+    """Phi-3's repositories name their own code."""
     auto_map = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
     folder = model_copy(tmp_path / "m", "phi3", auto_map=auto_map | {"AutoTokenizer": "Xenova/gpt-4o"})
     assert type(read_config(str(folder), None)).__module__.startswith("transformers.")

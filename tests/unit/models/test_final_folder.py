@@ -1,4 +1,4 @@
-"""final/ gives the same logits again: through zerotune, and by the lines of its README without it."""
+"""final/ gives the same logits again, through zerotune and through its README's code without it."""
 
 import copy
 import inspect
@@ -53,7 +53,7 @@ PROMPT = task_record("generate")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_a_published_classifier_with_its_labels_in_another_order(kind, method, tmp_path):
-    """Its logits come in the task's order, also after training, and its own config keeps naming its own outputs."""
+    """Its logits come in the task's order, also after training; final/ names its outputs in the checkpoint's order."""
     model, tokenizer = tuned_model(tiny_model(kind), "full")
     published, final = tmp_path / "published", tmp_path / "final"
     for folder in (published, final):
@@ -91,7 +91,7 @@ def test_loaded_by_us_it_gives_the_same_logits(head, kind, method, gathered, tmp
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS["generate"])
 def test_a_generator_loaded_for_evaluation_gives_the_same_logits(kind, method, tmp_path):
-    """An adapter that was trained in 4 bits is evaluated so unasked."""
+    """An adapter that was trained in 4 bits is evaluated in 4 bits without a flag."""
     model, tokenizer = tuned_model(tiny_model(kind), method, "generate")
     save_final(model, tokenizer, tmp_path, PROMPT)
     again = load_language_model(ModelSettings(str(tmp_path)), torch.device("cpu"))
@@ -103,7 +103,7 @@ def test_a_generator_loaded_for_evaluation_gives_the_same_logits(kind, method, t
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("head", "kind"), CASES)
 def test_the_lines_of_its_readme_give_the_same_logits(head, kind, method, tmp_path, monkeypatch):
-    """Stock pooling is by pad id: the rows here do not end with it."""
+    """The stock class pools by pad id, so the rows here do not end with it."""
     model, tokenizer = tuned_model(tiny_model(kind), method, head)
     save_final(model, tokenizer, tmp_path, task_record(head))
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
@@ -167,14 +167,14 @@ def test_a_16_bit_weight_is_never_saved(tmp_path):
 
 # --- adapters ---
 
-# transformers 5.17 leaves an adapter's head as it was drawn, with a warning; peft reads it
+# transformers 5.17 does not load an adapter's head and only warns; peft loads it
 READS_HEADS = "AuxiliaryTrainingWrapper" in inspect.getsource(transformers.integrations.peft)
 THREE = ("down", "same", "up")
 
 
 @pytest.fixture
 def hub_base(own_cache, monkeypatch):
-    """A hub id's files in an empty cache, without a network: returns a function that puts a tiny model there."""
+    """Return a function that puts a tiny model into an empty hub cache and returns its id; there is no network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     def put(kind: str) -> str:
@@ -205,7 +205,7 @@ HEADS_AND_KINDS = [
     + [("classify", "llama", "lora", True), ("span", "llama", "lora", True), ("generate", "llama", "qlora", True)],
 )
 def test_an_adapter_loads_by_the_plain_calls(head, kind, method, from_hub, tmp_path, hub_base):
-    """By its folder alone, with the labels' names and the pad id where its config is given too."""
+    """Its folder is enough; label names and pad id come with its config."""
     name = hub_base(kind) if from_hub else tiny_model(kind)
     model, tokenizer = tuned_model(name, method, head)
     save_final(model, tokenizer, tmp_path, task_record(head))
@@ -234,7 +234,7 @@ def test_an_adapter_loads_by_the_plain_calls(head, kind, method, from_hub, tmp_p
 
 
 def test_an_encoders_span_adapter_reads_token_types_by_its_base_model(tmp_path):
-    """peft's own class drops them."""
+    """peft's own class drops the token types."""
     model, tokenizer = tuned_model(tiny_model("bert"), "lora", "span")
     save_final(model, tokenizer, tmp_path, task_record("span"))
     ids = torch.tensor([[1, 7, 2, 5, 2]])
@@ -250,7 +250,7 @@ def test_an_encoders_span_adapter_reads_token_types_by_its_base_model(tmp_path):
 
 @pytest.mark.skipif(not READS_HEADS, reason="this transformers leaves out the head of an adapter")
 def test_an_adapter_with_other_than_two_labels_and_a_base_without_a_pad(tmp_path):
-    """The config is needed: without it the call fails on the head's shape, and never answers with another one."""
+    """The config is needed: without it the call fails on the head's shape instead of using a random head."""
     folder, final = model_copy(tmp_path / "base", pad_token_id=None), tmp_path / "final"
     final.mkdir()
     tokenizer = load_tokenizer(str(folder), None)
@@ -262,7 +262,7 @@ def test_an_adapter_with_other_than_two_labels_and_a_base_without_a_pad(tmp_path
     plain = AutoModelForSequenceClassification.from_pretrained(final, config=config)
     torch.testing.assert_close(plain_logits(plain), logits(model), atol=2e-6, rtol=0)
     classify = pipeline("text-classification", model=plain, tokenizer=load_tokenizer(str(final), None), top_k=None)
-    texts = ["good film", "bad"]  # together: the model knows its pad
+    texts = ["good film", "bad"]  # in one batch: the model knows its pad
     assert all({answer["label"] for answer in answers} == set(THREE) for answers in classify(texts, batch_size=2))
     with pytest.raises(RuntimeError):
         AutoModelForSequenceClassification.from_pretrained(final)
@@ -294,7 +294,7 @@ def test_an_adapter_of_before_with_its_config_beside_it_is_read(tmp_path):
 
 
 def test_where_a_local_base_is_recorded(tmp_path, monkeypatch):
-    """No file has a path of this machine; other libraries find the base from where the run was started."""
+    """No file contains a path of this machine; other libraries find the base from the run's working directory."""
     folder = Path(tiny_model("llama"))
     monkeypatch.chdir(folder.parent)
     tokenizer = load_tokenizer("llama", None)
@@ -323,7 +323,7 @@ def test_an_adapter_that_was_moved_with_its_base(tmp_path):
     read_model(ModelSettings(str(final)), "sst2", LABELS)
     assert adapter_base(final) == (str(after / "models" / "llama"), None)
     assert torch.equal(logits(reloaded(final)[0]), logits(model))
-    (after / "models").rename(tmp_path / "elsewhere")  # and the base once more: task.json says where to
+    (after / "models").rename(tmp_path / "elsewhere")  # move the base again: task.json says where
     record = json.loads((final / "task.json").read_text())
     (final / "task.json").write_text(json.dumps(record | {"base_model": "../../../elsewhere/llama"}))
     read_model(ModelSettings(str(final)), "sst2", LABELS)
@@ -332,7 +332,7 @@ def test_an_adapter_that_was_moved_with_its_base(tmp_path):
 
 @pytest.mark.parametrize("read_through_link", [True, False])
 def test_the_base_of_an_adapter_is_found_through_a_link_to_another_disk(read_through_link, tmp_path):
-    """Runs often are a link to the scratch disk, whose ".." is not that of the link."""
+    """runs/ is often a link to the scratch disk, and the target's ".." is not the link's."""
     folder = Path(tiny_model("llama"))
     (tmp_path / "disk" / "deep" / "runs").mkdir(parents=True)
     runs = tmp_path / "runs"

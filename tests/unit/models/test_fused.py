@@ -1,4 +1,4 @@
-"""Fused passes: the stock model's logits and gradients in float32, no worse ones in 16 bits, compiled once."""
+"""Fused passes give the stock model's logits and gradients in float32, no worse ones in 16 bits, and compile once."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from zerotune.settings.groups import ModelSettings
 
 CPU = torch.device("cpu")
 BERT_LIKE = ("distilbert", "bert", "roberta", "xlm-roberta", "electra", "deberta-v2")
-UNUSUAL_LAYERS = {"qwen3_5_text", "olmo2", "olmo3", "granite"}  # which keep their residual sums and plain products
+UNUSUAL_LAYERS = {"qwen3_5_text", "olmo2", "olmo3", "granite"}  # their residual sums and products are not fused
 
 
 def model_of(kind, method="full", precision="fp32", recomputes=False):
@@ -53,7 +53,7 @@ def outcome(model, precision="fp32", num_rows=3, length=9, seed=0):
 
 
 def expected_passes(kind, way):
-    """Return what is fused in a family: an encoder has layer norms with a bias, Mixtral experts."""
+    """Return the passes that are fused in a family: an encoder has layer norms with a bias, Mixtral has experts."""
     if kind in BERT_LIKE:
         return {LAYER_NORM, ADAPTER if way == "lora" else PRODUCT}
     layers = {NORM, ROTARY, GATE, RESIDUAL} if kind in CAUSAL else set()
@@ -87,7 +87,7 @@ def test_fused_passes_give_the_stock_models_logits_and_gradients(kind, way):
 
 
 def test_dropout_before_a_layer_norm():
-    """What is dropped adds nothing and gets no gradient; the rest is scaled, as `torch.nn.Dropout` does."""
+    """Dropped values add nothing and get no gradient; the rest is scaled, as in `torch.nn.Dropout`."""
     torch.manual_seed(0)
     residual, added = torch.randn(40, 8), torch.randn(40, 8, requires_grad=True)
     weight, bias = torch.randn(8), torch.randn(8)
@@ -112,7 +112,7 @@ def test_other_models_of_the_family_rotate_as_before(monkeypatch):
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3", "phi3", "roberta", "distilbert"])
 def test_fused_passes_round_no_more_than_the_stock_ones(kind, method):
-    """Distances are from the same weights in float32. In a few texts two roundings differ by a third either way."""
+    """Distances are from the same weights in float32. With few texts, either rounding may be a third better."""
     ratios = []
     for seed in range(5):
         model = model_of(kind, method, "bf16")
@@ -125,7 +125,7 @@ def test_fused_passes_round_no_more_than_the_stock_ones(kind, method):
 
 
 def distance(found, exact):
-    """Return how far logits and gradients are from others, as one vector."""
+    """Return the distance of logits and gradients from others, taken as one vector."""
     return sum((found[name] - exact[name]).square().sum().item() for name in exact) ** 0.5
 
 
@@ -139,7 +139,7 @@ def test_other_lengths_compile_nothing_new(kind, monkeypatch):
     outcome(model, "bf16")
     num_compiled = counters["stats"]["unique_graphs"]
     assert num_compiled >= (8 if kind == "llama" else 3)
-    # one row of pooled tokens, an encoder's batch of one text, would be another kernel
+    # an encoder's batch of one text has one row of pooled tokens, which would be another kernel
     for num_rows, length in ((2, 11), (7, 3), (1 if kind == "llama" else 3, 20)):
         outcome(model, "bf16", num_rows, length)
     assert counters["stats"]["unique_graphs"] == num_compiled
@@ -147,7 +147,7 @@ def test_other_lengths_compile_nothing_new(kind, monkeypatch):
 
 
 def test_many_widths_compile_in_another_thread(monkeypatch):
-    """A GPU's backward pass has a thread of its own, with torch's own limits."""
+    """A GPU's backward pass has its own thread, with torch's own limits."""
     monkeypatch.setattr(fused_kernels, "_BACKEND", "eager")
     forget_compiled_passes()
     widths = range(2, 24, 2)
@@ -173,7 +173,7 @@ def forget_compiled_passes():
 
 
 def test_where_passes_are_fused(monkeypatch):
-    """In 16 bits where kernels give the right numbers, unless told not to; a line where it was expected."""
+    """In 16 bits, if the kernels are right and no flag forbids it; a line says why if they are missing unexpectedly."""
     monkeypatch.setattr(fused, "kernels_fail", lambda *_: None)
     monkeypatch.setattr(fused_kernels, "_compiling", set())
     gpu, narrow = torch.device("cuda"), ModelSettings("m", precision="bf16")

@@ -1,4 +1,4 @@
-"""A generator: what trains, its types and counts, its tied LM head, and the logits of a frozen one."""
+"""Test a generator: trained parameters, types and counts, its tied LM head, and the logits of a frozen one."""
 
 from types import SimpleNamespace
 
@@ -96,7 +96,7 @@ def test_logits_of_some_tokens_are_those_of_all_tokens():
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "granite"])
 def test_log_likelihoods_of_answers_need_a_part_of_the_vocabulary_at_a_time(kind, monkeypatch):
-    """Gemma-2 caps its logits and Granite divides them, and the sums of the parts are merged; with a peft head too."""
+    """Gemma-2 caps its logits and Granite divides them; the parts' sums are merged, also with peft's wrapped head."""
     model = seeded_model(kind, 0, 61, initializer_range=0.3)
     hidden, targets = (
         3 * torch.randn(5, 32, generator=torch.Generator().manual_seed(0)),
@@ -117,7 +117,7 @@ def test_log_likelihoods_of_answers_need_a_part_of_the_vocabulary_at_a_time(kind
 
 @pytest.mark.parametrize("scale", [0.02, 1.0])
 def test_the_likeliest_token_is_that_of_the_float32_logits(scale):
-    """In bf16 many of these logits tie, and the first of them is the wrong one."""
+    """In bf16 many of these logits tie, and taking the first would be wrong."""
     generator = torch.Generator().manual_seed(0)
     head = float32_linear(nn.Linear(64, 4000, bias=False), cast_weights=False).requires_grad_(False)
     head.weight.data = (scale * torch.randn(4000, 64, generator=generator)).bfloat16()

@@ -1,4 +1,4 @@
-"""Names and sizes of parameters, and layers that stay float32."""
+"""Test names and sizes of parameters, and layers that stay float32."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_a_float32_layer_keeps_the_parameters_themselves():
 
 
 def test_a_frozen_head_on_a_cpu_gives_float32s_logits_part_by_part(monkeypatch):
-    monkeypatch.setattr(fused_functions, "_OUTPUTS_AT_ONCE", 16)  # the last part has two
+    monkeypatch.setattr(fused_functions, "_OUTPUTS_AT_ONCE", 16)  # the last part has two rows
     head = float32_linear(nn.Linear(64, 50, bias=False).bfloat16(), cast_weights=False).requires_grad_(False)
     hidden, upstream = torch.randn(2, 3, 64).bfloat16().requires_grad_(), torch.randn(2, 3, 50)
     exact = nn.functional.linear(hidden.float(), head.weight.float())
@@ -56,7 +56,7 @@ def test_a_frozen_head_on_a_cpu_gives_float32s_logits_part_by_part(monkeypatch):
 
 
 def test_a_frozen_head_in_bf16_multiplies_without_copies_where_the_device_can(monkeypatch):
-    """A GPU's product of 16-bit matrices with a float32 result is played here by a float32 one."""
+    """A float32 product stands in for a GPU's product of 16-bit matrices with a float32 result."""
     head = float32_linear(nn.Linear(64, 50, bias=False).bfloat16(), cast_weights=False).requires_grad_(False)
     hidden = torch.randn(2, 3, 64).bfloat16().requires_grad_()
     upstream = torch.randn(2, 3, 50)

@@ -1,4 +1,4 @@
-"""Loading a model: types, trained parameters, how a head is drawn; and checkpoints that are refused."""
+"""Test loading a model: types, trained parameters, how a head is drawn; and refused checkpoints."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_base_of_lora_stays_float32_under_zero_3():
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "roberta"])
 def test_the_drawn_head_depends_on_the_seed_only(kind):
-    """BERT's pooler is published here, so that only its classifier is drawn."""
+    """BERT's pooler comes from its checkpoint here, so only its classifier is drawn."""
     state = torch.get_rng_state()
     first = head_of(load(tiny_model(kind)))
     assert torch.equal(torch.get_rng_state(), state), "loading must not move the caller's random state"
@@ -110,7 +110,7 @@ def test_the_drawn_head_depends_on_the_seed_only(kind):
     for name, parameter in first.items():
         if "pooler" not in name:
             spread = parameter.std().item() if name.endswith("weight") else parameter.abs().max().item()
-            # 64 normal draws or more: their deviation is within 30 % of 0.2 but once in 1,500 seeds.
+            # The deviation of at least 64 normal draws is within 30 % of 0.2, except for one seed in 1,500.
             assert spread == pytest.approx(0.2 if name.endswith("weight") else 0.0, rel=0.3)
 
 

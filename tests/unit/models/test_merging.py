@@ -1,4 +1,4 @@
-"""A merged adapter gives the adapter's logits, as a plain model that everything here reads; or nothing is written."""
+"""A merged adapter is a plain model with the adapter's logits, readable everywhere; otherwise nothing is written."""
 
 import json
 import re
@@ -28,7 +28,7 @@ AUTO = {
 
 
 def run_of(folder, base, method="lora", head="classify", **settings):
-    """Make a run folder that has only final/; return it and the model in it."""
+    """Make a run folder with only final/; return it and its model."""
     model, tokenizer = tuned_model(base, method, head, **settings)
     (folder / "final").mkdir(parents=True)
     save_final(model, tokenizer, folder / "final", task_record(head))
@@ -60,7 +60,7 @@ def test_the_merged_model_gives_the_adapters_logits(head, kind, tmp_path):
     else:
         found = logits(reloaded(target, head)[0], head)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
-    if kind != "gemma2" or head != "span":  # of which transformers has no class
+    if kind != "gemma2" or head != "span":  # transformers has no class for it
         plain = AUTO[head].from_pretrained(target, attn_implementation="eager")  # sdpa drops Gemma-2's cap in 5.17
         torch.testing.assert_close(plain_logits(plain, head), wanted, atol=1e-5, rtol=0)
         assert plain.config.pad_token_id == 3
@@ -75,7 +75,7 @@ def test_the_merged_model_gives_the_adapters_logits(head, kind, tmp_path):
 
 @pytest.mark.parametrize("head", ["classify", "generate"])
 def test_a_qlora_adapter_is_merged_into_the_16_bit_base(head, tmp_path):
-    """The logits are those of the adapter on that base; what NF4 changed in training is said beside them."""
+    """The logits are the adapter's on that base; the message also gives the difference that NF4 made in training."""
     run, _ = run_of(tmp_path / "run", in_bf16(tmp_path / "base"), "qlora", head, precision="bf16")
     target = tmp_path / "merged"
     merged = merge_adapter(adapter_of_run(run), target, None)
@@ -156,7 +156,7 @@ def test_a_target_that_cannot_be_written_is_refused(tmp_path):
         with pytest.raises(Refused, match=f"--merge must name a.*{words}"):
             check_target(target, run)
     (tmp_path / "new").mkdir()
-    check_target(tmp_path / "new", run)  # an empty one may be there
+    check_target(tmp_path / "new", run)  # an empty folder may exist
     check_target(tmp_path / "another", run)
 
 

@@ -1,4 +1,4 @@
-"""The code of final/README.md, run as a reader would: it prints what zerotune predicts."""
+"""Run the code of final/README.md as a reader would: it prints zerotune's predictions."""
 
 import ast
 import contextlib
@@ -35,7 +35,7 @@ MANY = tuple(f"class {number}" for number in range(20))
 
 
 def printed(final, **texts):
-    """Run the README's code from another working directory, with its texts replaced; return the lines it prints."""
+    """Run the README's code from another working directory with its texts replaced; return the printed lines."""
     (code,) = re.findall(r"```python\n(.*?)```", (final / "README.md").read_text(), re.DOTALL)
     for name, text in {"folder": str(final), **texts}.items():
         line = f"{name} = {text!r}"
@@ -72,7 +72,7 @@ def test_a_classifier_prints_its_labels_with_probabilities(kind, method, labels,
 
 
 def test_an_encoder_prints_what_it_predicts_of_a_pair(tmp_path):
-    """The two texts are two segments."""
+    """The two texts are separate segments."""
     tokenizer = pair_tokenizer()
     model = load_classifier(ModelSettings(tiny_model("bert"), None, "full"), ("no", "yes"), tokenizer)
     move_weights(model.eval())
@@ -139,7 +139,7 @@ def test_a_span_finder_prints_its_answer_or_that_there_is_none(kind, method, thr
 
 
 def learned_by_heart(model, tokenizer, rows):
-    """Train a generator until it writes the second text of each pair after the first, and ends there."""
+    """Train a generator until it continues the first part of each pair with the second, and stops there."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-2)
     for _ in range(60):
@@ -157,7 +157,7 @@ def learned_by_heart(model, tokenizer, rows):
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_generator_prints_the_label_that_it_writes(method, chat, tmp_path):
-    """Label words of several tokens, of which one begins like another; the labels have other names."""
+    """Label words have several tokens, one is a prefix of another, and the labels have different names."""
     folder = tmp_path / "base"
     character_model(folder, CHAT_TEMPLATE if chat else None)
     tokenizer = load_tokenizer(str(folder), None)
@@ -175,7 +175,7 @@ def test_a_generator_prints_the_label_that_it_writes(method, chat, tmp_path):
     assert printed(final, text="buy") == ["O"] and printed(final, text="hi") == ["H"]
 
 
-# Turns end with a special token that is not the tokenizer's eos; after it a model writes anything.
+# Turns end with a special token that is not the tokenizer's eos; a model may write anything after it.
 ENDS_TURNS = CHAT_TEMPLATE.replace("{{ turn.content }}", "{{ turn.content }}<unk>")
 
 

@@ -1,4 +1,4 @@
-"""Files of a model: missing and damaged ones, and their identity."""
+"""Test a model's files: missing and damaged ones, and their identity."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How far weights moved, against the whole matrices."""
+"""Test how far weights moved, against computing it from the whole matrices."""
 
 import json
 import math

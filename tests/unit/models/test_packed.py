@@ -1,4 +1,4 @@
-"""Packed rows: the padded model's logits and gradients, without padding, a mask or a question to the device."""
+"""Packed rows give the padded model's logits and gradients, without padding, a mask or a read from the device."""
 
 import sys
 from dataclasses import replace
@@ -35,7 +35,7 @@ LOADERS = {
 
 
 def padded_batch():
-    """Texts of several lengths, one longer than the tiny models' sliding windows, padded on the right."""
+    """Make texts of several lengths, one longer than the tiny models' sliding windows, padded on the right."""
     generator = np.random.default_rng(0)
     ids = np.full((len(LENGTHS), max(LENGTHS)), 3)
     for row, length in enumerate(LENGTHS):
@@ -45,7 +45,7 @@ def padded_batch():
 
 
 def generator_inputs(inputs):
-    """The positions of each text's last two tokens."""
+    """Return a generator's padded and packed inputs, with the positions of each text's last two tokens."""
     owners, columns = (
         np.repeat(np.arange(len(LENGTHS)), 2),
         np.array([end - back for end in LENGTHS for back in (2, 1)]),
@@ -97,7 +97,7 @@ def test_packed_rows_give_the_padded_models_logits_and_gradients(kind, head, way
 @pytest.mark.parametrize("head", ["classify", "span"])
 @pytest.mark.parametrize("kind", [kind for kind in PACKED if kind not in CAUSAL])
 def test_padded_rows_of_an_encoder_ask_the_device_nothing(kind, head, monkeypatch):
-    """In full tuning, where scores have dropout, its rows are padded; sdpa's mask is made without a look at it."""
+    """Full tuning, with dropout on scores, pads an encoder's rows; sdpa's mask is made without reading the device."""
     settings = ModelSettings(tiny_model(kind), None, "full", attention="sdpa", drop_unpooled=False)
     model = LOADERS[head](settings, load_tokenizer(tiny_model(kind), None)).eval()
     inputs = padded_batch()
@@ -133,7 +133,7 @@ def test_who_reads_packed_rows():
 
 
 def test_what_a_gpu_packs(monkeypatch):
-    """By default where the kernel gives the reference's numbers; what it cannot do, and float32, are refused."""
+    """By default it packs if the kernel gives the reference's numbers; float32 and impossible cases are refused."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: True)
     config, narrow = read_config(tiny_model("llama"), None), ModelSettings("m", precision="bf16")
@@ -148,7 +148,7 @@ def test_what_a_gpu_packs(monkeypatch):
     with pytest.raises(Refused, match="scores capped as gemma2 needs it want flash-attn"):
         attention_kernel("varlen", capped)
     monkeypatch.setattr(packed, "is_flash_attn_2_available", lambda: True)
-    assert packs_rows(narrow, capped) and attention_kernel("varlen", capped) == "eager"  # where rows are padded
+    assert packs_rows(narrow, capped) and attention_kernel("varlen", capped) == "eager"  # for padded rows
     monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: not caps_scores)
     assert packs_rows(narrow, config) and not packs_rows(narrow, capped)
     monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: False)
@@ -163,7 +163,7 @@ def test_what_a_gpu_packs(monkeypatch):
 )
 @pytest.mark.parametrize("takes_groups", [True, False])
 def test_what_the_gpus_kernel_is_given(monkeypatch, causal, window, sides, takes_groups):
-    """16 bits, [tokens, heads, dim], and the sides that a token sees, its own place not counted."""
+    """It gets 16 bits, [tokens, heads, dim], and the number of tokens seen on each side, without the token itself."""
     from torch.nn.attention import varlen
 
     given = {}
@@ -192,7 +192,7 @@ def test_what_the_gpus_kernel_is_given(monkeypatch, causal, window, sides, takes
 
 
 def test_capped_scores_are_flash_attns(monkeypatch):
-    """Called with its own argument names, it gets the reference's numbers back into the row."""
+    """flash-attn is called with its own argument names, and its result goes back into the row."""
 
     def flash_attn_varlen_func(query, key, value, bounds, bounds_k, longest, longest_k, *, softmax_scale, **how):
         assert bounds is bounds_k and longest == longest_k == 15 and query.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Counts: the published figures at real shapes on the meta device, and logical sizes in 4 bits."""
+"""Test parameter counts: published figures for real shapes on the meta device, and logical sizes in 4 bits."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_llama_3_2_1b_with_a_span_head_has_the_published_count():
 
 
 def test_distilbert_and_bert_have_the_published_counts():
-    """The encoders' known sizes; a head is 768² + 768 and 2 × 768 + 2, where BERT's first part is its pooler."""
+    """The encoders' sizes are known; a head has 768² + 768 and 2 × 768 + 2 weights. BERT's first part is its pooler."""
     for kind, encoder, head, drawn in (
         ("distilbert", 66_362_880, 592_130, 592_130),
         ("bert", 109_482_240, 592_130, 1_538),

@@ -1,4 +1,4 @@
-"""A model's config and tokenizer: what they must be like, and what is refused before a weight is read."""
+"""Test the requirements for a model's config and tokenizer, and the refusals before a weight is read."""
 
 import json
 
@@ -187,7 +187,7 @@ def test_a_model_that_was_tuned_for_something_else_is_refused(tmp_path, task, he
     with pytest.raises(Refused, match=f"was tuned for {task}, and this is {wanted}: evaluate it with {script}"):
         check_tuned_for(str(tmp_path), None, wanted)
     check_tuned_for(str(tmp_path), None, task)
-    (tmp_path / "task.json").write_text('{"task": "text-generation"}')  # of another tool
+    (tmp_path / "task.json").write_text('{"task": "text-generation"}')  # another tool's file
     check_tuned_for(str(tmp_path), None, wanted)
 
 

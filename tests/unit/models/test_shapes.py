@@ -1,4 +1,4 @@
-"""The shapes that plans know: each has the published number of parameters."""
+"""Each shape that plans know has the published number of parameters."""
 
 import pytest
 

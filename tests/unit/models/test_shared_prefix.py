@@ -1,4 +1,4 @@
-"""A prefix that is computed once: hidden states are those of whole rows, and nothing of the prefix is copied."""
+"""A prefix computed once gives the hidden states of whole rows, and no part of it is copied."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 PREFIX = [1, 4, 6, 7, 8, 10, 5, 9, 11, 30, 31, 32]
 TAILS = [[5, 9, 11, 4, 12, 20, 21, 22, 23], [11], [12, 13, 17]]
 LENGTHS = np.array([len(tail) for tail in TAILS])
-# A window is shorter than the prefix and reaches into it from some tokens only; or all of it is within a prompt.
+# Some windows are shorter than the prefix, so only some tokens see into it; others are longer than any prompt.
 MIXED = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4}
 CASES = {
     "llama": ("llama", {}),
@@ -71,7 +71,7 @@ def test_hidden_states_are_those_of_whole_rows(name):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("llama", "qwen3", "mistral, window 40")])
 def test_the_cases_differ_in_what_they_are_there_for(name):
-    """Without its windows, caps and scales, a case has other hidden states."""
+    """Without its windows, caps and scales, a case has different hidden states."""
     kind, own = CASES[name]
     plain = {"sliding_window": None, "attn_logit_softcapping": None, "attention_multiplier": 1.0}
     changed = {part: plain[part] for part in own if part in plain} or {"num_key_value_heads": 2}
@@ -94,7 +94,7 @@ def test_in_16_bits_it_is_as_near_as_the_model_itself(name):
 
 
 def test_the_prefix_is_neither_copied_for_rows_nor_for_heads(monkeypatch):
-    """All queries meet one copy of the keys, 2 heads for 4 of the queries; the last layer has the asked ones alone."""
+    """All queries use one copy of the keys, 2 heads for their 4; the last layer computes only the requested queries."""
     model, seen = model_of("llama"), []
     real = module._Kernel.__call__
 
@@ -121,7 +121,7 @@ def test_a_batch_reads_nothing_from_the_device(name):
 
 
 def test_masks_are_made_once_for_all_layers(monkeypatch):
-    """Four layers, two of them with a window: masks of a batch are for its own tokens, and for the prefix's."""
+    """Of four layers two have a window; a batch needs one mask for its own tokens and one for the prefix's."""
     model, made = model_of("gemma3, mixed windows"), []
     prefix, real = shared_prefix(model, PREFIX, CPU), torch.Tensor.masked_fill_
     monkeypatch.setattr(torch.Tensor, "masked_fill_", lambda self, *args: made.append(self.shape) or real(self, *args))
@@ -142,7 +142,7 @@ def test_rows_that_begin_alike_are_kept_once_and_read_whole(rows):
     for row in rows:
         found.append(row)
     assert [list(row) for row in found] == rows and found.lengths.tolist() == list(map(len, rows))
-    first, last = min(rows), max(rows)  # in lexical order these differ soonest
+    first, last = min(rows), max(rows)  # these have the shortest common prefix
     common = next((place for place, pair in enumerate(zip(first, last, strict=False)) if len({*pair}) > 1), len(first))
     assert list(found.head) == first[:common]
     assert sum(map(len, found.tails)) == sum(map(len, rows)) - common * len(rows)

@@ -1,4 +1,4 @@
-"""A span head on every backbone: nothing else is random, float32 throughout, the same alone and in a batch."""
+"""Test a span head on every backbone: nothing else is random, it is float32, and a batch gives the same logits."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def load(kind, method="full", **settings):
 
 @pytest.mark.parametrize("kind", CAUSAL + ENCODERS)
 def test_the_backbone_is_the_checkpoints(kind):
-    """transformers' own class leaves Llama's random; ours gives the hidden states of the plain backbone."""
+    """transformers' own class leaves Llama's backbone random; ours gives the plain backbone's hidden states."""
     model, plain = load(kind), AutoModel.from_pretrained(tiny_model(kind)).eval()
     ids, mask = padded(ROWS[:1])
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_a_batch_gives_the_logits_of_its_rows(kind, method):
 
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_only_the_last_token_has_seen_the_whole_context(kind):
-    """Hence the place of "no answer" in a causal model's row."""
+    """That is why "no answer" is at a causal model's last token."""
     model = load(kind)
     other = [*ROWS[2][:4], 13, 13, *ROWS[2][6:]]
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_the_drawn_head_depends_on_the_seed_only():
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "distilbert", "bert"])
 def test_a_published_span_head_is_kept(kind, tmp_path):
-    """Llama's is called `transformer.` in transformers' class."""
+    """transformers' class names Llama's backbone `transformer.`."""
     stock = AutoModelForQuestionAnswering.from_config(read_config(tiny_model(kind), None)).eval()
     stock.save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tiny_model(kind), None)

@@ -1,4 +1,4 @@
-"""The tiny model of `--sample`: a Llama and a tokenizer that fit, also when two processes write them at once."""
+"""Test the tiny model of `--sample`: a Llama and a matching tokenizer, also if two processes write them at once."""
 
 import hashlib
 import shutil

@@ -1,4 +1,4 @@
-"""An upload on a hub of our own, with the real client: its files, its card, and what goes wrong."""
+"""Test uploads to a fake hub with the real client: files, card, and errors."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ from zerotune.settings.groups import FlagRecord, RunSettings
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A local base model with a card, in a folder whose name must not leave the machine."""
+    """Make a local base model with a card, in a folder whose name must not leave the machine."""
     folder = model_copy(tmp_path_factory.mktemp("secret-disk") / "llama")
     (folder / "README.md").write_text("---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n# Llama\n")
     return folder
@@ -30,7 +30,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(base, tmp_path_factory):
-    """Runs by method, with an evaluation and a page that name paths of this machine."""
+    """Make a run for each method, with an evaluation and a page that name paths of this machine."""
     folder = tmp_path_factory.mktemp("runs")
     for method in ("full", "lora"):
         model, tokenizer = tuned_model(str(base), method)
@@ -47,7 +47,7 @@ def runs(base, tmp_path_factory):
 
 @pytest.fixture
 def hub(base, tmp_path, monkeypatch):
-    """A hub with the base model, which this process's client asks, without waiting between its tries."""
+    """Start a hub with the base model for this process's client, which does not wait between its attempts."""
     files = {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
     with FakeHub({("models", "org/llama"): files}) as hub:
         for name, value in {
@@ -81,7 +81,7 @@ def test_a_run_is_uploaded_without_paths_of_this_machine_and_loads_from_there(ru
     assert json.loads(files["eval/base/metrics.json"]) == {"model": "llama", "prompt": "and/or {text}"}
     assert "org/new" in hub.private and "(private: its settings there make it public)" in capsys.readouterr().out
     folder = snapshot_download("org/new")
-    check_final(folder)  # the hashes are of the files as they are there
+    check_final(folder)  # the hashes match the uploaded files
     model = AutoModelForSequenceClassification.from_pretrained("org/new", dtype="float32")
     assert model.config.id2label[0] == LABELS[0] and AutoTokenizer.from_pretrained("org/new").pad_token is not None
 
@@ -161,7 +161,7 @@ def test_a_broken_connection_is_tried_again_and_an_upload_that_broke_resumes(run
     upload(runs / "full", "org/new")
     assert uploaded(hub)["model.safetensors"] == uploaded(hub, "org/first")["model.safetensors"]
     sent = sum(line.startswith("PUT") for line in hub.requests)
-    del hub.repositories["models", "org/new"]["model.safetensors"]  # the commit was lost, the weights had arrived
+    del hub.repositories["models", "org/new"]["model.safetensors"]  # the weights arrived, the commit was lost
     upload(runs / "full", "org/new")
     assert sum(line.startswith("PUT") for line in hub.requests) == sent and "model.safetensors" in uploaded(hub)
 

@@ -1,4 +1,4 @@
-"""Training the used rows alone gives what training the whole table gives."""
+"""Training only the used rows gives the same result as training the whole table."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ FACTORS = [0.5, 1.0, 0.75, 0.25]
 
 
 def train(kind: str, only_used: bool):
-    """Take four AdamW steps on ids 5…12; returns the stock model."""
+    """Take four AdamW steps on ids 5…12. Returns the classifier."""
     folder = tiny_model(kind)
     tokenizer = load_tokenizer(folder, None)
     classifier = load_classifier(ModelSettings(folder, None, "full"), LABELS, tokenizer)
@@ -53,7 +53,7 @@ def test_same_weights_as_the_whole_table(kind):
     ours, theirs = part.stock_model.state_dict(), whole.stock_model.state_dict()
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
-        # float32 rounding of four steps of rate 1e-2: the unused rows decay in one product instead of four
+        # rounding in float32 over four steps: the unused rows decay in one product instead of four
         torch.testing.assert_close(ours[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
 
 

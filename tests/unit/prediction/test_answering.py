@@ -1,4 +1,4 @@
-"""Scores to answers and probabilities, and what a model's folder says of how it answers."""
+"""Test turning scores into answers and probabilities, and how a model's folder determines its way to answer."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def settings(model, **changes):
 
 
 def answers(model, items, **changes):
-    """Return the answers of a model to items (tuples of texts)."""
+    """Return a model's answers to items (tuples of texts)."""
     answerer = answerer_of(settings(model, **changes))
     items = [Item(texts, f"row {number}") for number, texts in enumerate(items)]
     answerer.check(items)
@@ -50,7 +50,7 @@ def test_labels_are_ranked_by_probability():
     first, second = label_columns(scores, ("a", "b", "c"), 2)
     top = [{"label": "b", "probability": 0.5}, {"label": "c", "probability": 0.3}]
     assert first == {"prediction": "b", "probability": 0.5, "top_k": top}
-    assert [each["label"] for each in second["top_k"]] == ["a", "c"]  # of equal ones the first label
+    assert [each["label"] for each in second["top_k"]] == ["a", "c"]  # a tie goes to the first label
     assert label_columns(scores, ("a", "b", "c"), 1)[0] == {"prediction": "b", "probability": 0.5}
 
 
@@ -81,7 +81,7 @@ def test_no_answer_competes_with_the_spans():
 
 
 def test_a_written_answer_has_the_likelihood_of_its_tokens(tmp_path):
-    """Also of "no answer", for two questions about one context and one about another."""
+    """So has "no answer", for two questions about one context and one about another."""
     from transformers import AutoModelForCausalLM
 
     from zerotune.models.pretrained import read_config
@@ -120,7 +120,7 @@ def test_a_written_answer_has_the_likelihood_of_its_tokens(tmp_path):
 
 
 def test_a_pair_is_read_as_it_was_tuned(tmp_path):
-    """A causal model's pair is one text with the names of the run's columns, whatever the new file calls them."""
+    """A causal model's pair is one text with the run's column names, whatever the new file calls them."""
     final = tmp_path / "final"
     final.mkdir()
     save_final(*tuned_model(tiny_model("llama"), "full"), final, task_record(task="classify"))
@@ -189,7 +189,7 @@ def test_a_tuned_head_answers_as_it_did_before_it_was_saved(tmp_path, kind, meth
 
 @pytest.mark.parametrize("is_tuned", [False, True])
 def test_a_causal_model_answers_by_the_likelihood_of_the_labels(tmp_path, is_tuned):
-    """Published, it is asked with the prompt of the user's own labels; tuned, with the prompt that task.json has."""
+    """A published model gets the prompt for the user's own labels, a tuned one the prompt in task.json."""
     character_model(tmp_path / "base")
     folder, labels, words = tmp_path / "base", ("ham", "junk mail"), ("ham", "junk mail")
     prompt = "Give each text one of these labels: ham, junk mail.\n\nText: {text}\nLabel:"

@@ -1,4 +1,4 @@
-"""Rows to chunks: bounded in rows and characters, the same wherever the reading begins, and none kept."""
+"""Chunks of rows are bounded in rows and characters, are the same wherever reading begins, and are not kept."""
 
 import weakref
 from itertools import chain
@@ -12,7 +12,7 @@ from zerotune.tasks.row_stream import Row, RowStream
 
 
 class Fields(dict):
-    """A row that can be watched."""
+    """A row that tests can watch with weak references."""
 
 
 READER = Reader(("text",), (str.strip,))
@@ -41,7 +41,7 @@ def test_a_file_of_any_size_holds_the_rows_of_two_chunks_at_most():
 
 
 class _Ids:
-    """A set of living dictionaries, which are not hashable."""
+    """A set of the dictionaries that are still alive; dictionaries are not hashable."""
 
     def __init__(self, living):
         self.living = living

@@ -1,4 +1,4 @@
-"""Predictions on their way to a file: formats, and an output that is continued, refused or finished."""
+"""Test writing predictions: formats, and an output that is continued, refused or finished."""
 
 import csv
 import gzip
@@ -81,7 +81,7 @@ def test_an_unknown_extension_is_refused_before_anything_else(tmp_path):
 
 
 def write(path, rows, stop_after=None):
-    """Write rows one by one into an output, as far as `stop_after`; return it."""
+    """Write rows one by one to an output, up to `stop_after`; return it."""
     out = FileOutput(path, identity)
     out.open(output_format(path, stream(columns=["text"]), [{"text": "a"}], ["prediction"], False))
     for row in rows[out.rows : stop_after]:
@@ -179,7 +179,7 @@ def test_the_record_is_written_at_most_every_so_often(tmp_path, monkeypatch):
     out.open(JsonLines())
     for row in ROWS:
         out.add([row])
-    assert written == [1]  # SECONDS_BETWEEN_RECORDS have not passed
+    assert written == [1]  # SECONDS_BETWEEN_RECORDS have not yet passed
     out.save()
     assert written == [1, 6]
 

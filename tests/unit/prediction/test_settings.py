@@ -1,4 +1,4 @@
-"""eval/predict.py's flags: one input, and what belongs to it."""
+"""Test eval/predict.py's flags: one input, and the flags that belong to it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The pages in headless Chromium: no script fails, and nothing is wider than the window."""
+"""Open the pages in headless Chromium: no script fails, and nothing is wider than the window."""
 
 import html
 import json
@@ -19,7 +19,7 @@ from zerotune.report.run_report import write_report
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (320, 768, 1280)
 NOTE_ERRORS = "<script>window.failed = []; onerror = (message) => failed.push(message);</script>"
-# Measured in frames: a window of Chromium has a least width of its own.
+# The widths are of frames, because Chromium's windows have a minimum width.
 MEASURE = """<script>
 onload = () => {
   const found = [...document.querySelectorAll("iframe")].map((frame) => {
@@ -37,7 +37,7 @@ onload = () => {
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """The pages of a run with names without a break, of an evaluation, of prompt seeds and of a comparison."""
+    """Write the pages of a run with long unbroken names, an evaluation, prompt seeds and a comparison."""
     folder = tmp_path_factory.mktemp("pages")
     run = folder / ("a_run_whose_name_has_no_break_in_it_" * 3)
     fabricate_run(run)

@@ -1,4 +1,4 @@
-"""The model card of a finished run, completed from fabricated records and read by huggingface_hub's own parser."""
+"""Test a finished run's model card, completed from fabricated records and read by huggingface_hub's own parser."""
 
 import json
 
@@ -44,7 +44,7 @@ COMPARISON = "On the 100 items that both scored, accuracy went from 50 % to 80 %
 
 
 def completed(folder, **split):
-    """Return the card of a fabricated run; completing it again changes nothing."""
+    """Return the card of a fabricated run; completing it a second time must change nothing."""
     (folder / "final").mkdir(parents=True)
     path = folder / "final" / "README.md"
     path.write_text(CARD)
@@ -76,10 +76,10 @@ def test_the_model_index_has_the_scores_of_eval_final_with_their_intervals(tmp_p
         "stanfordnlp/sst2", "validation", "8d51e7e",
     )  # fmt: skip
     assert accuracy.task_type == "text-classification" and results["f1_macro"].metric_type == "f1"
-    assert "accuracy_negative" not in results  # one label's
+    assert "accuracy_negative" not in results  # a single label's score
     assert card.data.metrics[0] == "accuracy" and "matthews_correlation" in card.data.metrics
     assert (card.data.datasets, card.data.language) == (["stanfordnlp/sst2"], "en")
-    assert (card.data.base_model, card.data.library_name) == ("org/base", "transformers")  # as they were
+    assert (card.data.base_model, card.data.library_name) == ("org/base", "transformers")  # unchanged
 
 
 def test_the_sections_tell_scores_data_training_and_limits_before_the_license(tmp_path):

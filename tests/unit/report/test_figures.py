@@ -1,4 +1,4 @@
-"""Figures of any names and numbers."""
+"""Test figures with arbitrary names and numbers."""
 
 import re
 import warnings
@@ -21,7 +21,7 @@ def shown(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_shown_as_they_are(name):
-    """matplotlib takes text between dollar signs for mathematics, and _ for a line that no legend names."""
+    """matplotlib reads text between dollar signs as mathematics, and leaves names that start with _ out of legends."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dots = figures.intervals("t", "x", [(name, 0.5, [0.1, 0.9], figures.TUNED), ("b", 0.5, None, figures.BASE)])

@@ -1,4 +1,4 @@
-"""Pieces of the pages: cells, numbers, titles, and that all text is escaped."""
+"""Test pieces of the pages: cells, numbers, titles, and that all text is escaped."""
 
 from zerotune.metrics.labels import classification_metrics
 from zerotune.report.html import (

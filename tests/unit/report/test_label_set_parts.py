@@ -1,4 +1,4 @@
-"""The report of a run on texts with any number of labels, and a comparison of two, from fabricated folders."""
+"""Test the report of a run on texts with any number of labels, and a comparison of two, from fabricated folders."""
 
 import math
 
@@ -15,7 +15,7 @@ NAMES = ("billing", "returns <i>", "login")
 
 
 def write_evaluation(folder, share_right, seed=3, num_items=60):
-    """Write predictions whose decisions are right with a probability, and their metrics. Returns the lines."""
+    """Write predictions, right with probability `share_right`, and their metrics. Returns the lines."""
     rng, lines = np.random.default_rng(seed), []
     sets = np.random.default_rng(1).random((num_items, 3)) < (0.5, 0.3, 0.1)
     for number, held in enumerate(sets):

@@ -1,4 +1,4 @@
-"""report.html of fabricated run folders: its content, also when pieces are missing."""
+"""Test report.html of fabricated run folders: its content, also when pieces are missing."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from zerotune.report.tables import main_scores
 
 
 class Page(HTMLParser):
-    """Tags, attributes and text of a page; checks that what opens also closes."""
+    """The tags, attributes and text of a page; checks that every opened tag is closed."""
 
     VOID = frozenset({"meta", "br", "link", "img", "input", "hr"})
 

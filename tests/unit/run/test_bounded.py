@@ -1,4 +1,4 @@
-"""Code of others in a child process: what it returns or raises arrives, and no limit can be passed."""
+"""Test foreign code in a child process: its result or error arrives, and it cannot exceed any limit."""
 
 import os
 import time

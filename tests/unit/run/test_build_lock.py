@@ -1,4 +1,4 @@
-"""The lock under which DeepSpeed's C++ is compiled."""
+"""Test the lock under which DeepSpeed's C++ is compiled."""
 
 import subprocess
 import sys
@@ -15,12 +15,12 @@ time.sleep(60)
 
 def test_a_lock_that_a_dead_process_left_is_taken(tmp_path):
     path = tmp_path / "lock"
-    path.touch()  # torch's own lock would wait for ever
+    path.touch()  # torch's own lock would wait forever
     lock = BuildLock(str(path))
     assert lock.try_acquire()
     lock.release()
     assert not path.exists()
-    lock.wait()  # nobody has it
+    lock.wait()  # returns at once: nobody holds it
 
 
 def test_a_lock_ends_with_the_process_that_is_killed(tmp_path):
@@ -40,7 +40,7 @@ def test_a_lock_ends_with_the_process_that_is_killed(tmp_path):
 def test_torch_compiles_under_it(tmp_path, monkeypatch):
     from torch.utils import cpp_extension
 
-    monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)  # puts it back
+    monkeypatch.setattr(cpp_extension, "FileBaton", cpp_extension.FileBaton)  # restores it after the test
     survive_killed_builds()
     (tmp_path / "lock").touch()
     (tmp_path / "one.cpp").write_text(

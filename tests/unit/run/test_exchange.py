@@ -1,11 +1,11 @@
-"""What devices send each other, by hand; tests/scripts/test_exchange.py counts it."""
+"""Check by hand what devices send each other; tests/scripts/test_exchange.py counts it."""
 
 import pytest
 
 from zerotune.run.exchange import Exchange, Weights, efficiency, exchanged_weights, step_exchange
 from zerotune.run.plan import Sharding
 
-# Two billion weights that train, half of them in linear layers, and as many in all; bf16.
+# Two billion trained weights, half of them in linear layers, of two (TRAINED) or ten billion (FROZEN) in all; bf16.
 TRAINED = Weights(1e9, 1e9)
 FROZEN = Weights(9e9, 1e9)
 
@@ -47,7 +47,7 @@ def test_what_is_sent_in_which_type_follows_from_the_method():
 @pytest.mark.parametrize(
     ("exchange", "overlaps", "waited"),
     [
-        # a second of computing in two micro-batches, whose backward passes take a third of a second each; 1 GB/s
+        # two micro-batches compute for a second, of which each backward pass takes a third; 1 GB/s
         (Exchange(0.3e9), True, 0.0),
         (Exchange(1e9), True, 2 / 3),
         (Exchange(1e9), False, 1.0),

@@ -1,4 +1,4 @@
-"""The run folder: its lock, refusals before anything is touched, and its state afterwards."""
+"""Test the run folder: its lock, refusals before anything is touched, and its state afterwards."""
 
 import fcntl
 import json
@@ -34,7 +34,7 @@ def settings(folder, typed=(), **changes):
 
 
 def started(folder, state=None, typed=(), **changes):
-    """Make a run folder as an earlier start left it."""
+    """Make a run folder as an earlier start would leave it."""
     folder.mkdir(exist_ok=True)
     write_json(folder / "run.json", {"flags": FLAGS | changes, "typed_flags": list(typed)})
     if state:
@@ -110,7 +110,7 @@ def test_a_finished_run_says_so_once(tmp_path, capsys, monkeypatch):
 
 def test_a_run_that_came_first_is_noticed_under_the_lock(tmp_path):
     assert check_earlier_run(settings(tmp_path)) is False
-    started(tmp_path, "preempted", seed=7)  # by another job meanwhile
+    started(tmp_path, "preempted", seed=7)  # by another job in the meantime
     with pytest.raises(Refused, match="--seed was 7, is 0"), RunFolder(settings(tmp_path), ALONE):
         pass
     assert read_state(tmp_path)["state"] == "preempted"
@@ -215,7 +215,7 @@ def test_metrics_after_the_last_checkpoint_are_forgotten(tmp_path):
     for step in (1, 2, 2, 3):
         run.log({"step": step, "loss": step / 3})
     with run.metrics_path.open("a") as file:
-        file.write('{"step": 4, "lo')  # torn by a death
+        file.write('{"step": 4, "lo')  # cut off by a kill
     run.forget_metrics_after(2)
     assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [1, 2, 2]
     run.forget_metrics_after(0)
@@ -273,7 +273,7 @@ def test_folders_that_are_no_place_for_a_run(tmp_path, monkeypatch, place):
 
 
 def ending(error, state_file=None):
-    """Exit status of a script whose main raises."""
+    """Return the exit status of a script whose main raises."""
 
     def main(args):
         if error:
@@ -341,7 +341,7 @@ def test_folder_names(model, name):
 def test_the_start_of_this_process_is_known():
     began = started_at()
     assert time.time() - 24 * 3600 < began < time.time()
-    # The kernel counts in ticks of 10 ms, and a system's uptime is read a moment later.
+    # The kernel counts in ticks of 10 ms, and the system's uptime is read a moment later.
     assert abs(started_at() - began) < 0.1
 
 

@@ -1,4 +1,4 @@
-"""The hub's client is set offline where nothing answers, and left alone where something does, or a proxy is between."""
+"""The hub's client is set offline if nothing answers, and left alone if something does or there is a proxy."""
 
 import socket
 

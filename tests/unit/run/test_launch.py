@@ -1,4 +1,4 @@
-"""The meaning of the launcher's environment, and the launches that are refused."""
+"""Test the meaning of the launcher's environment, and refused launches."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-# --- who sees whom ---
+# --- which processes see each other ---
 
 ACCELERATE_CPU = "python /bin/accelerate launch --cpu --num_processes 2 train/sst2.py --sample"
 
@@ -69,7 +69,7 @@ def test_fsdp_is_refused_with_what_to_use_instead(monkeypatch):
 
 
 def test_products_in_float32_are_not_rounded_to_tf32(monkeypatch):
-    """Whatever stood before, as some images' environment sets it, and what Accelerate does where it compiles."""
+    """Some images' environments switch TF32 on, and so does Accelerate when it compiles."""
 
     class CompilingAccelerator:
         num_processes = 1

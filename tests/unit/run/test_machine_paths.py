@@ -1,4 +1,4 @@
-"""Paths of the machine are cut to their last names; other slashes stay."""
+"""Paths of the machine are shortened to their last names; other slashes stay."""
 
 from pathlib import Path
 

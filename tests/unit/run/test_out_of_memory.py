@@ -1,4 +1,4 @@
-"""Out of memory, as libraries say it, and the ways out that a run's flags leave."""
+"""Test recognising libraries' out-of-memory errors, and the ways out that a run's flags leave."""
 
 import pytest
 import torch

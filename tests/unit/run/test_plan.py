@@ -1,4 +1,4 @@
-"""The arithmetic of a plan against figures worked out by hand."""
+"""Test a plan's arithmetic against figures worked out by hand."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ GEMMA_2B = SimpleNamespace(
     num_hidden_layers=26, hidden_size=2304, intermediate_size=9216, num_attention_heads=8, num_key_value_heads=4,
     head_dim=256, attn_logit_softcapping=50.0, model_type="gemma2",
 )  # fmt: skip
-# A billion weights that all train, or of which ten million do, without DeepSpeed: bytes at two points of a step.
+# A billion weights without DeepSpeed, of which all train or ten million do: bytes at points of a step.
 BILLION = 1e9
 FULL = {
     "table": {"total": BILLION, "trainable": BILLION, "groups": {"attention": 3e8, "mlp": 5e8}},
@@ -52,7 +52,7 @@ def test_the_peak_is_that_of_the_phase_that_holds_most():
 
 
 def test_each_stage_of_zero_divides_more():
-    """Eight devices: moments with a float32 copy of the share; then gradients; then weights, which are gathered."""
+    """Eight devices divide the moments and a float32 copy of the weights; then gradients; then gathered weights."""
     one, two, three = (need(stage=stage, devices=8, contiguous_gradients=False) for stage in (1, 2, 3))
     assert one.optimizer == two.optimizer == (8e9 + 4e9) / 8 and one.parameters == two.parameters == 4e9
     assert three.optimizer == 8e9 / 8 and three.parameters == 4e9 / 8
@@ -74,7 +74,7 @@ def test_zero_3_wants_a_frozen_base_in_float32():
 
 
 def test_deepspeeds_buckets_are_of_each_type_that_it_exchanges():
-    """bf16 and float32: two float32 buckets below stage 3, twice as many where communication overlaps."""
+    """For bf16 and float32: two float32 buckets below stage 3, and twice as many if communication overlaps."""
     assert need(stage=2, devices=8).deepspeed_buckets == 5e7 * 4 * 2
     assert need(stage=2, devices=8, overlap_comm=True).deepspeed_buckets == 5e7 * 4 * 2 * 2
     assert need(stage=3, devices=8, overlap_comm=True).deepspeed_buckets == 5e7 * (2 + 4)
@@ -100,7 +100,7 @@ def test_what_is_offloaded_takes_nothing():
 
 
 def test_scoring_by_hand():
-    """Gemma-2-2B in bf16: 4 key and value heads of 256 in 26 layers take 104 KiB a token of the shared prefix."""
+    """In bf16, Gemma-2-2B's 4 key and value heads of 256 in 26 layers take 104 KiB per token of the shared prefix."""
     model = ModelSettings("m", precision="bf16")
     found = scoring_memory(GEMMA_2B, model, 2_614_341_888, 1000, [(4, 200), (1, 500)])
     assert found.weights == 2 * 2_614_341_888
@@ -116,7 +116,7 @@ def test_scoring_by_hand():
 
 
 def test_writing_keeps_keys_and_values_in_all_layers():
-    """Each row has a copy of the prefix: a pass sees it there, and all layers keep it with what is written."""
+    """Each row has a copy of the prefix, which a pass reads and all layers keep, together with the written tokens."""
     model, batches = ModelSettings("m", precision="bf16"), [(4, 200), (1, 500)]
     scoring = scoring_memory(GEMMA_2B, model, 1000, 100, batches)
     writing = writing_memory(GEMMA_2B, model, 1000, 100, [(*batch, 60) for batch in batches])

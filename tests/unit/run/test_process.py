@@ -1,4 +1,4 @@
-"""The checks before a script begins, and its message about a full disk."""
+"""Test the checks before a script begins, and its message about a full disk."""
 
 import errno
 import os
@@ -114,7 +114,7 @@ def test_out_of_memory_is_a_refusal_in_any_script(capsys):
 )
 def test_segments_grow_unless_the_user_says_otherwise(given, found, monkeypatch):
     for name in ALLOCATOR_VARIABLES:
-        monkeypatch.setenv(name, "")  # so that what a script sets is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch undoes what a script sets
         monkeypatch.delenv(name)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
@@ -139,7 +139,7 @@ def test_a_rank_that_found_nobody_speaks_for_itself(capsys, monkeypatch):
 
 
 def test_a_long_reading_says_how_far_it_is(monkeypatch, capsys):
-    """Each thousand rows take a second here: a line after 5, 10 and 20 seconds."""
+    """A thousand rows take a second here; there is a line after 5, 10 and 20 seconds."""
     clock = iter(range(1000))
     monkeypatch.setattr(process.time, "monotonic", lambda: next(clock))
     assert list(say_how_far(range(30_000), "reading a.csv", "rows")) == list(range(30_000))

@@ -1,4 +1,4 @@
-"""Damaged or foreign run and evaluation folders: one line, and nothing in them is overwritten."""
+"""Damaged or foreign run and evaluation folders are refused in one line, and nothing in them is overwritten."""
 
 import hashlib
 import json
@@ -185,7 +185,7 @@ def test_the_run_of_a_final_on_another_disk(tmp_path):
     (tmp_path / "run" / "final").symlink_to(tmp_path / "disk")
     (tmp_path / "run" / "split.json").write_text(json.dumps(SPLIT))
     assert split_of_run(str(tmp_path / "run" / "final"), "sst2") == SPLIT
-    assert split_of_run(str(tmp_path / "disk"), "sst2") is None  # not of any run
+    assert split_of_run(str(tmp_path / "disk"), "sst2") is None  # belongs to no run
 
 
 def test_the_run_of_a_final_named_by_a_dot(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Signals and files that tell a run to stop."""
+"""Test the signals and files that tell a run to stop."""
 
 import os
 import signal
@@ -57,4 +57,4 @@ def test_the_stop_file_is_a_signal_too(tmp_path, monkeypatch, kind):
         (tmp_path / "stop").write_text("SIGUSR1\n" if kind == "file" else "")
     assert stop.name == ("SIGUSR1" if kind == "file" else "stop")
     monkeypatch.setenv("RANK", "1")
-    assert StopSignal().name is None  # rank 0 looks for all
+    assert StopSignal().name is None  # rank 0 checks for all

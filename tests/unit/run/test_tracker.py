@@ -1,4 +1,4 @@
-"""Trackers: what TensorBoard and Weights & Biases (offline) have written of a run is read back."""
+"""Test trackers by reading back what TensorBoard and Weights & Biases (offline) have written about a run."""
 
 import json
 import struct
@@ -37,7 +37,7 @@ def test_names_are_grouped_and_scores_are_what_has_an_interval():
 
 
 def track(folder, kind):
-    """Track a short run in two starts, as one that was interrupted."""
+    """Track a short run in two starts, as if it had been interrupted."""
     settings = run_settings(folder, FLAGS, tracker=kind)
     with RunFolder(settings, ALONE) as run:
         run.update_json("run.json", flags=FLAGS, run_id=run.run_id)
@@ -71,10 +71,10 @@ def test_tensorboard(tmp_path):
 
 
 def wandb_records(content):
-    """Yield the records of a .wandb file: LevelDB's log format behind a header of seven bytes."""
+    """Yield the records of a .wandb file: LevelDB's log format after a header of seven bytes."""
     at, record = 7, b""
     while at < len(content):
-        if (left := 32768 - at % 32768) < 7:  # too little of a block for a header is filled up
+        if (left := 32768 - at % 32768) < 7:  # a block's end too short for a header is filler
             at += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, at)

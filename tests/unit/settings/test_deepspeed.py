@@ -1,4 +1,4 @@
-"""How DeepSpeed files and precisions resolve, and which are refused."""
+"""Test how DeepSpeed files and precisions resolve, and which are refused."""
 
 import json
 from pathlib import Path
@@ -111,11 +111,11 @@ def test_numbers_that_agree_or_are_left_to_us_are_filled_in(value, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     given = {"train_batch_size": value, "gradient_accumulation_steps": "auto", "optimizer": "auto"}
     filled = fill(given)
-    # DeepSpeed wants train_batch_size = micro × accumulation × world; steps are cut by us.
+    # DeepSpeed requires train_batch_size = micro × accumulation × world, but zerotune cuts the steps.
     assert filled["train_batch_size"] == 4
     assert filled["gradient_accumulation_steps"] == filled["train_micro_batch_size_per_gpu"] == 1
     assert filled["gradient_clipping"] == 1.0 and "optimizer" not in filled
-    assert given["train_batch_size"] == value  # the caller's is left alone
+    assert given["train_batch_size"] == value  # the caller's dictionary is unchanged
 
 
 def test_an_optimizer_section_that_leaves_all_open_is_ours():
@@ -296,7 +296,7 @@ def test_without_a_file_and_a_launcher_there_is_no_deepspeed(monkeypatch):
 
 
 def test_the_launchers_own_configuration_file_is_read(tmp_path, monkeypatch):
-    """`accelerate launch --use_deepspeed --deepspeed_config_file FILE`."""
+    """It comes from `accelerate launch --use_deepspeed --deepspeed_config_file FILE`."""
     path = tmp_path / "ds.json"
     path.write_text('{"zero_optimization": {"stage": 1}}')
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

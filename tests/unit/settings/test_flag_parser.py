@@ -1,4 +1,4 @@
-"""A wrong flag is refused in one line that says what is wanted and what was found."""
+"""A wrong flag is refused in one line that gives the expected and the found value."""
 
 import subprocess
 import sys

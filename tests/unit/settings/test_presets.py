@@ -1,4 +1,4 @@
-"""Presets: the shipped ones, files of the user's own, and what is wrong with a file."""
+"""Test presets: the shipped ones, the user's own files, and errors in a file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""From flags to settings: defaults filled in once, typed flags remembered, nothing modified."""
+"""Test turning flags into settings: defaults are filled in once, typed flags remembered, nothing modified."""
 
 import copy
 from dataclasses import FrozenInstanceError
@@ -96,7 +96,7 @@ def test_an_evaluation_in_four_bits_is_qlora():
     settings = eval_settings(args, "sst2")
     assert (settings.model.method, settings.prompt.shots, settings.prompt.format) == ("qlora", 4, "chat")
     assert settings.run.output_dir == Path("runs/eval-sst2-m") and settings.text.max_length is None
-    with pytest.raises(Refused, match=r"^--model is missing"):  # DistilBERT has no head that could answer
+    with pytest.raises(Refused, match=r"^--model is missing"):  # no default: DistilBERT cannot answer
         eval_settings(eval_parser("", SST2).parse_args([]), "sst2")
     sample = eval_settings(eval_parser("", SST2).parse_args(["--sample"]), "sst2")
     assert sample.model.name.endswith("sample-llama")

@@ -1,4 +1,4 @@
-"""Several runs from one command line: their names, their flags, and what is wrong with a sweep's file."""
+"""Test several runs from one command line: their names, their flags, and errors in a sweep's file."""
 
 from pathlib import Path
 

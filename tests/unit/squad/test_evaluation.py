@@ -1,4 +1,4 @@
-"""Answers to questions from a model folder: as published, with shots, in 4 bits, and as it was tuned."""
+"""Test answering questions from a model folder: as published, with shots, in 4 bits, and tuned."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def evaluation_of(folder, method="full", prompt_format="auto", shots=(), max_len
 
 
 def written(folder, evaluation):
-    """Return the written answers, and those of transformers' own generation prompt by prompt."""
+    """Return the written answers, and those that transformers' own generation gives one prompt at a time."""
     models = []
 
     def load(*args):

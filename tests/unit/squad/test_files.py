@@ -1,4 +1,4 @@
-"""SQuAD's files: what is read, and one line for each way in which a file can be wrong."""
+"""Test reading SQuAD's files: their contents, and one line for each way a file can be wrong."""
 
 import copy
 import gzip
@@ -147,7 +147,7 @@ def test_rows_of_the_hub_are_the_same_questions(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("change", [lambda row: row.pop("title"), lambda row: row.update(title=None)])
 def test_rows_and_articles_without_a_title(monkeypatch, tmp_path, change):
-    """Each paragraph of the hub's rows is an article of its own then."""
+    """Each paragraph of the hub's rows is then its own article."""
     rows, value = copy.deepcopy(hub_rows()), good()
     for row in (*rows, *value["data"]):
         change(row)

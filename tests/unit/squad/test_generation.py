@@ -1,4 +1,4 @@
-"""Questions that share paragraphs: loss and gradients of one question a row, and the batches that the loop asks for."""
+"""Questions that share paragraphs have the loss and gradients of one question per row; test the loop's batches too."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def test_counts():
     assert DATA.num_tokens(ALL) == shared + own and ALONE.num_tokens(ALL) == DATA.lengths.sum()
     assert ALONE.num_padded_tokens(ALL) == 6 * DATA.lengths.max()
     assert DATA.num_targets(ALL) == sum(map(len, DATA.answers))
-    # most logits to a token where one question has a paragraph of its own, or where three share one
+    # the most logits per token, for three, two and one question per paragraph
     shares = [
         sum(len(DATA.answers[n]) for n in rows) / DATA.num_tokens(np.array(rows)) for rows in ([0, 2, 3], [1, 5], [4])
     ]

@@ -1,4 +1,4 @@
-"""SQuAD's scores: golden values worked out by hand, and a slow scorer of our own written the other way round."""
+"""Test SQuAD's scores against golden values worked out by hand, and against a slow scorer written differently."""
 
 import re
 import string
@@ -44,9 +44,9 @@ def scored(golds, predicted):
     [
         ("The  Tower!", "tower"),
         ("A.D. 1240", "ad 1240"),
-        ("an-other", "another"),  # punctuation goes first, so that no article is left standing here
+        ("an-other", "another"),  # punctuation goes first, so "an" is no longer a separate word
         ("theatre of the absurd", "theatre of absurd"),
-        ("a–b the", "–b"),  # the dash is no ASCII punctuation, but it ends a word
+        ("a–b the", "–b"),  # the dash is not ASCII punctuation, but it ends a word
         ("the", ""),
         ("«Un»", "«un»"),
         ("İ", "i̇"),
@@ -63,15 +63,15 @@ def test_normalised_answers(text, normalised):
     [
         (["the Tower"], "tower.", 1, 1),
         (["Hook Head tower"], "tower", 0, 0.5),  # precision 1, recall 1/3
-        (["tower tower", "x"], "tower", 0, 2 / 3),  # a word counts as often as it occurs on both sides
+        (["tower tower", "x"], "tower", 0, 2 / 3),  # each occurrence on both sides counts
         (["tower Hook"], "Hook tower", 0, 1),
         (["monks", "by monks of Bec"], "by monks", 0, 2 / 3),
         (["monks"], "", 0, 0),
         ([], "", 1, 1),
         ([], "the", 1, 1),
         ([], "monks", 0, 0),
-        (["the", "monks"], "", 0, 0),  # a gold answer of which nothing is left does not count
-        (["the"], "", 1, 1),  # unless it is the only one: then the gold answer is ""
+        (["the", "monks"], "", 0, 0),  # a gold answer that normalises to nothing does not count
+        (["the"], "", 1, 1),  # unless it is the only one: then the answer is ""
         (["the"], "monks", 0, 0),
     ],
 )
@@ -170,7 +170,7 @@ def test_intervals_hold_their_scores():
     for name in names:
         low, high = intervals[f"{name}_ci95"]
         assert 0 <= low < official[name] < high <= 100, name
-    # A mean of 0-1 scores varies most where they are 0 and 1: F1 here must be known better than exact.
+    # A mean of scores in 0-1 varies most if they are all 0 or 1, so F1's interval must be narrower than exact's.
     widths = {name: np.ptp(intervals[f"{name}_ci95"]) for name in ("HasAns_exact", "HasAns_f1")}
     assert widths["HasAns_f1"] < widths["HasAns_exact"]
     assert squad_metrics(scores) == official | intervals
@@ -217,7 +217,7 @@ def test_the_chosen_threshold_is_the_best_there_is(drawn):
 
 
 def test_the_share_of_unanswerable_questions_moves_no_threshold():
-    """Three answerable questions for each unanswerable one, and as many: the same threshold."""
+    """One or three answerable questions for each unanswerable one give the same threshold."""
     values, has_answer = np.array([1.0, 1.0, 0.0, 0.0]), np.array([True, True, False, False])
     null_scores, predicts = np.array([0.0, 2.0, 1.0, 3.0]), np.ones(4, bool)
     found = {
@@ -241,14 +241,14 @@ def test_of_equal_scores_the_threshold_that_answers_most_is_chosen():
 
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.5, 0.0]])
 def test_where_every_question_has_an_answer_all_are_answered(values):
-    """SQuAD 1.1: other questions, too, however high their null scores."""
+    """In SQuAD 1.1, new questions are answered too, however high their null scores."""
     every = np.ones(3, bool)
     score, threshold = choose_threshold(np.array(values), every, every, np.array([-1.0, 0.0, 2.0]))
     assert score == pytest.approx(100 * np.mean(values)) and threshold == ANSWER_ALL
 
 
 def test_the_oracle_walks_ties_one_by_one():
-    """As the official search does: question by question in the order of the null scores, whatever is equal."""
+    """The official search goes question by question in the order of the null scores, even among equal ones."""
     values, has_answer = np.array([1.0, 0.0]), np.array([True, False])
     predicts, null_scores = np.array([True, True]), np.array([0.5, 0.5])
     assert best_threshold(values, has_answer, predicts, null_scores) == (100.0, 0.5)

@@ -1,4 +1,4 @@
-"""Batches of questions that share paragraphs: each once, the budget kept, steps the same at any world size."""
+"""Test batches of questions that share paragraphs: each once, within the budget, the same steps at any world size."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -26,7 +26,7 @@ def some_groups(draw):
 
 
 def largest_allowed(groups, examples, budget):
-    """Return the budget, but for a single example that is longer."""
+    """Return the budget, or the length of a single example that exceeds it."""
     alone = int((groups.shared[groups.group_of] + groups.own)[examples].max())
     return max(budget, alone) if len(examples) == 1 else budget
 
@@ -67,7 +67,7 @@ def test_evaluation_covers_every_question_once(groups, budget):
 
 
 def like_squad(num_groups=3000):
-    """Return groups in the size of SQuAD v2's paragraphs: some 7 questions of about 16 tokens each behind some 150."""
+    """Return groups sized like SQuAD v2's paragraphs: about 150 tokens, then about 7 questions of about 16 tokens."""
     draw = np.random.default_rng(0)
     sizes = draw.poisson(6, num_groups) + 1
     shared = draw.lognormal(5, 0.4, num_groups).astype(int)
@@ -92,7 +92,7 @@ def test_golden_steps():
         np.array([0, 0, 0, 1, 1, 2, 2, 2, 2]), np.array([10, 20, 30]), np.array([1, 2, 3, 4, 5, 6, 7, 8, 9])
     )
     steps = grouped_epoch_steps(groups, 4, seed=0, epoch=0)
-    # rows take 16, 29 and 60 tokens: the second group does not fit behind the first and is split; the third fills one
+    # the groups take 16, 29 and 60 tokens; steps of four questions split the second 1 + 1 and the third 3 + 1
     assert sorted(sorted(step.tolist()) for step in steps) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
     assert groups.num_tokens(np.arange(9)) == 105
     assert [row.tolist() for row in groups.rows(np.arange(9), 40)] == [[2, 1, 0], [4, 3], [8], [7], [6], [5]]

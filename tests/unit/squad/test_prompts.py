@@ -1,4 +1,4 @@
-"""A question's prompt: its text, how it is cut, and that its parts join to the tokens of the whole."""
+"""Test a question's prompt: its text, how it is cut, and that its parts join to give the tokens of the whole."""
 
 import re
 from pathlib import Path
@@ -33,19 +33,19 @@ SHARED = Path(__file__).resolve().parents[4] / "shared"
 STORIES, DEV = SHARED / "models" / "stories260K", SHARED / "data" / "squad_v2" / "dev-v2.0.json.gz"
 SHOT = SolvedQuestion("s", "The lamp is red.", "What is red?", "The lamp")
 UNANSWERED = SolvedQuestion("t", "The door is blue.", "Who painted the door?", "")
-# In the manner of Gemma and Llama 3: contents are stripped, and the turn's end is a special token.
+# Like the templates of Gemma and Llama 3: contents are stripped, and a turn ends with a special token.
 TURNS = (
     "<s>{% for turn in messages %}[{{ turn.role }}]\n\n{{ turn.content | trim }}<pad>\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n\n{% endif %}"
 )
-# In the manner of Qwen3: answers begin with an empty thought, which the generation prompt lacks.
+# Like Qwen3's template: answers begin with an empty thought, which the generation prompt lacks.
 THINKING = TURNS.replace(
     "{{ turn.content", "{{ '<think>\\n\\n</think>\\n\\n' if turn.role == 'assistant' }}{{ turn.content"
 )
 
 
 def tokenizer_with(template=None):
-    """Return a tokenizer in which full stop and line break are one token, which byte-level ones spell .Ċ."""
+    """Return a tokenizer with one token for a full stop and a line break; byte-level ones spell it .Ċ."""
     tokenizer = byte_tokenizer(words=(".Ċ", " the", " tower"))
     tokenizer.chat_template = template
     return tokenizer
@@ -129,7 +129,7 @@ def test_no_answer_is_one_fixed_string():
 
 
 def test_a_text_behind_others_has_no_space_put_before_it():
-    """A SentencePiece tokenizer puts a space before the first word of a text: "Question" becomes " Question"."""
+    """A SentencePiece tokenizer puts a space before a text's first word: "Question" becomes " Question"."""
     from tokenizers import normalizers
 
     tokenizer = byte_tokenizer()
@@ -179,7 +179,7 @@ def test_the_record_gives_the_prompt_back():
 
 
 def excerpt_of(context, num_tokens, question="", held=None):
-    offsets = [match.span() for match in re.finditer(r"\S", context)]  # a token a character
+    offsets = [match.span() for match in re.finditer(r"\S", context)]  # one token per character
     start, stop = best_excerpt(context, offsets, num_tokens, question, held)
     return context[start:stop]
 

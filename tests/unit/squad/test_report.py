@@ -1,4 +1,4 @@
-"""The page and the tables of a run on questions, from fabricated evaluations."""
+"""Test the page and tables of a run on questions, from fabricated evaluations."""
 
 import re
 
@@ -48,7 +48,7 @@ def test_the_page_shows_scores_breakdown_and_worst_errors(run):
     assert "Tuned F1, span head 53.3 %" in text and "Base F1, zero-shot prompt 16.7 %" in text
     assert "On the 3 questions that both scored, exact went from 0.0 % to 66.7 %" in text and "F1 went from" in text
     assert "Difference +72.2 points" in text
-    # questions, then F1, of: base; tuned on those three; tuned
+    # number of questions, then F1, for: base; tuned on the same three; tuned
     assert "questions 3 3 5" in text and re.search(r"F1 16\.7 % \S+ \S+ 88\.9 % \S+ \S+ 53\.3 %", text)
     assert "answers that the model ended 75.0 % – –" in text and "left unanswered 33.3 % – 20.0 %" in text
     assert "By question word and context length" in text and "200 words or more 5 40.0 %" in text
@@ -61,7 +61,7 @@ def test_the_page_shows_scores_breakdown_and_worst_errors(run):
 
 
 def test_an_error_without_its_question(run):
-    """predictions.jsonl has the question, not its paragraph."""
+    """predictions.jsonl has the question but not its paragraph."""
     text = text_of(write_report(run, question_parts({})))
     assert "answered “lamp”, gold: the tower · q3 Which &amp; what, 3?" in text and "Hook Head &lt;was" not in text
 

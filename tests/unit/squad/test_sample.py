@@ -1,4 +1,4 @@
-"""The sample articles: SQuAD's format, deterministic, disjoint by article, and not to be answered by kind alone."""
+"""Test the sample articles: SQuAD's format, deterministic, disjoint by article, not answerable by kind of value."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from zerotune.squad.sample import KINDS, VALUES, question_lines, sample_articles
 
 @pytest.fixture(scope="module")
 def questions():
-    return parse_questions(sample_articles(3000, 1), "sample")  # which checks every offset
+    return parse_questions(sample_articles(3000, 1), "sample")  # this checks every offset
 
 
 def test_the_same_seed_gives_the_same_articles():
@@ -22,7 +22,7 @@ def test_the_same_seed_gives_the_same_articles():
 
 
 def test_the_articles_of_the_task_stay_as_they_are():
-    """Published figures of `--sample` were measured on these articles."""
+    """The published figures for `--sample` were measured on these articles."""
     assert [json_sha256(sample_articles(*size))[:16] for size in ((3000, 1), (600, 2))] == [
         "402a374062f0f026", "a4e6b01befadba37"]  # fmt: skip
 
@@ -52,8 +52,8 @@ def test_the_text_is_clean(questions):
 
 
 def test_a_word_of_the_question_alone_does_not_tell_whether_it_has_an_answer(questions):
-    """Every form of question is asked with and without an answer; most of both kinds are about the paragraph's own
-    subject."""
+    """Every form of question occurs with and without an answer; most unanswerable questions are about the paragraph's
+    own subject."""
     forms = {True: Counter(), False: Counter()}
     for question in questions:
         forms[bool(question.answers)][" ".join(question.text.split()[:2])] += 1
@@ -65,7 +65,7 @@ def test_a_word_of_the_question_alone_does_not_tell_whether_it_has_an_answer(que
 
 
 def test_the_kind_of_value_alone_does_not_tell_the_answer(questions):
-    """Beside one answer in seven there is another value of its kind: a year, a person or a place."""
+    """One answer in seven has another value of its kind in its paragraph: a year, a person or a place."""
     kinds = {value: kind for kind, values in VALUES.items() for value in values}
     beside = 0
     answerable = [question for question in questions if question.answers]

@@ -1,4 +1,4 @@
-"""Prediction files: what is read, and one line for each way in which a file can be wrong."""
+"""Test reading prediction files: their contents, and one line for each way a file can be wrong."""
 
 import json
 

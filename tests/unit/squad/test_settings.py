@@ -1,4 +1,4 @@
-"""How long windows, prompts and answers are: by flag, model folder and default; and which flags a head has."""
+"""Test the lengths of windows, prompts and answers by flag, model folder and default, and the flags of each head."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The best spans against every span there is; a question with all its windows: what it costs, its loss, its answer."""
+"""Test the best spans against all spans; and the cost, loss and answer of a question with all its windows."""
 
 import itertools
 
@@ -90,7 +90,7 @@ def test_the_null_score_is_that_of_the_window_surest_of_an_answer():
 
 
 def test_the_loss_of_a_window_by_hand():
-    """Two columns of equal logits share the probability; padding has none; nothing is lost where nobody knows."""
+    """Two columns with equal logits share the probability, padding has none, and an unknown answer has no loss."""
     logits = torch.zeros(3, 4, 2)
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]])
     logits[0, 2:] = 50.0
@@ -121,7 +121,7 @@ def test_a_smoothed_loss_is_torchs_on_each_window_without_its_padding():
 
 
 def some_questions(lengths=(1, 5, 12, 25, 40, 60), seed=0):
-    """Return two questions about each of some paragraphs, one of them without an answer."""
+    """Return two questions about each paragraph, one of them without an answer."""
     generator, questions = np.random.RandomState(seed), []
     for number, length in enumerate(lengths):
         context = " ".join(generator.choice(WORDS, length))
@@ -164,7 +164,7 @@ def test_every_id_is_there_once():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 90), min_size=1, max_size=12), st.integers(20, 200), st.integers(0, 2**16))
 def test_padded_tokens_never_exceed_the_longest_question_times_their_number(lengths, budget, seed):
-    """So that a micro-batch within the token budget, by `lengths`, is within it in truth."""
+    """So a micro-batch that fits the token budget by `lengths` really fits it."""
     data = some_data(questions=some_questions(lengths, seed))
     steps = epoch_steps(data.lengths, 5, seed, 0)
     batches = [batch for step in steps for batch in micro_batches(step, data.lengths, budget, 1)[0]]
@@ -188,7 +188,7 @@ def test_the_loss_is_that_of_each_window_alone(kind):
         loss = loss_sum(data, model, rows)
     windows = data.windows_of(rows)
     assert len(windows) == data.num_targets(rows) > len(rows)
-    # float32 sums in another order, of about ten losses near 3
+    # float32 sums of about ten losses near 3, in another order
     torch.testing.assert_close(loss, torch.stack([expected[window] for window in windows]).sum(), atol=1e-4, rtol=0)
 
 
@@ -251,7 +251,7 @@ def test_a_paragraph_without_tokens_has_no_span_and_finite_scores():
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_a_tiny_model_learns_its_answers(kind):
-    """20 questions by heart, half of them without an answer."""
+    """It learns 20 questions by heart, half of them without an answer."""
     data = some_data(kind, some_questions((3, 5, 8, 12, 25, 40, 9, 11, 14, 30), seed=4))
     model = load(kind)
     for module in model.modules():

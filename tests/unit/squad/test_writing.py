@@ -1,4 +1,4 @@
-"""Answers written from a shared paragraph: token for token those of a loop without padding, cache or sharing."""
+"""Answers written from a shared paragraph match a loop without padding, cache or sharing token for token."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from zerotune.squad.writing import GreedyWriter, writing_scorer, writing_summary
 CPU = torch.device("cpu")
 NEW = 7
 ALONE = replace(DATA, shares=False)
-# windows shorter than all contexts
+# sliding windows are shorter than all contexts
 SHAPES = {"llama": {}, "mistral": {"sliding_window": 9}, "gemma2": {"sliding_window": 9}}
 SHAPES["gemma3_text"] = {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}
 SHOWN = QuestionPrompt(shots=(SolvedQuestion("s", "The door is blue.", "What is blue?", "The door"),))
@@ -43,7 +43,7 @@ def test_answers_are_greedy_whatever_stands_beside_them(kind, prompt):
     model = model_of(kind)
     data = encode_questions(TOKENIZER, prompt, make_questions(), 400, 512, num_new_tokens=NEW)
     free = [one_by_one(model, data, number, []) for number in ALL]
-    ends = [free[0][3], free[4][1]]  # so that some answers end early
+    ends = [free[0][3], free[4][1]]  # some answers end early
     wanted = [one_by_one(model, data, number, ends) for number in ALL]
     records = [{"tokens": tokens} for tokens in wanted]
     write = GreedyWriter(model, data, ends, NEW, CPU)
@@ -82,7 +82,7 @@ def test_a_paragraph_is_read_once_and_written_answers_stop():
 
 @pytest.mark.parametrize(("every", "most_reads"), [(1, NEW - 1), (4, 1), (NEW + 1, 0)])
 def test_a_device_is_asked_for_the_end_every_few_tokens(every, most_reads, monkeypatch):
-    """On a GPU every eighth: then some tokens are written for nothing, and the answers are the same."""
+    """A GPU is asked after every eighth token: some tokens are written for nothing, but the answers are the same."""
     monkeypatch.setattr("zerotune.evaluation.generation.tokens_per_check", lambda device: every)
     model = model_of("llama")
     ends = [one_by_one(model, DATA, number, [])[1] for number in ALL[:2]]

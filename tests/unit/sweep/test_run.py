@@ -1,4 +1,4 @@
-"""Several runs from one command: what is started, what is not started again, and what a signal or a failure does."""
+"""Test several runs from one command: which runs start, which do not start again, and signals and failures."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ FAKE = f"{sys.executable} {REPOSITORY / 'tests/fake_run.py'}"
 
 
 class Place:
-    """A sweep's folder, whose runs are tests/fake_run.py's."""
+    """A sweep's folder; its runs are runs of tests/fake_run.py."""
 
     def __init__(self, folder: Path):
         self.folder, self.sweep = folder / "parent", folder / "rates.txt"
@@ -37,7 +37,7 @@ class Place:
 
     @property
     def calls(self) -> list[str]:
-        """Names of the runs that were started since the last look."""
+        """Return the names of the runs that have started since the last call."""
         path = self.folder / "calls.txt"
         found = path.read_text().split() if path.exists() else []
         path.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def test_other_flags_or_other_runs_are_refused_before_anything_starts(place):
     ]:
         with pytest.raises(Refused, match=f"holds other runs .*{words}"):
             place.start(*more)
-    place.start("--seeds", "0", "1", "--log-every", "1")  # changes no number
+    place.start("--seeds", "0", "1", "--log-every", "1")  # this flag changes no number
     assert place.calls == [] and place.read("state.json")["state"] == "finished"
 
 
@@ -145,7 +145,7 @@ def test_a_signal_reaches_the_run_in_progress_and_no_other_is_started(place, num
     assert process.returncode == status, out
     assert out.splitlines()[-1].startswith(f"stopped by {number.name}: the same command continues with the runs that")
     assert place.read("state.json")["state"] == "preempted" and place.calls == ["seed-0", "seed-1"]
-    if number != signal.SIGUSR1:  # that one ends the fake run at once
+    if number != signal.SIGUSR1:  # SIGUSR1 ends the fake run at once
         assert place.read("seed-1/state.json")["state"] == "preempted"
     place.told()
     place.start("--seeds", "0", "1", "2")

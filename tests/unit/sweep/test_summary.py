@@ -1,4 +1,4 @@
-"""Scores over seeds, and the choice of a sweep: by the validation split alone."""
+"""Test scores over seeds, and a sweep's choice, which depends only on the validation split."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_seeds_give_mean_and_deviation_of_validation_and_test(tmp_path, capsys):
 
 
 def test_a_sweep_is_chosen_by_validation_and_only_the_chosen_test_score_is_said(tmp_path, rates, capsys):
-    """The best test score is that of 0.1, whose validation score is the worst."""
+    """The rate 0.1 has the best test score but the worst validation score."""
     planned = runs(tmp_path, "--sweep", rates, "--seeds", "0", "1")
     for rate, validation, test in (("0.1", 0.70, 0.9111), ("0.2", 0.74, 0.6222), ("0.3", 0.73, 0.8333)):
         for seed in (0, 1):

@@ -1,4 +1,4 @@
-"""Chat templates: where an answer begins, and which templates are refused, each in a line."""
+"""Test chat templates: where an answer begins, and which templates are refused in one line."""
 
 import pytest
 from tiny_models import CHAT_TEMPLATE, byte_tokenizer
@@ -23,7 +23,7 @@ def tokenizer_with(template):
         ("A:{{ turn.content }}", "", ("", "")),
         ("A: {{ turn.content }}", "", ("", " ")),
         ("A:<think>\n\n</think>\n\n{{ turn.content }}", "", ("<think>\n\n</think>\n\n", "")),  # Qwen3
-        # Qwen3-Thinking opens a thought in both, DeepSeek-R1 in the generation prompt only
+        # Qwen3-Thinking opens a thought in both places, DeepSeek-R1 only in the generation prompt
         ("A:<think>\n\n</think>\n\n{{ turn.content }}", "<think>\n", ("\n</think>\n\n", "")),
         ("A:{{ turn.content }}", "<think>\n", ("\n</think>\n\n", "")),
         ("A:{{ turn.content }}", "<think>", ("\n\n</think>\n\n", "")),

@@ -1,4 +1,4 @@
-"""Labels of the user's own: which columns and labels are read, how they are split, and what is refused."""
+"""Test the user's own labels: which columns and labels are read, how rows are split, and what is refused."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def test_labels_are_those_of_the_rows_and_a_tenth_each_validates_and_tests(tmp_p
 
 
 def test_a_row_takes_little_more_than_its_text(tmp_path):
-    """433 bytes a row of 60 signs were measured, and 890 where rows were dicts and stayed until the end."""
+    """Measured: 433 bytes per row of 60 characters, and 890 when rows were dicts kept until the end."""
     rows = [(f"message {number:,} of a customer with a long story to tell us", number % 4) for number in range(5000)]
     settings = DataSettings(train_file=write_csv(tmp_path / "a.csv", rows))
     classify.load(settings)  # imports and caches
@@ -158,7 +158,7 @@ def test_an_evaluation_takes_columns_and_items_of_the_run_and_the_models_labels(
 
 
 def test_a_copied_or_merged_model_knows_its_columns(tmp_path):
-    """Without its run's split.json: a usual name for a text column must not be taken for the pair that it was."""
+    """It lacks its run's split.json, and a common name for a text column must not be taken for its pair of columns."""
     columns = {"text_column": "subject,message", "label_column": "team", "glue": None, "label_separator": None}
     rows = [("a subject", "a message", "b")]
     path = write_csv(tmp_path / "b.csv", rows, ("subject", "message", "team"))

@@ -1,4 +1,4 @@
-"""Texts cut in the middle, and shots cut to their half of the window: in tokens, by whole characters."""
+"""Test cutting texts in the middle, and shots to their half of the window: counted in tokens, at whole characters."""
 
 import pytest
 from tiny_models import character_model
@@ -29,7 +29,7 @@ def test_no_text_keeps_more_tokens_than_it_may(characters, most):
 
 
 def test_shots_are_cut_to_half_of_the_window_the_longest_first(characters):
-    """20 + 40 + 40 bytes in half of 200: the short one stays, the others share 80."""
+    """Half of a window of 200 holds 20 + 40 + 40 bytes: the short shot stays whole, the others share 80."""
     shots = [Example(str(size), "x" * size, 0) for size in (90, 20, 70)]
     fitted, num_cut = fit_shots(characters, shots, 200)
     assert [len(shot.text) for shot in fitted] == [40, 20, 40] and num_cut == 2

@@ -1,4 +1,4 @@
-"""Reading rows: every format gives the same rows, and what cannot be read is refused by name and line."""
+"""Test reading rows: every format gives the same rows, and unreadable input is refused by name and line."""
 
 import gzip
 import hashlib
@@ -119,7 +119,7 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path, name, content, messa
 
 @pytest.mark.parametrize("compressed", ["", ".gz"])
 def test_too_much_text(tmp_path, monkeypatch, compressed):
-    """A small .gz is unpacked no further than the limit."""
+    """A small .gz is unpacked only up to the limit."""
     monkeypatch.setattr(files, "MOST_BYTES", 2**16)
     content = tsv().encode()
     assert read_file(write(tmp_path, f"a.tsv{compressed}", content)).rows
@@ -178,12 +178,12 @@ def test_quoted_newlines_at_the_ends_of_pieces(tmp_path, monkeypatch):
     path = write(tmp_path, "rows.csv", "text,label\n" + "".join(f'"{text}",1\r\n' for text in texts))
     source = read_file(path)
     assert [row["text"] for row in source.rows] == texts
-    # each text has line ends of three kinds, and its row one more
+    # each text has three kinds of line end, and its row ends with one more
     assert list(source.lines) == list(range(2, 2 + 4 * 9, 4))
 
 
 def test_memory_of_a_file_is_a_few_times_its_size(tmp_path):
-    """One sign beyond the basic plane makes a str of the whole file take four bytes a sign, several times over."""
+    """With one character beyond the basic plane, each str of the whole file would take four bytes per character."""
     content = tsv([{"sentence": f"{number} " + "word " * 60, "label": "1"} for number in range(10_000)]).encode()
     path = write(tmp_path, "rows.tsv", content + "\U0001f3ac\t1\n".encode())
     tracemalloc.start()
@@ -191,7 +191,7 @@ def test_memory_of_a_file_is_a_few_times_its_size(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert source.rows[10_000] == {"sentence": "\U0001f3ac", "label": "1"}
-    # the bytes twice (they are cut at the end) or a string a row beside them, and a block of four bytes a sign
+    # the bytes twice (their end is cut) or once with a string per row, and a block of four bytes per character
     assert peak < 5 * len(content)
 
 
@@ -223,7 +223,7 @@ def test_missing_file_and_folder(tmp_path):
         Refused, match=r"reviws\.tsv: no such file \(did you mean '.*/reviews\.tsv'\?\); check the path$"
     ):
         read_file(tmp_path / "reviws.tsv")
-    with pytest.raises(Refused, match=r"tests\.tsv: no such file; check the path$"):  # like it by its suffix alone
+    with pytest.raises(Refused, match=r"tests\.tsv: no such file; check the path$"):  # only the suffix is similar
         read_file(tmp_path / "tests.tsv")
     (tmp_path / "folder.tsv").mkdir()
     with pytest.raises(Refused, match="is a folder"):

@@ -1,4 +1,4 @@
-"""Reading the hub, without a network: labels become names, and what cannot be loaded is refused with a way out."""
+"""Test reading the hub without a network: labels become names, and failures to load are refused with a way out."""
 
 import pytest
 

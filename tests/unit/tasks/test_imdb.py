@@ -1,4 +1,4 @@
-"""IMDB's reviews as they are: markup, quotes, words for labels, repeats on both sides, and the 70/10/20 split."""
+"""Test IMDB's reviews as published: markup, quotes, words for labels, repeats in train and test, the 70/10/20 split."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ def write_csv(path: Path, rows, header=("text", "label")) -> Path:
 
 
 def reviews(num_rows: int, word: str) -> list[tuple[str, int]]:
-    """Return reviews sorted by label, as the published files are."""
+    """Return reviews sorted by label, like the published files."""
     return [
         (f"{word} {number} was long.<br /><br />It ended.", int(number >= num_rows / 2)) for number in range(num_rows)
     ]
@@ -37,7 +37,7 @@ def reviews(num_rows: int, word: str) -> list[tuple[str, int]]:
 @pytest.fixture
 def files(tmp_path):
     train, test = reviews(200, "film"), reviews(100, "picture")
-    train[3] = (test[7][0].replace("<br /><br />", "\n"), train[3][1])  # one text on both sides
+    train[3] = (test[7][0].replace("<br /><br />", "\n"), train[3][1])  # a text that is in both files
     return {"train_file": write_csv(tmp_path / "train.csv", train), "test_file": write_csv(tmp_path / "test.csv", test)}
 
 

@@ -1,4 +1,4 @@
-"""Labels: the ways to write one, and rows that lack one."""
+"""Test labels: the ways to write one, and rows that lack one."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""--multi-label: how a row's labels are read, how rows are split, and what is refused."""
+"""Test --multi-label: how a row's labels are read, how rows are split, and what is refused."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def write_jsonl(path, rows):
 
 
 def several(each=12):
-    """Return rows with none, one and two of three labels."""
+    """Return rows with zero, one and two of three labels."""
     kinds = ([], ["a"], ["b"], ["c"], ["a", "b"], ["b", "c"])
     return [{"text": f"{number} {kind}", "labels": kind} for number in range(each) for kind in kinds]
 

@@ -1,4 +1,4 @@
-"""Phrases inside sentences: whole words, and the plain definition."""
+"""Test finding phrases inside sentences: whole words only, as in the plain definition."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Prompts: what is drawn and cut, calibration worked by hand, and one form of scoring against the other."""
+"""Test prompts: drawing and cutting, calibration by hand, and the two forms of scoring against each other."""
 
 import copy
 from types import SimpleNamespace
@@ -82,7 +82,7 @@ def test_a_chat_prompt_with_shots_has_turns_and_a_pinned_date(characters):
     [(" ", "", " "), ("<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n", ""), ("\nSay: ", "\nSay:", " ")],
 )  # Mistral's, Qwen3's, and one that opens with both
 def test_a_prompt_ends_where_the_templates_answers_begin(characters, opening, asked_with, space):
-    """So that the label word is trained, scored, written and read, and no more."""
+    """Then only the label word is trained, scored, written and read."""
     tokenizer = copy.deepcopy(characters[0])
     tokenizer.chat_template = (
         "<s>{% for turn in messages %}{% if turn.role == 'user' %}[INST] {{ turn.content }}[/INST]{% else %}{{ '"
@@ -124,7 +124,7 @@ def test_label_words_that_the_tokenizer_cannot_tell_apart_are_refused(words):
 
 
 def test_a_label_word_that_changes_the_prompts_tokens_is_refused(words):
-    """A template whose last character is a letter joins its last word and the label word."""
+    """If a template ends with a letter, its last word and the label word merge."""
     tokenizer = copy.deepcopy(words[0])
     tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}{% endfor %}"
     with pytest.raises(Refused, match="merges the label word 'good' with the end of the prompt"):
@@ -194,8 +194,8 @@ def test_too_few_examples_of_a_label_are_refused():
 
 
 def test_calibration_by_hand():
-    """p(content-free) = mean of (0.8, 0.2) and (0.6, 0.4) = (0.7, 0.3). An item of (0.7, 0.3) is then a tie, and one
-    of (0.5, 0.5) becomes (1/0.7, 1/0.3) / (1/0.7 + 1/0.3) = (0.3, 0.7)."""
+    """p(content-free) is the mean of (0.8, 0.2) and (0.6, 0.4): (0.7, 0.3). An item of (0.7, 0.3) is then a tie, and
+    one of (0.5, 0.5) becomes (1/0.7, 1/0.3) / (1/0.7 + 1/0.3) = (0.3, 0.7)."""
     content_free = np.log([[0.8, 0.2], [0.6, 0.4]])
     items = np.log([[0.7, 0.3], [0.5, 0.5], [0.9, 0.1]])
     expected = [[0.5, 0.5], [0.3, 0.7], [0.9 / 0.7 / (0.9 / 0.7 + 0.1 / 0.3), 0.1 / 0.3 / (0.9 / 0.7 + 0.1 / 0.3)]]
@@ -203,7 +203,7 @@ def test_calibration_by_hand():
 
 
 def test_calibration_does_not_see_what_both_labels_share():
-    """Likelihoods of words are not distributions over the labels: a factor of a row means nothing."""
+    """Word likelihoods are not distributions over the labels: a common factor in a row means nothing."""
     items, content_free = np.log([[0.1, 0.2]]), np.log([[0.3, 0.1]])
     np.testing.assert_allclose(calibrate(items - 7, content_free - 30), calibrate(items, content_free), rtol=1e-9)
 
@@ -235,7 +235,7 @@ def test_a_text_is_cut_to_the_window_and_the_shots_are_not(characters):
     empty = len(tokenizer(prompt.render(tokenizer, "") + " positive")["input_ids"])
     data = encode_prompts(tokenizer, prompt, ["x" * 500, "short"], 400, empty + 9)
     assert data.num_truncated == 1
-    # One token less than the window: the answer's last one is not an input.
+    # One token less than the window, because the answer's last token is not an input.
     assert len(data.rows[0]) == empty + 9 - 1
     assert decode(tokenizer, data.rows[1]) == prompt.render(tokenizer, "xx ... xx") + " positiv"
     assert decode(tokenizer, data.rows[3]) == prompt.render(tokenizer, "short") + " positiv"
@@ -271,7 +271,7 @@ def test_several_token_answers_take_a_row_for_each_label(characters):
 
 
 def test_both_forms_of_scoring_agree(words):
-    """A model of whole words, once with one row an item and once with a row for each label."""
+    """A model of whole words scores with one row per item, then with one row per label."""
     tokenizer, model = words
     texts = ["the film", "dull", "not very bright a a a a"]
     data = encode_prompts(tokenizer, Prompt("a film : {text} was", ("bad", "good")), texts, 20, 64)
@@ -287,7 +287,7 @@ def test_both_forms_of_scoring_agree(words):
     items = np.array([2, 0, 1])
     with torch.no_grad():
         once, twice = (form.log_likelihoods(model, items, CPU) for form in (data, several))
-    # with one row an item the label words are compared with each other alone
+    # with one row per item, the label words are compared only with each other
     np.testing.assert_allclose(log_softmax(once), log_softmax(twice), atol=1e-6)
     assert once.shape == (3, 2) and np.ptp(once) > 0.01
 
@@ -321,7 +321,7 @@ def test_an_answer_of_several_tokens_by_hand(characters):
 @pytest.mark.parametrize("label_words", [("bad", "good"), ("not bad", "not good")])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gemma3_text", "qwen3"])
 def test_a_shared_prefix_gives_the_likelihoods_of_whole_prompts(kind, label_words, words):
-    """Mistral, and half of Gemma's layers, see 8 tokens back: from inside the shots. 2e-6: sums in another order."""
+    """Mistral and half of Gemma's layers see only 8 tokens, a part of the shots. 2e-6: sums in another order."""
     tokenizer, _ = words
     window = {"sliding_window": 8} if kind in ("mistral", "gemma2", "gemma3_text") else {}
     if kind == "gemma3_text":
@@ -348,7 +348,7 @@ def test_a_shared_prefix_gives_the_likelihoods_of_whole_prompts(kind, label_word
 
 
 def test_the_tokens_that_answers_follow_are_never_shared(characters):
-    """One text alone shares its whole prompt with itself, and label words may begin alike."""
+    """A single text shares its whole prompt with itself, and label words may begin alike."""
     tokenizer, model = characters
     data = encode_prompts(tokenizer, Prompt(TEMPLATE, ("bad", "bath")), ["fine"], 60, 2048)
     assert data.num_shared == min(len(row) - len(target) for row, target in zip(data.rows, data.targets, strict=True))
@@ -358,7 +358,7 @@ def test_the_tokens_that_answers_follow_are_never_shared(characters):
     np.testing.assert_allclose(shared, whole, atol=2e-6)
 
 
-# --- labels of the user's own ---
+# --- the user's own labels ---
 
 OVERLAPPING = Prompt("{text} is", ("art", "art history", "history"), instruction="Say what it is.")
 

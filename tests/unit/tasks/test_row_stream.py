@@ -1,4 +1,4 @@
-"""Rows read one by one: those of whole files, with the same messages, and no more of a file than is asked."""
+"""Reading rows one by one gives the rows and messages of reading whole files, but reads no more than is asked for."""
 
 import gzip
 import io

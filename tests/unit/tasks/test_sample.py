@@ -1,4 +1,4 @@
-"""The sentences and reviews of `--sample`: labels follow from how a sentence is built, and a seed fixes the rows."""
+"""Test the sentences and reviews of `--sample`: a sentence's construction sets its label, and a seed fixes the rows."""
 
 import itertools
 import random
@@ -33,7 +33,7 @@ def judgements(text: str) -> Counter:
     ],
 )
 def test_parts_get_the_polarity_that_the_template_gives_them(monkeypatch, template, outcome, same, opposite):
-    # A part that itself negates: two negations give the polarity of the whole back.
+    # This part negates too, so two negations restore the whole's polarity.
     monkeypatch.setitem(RULES, "sentence_of_one", [(["never {not mild}"], [1])] * 2)
     for seed in range(20):
         found = judgements(Writer(random.Random(seed)).fill(template, outcome))
@@ -88,7 +88,7 @@ def test_rows_are_unique_balanced_lower_case_and_sized():
     assert sizes[-1] <= samples.MAX_WORDS
     assert 8 <= sizes[len(sizes) // 2] <= 14
     assert len({word.strip(".,;?") for text in texts for word in text.split()}) > 700
-    # Written alternately, then shuffled: neighbours agree about half of the time (sd 0.011 for 2,000 pairs).
+    # They are written alternately, then shuffled: neighbours agree about half of the time (sd 0.011 for 2,000 pairs).
     agreement = sum(a[1] == b[1] for a, b in itertools.pairwise(rows)) / 2000
     assert 0.45 < agreement < 0.55
 
@@ -101,7 +101,7 @@ def test_a_seed_gives_its_own_rows_and_always_the_same_ones():
 
 
 def test_the_rows_of_the_tasks_stay_as_they_are():
-    """Published figures of `--sample` were measured on these rows."""
+    """The published figures for `--sample` were measured on these rows."""
     assert [json_sha256(samples.sample_rows(*size))[:16] for size in ((8000, 1), (1000, 2))] == [
         "6eab0de64d41ad12", "c170295e680ebbf7"]  # fmt: skip
     assert [json_sha256(samples.sample_reviews(*size))[:16] for size in ((4000, 1), (600, 2))] == [
@@ -122,7 +122,7 @@ def test_mixed_rows_carry_a_label_that_their_text_does_not_tell():
         if text.startswith("by turns ")
     ]
     share = sum((label == 1) == first_is_good for first_is_good, label in marked) / len(marked)
-    # Five standard deviations of a fair coin.
+    # Within five standard deviations of a fair coin.
     assert len(marked) > 200
     assert abs(share - 0.5) < 2.5 / len(marked) ** 0.5
 

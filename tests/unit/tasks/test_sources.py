@@ -1,4 +1,4 @@
-"""Which source does what, and a run's test items again, with rows that are plain pairs of id and label."""
+"""Test the role of each source, and rebuilding a run's test items, with rows that are plain pairs of id and label."""
 
 import json
 from collections import namedtuple
@@ -66,7 +66,7 @@ def describe(rows):
 
 
 def load(settings):
-    """80-20: every third row of train tests. Else what `origins` says."""
+    """Load the sources that `origins` gives; without test rows, every third train row is one."""
     rows, records = {}, {}
     for name, origin in origins(CORPUS, settings).items():
         rows[name], records[name] = read(origin)

@@ -1,4 +1,4 @@
-"""split.json: the hash that tells the test items of one source from those of another."""
+"""Test split.json: its hash distinguishes the test items of one source from those of another."""
 
 from zerotune.tasks.split_file import reporting_sha256
 

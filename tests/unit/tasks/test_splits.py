@@ -1,4 +1,4 @@
-"""The split functions: golden draws, stratification, repeats, and slices of whole sentences."""
+"""Test the split functions: golden draws, stratification, repeats, and slices of whole sentences."""
 
 import random
 from collections import Counter
@@ -57,7 +57,7 @@ def test_repeats_with_several_labels_are_counted_once_a_text():
 
 
 def test_draws_are_pinned():
-    """Golden: recorded from this code. A change here moves the splits of every user."""
+    """Golden values recorded from this code: a change here changes every user's splits."""
     rows = examples([f"text {number}" for number in range(10)])
     assert ids(stratified_subset(rows, 4, 0, "test")) == ["train-1", "train-4", "train-5", "train-6"]
     assert ids(balanced_subset(rows, 3, 7, "--train-size")) == ["train-1", "train-2", "train-8"]
@@ -83,7 +83,7 @@ def test_stratified_split_is_a_partition_with_the_shares_of_the_whole(num_negati
     assert [row for row in rows if row in drawn] == drawn
     found = Counter(row.label for row in drawn)
     for label, count in ((0, num_negative), (1, num_positive)):
-        # within 1 of proportional by rounding, and at least 1 where two rows are drawn
+        # rounding keeps it within 1 of proportional; it is at least 1 if two or more rows are drawn
         assert abs(found[label] - count * len(drawn) / len(rows)) <= 1
         assert found[label] >= 1 or len(drawn) < 2 or count == 1
 

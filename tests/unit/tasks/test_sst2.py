@@ -1,4 +1,4 @@
-"""SST-2's splits from files, the sample and the hub, and the rebuilding of a run's items from split.json."""
+"""Test SST-2's splits from files, the sample and the hub, and rebuilding a run's items from split.json."""
 
 import json
 import random
@@ -24,7 +24,7 @@ def flags(**given) -> DataSettings:
 
 
 def review_rows(num_sentences: int, seed: int, word: str = "w") -> list[tuple[str, int]]:
-    """Return sentences of nine made-up words, each with two of its phrases, labels by turns."""
+    """Return sentences of nine made-up words, each with two of its phrases, with alternating labels."""
     generator = random.Random(seed)
     rows = []
     for number in range(num_sentences):
@@ -67,7 +67,7 @@ def test_validation_file_validates_and_test_file_reports(files):
 @pytest.mark.parametrize("alone", ["validation_file", "test_file"])
 def test_alone_it_reports_and_whole_sentences_validate(files, alone):
     splits = load(SST2, flags(train_file=files["train_file"], **{alone: files[alone]}))
-    # 10 % of 600 rows is 60, but 25 % of the 200 whole sentences is 50; each takes its two phrases along
+    # 10 % of 600 rows is 60, but 25 % of the 200 whole sentences is 50; each comes with its two phrases
     assert counts(splits) == (450, 50, {"validation_file": 60, "test_file": 90}[alone])
     assert all(int(example.id.split("-")[1]) % 3 == 0 for example in splits.validation)
     assert splits.record["removed_rows"]["train_rows_in_validation"] == 100
@@ -197,7 +197,7 @@ def test_one_file_for_two_parts_is_refused_for_what_it_is(files, same, words):
 
 
 def saved(record: dict) -> dict:
-    """Return it as it comes back from split.json."""
+    """Return a record as it is read back from split.json."""
     return json.loads(json.dumps(record))
 
 

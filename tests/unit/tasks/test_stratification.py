@@ -1,4 +1,4 @@
-"""The draw of rows with any number of labels: its size, the labels' shares, and that nothing else decides it."""
+"""Test drawing rows with any number of labels: the size, the labels' shares, and that nothing else affects the draw."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ def random_sets(num_rows, probabilities, seed):
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 def test_each_label_has_its_share_and_the_size_is_exact(share):
-    """Drawn at random, the rarest of these labels would miss its share by more than 1 in four draws of ten."""
+    """In a random draw, the rarest of these labels would miss its share by more than 1 four times out of ten."""
     for seed in range(10):
         sets = random_sets(1000, [0.3, 0.1, 0.05, 0.03], seed)
         drawn = drawn_sets(sets, round(1000 * share))
@@ -30,8 +30,8 @@ def test_each_label_has_its_share_and_the_size_is_exact(share):
 
 
 def test_by_hand():
-    """Label 1 is the rarer: its first row goes to the larger part, the next to the other, then it lacks as much in both
-    and the rest, with more rows to come, gets the third. The rows of label 0 alternate from the drawn part on."""
+    """Label 1 is the rarer: its first row goes to the larger part, its second to the other. Both parts then lack
+    equally much of it; its third goes to the rest, which needs more rows. Label 0's rows alternate, the drawn first."""
     sets = [(0, 1), (1,), (1,), (0,), (0,), (0,), (0,)]
     assert draw_iteratively(sets, 3, range(7)) == [1, 3, 5]
     assert draw_iteratively(sets, 3, reversed(range(7))) == [1, 4, 6]
@@ -49,8 +49,8 @@ def examples_of(sets):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_split_leaves_a_row_of_each_label(seed):
-    """Labels 2, 3 and 4 are in one row each, which stays. With these label 0 has its share, so that its two other rows
-    would be drawn, and with them all of label 1."""
+    """Labels 2, 3 and 4 are in one row each, which stays. These rows fill label 0's share of the rest, so its two other
+    rows, the only ones with label 1, would both be drawn."""
     examples = examples_of([(0, 2), (0, 3), (0, 4), (0, 1), (0, 1), *[(5,)] * 15])
     as_drawn = stratified_subset(examples, 8, seed, "test")
     assert sum(1 in row.labels for row in as_drawn) == 2

@@ -1,4 +1,4 @@
-"""Rows to examples: stripped, numbered, and refused with their line."""
+"""Test turning rows into examples: stripped, numbered, and refused with their line."""
 
 import pytest
 

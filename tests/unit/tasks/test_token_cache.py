@@ -1,4 +1,4 @@
-"""The token cache between processes: one computes an entry and the others wait, also for one that dies."""
+"""Test the token cache between processes: one computes an entry, the others wait, and take over if it dies."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from waiting import wait_until
 from zerotune.errors import Refused
 from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key, load_arrays, save_arrays
 
-# Writes a line to `log` when it computes, and then takes `seconds`.
+# Writes a line to `log` when it starts to compute, and takes `seconds` to do so.
 WORKER = """
 import sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Encoding: the ids of the tokenizer itself, truncation counted, and a cache that survives tears and races."""
+"""Test encoding: the tokenizer's own ids, the count of truncated texts, a cache that survives torn files and races."""
 
 import threading
 
@@ -36,7 +36,7 @@ def test_golden_ids_and_truncation(tmp_path):
     assert encoded.offsets.tolist() == [0, 4, 10, 12, 18]
     assert encoded.lengths.tolist() == [4, 6, 2, 6]
     assert encoded.row(1).tolist() == [0, 3, 5, 7, 8, 6]
-    # row 1 has just six tokens and is whole; row 3 would have seven
+    # row 1 has exactly six tokens and is whole; row 3 would have seven
     assert encoded.num_truncated == 1
     assert encoded.type_ids is None
 
@@ -99,7 +99,7 @@ def test_cache_is_used_and_arrays_are_read_only(tmp_path, monkeypatch):
 def test_cache_name_depends_on_content_and_not_on_history(tmp_path):
     tokenizer = make_tokenizer()
     encode_texts(tokenizer, TEXTS, 6, tmp_path)
-    tokenizer(TEXTS, padding=True, truncation=True, max_length=3)  # leaves its settings in the backend
+    tokenizer(TEXTS, padding=True, truncation=True, max_length=3)  # its settings stay in the backend
     encode_texts(tokenizer, TEXTS, 6, tmp_path)
     assert len(cache_files(tmp_path)) == 1
     encode_texts(tokenizer, TEXTS, 7, tmp_path)
@@ -107,7 +107,7 @@ def test_cache_name_depends_on_content_and_not_on_history(tmp_path):
     encode_texts(make_tokenizer("$A"), TEXTS, 6, tmp_path)
     encode_texts(make_tokenizer(truncation_side="left"), TEXTS, 6, tmp_path)
     assert len(cache_files(tmp_path)) == 5
-    # the same letters, cut into other texts
+    # the same letters, split into texts differently
     encode_texts(tokenizer, ["a", "b"], 6, tmp_path)
     encode_texts(tokenizer, ["ab"], 6, tmp_path)
     assert len(cache_files(tmp_path)) == 7

@@ -1,4 +1,4 @@
-"""The batch plan: every id once, the budget kept, the same steps at any world size."""
+"""Test the batch plan: every id once, within the budget, the same steps at any world size."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_other_seeds_and_epochs_give_other_orders():
 
 
 def test_length_grouping_pads_little():
-    """Lengths drawn like SST-2's; random steps of 32 pad about 3 ×, grouped ones stay near 1.05 (field notes)."""
+    """Lengths are drawn like SST-2's: random steps of 32 pad about 3 ×, grouped ones about 1.05 × (field notes)."""
     lengths = np.random.default_rng(0).geometric(1 / 11, size=6400) + 2
     order = np.random.default_rng(1).permutation(6400)
     ways = batching.epoch_steps(lengths, 32, 0, 0), np.split(order, 200)

@@ -1,4 +1,4 @@
-"""A checkpoint counts when it is whole; whatever a death leaves behind, the newest whole one is found."""
+"""A checkpoint counts only when it is whole; after a kill at any point, the newest whole one is found."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, damage, words):
 
 
 def rewrite_progress(folder, **changes):
-    """Edit progress.json, and its hash in the manifest too."""
+    """Edit progress.json and its hash in the manifest."""
     record = json.loads((folder / "progress.json").read_text())
     parts = {name: changes.pop(name) for name in list(changes) if name in record}
     record = record | parts | {"progress": record["progress"] | changes}
@@ -86,7 +86,7 @@ def test_an_edited_progress_is_named_and_passed_over(tmp_path, changes, words):
 
 @pytest.mark.parametrize("put", [shutil.copytree, lambda source, target: target.symlink_to(source)])
 def test_a_checkpoint_of_another_run_is_named_and_passed_over(tmp_path, put):
-    """As are those whose best one is of another run. Where it is deleted later, a link's target stays."""
+    """So is one whose best checkpoint is of another run. Deleting a linked checkpoint keeps the link's target."""
     ours, root = save(tmp_path / "a", 9), tmp_path / "a"
     theirs = save(tmp_path / "b", 10, run_id="theirs")
     put(theirs, root / theirs.name)
@@ -184,7 +184,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path, keep, best_step, left):
 
 
 def test_the_best_that_an_older_kept_checkpoint_knew_is_kept(tmp_path):
-    """If the newest is torn, the older one resumes, and needs the best checkpoint of its own time."""
+    """If the newest is torn, the run resumes from the older one, which needs the checkpoint that was best then."""
     for step, best_step in ((2, 2), (4, 2), (6, 6)):
         save(tmp_path, step, best_step=best_step)
     checkpoints.prune(checkpoints.step_folder(tmp_path, 6), 2)
@@ -201,7 +201,7 @@ def test_a_checkpoint_whose_best_is_damaged_is_passed_over(tmp_path):
 
 
 def test_weights_alone_are_kept_while_a_checkpoint_knows_them_as_the_best(tmp_path):
-    """No run resumes from them: with --keep-checkpoints 1 the newest whole checkpoint stays, and the best it knew."""
+    """No run resumes from them: --keep-checkpoints 1 keeps the newest whole checkpoint and the best it records."""
     kept = []
 
     def note(last):
@@ -213,7 +213,7 @@ def test_weights_alone_are_kept_while_a_checkpoint_knows_them_as_the_best(tmp_pa
     note(save_best(tmp_path, 2))
     note(save(tmp_path, 3, best_step=2))
     note(save_best(tmp_path, 4))
-    note(save_best(tmp_path, 5))  # killed here, the run resumes after step 3, whose best is step 2
+    note(save_best(tmp_path, 5))  # if killed here, the run resumes after step 3, whose best is step 2
     note(save(tmp_path, 6, best_step=5))
     note(save(tmp_path, 7, best_step=7))
     assert [" ".join(f"{name[0]}{int(name[5:])}" for name in each) for each in kept] == [
@@ -236,7 +236,7 @@ def test_a_checkpoint_whose_best_weights_are_damaged_is_passed_over(tmp_path):
 
 
 def test_after_death_anywhere_in_a_save_of_weights_alone_the_run_resumes_as_before(tmp_path):
-    """Step 1 is its own best; the weights of step 2, which are better, count once a checkpoint knows of them."""
+    """Step 1 is its own best; the better weights of step 2 count only once a checkpoint records them."""
     for root in deaths(tmp_path, lambda root: checkpoints.prune(save_best(root, 2), 1)):
         checkpoints.put_back_replaced(root)
         found, lines = checkpoints.newest_whole(root)
@@ -246,7 +246,7 @@ def test_after_death_anywhere_in_a_save_of_weights_alone_the_run_resumes_as_befo
 
 
 def test_what_was_passed_over_does_not_count_as_kept(tmp_path):
-    """A folder without a marker, and one of a later step that was found damaged, protect nothing from being newest."""
+    """A folder without a marker, and a damaged one of a later step, do not count among the checkpoints to keep."""
     for step in (4, 5, 6, 9):
         save(tmp_path, step)
     (tmp_path / "step-00000005" / "COMPLETE").unlink()

@@ -1,4 +1,4 @@
-"""Class weights: torch's weighted mean at any cut of a step, for both heads, and more of a rare label found."""
+"""Class weights give torch's weighted mean for any cut of a step and both heads, and find more of a rare label."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,12 +25,12 @@ from zerotune.training.loop import TrainingLoop
 
 CPU = torch.device("cpu")
 VOCABULARY, PAD = 8, 8
-# tokens a micro-batch, and ranks
+# tokens per micro-batch, and ranks
 CUTS = [(10**6, 1), (40, 1), (30, 2), (12, 3)]
 
 
 def counts_to_logits(num_labels, seed=1):
-    """Return a linear model of how often each token is in a text."""
+    """Return a linear model of the count of each token in a text."""
 
     class Model(nn.Linear):
         def forward(self, input_ids, attention_mask):
@@ -42,11 +42,11 @@ def counts_to_logits(num_labels, seed=1):
 
 
 def some_texts(num_rows, seed=0, balanced=False):
-    """Return texts of 6 to 12 tokens with labels: a label's own token is three times as likely as each other one.
+    """Return texts of 6 to 12 tokens with labels: a label's own token is three times as likely as any other.
 
     Args:
-        num_rows: of each label.
-        balanced: with balanced class weights.
+        num_rows: the number of texts for each label.
+        balanced: whether to use balanced class weights.
     """
     generator, texts = np.random.default_rng(seed), []
     labels = np.repeat(np.arange(len(num_rows)), num_rows)
@@ -61,7 +61,7 @@ def some_texts(num_rows, seed=0, balanced=False):
 
 
 def parts_of_step(data, rows, budget, num_ranks):
-    """Return the micro-batches that the loop gives each of some ranks, rank after rank."""
+    """Return the micro-batches that the loop gives to all ranks, rank after rank."""
     parts = []
     for rank in range(num_ranks):
         loop = object.__new__(TrainingLoop)
@@ -88,7 +88,7 @@ def loss_and_gradients(model, losses):
 
 
 def assert_same(found, wanted):
-    """Assert equality up to float32 sums in another order."""
+    """Assert equality up to the order of float32 sums."""
     assert found[0] == pytest.approx(wanted[0], rel=1e-5) and found[1].keys() == wanted[1].keys()
     for name, gradient in wanted[1].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
@@ -120,7 +120,7 @@ def test_a_classifiers_step_has_torchs_weighted_mean(num_rows, balanced, budget,
 
 @pytest.mark.parametrize(("budget", "num_ranks"), CUTS)
 def test_each_token_of_a_generators_answer_has_the_weight_of_its_label(budget, num_ranks):
-    """Each answer's summed loss, one answer at a time; the labels' words have different numbers of tokens."""
+    """Compare with each answer's summed loss, one at a time; the label words have different numbers of tokens."""
     folder = tiny_model("llama")
     tokenizer = load_tokenizer(folder, None)
     model = load_generator(ModelSettings(folder), tokenizer).eval()
@@ -156,7 +156,7 @@ def recalls_after_training(train, test):
 
 
 def test_weights_find_more_of_a_label_that_one_row_in_51_has():
-    """One token decides, and not surely: without weights it pays to say the frequent label nearly always."""
+    """One token hints at the label: without weights, it pays to answer the frequent label nearly always."""
     test = some_texts([300, 300], seed=5)
     plain, weighted = (recalls_after_training(some_texts([1500, 30], balanced=each), test) for each in (False, True))
     print(plain, weighted)  # shown by pytest -rP

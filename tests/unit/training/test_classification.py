@@ -1,4 +1,4 @@
-"""Texts for a classifier head: special tokens that a text spells, and texts that end with the pad token."""
+"""Test texts for a classifier head: texts that spell out special tokens, and texts that end with the pad token."""
 
 import numpy as np
 import pytest

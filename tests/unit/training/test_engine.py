@@ -1,4 +1,4 @@
-"""The engine's arithmetic: a step of any number of micro-batches and ranks is one AdamW step on one sum."""
+"""Test the engine's arithmetic: a step with any number of micro-batches and ranks is one AdamW step on one sum."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ TARGETS = torch.randn(6, generator=torch.Generator().manual_seed(2))
 
 
 class Model(nn.Module):
-    """A line, with a context that notes when gradients stay local, as DDP has it."""
+    """A linear model with a context like DDP's, which records when gradients stay local."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ def test_a_step_is_torchs_adamw_on_the_mean_loss(cut, max_norm):
 
 
 def test_gradients_are_multiplied_where_the_ranks_average_them():
-    """DDP divides the sum over ranks by their number; each rank's loss is its part of one sum."""
+    """DDP divides the sum over ranks by their number, but each rank's loss is its part of one sum."""
     one, two = make_engine(1), make_engine(2)
     for engine in (one, two):
         backward(engine, CUTS["whole"])
@@ -108,7 +108,7 @@ def test_ranks_exchange_gradients_with_the_last_micro_batch_alone(num_processes,
 
 
 def test_under_a_loss_scaler_the_average_becomes_a_sum_after_unscaling(monkeypatch):
-    """A greater loss would overflow where one process does not."""
+    """Multiplying the loss instead could overflow where one process would not."""
     engine, plain = make_engine(2, max_norm=None), make_engine(1, max_norm=None)
     engine.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     backward(engine, CUTS["cut"])

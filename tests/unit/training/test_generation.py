@@ -1,4 +1,4 @@
-"""Tuning a generator: its rows are the evaluation's prompts, its loss is transformers', its final/ gives it back."""
+"""Test tuning a generator: its rows are the evaluation's prompts, its loss is transformers', and final/ reloads it."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ LETTERS = Prompt("Review: {text}\nSentiment:", ("negative", "positive"))
 TEXTS = ["good", "the very dull film was not good", "not bad", "a bright film", "very very good a the film"]
 EXAMPLES = [Example(f"t-{number}", text, number % 2) for number, text in enumerate(TEXTS)]
 ALL = np.arange(len(TEXTS))
-# In the manner of Gemma: the turn's end is a special token, and a line break follows it.
+# Like Gemma's template: a turn ends with a special token and a line break.
 TURNS = (
     "<s>{% for turn in messages %}[{{ turn.role }}]{{ turn.content }}<pad>\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -35,7 +35,7 @@ TURNS = (
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory):
-    """Return a model of single bytes: label words of several tokens."""
+    """Return a model of single bytes, so label words have several tokens."""
     folder = tmp_path_factory.mktemp("letters")
     character_model(folder, CHAT_TEMPLATE)
     return str(folder)
@@ -50,7 +50,7 @@ def generator(folder, method="full", **settings):
 
 
 def loss_and_gradients(model, data, micro_batches):
-    """Return the mean loss of an answer's token, and its gradient by parameter."""
+    """Return the mean loss per answer token, and its gradient by parameter."""
     model.zero_grad()
     total, count = 0.0, data.num_targets(np.concatenate(micro_batches))
     for items in micro_batches:
@@ -134,7 +134,7 @@ def test_the_end_is_the_templates_own_where_it_has_one(letters):
 
 @pytest.mark.parametrize("kind", [*KINDS, "letters"])
 def test_the_loss_is_that_of_transformers_with_the_prompt_masked(kind, letters):
-    """One row at a time, all logits, labels of -100 where the prompt is: the slow way."""
+    """Compute it the slow way: one row at a time, all logits, labels of -100 for the prompt."""
     folder, prompt = (letters, LETTERS) if kind == "letters" else (tiny_model(kind), WORDS)
     model, tokenizer = generator(folder)
     data = encode_answers(tokenizer, prompt, EXAMPLES, 60, 64)
@@ -147,7 +147,7 @@ def test_the_loss_is_that_of_transformers_with_the_prompt_masked(kind, letters):
         loss = model.stock_model(input_ids=torch.tensor([row]), labels=labels, use_cache=False).loss * count
         (loss / data.num_targets(ALL)).backward()
         total += float(loss.detach()) / data.num_targets(ALL)
-    # float32 sums of some 100 terms in another order
+    # float32 sums of about 100 terms in another order
     assert ours == pytest.approx(total, rel=1e-5)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5)
@@ -209,7 +209,7 @@ def test_loaded_for_evaluation_it_scores_as_it_did(kind, method, tmp_path):
 
 
 def test_overlapping_answers_are_trained_as_they_are_compared(letters):
-    """The end belongs to the answers, once; the loss counts it, and so does the likelihood."""
+    """Answers include the end token once; both the loss and the likelihood count it."""
     tokenizer = load_tokenizer(letters, None)
     prompt = Prompt("{text} is", ("art", "art history", "history"), instruction="Say what.")
     examples = [Example(f"t-{number}", text, number % 3) for number, text in enumerate(TEXTS)]

@@ -1,4 +1,4 @@
-"""Texts with any number of labels, as a classifier trains on them: targets, loss and the decision."""
+"""Test training a classifier on texts with any number of labels: targets, loss and the decision."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from zerotune.training.classification import LabelledData
 from zerotune.training.label_sets import LabelSetData, classifier_data, likely_labels, log_sigmoid, logits
 
 CPU = torch.device("cpu")
-# of the example with this number; the last one's are beyond what a float32 probability can hold
+# One row per example; the last one's are too large for float32 probabilities.
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-3.0, 0.0, 1.0], [120.0, -150.0, 30.0]])
 LABELS = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]], dtype=np.float32)
 

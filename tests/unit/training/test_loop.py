@@ -1,4 +1,4 @@
-"""The loop with a real engine around a linear model: its arithmetic, when it stops, and how it resumes."""
+"""Test the loop with a real engine around a linear model: its arithmetic, when it stops, and how it resumes."""
 
 import json
 import threading
@@ -42,7 +42,7 @@ class Model(nn.Module):
             self.linear.weight.fill_(INITIAL)
             self.linear.bias.zero_()
 
-    no_sync = nullcontext  # as DDP has it
+    no_sync = nullcontext  # DDP has this method
 
     def forward(self, features):
         return self.linear(self.dropout(features))[:, 0]
@@ -96,7 +96,7 @@ def make_loop(
     """Make a loop that evaluates after every second step and saves after every fifth.
 
     Args:
-        values: results of the evaluations, the best is the greatest.
+        values: results of the evaluations; the greatest is the best.
     """
     given = {"batch_size": BATCH, "tokens_per_device": 40, "learning_rate": RATE, "seed": 7}
     model = Model(dropout)
@@ -124,13 +124,13 @@ def make_loop(
         keep_checkpoints=2 if minutes is None else 9,
     )
     run = RunFolder(settings, Accelerator())
-    run.run_id = "of these tests"  # as run.json would tell it to every start
+    run.run_id = "of these tests"  # run.json gives every start the same id
     loop = TrainingLoop(run, engine, Data(), schedule, optimisation_settings(**given | flags), validate, stop)
     return loop
 
 
 def train(loop):
-    """Train to the end, or as far as `loop` gets, on the mean squared error."""
+    """Train on the mean squared error, to the end or until `loop` stops."""
     for step in loop:
         for batch in step:
             errors = loop.engine.forward(**batch.inputs) - batch.targets
@@ -149,7 +149,7 @@ def weights(loop):
 
 
 def saved_steps(loop):
-    """Return the steps whose weights are there: of checkpoints to resume from and of weights alone."""
+    """Return the steps of all saved weights, with or without the state to resume from them."""
     return sorted(int(path.name.rpartition("-")[2]) for path in loop.saver.root.iterdir())
 
 
@@ -189,7 +189,7 @@ def test_a_run_is_adamw_on_the_mean_loss_whatever_the_token_budget(tmp_path, bud
     losses, norms, parameters = by_hand(12)
     assert logged(loop) == pytest.approx(losses, rel=1e-5)
     assert logged(loop, "grad_norm") == pytest.approx(norms, rel=1e-5)
-    assert max(norms) > MAX_NORM > min(norms)  # both sides of the clipping are seen
+    assert max(norms) > MAX_NORM > min(norms)  # some steps are clipped and some are not
     torch.testing.assert_close(weights(loop), parameters.float(), rtol=1e-5, atol=1e-6)
     assert progress.num_examples == 2 * NUM_EXAMPLES + sum(map(len, epoch_steps(LENGTHS, BATCH, 7, 2)[:2]))
     assert logged(loop, "tokens")[4] == LENGTHS.sum()  # an epoch sees every token once
@@ -257,7 +257,7 @@ def test_rows_that_are_not_trained_decay_by_the_steps_that_are_done(tmp_path, mo
 
 
 def test_the_logged_loss_is_the_sum_over_the_ranks(tmp_path):
-    """The other rank, which is not there, tells the same as this one."""
+    """The imaginary other rank reports the same values as this one."""
     loop = make_loop(tmp_path, tokens_per_device=10**6, num_steps=1)
     loop.accelerator.num_processes = 2
     loop.accelerator.reduce = lambda value, how: {"sum": 2 * value, "mean": value}[how]
@@ -309,7 +309,7 @@ def test_scratch_changes_no_number_and_all_of_it_has_arrived_at_the_end(tmp_path
 
 
 def test_a_checkpoint_from_scratch_counts_at_the_step_after_its_arrival(tmp_path, monkeypatch):
-    """The checkpoint of step 5 is held until the evaluation after step 6; the next save is that of step 10."""
+    """The checkpoint of step 5 is held back until the evaluation after step 6; the next save is at step 10."""
     seen, let_go, copy = [], threading.Event(), scratch._copy
 
     def copy_when_let_go(file, to):
@@ -333,16 +333,16 @@ def test_a_checkpoint_from_scratch_counts_at_the_step_after_its_arrival(tmp_path
 
 
 def test_minutes_count_from_the_last_checkpoint_by_rank_0s_clock(tmp_path, monkeypatch):
-    """A step takes 40 seconds here: two minutes are over after the third step since the last checkpoint.
+    """A step takes 40 seconds here, so two minutes are over after the third step since the last checkpoint.
 
-    Memory is short, so that no save is put off by the one before.
+    Memory is short, so no save is delayed by the one before.
     """
     monkeypatch.setattr("zerotune.training.saving.free_memory", lambda: 0)
     monkeypatch.setattr("zerotune.training.saving.time", SimpleNamespace(monotonic=lambda: 40 * loop.progress.step))
     loop = SimpleNamespace(progress=Progress())
     loop = make_loop(tmp_path / "run", [0] * 6, num_steps=11, minutes=2)
     train(loop)
-    # the flag of a step is raised before the step counts
+    # rank 0 raises a step's flag before the step is counted
     assert [step for step in saved_steps(loop) if step != 2] == [4, 8, 11]
 
 
@@ -375,7 +375,7 @@ def test_a_save_by_the_clock_is_put_off_until_the_one_before_is_written(tmp_path
 
 
 def test_a_checkpoint_written_while_training_continues_resumes_to_the_same_bits(tmp_path, monkeypatch):
-    """That of step 5 is written after step 8; the best, of step 6, waits for it and has no optimizer state."""
+    """Step 5's is held back until the evaluation after step 8, the best step; that one is saved as weights only."""
     let_go, write = threading.Event(), snapshot._write
 
     def write_when_let_go(files, event, aside, num_bytes):
@@ -400,7 +400,7 @@ def test_a_checkpoint_written_while_training_continues_resumes_to_the_same_bits(
             errors = killed.engine.forward(**batch.inputs) - batch.targets
             killed.engine.backward(errors.square().sum() * batch.weight, batch.is_last)
         killed.engine.update(step.rate_factor)
-        if step.number == 10:  # step 5 counts, and the weights of step 8 that no checkpoint knows of
+        if step.number == 10:  # step 5 counts; no checkpoint records the weights of step 8
             break
     again = make_loop(tmp_path / "killed", values)
     assert checkpoints.newest_whole(again.saver.root)[0].name == "step-00000005"

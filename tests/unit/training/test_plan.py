@@ -1,4 +1,4 @@
-"""The plan that is printed, and the refusal of a run that will not fit."""
+"""Test the printed plan, and the refusal of a run that will not fit."""
 
 import sys
 from contextlib import nullcontext
@@ -39,7 +39,7 @@ def planned(*args, **kwargs):
 
 @pytest.fixture
 def command(monkeypatch):
-    """The command line of the plan."""
+    """Set the plan's command line."""
     words = [
         "train/sst2.py",
         "--plan",
@@ -127,7 +127,7 @@ def rows_of_100_tokens():
 
 @pytest.fixture
 def small_gpu(monkeypatch):
-    """Eight devices of 23.6 GiB."""
+    """Pretend to have eight devices of 23.6 GiB."""
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, int(23.6 * GIB)))
@@ -139,14 +139,14 @@ def small_gpu(monkeypatch):
     [
         ("generate", 23.6, None),
         ("classify", 23.6, None),
-        ("generate", 12, "^will not fit: "),  # in training; of final/, divided, a device has 3 GiB
+        ("generate", 12, "^will not fit: "),  # training fails; a divided final/ would take 3 GiB
         ("classify", 2, "weights take 3 GiB on each device"),
     ],
 )
 def test_the_final_evaluation_of_full_tuning_has_to_fit_a_device(head, gib, words, small_gpu, monkeypatch):
-    """Mistral-7B under ZeRO-3: a generator is evaluated in bf16, under a head embedding and norms in float32.
+    """Mistral-7B under ZeRO-3: a generator is evaluated in bf16; with a head, embedding and norms are in float32.
 
-    Where 14 GiB fill a device, each of the eight has its part of the layers."""
+    If its 14 GiB do not fit one device, each of the eight holds a part of the layers."""
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, int(gib * GIB)))
     run = settings(
         head=head, deepspeed={"zero_optimization": {"stage": 3}}, zero_stage=3, activation_checkpointing=True
@@ -165,7 +165,7 @@ def test_a_run_that_will_not_fit_is_refused_before_it_starts(small_gpu):
 
 @pytest.mark.parametrize(("gib", "fits_whole"), [(40, True), (18, False)])
 def test_gradients_are_kept_whole_where_they_fit(gib, fits_whole, small_gpu, monkeypatch):
-    """Llama-3.2-3B under ZeRO-3: 12 GiB of gradients, or an eighth of them."""
+    """Llama-3.2-3B under ZeRO-3 holds 12 GiB of gradients, or an eighth of them."""
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (0, gib * GIB))
     zero_3 = {"zero_optimization": {"stage": 3}}
     run = settings("Llama-3.2-3B", deepspeed=zero_3, zero_stage=3, activation_checkpointing=True)
@@ -200,7 +200,7 @@ def test_packed_rows_and_questions_with_branches_have_their_shapes():
     ],
 )
 def test_the_plan_tells_what_a_checkpoint_and_its_copy_take(changes, deepspeed, words, monkeypatch):
-    """1.153 billion float32 weights with two moments; under ZeRO two of eight processes are on a node."""
+    """The model has 1.153 billion float32 weights with two moments; a node has two of the eight processes."""
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     line = plan._describe_checkpoints(settings(deepspeed=deepspeed, run=changes), 1_153_000_000)

@@ -1,4 +1,4 @@
-"""The schedule: golden values, and the schedule of transformers where the two agree."""
+"""Test the schedule against golden values, and against transformers' where the two agree."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def schedule(num_steps, warmup_steps, **changes):
 
 def test_the_rate_rises_over_the_warmup_and_falls_to_the_end():
     rates = [schedule(8, 3).rate_factor(step) for step in range(1, 9)]
-    # Warmup: 1/4, 2/4, 3/4. Then 5 steps from 1 down: the step after the last would have 0.
+    # Warmup: 1/4, 2/4, 3/4. Then 5 steps down from 1; the step after the last would have 0.
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 0.8, 0.6, 0.4, 0.2])
 
 
@@ -63,7 +63,7 @@ def transformers_rates(name, num_steps, warmup_steps):
     ("shape", "name"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")]
 )
 def test_after_the_warmup_it_is_the_schedule_of_transformers(shape, name, num_steps, warmup_steps):
-    """Its warmup begins at 0, so that its first step changes nothing; ours begins at 1 / (warmup + 1)."""
+    """Its warmup starts at 0, so its first step changes nothing; ours starts at 1 / (warmup + 1)."""
     ours = [schedule(num_steps, warmup_steps, shape=shape).rate_factor(step) for step in range(1, num_steps + 1)]
     theirs = transformers_rates(name, num_steps, warmup_steps)
     assert ours[warmup_steps:] == pytest.approx(theirs[warmup_steps:])
@@ -112,12 +112,12 @@ def test_flags_make_the_plan(changes, expected):
     ("changes", "num_validation", "expected"),
     [
         ({}, 100, [25, 50, 75, 100]),
-        ({}, 500, [100]),  # 1.9 would cost a tenth of the time: one
+        ({}, 500, [100]),  # a tenth of the time would pay for 1.9, so one
         ({}, 400, [50, 100]),
-        ({}, 3000, [100]),  # never less than one
-        ({}, None, [100]),  # answers are written
+        ({}, 3000, [100]),  # at least one
+        ({}, None, [100]),  # the answers are written
         ({"patience": 2}, 100, [100]),
-        ({"batch_size": 128}, 100, [13, 25]),  # ten steps apart
+        ({"batch_size": 128}, 100, [13, 25]),  # at least ten steps apart
         ({"batch_size": 1024}, 100, [4]),
         ({"eval_every": 30}, 100, [30, 60, 90, 120]),
     ],

@@ -1,4 +1,4 @@
-"""A checkpoint on its way counts once all of it has arrived, and never half; training does not wait for it."""
+"""A checkpoint being copied counts only once all of it has arrived; training does not wait for it."""
 
 import shutil
 import stat
@@ -45,7 +45,7 @@ def start(saves, root, step, files_of_step=None, num_bytes=1000):
 
 @pytest.fixture
 def held(monkeypatch):
-    """Files are copied only once this event is set."""
+    """Return an event; files are copied only once it is set."""
     event, copy = threading.Event(), scratch._copy
     monkeypatch.setattr(scratch, "_copy", lambda *files: (event.wait(30), copy(*files))[1])
     yield event
@@ -110,7 +110,7 @@ def test_a_full_scratch_disk_leaves_the_earlier_checkpoint(tmp_path):
     saves = open_saves(tmp_path)
     start(saves, tmp_path / "root", 1)
     start(saves, tmp_path / "root", 2, [Full()], 2**20)
-    assert saves.has_arrived  # what there is to know of it
+    assert saves.has_arrived  # the copy is over, although it failed
     with pytest.raises(Refused, match=r"disk full: .*scratch.* has .*; a checkpoint takes about 1 MiB"):
         saves.finish()
     assert names(tmp_path / "root") == ["step-00000001"]

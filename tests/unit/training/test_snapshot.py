@@ -1,4 +1,4 @@
-"""A copy of the state is of the moment when it was taken, and is written while the state changes."""
+"""A copy of the state keeps the values of the moment it was taken, even if it is written while the state changes."""
 
 import threading
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, 
 
 
 def state(value):
-    """Return files with tensors of all kinds, of 10 numbers or so, that are this value."""
+    """Return files with tensors of all kinds, about 10 numbers each, filled with this value."""
     kinds = {"half": torch.bfloat16, "single": torch.float32, "bytes": torch.uint8, "empty": torch.float32}
     weights = {name: torch.full((0 if name == "empty" else 3, 5), value, dtype=kind) for name, kind in kinds.items()}
     moments = {"state": {0: {"step": torch.tensor(float(value)), "list": [torch.full((7,), value), None]}}, "lr": 0.5}
@@ -51,7 +51,7 @@ def test_what_is_written_is_the_state_when_it_was_copied(tmp_path):
     entries = write()
     assert_holds(later, 4)
     assert entries == checkpoints.hash_files(later, [later / file.name for file in files])
-    # the copies lie in one block, of which torch.save must not write the whole with each
+    # the copies share one block, and torch.save must not write the whole block with each
     sizes = [(folder / "optimizer.pt").stat().st_size for folder in (at_once, later)]
     assert (
         sizes[0] == sizes[1]
@@ -67,7 +67,7 @@ def test_the_memory_is_as_large_as_the_largest_copy_and_is_used_again(tmp_path):
         blocks.append(memory._memory)
     assert blocks[0] is not blocks[1] and blocks[1] is blocks[2] is blocks[3]
     num_bytes = sum(t.nbytes for t in snapshot.tree_leaves([f.content for f in state(3)]) if torch.is_tensor(t))
-    assert num_bytes <= len(blocks[1]) <= num_bytes + 6 * 64  # six tensors, each from a multiple of 64 on
+    assert num_bytes <= len(blocks[1]) <= num_bytes + 6 * 64  # six tensors, each aligned to 64 bytes
     memory.close()
     assert len(memory._memory) == 0
 

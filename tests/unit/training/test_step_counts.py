@@ -35,7 +35,7 @@ def test_the_counted_peak_is_within_a_tenth_of_the_measured_one(case):
     ],
 )
 def test_few_layers_give_the_counts_of_all(model_type, head, method, monkeypatch):
-    """The peak is exact but where a phase's is in its middle, at no layer's end."""
+    """The peak is exact, except where a phase peaks in its middle instead of at the end of a layer."""
     config = AutoConfig.for_model(model_type, **SMALL | {"num_hidden_layers": 9}, pad_token_id=0, sliding_window=32)
     model = ModelSettings("m", method=method, precision="bf16")
     batch = replace(BATCH, answers=8 if head == "generate" else 0)
@@ -48,7 +48,7 @@ def test_few_layers_give_the_counts_of_all(model_type, head, method, monkeypatch
 
 
 def test_a_published_model_by_its_formulas():
-    """Full tuning holds 4 bytes a weight and gradient and 8 of moments; a token costs 6 operations a matrix weight."""
+    """Full tuning holds 16 bytes a weight (with gradient and moments); a token costs 6 operations a matrix weight."""
     config = shape_config("Llama-3.2-1B")
     batch = MicroBatch(rows=16, longest=512, tokens=16 * 512)
     counts = count_step(config, ModelSettings("m", precision="bf16"), "classify", 2, batch, on_gpu=True)
@@ -74,7 +74,7 @@ def test_only_the_rows_that_are_used_train():
 
 
 def test_of_an_operation_that_is_not_counted_weights_and_moments_are():
-    """Mixtral's grouped products want weights of one type, which fake tensors check."""
+    """Mixtral's grouped products need weights of one type, and fake tensors check that."""
     sizes = SMALL | {"num_local_experts": 2}
     config = AutoConfig.for_model("mixtral", **sizes, pad_token_id=0)
     counts = count_step(config, ModelSettings("m", precision="bf16"), "classify", 2, BATCH, on_gpu=True)

@@ -1,4 +1,4 @@
-"""The arithmetic of --engine trainer: cutting a step, its order, its mean loss. Whole runs: tests/scripts."""
+"""Test the arithmetic of --engine trainer: cutting a step, its order, its mean loss. tests/scripts has whole runs."""
 
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ NUM_EXAMPLES, BATCH_SIZE, STEPS_PER_EPOCH = 165, 8, 21
     [
         (32, 64, 2048, (32, 1)),
         (32, 256, 2048, (8, 4)),
-        (32, 300, 2048, (4, 8)),  # 6 fit, and do not divide 32
+        (32, 300, 2048, (4, 8)),  # 6 fit, but do not divide 32
         (12, 100, 700, (6, 2)),
         (7, 100, 600, (1, 7)),  # only 1 and 7 divide 7
         (4, 5000, 2048, (1, 4)),  # a single long example exceeds the budget
@@ -46,7 +46,7 @@ def test_parts_of_a_step_add_up_to_its_mean_loss(smoothing):
     ]
     wanted = functional.cross_entropy(logits[:5], labels[:5], label_smoothing=smoothing)
     assert sum(parts).item() == pytest.approx(wanted.item(), rel=1e-6)
-    # a micro-batch of filler alone
+    # a micro-batch with nothing but filler
     assert mean_over_step(logits[5:], labels[5:], torch.tensor(5), smoothing).item() == 0
 
 
@@ -57,7 +57,7 @@ def order(seed=0):
 
 
 def loop_of(seed=0):
-    """Return as much of a TrainingLoop as the rows of its steps take."""
+    """Return a TrainingLoop with only the parts that determine the rows of its steps."""
     loop = object.__new__(TrainingLoop)
     loop.optimisation = optimisation_settings(batch_size=BATCH_SIZE, seed=seed, epochs=3)
     loop.data, loop._epoch_steps = order(), (-1, [])
@@ -86,12 +86,12 @@ def test_steps_are_grouped_by_length():
     spreads = [np.ptp(data.lengths[rows]) for rows in steps]
     whole = [np.ptp(data.lengths[start : start + BATCH_SIZE]) for start in range(0, NUM_EXAMPLES, BATCH_SIZE)]
     assert len(steps) == STEPS_PER_EPOCH
-    assert data.lengths[steps[0]].max() == 9  # the longest first, so that memory runs out at once
+    assert data.lengths[steps[0]].max() == 9  # the longest come first, so memory runs out at once or never
     assert np.mean(spreads) < np.mean(whole) / 3
 
 
 def test_a_process_is_one_device_however_many_it_sees(tmp_path):
-    """Else the Trainer makes a DataParallel of them, and takes as many batches."""
+    """Otherwise the Trainer would wrap the devices in DataParallel and multiply the batch by their number."""
     optimisation = optimisation_settings(batch_size=8, tokens_per_device=100)
     settings = TrainSettings(
         "imdb", "classify", ModelSettings("m"), DataSettings(), optimisation, run_settings(tmp_path)

@@ -1,4 +1,4 @@
-"""Any number of ranks reads the state that any other number wrote: each element in its place, by either cut."""
+"""Any number of ranks can read the state that any other number wrote, each element in its place, however it is cut."""
 
 import math
 from types import SimpleNamespace
@@ -25,13 +25,13 @@ def true_values():
 
 
 def partition_of(parts, start, length):
-    """Return `length` elements of tensors laid one after the other, from `start`; zeros after the last."""
+    """Return `length` elements of the concatenated tensors from `start`, with zeros after the last."""
     flat = torch.cat(parts)
     return torch.cat([flat, flat.new_zeros(start + length)])[start : start + length].clone()
 
 
 class Rank:
-    """What one rank has of a ZeRO optimizer: flat partitions, full of zeros or of the true values."""
+    """One rank's part of a ZeRO optimizer: flat partitions, filled with zeros or the true values."""
 
     def __init__(self, stage, rank, world, values=None):
         self.stage, self.rank, self.world = stage, rank, world
@@ -103,7 +103,7 @@ class Rank:
 
 @pytest.fixture(autouse=True)
 def groups_are_ranks(monkeypatch):
-    """Replace process groups by the rank that asks."""
+    """Replace process groups by the calling rank."""
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: group)
 
 
@@ -169,7 +169,7 @@ def test_weights_alone_are_read_for_final(tmp_path, stage):
 
 
 def test_a_load_replaces_what_was_trained(tmp_path):
-    """State that is there already is written over, in place."""
+    """Existing state is overwritten in place."""
     save_all(tmp_path / "saved", 2, 2)
     rank = Rank(2, 0, 1, true_values())
     moments = [rank.adamw.state[flat]["exp_avg"] for flat in rank.flats]
