@@ -1,7 +1,7 @@
 """Write answers greedily with a causal model, and read the label in each."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -80,9 +80,10 @@ class BranchWriter:
         precision: of the passes; "fp32" computes in the model's own type.
         in_step: write max_new_tokens tokens even if all answers have ended: under ZeRO-3, the ranks must make equally
             many passes.
+        are_complete: the tokens of answers so far -> whether each one needs no further token.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model,
         prefix: Sequence[int],
@@ -92,9 +93,10 @@ class BranchWriter:
         device: torch.device,
         precision: str = "fp32",
         in_step: bool = False,
+        are_complete: Callable[[list[list[int]]], list[bool]] | None = None,
     ):
         self.model, self.pad_id, self.ends, self.max_new_tokens = model, pad_id, ends, max_new_tokens
-        self.device, self.precision, self.in_step = device, precision, in_step
+        self.device, self.precision, self.in_step, self.are_complete = device, precision, in_step, are_complete
         with autocast(device.type, precision):
             self._prefix = shared_prefix(model, prefix, device)
 
@@ -108,9 +110,9 @@ class BranchWriter:
         """
         with autocast(self.device.type, self.precision):
             written = self._write(laid, lengths)
-        return [[token for token in row if token != _NO_TOKEN] for row in written.tolist()]
+        return _answers(written)
 
-    def _write(self, laid: BranchRows, lengths: np.ndarray) -> np.ndarray:
+    def _write(self, laid: BranchRows, lengths: np.ndarray) -> torch.Tensor:
         """Return the tokens of each branch, int64 [branches, max_new_tokens]."""
         device, num_prefix = self.device, self._prefix.num_tokens
         places = Places.of(laid, device, num_prefix)
@@ -130,9 +132,13 @@ class BranchWriter:
             tokens = likeliest_tokens(self.model, hidden)
             ended |= torch.isin(tokens, ends)
             written[:, step] = torch.where(ended, _NO_TOKEN, tokens)
-            is_checked = not self.in_step and (step + 1) % every == 0
-            if step == self.max_new_tokens - 1 or (is_checked and bool(ended.all())):  # a device sync
+            if step == self.max_new_tokens - 1:
                 break
+            if not self.in_step and (step + 1) % every == 0:  # a device sync
+                if self.are_complete:
+                    ended |= to_device(np.array(self.are_complete(_answers(written[:, : step + 1]))), device)
+                if bool(ended.all()):
+                    break
             shape = (len(laid.input_ids), width)
             input_ids = torch.full(shape, self.pad_id, device=device)
             input_ids[row_of, branch_of] = tokens
@@ -141,7 +147,7 @@ class BranchWriter:
             new.branches[row_of, branch_of] = branch_of + 1
             known = known.and_then(new)
             hidden = self._pass(input_ids, new, known, cache, False)[row_of, branch_of]
-        return written.cpu().numpy()
+        return written
 
     def _pass(self, input_ids, places: Places, known: Places, cache: Cache, is_plain: bool) -> torch.Tensor:
         """Return the hidden states [R, T, dim] of new tokens; `known` holds the places of all tokens so far."""
@@ -167,6 +173,11 @@ class BranchWriter:
     def _cache(self, capacity: int) -> Cache:
         prefixes = self._prefix.layers or [None] * self.model.config.num_hidden_layers
         return Cache(layers=[_RowsLayer(capacity, prefix) for prefix in prefixes])
+
+
+def _answers(written: torch.Tensor) -> list[list[int]]:
+    """Return the tokens of each row without the places after its end."""
+    return [[token for token in row if token != _NO_TOKEN] for row in written.tolist()]
 
 
 def _numbers_in_rows(rows: np.ndarray) -> np.ndarray:

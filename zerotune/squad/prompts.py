@@ -136,6 +136,11 @@ def read_answer(text: str) -> str:
     return "" if line.casefold().strip("\"'*. ") in ABSTENTIONS else line
 
 
+def has_first_line(text: str) -> bool:
+    """Return whether a text has a line break after its first words, after which `read_answer` reads nothing."""
+    return len((text.lstrip() + "x").splitlines()) > 1
+
+
 def draw_solved_questions(questions: list[Question], num_shots: int, seed: int) -> tuple[SolvedQuestion, ...]:
     """Draw solved questions for a prompt, each about a different paragraph; half (rounded down) have no answer.
 

@@ -4,6 +4,10 @@ The prompts are laid out as in training: a row is a paragraph with its questions
 keys and values of the prefix of all prompts, the instruction and solved questions, are computed once.
 """
 
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -12,7 +16,7 @@ from zerotune.evaluation.scoring import Scorer
 from zerotune.models.branches import can_share
 from zerotune.models.precision import autocast
 from zerotune.squad.generation import GenerationData
-from zerotune.squad.prompts import read_answer
+from zerotune.squad.prompts import has_first_line, read_answer
 
 
 class GreedyWriter:
@@ -30,9 +34,12 @@ class GreedyWriter:
         device: torch.device,
         precision: str = "fp32",
         in_step: bool = False,
+        are_complete: Callable[[list[list[int]]], list[bool]] | None = None,
     ):
         self.data = data
-        self._write = BranchWriter(model, data.prefix, data.pad_id, ends, max_new_tokens, device, precision, in_step)
+        self._write = BranchWriter(
+            model, data.prefix, data.pad_id, ends, max_new_tokens, device, precision, in_step, are_complete
+        )
 
     def __call__(self, rows: np.ndarray) -> list[dict]:
         """Write an answer to each of some questions, always taking the likeliest next token."""
@@ -53,22 +60,45 @@ def writing_scorer(
 ) -> Scorer:
     """Return a scorer whose records hold the "tokens" of a written answer to each question.
 
-    A model whose questions cannot share a row (`can_share`) gets a row for each prompt.
+    Only the first line of an answer is read, so nothing is written after it. A model whose questions cannot share a row
+    (`can_share`) gets a row for each prompt.
 
     Args:
         precision, in_step: as for `GreedyWriter`.
     """
     ends = end_tokens(model, tokenizer, data.prompt.wording)
     if can_share(model.config, model.config._attn_implementation):
-        return GreedyWriter(model, data, ends, max_new_tokens, device, precision, in_step)
+        have_line = partial(_have_line, tokenizer)
+        write = GreedyWriter(model, data, ends, max_new_tokens, device, precision, in_step, have_line)
+    else:
 
-    def score(rows: np.ndarray) -> list[dict]:
-        prompts = [data.prompt_tokens(row) for row in rows]
-        with autocast(device.type, precision):
-            written = write_answers(model, prompts, data.pad_id, ends, max_new_tokens, device)
-        return [{"tokens": tokens} for tokens in written]
+        def write(rows: np.ndarray) -> list[dict]:
+            prompts = [data.prompt_tokens(row) for row in rows]
+            with autocast(device.type, precision):
+                written = write_answers(model, prompts, data.pad_id, ends, max_new_tokens, device)
+            return [{"tokens": tokens} for tokens in written]
 
-    return score
+    return lambda rows: [{"tokens": first_line(tokenizer, record["tokens"])} for record in write(rows)]
+
+
+def _have_line(tokenizer, answers: list[list[int]]) -> list[bool]:
+    return [has_first_line(text) for text in answer_texts(tokenizer, [{"tokens": tokens} for tokens in answers])]
+
+
+def first_line(tokenizer, tokens: list[int]) -> list[int]:
+    """Cut the tokens of an answer after its first line that is not blank.
+
+    The token with the line break goes too, unless it also holds the end of the line's text.
+    """
+
+    def has_line(number: int) -> bool:
+        return _have_line(tokenizer, [tokens[:number]])[0]
+
+    if not has_line(len(tokens)):
+        return tokens
+    end = bisect_left(range(len(tokens)), True, key=has_line)
+    shorter, longer = read_answers(tokenizer, [{"tokens": tokens[:number]} for number in (end - 1, end)])
+    return tokens[: end - 1] if shorter == longer else tokens[:end]
 
 
 def read_answers(tokenizer, records: list[dict]) -> list[str]:
@@ -83,8 +113,9 @@ def writing_summary(records: list[dict], answers: list[str], max_new_tokens: int
         records: of all questions, with the "tokens" of their answers.
         answers: as `read_answers` returns them.
     Returns:
-        eos_rate: share of the answers that the model ended itself. mean_answer_tokens: without the end.
-        abstention_share.
+        eos_rate: share of the answers that the model ended itself, by an end token or a line break.
+        mean_answer_tokens: without the end.
+        abstention_share: share of the answers that are "".
     """
     lengths = [len(record["tokens"]) for record in records]
     return {

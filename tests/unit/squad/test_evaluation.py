@@ -18,7 +18,7 @@ from zerotune.squad.generation import encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, question_prompt_record
 from zerotune.squad.questions import Paragraph, Question
 from zerotune.squad.spans import SpanData
-from zerotune.squad.writing import writing_scorer
+from zerotune.squad.writing import first_line, writing_scorer
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("plain_four_bits")
@@ -60,7 +60,8 @@ def written(folder, evaluation):
     data = encode_questions(tokenizer, prompt, QUESTIONS, 1024, 2048, NEW)
     rows = [data.prompt_tokens(row) for row in range(len(QUESTIONS))]
     ends = end_tokens(models[0], tokenizer, prompt.wording)
-    expected = [write_answers(models[0], [row], data.pad_id, ends, NEW, CPU)[0] for row in rows]
+    whole = [write_answers(models[0], [row], data.pad_id, ends, NEW, CPU)[0] for row in rows]
+    expected = [first_line(tokenizer, tokens) for tokens in whole]
     return ready, [by_item[number] for number in range(len(QUESTIONS))], [{"tokens": tokens} for tokens in expected]
 
 

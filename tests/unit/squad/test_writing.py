@@ -9,8 +9,8 @@ from squad_cases import ALL, DATA, TOKENIZER, make_questions
 from tiny_models import seeded_model
 
 from zerotune.squad.generation import encode_questions
-from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion
-from zerotune.squad.writing import GreedyWriter, writing_scorer, writing_summary
+from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, read_answer
+from zerotune.squad.writing import GreedyWriter, first_line, writing_scorer, writing_summary
 
 CPU = torch.device("cpu")
 NEW = 7
@@ -110,6 +110,42 @@ def test_prompt_by_prompt_too_a_model_writes_in_the_runs_precision(monkeypatch):
         writing_scorer(model, ALONE, TOKENIZER, NEW, CPU, precision)(ALL[:1])
         assert set(seen) == {precision == "bf16"}
         seen.clear()
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("The door\nQuestion: why", "The door"),
+        ("\n\n  The door.\nWhy", "\n\n  The door."),  # `read_answer` skips blank lines
+        ("The door", "The door"),
+        ("no answer\n", "no answer"),
+        ("\n \n", "\n \n"),
+        ("", ""),
+    ],
+)
+def test_an_answer_is_its_first_line(text, kept):
+    """The cut answer reads the same, wherever the tokenizer puts the line break."""
+    tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    cut = TOKENIZER.decode(first_line(TOKENIZER, tokens))
+    assert cut.rstrip("\n") == kept.rstrip("\n")
+    assert read_answer(cut) == read_answer(text)
+
+
+def test_nothing_is_written_after_the_first_line(monkeypatch):
+    """Also where ranks write in step, and the tokens after the line are dropped."""
+    script = TOKENIZER("door\nwall wall wall wall wall", add_special_tokens=False)["input_ids"]
+    steps = iter(())
+    monkeypatch.setattr(
+        "zerotune.evaluation.generation.likeliest_tokens",
+        lambda model, hidden: torch.full((len(hidden),), next(steps)),
+    )
+    model, found, passes = model_of("llama"), [], []
+    for in_step in (False, True):
+        steps = iter(script)
+        write = writing_scorer(model, DATA, TOKENIZER, len(script), CPU, in_step=in_step)
+        passes.append(len(count_passes(model, lambda write=write: found.append(write(ALL[:2])))))
+    assert found[0] == found[1] and [TOKENIZER.decode(each["tokens"]) for each in found[0]] == ["door"] * 2
+    assert passes[0] < passes[1] == len(script)
 
 
 def test_the_summary_by_hand():
