@@ -74,6 +74,6 @@ def test_a_run_under_zero_3_ends_with_the_scores_of_its_final_folder(script, fla
     more += ("--sample",) if script == "qa.py" else data
     name = f"{script[:-3]}-{flags[1]}"
     run = start(f"run-{name}", f"train/{script}", *more, *flags, divides=True)
-    assert run.text().count(DIVIDED) == (2 if "full" in flags[5:6] else 1)  # also before training
+    assert run.text().count(DIVIDED) == (2 if flags[5] == "full" else 1)  # also before training
     again = start(f"again-{name}", f"eval/{script}", "--model", run.folder, "--precision", precision, divides=False)
     assert_same_predictions(run, again, "eval/final/")

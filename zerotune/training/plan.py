@@ -111,8 +111,10 @@ def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels:
 
 
 def _check_final_evaluation(settings: TrainSettings, config, devices: Devices) -> None:
+    if settings.model.method != "full":
+        return
     on_each = _final_bytes(settings, config, devices)
-    if settings.model.method == "full" and on_each > devices.memory:
+    if on_each > devices.memory:
         raise Refused(
             f"--method full ends by evaluating final/, whose weights take {on_each / GIB:.0f} GiB on each device, and "
             f"a device has {devices.memory / GIB:.0f} GiB: use more devices, or --method lora or qlora"
