@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
@@ -21,6 +22,8 @@ from zerotune.training.generation import template_end
 # Tokens besides the longest label word: a line break before it, a full stop and the end after it.
 EXTRA_TOKENS = 4
 _NO_TOKEN = -1  # after an answer's last token
+# Rows are dropped from a batch once no more than this share of them has an answer that goes on.
+LARGEST_SHARE_OF_ROWS = 0.75
 
 
 def tokens_per_check(device: torch.device) -> int:
@@ -114,65 +117,126 @@ class BranchWriter:
 
     def _write(self, laid: BranchRows, lengths: np.ndarray) -> torch.Tensor:
         """Return the tokens of each branch, int64 [branches, max_new_tokens]."""
-        device, num_prefix = self.device, self._prefix.num_tokens
-        places = Places.of(laid, device, num_prefix)
-        known = self._prefix_places(len(laid.input_ids)).and_then(places)
-        last = to_device(laid.starts + lengths - 1, device)
-        row_of, branch_of = to_device(laid.rows, device), _numbers_in_rows(laid.rows)
-        width = int(branch_of.max()) + 1
-        branch_of = to_device(branch_of, device)
-        positions = places.positions[row_of, last]
-        cache = self._cache(num_prefix + laid.input_ids.shape[1] + self.max_new_tokens * width)
-        hidden = self._pass(to_device(laid.input_ids, device), places, known, cache, laid.is_plain)
-        hidden = hidden[row_of, last]
+        device = self.device
+        places = Places.of(laid, device, self._prefix.num_tokens)
+        open_ = self._open(laid, lengths, places)
+        hidden = self._pass(to_device(laid.input_ids, device), places, open_, laid.is_plain)
+        hidden = hidden[open_.rows, to_device(laid.starts + lengths - 1, device)]
         written = torch.full((len(lengths), self.max_new_tokens), _NO_TOKEN, device=device)
         ends, ended = torch.tensor(self.ends, device=device), torch.zeros(len(lengths), dtype=torch.bool, device=device)
         every = tokens_per_check(device)
         for step in range(self.max_new_tokens):
             tokens = likeliest_tokens(self.model, hidden)
             ended |= torch.isin(tokens, ends)
-            written[:, step] = torch.where(ended, _NO_TOKEN, tokens)
+            written[open_.answers, step] = torch.where(ended, _NO_TOKEN, tokens)
             if step == self.max_new_tokens - 1:
                 break
             if not self.in_step and (step + 1) % every == 0:  # a device sync
+                closed = ended.cpu().numpy()
                 if self.are_complete:
-                    ended |= to_device(np.array(self.are_complete(_answers(written[:, : step + 1]))), device)
-                if bool(ended.all()):
+                    closed |= self.are_complete(_answers(written[open_.answers, : step + 1]))
+                if closed.all():
                     break
-            shape = (len(laid.input_ids), width)
-            input_ids = torch.full(shape, self.pad_id, device=device)
-            input_ids[row_of, branch_of] = tokens
-            new = Places(torch.zeros_like(input_ids), torch.full_like(input_ids, PADDING))
-            new.positions[row_of, branch_of] = positions + step + 1
-            new.branches[row_of, branch_of] = branch_of + 1
-            known = known.and_then(new)
-            hidden = self._pass(input_ids, new, known, cache, False)[row_of, branch_of]
+                if closed.any():
+                    kept = open_.keep(np.flatnonzero(~closed))
+                    tokens, ended = tokens[kept], ended[kept]
+            input_ids, new = open_.lay_out(tokens, self.pad_id)
+            hidden = self._pass(input_ids, new, open_, False)[open_.rows, open_.columns]
         return written
 
-    def _pass(self, input_ids, places: Places, known: Places, cache: Cache, is_plain: bool) -> torch.Tensor:
-        """Return the hidden states [R, T, dim] of new tokens; `known` holds the places of all tokens so far."""
+    def _open(self, laid: BranchRows, lengths: np.ndarray, places: Places) -> "OpenBranches":
+        """Return all branches of a batch, before anything is computed."""
+        device, num_rows = self.device, len(laid.input_ids)
+        columns, rows = _numbers_in_rows(laid.rows), to_device(laid.rows, device)
+        width = int(columns.max()) + 1
+        capacity = self._prefix.num_tokens + laid.input_ids.shape[1] + self.max_new_tokens * width
+        prefixes = self._prefix.layers or [None] * self.model.config.num_hidden_layers
+        prefix = torch.arange(self._prefix.num_tokens, device=device).expand(num_rows, -1)
+        return OpenBranches(
+            host_rows=laid.rows,
+            answers=torch.arange(len(lengths), device=device),
+            rows=rows,
+            columns=to_device(columns, device),
+            numbers=to_device(columns + 1, device),
+            positions=places.positions[rows, to_device(laid.starts + lengths - 1, device)],
+            known=Places(prefix, torch.full_like(prefix, TRUNK)),
+            cache=Cache(layers=[_RowsLayer(capacity, layer) for layer in prefixes]),
+            num_rows=num_rows,
+            width=width,
+        )
+
+    def _pass(self, input_ids, places: Places, open_: "OpenBranches", is_plain: bool) -> torch.Tensor:
+        """Return the hidden states [R, T, dim] of new tokens, and add these to what is known of the rows."""
+        open_.known = open_.known.and_then(places)
         if is_plain:
             masks = None
             positions = torch.arange(input_ids.shape[1], device=self.device)[None] + self._prefix.num_tokens
         else:
-            masks = branch_masks(self.model.config, places, known, mask_dtype(self.model, self.device))
+            masks = branch_masks(self.model.config, places, open_.known, mask_dtype(self.model, self.device))
             positions = places.positions
         return self.model.base_model(
             input_ids=input_ids,
             attention_mask=masks,
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=open_.cache,
             use_cache=True,
         ).last_hidden_state
 
-    def _prefix_places(self, num_rows: int) -> Places:
-        """Return the places of the prefix, the same in each row."""
-        positions = torch.arange(self._prefix.num_tokens, device=self.device).expand(num_rows, -1)
-        return Places(positions, torch.full_like(positions, TRUNK))
 
-    def _cache(self, capacity: int) -> Cache:
-        prefixes = self._prefix.layers or [None] * self.model.config.num_hidden_layers
-        return Cache(layers=[_RowsLayer(capacity, prefix) for prefix in prefixes])
+@dataclass
+class OpenBranches:
+    """The N branches of a batch whose answers go on, in the order of their rows, and the R rows that hold them.
+
+    Attributes:
+        host_rows, rows: row of each, on the host and on the device. [N]
+        answers: number of each in the batch. [N]
+        columns: column of each in a pass that adds a token. [N]
+        numbers: of each in its row, as the masks know it. [N]
+        positions: of each one's newest token. [N]
+        known: the places of all tokens so far. [R, tokens]
+        cache: their keys and values.
+        width: columns of a pass that adds a token: the most open branches of a row.
+    """
+
+    host_rows: np.ndarray
+    rows: torch.Tensor
+    answers: torch.Tensor
+    columns: torch.Tensor
+    numbers: torch.Tensor
+    positions: torch.Tensor
+    known: Places
+    cache: Cache
+    num_rows: int
+    width: int
+
+    def lay_out(self, tokens: torch.Tensor, pad_id: int) -> tuple[torch.Tensor, Places]:
+        """Return one more token of each branch, [N], as rows [R, width] with their places."""
+        self.positions = self.positions + 1
+        input_ids = tokens.new_full((self.num_rows, self.width), pad_id)
+        input_ids[self.rows, self.columns] = tokens
+        new = Places(torch.zeros_like(input_ids), torch.full_like(input_ids, PADDING))
+        new.positions[self.rows, self.columns] = self.positions
+        new.branches[self.rows, self.columns] = self.numbers
+        return input_ids, new
+
+    def keep(self, kept: np.ndarray) -> torch.Tensor:
+        """Keep some branches, given by their numbers among these in rising order. Returns them on the device.
+
+        Dropping rows copies the keys and values of the others, which costs about as much as a pass. So a row without an
+        open branch stays until a quarter of the rows are such.
+        """
+        device, self.host_rows = self.rows.device, self.host_rows[kept]
+        columns = _numbers_in_rows(self.host_rows)
+        self.columns, self.width = to_device(columns, device), int(columns.max()) + 1
+        rows, rows_after = np.unique(self.host_rows, return_inverse=True)
+        if len(rows) <= LARGEST_SHARE_OF_ROWS * self.num_rows:
+            self.host_rows, self.num_rows = rows_after, len(rows)
+            rows = to_device(rows, device)
+            self.known = self.known.of_rows(rows)
+            self.cache.batch_select_indices(rows)
+        self.rows, kept = to_device(self.host_rows, device), to_device(kept, device)
+        self.answers, self.numbers, self.positions = self.answers[kept], self.numbers[kept], self.positions[kept]
+        return kept
 
 
 def _answers(written: torch.Tensor) -> list[list[int]]:

@@ -95,6 +95,10 @@ class Places:
             torch.cat([self.positions, other.positions], dim=1), torch.cat([self.branches, other.branches], dim=1)
         )
 
+    def of_rows(self, rows: torch.Tensor) -> "Places":
+        """Return the places of some rows."""
+        return Places(self.positions[rows], self.branches[rows])
+
 
 def visible(queries: Places, keys: Places, window: int | None) -> torch.Tensor:
     """Return which keys each query sees, bool [R, 1, queries, keys].

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from host_reads import HostReads
 from squad_cases import ALL, DATA, TOKENIZER, make_questions
 from tiny_models import seeded_model
 
+from zerotune.evaluation.generation import LARGEST_SHARE_OF_ROWS
 from zerotune.squad.generation import encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, read_answer
 from zerotune.squad.writing import GreedyWriter, first_line, writing_scorer, writing_summary
@@ -78,6 +80,23 @@ def test_a_paragraph_is_read_once_and_written_answers_stop():
     early, in_step = (GreedyWriter(model, DATA, ends, NEW, CPU, in_step=each) for each in (False, True))
     assert len(count_passes(model, lambda: early(rows))) <= 2
     assert len(count_passes(model, lambda: in_step(rows))) == NEW
+
+
+def test_answers_that_have_ended_leave_the_batch():
+    """The fewer go on, the fewer columns a pass has, and once a quarter of the rows are done, the fewer rows."""
+    model = model_of("llama")
+    ends = [one_by_one(model, DATA, 0, [])[1]]
+    lengths = np.array([len(one_by_one(model, DATA, number, ends)) for number in ALL])
+    write = GreedyWriter(model, DATA, ends, NEW, CPU)
+    _, *passes = count_passes(model, lambda: write(ALL))
+    num_rows = len(set(DATA.context_of))
+    for step, (rows, columns) in enumerate(passes, start=1):
+        goes_on = [DATA.context_of[number] for number in ALL if lengths[number] >= step]
+        assert columns == max(goes_on.count(context) for context in goes_on)
+        if len(set(goes_on)) <= LARGEST_SHARE_OF_ROWS * num_rows:
+            num_rows = len(set(goes_on))
+        assert rows == num_rows
+    assert num_rows < len(set(DATA.context_of)) and len(passes) == min(lengths.max(), NEW - 1)
 
 
 @pytest.mark.parametrize(("every", "most_reads"), [(1, NEW - 1), (4, 1), (NEW + 1, 0)])
