@@ -100,7 +100,14 @@ class WarmServer:
         return json.loads(self.process.stdout.readline())
 
     def start(
-        self, script: str, flags: list, folder: Path, world: int = 1, on_event: dict | None = None, rank: int = 0
+        self,
+        script: str,
+        flags: list,
+        folder: Path,
+        world: int = 1,
+        on_event: dict | None = None,
+        rank: int = 0,
+        cwd: Path = REPOSITORY,
     ) -> Job:
         """Start a script on `world` ranks, with the variables that torchrun sets; one rank gets `on_event`."""
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
@@ -111,6 +118,7 @@ class WarmServer:
             logs[-1].unlink(missing_ok=True)
             request = {
                 "argv": [script, *map(str, flags)],
+                "cwd": str(cwd),
                 "environment": place,
                 "output": str(logs[-1]),
                 "on_event": on_event if number == rank else None,

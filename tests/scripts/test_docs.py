@@ -123,8 +123,9 @@ def test_the_benchmarks_have_the_flags_that_are_named():
 
 
 def sample_commands() -> list[Command]:
-    """Return the distinct sample commands that no other test runs."""
+    """Return the distinct sample commands that no other test runs. A sweep has seeds too: others are left out."""
     of_sample = [one for one in COMMANDS if "--sample" in one.flags and one.flags != ("--sample",)]
+    of_sample = [one for one in of_sample if "--seeds" not in one.flags or "--sweep" in one.flags]
     of_sample += [one for one in COMMANDS if one.flags == ("--sample",) and one.script != "train/sst2.py"]
     key = lambda one: (one.script, one.flags)  # noqa: E731
     return [next(same) for _, same in groupby(sorted(of_sample, key=key), key=key)]

@@ -3,8 +3,9 @@
 A child is a normal process with its own memory, environment, output file and exit; it can know about earlier processes
 only from the disk. Each line on stdin is a request, each line on stdout an answer (see launching.py):
 
-    {"start": {"argv": ["train/sst2.py", …], "environment": {…}, "output": "log.txt", "on_event": null}}  -> its pid
-    {"ask": pid}                                            -> its exit status, -9 after SIGKILL; null while it runs
+    {"start": {"argv": ["train/sst2.py", …], "cwd": "…", "environment": {…}, "output": "log.txt", "on_event": null}}
+                    -> its pid
+    {"ask": pid}    -> its exit status, -9 after SIGKILL; null while it runs
 """
 
 import ctypes
@@ -53,13 +54,14 @@ def import_what_scripts_import():
         importlib.import_module(module.name)
 
 
-def be_the_script(argv, environment, output, on_event):
-    """Become `python argv…`; never returns."""
+def be_the_script(argv, cwd, environment, output, on_event):
+    """Become `python argv…` in a folder; never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number, handle in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
         os.dup2(handle, number)
     os.environ.update(environment)
+    os.chdir(cwd)
     sys.argv, sys.path[0] = argv, os.path.dirname(os.path.abspath(argv[0]))
     if on_event:
         disturb(**on_event)
