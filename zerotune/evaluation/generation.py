@@ -119,9 +119,10 @@ class BranchWriter:
         """Return the tokens of each branch, int64 [branches, max_new_tokens]."""
         device = self.device
         places = Places.of(laid, device, self._prefix.num_tokens)
-        open_ = self._open(laid, lengths, places)
+        last = to_device(laid.starts + lengths - 1, device)
+        open_ = self._open(laid, last, places)
         hidden = self._pass(to_device(laid.input_ids, device), places, open_, laid.is_plain)
-        hidden = hidden[open_.rows, to_device(laid.starts + lengths - 1, device)]
+        hidden = hidden[open_.rows, last]
         written = torch.full((len(lengths), self.max_new_tokens), _NO_TOKEN, device=device)
         ends, ended = torch.tensor(self.ends, device=device), torch.zeros(len(lengths), dtype=torch.bool, device=device)
         every = tokens_per_check(device)
@@ -144,24 +145,27 @@ class BranchWriter:
             hidden = self._pass(input_ids, new, open_, False)[open_.rows, open_.columns]
         return written
 
-    def _open(self, laid: BranchRows, lengths: np.ndarray, places: Places) -> "OpenBranches":
-        """Return all branches of a batch, before anything is computed."""
-        device, num_rows = self.device, len(laid.input_ids)
+    def _open(self, laid: BranchRows, last: torch.Tensor, places: Places) -> "OpenBranches":
+        """Return all branches of a batch, before anything is computed.
+
+        Args:
+            last: column of each one's last token. [branches]
+        """
+        device = self.device
         columns, rows = _numbers_in_rows(laid.rows), to_device(laid.rows, device)
         width = int(columns.max()) + 1
         capacity = self._prefix.num_tokens + laid.input_ids.shape[1] + self.max_new_tokens * width
         prefixes = self._prefix.layers or [None] * self.model.config.num_hidden_layers
-        prefix = torch.arange(self._prefix.num_tokens, device=device).expand(num_rows, -1)
+        prefix = torch.arange(self._prefix.num_tokens, device=device).expand(len(laid.input_ids), -1)
         return OpenBranches(
             host_rows=laid.rows,
-            answers=torch.arange(len(lengths), device=device),
+            answers=torch.arange(len(last), device=device),
             rows=rows,
             columns=to_device(columns, device),
             numbers=to_device(columns + 1, device),
-            positions=places.positions[rows, to_device(laid.starts + lengths - 1, device)],
+            positions=places.positions[rows, last],
             known=Places(prefix, torch.full_like(prefix, TRUNK)),
             cache=Cache(layers=[_RowsLayer(capacity, layer) for layer in prefixes]),
-            num_rows=num_rows,
             width=width,
         )
 
@@ -206,8 +210,11 @@ class OpenBranches:
     positions: torch.Tensor
     known: Places
     cache: Cache
-    num_rows: int
     width: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.known.positions)
 
     def lay_out(self, tokens: torch.Tensor, pad_id: int) -> tuple[torch.Tensor, Places]:
         """Return one more token of each branch, [N], as rows [R, width] with their places."""
@@ -230,8 +237,7 @@ class OpenBranches:
         self.columns, self.width = to_device(columns, device), int(columns.max()) + 1
         rows, rows_after = np.unique(self.host_rows, return_inverse=True)
         if len(rows) <= LARGEST_SHARE_OF_ROWS * self.num_rows:
-            self.host_rows, self.num_rows = rows_after, len(rows)
-            rows = to_device(rows, device)
+            self.host_rows, rows = rows_after, to_device(rows, device)
             self.known = self.known.of_rows(rows)
             self.cache.batch_select_indices(rows)
         self.rows, kept = to_device(self.host_rows, device), to_device(kept, device)
