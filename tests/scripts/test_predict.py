@@ -162,9 +162,9 @@ def test_an_interrupted_file_is_continued(predict, folder, extension):
     predict("killed", *flags, "--output", output, expect=-9, on_event=on_record | {"do": "SIGKILL", "occurrence": 2})
     kept = json.loads(record.read_text())["rows"]
     assert rows < kept < NUM_ROWS and partial.stat().st_size > json.loads(record.read_text())["bytes"]
-    assert "another flags" in predict("other", *flags, "--output", output, "--top-k", 2, expect=2).refusal()
+    assert "with different flags:" in predict("other", *flags, "--output", output, "--top-k", 2, expect=2).refusal()
     other = predict("other", *flags, "--output", output, model="published", expect=2)
-    assert "another model:" in other.refusal()
+    assert "with different model:" in other.refusal()
     ended = predict("continued", *flags, "--output", output)
     assert f"{kept} rows are predicted already" in ended.text()
     if extension == "parquet":

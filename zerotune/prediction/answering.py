@@ -31,7 +31,7 @@ from zerotune.models.pretrained import (
 from zerotune.prediction.inputs import Item, Reader
 from zerotune.prediction.settings import PredictSettings
 from zerotune.run.cpu import give_back_memory
-from zerotune.settings.groups import ModelSettings, PromptSettings, QuestionSettings, TextSettings
+from zerotune.settings.groups import DataSettings, ModelSettings, PromptSettings, QuestionSettings, TextSettings
 from zerotune.squad.evaluation import (
     QuestionEvaluation,
     SpanFinder,
@@ -48,8 +48,9 @@ from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 from zerotune.squad.settings import SPAN_DEFAULTS
 from zerotune.squad.spans import span_data
 from zerotune.squad.writing import read_answers, writing_scorer
-from zerotune.tasks.classify import OWN, data_of_model, task_of, with_labels
+from zerotune.tasks.classify import OWN, check_number_of_texts, data_of_model, task_of, with_labels
 from zerotune.tasks.imdb import IMDB
+from zerotune.tasks.labels import check_given_labels
 from zerotune.tasks.split_file import split_of_run
 from zerotune.tasks.splits import Example
 from zerotune.tasks.sst2 import SST2
@@ -193,7 +194,6 @@ class LabelAnswerer:
     """A model that gives each text a label: by a head, or by the likelihood of the labels after a prompt.
 
     Attributes:
-        names: the columns of a pair in the data that the model was tuned on; () for one text, or if they are unknown.
         threshold: for a model that gives any number of labels, the probability above which a text has one.
     """
 
@@ -202,7 +202,6 @@ class LabelAnswerer:
     task: object
     config: object
     tokenizer: object
-    names: tuple[str, ...]
     threshold: float = THRESHOLD
     asks: bool = False
 
@@ -234,7 +233,7 @@ class LabelAnswerer:
         first, *second = item.texts
         if not second:
             return Example(item.where, first, None)
-        names = self.names or tuple(names[0] for names in self.wanted)
+        names = self.task.pair_columns or tuple(names[0] for names in self.wanted)
         return Example(item.where, joined_pair(names, item.texts), None, pair=item.texts)
 
     def load(self, device: torch.device) -> Callable[[list[Item]], Answering]:
@@ -284,22 +283,16 @@ def _label_answerer(settings: PredictSettings, config, tokenizer, record: dict |
             f"{name} is a causal model without a head: name the labels that it chooses from, --labels spam ham, or ask "
             "a --question about a --context"
         )
-    if len(set(labels)) < max(2, len(labels)):
-        raise Refused(
-            f"two or more different labels are wanted, and there is {listed(labels)}: give others, or another model"
-        )
+    check_given_labels(labels)
     if settings.top_k > len(labels):
         raise Refused(f"--top-k {settings.top_k} is more than the {len(labels)} labels of {name}: lower it")
     task = _TASKS.get(record["task"], OWN) if record else OWN
-    names = ()
     if task.name == OWN.name:
-        run_split = split_of_run(name, OWN.name)
-        of_run = data_of_model(record, run_split)
+        of_run = data_of_model(record, split_of_run(name, OWN.name)) or DataSettings()
         of_run = replace(of_run, multi_label=of_run.multi_label or is_multi_label(config))
         task = with_labels(task_of(of_run), tuple(labels))
-        names = task.pair_columns or ()
-        if run_split or of_run.text_column:
-            _check_number_of_texts(name, settings.source.columns, names or task.text_columns[:1])
+    if record and settings.source.columns:
+        check_number_of_texts(settings.source.columns, task)
     evaluation = TextEvaluation(
         model=settings.model,
         text=TextSettings(settings.max_length),
@@ -308,15 +301,7 @@ def _label_answerer(settings: PredictSettings, config, tokenizer, record: dict |
     )
     check_flags(evaluation, config, tokenizer)
     threshold = ((record or {}).get("thresholds") or {}).get("probability", THRESHOLD)
-    return LabelAnswerer(settings, evaluation, task, config, tokenizer, names, threshold)
-
-
-def _check_number_of_texts(name: str, given: tuple[str, ...] | None, of_run: tuple[str, ...]) -> None:
-    if given and len(given) != len(of_run):
-        raise Refused(
-            f"--text-column {','.join(given)}: {name} was tuned on {' and '.join(of_run)}: name "
-            f"{'two columns' if len(of_run) == 2 else 'one column'}"
-        )
+    return LabelAnswerer(settings, evaluation, task, config, tokenizer, threshold)
 
 
 def _check_texts(model: ModelSettings, config, tokenizer, items: list[Item]) -> None:

@@ -66,7 +66,13 @@ def open_source(source: InputSettings, asks: bool) -> RowStream:
         Refused: it cannot be read, or the model does not answer input of its kind.
     """
     if source.file is not None:
-        return open_rows(source.file, source.kind)
+        stream = open_rows(source.file, source.kind)
+        if stream.kind == "txt" and source.columns:
+            raise Refused(
+                f"--text-column {','.join(source.columns)}: {stream.name} is read as txt, a text per line without "
+                "columns: say what it is by --format, such as csv, or leave --text-column out"
+            )
+        return stream
     if asks and source.question is None:
         raise Refused("the model answers questions: give --question and --context, or a --file of both")
     if not asks and source.question is not None:
@@ -94,6 +100,11 @@ def find_columns(stream: RowStream, wanted: tuple[tuple[str, ...], ...]) -> tupl
     """
     if stream.kind == "txt" and len(wanted) == 1:
         return (stream.columns[0],)
+    if stream.columns == [TEXT_COLUMN] and stream.kind == "txt":
+        raise Refused(
+            f"{stream.name}: the model reads two texts a row, a pair or a question and its context, and here is one: "
+            "give a --file with two columns, such as csv"
+        )
     roles = ("the texts",) if len(wanted) == 1 else ("the first text", "the second text")
     way_out = ": name the columns by --text-column"
     return tuple(find_column(stream, names, role, way_out) for names, role in zip(wanted, roles, strict=True))

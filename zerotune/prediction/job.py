@@ -19,13 +19,13 @@ from zerotune.prediction.output import (
     Output,
     PrintedOutput,
     check_columns,
-    check_output,
+    check_writable,
     identity_parts,
     output_format,
     readable_line,
     taken_column,
 )
-from zerotune.prediction.settings import InputSettings, PredictSettings, reads_standard_input
+from zerotune.prediction.settings import InputSettings, PredictSettings, is_read_again
 from zerotune.run.process import installed_version, say
 
 NUM_FIRST_ROWS = 100  # rows that are checked before a weight is loaded
@@ -52,10 +52,10 @@ class Job:
         items = [item for item in map(self._reader.item, first) if item]
         if items:
             answerer.check(items)
-        self._identity = None if reads_standard_input(settings.source) else self._identify
+        self._identity = self._identify() if is_read_again(settings.source) else None
         self._format = None
         if settings.output:
-            check_output(settings.output, self._identity)
+            check_writable(settings.output, self._identity)
             names = list(self.names.values())
             fields = [row.fields for row in first]
             self._format = output_format(settings.output, self.stream, fields, names, self.asks)

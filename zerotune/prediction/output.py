@@ -265,27 +265,32 @@ def output_format(path: Path, stream: RowStream, first_rows: list[dict], new: li
     return Table([*stream.columns, *new], kind == "tsv")
 
 
-def check_output(path: Path, identity: Callable[[], dict[str, str]] | None) -> None:
-    """Refuse an output that exists already, and a partial one that is of another input, model, version or flags.
-
-    Args:
-        identity: returns hashes of everything the predictions depend on, by name; None to skip the second check, as for
-            an input that cannot be read again.
-    """
+def check_output(path: Path) -> None:
+    """Refuse an output that exists already, or whose name is too long or of an unknown kind."""
     file_kind(path)
     try:
         is_there = path.exists()
         _record_of(path).exists()
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise _unwritable(path, error.strerror) from None
     if is_there:
         raise Refused(f"--output {path} is there already: delete it, or name another file")
-    if identity is not None:
-        _resumable(path, identity)
 
 
-def _unwritable(path: Path, error: OSError) -> Refused:
-    return Refused(f"--output {path} cannot be written ({error.strerror}): name another file")
+def check_writable(path: Path, identity: dict[str, str] | None) -> None:
+    """Refuse an output that `FileOutput` would refuse, without creating it."""
+    if _partial(path).exists():
+        FileOutput(path, identity).close()
+        return
+    folder = next(each for each in path.absolute().parents if each.exists())
+    if not folder.is_dir():
+        raise _unwritable(path, f"{folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(path, f"{folder} is not writable")
+
+
+def _unwritable(path: Path, reason: str) -> Refused:
+    return Refused(f"--output {path} cannot be written ({reason}): name another file")
 
 
 def _partial(path: Path) -> Path:
@@ -296,9 +301,11 @@ def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial.json")
 
 
-def _resumable(path: Path, identity: Callable[[], dict[str, str]]) -> PartialRecord | None:
+def _resumable(path: Path, identity: dict[str, str] | None) -> PartialRecord | None:
     """Return the record of an interrupted command's output; None if there is nothing to resume.
 
+    Args:
+        identity: as for `FileOutput`.
     Raises:
         Refused: it is of other predictions, or damaged.
     """
@@ -307,11 +314,12 @@ def _resumable(path: Path, identity: Callable[[], dict[str, str]]) -> PartialRec
         return None
     way_out = f"delete {partial} to start anew, or name another --output"
     record = read_json(record_path, PartialRecord, way_out)
-    wanted = identity()
-    names = wanted.keys() | record["identity"].keys()
-    differing = sorted(name for name in names if wanted.get(name) != record["identity"].get(name))
+    if identity is None:
+        raise Refused(f"{partial} holds {record['rows']:,} rows of a command that can be resumed: {way_out}")
+    names = identity.keys() | record["identity"].keys()
+    differing = sorted(name for name in names if identity.get(name) != record["identity"].get(name))
     if differing:
-        raise Refused(f"{partial} holds predictions of another {' and '.join(differing)}: {way_out}")
+        raise Refused(f"{partial} was made by a command with different {' and '.join(differing)}: {way_out}")
     if partial.stat().st_size < record["bytes"]:
         raise Refused(f"{partial} is damaged ({partial.stat().st_size:,} bytes, wanted {record['bytes']:,}): {way_out}")
     return record
@@ -322,13 +330,15 @@ class FileOutput:
 
     Args:
         path: of the complete file; it is compressed if the name ends with .gz.
-        identity: as for `check_output`.
+        identity: hashes of everything the predictions depend on, by name; None if the input cannot be read again, so
+            that nothing can be resumed.
     Raises:
-        Refused: the file cannot be written, or another process is writing it.
+        Refused: the file cannot be written, another process is writing it, or a partial file is damaged or of another
+            command.
     """
 
-    def __init__(self, path: Path, identity: Callable[[], dict[str, str]] | None):
-        self.path, self.identity = path, identity and identity()
+    def __init__(self, path: Path, identity: dict[str, str] | None):
+        self.path, self.identity = path, identity
         self.rows = self.bytes = 0
         self._packs, self._format, self._next_record = path.name.lower().endswith(".gz"), None, 0.0
         try:
@@ -337,9 +347,9 @@ class FileOutput:
         except OSError as error:
             if disk_error_number(error) is not None:
                 raise
-            raise _unwritable(path, error) from None
+            raise _unwritable(path, error.strerror) from None
         self._lock()
-        record = _resumable(path, identity) if identity else None
+        record = _resumable(path, identity)
         if record is not None:
             self.rows, self.bytes = record["rows"], record["bytes"]
         self._file.truncate(self.bytes)
@@ -398,6 +408,10 @@ class FileOutput:
             write_json(_record_of(self.path), {"rows": self.rows, "bytes": self.bytes, "identity": self.identity})
         self._next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
 
+    def close(self) -> None:
+        """Close the file and release its lock; what was added since the last `save` may be lost."""
+        self._file.close()
+
     def finish(self) -> None:
         """Give the complete file its name."""
         self.save()
@@ -407,7 +421,7 @@ class FileOutput:
             _partial(self.path).unlink()
         else:
             _partial(self.path).replace(self.path)
-        self._file.close()
+        self.close()
         with suppress(FileNotFoundError):
             _record_of(self.path).unlink()
         sync_folder(self.path.parent)
@@ -484,13 +498,15 @@ class PrintedOutput:
 
 
 def readable_line(row: dict, prefix: str) -> str:
-    """Return a readable line: the likeliest answers with probabilities, then the text, or "no answer" for questions."""
+    """Return a readable line: the likeliest answers or labels, then the text or the probability of "no answer"."""
     found = {name: row.get(prefix + name) for name in ("prediction", "probability", "no_answer_probability", "top_k")}
     answers = [(found["prediction"], found["probability"])]
     ranked = [(each.get("label", each.get("answer")), each["probability"]) for each in found["top_k"] or []]
     answers += [each for each in ranked if each[0] != found["prediction"]]
-    shown = ", ".join(f"{answer or '(no answer)'} {probability:.4f}" for answer, probability in answers)
-    if found["no_answer_probability"] is not None:
+    asks = found["no_answer_probability"] is not None
+    none = "(no answer)" if asks else "(no label)"
+    shown = ", ".join(f"{answer or none} {probability:.4f}" for answer, probability in answers)
+    if asks:
         return f"{shown}  no answer {found['no_answer_probability']:.4f}"
     text = " ".join(row[TEXT_COLUMN].split())
     return f"{shown}  {text if len(text) <= MOST_SHOWN else f'{text[: MOST_SHOWN - 1]}…'}"

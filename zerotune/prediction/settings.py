@@ -62,7 +62,7 @@ class PredictSettings:
     @property
     def resumes(self) -> bool:
         """Whether the same command continues where an earlier one was interrupted."""
-        return self.output is not None and not reads_standard_input(self.source)
+        return self.output is not None and is_read_again(self.source)
 
 
 def predict_parser(description: str) -> FlagParser:
@@ -76,7 +76,10 @@ def predict_parser(description: str) -> FlagParser:
     )
     add_prompt_format(group)
     group.add_argument(
-        "--max-length", type=positive_int, help="tokens a text is cut to (default: the model folder's, else 256)"
+        "--max-length",
+        type=positive_int,
+        help="tokens a text is cut to, or of a question's window or prompt (default: the model folder's, else 256; for "
+        "questions 384, or 1024 if the answer is written)",
     )
     group.add_argument(
         "--tokens-per-device",
@@ -120,7 +123,7 @@ def predict_settings(args: argparse.Namespace) -> PredictSettings:
     check_names_model(args.model)
     source = _input_settings(args)
     if args.output is not None:
-        check_output(args.output, identity=None)  # the job checks an earlier start's partial output
+        check_output(args.output)  # the job checks an earlier start's partial output
     return PredictSettings(
         model=ModelSettings(
             final_of_run(args.model),
@@ -161,6 +164,6 @@ def _input_settings(args: argparse.Namespace) -> InputSettings:
     return InputSettings(tuple(args.texts), args.question, args.context, args.file, args.format, columns)
 
 
-def reads_standard_input(source: InputSettings) -> bool:
-    """Return whether rows come from standard input, which cannot be read again."""
-    return source.file == STANDARD_INPUT
+def is_read_again(source: InputSettings) -> bool:
+    """Return whether the same command finds the same rows again, unlike those of standard input or another pipe."""
+    return source.file is None or (source.file != STANDARD_INPUT and Path(source.file).is_file())

@@ -144,7 +144,10 @@ def publish_parser(description: str) -> FlagParser:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder with a final/, or that final/")
     parser.add_argument("repository", nargs="?", metavar="ORG/NAME", help="upload to this repository of the hub")
     parser.add_argument(
-        "--base-model", metavar="ORG/NAME", help="the base model's hub id, where the run was made from a folder"
+        "--base-model",
+        type=non_empty,
+        metavar="ORG/NAME",
+        help="the base model's hub id, where the run was made from a folder",
     )
     parser.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
     parser.add_argument(
@@ -200,7 +203,7 @@ def add_model_flags(parser: FlagParser, default: str | None, trains: bool = Fals
     shown = f" ({default})" if default else ""
     group = parser.add_argument_group("model")
     group.add_argument("--model", type=non_empty, help=f"hub id, or folder of a model or a run{shown}")
-    group.add_argument("--revision", help="branch, tag or commit of a hub model (default: main)")
+    group.add_argument("--revision", type=non_empty, help="branch, tag or commit of a hub model (default: main)")
     group.add_argument(
         "--attention",
         choices=("auto", "sdpa", "eager", "flash_attention_2", "flex_attention", "varlen"),
@@ -241,7 +244,7 @@ def add_training_method_flags(parser: FlagParser, heads: tuple[str, ...], heads_
     return group
 
 
-ROW_FILES = "csv, tsv (GLUE quoting), jsonl or parquet; also .gz"
+ROW_FILES = "csv, tsv (GLUE quoting), jsonl, each also .gz, or parquet"
 
 
 def add_data_flags(parser: FlagParser, splits: tuple[str, ...], files: str = ROW_FILES, trains: bool = True) -> None:
@@ -439,7 +442,9 @@ def add_run_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="default %(default)s"
     )
-    group.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload final/, report and eval/ at the run's end")
+    group.add_argument(
+        "--push-to-hub", type=non_empty, metavar="ORG/NAME", help="upload final/, report and eval/ at the run's end"
+    )
     group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
 
 

@@ -22,6 +22,7 @@ from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
 from zerotune.tasks.files import Source
 from zerotune.tasks.labels import (
+    check_given_labels,
     collect_labels,
     label_word,
     label_words,
@@ -162,14 +163,21 @@ def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
         words = [word for value, where in rows for word in label_words(value, task.label_separator, where) or ()]
     else:
         words = [label_word(value, where) for value, where in rows]
-    named = source.class_names.get(column)
+    if task.multi_label:
+        joined = next((word for word in words if task.label_separator in word), None)
+        if joined:
+            raise Refused(
+                f"{source.name}: the label {joined!r} holds {task.label_separator!r}, which separates labels where "
+                "predictions are written: name another --label-separator"
+            )
+    named = [label_word(name, source.name) for name in source.class_names.get(column) or ()]
     present = set(words)
     order = tuple(name for name in named if name in present) if named else None
     return collect_labels(words, f"{source.name}, column {column!r}", order)
 
 
-def data_of_model(record: dict | None, run_split: dict | None) -> DataSettings:
-    """Return the data settings that a model was tuned with, as far as they are known.
+def data_of_model(record: dict | None, run_split: dict | None) -> DataSettings | None:
+    """Return the data settings that a model was tuned with, as far as they are known; None if it was tuned elsewhere.
 
     Args:
         record: task.json of the model, which has the columns even if its folder was copied or merged.
@@ -177,13 +185,34 @@ def data_of_model(record: dict | None, run_split: dict | None) -> DataSettings:
     """
     if run_split is not None:
         return DataSettings(**run_split["settings"])
-    return DataSettings(**((record or {}).get("columns") or {}))
+    return None if record is None else DataSettings(**(record.get("columns") or {}))
+
+
+def check_number_of_texts(columns: tuple[str, ...], tuned_on: TextTask) -> None:
+    """Refuse one text for a model that was tuned on pairs, and a pair for one that was not.
+
+    Args:
+        columns: of the texts that the model is given.
+    """
+    wanted = texts_of(tuned_on)
+    if len(columns) != len(wanted):
+        raise Refused(
+            f"--text-column {','.join(columns)}: the model was tuned on {' and '.join(wanted)}: name "
+            f"{'two columns' if len(wanted) == 2 else 'one column'}"
+        )
+
+
+def texts_of(task: TextTask) -> tuple[str, ...]:
+    """Return the column of a row's text, or those of its pair of texts."""
+    return task.pair_columns or task.text_columns[:1]
 
 
 def task_to_evaluate(
-    settings: DataSettings, of_run: DataSettings, known_labels: tuple[str, ...] | None, multi_label: bool = False
+    settings: DataSettings, of_run: DataSettings | None, known_labels: tuple[str, ...] | None, multi_label: bool = False
 ) -> tuple[TextTask, DataSettings]:
     """Return the task that a model is evaluated on, and the data settings with the columns of the model's run.
+
+    A pair keeps the names that it had when the model was tuned, because they are part of what the model reads.
 
     Args:
         of_run: the result of `data_of_model`.
@@ -193,9 +222,16 @@ def task_to_evaluate(
     Raises:
         Refused: bad input or flags.
     """
-    found = {name: getattr(settings, name) or getattr(of_run, name) for name in COLUMN_FLAGS}
-    settings = replace(settings, multi_label=settings.multi_label or of_run.multi_label or multi_label, **found)
-    task = task_of(settings)
+    needs_label_column, known = settings.label_column is not None, of_run or DataSettings()
+    found = {name: getattr(settings, name) or getattr(known, name) for name in COLUMN_FLAGS}
+    settings = replace(settings, multi_label=settings.multi_label or known.multi_label or multi_label, **found)
+    task = replace(task_of(settings), needs_label_column=needs_label_column)
+    if of_run is not None:
+        tuned_on = task_of(of_run)
+        check_number_of_texts(texts_of(task), tuned_on)
+        task = replace(task, pair_names=tuned_on.pair_columns)
+    if known_labels is not None:
+        check_given_labels(known_labels)
     if task.labels and known_labels in (None, task.labels):
         return task, settings
     if known_labels is None:

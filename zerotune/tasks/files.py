@@ -284,6 +284,8 @@ def _line_at(data: bytes, offset: int) -> int:
 
 def _header(fields: list[str], path: Path | str, separator: str) -> list[str]:
     names = [field.strip() for field in fields]
+    if not any(names):
+        raise Refused(f"{path} line 1 is blank, and it has to name the columns: delete it, or name them there")
     other = next((each for each in ";,\t|" if each in names[0]), None)
     if other and len(names) == 1:
         shown, wanted = ("a tab" if each == "\t" else repr(each) for each in (other, separator))

@@ -1,6 +1,7 @@
 """Read the labels of rows, and check which labels a set of rows must have."""
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
@@ -45,7 +46,8 @@ def numbered(labels: tuple[str, ...], conjunction: str) -> str:
 def label_word(value, where: str) -> str | None:
     """Return a label of the user's own as a word: "true" for True, "3" for 3 and 3.0; None for a missing value.
 
-    None, NaN and blank text are missing. Raises Refused, naming the row, for a value that is not a word or number."""
+    None, NaN and blank text are missing. Words are in NFC, so that no two labels look the same. Raises Refused, naming
+    the row, for a value that is not a word or number."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -59,7 +61,7 @@ def label_word(value, where: str) -> str | None:
             f"{where}: the label is {type(value).__name__} {str(value)[:40]!r}, wanted a word or a number: name "
             "another column by --label-column"
         )
-    return " ".join(value.split()) or None
+    return unicodedata.normalize("NFC", " ".join(value.split())) or None
 
 
 def parse_own_label(value, labels: tuple[str, ...], where: str) -> int | None:
@@ -119,7 +121,7 @@ def parse_label_set(value, labels: tuple[str, ...], where: str, separator: str) 
 
 @lru_cache
 def _places(labels: tuple[str, ...]) -> dict[str, int]:
-    return {label: index for index, label in enumerate(labels)}
+    return {unicodedata.normalize("NFC", label): index for index, label in enumerate(labels)}
 
 
 def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -144,6 +146,14 @@ def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, .
         )
     _require_distinct(counts, source)
     return tuple(sorted(counts, key=_by_size if all(map(_is_number, counts)) else None) if order is None else order)
+
+
+def check_given_labels(labels: tuple[str, ...]) -> None:
+    """Refuse labels, of a model or named by the user, that leave nothing to choose from."""
+    if len(set(labels)) < max(2, len(labels)):
+        raise Refused(
+            f"two or more different labels are wanted, and there is {listed(labels)}: give others, or another model"
+        )
 
 
 def _is_number(word: str) -> bool:

@@ -240,10 +240,8 @@ def draw_validation(
     Rows with the text of a drawn one leave train. Returns (rest of train, validation slice, a note)."""
     if balanced_size is not None:
         drawn = balanced_subset(train, balanced_size, seed, "--validation-size")
-    elif have_label_sets(train):
-        _, drawn = stratified_split(train, share, seed, "choose")
     else:
-        drawn = stratified_subset(train, round(share * len(train)), seed, "choose")
+        _, drawn = stratified_split(train, share, seed, "choose")
     return without_texts_of(train, drawn), drawn, f"{len(drawn)} rows of train validate"
 
 

@@ -48,6 +48,8 @@ class TextTask(Corpus):
         wordings: the first is the default; the others show how much a score depends on the wording.
         text_columns, label_columns: accepted names; the first one that exists is read.
         pair_column: the second text of a pair; None if a row has one text.
+        pair_names: names of the two texts, where a model was tuned on other ones than those of the columns.
+        needs_label_column: whether rows without a column of labels are refused even where labels are not needed.
         columns_way_out: how to name other columns, as the end of a message.
         read_label: (value, labels, place) -> the label's index, or None for a row without one; for texts that may have
             several labels, their indices.
@@ -62,6 +64,8 @@ class TextTask(Corpus):
     text_columns: tuple[str, ...]
     label_columns: tuple[str, ...]
     pair_column: str | None = None
+    pair_names: tuple[str, str] | None = None
+    needs_label_column: bool = False
     columns_way_out: str = ""
     read_label: Callable[[object, tuple[str, ...], str], int | tuple[int, ...] | None] = parse_label
     label_separator: str | None = None
@@ -130,9 +134,10 @@ def split(task: TextTask, settings: DataSettings, read: dict[str, tuple[Origin, 
     parts = {"train": train, "validation": validation, "test": test}
     for name, examples in parts.items():
         parts[name] = subset(settings, name, examples, is_sized=is_slice and name == "validation")
-    more_rows = "give more rows, or"
-    require_labels(parts["train"], "what is left to train on", labels, f"{more_rows} raise --limit-train")
-    require_labels(parts["validation"], "validation split", labels, f"{more_rows} a --validation-file", every=False)
+    more_rows = "give more rows" if settings.limit_train is None else "give more rows, or raise --limit-train"
+    require_labels(parts["train"], "what is left to train on", labels, more_rows)
+    give_file = "give more rows, or a --validation-file"
+    require_labels(parts["validation"], "validation split", labels, give_file, every=False)
     described = {name: describe(examples, labels) for name, examples in parts.items()}
     record = sources.split_record(task, settings, records, described, notes)
     return Splits(**parts, record=record | {"removed_rows": removed})
@@ -208,9 +213,9 @@ def label_column_of(task: TextTask, source: Source, needs_labels: bool) -> str |
     """Return the column of the labels, None for a source without one.
 
     Raises:
-        Refused: there is none although `needs_labels`.
+        Refused: there is none although `needs_labels`, or although the user has named it.
     """
-    if needs_labels or any(name in source.columns for name in task.label_columns):
+    if needs_labels or task.needs_label_column or any(name in source.columns for name in task.label_columns):
         return _column(task, source, task.label_columns, "the labels")
     return None
 
@@ -244,7 +249,7 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
         text, pair = _clean(task, fields.get(text_column), where), None
         if pair_column:
             pair = text, _clean(task, fields.get(pair_column), where)
-            text = joined_pair((text_column, pair_column), pair)
+            text = joined_pair(task.pair_names or (text_column, pair_column), pair)
         label = None if label_column is None else task.read_label(fields.get(label_column), task.labels, where)
         index = None if index_column is None or label is not None else _index(fields.get(index_column), where)
         examples.append(Example(f"{prefix}-{row}", text, label, index, pair))
@@ -262,9 +267,9 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
     return examples
 
 
-def joined_pair(columns: tuple[str, str], pair: tuple[str, str]) -> str:
+def joined_pair(names: tuple[str, str], pair: tuple[str, str]) -> str:
     """Return a pair of texts as one text, for models that do not read pairs."""
-    return f"{columns[0]}: {pair[0]}\n{columns[1]}: {pair[1]}"
+    return f"{names[0]}: {pair[0]}\n{names[1]}: {pair[1]}"
 
 
 def _index(value, where: str) -> str:

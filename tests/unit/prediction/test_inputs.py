@@ -76,6 +76,18 @@ def test_the_command_line_is_rows_too():
     assert find_columns(asked, (("question",), ("context",))) == ("question", "context")
 
 
+def test_a_text_per_line_has_no_columns(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("subject,body\none,two\n")
+    with pytest.raises(Refused, match=r"--text-column body: .*a\.txt is read as txt, .* say what it is by --format"):
+        open_source(InputSettings(file=str(path), columns=("body",)), asks=False)
+    stream = open_source(InputSettings(file=str(path), kind="csv", columns=("body",)), asks=False)
+    assert find_columns(stream, (("body",),)) == ("body",)
+    for one in (InputSettings(texts=("a",)), InputSettings(file=str(path))):
+        with pytest.raises(Refused, match=r"reads two texts a row, .* give a --file with two columns"):
+            find_columns(open_source(one, asks=False), (("premise",), ("hypothesis",)))
+
+
 def test_rows_that_are_predicted_are_passed_over():
     blank = Row({"text": ""}, "")
     stream = RowStream("rows", "csv", ["text"], chain(rows(1), [blank, blank], rows(2)), lambda: None)

@@ -14,14 +14,18 @@ import pytest
 
 from zerotune.errors import Refused
 from zerotune.prediction import output
-from zerotune.prediction.output import FileOutput, JsonLines, Table, check_output, output_format, readable_line
+from zerotune.prediction.output import (
+    FileOutput,
+    JsonLines,
+    Table,
+    check_output,
+    check_writable,
+    output_format,
+    readable_line,
+)
 from zerotune.tasks.row_stream import RowStream
 
 IDENTITY = {"input": "1", "model": "2"}
-
-
-def identity():
-    return dict(IDENTITY)
 
 
 def stream(kind="jsonl", columns=("text",), schema=None):
@@ -74,7 +78,7 @@ def test_a_parquet_output_has_the_types_of_its_input(tmp_path):
 
 def test_an_unknown_extension_is_refused_before_anything_else(tmp_path):
     with pytest.raises(Refused, match="unknown file extension"):
-        check_output(tmp_path / "a.txt", None)
+        check_output(tmp_path / "a.txt")
 
 
 # --- a file ---
@@ -82,7 +86,7 @@ def test_an_unknown_extension_is_refused_before_anything_else(tmp_path):
 
 def write(path, rows, stop_after=None):
     """Write rows one by one to an output, up to `stop_after`; return it."""
-    out = FileOutput(path, identity)
+    out = FileOutput(path, IDENTITY)
     out.open(output_format(path, stream(columns=["text"]), [{"text": "a"}], ["prediction"], False))
     for row in rows[out.rows : stop_after]:
         out.add([row])
@@ -110,37 +114,56 @@ def test_an_output_in_two_parts_is_the_same_as_in_one(tmp_path, extension):
 
 def test_a_part_of_another_input_or_model_is_refused(tmp_path):
     path = tmp_path / "a.csv"
-    write(path, ROWS, 2)._file.close()
-    check_output(path, identity)
-    with pytest.raises(Refused, match=r"a.csv.partial holds predictions of another model: delete"):
-        check_output(path, lambda: IDENTITY | {"model": "3"})
+    write(path, ROWS, 2).close()
+    check_writable(path, IDENTITY)
+    with pytest.raises(Refused, match=r"a.csv.partial was made by a command with different model: delete"):
+        check_writable(path, IDENTITY | {"model": "3"})
     (tmp_path / "a.csv.partial").write_bytes(b"t")
     with pytest.raises(Refused, match="is damaged"):
-        check_output(path, identity)
+        check_writable(path, IDENTITY)
+
+
+def test_standard_input_does_not_overwrite_rows_that_can_be_resumed(tmp_path):
+    path = tmp_path / "a.csv"
+    write(path, ROWS, 2).close()
+    before = (tmp_path / "a.csv.partial").read_bytes()
+    for refuse in (check_writable, FileOutput):
+        with pytest.raises(Refused, match=r"a.csv.partial holds 2 rows of a command that can be resumed: delete"):
+            refuse(path, None)
+    assert (tmp_path / "a.csv.partial").read_bytes() == before
+    write(path, ROWS).finish()
+    assert len(path.read_text().splitlines()) == 7
 
 
 def test_standard_input_begins_anew(tmp_path):
     path = tmp_path / "a.csv"
-    write(path, ROWS, 2)._file.close()
     out = FileOutput(path, None)
-    assert out.rows == 0 and (tmp_path / "a.csv.partial").stat().st_size == 0
+    out.open(JsonLines())
+    out.add(ROWS[:2])
+    out.close()
+    check_writable(path, None)
+    assert FileOutput(path, None).rows == 0 and (tmp_path / "a.csv.partial").stat().st_size == 0
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
     path = tmp_path / "a.csv"
     out = write(path, ROWS, 2)
-    with pytest.raises(Refused, match="another process is writing"):
-        FileOutput(path, identity)
-    out._file.close()
-    assert FileOutput(path, identity).rows == 2
+    for refuse in (check_writable, FileOutput):
+        with pytest.raises(Refused, match="another process is writing"):
+            refuse(path, IDENTITY)
+    out.close()
+    assert FileOutput(path, IDENTITY).rows == 2
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match="cannot be written"):
-        FileOutput(tmp_path / "file" / "a.csv", identity)
+    for refuse in (check_writable, FileOutput):
+        with pytest.raises(Refused, match="cannot be written"):
+            refuse(tmp_path / "file" / "a.csv", IDENTITY)
     with pytest.raises(Refused, match=r"cannot be written \(File name too long\)"):
-        check_output(tmp_path / f"{'x' * 250}.csv", identity)
+        check_output(tmp_path / f"{'x' * 250}.csv")
+    check_writable(tmp_path / "new" / "deeper" / "a.csv", IDENTITY)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_disk_that_takes_no_more_is_named_and_the_whole_rows_stay(tmp_path):
@@ -156,7 +179,7 @@ def test_a_disk_that_takes_no_more_is_named_and_the_whole_rows_stay(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert failure.value.filename == str(path)
     with suppress(OSError):
-        out._file.close()
+        out.close()
     write(path, ROWS).finish()
     assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS
 
@@ -164,7 +187,7 @@ def test_a_disk_that_takes_no_more_is_named_and_the_whole_rows_stay(tmp_path):
 def test_categories_are_written_as_their_values(tmp_path):
     table = pyarrow.table({"text": ["a", "b"], "queue": pyarrow.array(["x", None]).dictionary_encode()})
     path = tmp_path / "a.parquet"
-    out = FileOutput(path, identity)
+    out = FileOutput(path, IDENTITY)
     out.open(output_format(path, stream("parquet", table.schema.names, table.schema), [], ["prediction"], False))
     for row in table.to_pylist():
         out.add([row | {"prediction": "p"}])
@@ -175,7 +198,7 @@ def test_categories_are_written_as_their_values(tmp_path):
 def test_the_record_is_written_at_most_every_so_often(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(output, "write_json", lambda path, value: written.append(value["rows"]))
-    out = FileOutput(tmp_path / "a.jsonl", identity)
+    out = FileOutput(tmp_path / "a.jsonl", IDENTITY)
     out.open(JsonLines())
     for row in ROWS:
         out.add([row])
@@ -192,6 +215,7 @@ def test_a_person_reads_a_line():
     row = {"text": "a\n film", "prediction": "good", "probability": 0.75}
     assert readable_line(row, "") == "good 0.7500  a film"
     assert readable_line(row | {"top_k": top}, "") == "good 0.7500, bad 0.2500  a film"
+    assert readable_line(row | {"prediction": ""}, "") == "(no label) 0.7500  a film"
     row = {"question": "q", "z_prediction": "", "z_probability": 0.9, "z_no_answer_probability": 0.9}
     row["z_top_k"] = [{"answer": "in 1240", "start": 3, "probability": 0.1}]
     assert readable_line(row, "z_") == "(no answer) 0.9000, in 1240 0.1000  no answer 0.9000"

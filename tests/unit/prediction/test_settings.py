@@ -1,5 +1,7 @@
 """Test eval/predict.py's flags: one input, and the flags that belong to it."""
 
+import os
+
 import pytest
 
 from zerotune.errors import Refused
@@ -19,6 +21,8 @@ def test_a_file_and_its_columns(tmp_path, monkeypatch):
     assert resolve("one", "two", "--model", "m").source.texts == ("one", "two")
     assert not found.resumes and not resolve("--model", "m", "--file", "-", "--output", "b.csv").resumes
     assert resolve("--model", "m", "--file", "a.csv", "--output", "b.csv").resumes
+    os.mkfifo("pipe")
+    assert not resolve("--model", "m", "--file", "pipe", "--format", "csv", "--output", "b.csv").resumes
     with pytest.raises(Refused, match=r"b.csv: no such file"):
         resolve("--model", "m", "--file", "b.csv")
     with pytest.raises(Refused, match=r"--output a\.csv is there already"):

@@ -168,12 +168,69 @@ def test_a_copied_or_merged_model_knows_its_columns(tmp_path):
     assert row.text == "subject: a subject\nmessage: a message" and row.label == 1
 
 
+def test_a_pair_keeps_the_names_it_was_tuned_with(tmp_path):
+    """They are part of the text that a causal model reads: `subject: …`."""
+    path = write_csv(tmp_path / "b.csv", [("a subject", "a message", "b")], ("title", "content", "team"))
+    of_run = DataSettings(text_column="subject,message", label_column="team")
+    for source in (DataSettings(glue="mrpc"), of_run):
+        tuned_on = classify.task_of(source).pair_columns
+        given = DataSettings(test_file=path, text_column="title,content", label_column="team")
+        task, settings = classify.task_to_evaluate(given, source, ("a", "b"))
+        (row,), _ = load_test(task, settings, None)
+        assert row.text == f"{tuned_on[0]}: a subject\n{tuned_on[1]}: a message"
+    with pytest.raises(Refused, match=r"--text-column content: .* tuned on subject and message: name two columns"):
+        classify.task_to_evaluate(DataSettings(test_file=path, text_column="content"), of_run, ("a", "b"))
+    with pytest.raises(Refused, match=r"--text-column title,content: .* tuned on text: name one column"):
+        classify.task_to_evaluate(given, classify.data_of_model({"columns": {}}, None), ("a", "b"))
+    assert classify.task_to_evaluate(given, classify.data_of_model(None, None), ("a", "b"))[0].pair_column == "content"
+
+
+def test_a_label_column_that_is_named_must_be_there(tmp_path):
+    """One that the run had may be missing: then the items are unlabelled."""
+    path = write_csv(tmp_path / "b.csv", [("x", "b")], ("text", "queue"))
+    named = DataSettings(test_file=path, label_column="queu")
+    task, settings = classify.task_to_evaluate(named, None, ("a", "b"))
+    with pytest.raises(Refused, match=r"no column for the labels, 'queu'"):
+        load_test(task, settings, None)
+    of_run = DataSettings(label_column="team")
+    task, settings = classify.task_to_evaluate(DataSettings(test_file=path), of_run, ("a", "b"))
+    assert load_test(task, settings, None)[0][0].label is None
+
+
+@pytest.mark.parametrize("labels", [("spam",), ("spam", "spam"), ("a", "b", "a")])
+def test_labels_that_leave_no_choice_are_refused(tmp_path, labels):
+    path = write_csv(tmp_path / "b.csv", [("x", "spam")])
+    with pytest.raises(Refused, match="two or more different labels are wanted"):
+        classify.task_to_evaluate(DataSettings(test_file=path), None, labels)
+
+
+def test_a_lone_row_of_a_label_is_trained_on(tmp_path):
+    files = {
+        "train_file": write_csv(tmp_path / "a.csv", [*rows_of("ab", 100), ("rare", "c")]),
+        "test_file": write_csv(tmp_path / "b.csv", [("x", "a"), ("y", "b")]),
+    }
+    task, splits = classify.load(DataSettings(**files))
+    assert task.labels == ("a", "b", "c")
+    assert {row.label for row in splits.train} == {0, 1, 2} and {row.label for row in splits.validation} == {0, 1}
+
+
+def test_one_word_in_two_unicode_forms_is_one_label(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    rows = [(f"text {n}", (composed, decomposed, "bar")[n % 3]) for n in range(30)]
+    task, splits = classify.load(DataSettings(train_file=write_csv(tmp_path / "a.csv", rows)))
+    assert task.labels == ("bar", composed)
+    assert {row.label for row in splits.train} == {0, 1}
+    path = write_csv(tmp_path / "b.csv", [("x", decomposed), ("y", composed)])
+    task, settings = classify.task_to_evaluate(DataSettings(test_file=path), None, ("bar", decomposed))
+    assert [row.label for row in load_test(task, settings, None)[0]] == [1, 1]
+
+
 def test_a_model_without_labels_is_asked_for_those_of_the_rows(tmp_path):
     test = write_csv(tmp_path / "b.csv", rows_of(("x", "y"), 3))
-    assert classify.task_to_evaluate(DataSettings(test_file=test), DataSettings(), None)[0].labels == ("x", "y")
+    assert classify.task_to_evaluate(DataSettings(test_file=test), None, None)[0].labels == ("x", "y")
     train = write_csv(tmp_path / "a.csv", rows_of(("x", "y", "z")))
     settings = DataSettings(test_file=test, train_file=train)
-    assert classify.task_to_evaluate(settings, DataSettings(), None)[0].labels == ("x", "y", "z")
+    assert classify.task_to_evaluate(settings, None, None)[0].labels == ("x", "y", "z")
 
 
 def test_glue_tasks_know_their_columns_and_labels(tmp_path):

@@ -93,6 +93,8 @@ def test_csv_fields_may_hold_newlines_and_pass_the_default_limit(tmp_path):
         ("rows.tsv", "", "is empty"),
         ("rows.tsv.gz", "", "is empty"),
         ("rows.tsv", "\n\n", "is empty"),
+        ("rows.csv", "\ntext,label\na,b\n", "line 1 is blank, and it has to name the columns"),
+        ("rows.csv", ",\na,b\n", "line 1 is blank, and it has to name the columns"),
         ("rows.tsv", "sentence\tlabel\n", "holds no rows"),
         ("rows.csv", "sentence,label\n", "holds no rows"),
         ("rows.tsv", "sentence\tlabel\na\t1\nb\n", "line 3: 1 fields, but the header has 2 ('sentence', 'label')"),

@@ -77,6 +77,14 @@ def test_lists_and_separated_words_and_parquet_give_the_same_rows(tmp_path):
         assert (same.train, same.validation, same.test) == (splits.train, splits.validation, splits.test)
 
 
+def test_a_label_that_holds_the_separator_is_refused(tmp_path):
+    rows = [{"text": row["text"], "labels": [f"{label}, x" for label in row["labels"]]} for row in several()]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(Refused, match=r"the label 'a, x' holds ',', .* name another --label-separator"):
+        load(path)
+    assert load(path, label_separator=";")[0].labels == ("a, x", "b, x", "c, x")
+
+
 def test_split_json_counts_the_rows_with_each_label_and_those_without(tmp_path):
     _, splits = load(write_jsonl(tmp_path / "a.jsonl", several(20)))
     parts = splits.record["splits"]
@@ -126,7 +134,7 @@ def test_rows_of_which_none_has_a_label_are_unlabelled(tmp_path, value):
     train = write_jsonl(tmp_path / "a.jsonl", several())
     test = write_jsonl(tmp_path / "b.jsonl", [{"text": f"x {n}", "labels": value} for n in range(3)])
     settings = DataSettings(test_file=test, multi_label=True)
-    task, settings = classify.task_to_evaluate(settings, DataSettings(), ("a", "b", "c"))
+    task, settings = classify.task_to_evaluate(settings, None, ("a", "b", "c"))
     assert [row.label for row in load_test(task, settings, None)[0]] == [None] * 3
     with pytest.raises(Refused, match="the rows have no labels; a run reports on labelled rows"):
         load(train, test_file=test)
