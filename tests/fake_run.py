@@ -2,8 +2,9 @@
 
     python tests/fake_run.py train/sst2.py --learning-rate 1e-3 --seed 1 --output-dir FOLDER --state-file FILE
 
-The parent folder's .fates.json says how each folder ends: "refused", "early" (before it has a folder), "crash", "stop"
-(preempted by itself) or "wait" (until a signal). calls.txt there lists the name of each folder that was started.
+The parent folder's .fates.json says how each folder ends: "refused", "early" (refused before it has a folder), "crash",
+"early crash", "stop" (preempted by itself) or "wait" (until a signal). calls.txt there lists the name of each folder
+that was started.
 """
 
 import json
@@ -58,6 +59,8 @@ def main(flags: dict[str, str]) -> None:
     if fate == "early":
         Path(flags["--state-file"]).write_text('{"state": "refused", "reason": "bad input"}')
         sys.exit(2)
+    if fate == "early crash":
+        sys.exit(1)
     if fate == "refused":
         _end(folder, "refused", 2)
     if fate == "crash":

@@ -32,6 +32,8 @@ from zerotune.terminal import say_when_slow
 
 # Folder of an evaluation's scores until it is done.
 PARTIAL_FOLDER = ".partial"
+# Flags whose value is a path, or may be one.
+PATH_FLAGS = ("model", "train_file", "validation_file", "test_file", "deepspeed")
 # A file server keeps a dead node's lock for about a minute and a half; the requeued job waits for it.
 SECONDS_FOR_DEAD_LOCKS = 100
 LOCK_FILE = ".lock"
@@ -144,9 +146,17 @@ def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, obje
         name: (theirs.get(name), value)
         for name, value in flags.values.items()
         if name not in FREE_FLAGS and theirs.get(name) != value
+        if not (name in PATH_FLAGS and earlier.get("identity") and _may_be_moved(theirs.get(name), value))
     }
     by_user = {name: values for name, values in changed.items() if name in flags.typed or name in typed}
     return by_user or changed
+
+
+def _may_be_moved(earlier: object, now: object) -> bool:
+    """Return whether a path may name the same file as an earlier start's; then `start_run` compares the contents."""
+    if earlier is None or now is None or not os.path.exists(str(now)):
+        return False
+    return not os.path.exists(str(earlier)) or os.path.realpath(str(earlier)) == os.path.realpath(str(now))
 
 
 def held_results(folder: Path) -> list[str]:
@@ -404,6 +414,12 @@ class RunFolder:
             file.write(json.dumps(row, allow_nan=False) + "\n")
         if self.tracker is not None:
             self.tracker.log(grouped(row), step=row["step"])
+
+    def save_log(self) -> None:
+        """Make the lines of metrics.jsonl durable: a checkpoint that is written next refers to them."""
+        if is_main_process() and self.metrics_path.exists():
+            with self.metrics_path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def forget_metrics_after(self, step: int) -> None:
         """Delete the lines that a stopped run logged after its last checkpoint: those steps run again."""

@@ -16,8 +16,13 @@ STOP_FILE = "ZEROTUNE_STOP_FILE"
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
+def hang_up() -> list[signal.Signals]:
+    """Return SIGHUP, which a closing terminal sends to its processes; nothing under nohup, which shields them."""
+    return [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+
+
 class StopSignal:
-    """Notes SIGTERM, SIGUSR1 and SIGHUP from its creation on, and on rank 0 the stop file.
+    """Notes SIGTERM, SIGUSR1 and SIGHUP (not under nohup) from its creation on, and on rank 0 the stop file.
 
     Ctrl-C ends the process at once, as usual, except while `can_save`: then the first one is noted as well.
     """
@@ -27,7 +32,7 @@ class StopSignal:
         self._noted = None
         self._file = Path(os.environ[STOP_FILE]) if os.environ.get(STOP_FILE) and is_main_process() else None
         self._next_look = 0.0
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGUSR1, *hang_up()):
             signal.signal(number, self._note)
         signal.signal(signal.SIGINT, self._note_interrupt)
 

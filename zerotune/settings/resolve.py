@@ -1,6 +1,7 @@
 """Turn parsed flags into settings: defaults are filled in once, nothing is modified, nothing is loaded."""
 
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -35,6 +36,7 @@ EPOCHS, FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 3, 2e-5, 2e-4, 5
 TRAIN_TOKENS, EVAL_TOKENS, CPU_TOKENS = 8192, 16384, 2048
 NOT_FLAGS = ("typed", "preset_line", "runs")  # entries that a parser adds to the flags
 FILE_FLAGS = ("train_file", "validation_file", "test_file")
+ADAPTER_FLAGS = ("lora_rank", "lora_alpha", "lora_dropout")
 
 
 def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]) -> TrainSettings:
@@ -44,9 +46,10 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         task: "sst2", "imdb", "classify" or "squad".
         sample_defaults: `epochs` and `learning_rate` of training the tiny model of --sample.
     Raises:
-        Refused: the DeepSpeed file cannot be read or contradicts the flags, flags for a plan come without --plan, or a
-            run given as --model has no final/.
+        Refused: the DeepSpeed file cannot be read or contradicts the flags, flags for a plan come without --plan,
+            flags about adapters with --method full, or a run given as --model has no final/.
     """
+    check_adapter_flags(args.method, args.typed)
     head = args.head
     of_sample = sample_defaults if args.sample and args.model is None else {}
     model = final_of_run(model_or_default(args.model, args.sample, task))
@@ -99,6 +102,13 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         questions=_group(QuestionSettings, args),
         deepspeed=deepspeed,
     )
+
+
+def check_adapter_flags(method: str, typed: Iterable[str]) -> None:
+    """Refuse flags about adapters, if the user typed one, for a method without them."""
+    unused = [f"--{name.replace('_', '-')}" for name in ADAPTER_FLAGS if name in typed]
+    if unused and method == "full":
+        raise Refused(f"{unused[0]} is for --method lora or qlora, and --method is full: add --method, or leave it out")
 
 
 def eval_settings(args: Namespace, task: str) -> EvalSettings:

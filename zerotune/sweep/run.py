@@ -18,6 +18,7 @@ from zerotune.run.cpu import parent_command, threads_were_asked_for
 from zerotune.run.folder import LOCK_FILE
 from zerotune.run.process import say
 from zerotune.run.run_files import State, read_state
+from zerotune.run.stopping import hang_up
 from zerotune.settings.sweeps import Member, Runs
 from zerotune.sweep.folder import check_folder, describe_member, is_finished, open_folder
 from zerotune.sweep.summary import summarise
@@ -28,7 +29,6 @@ LAUNCHER_VARIABLES = re.compile(
 )
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before a fork
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class SignalRelay:
@@ -37,7 +37,7 @@ class SignalRelay:
     def __init__(self):
         self.noted: str | None = None
         self._process, self._is_launcher = None, False
-        for number in SIGNALS:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, *hang_up()):
             signal.signal(number, self._note)
 
     def _note(self, number, frame) -> None:
@@ -190,13 +190,17 @@ def _run_member(runs: Runs, member: Member, relay: SignalRelay) -> str | None:
     """
     folder, state_file = runs.folder / member.name, runs.folder / f".{member.name}.state.json"
     state_file.unlink(missing_ok=True)
+    before = _written_at(folder / "state.json")
     command = _command(runs, member, ["--state-file", str(state_file)])
     status = relay.run(command, _environment(runs), bool(runs.launcher))
     if relay.noted and runs.launcher and (folder / LOCK_FILE).exists():
         with hold_lock(folder / LOCK_FILE):  # the launcher may have ended before the run had saved itself
             pass
     refused_early = state_file.exists()
-    state = read_json(state_file, State) if refused_early else _state(folder)
+    if refused_early:
+        state = read_json(state_file, State)
+    else:  # a state that this start has not written is of an earlier one
+        state = _state(folder) if _written_at(folder / "state.json") != before else {}
     state_file.unlink(missing_ok=True)
     if is_finished(folder):
         return None
@@ -207,6 +211,10 @@ def _run_member(runs: Runs, member: Member, relay: SignalRelay) -> str | None:
     if state.get("state") == "refused":
         return f"was refused ({state.get('reason')})"
     return f"failed with status {status}"
+
+
+def _written_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _state(folder: Path) -> dict:

@@ -64,7 +64,7 @@ class BackgroundSaves:
             Refused: the previous checkpoint failed, or the disk has no room. `finish` reports later failures.
         """
         self.finish()
-        aside = checkpoints.prepare(target, num_bytes, self.accelerator)
+        aside = checkpoints.prepare(target, num_bytes, self.accelerator, self._check_deletion)
         self._target, self._progress, self._num_bytes = target, progress, num_bytes
         try:
             write = self.carrier.begin(files, aside, num_bytes)

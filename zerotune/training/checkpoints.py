@@ -75,7 +75,7 @@ def save(target: Path, progress: dict, write: Callable[[Path], list[Path]], num_
     Raises:
         Refused: the disk is too full. Earlier checkpoints are unchanged, and no partial files are left.
     """
-    aside = prepare(target, num_bytes, accelerator)
+    aside = prepare(target, num_bytes, accelerator, lambda: None)
     entries, problem = {}, None
     try:
         entries = hash_files(aside, write(aside))
@@ -84,10 +84,14 @@ def save(target: Path, progress: dict, write: Callable[[Path], list[Path]], num_
     return publish(target, progress, entries, problem, num_bytes, accelerator)
 
 
-def prepare(target: Path, num_bytes: int, accelerator) -> Path:
-    """Create the temporary folder for a checkpoint; all ranks take part. Raises Refused if the disk is full."""
+def prepare(target: Path, num_bytes: int, accelerator, make_room: Callable[[], None]) -> Path:
+    """Create the temporary folder for a checkpoint; all ranks take part. Raises Refused if the disk is full.
+
+    Args:
+        make_room: ends deletions in progress; rank 0 calls it if the disk seems too full.
+    """
     aside = _aside(target)
-    agree(accelerator, _make_aside(aside, num_bytes) if accelerator.is_main_process else None)
+    agree(accelerator, _make_aside(aside, num_bytes, make_room) if accelerator.is_main_process else None)
     return aside
 
 
@@ -130,12 +134,14 @@ def _aside(target: Path) -> Path:
     return target.with_name(f".writing-{target.name}")
 
 
-def _make_aside(aside: Path, num_bytes: int) -> str | None:
+def _make_aside(aside: Path, num_bytes: int, make_room: Callable[[], None]) -> str | None:
     root = aside.parent
     root.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
     if shutil.disk_usage(root).free < num_bytes + SPARE_BYTES:
-        return full_disk_line(root, num_bytes)
+        make_room()
+        if shutil.disk_usage(root).free < num_bytes + SPARE_BYTES:
+            return full_disk_line(root, num_bytes)
     aside.mkdir()
     return None
 
@@ -200,6 +206,8 @@ def defect(folder: Path, run_id: str | None = None) -> str | None:
 
     Args:
         run_id: the run that it must belong to; None for any.
+    Raises:
+        OSError: the disk cannot be read, which says nothing about the checkpoint.
     """
     if not (folder / MARKER).exists():
         return f"no {MARKER} marker"
@@ -214,7 +222,7 @@ def defect(folder: Path, run_id: str | None = None) -> str | None:
             if file_sha256(path) != expected["sha256"]:
                 return f"{name} has changed since it was written"
         record = read_progress(folder)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         return f"unreadable: {error}"
     if run_id is not None and record["run_id"] != run_id:
         return "it belongs to another run"
@@ -249,21 +257,28 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
 
     Args:
         run_id: the run that it must belong to; None for any.
+    Raises:
+        OSError: the disk cannot be read, and no checkpoint is left. To start anew would replace those that it may hold.
     """
-    passed_over = []
+    passed_over, unread = [], None
     for folder in reversed(_step_folders(root)):
-        problem = defect(folder, run_id)
-        best = best_of(folder) if problem is None else None
-        if best is not None and best != folder and (best_problem := defect(best, run_id)):
-            problem = f"its best checkpoint {best.name} is damaged ({best_problem})"
+        try:
+            problem = defect(folder, run_id)
+            best = best_of(folder) if problem is None else None
+            if best is not None and best != folder and (best_problem := defect(best, run_id)):
+                problem = f"its best checkpoint {best.name} is damaged ({best_problem})"
+        except OSError as error:
+            unread, problem = error, f"unreadable: {error}"
         if problem is None:
             return folder, passed_over
         passed_over.append(f"checkpoint {folder} is passed over: {problem}")
+    if unread is not None:
+        raise unread
     return None, passed_over
 
 
 def prune(last: Path, keep: int) -> None:
-    """Delete `superseded` checkpoints and the leftovers of killed saves. The arguments are those of `superseded`."""
+    """Delete `superseded` checkpoints and leftovers of interrupted saves. The arguments are those of `superseded`."""
     delete_leftovers(last.parent)
     delete(superseded(last, keep))
 
@@ -286,9 +301,10 @@ def superseded(last: Path, keep: int) -> list[Path]:
 
 
 def delete_leftovers(root: Path) -> None:
-    """Delete the leftovers of interrupted saves. No save may be in progress."""
+    """Delete what interrupted saves and deletions have left. No save may be in progress."""
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover)
+    delete([folder for kind in ("step", "best") for folder in _folders(root, kind) if not (folder / MARKER).exists()])
 
 
 def _counts(folder: Path, run_id: str) -> bool:

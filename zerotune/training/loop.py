@@ -156,8 +156,8 @@ class TrainingLoop:
                 progress.train_seconds += time.perf_counter() - started
                 bar.update()
                 self._at_boundary(status)
-        self.stop_signal.can_save = False
         self.saver.close()
+        self.stop_signal.can_save = False
 
     @property
     def is_over(self) -> bool:

@@ -104,7 +104,7 @@ def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels:
         return True
     batch = _largest_batch(settings, config, train, devices)
     counts = _count(settings, config, num_labels, batch, devices, _used_ids(settings, train))
-    problem = why_not_fit(_need(settings, counts, devices), devices.memory, settings.model.method)
+    problem = why_not_fit(_need(settings, counts, devices), devices.memory, settings.model)
     if problem:
         raise Refused(problem)
     return fits(_need(settings, counts, devices, whole_gradients=True), devices.memory)
@@ -177,7 +177,7 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
         "  " + _how_counted(config, counts, devices),
     ]
     if devices.memory is not None:
-        problem = why_not_fit(need, devices.memory, model.method)
+        problem = why_not_fit(need, devices.memory, model)
         if settings.run.device_memory is None:  # this machine's GPU
             _check_final_evaluation(settings, config, devices)
             if problem:
@@ -460,7 +460,8 @@ def _fitting(
         savings: flags of the second table.
     """
     own, optimizer = settings.model.method, settings.optimisation.optimizer
-    stages = STAGES if devices.number > 1 else STAGES[:1]
+    may_shard = devices.number > 1 and settings.engine == "loop" and settings.model.precision != "fp16"
+    stages = STAGES if may_shard else STAGES[:1]
     needs: dict[tuple[str, int], MemoryNeed] = {}
     counts: dict[bool, StepCounts] = {own == "full": counted}
     for method in ("full", "lora", "qlora"):
@@ -504,8 +505,13 @@ def _cell(need: MemoryNeed | None, is_fitting: bool) -> str:
 def _launch_line(method: str, stage: int, devices: Devices, savings: Sequence[str]) -> str:
     """Return the typed command, launched on all devices with a method, a ZeRO stage and the flags of `savings`."""
     kept, skip = [], False
+    file = "ds_configs/qlora.json" if (method, stage) == ("qlora", 2) else _DEEPSPEED_FILES.get(stage)
     replaced = {"--plan", "--devices", "--device-memory", "--node-bandwidth", "--method", "--deepspeed"}
     replaced |= {each.partition(" ")[0] for each in savings}
+    if file:
+        replaced.add("--gradient-exchange")  # DeepSpeed has its own
+    if method == "full":
+        replaced |= {"--lora-rank", "--lora-alpha", "--lora-dropout"}
     alone = ("--plan", "--activation-checkpointing")
     for word in sys.argv[1:]:
         name, has_value = word.partition("=")[0], "=" in word
@@ -519,7 +525,6 @@ def _launch_line(method: str, stage: int, devices: Devices, savings: Sequence[st
             kept.append(shlex.quote(word))
     script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "train/sst2.py"
     launch = ["python"] if devices.number == 1 else ["accelerate launch", f"--num_processes {devices.number}"]
-    file = "ds_configs/qlora.json" if (method, stage) == ("qlora", 2) else _DEEPSPEED_FILES.get(stage)
     return " ".join(
         [*launch, script, *kept, f"--method {method}", *savings, *([f"--deepspeed {file}"] if file else [])]
     )

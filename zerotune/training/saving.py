@@ -92,6 +92,7 @@ class Saver:
             "num_processes": self.accelerator.num_processes,
         }
         self.run.check_ours()
+        self.run.save_log()
         if not weights_alone:
             self._last_save = time.monotonic()
         name_folder = checkpoints.best_folder if weights_alone else checkpoints.step_folder
@@ -124,6 +125,7 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     Raises:
         Refused: a checkpoint given by path belongs to another run or is damaged; or the state of adamw8bit under
             DeepSpeed was saved by a different number of processes.
+        OSError: the disk cannot be read, so that no checkpoint is found.
     """
     accelerator = engine.accelerator
     root, wanted = run.path / "checkpoints", run.settings.resume
@@ -134,6 +136,8 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
         problem = problem or _cannot_move(folder, engine, optimizer)
     if problem:
         raise Refused(problem)
+    if is_main_process():
+        checkpoints.delete_leftovers(root)  # a disk that they have filled must not stay full
     if folder is None:
         return Progress()
     if wanted != "auto" and is_main_process():
@@ -155,8 +159,6 @@ def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | Non
     if wanted in ("auto", "never"):
         return *checkpoints.newest_whole(root, run_id), None
     folder = Path(wanted)
-    if folder.resolve().parent != root.resolve():
-        return None, [], f"--resume {folder} is no checkpoint of this run: name one in {root}, or use --resume auto"
     assert not checkpoints.holds_weights_alone(folder), "refused when the run started"
     problem = checkpoints.defect(folder, run_id)
     if problem:

@@ -28,6 +28,13 @@ def test_signals_are_noted(number):
     assert type(stop.stopped("stopped by {name}")) is Preempted
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopSignal()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert stop.name is None and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 def test_ctrl_c_ends_at_once_where_nothing_can_be_saved():
     StopSignal()
     with pytest.raises(KeyboardInterrupt):

@@ -48,6 +48,13 @@ def test_a_run_given_as_model_is_its_final(tmp_path):
         resolve("--model", str(tmp_path / "a"))
 
 
+@pytest.mark.parametrize("flag", ["--lora-rank", "--lora-alpha"])
+def test_flags_about_adapters_need_adapters(flag):
+    with pytest.raises(Refused, match=f"{flag} is for --method lora or qlora, and --method is full: add --method"):
+        resolve("--model", "m", flag, "16")
+    assert resolve("--model", "m", flag, "16", "--method", "qlora").model.method == "qlora"
+
+
 def test_flags_are_recorded_as_plain_values_with_those_that_were_typed():
     flags = resolve("--model", "org/m", "--seed", "0", "--output-dir", "runs/a").run.flags
     assert flags.typed == {"model", "seed", "output_dir"}

@@ -11,10 +11,11 @@ from waiting import wait_until
 
 from zerotune.errors import Preempted, Refused
 from zerotune.settings.flags import train_parser
-from zerotune.sweep.run import SIGNALS, run_all
+from zerotune.sweep.run import run_all
 from zerotune.tasks.sst2 import SST2
 
 REPOSITORY = Path(__file__).parents[3]
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 FAKE = f"{sys.executable} {REPOSITORY / 'tests/fake_run.py'}"
 
 
@@ -51,7 +52,7 @@ class Place:
 def place(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train/sst2.py"])
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield Place(tmp_path)
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -127,6 +128,18 @@ def test_a_run_that_was_stopped_stops_the_others(place):
     with pytest.raises(Preempted, match="seed-1 was stopped: the same command continues there"):
         place.start("--seeds", "0", "1", "2")
     assert place.calls == ["seed-0", "seed-1"] and place.read("state.json")["state"] == "preempted"
+
+
+def test_a_run_that_crashes_before_its_folder_is_open_was_not_stopped(place):
+    """Its state.json is of the earlier start, which was preempted."""
+    place.told(**{"seed_is_1": "stop"})
+    with pytest.raises(Preempted):
+        place.start("--seeds", "0", "1", "2")
+    place.told(**{"seed_is_1": "early crash"})
+    with pytest.raises(SystemExit):
+        place.start("--seeds", "0", "1", "2")
+    reasons = {run["name"]: run["reason"] for run in place.read("summary.json")["runs"]}
+    assert reasons == {"seed-0": None, "seed-1": "failed with status 1", "seed-2": None}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])

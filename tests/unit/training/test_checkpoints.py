@@ -245,6 +245,34 @@ def test_after_death_anywhere_in_a_save_of_weights_alone_the_run_resumes_as_befo
         assert names(root) == ["step-00000003"]
 
 
+def test_a_disk_that_cannot_be_read_does_not_count_as_damage(tmp_path, monkeypatch):
+    """An older checkpoint is used instead; where none is left, a new start would replace those on the disk."""
+    folders, broken, hash_file = [save(tmp_path, step) for step in (1, 2)], {"step-00000002"}, checkpoints.file_sha256
+
+    def read(path):
+        if path.parent.name in broken:
+            raise OSError(5, "Input/output error", str(path))
+        return hash_file(path)
+
+    monkeypatch.setattr(checkpoints, "file_sha256", read)
+    found, (line,) = checkpoints.newest_whole(tmp_path)
+    assert found == folders[0] and "step-00000002 is passed over: unreadable: [Errno 5] Input/output error" in line
+    broken.add("step-00000001")
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.newest_whole(tmp_path)
+
+
+def test_leftovers_of_kills_are_deleted(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    save_best(tmp_path, 4)
+    for name in ("step-00000002", "best-00000004"):
+        (tmp_path / name / "COMPLETE").unlink()
+    (tmp_path / ".writing-step-00000005").mkdir()
+    checkpoints.delete_leftovers(tmp_path)
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
+
+
 def test_what_was_passed_over_does_not_count_as_kept(tmp_path):
     """A folder without a marker, and a damaged one of a later step, do not count among the checkpoints to keep."""
     for step in (4, 5, 6, 9):
@@ -269,6 +297,16 @@ def test_a_save_that_would_not_fit_is_refused_before_anything_is_written(tmp_pat
     assert names(tmp_path) == ["step-00000001"] and checkpoints.newest_whole(tmp_path) == (folder, [])
     save(tmp_path, 2, too_much - 1)
     assert checkpoints.newest_whole(tmp_path)[0].name == "step-00000002"
+
+
+def test_a_deletion_in_progress_makes_room(tmp_path, monkeypatch):
+    free = [2**20]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 0, free[0]))
+    target = checkpoints.step_folder(tmp_path, 1)
+    with pytest.raises(Refused, match="disk full"):
+        checkpoints.prepare(target, 1000, ALONE, lambda: None)
+    checkpoints.prepare(target, 1000, ALONE, lambda: free.append(free.pop() * 1024))
+    assert free == [2**30] and names(tmp_path) == [".writing-step-00000001"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(122, "Disk quota exceeded")])

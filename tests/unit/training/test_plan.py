@@ -71,6 +71,16 @@ def test_a_gated_model_is_planned_by_its_name_without_data(command):
     )
 
 
+def test_a_launch_line_has_no_flags_that_it_refuses(monkeypatch):
+    flags = ["--plan", "--devices", "8", "--device-memory", "80G", "--gradient-exchange", "bf16", "--lora-rank", "64"]
+    monkeypatch.setattr(sys, "argv", ["train/sst2.py", *flags])
+    found = planned("meta-llama/Llama-3.1-8B", run=EIGHT_H100).splitlines()[-2]
+    assert found.endswith("train/sst2.py --method full --deepspeed ds_configs/zero1.json")
+    monkeypatch.setattr(sys, "argv", ["train/sst2.py", "--plan", "--precision", "fp16"])
+    found = planned("meta-llama/Llama-3.1-8B", run=EIGHT_H100, precision="fp16")
+    assert "--precision fp16 --method lora" in found and "--deepspeed" not in found, "fp16 is refused under DeepSpeed"
+
+
 def test_several_nodes_are_planned_for_a_bandwidth(command):
     run = EIGHT_H100 | {"node_bandwidth": 400.0}
     zero_2 = {"deepspeed": {"zero_optimization": {"stage": 2}}, "zero_stage": 2}
