@@ -25,9 +25,8 @@ def main(args) -> None:
     from zerotune.models.pretrained import read_model
     from zerotune.report.evaluation_report import write_evaluation_report
     from zerotune.report.label_parts import label_parts
-    from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
-    from zerotune.run.launch import start_accelerator
+    from zerotune.run.launch import start_accelerator, use_own_device
     from zerotune.run.stopping import StopSignal
     from zerotune.tasks.sample import make_sample_model
     from zerotune.tasks.split_file import split_of_run
@@ -35,7 +34,7 @@ def main(args) -> None:
 
     stop_signal = StopSignal()
     settings = eval_settings(args, IMDB.name)
-    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+    use_own_device(tiny_model=is_sample_model(settings.model.name))
     make_sample_model(settings.model.name)
 
     # Read the model's configuration, the test items and the shots, and refuse what cannot work: nothing is loaded yet.

@@ -21,13 +21,12 @@ def main(args) -> None:
     from zerotune.prediction.job import Job
     from zerotune.prediction.output import take_standard_output
     from zerotune.prediction.rounds import answer_round, on_rank_0, rounds
-    from zerotune.run.cpu import use_whole_cpu
-    from zerotune.run.launch import start_accelerator
+    from zerotune.run.launch import start_accelerator, use_own_device
     from zerotune.run.process import is_main_process
     from zerotune.run.stopping import StopSignal
 
     stop_signal = StopSignal()
-    use_whole_cpu(tiny_model=False)
+    use_own_device(tiny_model=False)
     printed = None if settings.output else take_standard_output()
 
     # Read the model's configuration and the first rows, and refuse what cannot work: nothing is loaded yet.

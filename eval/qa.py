@@ -31,9 +31,8 @@ def main(args) -> None:
     from zerotune.evaluation.plan import plan_evaluation
     from zerotune.models.pretrained import read_model
     from zerotune.report.evaluation_report import write_evaluation_report
-    from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
-    from zerotune.run.launch import start_accelerator
+    from zerotune.run.launch import start_accelerator, use_own_device
     from zerotune.run.stopping import StopSignal
     from zerotune.squad.evaluation import QuestionEvaluation, check_evaluation, describe_batches, evaluate
     from zerotune.squad.prompts import draw_solved_questions
@@ -44,7 +43,7 @@ def main(args) -> None:
 
     stop_signal = StopSignal()
     settings = eval_settings(args, TASK)
-    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+    use_own_device(tiny_model=is_sample_model(settings.model.name))
     make_sample_model(settings.model.name)
 
     # Read the model's configuration, the questions and the shots, and refuse what cannot work: nothing is loaded yet.

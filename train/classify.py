@@ -42,9 +42,8 @@ def main(args) -> None:
     from zerotune.report.label_parts import label_parts
     from zerotune.report.label_set_parts import label_set_parts
     from zerotune.report.run_report import print_run_table, write_report
-    from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
-    from zerotune.run.launch import start_accelerator
+    from zerotune.run.launch import start_accelerator, use_own_device
     from zerotune.run.stopping import StopSignal
     from zerotune.tasks.labels import count_line
     from zerotune.tasks.sample import make_sample_model
@@ -68,7 +67,7 @@ def main(args) -> None:
 
     # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
     check_run_flags(settings.run)
-    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+    use_own_device(tiny_model=is_sample_model(settings.model.name))
     task, splits = load(settings.data)
     say(count_line(splits.record["splits"]["train"]["labels"]))
     make_sample_model(settings.model.name)

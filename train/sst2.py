@@ -36,9 +36,8 @@ def main(args) -> None:
     from zerotune.models.upload import upload_run
     from zerotune.report.label_parts import label_parts
     from zerotune.report.run_report import print_run_table, write_report
-    from zerotune.run.cpu import use_whole_cpu
     from zerotune.run.folder import RunFolder, check_earlier_run
-    from zerotune.run.launch import start_accelerator
+    from zerotune.run.launch import start_accelerator, use_own_device
     from zerotune.run.stopping import StopSignal
     from zerotune.tasks.sample import make_sample_model
     from zerotune.tasks.texts import load
@@ -62,7 +61,7 @@ def main(args) -> None:
 
     # Read the data and the model's configuration, and refuse what cannot work: nothing is loaded or written yet.
     check_run_flags(settings.run)
-    use_whole_cpu(tiny_model=is_sample_model(settings.model.name))
+    use_own_device(tiny_model=is_sample_model(settings.model.name))
     splits = load(SST2, settings.data)
     make_sample_model(settings.model.name)
     config, tokenizer = read_model(settings.model, SST2.name, SST2.labels)

@@ -25,7 +25,7 @@ from zerotune.models.generator import load_language_model
 from zerotune.models.pretrained import load_tokenizer
 from zerotune.models.tiny import tiny_causal_model
 from zerotune.randomness import random_order
-from zerotune.run.cpu import use_whole_cpu
+from zerotune.run.launch import use_own_device
 from zerotune.settings.groups import ModelSettings
 from zerotune.settings.resolve import tokens_per_device
 from zerotune.tasks.cutting import cut_texts, fit_shots
@@ -94,7 +94,7 @@ def prepare(args) -> None:
 
 def score(args) -> None:
     """Score as an eval script does: prompts tokenised, the prefix computed, items in batches of the default budget."""
-    use_whole_cpu(tiny_model=False)
+    use_own_device(tiny_model=False)
     given = json.loads(args.prompts.read_text())
     prompt = Prompt(**given["prompt"] | {"shots": tuple(map(tuple, given["prompt"]["shots"]))})
     device, budget = torch.device("cpu"), tokens_per_device(None, on_gpu=16384)

@@ -29,8 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from zerotune.models.generator import TextGenerator
 from zerotune.models.parameters import parameter_groups
-from zerotune.run.cpu import use_whole_cpu
-from zerotune.run.launch import start_accelerator
+from zerotune.run.launch import start_accelerator, use_own_device
 from zerotune.settings.precision import resolve_precision
 from zerotune.squad.files import read_questions
 from zerotune.squad.generation import GenerationData, encode_questions
@@ -64,7 +63,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args) -> None:
-    use_whole_cpu(tiny_model=False)
+    use_own_device(tiny_model=False)
     torch.set_num_threads(args.threads)
     args.precision = resolve_precision(args.precision, None)
     train, test = (read_questions(path)[0] for path in (args.train_file, args.test_file))

@@ -12,10 +12,10 @@ WARMUP_RATIO, WEIGHT_DECAY = 0.1, 0.01
 
 def train(args) -> None:
     """Train one way and write its figures to args.result, with scores if it trains a whole epoch."""
-    from zerotune.run import cpu
+    from zerotune.run.launch import use_own_device
 
     if args.way == "ours":
-        cpu.use_whole_cpu(tiny_model=False)
+        use_own_device(tiny_model=False)
     import numpy as np
     import torch
 

@@ -135,7 +135,7 @@ def train_with_trainer(bench: Bench, setup: Setup, tokens: int) -> dict:
         "tokens_per_s": real / clock.seconds,
         "utilisation": real * flops / clock.seconds / PEAK_FLOPS,
         "loss": loss,
-        "attention": "varlen" if data.packs else setup.attention,
+        "attention": setup.attention,
         "checkpointing": setup.checkpointing,
         "micro_batches": accumulation,
         "padding": padded / real,

@@ -33,8 +33,6 @@ def use_whole_cpu(tiny_model: bool) -> None:
     """
     import torch
 
-    if torch.cuda.is_available():
-        return
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", CPU_KERNELS_KEPT)
     if tiny_model and not threads_were_asked_for():
         torch.set_num_threads(1)

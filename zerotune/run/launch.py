@@ -10,7 +10,7 @@ from typing import Any
 
 from zerotune.errors import NotJoined, Refused
 from zerotune.run.build_lock import survive_killed_builds
-from zerotune.run.cpu import parent_command
+from zerotune.run.cpu import parent_command, use_whole_cpu
 from zerotune.run.process import is_main_process
 from zerotune.settings.deepspeed import BUCKET_SIZE, choose_deepspeed_accelerator
 
@@ -29,6 +29,22 @@ def on_all_ranks(accelerator, value) -> list:
 def from_rank_0(accelerator, find: Callable[[], Any]) -> Any:
     """Return rank 0's value on every rank: file systems may show the ranks different things. All ranks take part."""
     return on_all_ranks(accelerator, find() if is_main_process() else None)[0]
+
+
+def use_own_device(tiny_model: bool) -> None:
+    """Choose this process's GPU, or without one use the whole CPU. Call it before the first tensor.
+
+    Until a GPU is chosen, all processes of a node use the first one, where each would keep half a GiB for its context.
+
+    Args:
+        tiny_model: as for `use_whole_cpu`.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    else:
+        use_whole_cpu(tiny_model)
 
 
 def device_name(device) -> str:

@@ -64,6 +64,8 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
     }
     if len({json_sha256(each) for each in on_all_ranks(accelerator, identity)}) > 1:
         raise Refused("the ranks have different data or models: put files on a disk that all nodes share")
+    if len(set(on_all_ranks(accelerator, data["train"].packs))) > 1:
+        raise Refused("the GPUs differ: the kernel for rows without padding runs on some only: use --attention sdpa")
     path = run.path / "run.json"
     earlier = (read_run_record(path).get("identity") if held_results(run.path) else None) or identity
     changed = [name for name, value in identity.items() if json_sha256(earlier.get(name)) != json_sha256(value)]

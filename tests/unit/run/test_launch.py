@@ -68,6 +68,20 @@ def test_fsdp_is_refused_with_what_to_use_instead(monkeypatch):
         launch.start_accelerator(None)
 
 
+@pytest.mark.parametrize(("local_rank", "chosen"), [(None, 0), ("3", 3), ("5", 1)])
+def test_a_process_uses_its_own_gpu_from_the_start(monkeypatch, local_rank, chosen):
+    """What is tried on a GPU before the process group is joined must not be tried on the first one by all."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    launch.use_own_device(tiny_model=False)
+    assert calls == [chosen]
+
+
 def test_products_in_float32_are_not_rounded_to_tf32(monkeypatch):
     """Some images' environments switch TF32 on, and so does Accelerate when it compiles."""
 
