@@ -17,11 +17,11 @@ from pathlib import Path
 from zerotune.settings.groups import DataSettings
 
 
-def write_run(folder, validation, test, choose_by="accuracy", rows="a", loss=None) -> None:
+def write_run(folder, validation, test, choose_by="accuracy", rows="a", source="b", loss=None) -> None:
     """Write the records of a finished run with these accuracies and this validation loss, by default 1 - accuracy.
 
     Args:
-        rows: identifies its validation rows.
+        rows, source: identify its validation rows, and the file that they come from.
     """
     part = {"count": 100, "ids_sha256": rows}
     test_metrics = {"task": "sst2", "setting": "head", "count": 100, "accuracy": test, "accuracy_ci95": [0.0, 1.0]}
@@ -32,7 +32,7 @@ def write_run(folder, validation, test, choose_by="accuracy", rows="a", loss=Non
         "final/task.json": {"best_step": 2, "choose_by": choose_by},
         "split.json": {
             "splits": {"validation": part},
-            "sources": {"train": {"sha256": "b"}},
+            "sources": {"train": {"sha256": source}},
             "settings": asdict(DataSettings()),
         },
         "eval/final/metrics.json": test_metrics,

@@ -120,6 +120,36 @@ def test_seeds_that_are_none_have_no_mean(tmp_path, change, reason):
     assert f"No mean over seeds: {reason}." in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(("seed", "reason"), [(0, "seed 0 is there twice"), (None, "the seeds are not known")])
+def test_a_seed_that_is_there_twice_is_named(tmp_path, seed, reason):
+    folders = [evaluation(tmp_path / name, {1}, seed=each) for name, each in (("a", 0), ("b", 1), ("c", seed))]
+    write_comparison(read_comparison(folders), tmp_path / "out")
+    assert f"No mean over seeds: {reason}." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_unfinished_run_of_a_folder_is_named(tmp_path, capsys):
+    for seed in range(2):
+        evaluation(tmp_path / f"runs/seed-{seed}/eval/final", {seed}, seed=seed)
+    (tmp_path / "runs/seed-2").mkdir()
+    (tmp_path / "runs/seed-2/run.json").write_text("{}")
+    assert len(evaluation_folders(tmp_path / "runs")) == 2
+    assert capsys.readouterr().out == f"{tmp_path}/runs/seed-2 has no final evaluation yet and is left out\n"
+
+
+def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path):
+    with pytest.raises(Refused, match=r"cannot be read \(File name too long\): name evaluations, runs or folders"):
+        read_comparison([tmp_path / ("x" * 300), tmp_path])
+
+
+def test_two_folders_of_prompts_with_the_same_name_are_told_apart(tmp_path):
+    for place in ("one", "two"):
+        for seed in range(2):
+            evaluation(tmp_path / place / f"gemma/seed-{seed}", {seed}, training_sha256=None)
+        (tmp_path / place / "gemma/summary.json").write_text("{}")
+    table = comparison_table(read_comparison([tmp_path / "one/gemma", tmp_path / "two/gemma"]))
+    assert "one/gemma, over 2 prompts" in table and "two/gemma, over 2 prompts" in table
+
+
 def test_what_seeds_did_not_all_score_has_no_mean(tmp_path):
     """One seed has no METEOR, because WordNet was missing; uncalibrated scores do not count as settings."""
     scores = {"exact": 97.5, "f1": 98.0, "exact_ci95": [87, 99], "f1_ci95": [90, 99], "uncalibrated_exact": 1.0}
@@ -144,7 +174,7 @@ def test_the_same_seed_twice_is_no_spread(tmp_path):
     folders = [evaluation(tmp_path / name, {1}, seed=3) for name in ("a", "b")]
     write_comparison(read_comparison(folders), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"] == []
-    assert "No mean over seeds: the seeds do not differ." in (tmp_path / "out" / "report.html").read_text()
+    assert "No mean over seeds: seed 3 is there twice." in (tmp_path / "out" / "report.html").read_text()
 
 
 def run_of(folder, engine, num_steps=20, **timings):

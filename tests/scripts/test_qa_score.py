@@ -86,6 +86,20 @@ def test_unknown_predictions_are_counted_and_missing_ones_refused(tmp_path, file
             ("--score", "predictions.json", "--test-file", "dev.json", "--shots", 4, "--n-best", 7),
             "has no use for --shots, --n-best: drop them",
         ),
+        (
+            (
+                "--score",
+                "predictions.json",
+                "--test-file",
+                "dev.json",
+                "--plan",
+                "--doc-stride",
+                0,
+                "--precision",
+                "fp16",
+            ),
+            "has no use for --precision, --doc-stride, --plan: drop them",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tmp_path, files, arguments, message):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zerotune.metrics.statistics import percentile_interval, resample_counts, wilson_interval
+from zerotune.metrics.statistics import percentile_interval, resample_counts_in_parts, wilson_interval
 
 # The prediction of an answer that names no label: wrong, and not counted for any predicted label.
 UNPARSABLE = -1
@@ -124,10 +124,11 @@ def confusion_intervals(
 def _resampled_scores(confusion: np.ndarray, label_names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
     """Return each score in every bootstrap sample of the items, [resamples]."""
     rows, columns = np.nonzero(confusion)  # an empty cell stays empty in every sample
-    cells = resample_counts(confusion[rows, columns], seed).astype(np.float64)
     in_row, in_column = (places[:, None] == np.arange(len(label_names)) for places in (rows, columns))
-    counts = (cells @ chosen.astype(np.float64) for chosen in (in_row & in_column, in_row, in_column))
-    return _scores_of_counts(*counts, _occur(confusion), label_names)
+    chosen = np.concatenate([in_row & in_column, in_row, in_column], axis=1).astype(np.float64)
+    samples = resample_counts_in_parts(confusion[rows, columns], seed)
+    counts = np.concatenate([cells @ chosen for cells in samples])
+    return _scores_of_counts(*np.split(counts, 3, axis=1), _occur(confusion), label_names)
 
 
 def _occur(confusion: np.ndarray) -> np.ndarray:

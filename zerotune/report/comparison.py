@@ -16,6 +16,7 @@ from zerotune.metrics.statistics import PairedMeans, holm_adjusted
 from zerotune.report import figures, html, words
 from zerotune.report.curves import curves_of_runs, read_history
 from zerotune.report.tables import intervals_note, main_scores, scores_block, timings_table
+from zerotune.run.process import say
 from zerotune.run.run_files import check_run_files, read_run_record
 from zerotune.settings.names import TASK_NAMES
 
@@ -60,9 +61,21 @@ def evaluation_folders(folder: Path) -> list[Path]:
         return [run / "eval" / "final"]
     inside = sorted(folder.iterdir(), key=_by_number) if folder.is_dir() and folder.name != "eval" else []
     kinds = ("predictions.jsonl", "eval/final")
-    return [
-        one for each in inside if any((each / kind).exists() for kind in kinds) for one in evaluation_folders(each)
-    ] or [folder]
+    done = [each for each in inside if any((each / kind).exists() for kind in kinds)]
+    for each in inside:
+        if done and each not in done and (each / "run.json").exists():
+            say(f"{each} has no final evaluation yet and is left out")
+    return [one for each in done for one in evaluation_folders(each)] or [folder]
+
+
+def _readable_folders(folder: Path) -> list[Path]:
+    """Return the same as `evaluation_folders`. Raises Refused for a path that cannot be looked at."""
+    try:
+        return evaluation_folders(folder)
+    except OSError as error:
+        raise Refused(
+            f"{str(folder)[:100]} cannot be read ({error.strerror}): name evaluations, runs or folders of them"
+        ) from None
 
 
 def _by_number(path: Path) -> tuple[str, int]:
@@ -79,7 +92,7 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
         Refused: for fewer than two evaluations, one folder twice, a folder without labelled predictions or metrics,
             different tasks, folders without common ids, and an id with different labels.
     """
-    folders = [one for folder in folders for one in evaluation_folders(Path(folder))]
+    folders = [one for folder in folders for one in _readable_folders(Path(folder))]
     read, headline = _read_comparable(folders)
     pairs = [evaluations.paired_accuracy(read[0], other) for other in read[1:]]
     return Comparison(
@@ -154,9 +167,14 @@ def _entries(comparison: Comparison) -> list[_Entry]:
         is_prompt = (one.folder.parent / "summary.json").is_file()
         folders.setdefault(one.folder.parent if is_prompt else one.folder, []).append(number)
     return [
-        _Entry(comparison.names[own[0]] if len(own) == 1 else folder.resolve().name, own)
+        _Entry(comparison.names[own[0]] if len(own) == 1 else _name_of_group(comparison.names[own[0]], folder), own)
         for folder, own in folders.items()
     ]
+
+
+def _name_of_group(name: str, folder: Path) -> str:
+    """Return the name of a folder of prompt seeds, given that of an evaluation in it; its own where that has none."""
+    return name.rpartition("/")[0] or folder.resolve().name
 
 
 def _prompt_summaries(comparison: Comparison) -> list[dict]:
@@ -431,7 +449,12 @@ def _why_no_spread(read: list[Evaluation]) -> str:
     settings = [evaluations.evaluation_settings(one.metrics) for one in read]
     names = sorted({name for one in settings for name in one})
     differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
-    return f"the evaluations differ in {', '.join(differing)}" if differing else "the seeds do not differ"
+    if differing:
+        return f"the evaluations differ in {', '.join(differing)}"
+    seeds = [one.metrics.get("seed") for one in read]
+    if None in seeds:
+        return "the seeds are not known"
+    return f"seed {next(seed for number, seed in enumerate(seeds) if seed in seeds[:number])} is there twice"
 
 
 def _settings_section(names: list[str], read: list[Evaluation]) -> str:

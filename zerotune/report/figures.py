@@ -16,6 +16,8 @@ INK, SOFT, LINE, TUNED, BASE = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0
 THIRD, FOURTH = "#101112", "#131415"
 COLOUR_VARIABLES = {INK: "ink", SOFT: "soft", LINE: "line", TUNED: "tuned", BASE: "base"}
 COLOUR_VARIABLES |= {THIRD: "third", FOURTH: "fourth"}
+# Most characters of two labels side by side, of a label beside the axes, and of any label: the tables have it whole.
+MOST_SIDE_BY_SIDE, MOST_BESIDE, MOST_CHARACTERS = 40, 26, 48
 MOST_DRAWN = 1e100  # matplotlib's ticks overflow near the largest float
 RUNS = (TUNED, BASE, THIRD, FOURTH)
 
@@ -67,7 +69,7 @@ def curves(
         epochs.tick_params(colors=SOFT, labelsize=10, length=3)
         epochs.locator_params(axis="x", nbins=6)
         epochs.spines["top"].set_color(LINE)
-    _legend(figure, num_labelled)
+    _legend(figure)
     return _svg(figure, title)
 
 
@@ -100,16 +102,17 @@ def reliability(title: str, named: Sequence[tuple[str, Sequence[Bin], str]]) -> 
     axes.grid(color=LINE, linewidth=0.8)
     axes.set_xlabel("probability of the predicted label, %", color=SOFT)
     axes.set_ylabel("share that is right, %", color=SOFT)
-    _legend(figure, 1 + len(named))
+    _legend(figure)
     return _svg(figure, title)
 
 
-def _legend(figure, num_entries: int) -> None:
+def _legend(figure) -> None:
     """Put a legend above the axes, off the data, unless there is a single entry."""
-    if num_entries > 1:
-        figure.legend(
-            loc="outside upper left", ncols=1 if num_entries > 2 else 2, frameon=False, labelcolor=INK, fontsize=11
-        )
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        in_one_row = len(labels) == 2 and sum(map(len, labels)) <= MOST_SIDE_BY_SIDE
+        style = {"frameon": False, "labelcolor": INK, "fontsize": 11}
+        figure.legend(loc="outside upper left", ncols=2 if in_one_row else 1, **style)
 
 
 def intervals(
@@ -120,18 +123,28 @@ def intervals(
 ) -> str:
     """Draw a row for each (label, value, [low, high] or None, colour), the first on top; returns `<svg>`.
 
+    Labels are beside the rows, or above them if one is long.
+
     Args:
         dots: by row number, the values whose mean the row shows; they are drawn small and pale.
     """
-    figure, axes = _axes(5.2, 0.9 + 0.4 * len(rows))
+    labels = [_literal(label) for label, *_ in rows]
+    are_beside = max(len(label) for label, *_ in rows) <= MOST_BESIDE
+    figure, axes = _axes(5.2, 0.9 + (0.4 if are_beside else 0.55) * len(rows))
     for row, (_, value, interval, colour) in enumerate(rows):
         if interval is not None:
             axes.plot(interval, [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
         single = (dots or {}).get(row, ())
         axes.plot(single, [row] * len(single), color=colour, marker="o", markersize=5, linestyle="", alpha=0.35)
         axes.plot([value], [row], color=colour, marker="o", markersize=7)
-    axes.set_yticks(range(len(rows)), [_literal(label) for label, *_ in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    if are_beside:
+        axes.set_yticks(range(len(rows)), labels)
+    else:
+        axes.set_yticks([])
+        for row, label in enumerate(labels):
+            place = {"xy": (0, row), "xycoords": ("axes fraction", "data"), "xytext": (4, 6)}
+            axes.annotate(label, **place, textcoords="offset points", color=SOFT, size=11)
+    axes.set_ylim(len(rows) - 0.4, -0.6 if are_beside else -0.9)
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(x_label, color=SOFT)
     axes.grid(axis="x", color=LINE, linewidth=0.8)
@@ -139,10 +152,12 @@ def intervals(
 
 
 def _literal(label: str) -> str:
-    """Return a label, escaped so that matplotlib shows it unchanged.
+    """Return a label, shortened in its middle, and escaped so that matplotlib shows it unchanged.
 
     It would read text between dollar signs as mathematics, and leave a label that begins with _ out of a legend.
     """
+    if len(label) > MOST_CHARACTERS:
+        label = f"{label[: MOST_CHARACTERS // 2]}…{label[1 - MOST_CHARACTERS // 2 :]}"
     escaped = label.replace("$", r"\$")
     return f"\u200b{escaped}" if escaped.startswith("_") else escaped
 

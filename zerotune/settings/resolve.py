@@ -112,8 +112,17 @@ def check_adapter_flags(method: str, typed: Iterable[str]) -> None:
 
 
 def eval_settings(args: Namespace, task: str) -> EvalSettings:
-    """Resolve the flags of an eval script. Raises Refused without a model, and for a run without final/."""
+    """Resolve the flags of an eval script.
+
+    Raises:
+        Refused: there is no model, a run without final/, or a --train-file that would not be read.
+    """
     check_names_model(args.model, args.sample)
+    if args.train_file and args.split is None and "shots" not in args.typed and task != "classify":  # it has labels
+        raise Refused(
+            f"--train-file {args.train_file} gives the shots of a prompt, and --shots is 0: add --shots, or leave it "
+            "out; --test-file names the items that are scored"
+        )
     model = final_of_run(model_or_default(args.model, args.sample, task))
     output_dir = args.output_dir or default_eval_folder(task, model)
     resolved = {"model": model, "output_dir": output_dir}

@@ -21,13 +21,11 @@ from zerotune.settings.groups import FREE_FLAGS
 from zerotune.settings.names import default_run_folder, model_or_default
 
 # Flags that all runs of a sweep must share, since they are ranked by one score on the same validation split.
+_SAME_ROWS = "the runs are ranked on the same validation rows"
 SHARED = {
     "--choose-by": "the runs are ranked by one metric",
-    "--split": "the runs are ranked on the same validation rows",
-    "--split-seed": "the runs are ranked on the same validation rows",
-    "--validation-file": "the runs are ranked on the same validation rows",
-    "--validation-size": "the runs are ranked on the same validation rows",
-    "--limit-eval": "the runs are ranked on the same validation rows",
+    **dict.fromkeys(("--dataset", "--glue", "--label-column", "--validation-file", "--test-file"), _SAME_ROWS),
+    **dict.fromkeys(("--split", "--split-seed", "--validation-size", "--limit-eval"), _SAME_ROWS),
     "--seed": "a seed is no setting to choose; give --seeds on the command line",
     "--help": "it is for the command line",
     "-h": "it is for the command line",
@@ -155,6 +153,11 @@ def _check_line(line: FlagLine, parser, given: Sequence[str]) -> None:
     name = flag_name(line.flag)
     if line.flag in SHARED:
         raise Refused(f"{line.where}: {line.flag} cannot be swept: {SHARED[line.flag]}")
+    if line.flag == "--train-file" and not any(word.partition("=")[0] == "--validation-file" for word in given):
+        raise Refused(
+            f"{line.where}: --train-file cannot be swept: {_SAME_ROWS}, which would be drawn from it; give a "
+            "--validation-file on the command line"
+        )
     if name in FREE_FLAGS:
         raise Refused(f"{line.where}: {line.flag} does not change what a run computes; give it on the command line")
     if any(word.partition("=")[0] == line.flag for word in given):

@@ -11,7 +11,7 @@ part is tokenised together with the characters before it, whose tokens are then 
 a space before the first word of a text. In a chat template, the first three parts are the user's turn with the
 template's text around it, and the end is the template's.
 
-Only contexts are ever cut: to an excerpt of whole words that matches the question (`best_excerpt`).
+Only contexts are ever cut: to the excerpt that matches the question best (`best_excerpt`).
 """
 
 import re
@@ -46,6 +46,13 @@ ABSTENTIONS = frozenset(
         "i don't know",
     }
 )
+# Scripts that are written without spaces (Thai, Lao, Burmese, Khmer, kana, Han): each character counts as a word.
+_UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff"
+)
+_LONGEST_PIECE = 20  # characters of a run without spaces that are kept or left out together
+_PIECE = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]{{1,{_LONGEST_PIECE}}}")
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _QUESTION_MARK, _CONTEXT_MARK = "\x02", "\x03"  # placeholders for the texts while a template is rendered
 FEWEST_CONTEXT_TOKENS = 16
 
@@ -272,23 +279,24 @@ def best_excerpt(
     """Find the excerpt of whole words that matches a question best.
 
     Each occurrence of one of the question's words scores 1 / (its number of occurrences in the context): rare words
-    count most, and no word counts more than 1. Of equally good excerpts the middle one is taken.
+    count most, and no word counts more than 1. Of equally good excerpts the middle one is taken. Where words are not
+    spaced, characters take their place, and a run without spaces is cut every _LONGEST_PIECE characters.
 
     Args:
         offsets: characters [start, stop) of the context's tokens.
         num_tokens: most tokens of an excerpt.
         held: characters that the excerpt must hold, if an excerpt of this length can.
     Returns:
-        Characters [start, stop) of the context.
+        Characters [start, stop) of the context, at least one token.
     """
-    words = [match.span() for match in re.finditer(r"\S+", context)]
+    words = [match.span() for match in _PIECE.finditer(context)]
     starts, stops = (np.array(side) for side in zip(*words, strict=True))
     token_starts, token_stops = (np.array(side) for side in zip(*offsets, strict=True))
     first_token = np.searchsorted(token_stops, starts, side="right")  # the first that ends after the word's start
     end_token = np.searchsorted(token_starts, stops, side="left")  # one after the last that begins in the word
     last_word = np.searchsorted(end_token, first_token + num_tokens, side="right")  # one after the excerpt's last
-    asked = set(re.findall(r"\w+", question.casefold()))
-    found = [[word for word in re.findall(r"\w+", context[a:b].casefold()) if word in asked] for a, b in words]
+    asked = set(_WORD.findall(question.casefold()))
+    found = [[word for word in _WORD.findall(context[a:b].casefold()) if word in asked] for a, b in words]
     counts = Counter(word for group in found for word in group)
     gains = np.concatenate([[0.0], np.cumsum([sum(1 / counts[word] for word in group) for group in found])])
     last_word = np.maximum(last_word, np.arange(len(words)))
@@ -300,5 +308,6 @@ def best_excerpt(
     scores = scores[: reaches_end[0] + 1] if len(reaches_end) else scores  # later excerpts are parts of that one
     best = np.flatnonzero(scores == scores.max())
     chosen = int(best[(len(best) - 1) // 2])
-    fits = last_word[chosen] > chosen
-    return int(starts[chosen]), int(stops[last_word[chosen] - 1] if fits else starts[chosen])
+    if last_word[chosen] > chosen:
+        return int(starts[chosen]), int(stops[last_word[chosen] - 1])
+    return int(starts[chosen]), int(token_stops[first_token[chosen] + num_tokens - 1])  # a part of one piece

@@ -171,10 +171,13 @@ def _breakdown_section(evaluation: Evaluation) -> str:
 
 def _examples(evaluation: Evaluation, questions: Mapping[str, Question]) -> str:
     lines, threshold = evaluation.predictions.values(), evaluation.metrics.get("threshold")
+    answers_all = threshold is not None and threshold >= ANSWER_ALL
 
     def sureness(line: dict) -> float:
         """Return the distance from the threshold; without one, 1 for an answer and 0 for an abstention."""
-        return float(bool(line["prediction"])) if threshold is None else abs(line["null_odds"] - threshold)
+        if threshold is None:
+            return float(bool(line["prediction"]))
+        return -line["null_odds"] if answers_all else abs(line["null_odds"] - threshold)
 
     def example(line: dict) -> tuple[str, ...]:
         answered = f"answered “{line['prediction']}”" if line["prediction"] else "left unanswered"
@@ -188,7 +191,8 @@ def _examples(evaluation: Evaluation, questions: Mapping[str, Question]) -> str:
     right = surest([line for line in lines if line["exact"] == 1], sureness)
     order = "answers before abstentions"
     if threshold is not None:
-        order = "those farthest from the threshold, where the model is most confident"
+        farthest = "with the lowest odds of no answer" if answers_all else "farthest from the threshold"
+        order = f"those {farthest}, where the model is most confident"
     shown = wrong[:NUM_EXAMPLES]
     count = f"{len(wrong):,} answers share no word with a gold answer. {len(shown)} of them, {order}:"
     if not wrong:

@@ -19,8 +19,8 @@ from zerotune.tasks.files import check_unicode, decode_text, needs_memory, read_
 from zerotune.tasks.split_file import reporting_sha256
 
 MODEL_FLAGS = (
-    "model", "revision", "load_4bit", "shots", "n_best", "max_length", "max_answer_length", "max_new_tokens",
-    "doc_stride", "tokens_per_device",
+    "model", "revision", "load_4bit", "attention", "precision", "shots", "prompt_seeds", "prompt_format", "n_best",
+    "max_length", "max_answer_length", "max_new_tokens", "doc_stride", "tokens_per_device", "plan",
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: in
         Refused: a file is malformed, a question has no prediction or no gold answers, a flag is about a model, or the
             folder holds something else.
     """
-    given = [f"--{name.replace('_', '-')}" for name in MODEL_FLAGS if run.flags.values.get(name)]
+    given = [f"--{name.replace('_', '-')}" for name in MODEL_FLAGS if name in run.flags.typed]
     if given:
         raise Refused(f"--score scores {path} without a model and has no use for {', '.join(given)}: drop them")
     predictions = read_predictions(path)

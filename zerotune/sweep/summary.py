@@ -34,14 +34,14 @@ class Scores:
         choose_by: the validation metric that chose its checkpoint.
         validation: the metrics of that checkpoint on the validation split.
         test: metrics.json of the final evaluation.
-        validation_ids: a hash of the validation rows.
+        validation_rows: hashes of the validation rows' ids and of the source that they come from.
     """
 
     choose_by: str
     best_step: int
     validation: Mapping[str, float]
     test: Mapping[str, object]
-    validation_ids: str
+    validation_rows: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,17 @@ def read_scores(folder: Path) -> Scores:
     }
     if choose_by not in validation:
         raise Refused(f"{folder}/metrics.jsonl has no eval_{choose_by} of step {best_step}: restore it")
-    validation_ids = read_split(folder / "split.json")["splits"]["validation"]["ids_sha256"]
+    split = read_split(folder / "split.json")
+    source = split["sources"].get("validation") or split["sources"]["train"]
+    validation_rows = (split["splits"]["validation"]["ids_sha256"], source["sha256"])
     test = read_metrics(folder / "eval/final/metrics.json")
-    return Scores(choose_by, best_step, validation, test, validation_ids)
+    return Scores(choose_by, best_step, validation, test, validation_rows)
 
 
 def _check_comparable(finished: Mapping[str, Scores]) -> None:
     (first, one), *others = finished.items()
     for name, other in others:
-        if other.validation_ids != one.validation_ids:
+        if other.validation_rows != one.validation_rows:
             raise Refused(
                 f"{first} and {name} validated on different rows, so that their scores cannot be compared: sweep flags "
                 "that leave the validation split as it is, or give --validation-file"

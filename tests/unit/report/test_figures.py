@@ -29,6 +29,25 @@ def test_names_are_shown_as_they_are(name):
     assert shown(name) in texts(dots) and shown(name) in texts(lines)
 
 
+@pytest.mark.parametrize("length", [20, 27, 40, 60, 180])
+def test_long_names_leave_room_for_the_plot_and_stay_in_the_figure(length):
+    """Runs are named after model and method, and those of a sweep after all values that differ."""
+    names = [f"runs/{'a' * (length - 6)}{number}" for number in range(2)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dots = figures.intervals("t", "x", [(name, 0.5, [0.1, 0.9], figures.TUNED) for name in names])
+        lines = figures.curves("t", "x", "y", [Series(name, [1, 2], [1.0, 2.0]) for name in names])
+    for svg in (dots, lines):
+        width = float(re.search(r'viewBox="0 0 ([0-9.]+)', svg)[1])
+        placed = re.findall(r'text-anchor: (\w+)[^>]* x="([0-9.]+)"[^>]*>([^<]*)</text>', svg)
+        named = [(anchor, float(x), 6.2 * len(label)) for anchor, x, label in placed if label[-2:] in ("a0", "a1")]
+        assert len(named) == 2
+        for anchor, x, long in named:  # 6.2 points a character is about the width in a browser's own font
+            assert (x - long if anchor == "end" else x) > -5 and (x if anchor == "end" else x + long) < width + 5
+        ticks = [float(x) for anchor, x, label in placed if anchor == "middle" and re.fullmatch(r"[0-9.]+", label)]
+        assert max(ticks) - min(ticks) > 0.4 * width
+
+
 def test_numbers_that_cannot_be_drawn_leave_a_gap():
     numbers = [1.0, None, float("nan"), 1e308, -1e308, 2.0]
     assert "<svg" in figures.curves("t", "x", "y", [Series("a", [1, 2, 3, 4, 5, 9 * 10**18], numbers)])

@@ -202,8 +202,20 @@ def test_an_excerpt_has_whole_words_and_as_many_as_fit():
         found = excerpt_of(context, num_tokens, "six")
         assert f" {found} " in f" {context} " and len(found.replace(" ", "")) <= num_tokens
     assert excerpt_of(context, 27) == context
-    assert excerpt_of("extraordinary", 5) == ""
+    assert excerpt_of("extraordinary", 5) == "extra", "not even one word"
     assert excerpt_of("aa lamp cc dd extraordinary", 6, "lamp") == "aa lamp", "a last word that fits no excerpt"
+
+
+def test_text_without_spaces_is_cut_between_characters():
+    """The characters of the question take the place of its words; the held answer is in the excerpt."""
+    context = "塔建于公元一二四〇年由国王下令" + "他们在这里住了很久。" * 30
+    found = excerpt_of(context, 20, "国王何时下令建塔")
+    assert len(found) == 20 and "塔建于公元一二四〇年由国王下令" in found
+    place = context.index("很久", 100)
+    found = excerpt_of(context, 20, held=(place, place + 2))
+    assert len(found) == 20 and found in context[place - 20 : place + 22] and "很久" in found
+    link = "https://example.org/" + "a" * 100
+    assert 20 <= len(excerpt_of(f"{link} {link}", 50)) <= 50
 
 
 def test_the_held_characters_are_in_the_excerpt():

@@ -7,7 +7,7 @@ import pytest
 
 from zerotune.files import write_json
 from zerotune.report.run_report import print_run_table, write_report
-from zerotune.squad.metrics import PredictedAnswers
+from zerotune.squad.metrics import ANSWER_ALL, PredictedAnswers
 from zerotune.squad.questions import GoldAnswer, Paragraph, Question
 from zerotune.squad.report import print_scores, question_parts, score_line
 from zerotune.squad.result_files import write_question_results
@@ -58,6 +58,19 @@ def test_the_page_shows_scores_breakdown_and_worst_errors(run):
     first, second = re.findall(r"(?:answered “\w*”|left unanswered), gold: .*? · q\d", wrong)
     assert (first, second) == ("answered “lamp”, gold: the tower · q3", "answered “kelp”, gold: no answer · q4")
     assert "Which &amp; what, 3?" in page.read_text() and "<was>" not in page.read_text()
+
+
+def test_where_every_question_is_answered_the_surest_answers_have_the_lowest_odds_of_none(tmp_path):
+    evaluated = tmp_path / "eval" / "final"
+    evaluated.mkdir(parents=True)
+    odds = np.array([-0.5, -1.0, -2.0])
+    predicted = PredictedAnswers(["kelp"] * 3, ["kelp"] * 3, odds, {"null_odds": odds.tolist()})
+    metrics = {"task": "squad", "setting": "span head", "threshold": ANSWER_ALL, "training_sha256": "5a"}
+    questions = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[3]]
+    write_json(evaluated / "metrics.json", metrics | write_question_results(evaluated, questions, predicted))
+    text = text_of(write_report(tmp_path, question_parts({})))
+    assert "those with the lowest odds of no answer, where the model is most confident" in text
+    assert re.findall(r"· (q\d)", text)[:3] == ["q3", "q1", "q0"]
 
 
 def test_an_error_without_its_question(run):

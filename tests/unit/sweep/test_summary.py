@@ -100,10 +100,12 @@ def test_a_setting_without_all_of_its_runs_is_not_ranked(tmp_path, rates, capsys
     )
 
 
-def test_runs_that_validated_on_different_rows_are_not_ranked(tmp_path, rates):
+@pytest.mark.parametrize("what", ["rows", "source"])
+def test_runs_that_validated_on_different_rows_are_not_ranked(tmp_path, rates, what):
+    """Ids count rows, so that those of two files can be the same."""
     planned = runs(tmp_path, "--sweep", rates)
     for rate in ("0.1", "0.2", "0.3"):
-        write_run(planned.folder / f"learning_rate-{rate}", 0.5, 0.5, rows=rate)
+        write_run(planned.folder / f"learning_rate-{rate}", 0.5, 0.5, **{what: rate})
     with pytest.raises(Refused, match=r"learning_rate-0.1 and learning_rate-0.2 validated on different rows"):
         summarise(planned, {})
 
