@@ -115,13 +115,14 @@ def eval_settings(args: Namespace, task: str) -> EvalSettings:
     """Resolve the flags of an eval script.
 
     Raises:
-        Refused: there is no model, a run without final/, or a --train-file that would not be read.
+        Refused: there is no model, a run without final/, or a --train-file that looks as if it named the items.
     """
     check_names_model(args.model, args.sample)
-    if args.train_file and args.split is None and "shots" not in args.typed and task != "classify":  # it has labels
+    names_items = args.test_file or args.validation_file or args.dataset or args.split
+    if args.train_file and not names_items and "shots" not in args.typed and task != "classify":  # it has labels
         raise Refused(
-            f"--train-file {args.train_file} gives the shots of a prompt, and --shots is 0: add --shots, or leave it "
-            "out; --test-file names the items that are scored"
+            f"--train-file {args.train_file} gives the shots of a prompt, and --shots is 0: name the items that are "
+            "scored by --test-file, or add --shots"
         )
     model = final_of_run(model_or_default(args.model, args.sample, task))
     output_dir = args.output_dir or default_eval_folder(task, model)

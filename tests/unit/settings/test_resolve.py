@@ -98,13 +98,13 @@ def test_resolving_changes_no_flag_and_settings_are_frozen():
         settings.model.name = "other"
 
 
-def test_a_train_file_that_an_evaluation_would_not_read_is_refused():
+def test_a_train_file_names_no_items_of_an_evaluation():
     def evaluated(*flags):
         return eval_settings(eval_parser("", SST2).parse_args(["--model", "m", *flags]), "sst2")
 
-    with pytest.raises(Refused, match=r"--train-file a\.csv gives the shots .*, and --shots is 0: add --shots"):
+    with pytest.raises(Refused, match=r"--train-file a\.csv gives the shots .*, and --shots is 0: name the items"):
         evaluated("--train-file", "a.csv")
-    for more in (["--shots", "4"], ["--shots", "0"], ["--split", "80-20"]):
+    for more in (["--shots", "4"], ["--shots", "0"], ["--split", "80-20"], ["--test-file", "b.csv"]):
         assert evaluated("--train-file", "a.csv", *more).data.train_file.endswith("a.csv")
 
 
