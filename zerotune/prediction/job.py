@@ -55,11 +55,11 @@ class Job:
         self._identity = self._identify() if is_read_again(settings.source) else None
         self._format = None
         if settings.output:
-            check_writable(settings.output, self._identity)
             names = list(self.names.values())
             fields = [row.fields for row in first]
             self._format = output_format(settings.output, self.stream, fields, names, self.asks)
             self._format.encode([each | dict.fromkeys(names) for each in fields])
+            check_writable(settings.output, self._identity)
         self.output: Output | None = None
         self._chunks = iter(())
         self.num_blank, self.first_blank = 0, None

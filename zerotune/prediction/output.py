@@ -278,7 +278,7 @@ def check_output(path: Path) -> None:
 
 
 def check_writable(path: Path, identity: dict[str, str] | None) -> None:
-    """Refuse an output that `FileOutput` would refuse, without creating it."""
+    """Refuse an output that `FileOutput` would refuse, and create nothing."""
     if _partial(path).exists():
         FileOutput(path, identity).close()
         return
@@ -310,7 +310,7 @@ def _resumable(path: Path, identity: dict[str, str] | None) -> PartialRecord | N
         Refused: it is of other predictions, or damaged.
     """
     partial, record_path = _partial(path), _record_of(path)
-    if not (partial.exists() and record_path.exists()):
+    if not (record_path.exists() and partial.exists() and partial.stat().st_size):
         return None
     way_out = f"delete {partial} to start anew, or name another --output"
     record = read_json(record_path, PartialRecord, way_out)
@@ -350,7 +350,9 @@ class FileOutput:
             raise _unwritable(path, error.strerror) from None
         self._lock()
         record = _resumable(path, identity)
-        if record is not None:
+        if record is None:  # a record alone is of a file that was deleted
+            _record_of(path).unlink(missing_ok=True)
+        else:
             self.rows, self.bytes = record["rows"], record["bytes"]
         self._file.truncate(self.bytes)
 

@@ -60,7 +60,7 @@ def evaluation_folders(folder: Path) -> list[Path]:
     if (run / "eval" / "final").is_dir():
         return [run / "eval" / "final"]
     inside = sorted(folder.iterdir(), key=_by_number) if folder.is_dir() and folder.name != "eval" else []
-    kinds = ("predictions.jsonl", "eval/final")
+    kinds = ("predictions.jsonl", "eval/final", "summary.json")
     done = [each for each in inside if any((each / kind).exists() for kind in kinds)]
     for each in inside:
         if done and each not in done and (each / "run.json").exists():
@@ -448,7 +448,7 @@ def _why_no_spread(read: list[Evaluation]) -> str:
         return "the evaluations are of different items"
     settings = [evaluations.evaluation_settings(one.metrics) for one in read]
     names = sorted({name for one in settings for name in one})
-    differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
+    differing = [name for name in names if len({(name in one, json.dumps(one.get(name))) for one in settings}) > 1]
     if differing:
         return f"the evaluations differ in {', '.join(differing)}"
     seeds = [one.metrics.get("seed") for one in read]

@@ -47,12 +47,13 @@ def curves(
     """
     num_labelled = sum(bool(one.label) for one in series)
     figure, axes = _axes(5.2, 3.3 + 0.25 * num_labelled * (num_labelled > 1))
+    labels = iter(shown_labels([one.label for one in series if one.label]))
     for one in series:
         y = drawable(one.y)
         # a line through a single point would show nothing
         marker = "o" if one.as_points or len(y) == 1 else None
         style = {"linewidth": 1.0, "alpha": 0.35} if one.is_faint else {"linewidth": 1.8}
-        label = _literal(one.label) if one.label else "_"  # matplotlib leaves such labels out of the legend
+        label = next(labels) if one.label else "_"  # matplotlib leaves such labels out of the legend
         axes.plot(one.x, y, color=one.colour, marker=marker, markersize=4.5, label=label, **style)
     axes.set_xlabel(x_label, color=SOFT)
     axes.set_ylabel(y_label, color=SOFT)
@@ -87,7 +88,8 @@ def reliability(title: str, named: Sequence[tuple[str, Sequence[Bin], str]]) -> 
     figure, axes = _axes(5.2, 4.2)
     axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1, linestyle="--", label="as likely as it says")
     lowest = 100.0
-    for name, bins, colour in named:
+    labels = shown_labels([name for name, *_ in named])
+    for label, (_, bins, colour) in zip(labels, named, strict=True):
         x, y = (
             [100 * share for share in shares]
             for shares in zip(*((b.probability, b.num_right / b.count) for b in bins), strict=True)
@@ -95,7 +97,7 @@ def reliability(title: str, named: Sequence[tuple[str, Sequence[Bin], str]]) -> 
         for at, each in zip(x, bins, strict=True):
             low, high = wilson_interval(each.num_right, each.count)
             axes.plot([at, at], [100 * low, 100 * high], color=colour, linewidth=1.2, alpha=0.5)
-        axes.plot(x, y, color=colour, marker="o", markersize=4.5, linewidth=1.6, label=_literal(name))
+        axes.plot(x, y, color=colour, marker="o", markersize=4.5, linewidth=1.6, label=label)
         lowest = min(lowest, *x)
     axes.set_xlim(max(0.0, lowest - 5), 102)
     axes.set_ylim(-2, 102)
@@ -128,7 +130,7 @@ def intervals(
     Args:
         dots: by row number, the values whose mean the row shows; they are drawn small and pale.
     """
-    labels = [_literal(label) for label, *_ in rows]
+    labels = shown_labels([label for label, *_ in rows])
     are_beside = max(len(label) for label, *_ in rows) <= MOST_BESIDE
     figure, axes = _axes(5.2, 0.9 + (0.4 if are_beside else 0.55) * len(rows))
     for row, (_, value, interval, colour) in enumerate(rows):
@@ -151,15 +153,25 @@ def intervals(
     return _svg(figure, title)
 
 
-def _literal(label: str) -> str:
-    """Return a label, shortened in its middle, and escaped so that matplotlib shows it unchanged.
+def shown_labels(labels: Sequence[str]) -> list[str]:
+    """Return the labels of a figure, escaped so that matplotlib shows them unchanged.
 
-    It would read text between dollar signs as mathematics, and leave a label that begins with _ out of a legend.
+    It would read text between dollar signs as mathematics, and leave a label that begins with _ out of a legend. If one
+    is longer than MOST_CHARACTERS, all lose the parts of words that they begin with, and the long ones their middle;
+    those that are the same then are numbered.
     """
-    if len(label) > MOST_CHARACTERS:
-        label = f"{label[: MOST_CHARACTERS // 2]}…{label[1 - MOST_CHARACTERS // 2 :]}"
-    escaped = label.replace("$", r"\$")
-    return f"\u200b{escaped}" if escaped.startswith("_") else escaped
+    if max(map(len, labels), default=0) > MOST_CHARACTERS:
+        first, last = min(labels), max(labels)
+        num_same = next((place for place, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), 0)
+        begin = first[: max(first.rfind("_", 0, num_same), first.rfind("/", 0, num_same)) + 1]
+        labels = [f"…{label.removeprefix(begin)}" if begin else label for label in labels]
+        half = MOST_CHARACTERS // 2 - 3
+        labels = [f"{each[:half]}…{each[-half:]}" if len(each) > MOST_CHARACTERS else each for each in labels]
+        labels = [
+            f"{each} ({number})" if labels.count(each) > 1 else each for number, each in enumerate(labels, start=1)
+        ]
+    escaped = [label.replace("$", r"\$") for label in labels]
+    return [f"\u200b{label}" if label.startswith("_") else label for label in escaped]
 
 
 def _axes(width: float, height: float):

@@ -87,7 +87,8 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
 
 def _refuse_other_flags(settings: RunSettings, holds_results: bool) -> None:
     folder = settings.output_dir
-    changed = changed_flags(settings.flags, folder / "run.json")
+    is_finished = read_state(folder).get("state") == "finished"  # then contents are not compared any more
+    changed = changed_flags(settings.flags, folder / "run.json", files_may_move=not is_finished)
     # a run that was refused before it had results may start again with the flags that the refusal asked for
     if changed and (holds_results or read_state(folder).get("state") != "refused"):
         named = ", ".join(f"{_flag(name)} was {was}, is {now}" for name, (was, now) in changed.items())
@@ -132,31 +133,36 @@ def check_place(folder: Path) -> None:
             raise Refused(f"--output-dir {folder} is inside {inner} of another run: name a folder outside of it")
 
 
-def changed_flags(flags: FlagRecord, path: Path) -> dict[str, tuple[object, object]]:
+def changed_flags(flags: FlagRecord, path: Path, files_may_move: bool) -> dict[str, tuple[object, object]]:
     """Return the flags that change a run and differ from an earlier start's: (earlier value, value now) by name.
 
     If the user typed some of them, now or earlier, only those are returned: the others are defaults that follow.
 
+    Args:
+        files_may_move: whether `start_run` will compare the contents of files whose earlier path is gone.
     Raises:
         Refused: run.json is damaged.
     """
     earlier = read_run_record(path)
     theirs, typed = earlier["flags"], earlier.get("typed_flags", [])
+    may_move = files_may_move and "identity" in earlier
     changed = {
         name: (theirs.get(name), value)
         for name, value in flags.values.items()
         if name not in FREE_FLAGS and theirs.get(name) != value
-        if not (name in PATH_FLAGS and earlier.get("identity") and _may_be_moved(theirs.get(name), value))
+        if not (name in PATH_FLAGS and _is_same_file(theirs.get(name), value, may_move))
     }
     by_user = {name: values for name, values in changed.items() if name in flags.typed or name in typed}
     return by_user or changed
 
 
-def _may_be_moved(earlier: object, now: object) -> bool:
-    """Return whether a path may name the same file as an earlier start's; then `start_run` compares the contents."""
+def _is_same_file(earlier: object, now: object, may_move: bool) -> bool:
+    """Return whether two paths name one file, or the earlier one is gone and its file may have moved."""
     if earlier is None or now is None or not os.path.exists(str(now)):
         return False
-    return not os.path.exists(str(earlier)) or os.path.realpath(str(earlier)) == os.path.realpath(str(now))
+    if not os.path.exists(str(earlier)):
+        return may_move
+    return os.path.realpath(str(earlier)) == os.path.realpath(str(now))
 
 
 def held_results(folder: Path) -> list[str]:

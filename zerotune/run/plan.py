@@ -228,18 +228,22 @@ def fits(need: MemoryNeed, device_bytes: float) -> bool:
     return need.total <= USABLE * device_bytes
 
 
-def why_not_fit(need: MemoryNeed, device_bytes: float, model: ModelSettings) -> str | None:
-    """Return a line with the ways out that the settings leave if a device is too small; None if the run fits."""
+def why_not_fit(need: MemoryNeed, device_bytes: float, model: ModelSettings, may_shard: bool = True) -> str | None:
+    """Return a line with the ways out that the settings leave if a device is too small; None if the run fits.
+
+    Args:
+        may_shard: whether the run may use DeepSpeed.
+    """
     if fits(need, device_bytes):
         return None
     ways = {"full": ["--method lora or qlora"], "lora": ["--method qlora"], "qlora": []}[model.method]
     if not model.activation_checkpointing:
         ways.append("--activation-checkpointing")
     ways.append("a smaller --tokens-per-device")
-    if model.method != "qlora":  # ZeRO-3 cannot split it
+    if may_shard and model.method != "qlora":  # ZeRO-3 cannot split it
         zero = "" if model.zero_stage == 3 else " with --deepspeed ds_configs/zero3.json"
         ways.append(f"more devices{zero}")
     return (
         f"will not fit: needs about {need.total / GIB:.1f} GiB and a device has {device_bytes / GIB:.1f} GiB: "
-        f"use {', '.join(ways[:-1])}{' or ' if len(ways) > 1 else ''}{ways[-1]}"
+        f"use {' or '.join(filter(None, [', '.join(ways[:-1]), ways[-1]]))}"
     )

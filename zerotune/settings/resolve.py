@@ -1,7 +1,7 @@
 """Turn parsed flags into settings: defaults are filled in once, nothing is modified, nothing is loaded."""
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         Refused: the DeepSpeed file cannot be read or contradicts the flags, flags for a plan come without --plan,
             flags about adapters with --method full, or a run given as --model has no final/.
     """
-    check_adapter_flags(args.method, args.typed)
+    _check_adapter_flags(args.method, args.typed)
     head = args.head
     of_sample = sample_defaults if args.sample and args.model is None else {}
     model = final_of_run(model_or_default(args.model, args.sample, task))
@@ -104,10 +104,15 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
     )
 
 
-def check_adapter_flags(method: str, typed: Iterable[str]) -> None:
-    """Refuse flags about adapters, if the user typed one, for a method without them."""
+def _check_adapter_flags(method: str, typed: Collection[str]) -> None:
+    """Refuse flags about adapters where --method, which would add them, is missing.
+
+    Args:
+        typed: names of the flags on the command line and in the preset. With `--method full` there, those about
+            adapters are the preset's or of other runs of a sweep.
+    """
     unused = [f"--{name.replace('_', '-')}" for name in ADAPTER_FLAGS if name in typed]
-    if unused and method == "full":
+    if unused and method == "full" and "method" not in typed:
         raise Refused(f"{unused[0]} is for --method lora or qlora, and --method is full: add --method, or leave it out")
 
 

@@ -24,7 +24,8 @@ from zerotune.settings.names import default_run_folder, model_or_default
 _SAME_ROWS = "the runs are ranked on the same validation rows"
 SHARED = {
     "--choose-by": "the runs are ranked by one metric",
-    **dict.fromkeys(("--dataset", "--glue", "--label-column", "--validation-file", "--test-file"), _SAME_ROWS),
+    "--test-file": "the runs report on the same test rows",
+    **dict.fromkeys(("--dataset", "--glue", "--label-column", "--validation-file"), _SAME_ROWS),
     **dict.fromkeys(("--split", "--split-seed", "--validation-size", "--limit-eval"), _SAME_ROWS),
     "--seed": "a seed is no setting to choose; give --seeds on the command line",
     "--help": "it is for the command line",
@@ -153,10 +154,10 @@ def _check_line(line: FlagLine, parser, given: Sequence[str]) -> None:
     name = flag_name(line.flag)
     if line.flag in SHARED:
         raise Refused(f"{line.where}: {line.flag} cannot be swept: {SHARED[line.flag]}")
-    if line.flag == "--train-file" and not any(word.partition("=")[0] == "--validation-file" for word in given):
+    if line.flag == "--train-file" and not {"--validation-file", "--test-file"} <= {w.partition("=")[0] for w in given}:
         raise Refused(
-            f"{line.where}: --train-file cannot be swept: {_SAME_ROWS}, which would be drawn from it; give a "
-            "--validation-file on the command line"
+            f"{line.where}: --train-file cannot be swept: {_SAME_ROWS}, which would be drawn from it; give "
+            "--validation-file and --test-file on the command line"
         )
     if name in FREE_FLAGS:
         raise Refused(f"{line.where}: {line.flag} does not change what a run computes; give it on the command line")

@@ -270,7 +270,7 @@ class QuestionTokenizer:
             (found,) = self.contexts([context[start:stop]])
             if len(found) <= room:
                 return found
-        raise AssertionError("an empty context fits")
+        raise AssertionError("a single token fits")
 
 
 def best_excerpt(

@@ -33,7 +33,8 @@ def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: in
         Refused: a file is malformed, a question has no prediction or no gold answers, a flag is about a model, or the
             folder holds something else.
     """
-    given = [f"--{name.replace('_', '-')}" for name in MODEL_FLAGS if name in run.flags.typed]
+    unused = MODEL_FLAGS if data.split else (*MODEL_FLAGS, "train_file")
+    given = [f"--{name.replace('_', '-')}" for name in unused if name in run.flags.typed]
     if given:
         raise Refused(f"--score scores {path} without a model and has no use for {', '.join(given)}: drop them")
     predictions = read_predictions(path)

@@ -149,7 +149,7 @@ def _check_comparable(finished: Mapping[str, Scores]) -> None:
         if other.validation_rows != one.validation_rows:
             raise Refused(
                 f"{first} and {name} validated on different rows, so that their scores cannot be compared: sweep flags "
-                "that leave the validation split as it is, or give --validation-file"
+                "that leave the validation split as it is, or give --validation-file and --test-file"
             )
 
 

@@ -222,12 +222,14 @@ def task_to_evaluate(
     Raises:
         Refused: bad input or flags.
     """
-    needs_label_column, known = settings.label_column is not None, of_run or DataSettings()
+    # with shots from another file, the items may be unlabelled
+    needs_label_column = settings.label_column is not None and settings.train_file is None
+    known = of_run or DataSettings()
     found = {name: getattr(settings, name) or getattr(known, name) for name in COLUMN_FLAGS}
     settings = replace(settings, multi_label=settings.multi_label or known.multi_label or multi_label, **found)
     task = replace(task_of(settings), needs_label_column=needs_label_column)
     if of_run is not None:
-        tuned_on = task_of(of_run)
+        tuned_on = task_of(replace(of_run, multi_label=settings.multi_label))
         check_number_of_texts(texts_of(task), tuned_on)
         task = replace(task, pair_names=tuned_on.pair_columns)
     if known_labels is not None:

@@ -304,7 +304,15 @@ def delete_leftovers(root: Path) -> None:
     """Delete what interrupted saves and deletions have left. No save may be in progress."""
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover)
-    delete([folder for kind in ("step", "best") for folder in _folders(root, kind) if not (folder / MARKER).exists()])
+    delete([folder for kind in ("step", "best") for folder in _folders(root, kind) if _is_unmarked(folder)])
+
+
+def _is_unmarked(folder: Path) -> bool:
+    """Return whether a folder has no marker; False if the disk cannot tell."""
+    try:
+        return not (folder / MARKER).exists()
+    except OSError:
+        return False
 
 
 def _counts(folder: Path, run_id: str) -> bool:

@@ -104,7 +104,7 @@ def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels:
         return True
     batch = _largest_batch(settings, config, train, devices)
     counts = _count(settings, config, num_labels, batch, devices, _used_ids(settings, train))
-    problem = why_not_fit(_need(settings, counts, devices), devices.memory, settings.model)
+    problem = why_not_fit(_need(settings, counts, devices), devices.memory, settings.model, _may_shard(settings))
     if problem:
         raise Refused(problem)
     return fits(_need(settings, counts, devices, whole_gradients=True), devices.memory)
@@ -177,7 +177,7 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
         "  " + _how_counted(config, counts, devices),
     ]
     if devices.memory is not None:
-        problem = why_not_fit(need, devices.memory, model)
+        problem = why_not_fit(need, devices.memory, model, _may_shard(settings))
         if settings.run.device_memory is None:  # this machine's GPU
             _check_final_evaluation(settings, config, devices)
             if problem:
@@ -460,8 +460,7 @@ def _fitting(
         savings: flags of the second table.
     """
     own, optimizer = settings.model.method, settings.optimisation.optimizer
-    may_shard = devices.number > 1 and settings.engine == "loop" and settings.model.precision != "fp16"
-    stages = STAGES if may_shard else STAGES[:1]
+    stages = STAGES if devices.number > 1 and _may_shard(settings) else STAGES[:1]
     needs: dict[tuple[str, int], MemoryNeed] = {}
     counts: dict[bool, StepCounts] = {own == "full": counted}
     for method in ("full", "lora", "qlora"):
@@ -496,6 +495,11 @@ def _fitting(
     savings = ["--activation-checkpointing", f"--tokens-per-device {budget}"]
     second = _fitting(settings, config, num_labels, batch, devices, counted, savings)
     return [*lines, f"none fits; with {' '.join(savings)}:", *second]
+
+
+def _may_shard(settings: TrainSettings) -> bool:
+    """Return whether a run may use DeepSpeed."""
+    return settings.engine == "loop" and settings.model.precision != "fp16"
 
 
 def _cell(need: MemoryNeed | None, is_fitting: bool) -> str:

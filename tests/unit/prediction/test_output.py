@@ -135,6 +135,21 @@ def test_standard_input_does_not_overwrite_rows_that_can_be_resumed(tmp_path):
     assert len(path.read_text().splitlines()) == 7
 
 
+@pytest.mark.parametrize("identity", [None, {"input": "other"}])
+def test_who_deletes_the_partial_file_starts_anew(tmp_path, identity):
+    """As the refusals advise; the record beside it says nothing then."""
+    path = tmp_path / "a.jsonl"
+    write(path, ROWS, 2).close()
+    (tmp_path / "a.jsonl.partial").unlink()
+    check_writable(path, identity)
+    out = FileOutput(path, identity)
+    out.open(JsonLines())
+    out.add(ROWS[:1])
+    out.close()
+    assert (tmp_path / "a.jsonl.partial.json").exists() is (identity is not None)
+    check_writable(path, identity)
+
+
 def test_standard_input_begins_anew(tmp_path):
     path = tmp_path / "a.csv"
     out = FileOutput(path, None)

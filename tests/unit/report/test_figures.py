@@ -29,6 +29,17 @@ def test_names_are_shown_as_they_are(name):
     assert shown(name) in texts(dots) and shown(name) in texts(lines)
 
 
+def test_long_names_that_differ_are_shown_differently():
+    flags = "learning_rate-1e-5_lora_rank-{}_warmup_ratio-0.06_weight_decay-0.01_seed-{}"
+    names = [flags.format(rank, seed) for rank in (8, 64) for seed in (0, 1)]
+    shown = figures.shown_labels(names)
+    assert shown[0].startswith("…rank-8_warmup") and shown[3].endswith("seed-1")
+    alike = [f"{'x' * 40}{middle}{'y' * 40}" for middle in "ab"]
+    for labels in (shown, figures.shown_labels(alike)):
+        assert len(set(labels)) == len(labels) and max(map(len, labels)) <= figures.MOST_CHARACTERS
+    assert figures.shown_labels(["short", "other"]) == ["short", "other"] and figures.shown_labels([]) == []
+
+
 @pytest.mark.parametrize("length", [20, 27, 40, 60, 180])
 def test_long_names_leave_room_for_the_plot_and_stay_in_the_figure(length):
     """Runs are named after model and method, and those of a sweep after all values that differ."""

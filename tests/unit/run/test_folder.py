@@ -80,23 +80,26 @@ def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
 
 
 def test_the_same_file_by_another_path_is_left_to_the_check_of_its_content(tmp_path):
-    """`start_run` compares the hashes of data and model; an evaluation has no such record."""
+    """`start_run` compares the hashes of data and model, but not those of a finished run; an evaluation has none."""
     for name in ("old.csv", "new.csv"):
         (tmp_path / name).write_text("text,label\n")
     old, new, link = tmp_path / "old.csv", tmp_path / "new.csv", tmp_path / "link.csv"
     link.symlink_to(old)
     folder = started(tmp_path / "run", train_file=str(old))
     record = json.loads((folder / "run.json").read_text())
-    with pytest.raises(Refused, match="--train-file was"):
-        check_earlier_run(settings(folder, train_file=str(link)))
-    write_json(folder / "run.json", record | {"identity": {"data": {}}})
     for same in (os.path.relpath(old), str(link)):
         assert check_earlier_run(settings(folder, train_file=same)) is False
     for other in (str(new), str(tmp_path / "absent.csv"), None):
         with pytest.raises(Refused, match="--train-file was"):
             check_earlier_run(settings(folder, train_file=other))
-    old.rename(tmp_path / "moved.csv")
-    assert check_earlier_run(settings(folder, train_file=str(tmp_path / "moved.csv"))) is False
+    moved = settings(folder, train_file=str(old.rename(tmp_path / "moved.csv")))
+    with pytest.raises(Refused, match="--train-file was"):
+        check_earlier_run(moved)
+    write_json(folder / "run.json", record | {"identity": {"data": {}}})
+    assert check_earlier_run(moved) is False
+    write_json(folder / "state.json", {"state": "finished", "reason": None})
+    with pytest.raises(Refused, match="--train-file was"):
+        check_earlier_run(moved)
 
 
 def test_a_default_that_follows_from_a_typed_flag_is_not_reported(tmp_path):

@@ -138,6 +138,7 @@ def test_what_does_not_fit_is_told_with_ways_out():
     sharded = replace(full, method="lora", activation_checkpointing=True, zero_stage=3)
     line = why_not_fit(need(), 16 * GIB, sharded)
     assert line.endswith("use --method qlora, a smaller --tokens-per-device or more devices")
+    assert "ds_configs" not in why_not_fit(need(), 16 * GIB, full, may_shard=False)
     line = why_not_fit(need(), 16 * GIB, replace(full, method="qlora", activation_checkpointing=True))
     assert line.endswith("use a smaller --tokens-per-device")
 

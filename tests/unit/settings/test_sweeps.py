@@ -44,7 +44,7 @@ def test_a_run_for_each_seed():
 
 
 def test_training_files_are_swept_beside_one_validation_file(sweep):
-    planned = runs("--validation-file", "c.csv", "--sweep", sweep("--train-file a.csv b.csv\n"))
+    planned = runs("--validation-file", "c.csv", "--test-file=d.csv", "--sweep", sweep("--train-file a.csv b.csv\n"))
     assert [one.name for one in planned.members] == ["train_file-a.csv", "train_file-b.csv"]
 
 
@@ -101,8 +101,8 @@ def test_names_that_would_be_the_same_or_too_long_are_told_apart(sweep):
         ("--seed 1 2", "line 1: --seed cannot be swept: a seed is no setting to choose"),
         ("--choose-by loss accuracy", "line 1: --choose-by cannot be swept"),
         ("--split-seed 1 2", "line 1: --split-seed cannot be swept: the runs are ranked on the same validation rows"),
-        ("--test-file a.csv b.csv", "line 1: --test-file cannot be swept: the runs are ranked on the same validation"),
-        ("--train-file a.csv b.csv", "would be drawn from it; give a --validation-file on the command line"),
+        ("--test-file a.csv b.csv", "line 1: --test-file cannot be swept: the runs report on the same test rows"),
+        ("--train-file a.csv b.csv", "would be drawn from it; give --validation-file and --test-file on the"),
         ("--activation-checkpointing", "takes no value and cannot be swept"),
         ("--tokens-per-device 512 1024", "--tokens-per-device does not change what a run computes"),
         ("--sweep a b", "--sweep does not change what a run computes"),

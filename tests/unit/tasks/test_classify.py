@@ -192,6 +192,10 @@ def test_a_label_column_that_is_named_must_be_there(tmp_path):
     task, settings = classify.task_to_evaluate(named, None, ("a", "b"))
     with pytest.raises(Refused, match=r"no column for the labels, 'queu'"):
         load_test(task, settings, None)
+    shots = write_csv(tmp_path / "a.csv", [("x", "b")], ("text", "queu"))
+    named = DataSettings(test_file=path, label_column="queu", train_file=shots)
+    task, settings = classify.task_to_evaluate(named, None, ("a", "b"))
+    assert load_test(task, settings, None)[0][0].label is None, "the column is that of the shots"
     of_run = DataSettings(label_column="team")
     task, settings = classify.task_to_evaluate(DataSettings(test_file=path), of_run, ("a", "b"))
     assert load_test(task, settings, None)[0][0].label is None

@@ -85,6 +85,16 @@ def test_a_label_that_holds_the_separator_is_refused(tmp_path):
     assert load(path, label_separator=";")[0].labels == ("a, x", "b, x", "c, x")
 
 
+def test_a_copied_model_knows_the_separator_of_its_labels(tmp_path):
+    """task.json of a final/ alone has the columns, and the model's configuration that it gives several labels."""
+    columns = {"text_column": None, "label_column": None, "glue": None, "label_separator": ";"}
+    path = tmp_path / "b.csv"
+    path.write_text("text,label\nx,a;b\ny,\n")
+    of_run = classify.data_of_model({"columns": columns}, None)
+    task, settings = classify.task_to_evaluate(DataSettings(test_file=str(path)), of_run, ("a", "b"), multi_label=True)
+    assert [row.label for row in load_test(task, settings, None)[0]] == [(0, 1), ()]
+
+
 def test_split_json_counts_the_rows_with_each_label_and_those_without(tmp_path):
     _, splits = load(write_jsonl(tmp_path / "a.jsonl", several(20)))
     parts = splits.record["splits"]

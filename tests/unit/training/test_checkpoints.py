@@ -262,6 +262,22 @@ def test_a_disk_that_cannot_be_read_does_not_count_as_damage(tmp_path, monkeypat
         checkpoints.newest_whole(tmp_path)
 
 
+def test_a_marker_that_cannot_be_looked_at_is_no_leftover(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "COMPLETE").unlink()
+    exists = Path.exists
+
+    def look(path):
+        if path.parent.name == "step-00000002":
+            raise OSError(116, "Stale file handle", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", look)
+    assert checkpoints.newest_whole(tmp_path)[0].name == "step-00000001"
+    checkpoints.delete_leftovers(tmp_path)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
 def test_leftovers_of_kills_are_deleted(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
