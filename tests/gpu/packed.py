@@ -1,6 +1,6 @@
 """Try packing: the examples of a micro-batch in one row of fixed length, without padding and without a mask.
 
-transformers hands `cu_seq_lens_q` and `max_length_q` to the attention function below, which runs
+transformers hands `cu_seq_lens_q` and `max_length_q` to the attention of zerotune's packed rows, which runs
 torch.nn.attention.varlen on a GPU and a block-diagonal reference on a CPU. A dummy example with no weight fills the
 row, and empty segments fill `cu_seq_lens_q`, so all shapes are the same at every step and the layers compile once.
 """
@@ -14,9 +14,8 @@ from library_step import classifier_inputs
 from random_models import longest_row
 from torch.nn import functional
 from training import figures
-from transformers import AttentionInterface
 
-ATTENTION = "packed_trial"
+from zerotune.models.packed import ATTENTION
 
 
 @dataclass(frozen=True)
@@ -68,35 +67,8 @@ def fill_rows(data, order: np.ndarray, size: int) -> list[np.ndarray]:
     return [*runs, order[start:]]
 
 
-def packed_attention(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **told):
-    """Causal attention within examples: [1, heads, tokens, dim] each -> [1, tokens, heads, dim]."""
-    assert attention_mask is None and not dropout and told.get("softcap") is None
-    cu, longest = told["cu_seq_lens_q"], told["max_length_q"]
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    if query.device.type == "cpu":
-        return _reference(q, k, v, cu, scaling)[None].to(query.dtype), None
-    from torch.nn.attention.varlen import varlen_attn
-
-    q, k, v = (states.to(torch.bfloat16).contiguous() for states in (q, k, v))  # RoPE leaves float32
-    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scaling, window_size=(-1, 0))[None], None
-
-
-def _reference(q, k, v, cu, scaling) -> torch.Tensor:
-    """Compute the same for [tokens, heads, dim], with a mask."""
-    k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
-    place = torch.arange(len(q))
-    example = torch.bucketize(place, cu[1:], right=True)
-    seen = (example[:, None] == example) & (place[:, None] >= place)
-    q, k, v = (states.transpose(0, 1) for states in (q, k, v))
-    k, v = k.to(q.dtype), v.to(q.dtype)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling).transpose(0, 1)
-
-
-AttentionInterface.register(ATTENTION, packed_attention)
-
-
 def packed_logits(tuned, row: PackedRow, longest: int) -> torch.Tensor:
-    """Return the logits [most examples, labels] of a causal SequenceClassifier that uses `packed_attention`."""
+    """Return the logits [most examples, labels] of a causal SequenceClassifier that reads packed rows."""
     stock, told = tuned.stock_model, {"cu_seq_lens_q": row.cu, "cu_seq_lens_k": row.cu}
     told |= {"max_length_q": longest, "max_length_k": longest}
     hidden = stock.base_model(input_ids=row.input_ids, position_ids=row.positions, use_cache=False, **told)
@@ -154,12 +126,13 @@ def _errors(bench: Bench, built, data, run: np.ndarray, row: PackedRow, longest:
     """Return the relative errors of bf16 logits, packed and padded, against padded float32."""
     tuned, few = built.engine.module, run[:32]
     tuned.eval()
-    inputs = classifier_inputs(data, few, bench.device)
-    exact = tuned(**inputs)
-    with torch.autocast(bench.device.type, dtype=torch.bfloat16):
-        padded = tuned(**inputs)
-        with attention_of(tuned, ATTENTION):
-            packed = packed_logits(tuned, row, longest)[: len(few)]
+    inputs = classifier_inputs(replace(data, packs=False), few, bench.device)
+    with attention_of(tuned, "sdpa"):
+        exact = tuned(**inputs)
+        with torch.autocast(bench.device.type, dtype=torch.bfloat16):
+            padded = tuned(**inputs)
+    with attention_of(tuned, ATTENTION), torch.autocast(bench.device.type, dtype=torch.bfloat16):
+        packed = packed_logits(tuned, row, longest)[: len(few)]
     tuned.train()
     error = lambda logits: float((logits.float() - exact.float()).norm() / exact.float().norm())  # noqa: E731
     return {"packed_logit_error": error(packed), "padded_logit_error": error(padded)}

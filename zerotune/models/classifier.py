@@ -77,8 +77,9 @@ def drop_unpooled_tokens(encoder: nn.Module, pooled: Callable[[torch.Tensor], to
     """
     if hasattr(encoder, "transformer"):
         encoder.transformer.layer[-1].sa_layer_norm.register_forward_hook(lambda _, __, output: pooled(output))
-    # more than one layer: DeBERTa-v2's convolution, beside its first layer, needs all tokens
-    elif hasattr(encoder, "encoder") and len(layers := getattr(encoder.encoder, "layer", ())) > 1:
+    elif layers := getattr(getattr(encoder, "encoder", None), "layer", ()):
+        if len(layers) == 1 and getattr(encoder.encoder, "conv", None) is not None:
+            return  # DeBERTa-v2's convolution, beside its first layer, needs all tokens
         output = layers[-1].attention.output
         output.register_forward_pre_hook(lambda _, inputs: tuple(map(pooled, inputs)))
 

@@ -149,7 +149,7 @@ def join_projections(model: nn.Module) -> None:
             attending, names = layer.attention, ("q_lin", "k_lin", "v_lin")
             attending.forward = partial(_attend, attending, names, attending.out_lin)
     else:
-        for layer in getattr(model.base_model.encoder, "layer", ()):
+        for layer in getattr(getattr(model.base_model, "encoder", None), "layer", ()):  # ModernBERT's are elsewhere
             attending, names = layer.attention.self, ("query", "key", "value")
             attending.forward = partial(_attend, attending, names, nn.Identity())
 

@@ -204,6 +204,7 @@ def text_part(config: PretrainedConfig) -> PretrainedConfig:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(part, name, None) is None:
             setattr(part, name, getattr(config, name, None))
+    part.dtype = part.dtype or config.dtype
     part.tie_word_embeddings = config.tie_word_embeddings  # the whole model's value decides which weights exist
     part.name_or_path, part.architectures = config.name_or_path, config.architectures
     part.id2label, part.label2id = config.id2label, config.label2id

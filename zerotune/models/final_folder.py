@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from transformers import GenerationConfig
 
 from zerotune.errors import Refused
 from zerotune.files import follow_umask
@@ -41,6 +42,7 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
         base = hub_id(base) or (os.path.basename(os.path.abspath(base)) if os.path.isdir(base) else base)
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
         _check_float32(weights)
+        forget_generation_settings(stock)
         with quiet_transformers():
             # with the names of the model's class, not those of a checkpoint that was read by a key_mapping
             stock.save_pretrained(folder, state_dict=weights, save_original_format=stock.key_mapping is None)
@@ -51,6 +53,17 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
         _save_adapter(tuned.model, folder, state_dict)
     record = {**task, "method": method, "base_model": base, "base_revision": revision, "dtype": "float32"}
     describe_final(folder, stock, tokenizer, record)
+
+
+def forget_generation_settings(stock) -> None:
+    """Keep of a model's generation settings only the special tokens, before it is saved.
+
+    A tuned model writes greedily; the base's penalties would change its answers, and transformers 5.17 does not save
+    a temperature without sampling."""
+    base = getattr(stock, "generation_config", None)
+    if base is not None:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        stock.generation_config = GenerationConfig(**{name: getattr(base, name) for name in names})
 
 
 def describe_final(folder: Path, stock, tokenizer, record: dict) -> None:

@@ -15,7 +15,12 @@ from zerotune.models.adapters import load_adapter
 from zerotune.models.base_license import hub_id
 from zerotune.models.boundary import quiet_transformers
 from zerotune.models.classifier import load_stock_classifier
-from zerotune.models.final_folder import describe_final, load_final_or_base, load_final_span
+from zerotune.models.final_folder import (
+    describe_final,
+    forget_generation_settings,
+    load_final_or_base,
+    load_final_span,
+)
 from zerotune.models.generator import load_causal_model, load_language_model
 from zerotune.models.heads import is_head_parameter
 from zerotune.models.loading import tuning_config
@@ -148,6 +153,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
     try:
         aside.mkdir()
         _round_weights(stock, dtype)
+        forget_generation_settings(stock)
         with quiet_transformers():
             stock.save_pretrained(aside, save_original_format=False)
         name = hub_id(base[0]) or (os.path.basename(base[0]) if os.path.isdir(base[0]) else base[0])

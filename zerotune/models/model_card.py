@@ -94,6 +94,7 @@ print(answer if odds <= {threshold} else "no answer", f"(odds of no answer: {{od
 _GENERATE = """task = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
 {asked}
 row = tokenizer(prompt, add_special_tokens={adds_special}, return_token_type_ids=False, return_tensors="pt")
+model.generation_config = type(model.generation_config)()  # without the base's penalties
 written = model.eval().generate(
     **row, do_sample=False, max_new_tokens={max_new_tokens}, eos_token_id={ends}, pad_token_id=tokenizer.pad_token_id
 )
@@ -173,8 +174,8 @@ def license_section(data) -> str:
     """Return the card's section about its license: the base's, or a note that none is claimed."""
     if not data.license:
         said = (
-            "None is given here: no card of the base model was at hand that tells its license. The base's "
-            "license holds for this model too; look it up, and name it in `license` above."
+            "No license is stated here, because the base model's card was not available or names none. The base "
+            "model's license also applies to this model: look it up and add it as `license` above."
         )
     else:
         name = data.license_name if data.license == "other" and data.license_name else data.license

@@ -411,7 +411,7 @@ class _Kernel:
             window_size=sides,
             enable_gqa=query.shape[1] > key.shape[1],
         )
-        return mixed, sums if sums.shape == query.shape[:2] else sums.transpose(0, 1)
+        return mixed, sums.transpose(0, 1)  # [heads, queries], whatever torch's docstring says; `bounds_work` tries it
 
 
 @cache

@@ -24,6 +24,9 @@ from zerotune.settings.groups import RunSettings
 
 # Texts of the tokenizer and of the items, which are never rewritten: uploaded as they are, or refused.
 _UNCHANGED = ("tokenizer.json", "vocab.json", "predictions.json")
+# Keys of labels, columns and prompts in the JSON files of a run.
+_NO_PATHS = {"labels", "id2label", "label2id", "label_words", "label_names", "columns", "pair_columns", "prompt"}
+_NO_PATHS |= {"template", "instruction", "text_column", "label_column", "label_separator"}
 
 
 def check_upload(name: str, what: str = "--push-to-hub") -> None:
@@ -171,9 +174,11 @@ def _content(path: Path, run: Path) -> bytes:
 
 
 def _without_paths(value):
-    """Return a JSON value with each string that is an absolute path, or one out of the folder, cut to its last name."""
+    """Return a JSON value with each string that is an absolute path, or one out of the folder, cut to its last name.
+
+    What belongs to the user's data stays: a label or a prompt may begin with a slash."""
     if isinstance(value, dict):
-        return {key: _without_paths(each) for key, each in value.items()}
+        return {key: each if key in _NO_PATHS else _without_paths(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_without_paths(each) for each in value]
     is_path = isinstance(value, str) and value.startswith(("/", "../", "~/")) and "\n" not in value

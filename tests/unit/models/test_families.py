@@ -228,6 +228,30 @@ def test_the_text_part_of_a_model_of_text_and_images_gives_the_wholes_logits(kin
         torch.testing.assert_close(plain_logits(part, "generate"), wanted, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", TEXT_PARTS)
+def test_the_text_part_has_the_dtype_that_the_whole_names(kind, tmp_path):
+    folder = model_copy(tmp_path / "m", kind)
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config["text_config"]):
+        for name in ("dtype", "torch_dtype"):
+            part.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert read_config(str(folder), None).dtype == torch.bfloat16
+
+
+def test_a_modernbert_without_local_layers_loads(tmp_path):
+    layers = json.loads((Path(tiny_model("modernbert")) / "config.json").read_text())["num_hidden_layers"]
+    changes = {"global_attn_every_n_layers": 1, "layer_types": ["full_attention"] * layers}
+    folder = str(model_copy(tmp_path / "m", "modernbert", **changes))
+    tokenizer = load_tokenizer(folder, None)
+    found, wanted = (
+        load_classifier(ModelSettings(folder, attention=attention), LABELS, tokenizer).eval()
+        for attention in ("auto", "eager")
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(found(IDS, MASK), wanted(IDS, MASK), atol=2e-5, rtol=0)
+
+
 # --- heads and projections ---
 
 

@@ -152,6 +152,16 @@ def test_a_generator_is_a_plain_causal_checkpoint(kind, tmp_path):
         assert torch.equal(plain.get_parameter(name), parameter), name
 
 
+def test_a_generator_is_saved_without_the_bases_penalties_and_temperature(tmp_path):
+    """They would change its answers; transformers 5.17 refuses to save a temperature without sampling."""
+    model, tokenizer = tuned_model(tiny_model("llama"), "full", "generate")
+    of_base = {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.3, "eos_token_id": [2, 5]}
+    model.stock_model.generation_config.update(**of_base)
+    save_final(model, tokenizer, tmp_path, PROMPT)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [2, 5] and not {"temperature", "top_p", "repetition_penalty"} & saved.keys()
+
+
 def test_tuning_continues_from_a_final_folder(tmp_path):
     model, tokenizer = tuned_model(tiny_model("qwen2"), "full", "span")
     save_final(model, tokenizer, tmp_path, task_record("span"))

@@ -1,5 +1,6 @@
 """Packed rows give the padded model's logits and gradients, without padding, a mask or a read from the device."""
 
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from host_reads import HostReads
 from tiny_models import LABELS, tiny_model
 from torch.nn import functional
+from transformers import BertModel
 
 from zerotune.errors import Refused
 from zerotune.models import packed
@@ -92,6 +94,21 @@ def test_packed_rows_give_the_padded_models_logits_and_gradients(kind, head, way
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted_gradients[name], atol=3e-6, rtol=1e-4)
     assert reads.count == 0
+
+
+def test_an_encoder_of_one_layer_pools_the_first_token_of_each_text(tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_model("bert"), folder)
+    config = read_config(str(folder), None)
+    config.num_hidden_layers = 1
+    BertModel(config).save_pretrained(folder)
+    tokenizer = load_tokenizer(str(folder), None)
+    model = LOADERS["classify"](ModelSettings(str(folder), None, "lora", attention="varlen"), tokenizer).eval()
+    inputs = padded_batch()
+    wanted, _ = outcome(model, inputs, inputs["attention_mask"], "classify")
+    use_packed_attention(model.stock_model)
+    found, _ = outcome(model, pack(inputs), inputs["attention_mask"], "classify")
+    torch.testing.assert_close(found, wanted, atol=3e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["classify", "span"])

@@ -350,6 +350,7 @@ def test_only_a_causal_model_can_be_tuned_to_write():
         {"attention_dropout": 1.0},
         {"attention_dropout": "x"},
         {"text_config": {"vocab_size": 3}},
+        {"use_bidirectional_attention": True},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -1,5 +1,7 @@
 """A prefix computed once gives the hidden states of whole rows, and no part of it is copied."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -44,9 +46,29 @@ def whole(model, row, num_asked):
     return model.base_model(torch.tensor([row]), use_cache=False).last_hidden_state[0, -num_asked:]
 
 
-@pytest.fixture(params=["torch's kernel", "products", "products, two queries at a time"])
+def varlen_attn(query, key, value, *bounds, return_aux, scale, window_size, enable_gqa):
+    """Imitate torch.nn.attention.varlen.varlen_attn on a GPU; log-sum-exps are [heads, queries]."""
+    assert return_aux.lse and enable_gqa == (query.shape[1] > key.shape[1])
+    key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
+    mixed, sums = torch.empty_like(query), query.new_empty(query.shape[1], query.shape[0])
+    both = (itertools.pairwise(each.tolist()) for each in bounds[:2])
+    for queries, keys in ((slice(*one), slice(*other)) for one, other in zip(*both, strict=True)):
+        scores = torch.einsum("qhd,khd->hqk", query[queries], key[keys]) * scale
+        num_queries, num_keys = scores.shape[1:]
+        behind = torch.arange(num_queries)[:, None] + num_keys - num_queries - torch.arange(num_keys)
+        before, after = (torch.inf if side < 0 else side for side in window_size)
+        scores.masked_fill_((behind > before) | (behind < -after), -torch.inf)
+        sums[:, queries] = scores.logsumexp(-1)
+        mixed[queries] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value[keys])
+    return mixed, sums
+
+
+@pytest.fixture(params=["torch's kernel", "products", "products, two queries at a time", "packed rows, imitated"])
 def kernel(request, monkeypatch):
-    if request.param != "torch's kernel":
+    if request.param == "packed rows, imitated":
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+        monkeypatch.setattr(module._Kernel, "takes_bounds", lambda self, query: self.softcap is None)
+    elif request.param != "torch's kernel":
         monkeypatch.setattr(module, "_cpu_kernel", None)
     if "two" in request.param:
         monkeypatch.setattr(module, "_MOST_SCORES", 100)
@@ -67,6 +89,18 @@ def test_hidden_states_are_those_of_whole_rows(name):
             torch.testing.assert_close(found, wanted, **TOLERANCE)
     assert model.config._attn_implementation == before
     model.base_model(torch.tensor([PREFIX]))  # the hooks are gone
+
+
+@pytest.mark.usefixtures("kernel")
+@torch.no_grad()
+def test_as_many_prompts_as_heads():
+    """Then a kernel's [queries, heads] and [heads, queries] have the same shape."""
+    model = model_of("llama")
+    prefix = shared_prefix(model, PREFIX, CPU)
+    tails = [[5 + number, 9, 11] for number in range(model.config.num_attention_heads)]
+    wanted = torch.cat([whole(model, PREFIX + tail, 1) for tail in tails])
+    found = prefix.hidden(model, tails, np.ones(len(tails), dtype=int), CPU)
+    torch.testing.assert_close(found, wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("llama", "qwen3", "mistral, window 40")])

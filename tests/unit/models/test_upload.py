@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from zerotune.errors import Refused
 from zerotune.models.final_folder import save_final
 from zerotune.models.model_files import check_final
-from zerotune.models.upload import check_run_upload, upload, upload_run
+from zerotune.models.upload import _content, check_run_upload, upload, upload_run
 from zerotune.settings.groups import FlagRecord, RunSettings
 
 
@@ -84,6 +84,13 @@ def test_a_run_is_uploaded_without_paths_of_this_machine_and_loads_from_there(ru
     check_final(folder)  # the hashes match the uploaded files
     model = AutoModelForSequenceClassification.from_pretrained("org/new", dtype="float32")
     assert model.config.id2label[0] == LABELS[0] and AutoTokenizer.from_pretrained("org/new").pad_token is not None
+
+
+def test_labels_and_prompts_that_look_like_paths_stay_as_they_are(tmp_path):
+    labels = {"labels": ["/r/pics", "/x/pics"], "id2label": {"0": "/r/pics"}, "columns": {"text_column": "/a/b"}}
+    record = labels | {"prompt": {"template": "/no_think {text}"}, "base_model": "/disk/llama"}
+    (tmp_path / "task.json").write_text(json.dumps(record))
+    assert json.loads(_content(tmp_path / "task.json", tmp_path)) == record | {"base_model": "llama"}
 
 
 def test_the_card_is_read_by_the_hub_s_own_parser(runs, base, hub):
