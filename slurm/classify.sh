@@ -12,6 +12,6 @@
 #SBATCH --requeue
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@300
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+[ -e slurm/common.sh ] || cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
 . slurm/common.sh || exit 2
 run_to_end train/classify.py "$@"

@@ -20,6 +20,13 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then  # while the hook loads modules there is nob
   trap 'early_stop=SIGUSR1' USR1
   trap 'early_stop=SIGTERM' TERM
 fi
+# an array's variables are those of another job where a task of it has submitted this one
+if [ -n "${SLURM_ARRAY_JOB_ID:-}" ] && shown=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) &&
+  [[ $shown != *"ArrayJobId=$SLURM_ARRAY_JOB_ID "* ]]; then
+  unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
+fi
+# srun would give its one task on a node the GPUs of one of the job's tasks
+unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
 # shellcheck source=/dev/null
 [ -e slurm/site.env ] && . slurm/site.env
 # shellcheck source=/dev/null
@@ -72,7 +79,7 @@ prepare_job() {
   export ZEROTUNE_MASTER_ADDR
   export ZEROTUNE_STOP_FILE=$PWD/$job_files.stop ZEROTUNE_FAILED_FILE=$PWD/$job_files.failed
   export ZEROTUNE_STATE_FILE=$PWD/$job_files.state.json  # of a refusal before there is a run folder
-  rm -f "$ZEROTUNE_STOP_FILE"
+  rm -f "$ZEROTUNE_STOP_FILE" "$ZEROTUNE_FAILED_FILE"
 }
 
 note_stop() {
@@ -82,7 +89,9 @@ note_stop() {
   if [ "$1" = SIGUSR1 ] && [ "$SECONDS" -lt 60 ]; then
     say "that was $SECONDS s after the start: where the time limit has sent it, ask for more --time, or say --signal=B:USR1@60"
   fi
-  printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"
+  if printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"; then return; fi
+  # a full disk may still take an empty file; else the ranks get a signal
+  if ! : >"$ZEROTUNE_STOP_FILE"; then scancel --signal=TERM "$SLURM_JOB_ID"; fi
 }
 
 # end_stuck SRUN: ends a srun that would not end in time, so that the job resumes from the last checkpoint. srun waits for
@@ -151,6 +160,22 @@ ask() {
   done
 }
 
+# ask_again VERB ARGUMENTS…: asks until there is an answer (returns 0) or a refusal (2); returns 1 where the question itself
+# has failed too often, as on a node whose disk does not answer. The attempts are counted as those of a launch.
+ask_again() {
+  local status=0
+  while :; do
+    ask "$@" 2>"$job_files.refusal" || status=$?
+    [ "$1" != plan ] || cat "$job_files.answer"
+    cat "$job_files.refusal"
+    case $status in 0 | 2) return "$status" ;; esac
+    say "the question '$1' has failed (status $status)"
+    [ -e "$job_files.attempts" ] || echo "none 0" >"$job_files.attempts"
+    go_on_or_end none "$status" || return 1
+    status=0
+  done
+}
+
 # is_ending: whether SLURM itself is about to end this job. Waits while the controller does not answer.
 is_ending() {
   local tries
@@ -188,10 +213,16 @@ has_left_resume() {
   case " $* " in *" --resume"[\ =]"never "*) ;; *) return 1 ;; esac
 }
 
+# in_batch_job: whether this is a job of sbatch, and not a shell in an allocation.
+in_batch_job() {
+  [ -n "${SLURM_JOB_ID:-}" ] || return 1
+  ! scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'BatchFlag=0'
+}
+
 # run_to_end SCRIPT FLAGS…: the whole job, ends the shell. 0 finished, 2 refused, 75 stopped, 1 out of attempts.
 run_to_end() {
   local again=() status
-  if [ -z "${SLURM_JOB_ID:-}" ]; then  # by bash, on the login node: would the job find what it needs?
+  if ! in_batch_job; then  # by bash, on the login node or in a shell of salloc: would the job find what it needs?
     run_python -m zerotune.cluster.jobs plan "$@"
     exit
   fi
@@ -212,10 +243,10 @@ run_to_end() {
 # task. 0 all finished, 2 some refused, 1 some out of attempts.
 run_members() {
   local number numbers command status worst=0 of_job=$job_files
-  if ! ask members "$@"; then return 2; fi
+  ask_again members "$@" || return
   read -r numbers <"$job_files.answer"
   for number in ${SLURM_ARRAY_TASK_ID:-$numbers}; do
-    ask member "$number" "$@" || return 2
+    ask_again member "$number" "$@" || return
     mapfile -t command <"$job_files.answer"
     # a run's attempts are its own
     job_files=$of_job.$number
@@ -234,12 +265,10 @@ run_members() {
 # run_one SCRIPT FLAGS…: one run until it is finished (returns 0), refused (2) or out of attempts (1). Ends the shell where
 # the job is to start again.
 run_one() {
-  local folder state=none progress=none stamp=0 before=0 status=0
+  local folder state=none progress=none stamp=0 before=0 status
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
-  ask plan "$@" 2>"$job_files.refusal" || status=$?
-  cat "$job_files.answer" "$job_files.refusal"
-  [ "$status" = 0 ] || return 2
-  ask folder "$@" || return 2
+  ask_again plan "$@" || return
+  ask_again folder "$@" || return
   read -r folder <"$job_files.answer"
   while :; do
     ask progress "$folder" && read -r state progress before <"$job_files.answer"
@@ -247,6 +276,7 @@ run_one() {
     [ -e "$job_files.begun" ] || : >"$job_files.begun"
     [[ $1 = train/* ]] && has_left_resume "$folder" "$@" && again=(--resume auto)
     rm -f "$ZEROTUNE_STATE_FILE"
+    [ -z "$stop_reason" ] || go_on_or_end "$progress" 75 || return 1  # a launch would only be stopped
     launch "$@" "${again[@]}" --state-file "$ZEROTUNE_STATE_FILE"
     status=$?
     ask progress "$folder" && read -r state progress stamp <"$job_files.answer"
@@ -260,6 +290,7 @@ run_one() {
       esac
     fi
     go_on_or_end "$progress" "$status" || return 1
+    say "the ranks died (status $status); launched again from the last checkpoint"
   done
 }
 
@@ -279,10 +310,7 @@ go_on_or_end() {
   fi
   if [ -z "$stop_reason" ]; then
     sleep 2
-    if nodes_answer; then
-      say "the ranks died (status $2); launched again from the last checkpoint"
-      return 0
-    fi
+    if nodes_answer; then return 0; fi
     # a requeued job waits until SLURM has given up a dead node, 300 s by default (SlurmdTimeout)
     stop_reason="a node that does not answer"
     is_ending && end_as_slurm_does

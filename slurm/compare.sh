@@ -6,6 +6,6 @@
 #SBATCH --job-name=compare
 #SBATCH --output=runs/slurm/%j.log
 #SBATCH --ntasks=1
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+[ -e slurm/common.sh ] || cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
 . slurm/common.sh || exit 2
 run_python -m zerotune.cluster.eval_list compare "$1"

@@ -12,7 +12,7 @@
 #SBATCH --requeue
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@300
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+[ -e slurm/common.sh ] || cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
 . slurm/common.sh || exit 2
 after=
 if [ "${1:-}" = --after ]; then after=$2; shift 2; fi
@@ -24,6 +24,10 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   mapfile -t command < <(run_python -m zerotune.cluster.eval_list line "$list" "$SLURM_ARRAY_TASK_ID")
   [ "${#command[@]}" -gt 0 ] || exit 2
   run_to_end "${command[@]}"
+fi
+
+if [ -n "${SLURM_GPUS_ON_NODE:-}" ] && [ $# = 0 ] && ! compgen -e SBATCH_G >/dev/null; then
+  stop_with 2 "this job only submits the evaluations, and has the GPUs: name them behind the list, slurm/eval.sh $list --gpus-per-node 1"
 fi
 
 # evaluations of a model that training is about to write anew count as to do

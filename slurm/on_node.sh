@@ -20,7 +20,9 @@ if [ "${SLURM_GPUS_ON_NODE:-$ZEROTUNE_PROCESSES_PER_NODE}" -lt "$ZEROTUNE_PROCES
   exit 2
 fi
 world=$((SLURM_JOB_NUM_NODES * ZEROTUNE_PROCESSES_PER_NODE))
-flags=(--num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world" --mixed_precision no --dynamo_backend no)
+# not the user's own file of `accelerate config`, which may name other devices
+flags=(--config_file slurm/accelerate.yaml)
+flags+=(--num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$world" --mixed_precision no --dynamo_backend no)
 if [ "$world" -gt 1 ]; then
   # --multi_gpu is how accelerate says "several processes"; without GPUs they are CPU processes
   kind=(--multi_gpu)

@@ -10,7 +10,7 @@
 #SBATCH --requeue
 #SBATCH --ntasks-per-node=1
 #SBATCH --time=10
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
+[ -e slurm/common.sh ] || cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
 . slurm/common.sh || exit 2
 checks_only=
 [ "${1:-}" = --checks-only ] && checks_only=yes

@@ -15,9 +15,13 @@ MOST_LISTED = 8  # names in a message
 class Refused(ValueError):
     """Bad input, or a run that cannot continue as asked: one line names the rule, the value found and the way out."""
 
+    status = EXIT_REFUSED
 
-class NotJoined(Refused):
-    """The processes of a run did not find each other: each rank reports it, since none can speak for the others."""
+
+class BrokenMachine(Refused):
+    """The machine is at fault, not what was asked for: each rank says so in one line, and another start may succeed."""
+
+    status = EXIT_BUG
 
 
 class Preempted(Exception):

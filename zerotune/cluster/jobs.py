@@ -19,7 +19,7 @@ from zerotune.cluster import prefetch
 from zerotune.errors import Refused, listed
 from zerotune.files import hold_lock
 from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id, missing_folder
-from zerotune.run.folder import LOCK_FILE, PARTIAL_FOLDER
+from zerotune.run.folder import PARTIAL_FOLDER
 from zerotune.run.process import run_script
 from zerotune.run.run_files import read_state
 from zerotune.settings.deepspeed import read_deepspeed_config, zero_stage
@@ -37,6 +37,7 @@ from zerotune.settings.resolve import data_settings
 from zerotune.settings.sweeps import Runs
 from zerotune.squad.settings import qa_eval_parser, qa_train_parser
 from zerotune.sweep.folder import check_folder, describe_member, is_finished, open_folder
+from zerotune.sweep.run import sole_user
 from zerotune.tasks.classify import GLUE, OWN
 from zerotune.tasks.imdb import IMDB
 from zerotune.tasks.sst2 import SST2
@@ -55,6 +56,7 @@ PARSERS = {
     "eval/qa.py": lambda: qa_eval_parser(""),
 }
 WORDNET = prefetch.Item("wordnet")
+ARRAY_LOCK = ".array.lock"  # in the parent folder of several runs; a command that makes them all holds another lock
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def print_members(runs: Runs) -> None:
     """Write sweep.json, and print the numbers of the runs that are not finished, from 1."""
     check_folder(runs)
     runs.folder.mkdir(parents=True, exist_ok=True)
-    with hold_lock(runs.folder / LOCK_FILE):  # the tasks of an array start together
+    with hold_lock(runs.folder / ARRAY_LOCK), sole_user(runs.folder):  # the tasks of an array start together
         open_folder(runs)
     numbered = enumerate(runs.members, start=1)
     print(*(number for number, member in numbered if not is_finished(runs.folder / member.name)))
@@ -154,7 +156,7 @@ def print_summary(runs: Runs) -> None:
     """Summarise the runs that are finished. Raises Refused if some are not, except in a task of an array."""
     from zerotune.sweep.summary import summarise
 
-    with hold_lock(runs.folder / LOCK_FILE):  # the last task of an array sees all others finished
+    with hold_lock(runs.folder / ARRAY_LOCK):  # the last task of an array sees all others finished
         report = summarise(runs, {})
     print(f"report: {report}", flush=True)
     open_ones = [member.name for member in runs.members if not is_finished(runs.folder / member.name)]

@@ -60,10 +60,11 @@ def check_settings(settings: ModelSettings) -> None:
 def check_trainable(settings: ModelSettings, config, max_length: int | None) -> None:
     """Refuse a model that cannot be trained with the settings, and texts longer than its positions."""
     attention_kernel(settings.attention, config)
-    if settings.attention == "varlen" and torch.cuda.is_available() and drops_scores(settings, config):
+    without_dropout = settings.attention in ("varlen", "flex_attention") and torch.cuda.is_available()
+    if without_dropout and drops_scores(settings, config):
         raise Refused(
-            "--attention varlen has no dropout on a GPU, and full tuning of an encoder has: use --attention auto, or "
-            "--method lora"
+            f"--attention {settings.attention} has no dropout on a GPU, and full tuning of an encoder has: use "
+            "--attention auto, or --method lora"
         )
     if settings.attention == "flex_attention" and not torch.cuda.is_available():
         raise Refused("--attention flex_attention trains on a GPU only, and there is none; use --attention auto")

@@ -60,8 +60,8 @@ def why_not_packed(config) -> str | None:
         if caps_scores(config) and not is_flash_attn_2_available():
             return f"scores capped as {config.model_type} needs it want flash-attn (pip install 'zerotune[flash]')"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        if width > WIDEST_HEAD:
-            return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, and these have {width}"
+        if width > WIDEST_HEAD or width % 8:
+            return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, a multiple of 8, and these have {width}"
     return None
 
 

@@ -385,8 +385,9 @@ class _Kernel:
 
     def takes_bounds(self, query: torch.Tensor) -> bool:
         """Return whether `by_bounds` can compute the attention of these queries."""
-        narrow = query.dtype in (torch.bfloat16, torch.float16)
-        return query.is_cuda and narrow and self.softcap is None and query.shape[-1] <= WIDEST_HEAD and bounds_work()
+        narrow, width = query.dtype in (torch.bfloat16, torch.float16), query.shape[-1]
+        fits = width <= WIDEST_HEAD and width % 8 == 0
+        return query.is_cuda and narrow and self.softcap is None and fits and bounds_work()
 
     def by_bounds(self, query, key, value, query_bounds, key_bounds, sides: tuple[int, int], places: _Places | None):
         """Return attention and log-sum-exp by the kernel of packed rows (torch.nn.attention.varlen).
@@ -399,6 +400,7 @@ class _Kernel:
 
         query, key, value = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
         longest = (places.longest, places.longest) if places else (len(query), len(key))
+        more = {"enable_gqa": True} if query.shape[1] > key.shape[1] else {}  # torch 2.11 lacks it
         mixed, sums = varlen_attn(
             query,
             key,
@@ -409,7 +411,7 @@ class _Kernel:
             return_aux=AuxRequest(lse=True),
             scale=self.scale,
             window_size=sides,
-            enable_gqa=query.shape[1] > key.shape[1],
+            **more,
         )
         return mixed, sums.transpose(0, 1)  # [heads, queries], whatever torch's docstring says; `bounds_work` tries it
 

@@ -1,6 +1,7 @@
 """Set up an Accelerator from the launcher's environment, and exchange values between the ranks."""
 
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -8,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from zerotune.errors import NotJoined, Refused
+from zerotune.errors import BrokenMachine, Refused
 from zerotune.run.build_lock import survive_killed_builds
 from zerotune.run.cpu import parent_command, use_whole_cpu
 from zerotune.run.process import is_main_process
@@ -64,7 +65,7 @@ def start_accelerator(deepspeed_config: dict | None):
         deepspeed_config: filled in, or None for plain data parallelism.
     Raises:
         Refused: a process does not see the others that were launched, or FSDP was asked for.
-        NotJoined: not all processes have joined in time.
+        BrokenMachine: not all processes have joined in time, or SLURM gave GPUs that torch does not see.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise Refused(
@@ -78,6 +79,7 @@ def start_accelerator(deepspeed_config: dict | None):
     buckets = {"bucket_cap_mb": BUCKET_SIZE * 4 // 2**20, "gradient_as_bucket_view": True}
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, **buckets)]
     on_cpu = not torch.cuda.is_available()
+    check_gpus(os.environ, on_cpu)
     if deepspeed_config is not None:
         _find_build_tools()
         survive_killed_builds()
@@ -97,7 +99,7 @@ def start_accelerator(deepspeed_config: dict | None):
             mixed_precision="no", cpu=on_cpu and plugin is None, deepspeed_plugin=plugin, kwargs_handlers=handlers
         )
     except torch.distributed.DistError as error:
-        raise NotJoined(_who_was_waited_for(os.environ, error)) from error
+        raise BrokenMachine(_who_was_waited_for(os.environ, error)) from error
     check_world(accelerator.num_processes, os.environ, parent_command())
     multiply_in_full_float32()
     return accelerator
@@ -122,6 +124,16 @@ def collective_timeout(environment: Mapping[str, str]) -> timedelta:
     if not wanted.isdecimal() or int(wanted) == 0:
         raise Refused(f"{COLLECTIVE_TIMEOUT} is {wanted!r}: a whole number of seconds, at least 1, is wanted")
     return timedelta(seconds=int(wanted))
+
+
+def check_gpus(environment: Mapping[str, str], on_cpu: bool) -> None:
+    """Raise BrokenMachine if SLURM gave GPUs and torch sees none, unless $ZEROTUNE_ALLOW_CPU is set."""
+    given = environment.get("SLURM_GPUS_ON_NODE") or "0"
+    if on_cpu and given != "0" and not environment.get("ZEROTUNE_ALLOW_CPU"):
+        raise BrokenMachine(
+            f"SLURM gave this job {given} GPUs on {platform.node()} and torch sees none: check nvidia-smi there, the "
+            "modules or container of slurm/hook.sh, and torch's CUDA; ZEROTUNE_ALLOW_CPU=1 trains on the CPU"
+        )
 
 
 def check_world(num_processes: int, environment: dict, launcher_command: str) -> None:

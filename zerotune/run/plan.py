@@ -78,6 +78,9 @@ def memory_need(
         largest_layer: weights of the largest matrix of a layer.
         optimizer: "adamw" or "adamw8bit".
     """
+    if sharding.stage == 0 and sharding.devices > 1:  # DistributedDataParallel keeps its buckets from step to step
+        kept = max(kinds["gradients"] for kinds in peaks.values())
+        peaks = {phase: {**kinds, "gradients": kept} for phase, kinds in peaks.items()}
     needs = [_phase_need(kinds, table, largest_layer, model, optimizer, sharding) for kinds in peaks.values()]
     context = CONTEXT_BYTES if on_gpu else 0.0
     return replace(max(needs, key=lambda need: need.total), cuda_context=context)

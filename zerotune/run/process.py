@@ -19,8 +19,8 @@ from zerotune.errors import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
     EXIT_REFUSED,
+    BrokenMachine,
     Interrupted,
-    NotJoined,
     Preempted,
     Refused,
 )
@@ -214,7 +214,7 @@ def run_script(main, args) -> None:
             say(preset_line)
         main(args)
     except Refused as error:
-        _end_process(EXIT_REFUSED, _refusal(args, error), sys.stderr)
+        _end_process(error.status, _refusal(args, error), sys.stderr)
     except Preempted as error:
         status = EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_PREEMPTED
         _end_process(status, str(error) if is_main_process() else None, sys.stdout)
@@ -249,14 +249,22 @@ def _disk_line(error: Exception) -> str:
 
 
 def _refusal(args, error: Refused) -> str | None:
-    """Return this rank's line about a refusal, and write it to --state-file; None if another rank reports it."""
-    if not (isinstance(error, NotJoined) or _tells_the_end()):
+    """Return this rank's line about a refusal, and write it to --state-file; None if another rank reports it.
+
+    A broken machine is no refusal: nothing is written, and a job may try again."""
+    line = _of_rank(str(error))
+    if isinstance(error, BrokenMachine):
+        return f"error: {line}"
+    if not _tells_the_end():
         return None
-    line = " ".join(str(error).split())
-    if not is_main_process():
-        line = f"rank {os.environ['RANK']} on {platform.node()}: {line}"
     state_file = getattr(args, "state_file", None)
     return f"refused: {line}" + (_write_state_file(state_file, line) if state_file else "")
+
+
+def _of_rank(line: str) -> str:
+    """Return a message as one line, after the rank and its machine where it is not of rank 0."""
+    line = " ".join(line.split())
+    return line if is_main_process() else f"rank {os.environ['RANK']} on {platform.node()}: {line}"
 
 
 def _end_process(status: int, last_line: str | None = None, stream=None) -> None:

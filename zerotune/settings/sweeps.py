@@ -24,9 +24,9 @@ from zerotune.settings.names import default_run_folder, model_or_default
 _SAME_ROWS = "the runs are ranked on the same validation rows"
 SHARED = {
     "--choose-by": "the runs are ranked by one metric",
-    "--test-file": "the runs report on the same test rows",
+    **dict.fromkeys(("--test-file", "--test-size"), "the runs report on the same test rows"),
     **dict.fromkeys(("--dataset", "--glue", "--label-column", "--validation-file"), _SAME_ROWS),
-    **dict.fromkeys(("--split", "--split-seed", "--validation-size", "--limit-eval"), _SAME_ROWS),
+    **dict.fromkeys(("--split", "--split-seed", "--validation-size", "--limit-eval", "--label-separator"), _SAME_ROWS),
     "--seed": "a seed is no setting to choose; give --seeds on the command line",
     "--help": "it is for the command line",
     "-h": "it is for the command line",

@@ -94,7 +94,7 @@ def run_all(runs: Runs) -> None:
         return
     relay = SignalRelay()
     open_folder(runs)
-    with _sole_user(runs.folder):
+    with sole_user(runs.folder):
         write_json(runs.folder / "state.json", {"state": "running", "reason": None})
         try:
             failed = _run_each(runs, relay)
@@ -137,7 +137,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _sole_user(folder: Path) -> Iterator[None]:
+def sole_user(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. Raises Refused if another process has it."""
     handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:

@@ -108,10 +108,9 @@ def _reserve(num_bytes: int, pinned: bool) -> np.ndarray:
     memory = np.empty(num_bytes, np.uint8)
     if pinned:
         runtime, address = torch.cuda.cudart(), memory.ctypes.data
-        error = int(runtime.cudaHostRegister(address, num_bytes, 1))  # 1: for all devices of this process
-        if error:
-            raise RuntimeError(f"{num_bytes} bytes of host memory for checkpoints cannot be pinned: CUDA error {error}")
-        weakref.finalize(memory, runtime.cudaHostUnregister, address)
+        # 1: for all devices of this process. Where it fails (WSL, some containers), a copy waits for the GPU
+        if int(runtime.cudaHostRegister(address, num_bytes, 1)) == 0:
+            weakref.finalize(memory, runtime.cudaHostUnregister, address)
     return memory
 
 
@@ -122,6 +121,7 @@ def _write(files: list[StateFile], event: torch.cuda.Event | None, aside: Path, 
         Refused: the disk is full.
     """
     if event:
+        torch.cuda.set_device(event.device)  # a thread begins on the first GPU, and would open a context there
         event.synchronize()
     try:
         return checkpoints.hash_files(aside, [file.write(aside) for file in files])

@@ -160,8 +160,13 @@ def test_what_a_gpu_packs(monkeypatch):
     encoder = read_config(tiny_model("bert"), None)
     encoder.attention_probs_dropout_prob = 0.1  # the kernel has no dropout; LoRA trains without
     assert not packs_rows(narrow, encoder) and packs_rows(replace(narrow, method="lora"), encoder)
-    with pytest.raises(Refused, match="--attention varlen has no dropout on a GPU"):
-        check_trainable(ModelSettings("m", precision="bf16", attention="varlen"), encoder, None)
+    for attention in ("varlen", "flex_attention"):
+        with pytest.raises(Refused, match=f"--attention {attention} has no dropout on a GPU"):
+            check_trainable(ModelSettings("m", precision="bf16", attention=attention), encoder, None)
+    for width in (26, 100, 264):  # the kernel's own rule
+        odd = read_config(tiny_model("llama"), None)
+        odd.head_dim = width
+        assert f"a multiple of 8, and these have {width}" in why_not_packed(odd) and not packs_rows(narrow, odd)
     with pytest.raises(Refused, match="scores capped as gemma2 needs it want flash-attn"):
         attention_kernel("varlen", capped)
     monkeypatch.setattr(packed, "is_flash_attn_2_available", lambda: True)

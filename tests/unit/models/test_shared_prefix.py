@@ -46,7 +46,7 @@ def whole(model, row, num_asked):
     return model.base_model(torch.tensor([row]), use_cache=False).last_hidden_state[0, -num_asked:]
 
 
-def varlen_attn(query, key, value, *bounds, return_aux, scale, window_size, enable_gqa):
+def varlen_attn(query, key, value, *bounds, return_aux, scale, window_size, enable_gqa=False):
     """Imitate torch.nn.attention.varlen.varlen_attn on a GPU; log-sum-exps are [heads, queries]."""
     assert return_aux.lse and enable_gqa == (query.shape[1] > key.shape[1])
     key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from zerotune.errors import Refused
+from zerotune.errors import BrokenMachine, Refused
 from zerotune.run import launch
 from zerotune.run.launch import (
+    check_gpus,
     check_world,
     collective_timeout,
 )
@@ -80,6 +81,15 @@ def test_a_process_uses_its_own_gpu_from_the_start(monkeypatch, local_rank, chos
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     launch.use_own_device(tiny_model=False)
     assert calls == [chosen]
+
+
+def test_gpus_that_slurm_gave_have_to_be_seen():
+    given = {"SLURM_GPUS_ON_NODE": "8"}
+    with pytest.raises(BrokenMachine, match=r"gave this job 8 GPUs on .* and torch sees none"):
+        check_gpus(given, on_cpu=True)
+    for environment in ({}, {"SLURM_GPUS_ON_NODE": ""}, given | {"ZEROTUNE_ALLOW_CPU": "1"}):
+        check_gpus(environment, on_cpu=True)
+    check_gpus(given, on_cpu=False)
 
 
 def test_products_in_float32_are_not_rounded_to_tf32(monkeypatch):

@@ -51,6 +51,11 @@ def test_the_peak_is_that_of_the_phase_that_holds_most():
     assert need(on_gpu=True).total == 18.1e9 + CONTEXT_BYTES
 
 
+def test_plain_data_parallelism_keeps_its_gradients():
+    """The buckets of DistributedDataParallel are there in the backward pass too, where one device has freed them."""
+    assert need(devices=8).total == 18.1e9 + 4e9 and need(devices=8).gradients == 4e9
+
+
 def test_each_stage_of_zero_divides_more():
     """Eight devices divide the moments and a float32 copy of the weights; then gradients; then gathered weights."""
     one, two, three = (need(stage=stage, devices=8, contiguous_gradients=False) for stage in (1, 2, 3))

@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 from safetensors import SafetensorError
 
-from zerotune.errors import NotJoined, Refused
+from zerotune.errors import BrokenMachine, Refused
 from zerotune.run import process
 from zerotune.run.process import ALLOCATOR_VARIABLES, check_launcher, check_names, run_script, say_how_far
 
@@ -131,11 +131,14 @@ def test_another_error_is_a_bug():
         run_script(main, Namespace())
 
 
-def test_a_rank_that_found_nobody_speaks_for_itself(capsys, monkeypatch):
+def test_a_rank_that_found_nobody_speaks_for_itself(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert ending(NotJoined("nobody came")) == 2
-    assert capsys.readouterr().err.startswith("refused: rank 3 on ")
+    state_file = tmp_path / "state.json"
+    assert ending(BrokenMachine("nobody came"), state_file=state_file) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: rank 3 on ") and said.endswith(": nobody came\n")
+    assert not state_file.exists(), "a job is to try again"
 
 
 def test_a_long_reading_says_how_far_it_is(monkeypatch, capsys):
