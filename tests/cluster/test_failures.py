@@ -6,6 +6,7 @@ undisturbed run is one process; most of these are two or more, so the order of s
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,25 @@ def test_a_rank_killed_starts_all_again_in_the_same_job(site, cluster, undisturb
     job.wait()
     assert job.num_restarts == 0 and "launched again from the last checkpoint" in job.log
     assert_undisturbed(site, "killed", job, undisturbed)
+
+
+def test_a_failing_question_and_a_foreign_array_end_no_job(site, undisturbed):
+    """The first plan fails, as on a disk that does not answer; a task of an array has submitted this job."""
+    python, asked = site.folder / "python-that-fails-once", site.folder / "asked"
+    python.write_text(
+        f"""#!/usr/bin/env bash
+if [[ "$*" == *"cluster.jobs plan"* ]] && ! [ -e "{asked}" ]; then
+  : >"{asked}"
+  exit 1
+fi
+exec "{sys.executable}" "$@"
+"""
+    )
+    python.chmod(0o755)
+    array = {"SLURM_ARRAY_JOB_ID": "999999", "SLURM_ARRAY_TASK_ID": "7"}
+    job = site.train("asked-again", nodes=1, ZEROTUNE_PYTHON=str(python), **array).wait()
+    assert "slurm: the question 'plan' has failed (status 1)" in job.log and asked.exists()
+    assert_undisturbed(site, "asked-again", job, undisturbed)
 
 
 def test_a_rank_that_hangs_is_given_up(site, cluster, undisturbed):
