@@ -91,7 +91,7 @@ note_stop() {
   fi
   if printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"; then return; fi
   # a full disk may still take an empty file; else the ranks get a signal
-  if ! : >"$ZEROTUNE_STOP_FILE"; then scancel --signal=TERM "$SLURM_JOB_ID"; fi
+  if ! : >"$ZEROTUNE_STOP_FILE"; then scancel --signal=TERM "$job_name"; fi
 }
 
 # end_stuck SRUN: ends a srun that would not end in time, so that the job resumes from the last checkpoint. srun waits for
@@ -163,7 +163,7 @@ ask() {
 # ask_again VERB ARGUMENTS…: asks until there is an answer (returns 0) or a refusal (2); returns 1 where the question itself
 # has failed too often, as on a node whose disk does not answer. The attempts are counted as those of a launch.
 ask_again() {
-  local status=0
+  local status=0 seen=none
   while :; do
     ask "$@" 2>"$job_files.refusal" || status=$?
     [ "$1" != plan ] || cat "$job_files.answer"
@@ -171,7 +171,8 @@ ask_again() {
     case $status in 0 | 2) return "$status" ;; esac
     say "the question '$1' has failed (status $status)"
     [ -e "$job_files.attempts" ] || echo "none 0" >"$job_files.attempts"
-    go_on_or_end none "$status" || return 1
+    read -r seen _ <"$job_files.attempts"
+    go_on_or_end "$seen" "$status" || return 1
     status=0
   done
 }
@@ -216,7 +217,11 @@ has_left_resume() {
 # in_batch_job: whether this is a job of sbatch, and not a shell in an allocation.
 in_batch_job() {
   [ -n "${SLURM_JOB_ID:-}" ] || return 1
-  ! scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'BatchFlag=0'
+  local shown
+  shown=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)
+  [[ $shown != *BatchFlag=0* ]] && return
+  say "a shell in an allocation: this is the plan only; submit it by sbatch, or use accelerate launch here"
+  return 1
 }
 
 # run_to_end SCRIPT FLAGS…: the whole job, ends the shell. 0 finished, 2 refused, 75 stopped, 1 out of attempts.
@@ -251,6 +256,7 @@ run_members() {
     # a run's attempts are its own
     job_files=$of_job.$number
     export ZEROTUNE_FAILED_FILE=$PWD/$job_files.failed ZEROTUNE_STATE_FILE=$PWD/$job_files.state.json
+    rm -f "$ZEROTUNE_FAILED_FILE"
     again=()
     run_one "${command[@]}"
     status=$?

@@ -26,16 +26,15 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   run_to_end "${command[@]}"
 fi
 
-if [ -n "${SLURM_GPUS_ON_NODE:-}" ] && [ $# = 0 ] && ! compgen -e SBATCH_G >/dev/null; then
-  stop_with 2 "this job only submits the evaluations, and has the GPUs: name them behind the list, slurm/eval.sh $list --gpus-per-node 1"
-fi
-
 # evaluations of a model that training is about to write anew count as to do
 numbers=$(run_python -m zerotune.cluster.eval_list "$([ -n "$after" ] && echo all || echo todo)" "$list") || exit 2
 if [ -z "$numbers" ]; then
   say "all of $list is done"
   run_python -m zerotune.cluster.eval_list compare "$list"
   exit
+fi
+if [ "${SLURM_GPUS_ON_NODE:-0}" != 0 ] && [ $# = 0 ]; then
+  say "options before slurm/eval.sh are for this job, which only submits; name the evaluations' behind the list: $list --gpus-per-node 1"
 fi
 # the jobs read a copy: the list may change before they start
 kept=runs/eval/$(basename "${list%.*}")/lists/$(date +%Y%m%d-%H%M%S)-$$

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
+from inspect import signature
 
 import numpy as np
 import torch
@@ -400,7 +401,10 @@ class _Kernel:
 
         query, key, value = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
         longest = (places.longest, places.longest) if places else (len(query), len(key))
-        more = {"enable_gqa": True} if query.shape[1] > key.shape[1] else {}  # torch 2.11 lacks it
+        groups = query.shape[1] // key.shape[1]
+        more = {"enable_gqa": True} if groups > 1 else {}
+        if groups > 1 and "enable_gqa" not in signature(varlen_attn).parameters:  # torch 2.11
+            key, value, more = *(each.repeat_interleave(groups, dim=1) for each in (key, value)), {}
         mixed, sums = varlen_attn(
             query,
             key,

@@ -418,14 +418,11 @@ class RunFolder:
         self.check_ours()
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+            if any(name.startswith("eval_") for name in row):  # the next checkpoint refers to this line
+                file.flush()
+                os.fsync(file.fileno())
         if self.tracker is not None:
             self.tracker.log(grouped(row), step=row["step"])
-
-    def save_log(self) -> None:
-        """Make the lines of metrics.jsonl durable: a checkpoint that is written next refers to them."""
-        if is_main_process() and self.metrics_path.exists():
-            with self.metrics_path.open("rb") as file:
-                os.fsync(file.fileno())
 
     def forget_metrics_after(self, step: int) -> None:
         """Delete the lines that a stopped run logged after its last checkpoint: those steps run again."""

@@ -92,7 +92,6 @@ class Saver:
             "num_processes": self.accelerator.num_processes,
         }
         self.run.check_ours()
-        self.run.save_log()
         if not weights_alone:
             self._last_save = time.monotonic()
         name_folder = checkpoints.best_folder if weights_alone else checkpoints.step_folder

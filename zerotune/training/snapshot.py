@@ -6,6 +6,7 @@ The copy is made between two steps, at the speed of memory; a thread writes it w
 import os
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,6 +112,9 @@ def _reserve(num_bytes: int, pinned: bool) -> np.ndarray:
         # 1: for all devices of this process. Where it fails (WSL, some containers), a copy waits for the GPU
         if int(runtime.cudaHostRegister(address, num_bytes, 1)) == 0:
             weakref.finalize(memory, runtime.cudaHostUnregister, address)
+        else:
+            with suppress(RuntimeError):
+                torch.zeros(1, device="cuda").add_(1)  # CUDA reports the error at the next kernel, here at this one
     return memory
 
 
