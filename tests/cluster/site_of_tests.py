@@ -134,6 +134,5 @@ def make_site(cluster: LocalCluster, folder: Path) -> Site:
         "HF_HOME": str(folder / "hf"),
         "OMP_NUM_THREADS": "1",  # the nodes share few cores
         "DS_ACCELERATOR": "cpu",
-        "ZEROTUNE_ALLOW_CPU": "1",  # the GPUs are empty files
     }
     return Site(cluster, folder, environment)

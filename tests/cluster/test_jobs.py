@@ -41,6 +41,7 @@ def test_two_nodes_train_as_one_process_does_and_call_nobody(site, cluster, undi
 def test_gpus_that_slurm_gives_decide_the_number_of_ranks(site, undisturbed):
     """Each node has two empty device files: torch sees no GPU, and the four ranks train on the CPU, with ZeRO-3."""
     job = site.train("four-ranks", "--deepspeed", "ds_configs/zero3.json", options=["--gpus-per-node=2"]).wait()
+    assert "WARNING: SLURM gave this job 2 GPUs on node1 and torch sees none" in job.log
     assert "devices: 2 GPUs and 2 processes a node\nworld size: 4\nZeRO stage: 3 (ds_configs/zero3.json)" in job.log
     run = site.launch_of("four-ranks", job)
     assert_same_curve(run, undisturbed)

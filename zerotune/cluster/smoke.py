@@ -237,7 +237,6 @@ def check_cache(accelerator) -> Finding:
 
 def main(checked: Path) -> None:
     """Run all checks in order; rank 0 prints, and creates the file `checked` at the end."""
-    os.environ["ZEROTUNE_ALLOW_CPU"] = "1"  # `check_devices` says it with the cure, beside the other checks
     accelerator = launch.start_accelerator(None)
     scratch = Path(os.environ.get("ZEROTUNE_SCRATCH") or os.environ.get("TMPDIR") or "/tmp")
     checks = [

@@ -12,7 +12,7 @@ from typing import Any
 from zerotune.errors import BrokenMachine, Refused
 from zerotune.run.build_lock import survive_killed_builds
 from zerotune.run.cpu import parent_command, use_whole_cpu
-from zerotune.run.process import is_main_process
+from zerotune.run.process import is_main_process, say
 from zerotune.settings.deepspeed import BUCKET_SIZE, choose_deepspeed_accelerator
 
 # The variable that sets how many seconds a rank waits for the others before it gives up, and its default.
@@ -65,7 +65,7 @@ def start_accelerator(deepspeed_config: dict | None):
         deepspeed_config: filled in, or None for plain data parallelism.
     Raises:
         Refused: a process does not see the others that were launched, or FSDP was asked for.
-        BrokenMachine: not all processes have joined in time, or SLURM gave GPUs that torch does not see.
+        BrokenMachine: not all processes have joined in time.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise Refused(
@@ -79,7 +79,8 @@ def start_accelerator(deepspeed_config: dict | None):
     buckets = {"bucket_cap_mb": BUCKET_SIZE * 4 // 2**20, "gradient_as_bucket_view": True}
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, **buckets)]
     on_cpu = not torch.cuda.is_available()
-    check_gpus(os.environ, on_cpu)
+    if on_cpu and (line := unseen_gpus(os.environ)):
+        say(line)
     if deepspeed_config is not None:
         _find_build_tools()
         survive_killed_builds()
@@ -126,14 +127,15 @@ def collective_timeout(environment: Mapping[str, str]) -> timedelta:
     return timedelta(seconds=int(wanted))
 
 
-def check_gpus(environment: Mapping[str, str], on_cpu: bool) -> None:
-    """Raise BrokenMachine if SLURM gave GPUs and torch sees none, unless $ZEROTUNE_ALLOW_CPU is set."""
+def unseen_gpus(environment: Mapping[str, str]) -> str | None:
+    """Return a warning if SLURM gave this process GPUs, of which torch sees none."""
     given = environment.get("SLURM_GPUS_ON_NODE") or "0"
-    if on_cpu and given != "0" and not environment.get("ZEROTUNE_ALLOW_CPU"):
-        raise BrokenMachine(
-            f"SLURM gave this job {given} GPUs on {platform.node()} and torch sees none: check nvidia-smi there, the "
-            "modules or container of slurm/hook.sh, and torch's CUDA; ZEROTUNE_ALLOW_CPU=1 trains on the CPU"
-        )
+    if given == "0":
+        return None
+    return (
+        f"WARNING: SLURM gave this job {given} GPUs on {platform.node()} and torch sees none, so it runs on the CPU: "
+        "check nvidia-smi there, the modules or container of slurm/hook.sh, and torch's CUDA"
+    )
 
 
 def check_world(num_processes: int, environment: dict, launcher_command: str) -> None:
