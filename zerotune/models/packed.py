@@ -60,7 +60,7 @@ def why_not_packed(config) -> str | None:
         if caps_scores(config) and not is_flash_attn_2_available():
             return f"scores capped as {config.model_type} needs it want flash-attn (pip install 'zerotune[flash]')"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        if width > WIDEST_HEAD or width % 8:
+        if not takes_width(width):
             return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, a multiple of 8, and these have {width}"
     return None
 
@@ -191,7 +191,6 @@ def attention(  # noqa: PLR0913 - transformers' arguments
 
 def _varlen(query, key, value, bounds, longest, scaling, causal, window, softcap=None) -> torch.Tensor:  # noqa: PLR0913
     narrow = value.dtype if value.dtype in (torch.bfloat16, torch.float16) else torch.get_autocast_dtype("cuda")
-    groups = query.shape[1] // key.shape[1]
     # after RoPE queries and keys may be float32 under autocast; [0] instead of squeeze would cost a pass in backward
     query, key, value = (each.squeeze(0).transpose(0, 1).to(narrow) for each in (query, key, value))
     left = -1 if window is None else window - 1 if causal else window
@@ -204,10 +203,29 @@ def _varlen(query, key, value, bounds, longest, scaling, causal, window, softcap
         return flash_attn_varlen_func(query, key, value, *lengths, **how)[None]
     from torch.nn.attention.varlen import varlen_attn
 
-    more = {"enable_gqa": True} if groups > 1 else {}
-    if groups > 1 and "enable_gqa" not in signature(varlen_attn).parameters:  # torch 2.11
-        key, value, more = *(each.repeat_interleave(groups, dim=1) for each in (key, value)), {}
-    return varlen_attn(query, key, value, *lengths, scale=scaling, window_size=sides, **more)[None]
+    key, value, grouping = group_heads(query, key, value)
+    return varlen_attn(query, key, value, *lengths, scale=scaling, window_size=sides, **grouping)[None]
+
+
+def takes_width(width: int) -> bool:
+    """Return whether torch's kernel of packed rows takes heads of a width."""
+    return width <= WIDEST_HEAD and width % 8 == 0
+
+
+def group_heads(query, key, value) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """Return keys and values for `varlen_attn`, and its arguments, where several query heads share a key head.
+
+    Args:
+        query, key, value: [tokens, heads, dim].
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1:
+        return key, value, {}
+    if "enable_gqa" in signature(varlen_attn).parameters:
+        return key, value, {"enable_gqa": True}
+    return *(each.repeat_interleave(groups, dim=1) for each in (key, value)), {}  # torch 2.11
 
 
 def _reference(query, key, value, bounds, scaling, causal, window, softcap=None, dropout=0.0) -> torch.Tensor:  # noqa: PLR0913

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
-from inspect import signature
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from transformers import AttentionInterface
 from zerotune.models.branches import FULL, SLIDING, layer_types
 from zerotune.models.device import to_device
 from zerotune.models.families import backbone_class
-from zerotune.models.packed import WIDEST_HEAD, bounds_of
+from zerotune.models.packed import bounds_of, group_heads, takes_width
 
 ATTENTION = "zerotune_prefix"
 # Most scores to hold at a time where torch has no kernel for the attention: 64 MB of float32.
@@ -386,9 +385,8 @@ class _Kernel:
 
     def takes_bounds(self, query: torch.Tensor) -> bool:
         """Return whether `by_bounds` can compute the attention of these queries."""
-        narrow, width = query.dtype in (torch.bfloat16, torch.float16), query.shape[-1]
-        fits = width <= WIDEST_HEAD and width % 8 == 0
-        return query.is_cuda and narrow and self.softcap is None and fits and bounds_work()
+        narrow = query.dtype in (torch.bfloat16, torch.float16)
+        return query.is_cuda and narrow and self.softcap is None and takes_width(query.shape[-1]) and bounds_work()
 
     def by_bounds(self, query, key, value, query_bounds, key_bounds, sides: tuple[int, int], places: _Places | None):
         """Return attention and log-sum-exp by the kernel of packed rows (torch.nn.attention.varlen).
@@ -401,10 +399,7 @@ class _Kernel:
 
         query, key, value = (each[0].transpose(0, 1).contiguous() for each in (query, key, value))
         longest = (places.longest, places.longest) if places else (len(query), len(key))
-        groups = query.shape[1] // key.shape[1]
-        more = {"enable_gqa": True} if groups > 1 else {}
-        if groups > 1 and "enable_gqa" not in signature(varlen_attn).parameters:  # torch 2.11
-            key, value, more = *(each.repeat_interleave(groups, dim=1) for each in (key, value)), {}
+        key, value, grouping = group_heads(query, key, value)
         mixed, sums = varlen_attn(
             query,
             key,
@@ -415,7 +410,7 @@ class _Kernel:
             return_aux=AuxRequest(lse=True),
             scale=self.scale,
             window_size=sides,
-            **more,
+            **grouping,
         )
         return mixed, sums.transpose(0, 1)  # [heads, queries], whatever torch's docstring says; `bounds_work` tries it
 

@@ -25,7 +25,7 @@ from zerotune.prediction.output import (
     readable_line,
     taken_column,
 )
-from zerotune.prediction.settings import InputSettings, PredictSettings, is_read_again
+from zerotune.prediction.settings import InputSettings, PredictSettings
 from zerotune.run.process import installed_version, say
 
 NUM_FIRST_ROWS = 100  # rows that are checked before a weight is loaded
@@ -52,7 +52,7 @@ class Job:
         items = [item for item in map(self._reader.item, first) if item]
         if items:
             answerer.check(items)
-        self._identity = self._identify() if is_read_again(settings.source) else None
+        self._identity = self._identify() if settings.resumes else None
         self._format = None
         if settings.output:
             names = list(self.names.values())

@@ -87,10 +87,11 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
 
 def _refuse_other_flags(settings: RunSettings, holds_results: bool) -> None:
     folder = settings.output_dir
-    is_finished = read_state(folder).get("state") == "finished"  # then contents are not compared any more
-    changed = changed_flags(settings.flags, folder / "run.json", files_may_move=not is_finished)
+    state = read_state(folder).get("state")
+    # of a finished run, contents are not compared any more
+    changed = changed_flags(settings.flags, folder / "run.json", files_may_move=state != "finished")
     # a run that was refused before it had results may start again with the flags that the refusal asked for
-    if changed and (holds_results or read_state(folder).get("state") != "refused"):
+    if changed and (holds_results or state != "refused"):
         named = ", ".join(f"{_flag(name)} was {was}, is {now}" for name, (was, now) in changed.items())
         raise Refused(
             f"{folder} holds a run with other flags ({named}): use the same to resume it, or another folder: "

@@ -231,7 +231,7 @@ def fits(need: MemoryNeed, device_bytes: float) -> bool:
     return need.total <= USABLE * device_bytes
 
 
-def why_not_fit(need: MemoryNeed, device_bytes: float, model: ModelSettings, may_shard: bool = True) -> str | None:
+def why_not_fit(need: MemoryNeed, device_bytes: float, model: ModelSettings, may_shard: bool) -> str | None:
     """Return a line with the ways out that the settings leave if a device is too small; None if the run fits.
 
     Args:

@@ -161,15 +161,14 @@ def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
     rows = ((fields.get(column), source.where(row)) for row, fields in enumerate(source.rows))
     if task.multi_label:
         words = [word for value, where in rows for word in label_words(value, task.label_separator, where) or ()]
-    else:
-        words = [label_word(value, where) for value, where in rows]
-    if task.multi_label:
         joined = next((word for word in words if task.label_separator in word), None)
         if joined:
             raise Refused(
                 f"{source.name}: the label {joined!r} holds {task.label_separator!r}, which separates labels where "
                 "predictions are written: name another --label-separator"
             )
+    else:
+        words = [label_word(value, where) for value, where in rows]
     named = [label_word(name, source.name) for name in source.class_names.get(column) or ()]
     present = set(words)
     order = tuple(name for name in named if name in present) if named else None

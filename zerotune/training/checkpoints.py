@@ -301,9 +301,14 @@ def superseded(last: Path, keep: int) -> list[Path]:
 
 
 def delete_leftovers(root: Path) -> None:
-    """Delete what interrupted saves and deletions have left. No save may be in progress."""
+    """Delete the leftovers of interrupted saves. No save may be in progress."""
     for leftover in root.glob(".writing-*"):
         shutil.rmtree(leftover)
+
+
+def delete_incomplete(root: Path) -> None:
+    """Delete all that interrupted saves and deletions have left, before a run makes its own."""
+    delete_leftovers(root)
     delete([folder for kind in ("step", "best") for folder in _folders(root, kind) if _is_unmarked(folder)])
 
 

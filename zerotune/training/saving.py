@@ -136,7 +136,7 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     if problem:
         raise Refused(problem)
     if is_main_process():
-        checkpoints.delete_leftovers(root)  # a disk that they have filled must not stay full
+        checkpoints.delete_incomplete(root)  # a disk that they have filled must not stay full
     if folder is None:
         return Progress()
     if wanted != "auto" and is_main_process():

@@ -133,18 +133,18 @@ def test_writing_keeps_keys_and_values_in_all_layers():
 
 def test_what_does_not_fit_is_told_with_ways_out():
     full = ModelSettings("m")
-    assert why_not_fit(need(), 80 * GIB, full) is None
-    line = why_not_fit(need(), 16 * GIB, full)
+    assert why_not_fit(need(), 80 * GIB, full, may_shard=True) is None
+    line = why_not_fit(need(), 16 * GIB, full, may_shard=True)
     assert "16.0 GiB" in line and "\n" not in line
     assert line.endswith(
         "use --method lora or qlora, --activation-checkpointing, a smaller --tokens-per-device or more devices with "
         "--deepspeed ds_configs/zero3.json"
     )
     sharded = replace(full, method="lora", activation_checkpointing=True, zero_stage=3)
-    line = why_not_fit(need(), 16 * GIB, sharded)
+    line = why_not_fit(need(), 16 * GIB, sharded, may_shard=True)
     assert line.endswith("use --method qlora, a smaller --tokens-per-device or more devices")
     assert "ds_configs" not in why_not_fit(need(), 16 * GIB, full, may_shard=False)
-    line = why_not_fit(need(), 16 * GIB, replace(full, method="qlora", activation_checkpointing=True))
+    line = why_not_fit(need(), 16 * GIB, replace(full, method="qlora", activation_checkpointing=True), True)
     assert line.endswith("use a smaller --tokens-per-device")
 
 

@@ -274,7 +274,7 @@ def test_a_marker_that_cannot_be_looked_at_is_no_leftover(tmp_path, monkeypatch)
 
     monkeypatch.setattr(Path, "exists", look)
     assert checkpoints.newest_whole(tmp_path)[0].name == "step-00000001"
-    checkpoints.delete_leftovers(tmp_path)
+    checkpoints.delete_incomplete(tmp_path)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
@@ -285,7 +285,7 @@ def test_leftovers_of_kills_are_deleted(tmp_path):
     for name in ("step-00000002", "best-00000004"):
         (tmp_path / name / "COMPLETE").unlink()
     (tmp_path / ".writing-step-00000005").mkdir()
-    checkpoints.delete_leftovers(tmp_path)
+    checkpoints.delete_incomplete(tmp_path)
     assert names(tmp_path) == ["step-00000001", "step-00000003"]
 
 
