@@ -17,12 +17,10 @@ from zerotune.tasks.classify import GLUE, OWN, data_of_model, task_to_evaluate
 
 
 def main(args) -> None:
-    from functools import cache
-
+    from zerotune.evaluation.by_prompt import SharedModel
     from zerotune.evaluation.plan import describe_batches, plan_evaluation
     from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
-    from zerotune.models.generator import load_language_model
     from zerotune.models.model_files import read_record
     from zerotune.models.multi_label import check_has_head, is_multi_label
     from zerotune.models.pretrained import known_labels, label_columns, read_model
@@ -57,20 +55,20 @@ def main(args) -> None:
         evaluations = plan_evaluations(settings, task, labelled, record)  # one, or one for each of --prompt-seeds
         for folder, evaluation in evaluations.items():
             check_evaluation(folder, evaluation, task, test, config, tokenizer)
-        return evaluations, task, test, config, record
+        return evaluations, task, test, config, tokenizer, record
 
     if settings.run.plan:
         say(plan_evaluation(settings, lambda: describe_batches(*read()[:-1])))
         return
     check_earlier_run(settings.run, says_finished=False)
-    evaluations, task, test, _, record = read()
+    evaluations, task, test, _, tokenizer, record = read()
 
     accelerator = start_accelerator(None)
     with RunFolder(settings.run, accelerator) as run:
         run.describe(record)
-        load_model = cache(load_language_model)  # all prompts are put to the same model
+        shared = SharedModel(tokenizer)  # all prompts are put to the same model
         for folder, evaluation in evaluations.items():
-            metrics = evaluate(folder, evaluation, task, test, accelerator, stop_signal, load_model=load_model)
+            metrics = evaluate(folder, evaluation, task, test, accelerator, stop_signal, shared=shared)
             say(f"{metrics['setting']}: {accuracy_line(metrics)}; results in {folder}")
         if settings.prompt.seeds:
             summarise_seeds(run.path, settings.prompt.seeds)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -23,8 +23,9 @@ from zerotune.evaluation.options import TextEvaluation, generator_record, traini
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.branches import branch_rows, can_share
+from zerotune.models.generator import load_language_model
 from zerotune.models.parameters import published_table
-from zerotune.models.pretrained import check_token_ids, load_tokenizer, most_tokens
+from zerotune.models.pretrained import check_token_ids, most_tokens
 from zerotune.models.shared_prefix import keeps_keys_and_values
 from zerotune.run.plan import ScoringMemory, describe_memory, scoring_memory
 from zerotune.run.process import say
@@ -45,7 +46,13 @@ from zerotune.training.batches import evaluation_batches
 from zerotune.training.classification import log_probabilities
 from zerotune.training.generation import answer_window, end_of_answer, line_break, recorded_prompt
 
-LoadModel = Callable[[ModelSettings, torch.device], torch.nn.Module]
+
+class SharedModel:
+    """A causal model for the evaluations that share it: its tokenizer, and its weights, loaded by the first one."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.load = cache(load_language_model)
 
 
 @dataclass(frozen=True)
@@ -77,14 +84,14 @@ class PromptPlan:
         return data
 
 
-def plan_prompt(evaluation: TextEvaluation, task, config) -> PromptPlan:
+def plan_prompt(evaluation: TextEvaluation, task, config, tokenizer) -> PromptPlan:
     """Plan how a published or tuned causal model is asked.
 
     Raises:
         Refused: shots do not fit the model's window, or it was tuned for other labels.
     """
     loaded, record = evaluation.model, generator_record(evaluation.model)
-    tokenizer, window = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
+    window = most_tokens(config)
     if record is None:
         prompt, description = _published_prompt(evaluation, task, tokenizer, window)
     else:
@@ -104,15 +111,21 @@ def plan_prompt(evaluation: TextEvaluation, task, config) -> PromptPlan:
 
 
 def prepare_prompt(
-    evaluation: TextEvaluation, task, examples: list[Example], config, device: torch.device, load_model: LoadModel
+    evaluation: TextEvaluation,
+    task,
+    examples: list[Example],
+    config,
+    device: torch.device,
+    shared: SharedModel,
 ) -> PreparedModel:
     """Load a published or tuned causal model that answers with label words.
 
     Raises:
         Refused: before a weight is loaded, as in `plan_prompt` and for texts that do not fit.
     """
-    plan = plan_prompt(evaluation, task, config)
-    tokenizer, prompt, loaded, encode = plan.tokenizer, plan.prompt, plan.settings, plan.encode
+    tokenizer = shared.tokenizer
+    plan = plan_prompt(evaluation, task, config, tokenizer)
+    prompt, loaded, encode = plan.prompt, plan.settings, plan.encode
     data = plan.checked(encode(texts=[example.text for example in examples]), config)
     description = plan.description | {
         "prompt_format": "chat" if prompt.chat else "plain",
@@ -125,7 +138,7 @@ def prepare_prompt(
     _say_what_is_cut(description, len(examples))
     costs, batches, memory = prompt_batches(evaluation, plan, data, config)
     say(f"evaluation, {describe_memory(memory)}")
-    model = load_model(loaded, device)
+    model = shared.load(loaded, device)
     if evaluation.prompt.answer_by == "generation":
         score = _writing_scorer(model, data, tokenizer, prompt, device, in_step=loaded.divides_layers)
         read = partial(_read_written, tokenizer, prompt)
@@ -217,8 +230,9 @@ def prompt_scorer(model, data: PromptData, device: torch.device) -> Scorer:
 @torch.no_grad()
 def _log_likelihoods(model, data: PromptData, device: torch.device) -> np.ndarray:
     """Return the label words' log-likelihoods after a few prompts, scored one at a time: [prompts, labels]."""
+    prefix = data.prefix(model, device)
     numbers = range(len(data.lengths))
-    return np.concatenate([data.log_likelihoods(model, np.array([number]), device) for number in numbers])
+    return np.concatenate([data.log_likelihoods(model, np.array([number]), device, prefix) for number in numbers])
 
 
 def _likeliest_calibrated(content_free: np.ndarray, records: list[dict]) -> PredictedLabels:

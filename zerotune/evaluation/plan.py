@@ -7,7 +7,7 @@ from zerotune.evaluation.by_head import head_lengths
 from zerotune.evaluation.by_prompt import plan_prompt, prompt_batches
 from zerotune.evaluation.options import TextEvaluation
 from zerotune.models.parameters import published_table
-from zerotune.models.pretrained import answers_by_prompt, load_tokenizer
+from zerotune.models.pretrained import answers_by_prompt
 from zerotune.models.shapes import config_to_plan, has_tokenizer
 from zerotune.run.plan import describe_bytes, describe_memory
 from zerotune.settings.groups import EvalSettings
@@ -48,17 +48,18 @@ def plan_evaluation(settings: EvalSettings, describe: Callable[[], list[str]]) -
         return "\n".join([*lines, f"data: not here, so that batches are unknown ({refusal})"])
 
 
-def describe_batches(evaluations: dict[object, TextEvaluation], task, examples: list[Example], config) -> list[str]:
+def describe_batches(
+    evaluations: dict[object, TextEvaluation], task, examples: list[Example], config, tokenizer
+) -> list[str]:
     """Return lines about the items, the prompt, the batches and the memory of the first evaluation."""
     evaluation = next(iter(evaluations.values()))
     lines = [f"items: {len(examples):,}" + (f", put by {len(evaluations)} prompts" if len(evaluations) > 1 else "")]
     if not answers_by_prompt(config):
         max_length, truncation = head_lengths(evaluation, task, config)
-        tokenizer = load_tokenizer(evaluation.model.name, evaluation.model.revision)
         data = classifier_data(task, tokenizer, config, examples, max_length, truncation)
         batches = evaluation_batches(data.lengths, evaluation.tokens_per_device)
         return [*lines, f"batches: {len(batches):,} of at most {evaluation.tokens_per_device:,} padded tokens, by head"]
-    plan = plan_prompt(evaluation, task, config)
+    plan = plan_prompt(evaluation, task, config, tokenizer)
     data = plan.checked(plan.encode(texts=[example.text for example in examples]), config)
     _, batches, memory = prompt_batches(evaluation, plan, data, config)
     return [

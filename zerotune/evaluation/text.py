@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zerotune.evaluation.by_head import prepare_head
-from zerotune.evaluation.by_prompt import LoadModel, prepare_prompt
+from zerotune.evaluation.by_prompt import SharedModel, prepare_prompt
 from zerotune.evaluation.folder import Items, base_line, check_earlier, evaluate_into, results_time
 from zerotune.evaluation.options import TextEvaluation, base_model, check_flags, tuned_model
 from zerotune.evaluation.result_files import write_label_results, write_label_set_results
@@ -13,9 +13,8 @@ from zerotune.files import read_json
 from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.divided import divided_where_large
-from zerotune.models.generator import load_language_model
 from zerotune.models.multi_label import check_multi_label
-from zerotune.models.pretrained import answers_by_prompt, check_texts, read_config
+from zerotune.models.pretrained import answers_by_prompt, check_texts, load_tokenizer, read_config
 from zerotune.run.folder import RunFolder
 from zerotune.run.process import say
 from zerotune.settings.groups import PromptSettings, TextSettings, TrainSettings
@@ -33,7 +32,7 @@ def evaluate(
     accelerator,
     stop_signal,
     overwrite: bool = False,
-    load_model: LoadModel = load_language_model,
+    shared: SharedModel | None = None,
 ) -> dict:
     """Load a model and evaluate it into a folder, all ranks together, as `evaluate_into` does.
 
@@ -42,7 +41,7 @@ def evaluate(
 
     Args:
         task: zerotune.tasks.texts.TextTask.
-        load_model: loads a causal model; several evaluations may share one.
+        shared: gives several evaluations the same causal model.
     Returns:
         The content of metrics.json.
     """
@@ -53,7 +52,8 @@ def evaluate(
         model = divided_where_large(evaluation.model, config, by_prompt, accelerator)
         loaded = replace(evaluation, model=model)
         if by_prompt:
-            return prepare_prompt(loaded, task, examples, config, accelerator.device, load_model)
+            asked = shared or SharedModel(load_tokenizer(model.name, model.revision))
+            return prepare_prompt(loaded, task, examples, config, accelerator.device, asked)
         return prepare_head(loaded, task, examples, config, accelerator.device)
 
     def write(predicted: PredictedLabels | PredictedLabelSets) -> dict:

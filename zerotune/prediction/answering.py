@@ -226,7 +226,7 @@ class LabelAnswerer:
         """Refuse texts with a token that has no embedding, and prompts that do not fit or cannot be tokenised."""
         _check_texts(self.evaluation.model, self.config, self.tokenizer, items)
         if answers_by_prompt(self.config):
-            plan = plan_prompt(self.evaluation, self.task, self.config)
+            plan = plan_prompt(self.evaluation, self.task, self.config, self.tokenizer)
             plan.encode(texts=[self._example(item).text for item in items[:NUM_CHECKED]])
 
     def _example(self, item: Item) -> Example:
@@ -249,7 +249,7 @@ class LabelAnswerer:
         return prepare
 
     def _load_prompt(self, device: torch.device) -> Callable[[list[Item]], Answering]:
-        plan = plan_prompt(self.evaluation, self.task, self.config)
+        plan = plan_prompt(self.evaluation, self.task, self.config, self.tokenizer)
         model = load_language_model(plan.settings, device)
         checks = has_unknown_tokens(self.config, plan.tokenizer)
 

@@ -9,7 +9,6 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.evaluation.by_head import head_scorer
-from zerotune.evaluation.by_prompt import LoadModel
 from zerotune.evaluation.folder import Items, base_line, check_earlier, evaluate_into, results_time
 from zerotune.evaluation.options import base_model, generator_record, training_description, tuned_model
 from zerotune.evaluation.scoring import PreparedModel, Scorer
@@ -273,7 +272,7 @@ def prepare_writing(
     questions: list[Question],
     config,
     device: torch.device,
-    load_model: LoadModel = load_language_model,
+    load_model: Callable[[ModelSettings, torch.device], torch.nn.Module] = load_language_model,
 ) -> PreparedModel:
     """Load a causal model that writes its answers, as published or tuned; a tuned one is asked as in its training.
 

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,7 @@ from default_settings import optimisation_settings, run_settings, text_evaluatio
 from tiny_models import character_model, task_record, tiny_model
 
 from zerotune.errors import Refused
+from zerotune.evaluation import by_prompt
 from zerotune.evaluation.text import accuracy_line, evaluate, evaluate_base
 from zerotune.files import read_json, read_json_lines
 from zerotune.models.final_folder import save_final
@@ -168,17 +168,19 @@ def test_unlabelled_items_give_predictions_and_no_metrics(tmp_path):
     assert rows[1:] == [f"{number}\t{line['prediction']}" for number, line in enumerate(lines)]
 
 
-def test_several_evaluations_share_a_model(tmp_path):
+def test_several_evaluations_share_a_model_and_its_tokenizer(tmp_path, monkeypatch):
     loads = []
 
-    @cache
     def load(*args):
         loads.append(args)
         return load_language_model(*args)
 
+    monkeypatch.setattr(by_prompt, "load_language_model", load)
+    shared = by_prompt.SharedModel(load_tokenizer(tiny_model("llama"), None))
+    monkeypatch.setattr("zerotune.evaluation.text.load_tokenizer", None)
     for wording in (0, 1):
         evaluation = text_evaluation(tiny_model("llama"), wording=wording, seed=wording)
-        run(tmp_path / f"seed-{wording}", evaluation, load_model=load)
+        run(tmp_path / f"seed-{wording}", evaluation, shared=shared)
     assert len(loads) == 1
 
 
