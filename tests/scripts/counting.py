@@ -3,11 +3,13 @@
     counting.py NAME DEEPSPEED_JSON PRECISION MICRO_BATCHES once|each
 
 DEEPSPEED_JSON is a filled-in configuration, or null. Rank 0 prints a line of JSON: losses and gradient norms of three
-steps, and for each kind of collective in the last step [operation, type, numbers, times].
+steps, for each kind of collective in the last step [operation, type, numbers, times], and the bytes of the tensors that
+are left once the engine is freed, while the last outputs are still held.
 """
 
 import collections
 import functools
+import gc
 import json
 import os
 import sys
@@ -48,6 +50,15 @@ def note(sent: list, name: str, operation, *args, **named):
     return operation(*args, **named)
 
 
+def bytes_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
+
+
+def bytes_of_tensors() -> int:
+    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    return sum({each.untyped_storage().data_ptr(): bytes_of(each) for each in tensors}.values())
+
+
 def main(name, deepspeed, precision, num_micro_batches, how):
     sent = []
     count_collectives(sent)
@@ -76,8 +87,11 @@ def main(name, deepspeed, precision, num_micro_batches, how):
         loss, norm = engine.take_loss_and_norm()
         exchanged = collections.Counter(each for each in sent if each[2] > 1)
         curve += [float(accelerator.reduce(loss, "sum") if world > 1 else loss), float(norm)]
+    engine.free()
+    left = bytes_of_tensors() - sum(map(bytes_of, (ids, outputs, loss)))
     if rank == 0:
-        print(json.dumps({"curve": curve, "sent": [[*each, times] for each, times in exchanged.items()]}), flush=True)
+        sent = [[*each, times] for each, times in exchanged.items()]
+        print(json.dumps({"curve": curve, "sent": sent, "left": left}), flush=True)
     accelerator.wait_for_everyone()
 
 

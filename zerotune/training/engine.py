@@ -1,7 +1,9 @@
 """A model with its optimizer, with the same interface for DDP and DeepSpeed: backward, clip, update, save, load."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,15 @@ def build_optimizer(name: str, groups: list[dict], device_type: str) -> torch.op
 
         return bitsandbytes.optim.AdamW8bit(groups)
     return torch.optim.AdamW(groups, fused=device_type in ("cpu", "cuda"))
+
+
+def tensors_in(parts) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested dicts, lists, tuples and sets."""
+    if isinstance(parts, torch.Tensor):
+        yield parts
+    elif isinstance(parts, dict | list | tuple | set):
+        for part in parts.values() if isinstance(parts, dict) else parts:
+            yield from tensors_in(part)
 
 
 def load_engine(
@@ -255,15 +266,31 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(self.trainable, self.max_grad_norm, norm)
 
     def free(self) -> None:
-        """Free the memory of model and optimizer. The engine is unusable afterwards."""
+        """Free the memory of model and optimizer. The engine is unusable afterwards.
+
+        Tensors are emptied, not only let go: the graph of the script's last logits and DeepSpeed's globals still hold
+        them.
+        """
         from accelerate.utils import release_memory
 
+        held = list(self._tensors())
         self.model = self.optimizer = self.scaler = None
         self.trainable = []
-        self.accelerator.free_memory()  # empties the device's cache before it drops its references, hence the next line
+        self.accelerator.free_memory()
+        for tensor in held:
+            tensor.data = tensor.data.new_empty(0)
+        del held
         release_memory()
         if self.accelerator.device.type == "cpu":
             give_back_memory(at_once=True)
+
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        """Yield all tensors of the model and its optimizer: weights, ZeRO-3's shards, gradients, moments, buffers."""
+        of_zero = vars(self.model.optimizer) if self.deepspeed else {}
+        parts = [self.optimizer.param_groups, self.optimizer.state, of_zero]
+        for tensor in chain(self.module.parameters(), self.module.buffers(), tensors_in(parts)):
+            more = (tensor.grad if tensor.is_leaf else None, getattr(tensor, "ds_tensor", None))
+            yield from (each for each in (tensor, *more) if each is not None)
 
     def checkpoint_bytes(self, weights_alone: bool = False) -> int:
         """Estimate a checkpoint's bytes over all ranks: float32 weights, and two moments unless `weights_alone`."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from zerotune.training.engine import Engine, build_optimizer
+from zerotune.training.engine import Engine, build_optimizer, tensors_in
 
 RATES, DECAY, MAX_NORM = (0.1, 0.5), 0.1, 0.7
 INPUTS = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
@@ -130,5 +130,16 @@ def test_a_step_without_an_update_is_a_bug():
 def test_an_engine_that_is_freed_holds_nothing():
     engine = make_engine()
     engine.accelerator.free_memory = lambda: None
+    backward(engine, CUTS["whole"])
+    engine.update(1.0)
+    backward(engine, CUTS["whole"])
+    logits = engine.forward(inputs=torch.ones(2, 3))  # a script's last ones, whose graph holds the weights
+    weights = engine.trainable
+    gradients = [each.grad for each in weights]
+    moments = list(tensors_in(engine.optimizer.state))
+    assert len(moments) == 3 * len(gradients), "two, and a count"
     engine.free()
     assert engine.model is None and engine.optimizer is None and engine.trainable == []
+    assert logits.requires_grad and not any(
+        each.untyped_storage().nbytes() for each in [*weights, *gradients, *moments]
+    )
