@@ -238,7 +238,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(workplace, stopped, damag
 
 
 def test_a_damaged_best_checkpoint_is_never_made_into_final(workplace):
-    """The newest checkpoint is whole, but final/ would come from the damaged one, so no newer one counts either."""
+    """The newest checkpoint is whole, but final/ would come from the damaged one. To start anew would delete both."""
     flags = [*OFTEN, "--eval-every", 2, "--max-steps", 8]
     run = workplace.train(
         "best", *flags, "--learning-rate", 0, expect=75, **killed_at("open", r"metrics\.jsonl$", 8, "SIGTERM")
@@ -246,8 +246,12 @@ def test_a_damaged_best_checkpoint_is_never_made_into_final(workplace):
     best = step_folder(run.folder / "checkpoints", 2)
     assert defect(best) is None
     truncate(best)
+    kept = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
+    run = workplace.train("best", *flags, "--learning-rate", 0, expect=2)
+    assert "is whole, but its best checkpoint step-00000002 is damaged (model.safetensors has" in run.text()
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == kept
+    shutil.rmtree(run.folder / "checkpoints")
     run = workplace.train("best", *flags, "--learning-rate", 0)
-    assert "its best checkpoint step-00000002 is damaged (model.safetensors has" in run.text()
     assert_same_bits(run, workplace.train("best-undisturbed", *flags, "--learning-rate", 0))
 
 

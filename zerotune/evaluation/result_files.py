@@ -28,7 +28,7 @@ def write_label_results(
     }
     write_predictions(folder, {**_texts(examples), "label": labels, "prediction": found} | named | predicted.details)
     if labels[0] is None:
-        _write_submission(folder, examples, predicted.predictions)
+        _write_submission(folder, examples, predicted.predictions, label_names)
     return label_metrics(labels, predicted, label_names)
 
 
@@ -70,11 +70,15 @@ def shortened(text: str, most_characters: int) -> str:
     return text if len(text) <= most_characters else f"{text[:most_characters]} …"
 
 
-def _write_submission(folder: Path, examples: list[Example], predictions: list[int | None]) -> None:
+def _write_submission(
+    folder: Path, examples: list[Example], predictions: list[int | None], label_names: Sequence[str]
+) -> None:
     if None in predictions:
         say("submission.tsv is not written: it needs a label for every row, and some answers name none")
         return
     # the file's own index, else the row's number in the file, even if only some rows are predicted
     rows = (example.index or example.id.rpartition("-")[2] for example in examples)
-    lines = [f"{row}\t{prediction}\n" for row, prediction in zip(rows, predictions, strict=True)]
+    # GLUE's server wants numbers, but the names of MNLI's, QNLI's and RTE's labels
+    shown = label_names if "entailment" in label_names else range(len(label_names))
+    lines = [f"{row}\t{shown[prediction]}\n" for row, prediction in zip(rows, predictions, strict=True)]
     write_text(folder / "submission.tsv", "index\tprediction\n" + "".join(lines))

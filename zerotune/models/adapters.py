@@ -118,7 +118,9 @@ def load_adapter(model, name: str, revision: str | None):
     with reading(
         "the adapter", name, "it lacks weights, or they do not fit adapter_config.json; copy the whole folder"
     ):
-        adapted = PeftModel.from_pretrained(model, name, revision=revision)
+        # peft would read it onto the first GPU, by every process
+        device = str(next(model.parameters()).device)
+        adapted = PeftModel.from_pretrained(model, name, revision=revision, torch_device=device)
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     known = wanted | set(get_peft_model_state_dict(adapted, save_embedding_layers=True))  # peft may save these too
     with safe_open(weights, "pt") as file:

@@ -4,11 +4,10 @@ import torch
 from transformers.utils import is_flash_attn_2_available
 
 from zerotune.errors import Refused
-from zerotune.models import cpu_kernels
+from zerotune.models import cpu_kernels, packed
 from zerotune.models.branches import FULL, layer_types
 from zerotune.models.families import backbone_class, caps_scores
 from zerotune.models.heads import is_encoder
-from zerotune.models.packed import why_not_packed
 
 # The attribute by which a class of transformers says that it supports a kernel.
 _SUPPORT = {
@@ -36,8 +35,10 @@ def attention_kernel(wanted: str, config) -> str:
             return cpu_kernels.CAUSAL_ATTENTION
         if layer_types(config) == (FULL,):
             return cpu_kernels.ATTENTION
-    if wanted == "varlen" and (problem := why_not_packed(config)):
+    if wanted == "varlen" and (problem := packed.why_not_packed(config)):
         raise Refused(f"--attention varlen: {problem}; use --attention auto")
+    if wanted == "varlen" and has_gpu and not packed.kernel_works(is_capped):
+        raise Refused("--attention varlen needs a GPU with flash attention (Ampere or newer); use --attention auto")
     if wanted in ("auto", "varlen"):
         return "sdpa" if takes_sdpa else "eager"
     if wanted == "sdpa" and is_capped:

@@ -154,7 +154,10 @@ class Table:
                     raise Refused(f"a tsv cannot hold a tab or a line end, as in {found[:40]!r}: use an --output .csv")
                 text.write("\t".join(row) + "\n")
         else:
-            csv.writer(text, lineterminator="\n").writerows(rows)
+            plain = csv.writer(text, lineterminator="\n")
+            quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            for row in rows:  # Python quotes a cell with \n, but before 3.13 not one with \r
+                (quoted if any("\r" in value for value in row) else plain).writerow(row)
         try:
             return text.getvalue().encode()
         except UnicodeEncodeError as error:
@@ -178,8 +181,11 @@ class Arrow:
     """
 
     def __init__(self, schema):
+        from pyarrow import types
+
         self.schema = schema
         self._known = set(schema.names)
+        self._nested = {each.name: each.type for each in schema if types.is_nested(each.type)}
 
     def start(self) -> bytes:
         """Return the schema."""
@@ -190,6 +196,9 @@ class Arrow:
         import pyarrow
 
         _check_known(rows, self._known)
+        for name, arrow_type in self._nested.items():
+            for row in rows:
+                _check_keys(row.get(name), arrow_type, name)
         try:
             batch = pyarrow.RecordBatch.from_pylist(rows, schema=self.schema)
         except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
@@ -230,10 +239,40 @@ def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], ask
 
 
 def _plain(arrow_type):
-    """Return a column's type; for categories, that of their values, because Arrow streams store categories apart."""
+    """Return a column's type with the type of its values for categories, which Arrow streams store apart."""
     import pyarrow
+    from pyarrow import types
 
-    return arrow_type.value_type if pyarrow.types.is_dictionary(arrow_type) else arrow_type
+    if types.is_dictionary(arrow_type):
+        return _plain(arrow_type.value_type)
+    if types.is_struct(arrow_type):
+        return pyarrow.struct([part.with_type(_plain(part.type)) for part in arrow_type])
+    if types.is_map(arrow_type):
+        return pyarrow.map_(_plain(arrow_type.key_type), _plain(arrow_type.item_type), arrow_type.keys_sorted)
+    for is_kind, make in ((types.is_list, pyarrow.list_), (types.is_large_list, pyarrow.large_list)):
+        if is_kind(arrow_type):
+            return make(arrow_type.value_field.with_type(_plain(arrow_type.value_type)))
+    if types.is_fixed_size_list(arrow_type):
+        return pyarrow.list_(arrow_type.value_field.with_type(_plain(arrow_type.value_type)), arrow_type.list_size)
+    return arrow_type
+
+
+def _check_keys(value, arrow_type, column: str) -> None:
+    """Refuse an object in a column with a key that its type lacks; Arrow would drop it."""
+    from pyarrow import types
+
+    if isinstance(value, dict) and types.is_struct(arrow_type):
+        parts = {part.name: part.type for part in arrow_type}
+        for key, inner in value.items():
+            if key not in parts:
+                raise Refused(
+                    f"an object in the column {column!r} has a key {key!r} that the first rows had not: use an "
+                    "--output .jsonl"
+                )
+            _check_keys(inner, parts[key], column)
+    elif isinstance(value, list) and types.is_list(arrow_type):
+        for inner in value:
+            _check_keys(inner, arrow_type.value_type, column)
 
 
 def _new_type(name: str, asks: bool):

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from zerotune.errors import Refused
 from zerotune.evaluation.scoring import score_items
 from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import can_share
@@ -35,6 +36,8 @@ def check_head(settings: TrainSettings, config, tokenizer) -> QuestionSettings:
     refuse_other_heads_flags(settings.questions, settings.prompt, is_span_head, f"--head {settings.head}")
     if not is_span_head:
         check_generator(name, config, settings.optimisation.head_learning_rate, "span")
+        if settings.model.attention == "varlen":
+            raise Refused("--attention varlen is for --head span: written answers are padded; use --attention auto")
         uses_chat(settings.prompt.format, tokenizer, name)
     return resolve_questions(settings.questions, is_span_head, most_tokens(config))
 

@@ -5,12 +5,16 @@ replaced by the real texts. So a text is never changed, whatever its length, and
 """
 
 import re
+from datetime import datetime
 from functools import lru_cache
+
+from transformers.utils import chat_template_utils
 
 from zerotune.errors import Refused
 from zerotune.run.bounded import OverLimit, call_bounded
 
-# Llama-3's template prints today's date unless it is given one; scores must not depend on the day.
+# Templates print today's date: Llama-3's unless it is given one, Granite's by a function that transformers gives it.
+# Scores must not depend on the day.
 PINNED_DATE = "26 Jul 2024"
 # A placeholder is as long as a long text and has characters that a template might escape. The vertical tabs at its ends
 # show whether the template strips its input.
@@ -18,6 +22,15 @@ _BODY = 'It\'s a "probe" <b>& {x} é.\n' * 4000
 _EDGE = "\v"
 MAX_CHARACTERS = 20_000_000
 _OPEN_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(\s*)\Z")
+
+
+class _PinnedDay(datetime):
+    """A calendar that always shows PINNED_DATE."""
+
+    @classmethod
+    def now(cls, tz=None) -> datetime:
+        """Return the pinned day."""
+        return datetime(2024, 7, 26, tzinfo=tz)
 
 
 def user(content: str) -> dict[str, str]:
@@ -57,6 +70,7 @@ def _around_turns(tokenizer, template: str, roles: tuple[str, ...], asks: bool) 
     turns = [{"role": role, "content": f"{_EDGE}{body}{_EDGE}"} for role, body in zip(roles, bodies, strict=True)]
 
     def render() -> str:
+        chat_template_utils.datetime = _PinnedDay  # in the child process alone
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=asks, tokenize=False, date_string=PINNED_DATE)
         if len(text) > MAX_CHARACTERS:
             raise OverLimit(f"writes {len(text):,} characters")

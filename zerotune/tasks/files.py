@@ -467,11 +467,11 @@ def clean_text(value, where: str) -> str:
     return text
 
 
-def check_unicode(text: str, where: str) -> None:
-    """Raise Refused for a string that cannot be written to a file."""
+def check_unicode(text: str, where: str, kind: str = "text") -> None:
+    """Raise Refused for a string, of this kind, that cannot be written to a file."""
     try:
         text.encode()
     except UnicodeEncodeError:
         raise Refused(
-            f"{where}: the text holds half of a surrogate pair, which is not Unicode; correct the row"
+            f"{where}: the {kind} holds half of a surrogate pair, which is not Unicode; correct the row"
         ) from None

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from zerotune.errors import MOST_LISTED, Refused, did_you_mean, listed, quoted
+from zerotune.tasks.files import check_unicode
 
 # A column with more is not a column of labels: every label takes outputs, prompts and rows in tables.
 MOST_LABELS = 1000
@@ -61,6 +62,7 @@ def label_word(value, where: str) -> str | None:
             f"{where}: the label is {type(value).__name__} {str(value)[:40]!r}, wanted a word or a number: name "
             "another column by --label-column"
         )
+    check_unicode(value, where, "label")
     return unicodedata.normalize("NFC", " ".join(value.split())) or None
 
 

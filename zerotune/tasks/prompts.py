@@ -332,8 +332,9 @@ def calibrate(log_likelihoods: np.ndarray, content_free: np.ndarray) -> np.ndarr
         log_likelihoods: [items, labels].
         content_free: log-likelihoods of the content-free prompts, [inputs, labels].
     """
-    probabilities = np.exp(log_softmax(content_free)).mean(axis=0)
-    return log_softmax(log_softmax(log_likelihoods) - np.log(probabilities))
+    # never as probabilities: a long label's would be 0
+    mean = np.logaddexp.reduce(log_softmax(content_free), axis=0) - np.log(len(content_free))
+    return log_softmax(log_softmax(log_likelihoods) - mean)
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:

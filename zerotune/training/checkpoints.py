@@ -259,14 +259,16 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
         run_id: the run that it must belong to; None for any.
     Raises:
         OSError: the disk cannot be read, and no checkpoint is left. To start anew would replace those that it may hold.
+        Refused: no checkpoint is left, and one is whole but for its best weights.
     """
-    passed_over, unread = [], None
+    passed_over, unread, without_best = [], None, None
     for folder in reversed(_step_folders(root)):
         try:
             problem = defect(folder, run_id)
             best = best_of(folder) if problem is None else None
             if best is not None and best != folder and (best_problem := defect(best, run_id)):
                 problem = f"its best checkpoint {best.name} is damaged ({best_problem})"
+                without_best = without_best or (folder, problem)
         except OSError as error:
             unread, problem = error, f"unreadable: {error}"
         if problem is None:
@@ -274,6 +276,9 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
         passed_over.append(f"checkpoint {folder} is passed over: {problem}")
     if unread is not None:
         raise unread
+    if without_best is not None:
+        folder, problem = without_best
+        raise Refused(f"{folder} is whole, but {problem}: restore that folder, or delete {root} to start anew")
     return None, passed_over
 
 

@@ -247,9 +247,9 @@ def template_end(tokenizer, prompt: Prompt) -> list[int]:
     """Return the tokens that a chat template puts after the assistant's content, up to the first special one, or []."""
     if not prompt.chat:
         return []
-    word = prompt.label_words[0]
-    whole = render_chat(tokenizer, [user(prompt.template), assistant(word)], asks=False)
-    after = tokenizer(whole.rpartition(word)[2], add_special_tokens=False)["input_ids"]
+    answer = "the-answer-given"  # a label may be a part of the template, as "f" is of <end_of_turn>
+    whole = render_chat(tokenizer, [user(prompt.template), assistant(answer)], asks=False)
+    after = tokenizer(whole.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     place = next((place for place, token in enumerate(after) if token in special), None)
     return [] if place is None else after[: place + 1]

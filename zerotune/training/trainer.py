@@ -40,6 +40,8 @@ def check_trainer_flags(settings: TrainSettings) -> None:
         raise Refused(
             "--engine trainer exchanges gradients in fp32: leave --gradient-exchange out, or use --engine loop"
         )
+    if settings.model.attention == "varlen":
+        raise Refused("--engine trainer pads its batches: leave --attention varlen out, or use --engine loop")
     if settings.run.scratch_dir:
         raise Refused("--engine trainer saves to the run folder at once: leave --scratch-dir out, or use --engine loop")
     if settings.model.precision == "fp16" and not torch.cuda.is_available():
@@ -72,9 +74,8 @@ def train_with_trainer(loop: TrainingLoop, settings: TrainSettings) -> None:
     if first is None:
         return
     engine, schedule = loop.engine, loop.schedule
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        engine.optimizer, lambda done: schedule.rate_factor(min(first.number + done, schedule.num_steps))
-    )
+    # `_BetweenSteps` sets the rates: a Trainer's scheduler does not advance where fp16 skips an update
+    scheduler = torch.optim.lr_scheduler.LambdaLR(engine.optimizer, lambda done: 1.0)
     trainer = _StepTrainer(
         engine,
         _remaining_rows(loop, first.number, settings.optimisation.batch_size),
@@ -112,6 +113,9 @@ class _BetweenSteps(TrainerCallback):
         self.steps, self.step, self.seed, self.loop = steps, first, seed, loop
 
     def on_step_begin(self, args, state, control, **kwargs):
+        engine = self.loop.engine
+        for group, peak in zip(engine.optimizer.param_groups, engine.peak_rates, strict=True):
+            group["lr"] = peak * self.step.rate_factor
         if self.loop.has_dropout:
             torch.manual_seed(derive_seed(self.seed, self.step.number, self.loop.accelerator.process_index))
 

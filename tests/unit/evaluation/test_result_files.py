@@ -41,6 +41,13 @@ def test_unlabelled_items_give_a_submission(tmp_path, capsys):
     assert not (tmp_path / "submission.tsv").exists() and "submission.tsv is not written" in capsys.readouterr().out
 
 
+def test_a_submission_of_entailment_has_the_labels_names(tmp_path):
+    """GLUE's server wants numbers, except for MNLI, QNLI and RTE."""
+    examples = [Example("test-0", "one", None), Example("test-1", "two", None)]
+    write_label_results(tmp_path, examples, PredictedLabels([1, 0], {}), ("entailment", "not_entailment"))
+    assert (tmp_path / "submission.tsv").read_text() == "index\tprediction\n0\tnot_entailment\n1\tentailment\n"
+
+
 def test_a_files_own_index_goes_into_the_submission(tmp_path):
     examples = [Example("test-0", "good", None, "7"), Example("test-1", "bad", None, "3")]
     write_label_results(tmp_path, examples, PredictedLabels([1, 0], {}), NAMES)

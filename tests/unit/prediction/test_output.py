@@ -45,8 +45,14 @@ def test_json_lines_hold_what_the_input_held():
 def test_a_csv_quotes_and_writes_what_is_no_text_as_json():
     table = Table(["text", "n", "m"], is_tsv=False)
     data = table.start() + table.encode([{"text": 'a,"b"\n', "n": {"x": 1}}, {"text": "b", "n": True, "m": 0.5}])
+    data += table.encode([{"text": "first\rsecond"}])
     rows = list(csv.reader(io.StringIO(data.decode(), newline="")))
-    assert rows == [["text", "n", "m"], ['a,"b"\n', '{"x": 1}', ""], ["b", "true", "0.5"]]
+    assert rows == [
+        ["text", "n", "m"],
+        ['a,"b"\n', '{"x": 1}', ""],
+        ["b", "true", "0.5"],
+        ["first\rsecond", "", ""],
+    ]
     with pytest.raises(Refused, match="a column 'z' that the first rows had not"):
         table.encode([{"z": 1}])
 
@@ -74,6 +80,15 @@ def test_a_parquet_output_has_the_types_of_its_input(tmp_path):
     made = output_format(tmp_path / "a.parquet", stream("jsonl", ["n"]), [{"n": 1}], names, False)
     with pytest.raises(Refused, match=r"of another type .* use an --output \.jsonl"):
         made.encode([{"n": "word"}])
+
+
+def test_a_parquet_output_loses_no_key_of_an_object(tmp_path):
+    rows = [{"meta": {"a": [{"b": 1}]}}]
+    made = output_format(tmp_path / "a.parquet", stream("jsonl", ["meta"]), rows, [], False)
+    made.encode(rows)
+    for late in ({"a": [{"b": 1}], "c": 2}, {"a": [{"b": 1, "c": 2}]}):
+        with pytest.raises(Refused, match=r"'meta' has a key 'c' that the first rows had not: use an --output \.jsonl"):
+            made.encode([{"meta": late}])
 
 
 def test_an_unknown_extension_is_refused_before_anything_else(tmp_path):
@@ -200,7 +215,16 @@ def test_a_disk_that_takes_no_more_is_named_and_the_whole_rows_stay(tmp_path):
 
 
 def test_categories_are_written_as_their_values(tmp_path):
-    table = pyarrow.table({"text": ["a", "b"], "queue": pyarrow.array(["x", None]).dictionary_encode()})
+    queue = pyarrow.array(["x", None]).dictionary_encode()
+    offsets = pyarrow.array([0, 2, 2])
+    nested = {
+        "list": pyarrow.ListArray.from_arrays(offsets, queue),
+        "large": pyarrow.LargeListArray.from_arrays(offsets.cast("int64"), queue),
+        "pair": pyarrow.FixedSizeListArray.from_arrays(pyarrow.concat_arrays([queue, queue]), 2),
+        "struct": pyarrow.StructArray.from_arrays([queue], ["of"]),
+        "map": pyarrow.MapArray.from_arrays(pyarrow.array([0, 1, 2]), pyarrow.array(["k", "l"]), queue),
+    }
+    table = pyarrow.table({"text": ["a", "b"], "queue": queue, **nested})
     path = tmp_path / "a.parquet"
     out = FileOutput(path, IDENTITY)
     out.open(output_format(path, stream("parquet", table.schema.names, table.schema), [], ["prediction"], False))

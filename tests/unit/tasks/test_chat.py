@@ -38,6 +38,8 @@ def test_an_answer_begins_behind_what_the_template_opens_it_with(answer, asks, o
 def test_a_conversation_has_a_pinned_date():
     turns = [user("x"), assistant("y")]
     assert render_chat(tokenizer_with(CHAT_TEMPLATE), turns, asks=False) == "<s>26 Jul 2024\n[user]x\n[assistant]y\n"
+    asks_no_one = "{{ strftime_now('%B %d, %Y') }}{% for turn in messages %}[{{ turn.content }}]{% endfor %}"  # Granite
+    assert render_chat(tokenizer_with(asks_no_one), turns, asks=False) == "July 26, 2024[x][y]"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,11 @@ def test_unknown_labels_are_refused_with_place_and_value(value):
         parse_label(value, LABELS, "rows.tsv line 7")
 
 
+def test_half_of_a_surrogate_pair_is_no_label():
+    with pytest.raises(Refused, match=r"line 3: the label holds half of a surrogate pair"):
+        parse_own_label("x\ud83d", ("x",), "line 3")
+
+
 def test_a_mistyped_label_gets_the_nearest_one():
     with pytest.raises(Refused, match=r"unknown label 'postive' \(did you mean 'positive'\?\); wanted"):
         parse_label("postive", LABELS, "here")

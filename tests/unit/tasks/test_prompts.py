@@ -210,6 +210,11 @@ def test_calibration_does_not_see_what_both_labels_share():
     np.testing.assert_allclose(calibrate(items - 7, content_free - 30), calibrate(items, content_free), rtol=1e-9)
 
 
+def test_calibration_of_a_label_that_is_far_less_likely_than_another():
+    items, content_free = np.float32([[0, -200], [-200, 0]]), np.float32([[0, -150], [0, -160]])
+    np.testing.assert_allclose(calibrate(items, content_free), [[0, -49.3069], [-350.693, 0]], rtol=1e-4, atol=1e-9)
+
+
 def test_normalise_is_a_log_softmax_that_does_not_overflow():
     scores = np.array([[0.0, 0.0], [-1000.0, -1001.0], [800.0, 0.0]])
     expected = torch.tensor(scores).log_softmax(-1).numpy()

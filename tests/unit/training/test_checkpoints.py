@@ -200,6 +200,16 @@ def test_a_checkpoint_whose_best_is_damaged_is_passed_over(tmp_path):
     assert "step-00000006 is passed over: its best checkpoint step-00000004 is damaged" in lines[0]
 
 
+def test_whole_checkpoints_whose_best_is_lost_are_not_replaced(tmp_path):
+    for step in (2, 4, 6):
+        save(tmp_path, step, best_step=2)
+    shutil.rmtree(tmp_path / "step-00000002")
+    with pytest.raises(
+        Refused, match=r"step-00000006 is whole, but its best checkpoint best-00000002 .*: restore that"
+    ):
+        checkpoints.newest_whole(tmp_path)
+
+
 def test_weights_alone_are_kept_while_a_checkpoint_knows_them_as_the_best(tmp_path):
     """No run resumes from them: --keep-checkpoints 1 keeps the newest whole checkpoint and the best it records."""
     kept = []

@@ -1,5 +1,7 @@
 """Test tuning a generator: its rows are the evaluation's prompts, its loss is transformers', and final/ reloads it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,8 @@ def test_the_end_is_the_templates_own_where_it_has_one(letters):
     assert end_of_answer(tokenizer, LETTERS) == end_of_answer(tokenizer, chat) == [tokenizer.eos_token_id]
     tokenizer.chat_template = TURNS
     assert end_of_answer(tokenizer, chat) == [tokenizer.pad_token_id]
+    parts_of_its_name = replace(chat, label_words=("d", "p"))
+    assert end_of_answer(tokenizer, parts_of_its_name) == [tokenizer.pad_token_id]
     row, count = encode_answers(tokenizer, chat, EXAMPLES, 300, 2048).row(0, 0)
     turns = [
         {"role": "user", "content": LETTERS.template.format(text=TEXTS[0])},
