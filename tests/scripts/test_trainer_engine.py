@@ -138,6 +138,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(train):
         (["--class-weights", "balanced"], 1, "which --class-weights balanced forbids"),
         (["--precision", "fp16"], 1, "--engine trainer computes in fp16 on a GPU only"),
         (["--gradient-exchange", "bf16"], 1, "--engine trainer exchanges gradients in fp32"),
+        (["--attention", "varlen"], 1, "--engine trainer pads its batches"),
         (["--scratch-dir", "/dev/shm"], 1, "--engine trainer saves to the run folder at once"),
         (["--batch-size", 15], 2, "--batch-size 15 is no multiple of 2 processes"),
     ],

@@ -46,9 +46,6 @@ class TrainingData(Protocol):
     def num_tokens(self, rows: np.ndarray) -> int:
         """Count the tokens that the model reads in a batch of some examples, without padding."""
 
-    def num_padded_tokens(self, rows: np.ndarray) -> int:
-        """Count the same with padding: what a batch of these examples takes of the budget."""
-
     def num_targets(self, rows: np.ndarray) -> float:
         """Return the divisor for the sum of some examples' losses: the number of examples, windows or answer tokens.
 

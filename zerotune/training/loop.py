@@ -125,7 +125,6 @@ class TrainingLoop:
         self.has_dropout = has_dropout(engine.module)
         self._epoch_steps: tuple[int, list[np.ndarray]] = (-1, [])
         self._unread: _Unread | None = None
-        self._largest_batch = 0  # in padded tokens
         self._stop_wanted = False
         self._save_wanted = False  # by the clock
         self._arrived: Path | None = None  # the newest checkpoint whose files all ranks have written in the background
@@ -190,12 +189,8 @@ class TrainingLoop:
             filler = rows[np.argmin(data.lengths[rows])][None]  # the step's shortest example
             if self.has_dropout:
                 torch.manual_seed(derive_seed(self.optimisation.seed, step, rank, number))
-            chosen = own if len(own) else filler
-            if accelerator.device.type == "cpu" and data.num_padded_tokens(chosen) > self._largest_batch:
-                self._largest_batch = data.num_padded_tokens(chosen)
-                give_back_memory(at_once=True)  # freed blocks are too small for a batch larger than all before
             with self.engine.gradients_stay_local(is_last):
-                batch = data.batch(chosen, accelerator.device)
+                batch = data.batch(own if len(own) else filler, accelerator.device)
                 yield MicroBatch(**vars(batch), weight=weight, is_last=is_last)
 
     # --- a step's loss, read one step late unless it is needed sooner, so that a GPU never waits for the host ---

@@ -175,6 +175,8 @@ def test_what_a_gpu_packs(monkeypatch):
     assert packs_rows(narrow, config) and not packs_rows(narrow, capped)
     monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: False)
     assert not packs_rows(narrow, config)
+    with pytest.raises(Refused, match=r"--attention varlen needs a GPU with flash attention"):
+        attention_kernel("varlen", config)
     with pytest.raises(Refused, match="--attention varlen computes in 16 bits on a GPU"):
         check_kernel_precision("varlen", "fp32")
 

@@ -1,5 +1,6 @@
 """Test training on SQuAD: the validation split's threshold, refusals for a head, and the contents of task.json."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +72,13 @@ def test_a_head_that_the_model_cannot_have_is_refused(tmp_path, head, kind, ques
     settings = settings_of(head, tmp_path, QuestionSettings(**questions), head_learning_rate=rate)
     with pytest.raises(Refused, match=said):
         check_head(settings, config_of(kind), None)
+
+
+def test_written_answers_are_not_packed(tmp_path):
+    settings = settings_of("generate", tmp_path)
+    packed = replace(settings, model=replace(settings.model, attention="varlen"))
+    with pytest.raises(Refused, match="--attention varlen is for --head span"):
+        check_head(packed, config_of("llama"), None)
 
 
 def test_the_record_keeps_lengths_and_threshold_or_prompt(tmp_path):

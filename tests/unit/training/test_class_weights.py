@@ -65,7 +65,7 @@ def parts_of_step(data, rows, budget, num_ranks):
     parts = []
     for rank in range(num_ranks):
         loop = object.__new__(TrainingLoop)
-        loop.data, loop.has_dropout, loop._largest_batch = data, False, 0
+        loop.data, loop.has_dropout = data, False
         loop.optimisation = optimisation_settings(tokens_per_device=budget)
         loop.accelerator = SimpleNamespace(process_index=rank, num_processes=num_ranks, device=CPU)
         loop.engine = SimpleNamespace(gradients_stay_local=lambda is_last: nullcontext())
