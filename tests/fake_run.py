@@ -17,18 +17,19 @@ from pathlib import Path
 from zerotune.settings.groups import DataSettings
 
 
-def write_run(folder, validation, test, choose_by="accuracy", rows="a", source="b", loss=None) -> None:
+def write_run(folder, validation, test, choose_by="accuracy", rows="a", source="b", loss=None, data="c") -> None:
     """Write the records of a finished run with these accuracies and this validation loss, by default 1 - accuracy.
 
     Args:
         rows, source: identify its validation rows, and the file that they come from.
+        data: identifies its training file.
     """
     part = {"count": 100, "ids_sha256": rows}
     test_metrics = {"task": "sst2", "setting": "head", "count": 100, "accuracy": test, "accuracy_ci95": [0.0, 1.0]}
     metrics = [{"step": 1, "loss": 0.7, "learning_rate": 0.1}, {"step": 1, "eval_loss": 0.1, "eval_accuracy": 0.0}]
     metrics.append({"step": 2, "eval_loss": 1 - validation if loss is None else loss, "eval_accuracy": validation})
     records = {
-        "run.json": {"flags": {}, "task": "sst2"},
+        "run.json": {"flags": {}, "task": "sst2", "identity": {"data": {"train": data}}},
         "final/task.json": {"best_step": 2, "choose_by": choose_by},
         "split.json": {
             "splits": {"validation": part},

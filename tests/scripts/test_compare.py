@@ -86,6 +86,14 @@ def test_three_folders_are_holm_corrected_on_common_items_only(tmp_path):
     assert "Holm" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_spread_is_called_after_its_folder_and_after_all_runs_only_if_it_is_of_all(tmp_path):
+    seeds = [evaluation(tmp_path / f"41/seed-{seed}/eval/final", {seed}, seed=seed) for seed in range(2)]
+    other = evaluation(tmp_path / "tickets/eval/final", {1, 2, 3}, model="another/model", seed=7)
+    spread = ", over 2 training seeds: accuracy"
+    assert f"\nall runs{spread}" in comparison_table(read_comparison(seeds))
+    assert f"\n41{spread}" in comparison_table(read_comparison([*seeds, other]))
+
+
 def test_seeds_of_one_command_give_mean_and_spread(tmp_path):
     folders = [evaluation(tmp_path / f"seed-{seed}", set(range(4 * seed)), seed=seed) for seed in range(3)]
     other = evaluation(tmp_path / "other", {1, 2, 3}, model="another/model", seed=7)
@@ -130,7 +138,7 @@ def test_a_seed_that_is_there_twice_is_named(tmp_path, seed, reason):
 def test_an_unfinished_run_of_a_folder_is_named(tmp_path, capsys):
     for seed in range(2):
         evaluation(tmp_path / f"runs/seed-{seed}/eval/final", {seed}, seed=seed)
-    (tmp_path / "runs/seed-2").mkdir()
+    (tmp_path / "runs/seed-2/eval/final/.partial").mkdir(parents=True)  # stopped in its final evaluation
     (tmp_path / "runs/seed-2/run.json").write_text("{}")
     assert len(evaluation_folders(tmp_path / "runs")) == 2
     assert capsys.readouterr().out == f"{tmp_path}/runs/seed-2 has no final evaluation yet and is left out\n"

@@ -174,20 +174,24 @@ def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
     """Return the ids that both evaluations scored, in the first one's order.
 
     Raises:
-        Refused: there are none, or the two are of different data or give an id different labels.
+        Refused: there are none, or the two are of different data or give an id different labels or questions.
     """
     folders = f"{first.folder} and {second.folder}"
     sources = [side.metrics.get("data_sha256") for side in (first, second)]
-    if None not in sources and len(set(sources)) > 1:
+    have_questions = all("question" in line for side in (first, second) for line in side.predictions.values())
+    # ids of questions come from the data, and so may be those of another copy; other ids count a file's rows
+    if None not in sources and len(set(sources)) > 1 and not have_questions:
         raise Refused(f"a paired test needs the same items, {folders} are of different data: evaluate both on one file")
     common = [identifier for identifier in first.predictions if identifier in second.predictions]
     if not common:
         raise Refused(f"a paired test needs common items, {folders} share no id: evaluate both on the same file")
+    verbs = {"label": "label"} | ({"question": "ask"} if have_questions else {})
     for identifier in common:
-        labels = first.predictions[identifier]["label"], second.predictions[identifier]["label"]
-        if labels[0] != labels[1]:
-            found = f"label {identifier} as {labels[0]} and {labels[1]}"
-            raise Refused(f"one id means one item, {folders} {found}: evaluate both on the same file")
+        lines = first.predictions[identifier], second.predictions[identifier]
+        for key, verb in verbs.items():
+            if lines[0][key] != lines[1][key]:
+                found = f"{verb} {identifier} as {lines[0][key]!r} and {lines[1][key]!r}"
+                raise Refused(f"one id means one item, {folders} {found}: evaluate both on the same file")
     return common
 
 

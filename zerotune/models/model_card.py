@@ -1,6 +1,6 @@
 """README.md of final/, a model card: a description of the model, and a whole prediction in transformers and peft.
 
-The report's last step adds scores, data and limits to it (zerotune/report/card.py).
+The report's last step names the data, and adds scores and limits (zerotune/report/card.py).
 """
 
 import json
@@ -12,11 +12,10 @@ from zerotune.models.heads import has_token_types, head_of, is_encoder
 from zerotune.models.model_files import CONFIG_FOLDER
 from zerotune.models.multi_label import PROBLEM_TYPE
 from zerotune.models.pretrained import leading_ids, trailing_ids
-from zerotune.settings.names import TASK_NAMES
 
 _CARD = """# {title}
 
-{description} Trained with zerotune{on_task}.
+{description} Trained with zerotune.
 
 ```python
 {imports}
@@ -39,11 +38,11 @@ _METHODS = {
     "merged": "A LoRA adapter merged into",
 }
 _FLOAT32 = 'Keep `dtype="float32"`: the head is float32, and 16 bits would lose small differences.'
-# By head: the end of the title, the Auto class, and the hub's pipeline tag.
+# By head: the beginning of the title, the Auto class, and the hub's pipeline tag.
 _HEADS = {
-    "classify": ("classifier", "AutoModelForSequenceClassification", "text-classification"),
-    "generate": ("generator", "AutoModelForCausalLM", "text-generation"),
-    "span": ("span finder", "AutoModelForQuestionAnswering", "question-answering"),
+    "classify": ("Classifier", "AutoModelForSequenceClassification", "text-classification"),
+    "generate": ("Generator", "AutoModelForCausalLM", "text-generation"),
+    "span": ("Span finder", "AutoModelForQuestionAnswering", "question-answering"),
 }
 # The line of the code that names the model's folder; an upload replaces it by one that fetches the repository.
 FOLDER_LINE = 'folder = "."  # where this file is'
@@ -128,7 +127,8 @@ def model_card(stock, record: dict, tokenizer) -> str:
         record: content of task.json.
     """
     head = head_of(stock)
-    (title, model_class, _), task = _HEADS[head], record.get("task")
+    title, model_class, _ = _HEADS[head]
+    is_asked = head == "span" or (head == "generate" and "label_words" not in record["prompt"])
     imports, definition, loading = _loading_lines(stock, record, head, model_class)
     needed = ["import torch"]
     if head == "generate":
@@ -136,8 +136,7 @@ def model_card(stock, record: dict, tokenizer) -> str:
     made = _METHODS["merged" if "merged" in record else record["method"]]
     data = _front_matter(stock, record, head)
     body = _CARD.format(
-        title=f"{TASK_NAMES[task]} {title}" if task in TASK_NAMES else f"{title[0].upper()}{title[1:]} of texts",
-        on_task=f" on {TASK_NAMES[task]}" if task in TASK_NAMES else "",
+        title=f"{title} for {'questions' if is_asked else 'texts'}",
         description=f"{made} `{record['base_model']}`, {_purpose(stock, record, head)}",
         imports="\n".join([*needed, *imports]) + definition,
         loading=loading,

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import posixpath
+import re
+from collections.abc import Collection, Iterator
+from html import unescape
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from zerotune.errors import Refused
 from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
@@ -27,6 +31,7 @@ _UNCHANGED = ("tokenizer.json", "vocab.json", "predictions.json")
 # Keys of labels, columns and prompts in the JSON files of a run.
 _NO_PATHS = {"labels", "id2label", "label2id", "label_words", "label_names", "columns", "pair_columns", "prompt"}
 _NO_PATHS |= {"template", "instruction", "text_column", "label_column", "label_separator"}
+_LINK = re.compile(r'<a href="([^"]*)">(.*?)</a>')
 
 
 def check_upload(name: str, what: str = "--push-to-hub") -> None:
@@ -138,6 +143,8 @@ def published_files(run: Path, name: str, base: str | None = None) -> dict[str, 
     contents: dict[str, Path | bytes] = {}
     for place, path in files.items():
         contents[place] = path if path.name.endswith(WEIGHT_ENDS) else _content(path, run)
+        if path.suffix == ".html":
+            contents[place] = _with_live_links(contents[place].decode(), place, files).encode()
     readme, base = _card(files["README.md"].read_text(encoding="utf-8"), final, record, name, base)
     contents["README.md"] = readme.encode()
     if "adapter_config.json" in files:
@@ -171,6 +178,25 @@ def _content(path: Path, run: Path) -> bytes:
     value = json.loads(content)
     cleaned = _without_paths(value)
     return content if cleaned == value else _as_json(cleaned)
+
+
+def _with_live_links(page: str, place: str, places: Collection[str]) -> str:
+    """Return a page with the links to uploaded files, and only the text of the others.
+
+    Args:
+        place: of the page in the repository, where the files of final/ are at the top.
+        places: of all uploaded files.
+    """
+    folder = posixpath.dirname(place)
+
+    def link(found: re.Match) -> str:
+        target = posixpath.normpath(posixpath.join(folder, unquote(unescape(found[1])))).removeprefix("final/")
+        if target not in places:
+            return found[2]
+        address = quote(posixpath.relpath(target, folder or "."))
+        return f'<a href="{address}">{address if found[2] == found[1] else found[2]}</a>'
+
+    return _LINK.sub(link, page)
 
 
 def _without_paths(value):

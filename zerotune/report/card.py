@@ -18,21 +18,25 @@ from zerotune.tasks.hub import id_and_configuration
 
 # The first section written here; from it on, an earlier card's sections are replaced.
 _FIRST = "## Scores"
+# The sentence of the card that gets the name of the train rows.
+_TRAINED = "Trained with zerotune."
 # The hub's names of scores, where they differ from ours. Scores of one label are left out of the front matter.
 _HUB_METRICS = {
     "matthews": "matthews_correlation", "exact": "exact_match", "exact_match": "exact_match", "rouge1": "rouge",
     "rouge2": "rouge", "rougeL": "rouge", "hamming_loss": "hamming_loss",
 }  # fmt: skip
 _OF_ONE_LABEL = ("accuracy_", "f1_label_")
-# Tasks whose own data sets are English.
-_ENGLISH = ("sst2", "imdb", "squad")
+# The data sets of the tasks that have one; all are English, and so are the samples.
+OWN_DATASETS = {"sst2": "stanfordnlp/sst2", "imdb": "stanfordnlp/imdb", "squad": "rajpurkar/squad_v2"}
 _TRAINING_FLAGS = (
     "method", "lora_rank", "lora_alpha", "batch_size", "learning_rate", "head_learning_rate", "schedule", "seed",
 )  # fmt: skip
 
 
 def complete_card(files, comparison: str) -> None:
-    """Add sections from a run's evaluations and records to its final/README.md; without that file, do nothing.
+    """Name the train rows in a run's final/README.md, and add sections from its evaluations and records.
+
+    Without that file, do nothing.
 
     Args:
         files: RunFiles of the finished run.
@@ -51,6 +55,9 @@ def complete_card(files, comparison: str) -> None:
     sections = [_scores(files, comparison), _data(files.split), _training(files), _limits(files, record)]
     added = without_paths("\n\n".join(sections), files.path)
     about, last = before.partition(f"\n{_FIRST}\n")[0].rstrip(), f"{LICENSE_HEADING}\n{license_text}"
+    if train := (files.split.get("sources") or {}).get("train"):
+        name = ("a " if train.get("sample") else "") + _title_of(train, files.split.get("task"))
+        about = about.replace(_TRAINED, f"{_TRAINED[:-1]} on {name}.", 1)
     card.text = "\n\n".join([about, added, last if license_text else ""]).rstrip() + "\n"
     write_text(path, str(card))
 
@@ -61,19 +68,18 @@ def _front_matter(files) -> dict:
 
     sources, task = files.split.get("sources") or {}, files.split.get("task")
     datasets = sorted({id_and_configuration(one["dataset"])[0] for one in sources.values() if one.get("dataset")})
-    is_own = any(source.get("path") for source in sources.values())
-    data = {"datasets": datasets or None, "language": "en" if task in _ENGLISH and not is_own else None}
+    is_english = bool(sources) and all(one.get("sample") or _is_own_dataset(one, task) for one in sources.values())
+    data = {"datasets": datasets or None, "language": "en" if is_english else None}
     if not isinstance(files.tuned, Evaluation):
         return data
     metrics, tested = files.tuned.metrics, sources.get("test") or sources.get("train") or {}
     names = [name for name in evaluations.score_names(metrics) if not name.startswith(_OF_ONE_LABEL)]
     dataset, configuration = id_and_configuration(tested.get("dataset") or "")
-    title = TASK_NAMES.get(task, str(task))
     results = [
         EvalResult(
             task_type="text-classification" if metrics.get("task") != "squad" else "question-answering",
             dataset_type=dataset or ("sample" if tested.get("sample") else "own-data"),
-            dataset_name=dataset or (f"made-up sample for {title}" if tested.get("sample") else _name_of(tested)),
+            dataset_name=dataset or _title_of(tested, task),
             dataset_config=configuration,
             dataset_split=tested.get("split") or "test",
             dataset_revision=tested.get("revision"),
@@ -102,6 +108,18 @@ def _metric_name(metrics: Mapping, name: str) -> str:
 
 def _name_of(source: Mapping) -> str:
     return os.path.basename(str(source.get("dataset") or source.get("path") or source.get("sample") or "?"))
+
+
+def _is_own_dataset(source: Mapping, task: str | None) -> bool:
+    return task in OWN_DATASETS and source.get("dataset") == OWN_DATASETS[task]
+
+
+def _title_of(source: Mapping, task: str | None) -> str:
+    """Return the name of a source's data: the task's only for its own data set, SST-2."""
+    title = TASK_NAMES.get(task, str(task))
+    if source.get("sample"):
+        return f"made-up sample for {title}"
+    return title if _is_own_dataset(source, task) else _name_of(source)
 
 
 def _scores(files, comparison: str) -> str:

@@ -60,7 +60,7 @@ def evaluation_folders(folder: Path) -> list[Path]:
     if (run / "eval" / "final").is_dir():
         return [run / "eval" / "final"]
     inside = sorted(folder.iterdir(), key=_by_number) if folder.is_dir() and folder.name != "eval" else []
-    kinds = ("predictions.jsonl", "eval/final", "summary.json")
+    kinds = ("predictions.jsonl", "eval/final/metrics.json", "summary.json")
     done = [each for each in inside if any((each / kind).exists() for kind in kinds)]
     for each in inside:
         if done and each not in done and (each / "run.json").exists():
@@ -138,10 +138,20 @@ def comparison_table(comparison: Comparison) -> str:
 
 
 def _setting_name(comparison: Comparison, spread: dict) -> str:
-    """Return the name of the runs of a spread over seeds, without their seeds: learning_rate-2e-5."""
+    """Return the name of the runs of a spread over seeds, without their seeds: learning_rate-2e-5.
+
+    Runs of which only the seeds are left out are called after the folder that they are in, or "all runs"."""
     by_folder = {str(one.folder): name for name, one in zip(comparison.names, comparison.read, strict=True)}
-    names = [re.sub(r"[_/-]?seed-?\d+$", "", by_folder[folder]) for folder in spread["folders"]]
-    return ", ".join(dict.fromkeys(filter(None, names))) or "all runs"
+    names = {folder: re.sub(r"[_/-]?seed-?\d+$", "", by_folder[folder]) for folder in spread["folders"]}
+    if len(names) < len(by_folder):
+        names = {folder: name or _folder_around(Path(folder)) for folder, name in names.items()}
+    return ", ".join(dict.fromkeys(filter(None, names.values()))) or "all runs"
+
+
+def _folder_around(evaluation: Path) -> str:
+    """Return the name of the folder that an evaluation's run is in: seeds for seeds/seed-0/eval/final."""
+    folder = evaluation.resolve()
+    return (folder.parents[1] if folder.parent.name == "eval" else folder).parent.name
 
 
 def _interval(bounds: Sequence[float], sign: str = "") -> str:

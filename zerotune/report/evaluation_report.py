@@ -97,7 +97,8 @@ def _unlabelled_section(folder: Path, metrics: dict, items: str) -> str:
     counts = Counter(map(answer, lines)).most_common(NUM_UNLABELLED)
     rows = [(name, f"{count:,}", html.percent(count / len(lines))) for name, count in counts]
     first = [
-        (f"{answer(line)} · {line['id']}", line.get("question") or text_of(line)) for line in lines[:NUM_UNLABELLED]
+        (f"{html.isolated(answer(line))} · {line['id']}", line.get("question") or text_of(line))
+        for line in lines[:NUM_UNLABELLED]
     ]
     return html.section(
         "Predictions",

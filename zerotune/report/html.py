@@ -1,5 +1,6 @@
 """Build a self-contained HTML page: inline style, a copy script, nothing to fetch. All text is escaped here."""
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -134,6 +135,12 @@ def example_list(examples: Iterable[tuple[str, ...]]) -> str:
         below = "".join(f'<p class="small">{escape(one)}</p>' for one in context)
         items.append(f'<li><span class="small">{escape(facts)}</span><p>{escape(text)}</p>{below}</li>')
     return f'<ol class="examples">{"".join(items)}</ol>'
+
+
+def isolated(text: str) -> str:
+    """Return a text that may stand in a sentence of another direction: right-to-left words between isolates (bdi)."""
+    is_right_to_left = any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
+    return f"\u2068{text}\u2069" if is_right_to_left else text
 
 
 def details(summary: str, *parts: str) -> str:

@@ -67,6 +67,8 @@ def _confusion_section(evaluations: Mapping[str, Evaluation], label_names: Seque
 
 
 def _examples(evaluation: Evaluation, label_names: Sequence[str]) -> str:
+    label_names = [html.isolated(name) for name in label_names]
+
     def probability(line: dict) -> float:
         return math.exp(line["scores"][line["prediction"]]) if line.get("scores") else 0.0
 

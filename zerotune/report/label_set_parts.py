@@ -85,14 +85,15 @@ def _label_row(evaluation: Evaluation, number: int, label: str) -> list:
 
 def _examples(evaluation: Evaluation, label_names: Sequence[str]) -> str:
     def named(numbers: Sequence[int]) -> str:
-        return ", ".join(quoted(label_names[number]) for number in numbers) or "no label"
+        return ", ".join(html.isolated(quoted(label_names[number])) for number in numbers) or "no label"
 
     def error(line: dict) -> tuple[str, str]:
         decision = ""
         if line.get("scores"):
             probability, number = _worst_decision(line)
             is_given = number in line["prediction"]
-            decision = f"{'' if is_given else 'not '}{label_names[number]} with probability {probability:.4f} · "
+            label = html.isolated(label_names[number])
+            decision = f"{'' if is_given else 'not '}{label} with probability {probability:.4f} · "
         found = f"given {named(line['prediction'])}, labelled {named(line['label'])} · {line['id']}"
         return decision + found, text_of(line)
 

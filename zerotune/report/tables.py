@@ -8,6 +8,7 @@ from pathlib import Path
 from zerotune.metrics.evaluations import score_names
 from zerotune.report import figures, html
 from zerotune.report.curves import History
+from zerotune.tasks.classify import GLUE
 
 # If the rarer label of a binary task has a smaller share, accuracy says little, and more scores are shown.
 BALANCED_SHARE = 0.35
@@ -157,6 +158,8 @@ def next_commands(run: dict) -> list[tuple[str, str]]:
     if "train" not in Path(words[0]).parts:
         return [("Compare it with another evaluation", f"python eval/compare.py {folder} runs/OTHER")]
     text = '--question "…" --context "…"' if script == "qa.py" else '"a text of yours"'
+    if _reads_pairs(flags):
+        text = "--file FILE --output predicted.csv"
     commands = [
         ("Evaluate it on other items", f"python eval/{script} --model {folder}/final --test-file FILE"),
         ("Predict", f"python eval/predict.py --model {folder} {text}"),
@@ -166,6 +169,13 @@ def next_commands(run: dict) -> list[tuple[str, str]]:
     if flags.get("method") in ("lora", "qlora"):
         commands.append(("Merge the adapter into its base", f"python eval/publish.py {folder} --merge models/NAME"))
     return commands
+
+
+def _reads_pairs(flags: Mapping) -> bool:
+    """Return whether a run's flags say that it read two texts a row."""
+    if columns := flags.get("text_column"):
+        return "," in columns
+    return flags.get("glue") in GLUE and GLUE[flags["glue"]].pair_column is not None
 
 
 def run_section(folder: Path, run: dict) -> str:

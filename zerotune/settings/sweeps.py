@@ -99,7 +99,8 @@ def plan_runs(parser, given: Sequence[str], parsed: argparse.Namespace) -> Runs 
     sweep = {} if parsed.sweep is None else _read_sweep(parsed.sweep, parser, given)
     seeds = tuple(parsed.seeds or ())
     members = [_member(setting, seed) for setting in _settings(sweep) for seed in seeds or (None,)]
-    differing = {flag_name(flag) for flag in sweep} | {"seed", "typed", "preset_line"} | FREE_FLAGS
+    differing = {flag_name(flag) for flag in sweep} | {"typed", "preset_line"} | FREE_FLAGS
+    differing |= {"seed"} if seeds else set()
     plain = {
         name: value if value is None or isinstance(value, bool | int | float) else str(value)
         for name, value in sorted(vars(parsed).items())

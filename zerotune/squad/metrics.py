@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -271,7 +272,7 @@ def oracle_scores(
 def question_word(text: str) -> str:
     """Return the first of QUESTION_WORDS in a question, "other" if there is none."""
     words = [_SAME_WORD.get(word, word) for word in text.lower().replace("?", " ").replace(",", " ").split()]
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word == "how":
             return "how many" if following in ("many", "much") else "how"
         if word in QUESTION_WORDS:

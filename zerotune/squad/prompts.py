@@ -96,7 +96,7 @@ class QuestionPrompt:
     def _rendered(self, tokenizer) -> str:
         asked = TEMPLATE.format(context=_CONTEXT_MARK, question=_QUESTION_MARK)
         solved = [
-            (TEMPLATE.format(context=shot.context, question=one_line(shot.question)), shot.answer or NO_ANSWER)
+            (TEMPLATE.format(context=shot.context, question=one_line(shot.question)), written_answer(shot.answer))
             for shot in self.shots
         ]
         if not self.chat:
@@ -132,9 +132,14 @@ def recorded_question_prompt(record: dict, model: str) -> QuestionPrompt:
     return prompt
 
 
-def one_line(question: str) -> str:
-    """Reduce a question's white space to single spaces: one question of SQuAD v2 has hundreds in a row."""
-    return " ".join(question.split())
+def one_line(text: str) -> str:
+    """Reduce white space to single spaces: one question of SQuAD v2 has hundreds in a row."""
+    return " ".join(text.split())
+
+
+def written_answer(text: str) -> str:
+    """Return a gold answer as the model should write it: on one line, as `read_answer` reads no more."""
+    return one_line(text) or NO_ANSWER
 
 
 def read_answer(text: str) -> str:
@@ -242,7 +247,7 @@ class QuestionTokenizer:
 
     def answers(self, texts: list[str]) -> list[list[int]]:
         """Tokenise answers with their end; "" means that there is none."""
-        written = [self._space + (text.strip() or NO_ANSWER) for text in texts]
+        written = [self._space + written_answer(text) for text in texts]
         return [[*row, *self.end] for row in tokens_behind(self.tokenizer, self._after, written)]
 
     def fitted_context(

@@ -180,8 +180,9 @@ def _examples(evaluation: Evaluation, questions: Mapping[str, Question]) -> str:
         return -line["null_odds"] if answers_all else abs(line["null_odds"] - threshold)
 
     def example(line: dict) -> tuple[str, ...]:
-        answered = f"answered “{line['prediction']}”" if line["prediction"] else "left unanswered"
-        facts = f"{answered}, gold: {' | '.join(line['label']) or 'no answer'} · {line['id']}"
+        answered = f"answered “{html.isolated(line['prediction'])}”" if line["prediction"] else "left unanswered"
+        golds = " | ".join(map(html.isolated, line["label"])) or "no answer"
+        facts = f"{answered}, gold: {golds} · {line['id']}"
         question = questions.get(line["id"])
         if question is None:
             return facts, line.get("question") or "(the question is not available)"

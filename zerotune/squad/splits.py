@@ -50,23 +50,26 @@ def load(settings: DataSettings) -> Splits:
         rows[name], records[name] = read(origin, predict if name == "test" else GIVE_ANSWERS)
     _require_distinct_ids(rows, records)
     train, validation, test, notes, removed = rows["train"], rows.get("validation"), rows.get("test"), [], {}
+    is_slice = validation is None
     if rule == "random":
         train, test = (_with_ids(train, part) for part in stratified_split(_as_examples(train), 0.2, seed, "test"))
     else:
         if rule in DRAWN_SHARES:
             train, test = draw_articles(train, DRAWN_SHARES[rule][0], seed, "test")
         train, removed["train_rows_in_test"] = _without(train, test)
-    if validation is None:
+    if is_slice:
         train, validation = draw_articles(_required(train, "train"), VALIDATION_SHARE, seed, "validation")
         num_drawn, num_articles = len(validation), len(_articles(validation))
         share = num_drawn / (len(train) + num_drawn)
-        notes.append(f"{num_drawn} questions of {num_articles} articles of train validate ({share:.1%})")
+        notes.append(f"{num_drawn:,} questions of {num_articles} articles leave train for validation ({share:.1%})")
     else:
         validation, removed["validation_rows_in_test"] = _without(validation, test)
     train, removed["train_rows_in_validation"] = _without(train, validation)
     notes += [f"removed {number} {_REMOVED[name]}" for name, number in removed.items() if number]
     parts = {"train": train, "validation": validation, "test": test}
     parts = {name: _required(_subset(settings, name, questions), name) for name, questions in parts.items()}
+    if is_slice and len(parts["validation"]) < num_drawn:
+        notes[0] += f"; {len(parts['validation']):,} of them validate"
     described = {name: _describe(questions) for name, questions in parts.items()}
     record = sources.split_record(CORPUS, settings, records, described, notes)
     return Splits(**parts, record=record | {"removed_rows": removed})

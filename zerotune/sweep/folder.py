@@ -76,9 +76,10 @@ def _record(runs: Runs) -> SweepRecord:
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether a run's folder holds its final scores."""
+    """Return whether a run's folder holds its final scores and model; else its own command makes them again."""
     try:
-        return read_state(folder).get("state") == "finished" and (folder / "eval/final/metrics.json").exists()
+        has_results = all((folder / name).exists() for name in ("eval/final/metrics.json", "final/task.json"))
+        return has_results and read_state(folder).get("state") == "finished"
     except Refused:
         return False  # the run itself says what is damaged
 

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, listed
 from zerotune.files import read_json, write_json, write_text
 from zerotune.metrics.evaluations import headline, is_in_percent, read_metrics, score_names
 from zerotune.report import html
@@ -35,6 +35,7 @@ class Scores:
         validation: the metrics of that checkpoint on the validation split.
         test: metrics.json of the final evaluation.
         validation_rows: hashes of the validation rows' ids and of the source that they come from.
+        identity: what the run was trained on, by name: data, model files, precision.
     """
 
     choose_by: str
@@ -42,6 +43,7 @@ class Scores:
     validation: Mapping[str, float]
     test: Mapping[str, object]
     validation_rows: tuple[str, str]
+    identity: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
     _check_comparable(finished)
     choose_by = next(iter(finished.values())).choose_by
     settings = _by_setting(runs, finished)
+    for setting in settings:
+        _check_same_identity(setting)
     ranked = rank(settings, choose_by)
     record = _record(runs, settings, ranked, failed, finished)
     write_json(runs.folder / "summary.json", record)
@@ -140,7 +144,8 @@ def read_scores(folder: Path) -> Scores:
     source = split["sources"].get("validation") or split["sources"]["train"]
     validation_rows = (split["splits"]["validation"]["ids_sha256"], source["sha256"])
     test = read_metrics(folder / "eval/final/metrics.json")
-    return Scores(choose_by, best_step, validation, test, validation_rows)
+    identity = read_run_record(folder / "run.json").get("identity", {})
+    return Scores(choose_by, best_step, validation, test, validation_rows, identity)
 
 
 def _check_comparable(finished: Mapping[str, Scores]) -> None:
@@ -150,6 +155,19 @@ def _check_comparable(finished: Mapping[str, Scores]) -> None:
             raise Refused(
                 f"{first} and {name} validated on different rows, so that their scores cannot be compared: sweep flags "
                 "that leave the validation split as it is, or give --validation-file and --test-file"
+            )
+
+
+def _check_same_identity(setting: Setting) -> None:
+    """Refuse a mean over seeds that trained on different data or models, as after a correction of the file."""
+    for other in setting.scores[1:]:
+        first = setting.scores[0].identity
+        names = [name for name in {**first, **other.identity} if first.get(name) != other.identity.get(name)]
+        if names:
+            raise Refused(
+                f"the seeds of one setting must have trained on the same: {listed(names)} changed between "
+                f"{listed([member.name for member in setting.members])}; use another --output-dir, or delete the runs "
+                "from before the change"
             )
 
 
@@ -213,8 +231,9 @@ def shown(values: Mapping[str, object], digits: int) -> str:
     return f"{values['mean']:.{digits}f}{deviation}"
 
 
-def _digits(setting: Setting) -> int:
-    return 2 if setting.scores and is_in_percent(setting.scores[0].test) else 4
+def _digits(setting: Setting, metric: str) -> int:
+    """Return the decimals of a metric: fewer for a score on 0-100, but not for the loss."""
+    return 2 if metric != "loss" and setting.scores and is_in_percent(setting.scores[0].test) else 4
 
 
 def _test_names(setting: Setting, choose_by: str) -> list[str]:
@@ -226,16 +245,16 @@ def _test_names(setting: Setting, choose_by: str) -> list[str]:
 
 def _seed_lines(setting: Setting, choose_by: str) -> list[str]:
     """Return the table of runs that differ only in their seeds."""
-    digits, tests = _digits(setting), setting.tests()
-    finished = setting.scores
+    tests, finished = setting.tests(), setting.scores
     seeds = [one.seed for one in setting.members]
-    rows = {f"validation {choose_by}": setting.validation()}
-    rows |= {f"test {name}": tests[name] for name in _test_names(setting, choose_by)}
+    rows = [("validation", choose_by, setting.validation())]
+    rows += [("test", name, tests[name]) for name in _test_names(setting, choose_by)]
     told = f"{len(finished)} of {len(seeds)} seeds" if len(finished) < len(seeds) else f"{len(seeds)} seeds"
     lines = [f"{'':<24}{'mean ± sd':>18}   values of {told}"]
-    for name, values in rows.items():
+    for part, name, values in rows:
+        digits, title = _digits(setting, name), f"{part} {name.replace('_', ' ')}"
         each = "  ".join(f"{value:.{digits}f}" for value in values["values"])
-        lines.append(f"{name.replace('_', ' '):<24}{shown(values, digits):>18}   {each}")
+        lines.append(f"{title:<24}{shown(values, digits):>18}   {each}")
     return lines
 
 
@@ -245,7 +264,7 @@ def _ranking_lines(settings: Sequence[Setting], ranked: Sequence[Setting], choos
     width = max(len(one.name) for one in order) + 2
     lines = [f"{'':<{width}}{f'validation {choose_by}':>24}   runs"]
     for one in order:
-        score = shown(one.validation(), _digits(one)) if one.scores else "–"
+        score = shown(one.validation(), _digits(one, choose_by)) if one.scores else "–"
         runs = f"{len(one.scores)} of {len(one.members)}, not ranked" if not one.is_whole else str(len(one.members))
         lines.append(f"{one.name:<{width}}{score:>24}   {runs}{'   chosen' if one is order[0] and ranked else ''}")
     if not ranked:
@@ -257,9 +276,10 @@ def chosen_sentence(ranked: Sequence[Setting], choose_by: str) -> str:
     """Return a sentence with the test scores of the chosen setting and the number of settings tied with it."""
     chosen, best = ranked[0], ranked[0].validation()["mean"]
     tied = sum(one.validation()["mean"] == best for one in ranked) - 1
-    tests, digits, num_runs = chosen.tests(), _digits(chosen), len(chosen.members)
+    tests, num_runs = chosen.tests(), len(chosen.members)
     scores = ", ".join(
-        f"test {name.replace('_', ' ')} {shown(tests[name], digits)}" for name in _test_names(chosen, choose_by)
+        f"test {name.replace('_', ' ')} {shown(tests[name], _digits(chosen, name))}"
+        for name in _test_names(chosen, choose_by)
     )
     over = f" (mean ± sd of {num_runs} seeds)" if num_runs > 1 else ""
     tie = (
@@ -286,7 +306,7 @@ def _page(runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], re
     sections = [
         html.heading(title, "sweep" if runs.sweep else "seeds"),
         html.section("Ranking" if runs.sweep else "Scores", *scores),
-        html.section("Runs", _run_list(record, _digits(order[0]))),
+        html.section("Runs", _run_list(record, _digits(order[0], choose_by))),
         html.section("Training", timings_table(names, records, histories), curves_of_runs(names, histories)),
         html.section("Shared flags", html.table([], html.flattened(dict(runs.flags)), num_text_columns=2)),
     ]
@@ -294,13 +314,13 @@ def _page(runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], re
 
 
 def _seed_table(setting: Setting, choose_by: str) -> list[str]:
-    digits = _digits(setting)
-    rows = {f"validation {html.metric_title(choose_by)}": setting.validation()}
-    rows |= {f"test {html.metric_title(name)}": values for name, values in setting.tests().items()}
-    cells = [
-        [name, shown(values, digits), str(values["n"]), *(f"{value:.{digits}f}" for value in values["values"])]
-        for name, values in rows.items()
-    ]
+    rows = [("validation", choose_by, setting.validation())]
+    rows += [("test", name, values) for name, values in setting.tests().items()]
+    cells = []
+    for part, name, values in rows:
+        digits = _digits(setting, name)
+        each = [f"{value:.{digits}f}" for value in values["values"]]
+        cells.append([f"{part} {html.metric_title(name)}", shown(values, digits), str(values["n"]), *each])
     finished = len(setting.scores)
     headers = ["", "mean ± sd", "n", *(f"run {number}" for number in range(1, finished + 1))]
     if finished == len(setting.members):
@@ -311,7 +331,7 @@ def _seed_table(setting: Setting, choose_by: str) -> list[str]:
 def _ranking(order: Sequence[Setting], ranked: Sequence[Setting], choose_by: str) -> list[str]:
     rows = []
     for one in order:
-        score = shown(one.validation(), _digits(one)) if one.scores else "–"
+        score = shown(one.validation(), _digits(one, choose_by)) if one.scores else "–"
         place = "chosen" if ranked and one is ranked[0] else "" if one.is_whole else "not ranked"
         rows.append([one.name, score, f"{len(one.scores)} of {len(one.members)}", place])
     text = chosen_sentence(ranked, choose_by) if ranked else "no setting is chosen: none has all of its runs"

@@ -242,7 +242,7 @@ def draw_validation(
         drawn = balanced_subset(train, balanced_size, seed, "--validation-size")
     else:
         _, drawn = stratified_split(train, share, seed, "choose")
-    return without_texts_of(train, drawn), drawn, f"{len(drawn)} rows of train validate"
+    return without_texts_of(train, drawn), drawn, f"{len(drawn):,} rows of train are set aside for validation"
 
 
 def draw_validation_sentences(
@@ -260,7 +260,8 @@ def draw_validation_sentences(
     else:
         drawn = balanced_subset(whole, balanced_size, seed, "--validation-size")
     rest = without_phrases_of(train, drawn, index)
-    return rest, drawn, f"{len(drawn)} rows validate, drawn from the {len(whole)} whole sentences of train"
+    note = f"{len(drawn):,} of the {len(whole):,} whole sentences of train are set aside for validation"
+    return rest, drawn, note
 
 
 def whole_sentences(examples: list[Example], index: PhraseIndex) -> list[Example]:

@@ -11,7 +11,7 @@ from zerotune.models.used_rows import restore_whole_embedding
 from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0
 from zerotune.run.process import is_main_process
-from zerotune.run.run_files import read_metrics_lines
+from zerotune.run.run_files import read_metrics_lines, read_run_record
 from zerotune.settings.groups import FREE_FLAGS, TrainSettings
 from zerotune.training import checkpoints
 from zerotune.training.generation import chat_record
@@ -46,12 +46,13 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
         aside = place.with_name(".writing-final")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
+        identity = read_run_record(loop.run.path / "run.json").get("identity", {})
         record = record | {
             "seed": settings.optimisation.seed,
             "best_step": progress.best_step,
             "choose_by": settings.optimisation.choose_by,
             "engine": settings.engine,
-            "training_sha256": _training_sha256(settings, loop.data.ids),
+            "training_sha256": _training_sha256(settings, loop.data.ids, identity),
         }
         if (record["prompt"] or {}).get("format") == "chat":
             record["chat"] = chat_record(tokenizer)
@@ -67,11 +68,15 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
     return final
 
 
-def _training_sha256(settings: TrainSettings, ids: list[str]) -> str:
-    """Return a hash of flags and data that is equal for runs that differ only in their seed or FREE_FLAGS."""
+def _training_sha256(settings: TrainSettings, ids: list[str], identity: dict) -> str:
+    """Return a hash of flags, data and base model, equal for runs that differ only in their seed or FREE_FLAGS.
+
+    Args:
+        identity: of run.json.
+    """
     left_out = (*FREE_FLAGS, "seed")
     flags = {name: value for name, value in settings.run.flags.values.items() if name not in left_out}
-    return json_sha256([flags, ids])
+    return json_sha256([flags, ids, identity])
 
 
 def logged_evaluation(run: RunFolder, step: int) -> dict:

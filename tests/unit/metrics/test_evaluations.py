@@ -70,6 +70,16 @@ def test_items_of_other_data_are_not_compared():
     assert common_ids(evaluation(lines, data_sha256="x"), evaluation(lines, "b")) == ["q0"]
 
 
+def test_questions_are_the_same_in_another_copy_of_their_file():
+    """Their ids come from the data, so that a packed copy or the hub's rows have the same."""
+    lines = [line | {"question": "Who?"} for line in answers((1.0, 1.0), (0.0, 0.0))]
+    first = evaluation(lines, data_sha256="x")
+    assert common_ids(first, evaluation(lines[1:], "b", data_sha256="y")) == ["q1"]
+    for changed, said in (({"question": "When?"}, "ask q0 as 'Who\\?' and 'When\\?'"), ({"label": []}, "label q0 as")):
+        with pytest.raises(Refused, match=f"one id means one item, a and b {said}"):
+            common_ids(first, evaluation([lines[0] | changed], "b", data_sha256="y"))
+
+
 def test_a_spread_is_over_seeds_of_the_same_settings_and_items():
     lines = answers((1.0, 1.0))
     runs = [

@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from zerotune.errors import Refused
 from zerotune.models.final_folder import save_final
 from zerotune.models.model_files import check_final
-from zerotune.models.upload import _content, check_run_upload, upload, upload_run
+from zerotune.models.upload import _content, check_run_upload, published_files, upload, upload_run
+from zerotune.report.html import file_links
 from zerotune.settings.groups import FlagRecord, RunSettings
 
 
@@ -84,6 +85,20 @@ def test_a_run_is_uploaded_without_paths_of_this_machine_and_loads_from_there(ru
     check_final(folder)  # the hashes match the uploaded files
     model = AutoModelForSequenceClassification.from_pretrained("org/new", dtype="float32")
     assert model.config.id2label[0] == LABELS[0] and AutoTokenizer.from_pretrained("org/new").pad_token is not None
+
+
+def test_the_page_links_only_to_uploaded_files(runs, tmp_path):
+    shutil.copytree(runs / "full", tmp_path / "run")
+    for name in ("metrics.jsonl", "run.json"):
+        (tmp_path / "run" / name).write_text("{}\n")
+    pages = {"report.html": ("final/README.md", "eval/base/metrics.json", "metrics.jsonl", "run.json")}
+    pages["eval/base/report.html"] = ("metrics.json", "run.json")
+    for page, names in pages.items():
+        (tmp_path / "run" / page).write_text(file_links((tmp_path / "run" / page).parent, names) or "none")
+    files = published_files(tmp_path / "run", "org/new", "org/llama")
+    links = '<a href="README.md">README.md</a> <a href="eval/base/metrics.json">eval/base/metrics.json</a>'
+    assert files["report.html"].decode() == f'<p class="files">{links} metrics.jsonl run.json</p>'
+    assert files["eval/base/report.html"].decode() == '<p class="files"><a href="metrics.json">metrics.json</a></p>'
 
 
 def test_labels_and_prompts_that_look_like_paths_stay_as_they_are(tmp_path):

@@ -2,13 +2,17 @@
 
 import json
 
+import pytest
 from huggingface_hub import ModelCard
 
 from zerotune.metrics.evaluations import Evaluation
 from zerotune.metrics.labels import classification_metrics
-from zerotune.report.card import complete_card
+from zerotune.report.card import OWN_DATASETS, complete_card
 from zerotune.report.curves import History
 from zerotune.report.run_report import RunFiles
+from zerotune.squad.splits import CORPUS
+from zerotune.tasks.imdb import IMDB
+from zerotune.tasks.sst2 import SST2
 
 LABELS = ("negative", "positive")
 CARD = """---
@@ -16,9 +20,9 @@ base_model: org/base
 library_name: transformers
 ---
 
-# sst2 classifier
+# Classifier for texts
 
-Code.
+All weights of `org/base`. Trained with zerotune.
 
 ## License
 
@@ -84,9 +88,10 @@ def test_the_model_index_has_the_scores_of_eval_final_with_their_intervals(tmp_p
 
 def test_the_sections_tell_scores_data_training_and_limits_before_the_license(tmp_path):
     text = completed(tmp_path / "run").text
-    titles = ["# sst2 classifier", "## Scores", "## Data", "## Training", "## Limits", "## License"]
+    titles = ["# Classifier for texts", "## Scores", "## Data", "## Training", "## Limits", "## License"]
     assert [line for line in text.splitlines() if line.startswith("#")] == titles
-    assert "| accuracy |" in text and COMPARISON in text and "Code." in text
+    assert "| accuracy |" in text and COMPARISON in text
+    assert "All weights of `org/base`. Trained with zerotune on SST-2.\n" in text
     assert f"`{'12' * 32}`" in text and "removed 31 train rows" in text
     assert "    train/sst2.py --model distilbert/distilbert-base-uncased --output-dir a\n" in text
     assert "Method full, seed 0, python 3.11.7." in text
@@ -98,4 +103,27 @@ def test_own_files_claim_no_language_and_their_folders_stay_here(tmp_path):
     card = completed(tmp_path / "run", task="tickets", sources={"train": source})
     assert card.data.language is None and card.data.datasets is None
     assert {result.dataset_name for result in card.data.eval_results} == {"tickets.csv"}
-    assert "tickets.csv" in card.text and "secret" not in card.text
+    assert "Trained with zerotune on tickets.csv.\n" in card.text and "secret" not in card.text
+
+
+OWN = {"dataset": "rajpurkar/squad_v2", "sha256": "78" * 32}
+SAMPLE = {"sample": "zerotune.squad.sample.sample_articles", "seed": 1, "sha256": "9a" * 32}
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "language", "named"),
+    [
+        (OWN, OWN, "en", "SQuAD v2"),
+        (SAMPLE, SAMPLE, "en", "a made-up sample for SQuAD v2"),
+        (OWN, OWN | {"dataset": "KorQuAD/squad_kor_v1"}, None, "SQuAD v2"),
+        (OWN | {"dataset": "KorQuAD/squad_kor_v1"}, OWN, None, "squad_kor_v1"),
+        ({"path": "/home/ann/my.json", "sha256": "bc" * 32}, OWN, None, "my.json"),
+    ],
+)
+def test_the_task_s_name_and_language_are_those_of_its_own_data_only(train, test, language, named, tmp_path):
+    card = completed(tmp_path / "run", task="squad", sources={"train": train, "test": test})
+    assert card.data.language == language and f"Trained with zerotune on {named}.\n" in card.text
+
+
+def test_the_data_sets_of_the_tasks_are_known():
+    assert {one.name: one.dataset for one in (SST2, IMDB, CORPUS)} == OWN_DATASETS

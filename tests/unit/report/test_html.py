@@ -6,6 +6,7 @@ from zerotune.report.html import (
     example_list,
     flattened,
     interval_text,
+    isolated,
     metric_title,
     p_value_text,
     plain,
@@ -39,6 +40,11 @@ def test_words_and_numbers():
     assert score_cell(matthews, "matthews") == ("−0.037", "[−0.173,\u00a00.107]")
     rows = flattened({"a_b": {"c": 1, "d": [{"e": 2}]}, "f": {}})
     assert rows == [("a b · c", "1"), ("a b · d · 1 · e", "2"), ("f", "none")]
+
+
+def test_only_right_to_left_words_are_isolated():
+    texts = ["tower (1250)", "塔", "", "the מגדל, 1250"]
+    assert [isolated(text) for text in texts] == [*texts[:3], f"\u2068{texts[3]}\u2069"]
 
 
 def test_tables_escape_every_cell():

@@ -19,7 +19,7 @@ from zerotune.report.html import interval_text
 from zerotune.report.item_parts import calibration_section, length_section
 from zerotune.report.label_parts import label_parts
 from zerotune.report.run_report import print_run_table, write_report
-from zerotune.report.tables import main_scores
+from zerotune.report.tables import main_scores, next_commands
 
 
 class Page(HTMLParser):
@@ -144,6 +144,21 @@ def test_data_parameters_and_run_facts(run):
     assert "base model this run" in page.text and "groups · adapter – 147,456" in page.text
     for text in ("NVIDIA H100 80GB HBM3", "12.3 s", "6.00 GiB", "469 per second", RUN["command"], "2.13.0"):
         assert text in page.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ({}, '"a text of yours"'),
+        ({"text_column": "body"}, '"a text of yours"'),
+        ({"text_column": "subject,body"}, "--file FILE --output predicted.csv"),
+        ({"glue": "cola"}, '"a text of yours"'),
+        ({"glue": "rte"}, "--file FILE --output predicted.csv"),
+    ],
+)
+def test_the_command_that_predicts_suits_the_texts_of_the_model(flags, wanted):
+    run = {"command": "train/classify.py --output-dir runs/a", "flags": {"output_dir": "runs/a", **flags}}
+    assert dict(next_commands(run))["Predict"] == f"python eval/predict.py --model runs/a {wanted}"
 
 
 def test_same_folder_same_bytes(run):

@@ -281,6 +281,7 @@ def test_oracle_scores_by_hand():
         ("What's the name of the tower?", "what"),
         ("Name the tower.", "other"),
         ("The whole tower fell where?", "where"),
+        ("?", "other"),
     ],
 )
 def test_question_words(text, word):

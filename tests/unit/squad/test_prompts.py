@@ -1,6 +1,7 @@
 """Test a question's prompt: its text, how it is cut, and that its parts join to give the tokens of the whole."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,15 @@ def test_no_answer_is_one_fixed_string():
     parts = parts_of(tokenizer_with(), QuestionPrompt())
     text = parts.tokenizer.decode(parts.answers(["", "  "])[1])
     assert text == " unanswerable</s>" and parts.answers([""]) == parts.answers(["unanswerable"])
+
+
+def test_a_gold_answer_is_written_on_one_line_of_which_all_is_read():
+    tokenizer, golds = tokenizer_with(), ["in the\n 13th\u2028century", "\n"]
+    shots = tuple(replace(SHOT, answer=answer) for answer in golds)
+    parts = parts_of(tokenizer, QuestionPrompt(shots=shots))
+    written = [tokenizer.decode(row[: -len(parts.end)]) for row in parts.answers(golds)]
+    assert [read_answer(text) for text in written] == ["in the 13th century", ""]
+    assert all(f"Answer:{text}\n\n" in tokenizer.decode(parts.prefix) for text in written)
 
 
 def test_a_text_behind_others_has_no_space_put_before_it():

@@ -73,6 +73,19 @@ def test_where_every_question_is_answered_the_surest_answers_have_the_lowest_odd
     assert re.findall(r"· (q\d)", text)[:3] == ["q3", "q1", "q0"]
 
 
+def test_right_to_left_answers_do_not_reorder_what_is_around_them(tmp_path):
+    evaluated = tmp_path / "eval" / "final"
+    evaluated.mkdir(parents=True)
+    golds = ("برج", "برج حجري")
+    question = Question("42", "?", PARAGRAPH, tuple(GoldAnswer(gold, 0) for gold in golds))
+    metrics = {"task": "squad", "setting": "span head"}
+    metrics |= write_question_results(evaluated, [question], PredictedAnswers(["منارة"]))
+    write_json(evaluated / "metrics.json", metrics)
+    text = text_of(write_report(tmp_path, question_parts({})))
+    answer, first, second = (f"\u2068{each}\u2069" for each in ("منارة", *golds))
+    assert f"answered “{answer}”, gold: {first} | {second} · 42" in text
+
+
 def test_an_error_without_its_question(run):
     """predictions.jsonl has the question but not its paragraph."""
     text = text_of(write_report(run, question_parts({})))

@@ -44,7 +44,9 @@ def test_a_slice_of_train_validates_by_article(files):
     assert 0.05 * 900 <= len(splits.validation) < 0.08 * 900
     assert kinds(splits.validation) == {True, False}
     assert splits.record["splits"]["validation"]["articles"] == len(articles(splits.validation))
-    assert any("articles of train validate" in note for note in splits.record["notes"])
+    num_articles = len(articles(splits.validation))
+    said = f"{len(splits.validation)} questions of {num_articles} articles leave train for validation"
+    assert any(note.startswith(said) and note.endswith("%)") for note in splits.record["notes"])
     other = load(flags(train_file=files["train_file"], test_file=files["test_file"], split_seed=1))
     assert ids(other.validation) != ids(splits.validation) and ids(other.test) == ids(splits.test)
 
@@ -119,6 +121,11 @@ def test_sizes_are_balanced_and_limits_keep_paragraphs(files):
         load(flags(**files, train_size=800))
     limited = load(flags(**files, limit_train=100, limit_eval=30))
     assert [len(part) for part in (limited.train, limited.validation, limited.test)] == [100, 30, 30]
+    files.pop("validation_file")
+    for given, number in (({"limit_eval": 30}, 30), ({"validation_size": 20}, 20)):
+        drawn = load(flags(**files, **given))
+        assert len(drawn.validation) == number
+        assert any(note.endswith(f"%); {number} of them validate") for note in drawn.record["notes"])
 
 
 def test_limits_take_whole_paragraphs():

@@ -83,6 +83,14 @@ def test_other_flags_or_other_runs_are_refused_before_anything_starts(place):
     assert place.calls == [] and place.read("state.json")["state"] == "finished"
 
 
+def test_a_sweep_of_one_seed_keeps_it(place, tmp_path):
+    (tmp_path / "rates.txt").write_text("--learning-rate 0.1 0.2\n")
+    sweep = ("--sweep", str(tmp_path / "rates.txt"), "--seed")
+    place.start(*sweep, "3")
+    with pytest.raises(Refused, match="holds other runs .*--seed was 3, is 4"):
+        place.start(*sweep, "4")
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("run.json", "holds a single run"), ("final", "holds 'final' but no sweep.json")]
 )

@@ -84,6 +84,19 @@ def test_the_lowest_loss_is_chosen_and_of_equal_ones_the_first(tmp_path, rates):
     assert summary(planned)["chosen"] == {"learning_rate": "0.2"}
 
 
+@pytest.mark.parametrize("is_sweep", [False, True], ids=["seeds", "sweep"])
+def test_a_loss_keeps_its_digits_beside_scores_in_percent(tmp_path, rates, capsys, is_sweep):
+    planned = runs(tmp_path, *(("--sweep", rates) if is_sweep else ("--seeds", "0", "1", "2")), "--choose-by", "loss")
+    for number, member in enumerate(planned.members):
+        write_run(planned.folder / member.name, 0.8, 0.5, choose_by="loss", loss=1.2345 + number)
+        scores = {"task": "squad", "setting": "head", "count": 100, "exact": 61.25, "exact_ci95": [50.0, 70.0]}
+        (planned.folder / member.name / "eval/final/metrics.json").write_text(json.dumps(scores))
+    summary(planned)
+    for text in (capsys.readouterr().out, (planned.folder / "report.html").read_text()):
+        assert all(loss in text for loss in ("1.2345", "2.2345", "3.2345"))
+        assert "61.25" in text and "61.2500" not in text
+
+
 def test_a_setting_without_all_of_its_runs_is_not_ranked(tmp_path, rates, capsys):
     planned = runs(tmp_path, "--sweep", rates, "--seeds", "0", "1")
     for rate in ("0.1", "0.2"):
@@ -107,6 +120,14 @@ def test_runs_that_validated_on_different_rows_are_not_ranked(tmp_path, rates, w
     for rate in ("0.1", "0.2", "0.3"):
         write_run(planned.folder / f"learning_rate-{rate}", 0.5, 0.5, **{what: rate})
     with pytest.raises(Refused, match=r"learning_rate-0.1 and learning_rate-0.2 validated on different rows"):
+        summarise(planned, {})
+
+
+def test_seeds_of_different_data_have_no_mean(tmp_path):
+    planned = runs(tmp_path, "--seeds", "0", "1")
+    for seed in ("0", "1"):
+        write_run(planned.folder / f"seed-{seed}", 0.5, 0.5, data=seed)
+    with pytest.raises(Refused, match=r"must have trained on the same: 'data' changed between 'seed-0', 'seed-1'"):
         summarise(planned, {})
 
 

@@ -115,7 +115,7 @@ def test_a_slice_of_whole_sentences_takes_its_phrases_along():
     phrases = [" ".join(sentence.split()[2:5]) for sentence in sentences]
     rows = examples(sentences + phrases, [number % 2 for number in range(100)] * 2)
     train, chosen, note = draw_validation_sentences(rows, 0)
-    assert note == "20 rows validate, drawn from the 100 whole sentences of train"
+    assert note == "20 of the 100 whole sentences of train are set aside for validation"
     assert len(chosen) == sentence_slice_size(200, 100) == 20
     assert len(train) == 160
     assert not any(f" {row.text} " in f" {sentence.text} " for row in train for sentence in chosen)

@@ -74,7 +74,7 @@ def test_alone_it_reports_and_whole_sentences_validate(files, alone):
     given, lacking = ("validation", "test")[:: 1 if alone == "validation_file" else -1]
     note = f"no --{lacking}-file: --{given}-file reports, and a slice of train validates"
     assert note in splits.record["notes"]
-    assert "50 rows validate, drawn from the 200 whole sentences of train" in splits.record["notes"]
+    assert "50 of the 200 whole sentences of train are set aside for validation" in splits.record["notes"]
 
 
 def test_lone_train_file_is_an_80_20_split_marked_as_overlapping(files):
@@ -283,6 +283,6 @@ def test_real_sst2():
     assert splits.record["sources"]["train"]["rows"] == 67349
     assert splits.record["sources"]["train"]["conflicting_texts"] == 5
     assert splits.record["removed_rows"]["train_rows_in_test"] == 0
-    assert "872 rows validate, drawn from the 6885 whole sentences of train" in splits.record["notes"]
+    assert "872 of the 6,885 whole sentences of train are set aside for validation" in splits.record["notes"]
     # 1.2 s on one quiet core; the bound leaves room for a busy machine and still fails a quadratic search (minutes)
     assert seconds < 15
