@@ -30,6 +30,7 @@ from zerotune.models.fused_kernels import (
     norm,
     probe,
 )
+from zerotune.models.precision import compute_dtype
 from zerotune.settings.groups import ModelSettings
 
 ADAPTER, PRODUCT = "adapter", "projection"
@@ -55,7 +56,9 @@ def use_fused_passes(
     if settings.zero_stage == 3:
         problem = "ZeRO-3 shards the weights"
     else:
-        problem = kernels_fail(device.type, is_encoder_family(model.config.model_type))
+        problem = kernels_fail(
+            device.type, compute_dtype(settings.precision), is_encoder_family(model.config.model_type)
+        )
     if problem:
         return (), f"--compile is off: {problem}"
     compile_on(device.type)

@@ -174,14 +174,17 @@ def _compiled(kernel: Callable) -> Callable:
 
 @cache
 @torch.no_grad()
-def kernels_fail(device_type: str, of_encoder: bool = False) -> str | None:
+def kernels_fail(device_type: str, dtype: torch.dtype, of_encoder: bool = False) -> str | None:
     """Return how compiled kernels differ from the uncompiled functions on a CPU, or fail; None if they agree.
 
     On a GPU all kernels of a decoder, or of an encoder, are checked; on a CPU, whose compiler is slower and more
     mature, only one.
+
+    Args:
+        dtype: the 16-bit type of training: a GPU before Ampere compiles nothing in bf16.
     """
     try:
-        samples = [each for each in _samples() if (each[0] == LAYER_NORM) == of_encoder]
+        samples = [each for each in _samples(dtype) if (each[0] == LAYER_NORM) == of_encoder]
         for name, kernel, args in samples if device_type == "cuda" else samples[:1]:
             wanted = kernel(*args)
             found = run_compiled(
@@ -196,23 +199,23 @@ def kernels_fail(device_type: str, of_encoder: bool = False) -> str | None:
     return None
 
 
-def _samples():
+def _samples(dtype: torch.dtype):
     """Return each kernel with a name and small inputs of the types that training uses."""
-    hidden, narrow, weight = probe(24, 256), probe(24, 256).bfloat16(), probe(256)
-    states, cos, sin = probe(24, 4, 64).bfloat16(), probe(24, 64), probe(24, 64)
+    hidden, narrow, weight = probe(24, 256), probe(24, 256).to(dtype), probe(256)
+    states, cos, sin = probe(24, 4, 64).to(dtype), probe(24, 64), probe(24, 64)
     constants, keep = (0.0, 1e-6), hidden > -1
     scale = torch.rsqrt((hidden * hidden).mean(-1, keepdim=True))
     return (
-        (NORM, norm, (hidden, weight, *constants, torch.bfloat16)),
+        (NORM, norm, (hidden, weight, *constants, dtype)),
         (NORM, norm_gradient, (narrow, hidden, weight, *constants)),
         (NORM, norm_weight_gradient, (narrow, hidden, scale)),
-        (RESIDUAL, add_norm, (hidden, narrow, weight, *constants, torch.bfloat16)),
-        (RESIDUAL, norm_total_gradient, (narrow, hidden, hidden, weight, *constants, torch.bfloat16)),
-        (ROTARY, rotated, (states, cos, sin, torch.bfloat16)),
-        (ROTARY, rotated_gradient, (states, cos, sin, torch.bfloat16)),
-        (LAYER_NORM, layer_norm_of_sum, (hidden, narrow, keep, 1.25, weight, weight, 1e-6, torch.bfloat16)),
-        (LAYER_NORM, layer_norm_gradient, (hidden, narrow, hidden, keep, 1.25, weight, 1e-6, torch.bfloat16)),
-        (LAYER_NORM, layer_norm_gradients, (hidden, narrow, hidden, keep, 1.25, weight, 1e-6, torch.bfloat16)),
+        (RESIDUAL, add_norm, (hidden, narrow, weight, *constants, dtype)),
+        (RESIDUAL, norm_total_gradient, (narrow, hidden, hidden, weight, *constants, dtype)),
+        (ROTARY, rotated, (states, cos, sin, dtype)),
+        (ROTARY, rotated_gradient, (states, cos, sin, dtype)),
+        (LAYER_NORM, layer_norm_of_sum, (hidden, narrow, keep, 1.25, weight, weight, 1e-6, dtype)),
+        (LAYER_NORM, layer_norm_gradient, (hidden, narrow, hidden, keep, 1.25, weight, 1e-6, dtype)),
+        (LAYER_NORM, layer_norm_gradients, (hidden, narrow, hidden, keep, 1.25, weight, 1e-6, dtype)),
         *((GATE, gated, (narrow, narrow + 1, name)) for name in ACTIVATIONS),
         *((GATE, gated_gradient, (narrow, narrow + 1, narrow - 1, name)) for name in ACTIVATIONS),
     )

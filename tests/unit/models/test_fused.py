@@ -199,7 +199,7 @@ def test_where_passes_are_fused(monkeypatch):
 
 def test_a_gpu_whose_kernels_cannot_be_checked_says_why():
     if not torch.cuda.is_available():
-        assert "CUDA" in fused_kernels.kernels_fail("cuda")
+        assert "CUDA" in fused_kernels.kernels_fail("cuda", torch.bfloat16)
 
 
 def test_products_in_bf16_on_a_cpu_have_few_numbers_of_rows():
@@ -213,6 +213,7 @@ def test_products_in_bf16_on_a_cpu_have_few_numbers_of_rows():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_this_cpus_compiler_gives_the_right_numbers():
     forget_compiled_passes()
-    assert fused_kernels.kernels_fail("cpu") is None
-    assert fused_kernels.kernels_fail("cpu", of_encoder=True) is None
+    for dtype in (torch.bfloat16, torch.float16):
+        assert fused_kernels.kernels_fail("cpu", dtype) is None
+        assert fused_kernels.kernels_fail("cpu", dtype, of_encoder=True) is None
     forget_compiled_passes()
