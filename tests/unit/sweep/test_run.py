@@ -87,7 +87,7 @@ def test_a_sweep_of_one_seed_keeps_it(place, tmp_path):
     (tmp_path / "rates.txt").write_text("--learning-rate 0.1 0.2\n")
     sweep = ("--sweep", str(tmp_path / "rates.txt"), "--seed")
     place.start(*sweep, "3")
-    with pytest.raises(Refused, match="holds other runs .*--seed was 3, is 4"):
+    with pytest.raises(Refused, match=r"holds other runs .*--seed was 3, is 4"):
         place.start(*sweep, "4")
 
 
