@@ -15,7 +15,7 @@ from zerotune.errors import Refused, listed
 from zerotune.evaluation.by_head import load_head
 from zerotune.evaluation.by_prompt import plan_prompt, prompt_scorer
 from zerotune.evaluation.options import TextEvaluation, check_flags
-from zerotune.evaluation.scoring import BackOff, Scorer, is_finite
+from zerotune.evaluation.scoring import BackOff, PreparedModel, Scorer, is_finite
 from zerotune.models.generator import TextGenerator, load_language_model
 from zerotune.models.model_files import read_record
 from zerotune.models.multi_label import is_multi_label
@@ -64,23 +64,6 @@ DECIMALS = 6  # of a probability
 NUM_CHECKED = 64  # prompts that are tokenised before a weight is loaded
 
 
-@dataclass(frozen=True)
-class Answering:
-    """A chunk that is ready to be answered.
-
-    Attributes:
-        score: indices of items -> a record for each of them.
-        costs: tokens of each item, [num_items].
-        batches: index arrays that cover all items; each holds its items by falling cost.
-        read: the records of all items, in their order -> the new columns of each.
-    """
-
-    score: Scorer
-    costs: np.ndarray
-    batches: list[np.ndarray]
-    read: Callable[[list[dict]], list[dict]]
-
-
 class Answerer(Protocol):
     """A model that is known but not loaded, and how its rows are read and answered.
 
@@ -100,7 +83,7 @@ class Answerer(Protocol):
     def check(self, items: list[Item]) -> None:
         """Refuse items that the model cannot read, as far as can be known before a weight is loaded."""
 
-    def load(self, device: torch.device) -> Callable[[list[Item]], Answering]:
+    def load(self, device: torch.device) -> Callable[[list[Item]], PreparedModel]:
         """Load the model, and return how a chunk is prepared."""
 
 
@@ -129,7 +112,7 @@ def answerer_of(settings: PredictSettings) -> Answerer:
     return _label_answerer(settings, config, tokenizer, record)
 
 
-def answer_chunk(answering: Answering, device: torch.device, is_stopped: Callable[[], bool]) -> list[dict] | None:
+def answer_chunk(answering: PreparedModel, device: torch.device, is_stopped: Callable[[], bool]) -> list[dict] | None:
     """Return the new columns of a chunk's items; None if the run is asked to stop meanwhile.
 
     Raises:
@@ -236,24 +219,24 @@ class LabelAnswerer:
         names = self.task.pair_columns or tuple(names[0] for names in self.wanted)
         return Example(item.where, joined_pair(names, item.texts), None, pair=item.texts)
 
-    def load(self, device: torch.device) -> Callable[[list[Item]], Answering]:
+    def load(self, device: torch.device) -> Callable[[list[Item]], PreparedModel]:
         """Load the model, and return how a chunk is prepared."""
         if answers_by_prompt(self.config):
             return self._load_prompt(device)
         classifier = load_head(self.evaluation, self.task, self.config, device)
 
-        def prepare(items: list[Item]) -> Answering:
+        def prepare(items: list[Item]) -> PreparedModel:
             data = classifier.data(list(map(self._example, items)), cached=False)
             return self._answering(classifier.scorer(data, device), data.lengths)
 
         return prepare
 
-    def _load_prompt(self, device: torch.device) -> Callable[[list[Item]], Answering]:
+    def _load_prompt(self, device: torch.device) -> Callable[[list[Item]], PreparedModel]:
         plan = plan_prompt(self.evaluation, self.task, self.config, self.tokenizer)
         model = load_language_model(plan.settings, device)
         checks = has_unknown_tokens(self.config, plan.tokenizer)
 
-        def prepare(items: list[Item]) -> Answering:
+        def prepare(items: list[Item]) -> PreparedModel:
             if checks:
                 _check_texts(plan.settings, self.config, plan.tokenizer, items)
             data = plan.checked(plan.encode(texts=[self._example(item).text for item in items]), self.config)
@@ -261,7 +244,7 @@ class LabelAnswerer:
 
         return prepare
 
-    def _answering(self, score: Scorer, lengths: np.ndarray) -> Answering:
+    def _answering(self, score: Scorer, lengths: np.ndarray) -> PreparedModel:
         def read(records: list[dict]) -> list[dict]:
             labels, top_k = self.task.labels, self.settings.top_k
             if not self.task.multi_label:
@@ -269,7 +252,7 @@ class LabelAnswerer:
             scores, separator = log_sigmoid(logits(records)), self.task.label_separator
             return label_set_columns(scores, labels, top_k, separator, self.threshold)
 
-        return Answering(score, lengths, evaluation_batches(lengths, self.settings.tokens_per_device), read)
+        return PreparedModel(score, lengths, evaluation_batches(lengths, self.settings.tokens_per_device), {}, read)
 
 
 def _label_answerer(settings: PredictSettings, config, tokenizer, record: dict | None) -> LabelAnswerer:
@@ -345,7 +328,7 @@ class QuestionAnswerer:
         else:
             plan_writing(self.evaluation, self.config).encode(first)
 
-    def load(self, device: torch.device) -> Callable[[list[Item]], Answering]:
+    def load(self, device: torch.device) -> Callable[[list[Item]], PreparedModel]:
         """Load the model, and return how a chunk is prepared."""
         budget, top_k = self.settings.tokens_per_device, self.settings.top_k
         if finds_spans(self.config, self.evaluation.model):
@@ -384,7 +367,9 @@ def _questions(items: list[Item]) -> list[Question]:
     return [Question(item.where, item.texts[0], paragraphs[item.texts[1]], None) for item in items]
 
 
-def _finding(finder: SpanFinder, questions: list[Question], device: torch.device, budget: int, top_k: int) -> Answering:
+def _finding(
+    finder: SpanFinder, questions: list[Question], device: torch.device, budget: int, top_k: int
+) -> PreparedModel:
     data = finder.data(questions, cached=False)
 
     def read(records: list[dict]) -> list[dict]:
@@ -396,7 +381,7 @@ def _finding(finder: SpanFinder, questions: list[Question], device: torch.device
         ]
 
     costs = data.scored_lengths
-    return Answering(finder.scorer(data, device), costs, evaluation_batches(costs, budget), read)
+    return PreparedModel(finder.scorer(data, device), costs, evaluation_batches(costs, budget), {}, read)
 
 
 def span_columns(null: float, spans: list[dict], abstains: bool, top_k: int) -> dict:
@@ -427,7 +412,7 @@ def span_columns(null: float, spans: list[dict], abstains: bool, top_k: int) -> 
     return columns
 
 
-def _writing(plan: WritingPlan, model, questions: list[Question], device: torch.device, budget: int) -> Answering:
+def _writing(plan: WritingPlan, model, questions: list[Question], device: torch.device, budget: int) -> PreparedModel:
     data, tokenizer = plan.encode(questions), plan.tokenizer
     write = writing_scorer(model, data, tokenizer, plan.lengths.max_new_tokens, device)
     forward = TextGenerator(model)
@@ -459,4 +444,4 @@ def _writing(plan: WritingPlan, model, questions: list[Question], device: torch.
             for text, record in zip(read_answers(tokenizer, records), records, strict=True)
         ]
 
-    return Answering(score, data.writing_costs(budget), data.writing_batches(budget), read)
+    return PreparedModel(score, data.writing_costs(budget), data.writing_batches(budget), {}, read)

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from zerotune.errors import Refused
-from zerotune.prediction.answering import Answering, answer_chunk
+from zerotune.evaluation.scoring import PreparedModel
+from zerotune.prediction.answering import answer_chunk
 from zerotune.prediction.inputs import Chunk, Item
 from zerotune.prediction.job import Job
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import is_main_process
 
-Prepare = Callable[[list[Item]], Answering]
+Prepare = Callable[[list[Item]], PreparedModel]
 
 
 def on_rank_0(accelerator, act: Callable, *values) -> Any:

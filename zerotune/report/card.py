@@ -166,8 +166,6 @@ def _shares(labels: Mapping | None) -> str:
 
 def _training(files) -> str:
     run, flags, world = files.run, files.run.get("flags") or {}, files.run.get("world") or {}
-    command = run.get("command") or ""
-    command = " ".join(command) if isinstance(command, list) else command
     names = [name for name in _TRAINING_FLAGS if flags.get("method") != "full" or not name.startswith("lora")]
     told = [(name.replace("_", " "), flags.get(name)) for name in names]
     told += [("precision", (run.get("identity") or {}).get("precision"))]
@@ -178,7 +176,7 @@ def _training(files) -> str:
     told += [(name, version) for name, version in (run.get("versions") or {}).items()]
     told.append(("zerotune's commit", run.get("git_commit")))
     listed = ", ".join(f"{name} {value}" for name, value in told if value is not None)
-    return f"## Training\n\n    {command}\n\n{listed[:1].upper() + listed[1:]}."
+    return f"## Training\n\n    {run.get('command', '')}\n\n{listed[:1].upper() + listed[1:]}."
 
 
 def _limits(files, record: Mapping) -> str:

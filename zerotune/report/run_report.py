@@ -239,8 +239,8 @@ def _before_and_after(files: RunFiles, parts: ReportParts) -> list[str]:
 def _sentences(files: RunFiles, parts: ReportParts) -> list[str]:
     """Return sentences about what the tables of the page show."""
     said = []
-    for name, one in zip(words.names_of(files.evaluations), files.evaluations.values(), strict=True):
-        said += parts.answers(name, one.metrics)
+    for name, one in files.evaluations.items():
+        said += parts.answers(f"the {name} model", one.metrics)
     if isinstance(files.accuracy, PairedAccuracy):
         score = html.metric_title(evaluations.headline(files.tuned.metrics))
         said.append(words.training_sentence(files.accuracy, score, parts.items))

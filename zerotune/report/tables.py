@@ -111,17 +111,11 @@ def data_section(split: dict) -> str:
 def parameters_section(parameters: dict) -> str:
     if not parameters:
         return html.section("Parameters", html.paragraph("This run has no parameters.json."))
-    parameters = dict(parameters)
-    moved = _moved(parameters.pop("moved", {}))
-    columns = {name: dict(html.flattened(value)) for name, value in parameters.items() if isinstance(value, Mapping)}
-    rest = {name: value for name, value in parameters.items() if name not in columns}
-    parts = []
-    if columns:
-        keys = list(dict.fromkeys(key for counts in columns.values() for key in counts))
-        rows = [[key, *(counts.get(key, "–") for counts in columns.values())] for key in keys]
-        titles = {"before": "base model", "after": "this run"}
-        parts.append(html.table(["", *(titles.get(name, name) for name in columns)], rows))
-    return html.section("Parameters", *parts, html.table([], html.flattened(rest)) if rest else "", *moved)
+    columns = [dict(html.flattened(parameters[name])) for name in ("before", "after")]
+    keys = list(dict.fromkeys(key for counts in columns for key in counts))
+    rows = [[key, *(counts.get(key, "–") for counts in columns)] for key in keys]
+    table = html.table(["", "base model", "this run"], rows)
+    return html.section("Parameters", table, *_moved(parameters.get("moved", {})))
 
 
 def _moved(moved: dict) -> list[str]:
@@ -143,14 +137,13 @@ def launch_line(run: dict) -> str | None:
     command, processes = run.get("command"), (run.get("world") or {}).get("num_processes") or 1
     if not command:
         return None
-    command = " ".join(command) if isinstance(command, list) else command
     launcher = "python" if processes == 1 else f"accelerate launch --num_processes {processes}"
     return f"{launcher} {command}"
 
 
 def next_commands(run: dict) -> list[tuple[str, str]]:
     """Return (purpose, command) of each possible next step after a run or an evaluation; [] if run.json lacks data."""
-    flags, words = run.get("flags") or {}, str(run.get("command") or "").split()
+    flags, words = run.get("flags") or {}, run.get("command", "").split()
     folder, script = flags.get("output_dir"), Path(words[0]).name if words else ""
     if not folder or not script.endswith(".py"):
         return []

@@ -1,7 +1,7 @@
 """Say in sentences what the tables of a page show."""
 
 from zerotune.errors import quoted
-from zerotune.metrics.evaluations import Evaluation, PairedAccuracy
+from zerotune.metrics.evaluations import PairedAccuracy
 from zerotune.report import html
 from zerotune.report.curves import History
 
@@ -108,8 +108,3 @@ def seeds_sentence(name: str, mean: float, deviation: float | None, low: float, 
         f"from {html.percent(low)} to {html.percent(high)}: the prompt alone moves it by "
         f"{100 * (high - low):.1f} points."
     )
-
-
-def names_of(evaluations: dict[str, Evaluation]) -> list[str]:
-    """Return the models' names as used in sentences: "the base model" for base; other names are unchanged."""
-    return [f"the {name} model" if name in ("base", "tuned") else name for name in evaluations]

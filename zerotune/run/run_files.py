@@ -37,7 +37,7 @@ class RunRecord(TypedDict):
     world: NotRequired[World]
     timings: NotRequired[dict[str, float | None]]
     task: NotRequired[str]
-    command: NotRequired[str | list[str]]
+    command: NotRequired[str]
     versions: NotRequired[dict[str, str | None]]
     git_commit: NotRequired[str | None]
 

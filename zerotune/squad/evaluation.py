@@ -111,16 +111,8 @@ def evaluate(
     def write(predicted: PredictedAnswers) -> dict:
         return write_question_results(folder, questions, predicted, evaluation.seed)
 
-    return evaluate_into(
-        folder,
-        evaluation.described(),
-        question_items(evaluation, questions),
-        prepare,
-        write,
-        accelerator,
-        stop_signal,
-        overwrite,
-    )
+    described, items = evaluation.described(), question_items(evaluation, questions)
+    return evaluate_into(folder, described, items, prepare, write, accelerator, stop_signal, overwrite)
 
 
 def check_evaluation(

@@ -99,13 +99,6 @@ class GenerationData:
         return self.groups.shared[self.groups.group_of] + self.groups.own
 
     @property
-    def answer_share(self) -> float:
-        """Return the largest share of a row's tokens at which logits are computed."""
-        groups = self.groups
-        num_answer = np.bincount(groups.group_of, self.num_answer_tokens)
-        return float((num_answer / (groups.shared + np.bincount(groups.group_of, groups.own))).max())
-
-    @property
     def token_ids(self) -> np.ndarray:
         """Return the token ids of all parts, int64 [tokens]."""
         parts = chain([self.prefix], self.contexts, self.questions, self.answers)

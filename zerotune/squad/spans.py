@@ -170,11 +170,6 @@ class SpanData(LengthBatches):
         return self.num_windows * longest
 
     @property
-    def scored_lengths(self) -> np.ndarray:
-        """Return the cost of scoring each question, in tokens, [num_questions]."""
-        return self.lengths
-
-    @property
     def num_truncated(self) -> int:
         """Count the questions that were cut; contexts never are."""
         return self.windows.num_truncated

@@ -22,6 +22,11 @@ class LengthBatches:
     lengths: np.ndarray
     packs: bool = False
 
+    @property
+    def scored_lengths(self) -> np.ndarray:
+        """Cost of scoring each example, in tokens, [num_examples]."""
+        return self.lengths
+
     def epoch_steps(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
         """Call `epoch_steps` with these lengths."""
         return epoch_steps(self.lengths, batch_size, seed, epoch)

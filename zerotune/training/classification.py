@@ -122,11 +122,6 @@ class LabelledData(LengthBatches):
         weights = weights_of(labels, self.class_weights).astype(np.float32)
         return Batch(self.inputs(rows, device), to_device(labels, device), to_device(weights, device))
 
-    @property
-    def scored_lengths(self) -> np.ndarray:
-        """Cost of scoring each example, in tokens, [num_examples]."""
-        return self.lengths
-
     def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
         """Return a record for each example: the natural log-probability of each class."""
         logits = forward(**self.inputs(rows, device))

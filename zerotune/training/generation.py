@@ -57,11 +57,6 @@ class AnswerData(LengthBatches):
         return np.array([self.row(item, label)[1] for item, label in enumerate(self.labels)])
 
     @property
-    def answer_share(self) -> float:
-        """The largest share of a row's tokens at which logits are computed."""
-        return float((self.num_answer_tokens / self.lengths).max())
-
-    @property
     def num_truncated(self) -> int:
         """Number of examples whose text was cut to fit."""
         return self.prompts.num_truncated

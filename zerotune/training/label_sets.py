@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from zerotune.metrics.label_sets import membership
 from zerotune.models.device import to_device
 from zerotune.tasks.splits import Example
 from zerotune.training.classification import LabelledData, encode_examples, labelled_data
@@ -25,16 +26,8 @@ def classifier_data(
     if not task.multi_label:
         return labelled_data(tokenizer, config, examples, max_length, truncation, cached)
     encoded = encode_examples(tokenizer, config, examples, max_length, truncation, cached)
-    labels = label_matrix([example.labels for example in examples], len(task.labels))
+    labels = membership([example.labels for example in examples], len(task.labels)).astype(np.float32)
     return LabelSetData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
-
-
-def label_matrix(label_sets: list[tuple[int, ...]], num_labels: int) -> np.ndarray:
-    """Return 1 where an example has a label and 0 elsewhere: float32 [num_examples, num_labels]."""
-    labels = np.zeros((len(label_sets), num_labels), dtype=np.float32)
-    for row, label_set in enumerate(label_sets):
-        labels[row, list(label_set)] = 1
-    return labels
 
 
 @dataclass(frozen=True)

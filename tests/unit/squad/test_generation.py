@@ -64,11 +64,6 @@ def test_counts():
     assert DATA.num_tokens(ALL) == shared + own and ALONE.num_tokens(ALL) == DATA.lengths.sum()
     assert ALONE.num_padded_tokens(ALL) == 6 * DATA.lengths.max()
     assert DATA.num_targets(ALL) == sum(map(len, DATA.answers))
-    # the most logits per token, for three, two and one question per paragraph
-    shares = [
-        sum(len(DATA.answers[n]) for n in rows) / DATA.num_tokens(np.array(rows)) for rows in ([0, 2, 3], [1, 5], [4])
-    ]
-    assert DATA.answer_share == pytest.approx(max(shares))
 
 
 # --- loss ---
