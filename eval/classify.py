@@ -22,7 +22,7 @@ def main(args) -> None:
     from zerotune.evaluation.prompt_seeds import check_prompt_seeds, plan_evaluations, summarise_seeds
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.model_files import read_record
-    from zerotune.models.multi_label import check_has_head, is_multi_label
+    from zerotune.models.multi_label import check_has_head, check_multi_label, is_multi_label
     from zerotune.models.pretrained import known_labels, label_columns, read_model
     from zerotune.report.evaluation_report import write_evaluation_report
     from zerotune.report.label_parts import label_parts
@@ -48,6 +48,7 @@ def main(args) -> None:
         task, data = task_to_evaluate(settings.data, of_run, known, is_multi_label(config))
         if task.multi_label:
             check_has_head(settings.model.name, config)
+        check_multi_label(settings.model, config, task.multi_label)
         label_columns(config, task.labels)
         check_prompt_seeds(settings, task, config)
         test, record = load_test(task, data, run_split)

@@ -24,6 +24,11 @@ def main(args) -> None:
     final_to_publish(args.run)
     if not (args.repository or args.merge):
         raise Refused("nothing to do: give ORG/NAME to upload the run, or --merge FOLDER to merge its adapter")
+    of_upload = "--public" if args.public else f"--base-model {args.base_model}" if args.base_model else None
+    if of_upload and not args.repository:
+        raise Refused(f"{of_upload} is for an upload, and ORG/NAME is missing: give it, or leave the flag out")
+    if "dtype" in args.typed and not args.merge:
+        raise Refused(f"--dtype {args.dtype} is of the weights that --merge writes: add --merge, or leave it out")
     if args.merge:
         from zerotune.models.merging import adapter_of_run, check_target, merge_adapter
 

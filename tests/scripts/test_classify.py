@@ -71,6 +71,21 @@ def test_the_runs_items_and_columns_are_known_to_its_evaluation(workplace, ticke
     assert "unseen.csv line 2: unknown label 'legal'; the 4 labels are" in refused.refusal()
 
 
+def test_flags_that_the_runs_items_would_ignore_are_refused(workplace, tickets, run):
+    model = ["--model", run.folder / "final"]
+    for flags, words in (
+        (["--multi-label"], "was trained to give a text exactly one label: leave the flag out"),
+        (["--train-file", tickets], "name the items that are scored by --test-file"),
+        (["--glue", "cola", "--text-column", "body"], "--glue cola is not the task of the model's run"),
+        (["--split-seed", 1], "--split-seed 1 draws a --split or a subset"),
+    ):
+        refused = start(workplace, "eval/classify.py", "ignored", *model, *flags, expect=2)
+        assert words in refused.refusal() and not refused.folder.exists()
+    drawn = ["--train-file", tickets, "--split", "80-10-10", "--split-seed", 1]
+    done = start(workplace, "eval/classify.py", "drawn", *model, *drawn)
+    assert "the model was tuned on rows of this very file or split" in done.text()
+
+
 def test_a_generator_writes_the_labels_own_words(workplace, tickets):
     run = train(workplace, tickets, "tickets-generate", "--head", "generate", "--max-steps", 4, "--limit-eval", 12)
     task = run.read_json("final/task.json")

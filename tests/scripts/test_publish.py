@@ -29,6 +29,13 @@ def test_a_merged_run_answers_as_the_run_does(workplace):
     assert "ORG/NAME org/name needs the hub and HF_HUB_OFFLINE is set" in offline.refusal()
     nothing = workplace.server.start("eval/publish.py", [run.folder], target).wait()
     assert nothing.refusal().startswith("nothing to do: give ORG/NAME to upload the run, or --merge FOLDER")
+    for flags, words in (
+        (["--merge", f"{target}-2", "--public"], "--public is for an upload, and ORG/NAME is missing"),
+        (["--merge", f"{target}-2", "--base-model", "a/b"], "--base-model a/b is for an upload, and ORG/NAME is"),
+        (["org/name", "--dtype", "auto"], "--dtype auto is of the weights that --merge writes: add --merge"),
+    ):
+        ignored = workplace.server.start("eval/publish.py", [run.folder, *flags], target).wait()
+        assert words in ignored.refusal()
     card = ModelCard.load(run.folder / "final" / "README.md")
     scores = {result.metric_name.partition(" ")[0]: result.metric_value for result in card.data.eval_results}
     assert scores["accuracy"] == run.read_json("eval/final/metrics.json")["accuracy"]

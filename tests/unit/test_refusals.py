@@ -78,6 +78,19 @@ def test_weights_alone_are_not_resumed_from(tmp_path):
         start.check_run_flags(run_settings(tmp_path, resume=str(folder)))
 
 
+def test_a_scratch_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    start.check_run_flags(run_settings("run", scratch_dir=tmp_path / "new" / "folder"))
+    assert not (tmp_path / "new").exists()
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(Refused, match=rf"--scratch-dir {folder} cannot be written \(.*file is a file\): name ano"):
+            start.check_run_flags(run_settings("run", scratch_dir=folder))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for folder in (tmp_path, tmp_path / "new" / "folder"):
+        with pytest.raises(Refused, match=rf"--scratch-dir {folder} cannot be written \({tmp_path} is not writable\)"):
+            start.check_run_flags(run_settings("run", scratch_dir=folder))
+
+
 def test_a_tracker_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(start, "find_spec", lambda name: None)
     with pytest.raises(Refused, match="pip install"):

@@ -53,7 +53,8 @@ def check_settings(settings: ModelSettings) -> None:
     check_kernel_precision(settings.attention, settings.precision)
     if os.path.isfile(os.path.join(settings.name, "adapter_config.json")):
         raise Refused(
-            f"--model must be a whole model: {settings.name} is an adapter; give the model it was trained from"
+            f"--model must be a whole model: {settings.name} is an adapter; give the model it was trained from, or "
+            "merge it first: python eval/publish.py RUN --merge FOLDER"
         )
 
 

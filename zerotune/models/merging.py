@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from zerotune.errors import Refused
-from zerotune.files import sync_folder
+from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, sync_folder
 from zerotune.models.adapters import load_adapter
 from zerotune.models.base_license import hub_id
 from zerotune.models.boundary import quiet_transformers
@@ -105,15 +105,32 @@ def adapter_of_run(run: Path) -> Path:
 
 
 def check_target(target: Path, run: Path) -> None:
-    """Refuse a target that is a file, is not empty, lies inside the run, or has no parent folder."""
-    if target.exists() and not target.is_dir():
+    """Refuse a target that is a file, is not empty, lies inside the run, or cannot be written."""
+    try:
+        is_file = target.exists() and not target.is_dir()
+        is_empty = not target.is_dir() or not any(target.iterdir())
+    except OSError as error:
+        raise _unwritable(target, error.strerror) from None
+    if is_file:
         raise Refused(f"--merge must name a new folder: {target} is a file; name another one")
-    if target.is_dir() and any(target.iterdir()):
+    if not is_empty:
         raise Refused(f"--merge must name a new folder: {target} is not empty; name another one, or delete it")
     if target.resolve().is_relative_to(run.resolve()):
         raise Refused(f"--merge must name a folder outside of the run: {target} is inside {run}")
-    if not target.absolute().parent.is_dir():
-        raise Refused(f"--merge must name a folder in one that exists: there is no folder {target.absolute().parent}")
+    folder = _folder_above(target)
+    if not folder.is_dir():
+        raise _unwritable(target, f"{folder} is a file")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _unwritable(target, f"{folder} is not writable")
+
+
+def _folder_above(target: Path) -> Path:
+    """Return what exists of a target's parents."""
+    return next((each for each in target.parents if each.exists()), Path())
+
+
+def _unwritable(target: Path, reason: str) -> Refused:
+    return Refused(f"--merge must name a folder that can be written, and {target} cannot ({reason}): name another one")
 
 
 def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
@@ -124,10 +141,10 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
 
     Args:
         final: from `adapter_of_run`.
-        target: checked by `check_target`.
+        target: checked by `check_target`; missing parents are created.
         dtype: of the stored weights, "float32", "float16" or "bfloat16"; None: the base's. A head is always float32.
     Raises:
-        Refused: the adapter, its base or its tokenizer cannot be used, memory is short, or the logits differ.
+        Refused: the adapter, its base or its tokenizer cannot be used, memory or disk is short, or the logits differ.
     """
     config, record = _check_adapter(final)
     tokenizer = load_tokenizer(str(final), None)
@@ -151,7 +168,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
     aside = target.absolute().parent / f".writing-{target.absolute().name}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
+        _make_aside(aside, target)
         _round_weights(stock, dtype)
         forget_generation_settings(stock)
         with quiet_transformers():
@@ -169,10 +186,24 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
             in_4_bits = difference(_logits(_load_in_4_bits(final, record), rows))
         sync_folder(aside)
         aside.rename(target)
+    except Exception as error:
+        if disk_error_number(error) is None:
+            raise
+        reason = full_disk_reason(_folder_above(target), error)
+        raise Refused(f"{reason}; {full_disk_cure(error)} and start the same command again") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     sync_folder(target.absolute().parent)
     return Merged(largest, merged, stored, in_4_bits, dtype)
+
+
+def _make_aside(aside: Path, target: Path) -> None:
+    try:
+        aside.mkdir(parents=True)
+    except OSError as error:
+        if disk_error_number(error) is not None:
+            raise
+        raise _unwritable(target, error.strerror) from None
 
 
 def _check_adapter(final: Path) -> tuple:

@@ -1,6 +1,7 @@
 """The flags of eval/predict.py, and the settings that they resolve to. Imports no torch, so that `--help` is fast."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +150,10 @@ def _input_settings(args: argparse.Namespace) -> InputSettings:
     named = [name for name, is_given in given.items() if is_given]
     if len(named) != 1:
         found = f"{' and '.join(named)} are given" if named else "none is given"
+        found += " (texts go before --labels)" if args.labels and not named else ""
         raise Refused(f'one input is wanted, texts ("a text"), --question with --context, or --file: {found}')
+    if args.texts and all(os.path.isfile(text) for text in args.texts):
+        raise Refused(f"{args.texts[0]} is a file: give it by --file")
     if asks and (args.question is None or args.context is None):
         missing = "--context" if args.context is None else "--question"
         raise Refused(f"a question is about a context: {missing} is missing")

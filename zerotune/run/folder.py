@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import re
+import shlex
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -54,8 +56,8 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     Returns:
         Whether the very same run is finished, so that nothing is left to do.
     Raises:
-        Refused: `--resume never` for a run that exists; files of something else; other flags that change the run, each
-            named with both values; or a damaged record.
+        Refused: `--resume never` for a run that exists; files of something else; a run of another script; other flags
+            that change the run, each named with both values; or a damaged record.
     """
     folder = settings.output_dir
     check_place(folder)
@@ -69,7 +71,7 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         return False
     if settings.resume == "never":
         raise Refused(f"{folder} already holds a run and --resume never forbids resuming: choose another --output-dir")
-    _refuse_other_flags(settings, bool(held))
+    _refuse_other_run(settings, bool(held))
     for name in ("checkpoints", "final", "eval"):
         if os.path.exists(folder / name) and not os.path.isdir(folder / name):
             raise Refused(f"{folder / name} is a file, not a folder: delete it, or use another --output-dir")
@@ -85,18 +87,36 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     return True
 
 
-def _refuse_other_flags(settings: RunSettings, holds_results: bool) -> None:
+def _refuse_other_run(settings: RunSettings, holds_results: bool) -> None:
     folder = settings.output_dir
     state = read_state(folder).get("state")
     # of a finished run, contents are not compared any more
     changed = changed_flags(settings.flags, folder / "run.json", files_may_move=state != "finished")
     # a run that was refused before it had results may start again with the flags that the refusal asked for
-    if changed and (holds_results or state != "refused"):
+    if not holds_results and state == "refused":
+        return
+    command = read_run_record(folder / "run.json").get("command", "")
+    earlier, now = _script_of(command), _script_of(shlex.join(sys.argv))
+    if earlier and now and Path(earlier).name != Path(now).name:
+        raise Refused(f"{folder} is a run of {earlier}, and this is {now}: use another --output-dir")
+    if changed:
         named = ", ".join(f"{_flag(name)} was {was}, is {now}" for name, (was, now) in changed.items())
         raise Refused(
             f"{folder} holds a run with other flags ({named}): use the same to resume it, or another folder: "
             f"--output-dir {_free_folder(folder, changed)}"
         )
+
+
+def _script_of(command: str) -> str | None:
+    """Return the script that a command starts, as "train/sst2.py" or "my_sst2.py"; None if it is not known."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # edited
+        return None
+    if not words or not words[0].endswith(".py"):
+        return None
+    script = Path(words[0])
+    return "/".join(script.parts[-2:]) if script.parent.name in ("train", "eval") else script.name
 
 
 def _flag(name: str) -> str:

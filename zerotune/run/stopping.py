@@ -12,6 +12,7 @@ from zerotune.run.process import is_main_process
 # The variable that names a file whose appearance means "stop"; the file holds the reason. On a signal, launchers die or
 # kill the ranks, so on a cluster the job script writes this file instead, on a disk that all nodes share.
 STOP_FILE = "ZEROTUNE_STOP_FILE"
+_NAMED = f"({STOP_FILE})"  # ends the name of a stop file without a reason
 # Each look costs a request to a file server; with longer steps there is one look per step.
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -53,9 +54,13 @@ class StopSignal:
         return self._noted
 
     def stopped(self, line: str) -> Preempted:
-        """Return the exception to raise once the run is saved; `{name}` in the line is the signal or file."""
-        kind = Interrupted if self._noted == "SIGINT" else Preempted
-        return kind(line.format(name=self._noted or "a signal on another rank"))
+        """Return the exception to raise once the run is saved.
+
+        Args:
+            line: `{name}` in it becomes the signal or file, `{way_out}` how to resume.
+        """
+        kind, name = Interrupted if self._noted == "SIGINT" else Preempted, self._noted or "a signal on another rank"
+        return kind(line.format(name=name, way_out=_way_out(name)))
 
     def raise_when_noted(self, accelerator, during: str = "an evaluation") -> None:
         """Stop all ranks if one of them has been asked to stop; all ranks take part.
@@ -68,14 +73,20 @@ class StopSignal:
         noted = [name for name in on_all_ranks(accelerator, self.name) if name]
         if noted:
             kind = Interrupted if noted[0] == "SIGINT" else Preempted
-            raise kind(f"stopped by {noted[0]} during {during}: the same command resumes there")
+            raise kind(f"stopped by {noted[0]} during {during}: {_way_out(noted[0])}")
 
 
 def _read_stop_file(path: Path) -> str | None:
-    """Return the reason in a stop file, or its name; None where there is none."""
+    """Return the reason in a stop file, or a name for the file; None where there is none."""
     if not path.exists():
         return None
+    named = f"the file {path.name} {_NAMED}"
     try:
-        return path.read_text(errors="replace").strip() or path.name
+        return path.read_text(errors="replace").strip() or named
     except OSError:  # a folder, or a file that cannot be read, still means stop
-        return path.name
+        return named
+
+
+def _way_out(name: str) -> str:
+    """Return how to resume; a job script deletes its own stop file, in which it gives a reason."""
+    return "delete it, and the same command resumes" if name.endswith(_NAMED) else "the same command resumes there"

@@ -209,7 +209,7 @@ def add_model_flags(parser: FlagParser, default: str | None, trains: bool = Fals
         choices=("auto", "sdpa", "eager", "flash_attention_2", "flex_attention", "varlen"),
         default="auto",
         help="attention kernel; varlen: rows without padding (default %(default)s: varlen on a GPU in 16 bits where it "
-        "can; else eager for Gemma-2, our own on a CPU, sdpa)",
+        "can; else eager for Gemma-2 and DeBERTa, our own on a CPU, sdpa)",
     )
     group.add_argument(
         "--precision",

@@ -124,7 +124,7 @@ def eval_settings(args: Namespace, task: str) -> EvalSettings:
     """
     check_names_model(args.model, args.sample)
     names_items = args.test_file or args.validation_file or args.dataset or args.split
-    if args.train_file and not names_items and "shots" not in args.typed and task != "classify":  # it has labels
+    if args.train_file and not names_items and "shots" not in args.typed:
         raise Refused(
             f"--train-file {args.train_file} gives the shots of a prompt, and --shots is 0: name the items that are "
             "scored by --test-file, or add --shots"

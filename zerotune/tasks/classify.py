@@ -118,7 +118,8 @@ def task_of(settings: DataSettings) -> TextTask:
     """Return the task that the data flags describe: one of GLUE's, or one whose labels are still to be read.
 
     Raises:
-        Refused: more than two text columns; flags about several labels that contradict the others.
+        Refused: more than two text columns, or one that has the labels; flags about several labels that contradict the
+            others.
     """
     task = GLUE[settings.glue] if settings.glue else OWN
     if settings.label_separator and not settings.multi_label:
@@ -132,17 +133,26 @@ def task_of(settings: DataSettings) -> TextTask:
     if settings.text_column:
         first, *others = named_columns(settings.text_column)
         task = replace(task, text_columns=(first,), pair_column=others[0] if others else None)
+        # of the usual names, a file's first one is read as the labels
+        _check_not_labels(settings.label_column or task.label_columns[0], (first, *others))
     return replace(task, label_columns=(settings.label_column,)) if settings.label_column else task
 
 
+def _check_not_labels(label_column: str, text_columns: tuple[str | None, ...]) -> None:
+    if label_column in text_columns:
+        raise Refused(f"--text-column {label_column} is the column of the labels too: name another")
+
+
 def named_columns(text_column: str) -> tuple[str, ...]:
-    """Return the one or two columns that --text-column names. Raises Refused for any other number."""
+    """Return the one or two columns that --text-column names. Raises Refused for any other number, or one twice."""
     names = tuple(name.strip() for name in text_column.split(","))
     if len(names) > 2 or not all(names):
         raise Refused(
             f"--text-column {text_column}: a text is one column, or two with a comma between them: join the others in "
             "the file"
         )
+    if len(set(names)) < len(names):
+        raise Refused(f"--text-column {text_column} has {names[0]} twice: name each column once")
     return names
 
 
@@ -155,9 +165,11 @@ def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
     """Return the labels of some rows, in their data set's own order if it has one.
 
     Raises:
-        Refused: as `collect_labels`.
+        Refused: the labels' column is also read as text; or as `collect_labels`.
     """
     column = label_column_of(task, source, needs_labels=True)
+    text_column = next((name for name in task.text_columns if name in source.columns), None)
+    _check_not_labels(column, (text_column, task.pair_column))
     rows = ((fields.get(column), source.where(row)) for row, fields in enumerate(source.rows))
     if task.multi_label:
         words = [word for value, where in rows for word in label_words(value, task.label_separator, where) or ()]
@@ -238,6 +250,8 @@ def task_to_evaluate(
     if known_labels is None:
         train_file = replace(settings, sample=False, dataset=None) if settings.train_file else settings
         origin = sources.train_origin(task, train_file) if settings.train_file else sources.test_origin(task, settings)
-        known_labels = labels_of(task, read_source(origin or sources.train_origin(task, settings)))
+        way_out = f"{task.columns_way_out}, or the labels by --labels"
+        source = read_source(origin or sources.train_origin(task, settings))
+        known_labels = labels_of(replace(task, columns_way_out=way_out), source)
     own = task if task.multi_label else replace(task, read_label=parse_own_label)
     return with_labels(own, known_labels), settings

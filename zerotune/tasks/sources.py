@@ -188,11 +188,23 @@ def load_test(
         Refused: bad input, or a source of the run has changed.
     """
     is_drawn = settings.split in DRAWN_SHARES
+    is_subset = settings.test_size is not None or settings.limit_eval is not None
     of_run = run_split is not None and not _names_items(settings)
     if of_run:
         names = run_split["sources"]
         require_unchanged_files(run_split, ["test"] if "test" in names else names)
         wanted = _settings_of_run(run_split)
+        if settings.glue != wanted.glue:
+            raise Refused(
+                f"--glue {settings.glue} is not the task of the model's run, whose test items are scored: name other "
+                f"items, such as --dataset {corpus.dataset}:{corpus.test_split}"
+            )
+        seed = settings.split_seed or wanted.split_seed
+        if seed != wanted.split_seed and not is_subset:
+            raise Refused(
+                f"--split-seed {seed} draws a --split or a subset, and the test items of the model's run are scored: "
+                "add --limit-eval, or leave it out"
+            )
     elif settings.validation_file and settings.test_file and not is_drawn:
         raise Refused("--validation-file and --test-file both name the items that are scored: leave one of them out")
     else:  # --train-file only gives shots, unless the items are drawn from it
@@ -209,14 +221,27 @@ def load_test(
 
     if of_run:
         require_same_items(run_split, record)
-        if settings.test_size is not None or settings.limit_eval is not None:
-            smaller = replace(wanted, test_size=settings.test_size, limit_eval=settings.limit_eval)
+        if is_subset:
+            smaller = replace(wanted, test_size=settings.test_size, limit_eval=settings.limit_eval, split_seed=seed)
             rows = subset(smaller, "test", rows)
             record = record | {"splits": {"test": describe(rows)}}
-    elif run_split is not None and source and source["sha256"] == run_split["sources"]["train"]["sha256"]:
+    elif run_split is not None and _may_hold_train_rows(record, source, run_split):
         note = "the model was tuned on rows of this very file or split: this is no score on unseen items"
         record = record | {"notes": [*record["notes"], note]}
     return rows, record
+
+
+def _may_hold_train_rows(record: dict, source: dict | None, run_split: dict) -> bool:
+    """Return whether scored rows come from the source that a run was trained on, and are not the run's own test rows.
+
+    Args:
+        source: their record; None if they are drawn from train.
+    """
+    trained_on = run_split["sources"]["train"]["sha256"]
+    if source is not None:
+        return source["sha256"] == trained_on
+    same_draw = (record["rule"], record["split_seed"]) == (run_split.get("rule"), run_split["settings"]["split_seed"])
+    return record["sources"]["train"]["sha256"] == trained_on and not same_draw
 
 
 def rows_for_shots(

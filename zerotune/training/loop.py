@@ -262,9 +262,7 @@ class TrainingLoop:
         self._evaluate_and_save()
         if self._stop_wanted and step < schedule.num_steps:
             self.saver.close()
-            raise self.stop_signal.stopped(
-                f"stopped by {{name}} after step {step} and saved: the same command resumes there"
-            )
+            raise self.stop_signal.stopped(f"stopped by {{name}} after step {step} and saved: {{way_out}}")
 
     def _evaluate_and_save(self) -> None:
         """Validate and save if due.

@@ -90,7 +90,7 @@ def test_an_adapters_input_is_cast_only_outside_autocast_to_the_same_bits(
 def test_adapters_that_are_refused(tmp_path):
     model, tokenizer = tuned_model(tiny_model("llama"), "lora")
     save_final(model, tokenizer, tmp_path, task_record())
-    with pytest.raises(Refused, match="is an adapter"):
+    with pytest.raises(Refused, match=r"is an adapter; give .*, or merge it first: python eval/publish\.py"):
         load_classifier(ModelSettings(str(tmp_path), None, "full"), LABELS, tokenizer)
     with pytest.raises(Refused, match="trained for 'negative', 'positive'"):
         load_final_or_base(ModelSettings(str(tmp_path)), ("no", "yes"))

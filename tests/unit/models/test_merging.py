@@ -1,11 +1,13 @@
 """A merged adapter is a plain model with the adapter's logits, readable everywhere; otherwise nothing is written."""
 
+import errno
 import json
 import re
 
 import pytest
 import torch
 from final_cases import logits, plain_logits, reloaded
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_models import IDS, LABELS, MASK, model_copy, task_record, tiny_model, tuned_model
 from transformers import AutoModelForCausalLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
@@ -51,7 +53,7 @@ def in_bf16(folder, kind="llama"):
 )  # fmt: skip
 def test_the_merged_model_gives_the_adapters_logits(head, kind, tmp_path):
     run, model = run_of(tmp_path / "run", tiny_model(kind), head=head)
-    target = tmp_path / "merged"
+    target = tmp_path / "models" / "merged"  # made with its parent
     merged = merge_adapter(adapter_of_run(run), target, None)
     assert merged.dtype == "float32" and merged.merged < 1e-5 and merged.stored < 1e-5 and merged.in_4_bits is None
     wanted = logits(model, head)
@@ -70,7 +72,7 @@ def test_the_merged_model_gives_the_adapters_logits(head, kind, tmp_path):
     assert (record["method"], record["merged"], record["base_model"]) == ("full", "lora", kind)
     readme = (target / "README.md").read_text()
     assert f"A LoRA adapter merged into `{kind}`" in readme and "peft" not in readme
-    assert not list(tmp_path.glob(".writing-*"))
+    assert not list(tmp_path.rglob(".writing-*"))
 
 
 @pytest.mark.parametrize("head", ["classify", "generate"])
@@ -142,7 +144,7 @@ def test_what_cannot_be_merged_is_refused_before_a_weight_is_read(tmp_path, monk
         merge_adapter(final, tmp_path / "merged", None)
 
 
-def test_a_target_that_cannot_be_written_is_refused(tmp_path):
+def test_a_target_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     run = tmp_path / "run"
     (run / "final").mkdir(parents=True)
     (tmp_path / "file").write_text("")
@@ -151,13 +153,43 @@ def test_a_target_that_cannot_be_written_is_refused(tmp_path):
         (run / "merged", "is inside"),
         (run / "final" / "merged", "is inside"),
         (tmp_path / "file", "is a file"),
-        (tmp_path / "gone" / "merged", "there is no folder"),
+        (tmp_path / "file" / "merged", "file is a file"),
+        (tmp_path / ("x" * 300), "File name too long"),
     ):
         with pytest.raises(Refused, match=f"--merge must name a.*{words}"):
             check_target(target, run)
     (tmp_path / "new").mkdir()
     check_target(tmp_path / "new", run)  # an empty folder may exist
     check_target(tmp_path / "another", run)
+    check_target(tmp_path / "models" / "merged", run)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for target in (tmp_path / "another", tmp_path / "models" / "merged"):
+        with pytest.raises(Refused, match=rf"and {target} cannot \({tmp_path} is not writable\): name another one"):
+            check_target(target, run)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk full: {folder}/models has .*free some space"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "disk full: {folder}/models has"),
+        (OSError(errno.EACCES, "Permission denied"), r"--merge must .* {folder}/models/merged cannot \(Permission"),
+    ],
+)
+def test_a_target_that_turns_out_unwritable_is_named(tmp_path, monkeypatch, error, words):
+    run, _ = run_of(tmp_path / "run", tiny_model("llama"))
+
+    def fail(*arguments, **flags):
+        raise error
+
+    if getattr(error, "errno", None) == errno.EACCES:
+        monkeypatch.setattr("pathlib.Path.mkdir", fail)
+    else:
+        monkeypatch.setattr("peft.PeftModel.save_pretrained", fail)
+        monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)
+    with pytest.raises(Refused, match=words.format(folder=tmp_path)):
+        merge_adapter(adapter_of_run(run), tmp_path / "models" / "merged", None)
+    assert not list(tmp_path.rglob(".writing-*"))
 
 
 def test_an_empty_target_is_taken_and_a_torn_attempt_replaced(tmp_path):

@@ -23,6 +23,10 @@ def test_a_file_and_its_columns(tmp_path, monkeypatch):
     assert resolve("--model", "m", "--file", "a.csv", "--output", "b.csv").resumes
     os.mkfifo("pipe")
     assert not resolve("--model", "m", "--file", "pipe", "--format", "csv", "--output", "b.csv").resumes
+    for files in (["a.csv"], ["a.csv", "a.csv"]):
+        with pytest.raises(Refused, match=r"^a\.csv is a file: give it by --file$"):
+            resolve("--model", "m", *files)
+    assert resolve("--model", "m", "a.csv", "x" * 5000).source.texts[0] == "a.csv"
     with pytest.raises(Refused, match=r"b.csv: no such file"):
         resolve("--model", "m", "--file", "b.csv")
     with pytest.raises(Refused, match=r"--output a\.csv is there already"):
@@ -32,7 +36,8 @@ def test_a_file_and_its_columns(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ([], "none is given"),
+        ([], "none is given$"),
+        (["--labels", "spam", "ham", "a text"], r"none is given \(texts go before --labels\)$"),
         (["a", "--file", "x.csv"], "texts and --file are given"),
         (["--question", "who", "--file", "x.csv"], "--question and --file are given"),
         (["--question", "who"], "--context is missing"),

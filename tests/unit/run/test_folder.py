@@ -79,6 +79,23 @@ def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
         check_earlier_run(settings(tmp_path, train_file="/data/Tickets.csv"))
 
 
+@pytest.mark.parametrize("state", ["running", "finished"])
+def test_a_run_of_another_script_is_refused(tmp_path, monkeypatch, state):
+    """An edited copy has the same default folder; launchers give a script's path in several forms."""
+    started(tmp_path, state)
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "eval").mkdir()
+    monkeypatch.setattr("sys.argv", ["/home/ann/my_sst2.py", "--sample"])
+    for words in ("", "-c", "'", None, "other/my_sst2.py", "'/a b/my_sst2.py' --sample"):
+        write_json(tmp_path / "run.json", record | ({"command": words} if words is not None else {}))
+        assert check_earlier_run(settings(tmp_path)) is (state == "finished")
+    for words in ("train/sst2.py --sample", "'/a b/train/sst2.py'"):
+        write_json(tmp_path / "run.json", record | {"command": words})
+        line = f"{tmp_path} is a run of train/sst2.py, and this is my_sst2.py: use another --output-dir"
+        with pytest.raises(Refused, match=f"^{line}$"):
+            check_earlier_run(settings(tmp_path))
+
+
 def test_the_same_file_by_another_path_is_left_to_the_check_of_its_content(tmp_path):
     """`start_run` compares the hashes of data and model, but not those of a finished run; an evaluation has none."""
     for name in ("old.csv", "new.csv"):

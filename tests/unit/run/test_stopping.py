@@ -62,6 +62,13 @@ def test_the_stop_file_is_a_signal_too(tmp_path, monkeypatch, kind):
         (tmp_path / "stop").mkdir()
     else:
         (tmp_path / "stop").write_text("SIGUSR1\n" if kind == "file" else "")
-    assert stop.name == ("SIGUSR1" if kind == "file" else "stop")
+    name = "SIGUSR1" if kind == "file" else "the file stop (ZEROTUNE_STOP_FILE)"
+    way_out = "the same command resumes there" if kind == "file" else "delete it, and the same command resumes"
+    assert stop.name == name
+    assert str(stop.stopped("stopped by {name}: {way_out}")) == f"stopped by {name}: {way_out}"
+    monkeypatch.setattr("zerotune.run.stopping.on_all_ranks", lambda accelerator, name: [None, name])
+    with pytest.raises(Preempted) as stopped:
+        stop.raise_when_noted(None, "preparation")
+    assert str(stopped.value) == f"stopped by {name} during preparation: {way_out}"
     monkeypatch.setenv("RANK", "1")
     assert StopSignal().name is None  # rank 0 checks for all

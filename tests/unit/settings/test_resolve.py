@@ -10,6 +10,7 @@ from zerotune.errors import Refused
 from zerotune.settings.flags import eval_parser, train_parser
 from zerotune.settings.groups import Interval
 from zerotune.settings.resolve import eval_settings, train_settings
+from zerotune.tasks.classify import OWN
 from zerotune.tasks.sst2 import SST2
 
 SAMPLE = {"epochs": 5, "learning_rate": 1e-3}
@@ -100,11 +101,12 @@ def test_resolving_changes_no_flag_and_settings_are_frozen():
 
 
 def test_a_train_file_names_no_items_of_an_evaluation():
-    def evaluated(*flags):
-        return eval_settings(eval_parser("", SST2).parse_args(["--model", "m", *flags]), "sst2")
+    def evaluated(*flags, task=SST2):
+        return eval_settings(eval_parser("", task).parse_args(["--model", "m", *flags]), task.name)
 
-    with pytest.raises(Refused, match=r"--train-file a\.csv gives the shots .*, and --shots is 0: name the items"):
-        evaluated("--train-file", "a.csv")
+    for task in (SST2, OWN):
+        with pytest.raises(Refused, match=r"--train-file a\.csv gives the shots .*, and --shots is 0: name the items"):
+            evaluated("--train-file", "a.csv", task=task)
     for more in (["--shots", "4"], ["--shots", "0"], ["--split", "80-20"], ["--test-file", "b.csv"]):
         assert evaluated("--train-file", "a.csv", *more).data.train_file.endswith("a.csv")
 

@@ -126,6 +126,10 @@ def test_a_pair_of_columns_is_one_text_and_keeps_its_parts(tmp_path):
         (rows_of(("a", "x_ci95")), {}, "a label cannot end in ci95"),
         (rows_of("ab"), {"label_column": "queue"}, "the labels, 'queue'; found 'text', 'label': .*--label-column"),
         (rows_of("ab"), {"text_column": "a,b,c"}, "a text is one column, or two with a comma between them"),
+        (rows_of("ab"), {"text_column": "text,text"}, "--text-column text,text has text twice: name each column once"),
+        (rows_of("ab"), {"text_column": "label"}, "--text-column label is the column of the labels too: name another"),
+        (rows_of("ab"), {"text_column": "text, label", "label_column": "label"}, "--text-column label is"),
+        (rows_of("ab"), {"label_column": "text"}, "--text-column text is the column of the labels too"),
         (rows_of("ab"), {"split": "80-20"}, "have no split '80-20'|has no split '80-20'"),
     ],
 )  # fmt: skip
@@ -235,6 +239,13 @@ def test_a_model_without_labels_is_asked_for_those_of_the_rows(tmp_path):
     train = write_csv(tmp_path / "a.csv", rows_of(("x", "y", "z")))
     settings = DataSettings(test_file=test, train_file=train)
     assert classify.task_to_evaluate(settings, None, None)[0].labels == ("x", "y", "z")
+
+
+def test_items_without_labels_for_a_model_without_labels(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(Refused, match=r": name the columns by .*, or the labels by --labels$"):
+        classify.task_to_evaluate(DataSettings(test_file=str(path)), None, None)
 
 
 def test_glue_tasks_know_their_columns_and_labels(tmp_path):

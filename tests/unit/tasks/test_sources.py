@@ -95,6 +95,15 @@ def test_a_run_gives_its_test_items_back(given):
     assert rows_for_shots(CORPUS, DataSettings(), splits.record, load=load, read=read) == splits.train
 
 
+def test_a_typed_seed_draws_the_subset_of_a_runs_items():
+    run_split = load(DataSettings(split="80-20", split_seed=3)).record
+    fewer = [load_items(DataSettings(limit_eval=2, split_seed=seed), run_split)[0] for seed in (0, 3, 4)]
+    assert fewer[0] == fewer[1] != fewer[2]
+    assert load_items(DataSettings(split_seed=3), run_split)[0] == load_items(DataSettings(), run_split)[0]
+    with pytest.raises(Refused, match="--split-seed 4 draws a --split or a subset, and the test items of the model's"):
+        load_items(DataSettings(split_seed=4), run_split)
+
+
 def test_flags_name_other_items_than_the_runs():
     run_split = load(DataSettings()).record
     assert load_items(DataSettings(test_file="/test"), run_split)[1]["sources"]["test"]["sha256"] == "hash of /test"
@@ -102,6 +111,14 @@ def test_flags_name_other_items_than_the_runs():
     assert rows[0].id == "extra-0" and record["sources"]["test"]["sha256"] == "hash of org/toy/extra"
     _, record = load_items(DataSettings(dataset="org/toy:train"), run_split)
     assert any("no score on unseen items" in note for note in record["notes"])
+    drawn = load(DataSettings(train_file="/train")).record
+    for given, has_note in (({}, False), ({"split_seed": 1}, True), ({"split": "70-10-20"}, True)):
+        _, record = load_items(DataSettings(**{"train_file": "/train", "split": "80-20"} | given), drawn)
+        assert any("no score on unseen items" in note for note in record["notes"]) == has_note
+    _, record = load_items(DataSettings(split="80-20", split_seed=1), drawn)  # of another source
+    assert not any("no score on unseen items" in note for note in record["notes"])
+    with pytest.raises(Refused, match=r"--glue cola is not the task of .* such as --dataset org/toy:heldout"):
+        load_items(DataSettings(glue="cola"), run_split)
 
 
 @pytest.mark.parametrize(
