@@ -276,6 +276,14 @@ def default_cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "zerotune"
 
 
+def why_not_writable(folder: Path) -> str | None:
+    """Return why nothing can be written into a folder, or it cannot be made; None if it can. Nothing is created."""
+    found = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.exists(each))
+    if not os.path.isdir(found):
+        return f"{found} is a file"
+    return None if os.access(found, os.W_OK | os.X_OK) else f"{found} is not writable"
+
+
 def nearest_entry(path: Path, is_wanted: Callable[[Path], bool]) -> str:
     """Return " (did you mean 'PATH'?)" if a path's folder has a wanted entry with a similar name; else "".
 

@@ -23,6 +23,7 @@ from zerotune.metrics.wordnet import DEBIAN_FOLDER
 from zerotune.models.model_files import WeightIndex, cached_snapshot
 from zerotune.records import FileRecord
 from zerotune.run.run_files import SplitRecord
+from zerotune.settings.names import DATASETS
 from zerotune.tasks.hub import cached_commit, id_and_configuration
 
 MANIFEST = "zerotune-manifest.json"
@@ -99,12 +100,7 @@ def dataset_of(task: str, flag: str | None) -> tuple[str | None, str | None]:
 
     (None, None) for a folder, and for a task without a data set of its own.
     """
-    from zerotune.squad import splits as squad_splits
-    from zerotune.tasks.imdb import IMDB
-    from zerotune.tasks.sst2 import SST2
-
-    own = {"sst2": SST2.dataset, "imdb": IMDB.dataset, "squad": squad_splits.DATASET}
-    name = (flag or own.get(task) or "").partition(":")[0]
+    name = (flag or DATASETS.get(task) or "").partition(":")[0]
     return (None, None) if not name or os.path.isdir(name) else (name, None)
 
 

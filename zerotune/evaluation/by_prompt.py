@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +64,6 @@ class PromptPlan:
         description: the entries of metrics.json about it.
     """
 
-    tokenizer: Any
     prompt: Prompt
     settings: ModelSettings
     encode: Callable[..., PromptData]
@@ -107,7 +105,7 @@ def plan_prompt(evaluation: TextEvaluation, task, config, tokenizer) -> PromptPl
         end = end_of_answer(tokenizer, prompt) if is_tuned or prompt.chat else line_break(tokenizer)
         window -= 0 if is_tuned or evaluation.as_generator else len(end)
     encode = partial(encode_prompts, tokenizer, prompt, max_text_tokens=max_text_tokens, window=window, end=end)
-    return PromptPlan(tokenizer, prompt, loaded, encode, description)
+    return PromptPlan(prompt, loaded, encode, description)
 
 
 def prepare_prompt(

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from zerotune.errors import Refused
-from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, sync_folder
+from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, sync_folder, why_not_writable
 from zerotune.models.adapters import load_adapter
 from zerotune.models.base_license import hub_id
 from zerotune.models.boundary import quiet_transformers
@@ -117,11 +117,8 @@ def check_target(target: Path, run: Path) -> None:
         raise Refused(f"--merge must name a new folder: {target} is not empty; name another one, or delete it")
     if target.resolve().is_relative_to(run.resolve()):
         raise Refused(f"--merge must name a folder outside of the run: {target} is inside {run}")
-    folder = _folder_above(target)
-    if not folder.is_dir():
-        raise _unwritable(target, f"{folder} is a file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise _unwritable(target, f"{folder} is not writable")
+    if reason := why_not_writable(target.parent):
+        raise _unwritable(target, reason)
 
 
 def _folder_above(target: Path) -> Path:

@@ -234,11 +234,11 @@ class LabelAnswerer:
     def _load_prompt(self, device: torch.device) -> Callable[[list[Item]], PreparedModel]:
         plan = plan_prompt(self.evaluation, self.task, self.config, self.tokenizer)
         model = load_language_model(plan.settings, device)
-        checks = has_unknown_tokens(self.config, plan.tokenizer)
+        checks = has_unknown_tokens(self.config, self.tokenizer)
 
         def prepare(items: list[Item]) -> PreparedModel:
             if checks:
-                _check_texts(plan.settings, self.config, plan.tokenizer, items)
+                _check_texts(plan.settings, self.config, self.tokenizer, items)
             data = plan.checked(plan.encode(texts=[self._example(item).text for item in items]), self.config)
             return self._answering(prompt_scorer(model, data, device), data.lengths)
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import disk_error_number, json_sha256, read_json, sync_folder, write_json
+from zerotune.files import disk_error_number, json_sha256, read_json, sync_folder, why_not_writable, write_json
 from zerotune.records import Count
 from zerotune.tasks.files import file_kind, first_line
 from zerotune.tasks.row_stream import TEXT_COLUMN, RowStream
@@ -321,11 +321,8 @@ def check_writable(path: Path, identity: dict[str, str] | None) -> None:
     if _partial(path).exists():
         FileOutput(path, identity).close()
         return
-    folder = next(each for each in path.absolute().parents if each.exists())
-    if not folder.is_dir():
-        raise _unwritable(path, f"{folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise _unwritable(path, f"{folder} is not writable")
+    if reason := why_not_writable(path.parent):
+        raise _unwritable(path, reason)
 
 
 def _unwritable(path: Path, reason: str) -> Refused:

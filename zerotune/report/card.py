@@ -13,7 +13,7 @@ from zerotune.metrics.evaluations import Evaluation
 from zerotune.models.base_license import LICENSE_HEADING
 from zerotune.report import html
 from zerotune.run.machine_paths import without_paths
-from zerotune.settings.names import TASK_NAMES
+from zerotune.settings.names import DATASETS, TASK_NAMES
 from zerotune.tasks.hub import id_and_configuration
 
 # The first section written here; from it on, an earlier card's sections are replaced.
@@ -26,8 +26,6 @@ _HUB_METRICS = {
     "rouge2": "rouge", "rougeL": "rouge", "hamming_loss": "hamming_loss",
 }  # fmt: skip
 _OF_ONE_LABEL = ("accuracy_", "f1_label_")
-# The data sets of the tasks that have one; all are English, and so are the samples.
-OWN_DATASETS = {"sst2": "stanfordnlp/sst2", "imdb": "stanfordnlp/imdb", "squad": "rajpurkar/squad_v2"}
 _TRAINING_FLAGS = (
     "method", "lora_rank", "lora_alpha", "batch_size", "learning_rate", "head_learning_rate", "schedule", "seed",
 )  # fmt: skip
@@ -111,7 +109,7 @@ def _name_of(source: Mapping) -> str:
 
 
 def _is_own_dataset(source: Mapping, task: str | None) -> bool:
-    return task in OWN_DATASETS and source.get("dataset") == OWN_DATASETS[task]
+    return task in DATASETS and source.get("dataset") == DATASETS[task]
 
 
 def _title_of(source: Mapping, task: str | None) -> str:

@@ -95,8 +95,11 @@ def _refuse_other_run(settings: RunSettings, holds_results: bool) -> None:
     # a run that was refused before it had results may start again with the flags that the refusal asked for
     if not holds_results and state == "refused":
         return
-    command = read_run_record(folder / "run.json").get("command", "")
-    earlier, now = _script_of(command), _script_of(shlex.join(sys.argv))
+    try:
+        words = shlex.split(read_run_record(folder / "run.json").get("command", ""))
+    except ValueError:  # edited
+        words = []
+    earlier, now = _script_of(words), _script_of(sys.argv)
     if earlier and now and Path(earlier).name != Path(now).name:
         raise Refused(f"{folder} is a run of {earlier}, and this is {now}: use another --output-dir")
     if changed:
@@ -107,12 +110,8 @@ def _refuse_other_run(settings: RunSettings, holds_results: bool) -> None:
         )
 
 
-def _script_of(command: str) -> str | None:
+def _script_of(words: list[str]) -> str | None:
     """Return the script that a command starts, as "train/sst2.py" or "my_sst2.py"; None if it is not known."""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # edited
-        return None
     if not words or not words[0].endswith(".py"):
         return None
     script = Path(words[0])

@@ -6,6 +6,7 @@ from functools import partial
 from zerotune.errors import Refused
 from zerotune.randomness import random_order
 from zerotune.settings.groups import DataSettings
+from zerotune.settings.names import DATASETS
 from zerotune.squad.files import read_origin
 from zerotune.squad.questions import TASK, Question
 from zerotune.squad.sample import sample_articles
@@ -15,7 +16,6 @@ from zerotune.tasks.sources import DRAWN_SHARES, Corpus, Origin
 from zerotune.tasks.splits import Example, Splits, balanced_subset, describe, normalise_text, stratified_split, subset
 
 TITLE = "SQuAD v2"
-DATASET = "rajpurkar/squad_v2"
 # Share of train's questions that validate, in whole articles: about 6,500 of the official 130,319.
 VALIDATION_SHARE = 0.05
 LABELS = ("unanswerable", "answerable")
@@ -29,7 +29,7 @@ CORPUS = Corpus(
         "80-20": "a fifth of the questions reports, in articles of its own",
         "random": "paragraphs are on both sides: not comparable",
     },
-    dataset=DATASET,
+    dataset=DATASETS[TASK],
     test_split="validation",
     sample=sample_articles,
     sample_train=(3000, 1),

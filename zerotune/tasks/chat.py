@@ -21,6 +21,8 @@ PINNED_DATE = "26 Jul 2024"
 _BODY = 'It\'s a "probe" <b>& {x} é.\n' * 4000
 _EDGE = "\v"
 MAX_CHARACTERS = 20_000_000
+# In no template, as a label may be: "f" is a part of <end_of_turn>.
+_QUESTION, _ANSWER = "the-question-asked", "the-answer-given"
 _OPEN_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>(\s*)\Z")
 
 
@@ -110,15 +112,19 @@ def answer_opening(tokenizer) -> tuple[str, str]:
     Raises:
         Refused: as `render_chat`.
     """
-    question, answer = "the-question-asked", "the-answer-given"
-    asked = render_chat(tokenizer, [user(question)], asks=True)
-    answered = render_chat(tokenizer, [user(question), assistant(answer)], asks=False)
-    opening = answered[len(asked) : answered.rindex(answer)] if answered.startswith(asked) else ""
+    asked = render_chat(tokenizer, [user(_QUESTION)], asks=True)
+    answered = render_chat(tokenizer, [user(_QUESTION), assistant(_ANSWER)], asks=False)
+    opening = answered[len(asked) : answered.rindex(_ANSWER)] if answered.startswith(asked) else ""
     before = opening.rstrip(" ")
     if thought := _OPEN_THOUGHT.search(asked + before):
         tag, space = thought.groups()
         return before + ("" if "\n" in space else "\n") + f"\n</{tag}>\n\n", ""
     return before, opening[len(before) :]
+
+
+def answer_closing(tokenizer) -> str:
+    """Return what the template writes after an answer. Raises Refused as `render_chat`."""
+    return render_chat(tokenizer, [user(_QUESTION), assistant(_ANSWER)], asks=False).rpartition(_ANSWER)[2]
 
 
 def _unusable(tokenizer, problem: str) -> Refused:

@@ -13,6 +13,7 @@ import html
 import re
 from functools import partial
 
+from zerotune.settings.names import DATASETS
 from zerotune.tasks.sample import sample_reviews
 from zerotune.tasks.splits import draw_validation
 from zerotune.tasks.texts import TextTask, Wording
@@ -32,7 +33,7 @@ IMDB = TextTask(
     title="IMDB",
     splits=("official", "80-20", "70-10-20"),
     lone_file_split="70-10-20",
-    dataset="stanfordnlp/imdb",
+    dataset=DATASETS["imdb"],
     test_split="test",
     sample=sample_reviews,
     sample_train=(4000, 1),

@@ -9,6 +9,7 @@ have no labels (-1). Nine in ten train rows are phrases of other train rows, so 
 sentences, and their phrases leave train. Socher et al. 2013; Wang et al. 2018 (GLUE).
 """
 
+from zerotune.settings.names import DATASETS
 from zerotune.tasks.sample import sample_rows
 from zerotune.tasks.splits import draw_validation_sentences
 from zerotune.tasks.texts import TextTask, Wording
@@ -19,7 +20,7 @@ SST2 = TextTask(
     splits=("official", "80-20"),
     lone_file_split="80-20",
     split_warnings={"80-20": "phrases overlap: not comparable with official figures"},
-    dataset="stanfordnlp/sst2",
+    dataset=DATASETS["sst2"],
     test_split="validation",
     sample=sample_rows,
     sample_train=(8000, 1),

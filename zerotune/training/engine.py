@@ -220,8 +220,7 @@ class Engine:
 
     def update(self, rate_factor: float) -> None:
         """Clip gradients, update with the peak learning rates × `rate_factor`, and clear gradients."""
-        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            group["lr"] = peak * rate_factor
+        self.set_rates(rate_factor)
         if self.deepspeed:
             self.model.step()
             self.note_norm(self.model.get_global_grad_norm())
@@ -239,6 +238,11 @@ class Engine:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def set_rates(self, rate_factor: float) -> None:
+        """Set each group's learning rate to its peak × `rate_factor`."""
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * rate_factor
 
     def note_loss(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's share of the step's mean loss."""

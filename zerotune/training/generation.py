@@ -15,7 +15,7 @@ import torch
 from zerotune.errors import Refused
 from zerotune.models.device import on_device, to_device
 from zerotune.models.packed import pack
-from zerotune.tasks.chat import PINNED_DATE, answer_opening, assistant, render_chat, user
+from zerotune.tasks.chat import PINNED_DATE, answer_closing, answer_opening
 from zerotune.tasks.cutting import token_ids
 from zerotune.tasks.prompts import Prompt, PromptData, answers_overlap, encode_prompts, log_softmax
 from zerotune.tasks.splits import Example
@@ -242,9 +242,7 @@ def template_end(tokenizer, prompt: Prompt) -> list[int]:
     """Return the tokens that a chat template puts after the assistant's content, up to the first special one, or []."""
     if not prompt.chat:
         return []
-    answer = "the-answer-given"  # a label may be a part of the template, as "f" is of <end_of_turn>
-    whole = render_chat(tokenizer, [user(prompt.template), assistant(answer)], asks=False)
-    after = tokenizer(whole.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    after = tokenizer(answer_closing(tokenizer), add_special_tokens=False)["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     place = next((place for place, token in enumerate(after) if token in special), None)
     return [] if place is None else after[: place + 1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from zerotune.errors import Refused
-from zerotune.files import json_sha256
+from zerotune.files import json_sha256, why_not_writable
 from zerotune.models.model_files import model_identity
 from zerotune.models.upload import check_run_upload
 from zerotune.run.folder import RunFolder, held_results
@@ -39,25 +39,14 @@ def check_run_flags(settings: RunSettings) -> None:
                 f"--resume {folder} holds the weights of a best evaluation without the optimizer's state: name a "
                 "step-… folder, or use --resume auto"
             )
-    if settings.scratch_dir is not None:
-        _check_scratch(settings.scratch_dir)
+    scratch = settings.scratch_dir
+    if scratch is not None and (reason := why_not_writable(scratch)):
+        raise Refused(f"--scratch-dir {scratch} cannot be written ({reason}): name another folder, or leave it out")
     if settings.tracker == "wandb" and find_spec("wandb") is None:
         raise Refused("--tracker wandb needs wandb, which is not installed: pip install 'zerotune[wandb]'")
     if settings.push_to_hub:
         flags = settings.flags.values
         check_run_upload(settings.push_to_hub, str(flags["model"]), str(flags["method"]))
-
-
-def _check_scratch(folder: Path) -> None:
-    """Refuse a --scratch-dir that this node cannot write; nothing is created."""
-    found = next((each for each in (folder, *folder.parents) if os.path.exists(each)), Path())
-    if not os.path.isdir(found):
-        reason = f"{found} is a file"
-    elif not os.access(found, os.W_OK | os.X_OK):
-        reason = f"{found} is not writable"
-    else:
-        return
-    raise Refused(f"--scratch-dir {folder} cannot be written ({reason}): name another folder, or leave it out")
 
 
 def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dict[str, TrainingData]) -> None:

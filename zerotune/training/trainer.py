@@ -113,9 +113,7 @@ class _BetweenSteps(TrainerCallback):
         self.steps, self.step, self.seed, self.loop = steps, first, seed, loop
 
     def on_step_begin(self, args, state, control, **kwargs):
-        engine = self.loop.engine
-        for group, peak in zip(engine.optimizer.param_groups, engine.peak_rates, strict=True):
-            group["lr"] = peak * self.step.rate_factor
+        self.loop.engine.set_rates(self.step.rate_factor)
         if self.loop.has_dropout:
             torch.manual_seed(derive_seed(self.seed, self.step.number, self.loop.accelerator.process_index))
 

@@ -27,8 +27,8 @@ from zerotune.cluster.jobs import (
 from zerotune.cluster.prefetch import Item
 from zerotune.errors import Refused
 from zerotune.settings.flags import train_parser
+from zerotune.settings.names import DATASETS
 from zerotune.settings.resolve import train_settings
-from zerotune.squad import splits as squad_splits
 from zerotune.tasks.sst2 import SST2
 
 REPOSITORY = Path(__file__).parents[3]
@@ -154,7 +154,7 @@ def test_items_of_a_command_line(tmp_path):
     assert items("train/classify.py", *flags, "--train-file", "a.csv") == [model]
     assert items("train/classify.py", *flags, "--glue", "mrpc") == [model, Item("dataset", "nyu-mll/glue/mrpc")]
     assert items("eval/sst2.py", *flags, "--dataset", "me/mine:test") == [model, Item("dataset", "me/mine")]
-    assert items("train/qa.py", *flags)[1:] == [Item("dataset", squad_splits.DATASET), Item("wordnet")]
+    assert items("train/qa.py", *flags)[1:] == [Item("dataset", DATASETS["squad"]), Item("wordnet")]
     final = tmp_path / "run" / "final"
     final.mkdir(parents=True)
     (final / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))

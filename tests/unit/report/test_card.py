@@ -7,9 +7,10 @@ from huggingface_hub import ModelCard
 
 from zerotune.metrics.evaluations import Evaluation
 from zerotune.metrics.labels import classification_metrics
-from zerotune.report.card import OWN_DATASETS, complete_card
+from zerotune.report.card import complete_card
 from zerotune.report.curves import History
 from zerotune.report.run_report import RunFiles
+from zerotune.settings.names import DATASETS
 from zerotune.squad.splits import CORPUS
 from zerotune.tasks.imdb import IMDB
 from zerotune.tasks.sst2 import SST2
@@ -126,4 +127,4 @@ def test_the_task_s_name_and_language_are_those_of_its_own_data_only(train, test
 
 
 def test_the_data_sets_of_the_tasks_are_known():
-    assert {one.name: one.dataset for one in (SST2, IMDB, CORPUS)} == OWN_DATASETS
+    assert {one.name: one.dataset for one in (SST2, IMDB, CORPUS)} == DATASETS
