@@ -1,5 +1,7 @@
 """Check and open the parent folder of several runs; sweep.json lists them before the first one starts."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from zerotune.errors import Refused, listed
 from zerotune.files import read_json, write_json
 from zerotune.run.folder import check_place, foreign_files, held_results
 from zerotune.run.run_files import read_state
+from zerotune.settings.flag_files import flag_name
 from zerotune.settings.sweeps import Member, Runs
 
 RECORD = "sweep.json"
@@ -25,9 +28,9 @@ class SweepRecord(TypedDict):
 
 
 def check_folder(runs: Runs) -> None:
-    """Refuse a folder that holds anything other than some or all of these runs.
+    """Refuse a folder that holds anything other than runs of the same script and shared flags.
 
-    Values and seeds may be added to a sweep: existing runs are kept.
+    Values and seeds may be added, and a command may name only some of a folder's runs: the others are kept.
     """
     folder = runs.folder
     check_place(folder)
@@ -46,9 +49,12 @@ def check_folder(runs: Runs) -> None:
         for name in names
         if earlier["flags"].get(name) != wanted["flags"].get(name)
     ]
-    lacking = [name for name, flags in earlier["runs"].items() if wanted["runs"].get(name) != flags]
-    if not found and lacking:
-        found.append(f"its runs {listed(lacking)} are none of these")
+    if list(earlier["sweep"]) != list(wanted["sweep"]):  # their order is in the names of the folders
+        found.append(f"--sweep had {listed(earlier['sweep']) or 'none'}, has {listed(wanted['sweep']) or 'none'}")
+    flags_by_name = {member.name: list(member.flags) for member in runs.members}
+    for name, flags in earlier["runs"].items():  # two values whose short names are alike are named in pairs
+        if flags_by_name.get(name, flags) != flags or (flags in flags_by_name.values() and name not in flags_by_name):
+            found.append(f"{name} was {' '.join(flags)}")
     if found:
         raise Refused(f"{folder} holds other runs ({', '.join(found)}): use the same flags, or another --output-dir")
 
@@ -58,7 +64,7 @@ def open_folder(runs: Runs) -> None:
     check_folder(runs)
     try:
         runs.folder.mkdir(parents=True, exist_ok=True)
-        write_json(runs.folder / RECORD, _record(runs))
+        write_json(runs.folder / RECORD, _record(all_runs_of_folder(runs)))
     except OSError as error:
         raise Refused(
             f"--output-dir {runs.folder} cannot be written ({error.strerror}): name a folder that can"
@@ -73,6 +79,27 @@ def _record(runs: Runs) -> SweepRecord:
         "seeds": list(runs.seeds),
         "runs": {member.name: list(member.flags) for member in runs.members},
     }
+
+
+def all_runs_of_folder(runs: Runs) -> Runs:
+    """Return a command's runs with those that its folder holds besides: seeds that were added later, or earlier."""
+    if not (runs.folder / RECORD).exists():
+        return runs
+    earlier = [_member(name, flags) for name, flags in read_json(runs.folder / RECORD, SweepRecord)["runs"].items()]
+    members = tuple({member.name: member for member in (*earlier, *runs.members)}.values())
+    return replace(
+        runs,
+        members=members,
+        seeds=tuple(dict.fromkeys(member.seed for member in members if member.seed is not None)),
+        sweep={name: tuple(dict.fromkeys(member.setting[name] for member in members)) for name in runs.sweep},
+    )
+
+
+def _member(name: str, flags: Sequence[str]) -> Member:
+    """Return a run from its folder's name and its words of sweep.json."""
+    values = {flag_name(flag): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+    seed = values.pop("seed", None)
+    return Member(name, values, None if seed is None else int(seed), tuple(flags))
 
 
 def is_finished(folder: Path) -> bool:

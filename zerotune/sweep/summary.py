@@ -21,7 +21,7 @@ from zerotune.run.process import say
 from zerotune.run.run_files import read_metrics_lines, read_run_record, read_split
 from zerotune.settings.names import TASK_NAMES
 from zerotune.settings.sweeps import Member, Runs
-from zerotune.sweep.folder import is_finished
+from zerotune.sweep.folder import all_runs_of_folder, is_finished
 
 NOT_FINISHED = "is not finished"
 
@@ -96,13 +96,14 @@ def rank(settings: Sequence[Setting], choose_by: str) -> list[Setting]:
 
 
 def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
-    """Print the scores of the finished runs, write summary.json and report.html, and return the report's path.
+    """Print the scores of the folder's finished runs, write summary.json and report.html, and return the report's path.
 
     Args:
         failed: why a run is not finished, by its name; a run without an entry just "is not finished".
     Raises:
         Refused: no run is finished, the runs validated on different rows, or a run's results are damaged.
     """
+    runs = all_runs_of_folder(runs)
     finished = {
         member.name: read_scores(runs.folder / member.name)
         for member in runs.members

@@ -74,13 +74,37 @@ def test_other_flags_or_other_runs_are_refused_before_anything_starts(place):
     assert place.calls
     for more, words in [
         (["--seeds", "0", "1", "--epochs", "2"], "--epochs was None, is 2"),
-        (["--seeds", "1", "2"], "its runs 'seed-0' are none of these"),
         (["--seeds", "0", "1", "--preset", "distilbert-sst2"], "--batch-size was 32, is 16"),
     ]:
         with pytest.raises(Refused, match=f"holds other runs .*{words}"):
             place.start(*more)
     place.start("--seeds", "0", "1", "--log-every", "1")  # this flag changes no number
     assert place.calls == [] and place.read("state.json")["state"] == "finished"
+
+
+def test_a_command_may_name_some_of_the_runs_and_the_summary_is_of_all(place, tmp_path):
+    place.start("--seeds", "0", "1", "2")
+    assert place.calls == ["seed-0", "seed-1", "seed-2"]
+    place.start("--seeds", "2", "5")  # as a task of an array that was submitted before or after seeds were added
+    assert place.calls == ["seed-5"] and list(place.read("sweep.json")["runs"]) == [f"seed-{n}" for n in (0, 1, 2, 5)]
+    assert place.read("summary.json")["settings"][0]["runs"] == ["seed-0", "seed-1", "seed-2", "seed-5"]
+    place.start("--seeds", "1")
+    assert place.calls == [] and place.read("summary.json")["seeds"] == [0, 1, 2, 5]
+
+
+def test_a_command_may_name_some_values_of_a_sweep(place, tmp_path):
+    rates = tmp_path / "rates.txt"
+    rates.write_text("--learning-rate 0.1 0.2\n--batch-size 2 4\n")
+    place.start("--sweep", str(rates))
+    rates.write_text("--learning-rate 0.2 0.3\n--batch-size 2 4\n")
+    place.start("--sweep", str(rates))
+    assert place.calls[4:] == ["learning_rate-0.3_batch_size-2", "learning_rate-0.3_batch_size-4"]
+    summary = place.read("summary.json")
+    assert summary["sweep"] == {"learning_rate": ["0.1", "0.2", "0.3"], "batch_size": ["2", "4"]}
+    assert len(summary["settings"]) == 6 and summary["settings"][5]["setting"]["learning_rate"] == "0.3"
+    rates.write_text("--batch-size 2 4\n--learning-rate 0.2 0.3\n")
+    with pytest.raises(Refused, match="--sweep had 'learning_rate', 'batch_size', has 'batch_size', "):
+        place.start("--sweep", str(rates))
 
 
 def test_a_sweep_of_one_seed_keeps_it(place, tmp_path):
