@@ -83,7 +83,7 @@ def test_flags_that_the_runs_items_would_ignore_are_refused(workplace, tickets, 
         assert words in refused.refusal() and not refused.folder.exists()
     drawn = ["--train-file", tickets, "--split", "80-10-10", "--split-seed", 1]
     done = start(workplace, "eval/classify.py", "drawn", *model, *drawn)
-    assert "the model was tuned on rows of this very file or split" in done.text()
+    assert "the model was trained on rows of this file or split" in done.text()
 
 
 def test_a_generator_writes_the_labels_own_words(workplace, tickets):

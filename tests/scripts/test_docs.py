@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -180,6 +181,28 @@ def test_the_changed_copy_of_a_script_trains_and_logs_its_metric(workplace, tmp_
     assert all(0 < line["eval_balanced_accuracy"] < 1 for line in validations)
     # at a probability of 0.5, cross-entropy (the validation loss) is 0.69 and focal loss is a quarter of that
     assert 0.1 < lines[0]["loss"] < 0.4 and 0.5 < validations[-1]["eval_loss"] < 1
+
+
+@pytest.mark.slow
+def test_a_copy_with_another_prompt_schedule_and_order_trains(workplace, tmp_path):
+    """Insert docs/train.md's lines for the prompt, the learning rate and the order of the examples into one copy."""
+    prompt, rate, order = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "train.md").read_text(), re.DOTALL)
+    assert "Wording(" in prompt and "(step - 1) // 1000" in rate and "epoch_steps" in order
+    rate = rate.replace("// 1000", "// 2")
+    script = (REPOSITORY / "train" / "sst2.py").read_text()
+    imports, schedule = "from zerotune.tasks.sst2 import SST2\n", r"( *)schedule = plan_schedule\(.*\n"
+    plan = re.search(schedule, script)
+    at_plan = textwrap.indent(rate + order, plan[1])
+    copy = tmp_path / COPY
+    copy.write_text(script.replace(plan[0], plan[0] + at_plan).replace(imports, imports + prompt))
+    folder = workplace.folder / "other-schedule"
+    run = workplace.server.start(
+        str(copy), [*COPY_OPTIONS, "--log-every", 1, "--base-eval", "full", "--output-dir", folder], folder
+    ).wait()
+    assert run.codes == (0,), run.text()
+    rates = [line["learning_rate"] for line in run.read_lines("metrics.jsonl") if "learning_rate" in line]
+    assert rates == [1e-3, 1e-3, 5e-4, 5e-4]
+    assert run.read_json("eval/base/metrics.json")["label_words"] == ["bad", "good"]
 
 
 def message_texts() -> str:

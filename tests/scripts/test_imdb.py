@@ -87,7 +87,7 @@ def test_long_prompts_are_cut_counted_and_said(workplace, run):
     metrics = done.read_json("metrics.json")
     assert metrics["num_shots_truncated"] == 8 and metrics["num_shared_tokens"] > 256
     assert "prompt: 8 of 8 shots cut in the middle, to half of the window" in done.text()
-    assert "memory a device: about" in done.text()
+    assert "memory per device: about" in done.text()
     refused = evaluate(workplace, "imdb-too-long", *flags, "--shots", 30, expect=2)
     assert "--shots 30 do not fit" in refused.refusal() and "use fewer --shots" in refused.refusal()
     assert not (refused.folder / "metrics.json").exists()

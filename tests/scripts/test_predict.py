@@ -102,7 +102,7 @@ def test_a_table_keeps_its_columns_and_its_order(predict, folder):
     rows, given = read_csv(output), read_csv(folder / "rows.csv")
     assert [{name: row[name] for name in ("id", "text", "note")} for row in rows] == given
     assert rows[7]["prediction"] == rows[7]["probability"] == ""
-    assert "got no prediction: 1, first row 8" in ended.text()
+    assert "1 row has no text and got no prediction; the first is row 8" in ended.text()
     kept = [row for row in rows if row["prediction"]]
     wanted = stock_probabilities(folder / "run/final", [row["text"] for row in kept])
     assert len(kept) == NUM_ROWS - 1

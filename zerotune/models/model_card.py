@@ -42,7 +42,7 @@ _FLOAT32 = 'Keep `dtype="float32"`: the head is float32, and 16 bits would lose 
 _HEADS = {
     "classify": ("Classifier", "AutoModelForSequenceClassification", "text-classification"),
     "generate": ("Generator", "AutoModelForCausalLM", "text-generation"),
-    "span": ("Span finder", "AutoModelForQuestionAnswering", "question-answering"),
+    "span": ("Extractive reader", "AutoModelForQuestionAnswering", "question-answering"),
 }
 # The line of the code that names the model's folder; an upload replaces it by one that fetches the repository.
 FOLDER_LINE = 'folder = "."  # where this file is'

@@ -58,7 +58,8 @@ def why_not_packed(config) -> str | None:
         return f"{config.model_type} takes no other kernel than its own"
     if torch.cuda.is_available():
         if caps_scores(config) and not is_flash_attn_2_available():
-            return f"scores capped as {config.model_type} needs it want flash-attn (pip install 'zerotune[flash]')"
+            install = "pip install --no-build-isolation -e '.[flash]'"
+            return f"scores capped as {config.model_type} needs it want flash-attn ({install})"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         if not takes_width(width):
             return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, a multiple of 8, and these have {width}"

@@ -134,9 +134,10 @@ class Job:
         """Complete the output, and report it."""
         self.output.finish()
         if self.num_blank:
-            say(f"rows without a text, which got no prediction: {self.num_blank:,}, first row {self.first_blank:,}")
+            found = "1 row has" if self.num_blank == 1 else f"{self.num_blank:,} rows have"
+            say(f"{found} no text and got no prediction; the first is row {self.first_blank:,}")
         if self.settings.output:
-            say(f"predictions of {self.output.rows:,} rows ({self._rate():,.1f} rows/s): {self.settings.output}")
+            say(f"wrote {self.output.rows:,} predictions ({self._rate():,.1f} rows/s): {self.settings.output}")
 
 
 def source_content(source: InputSettings) -> list:

@@ -332,7 +332,9 @@ def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
     tasks = sorted({str(one.metrics.get("task")) for one in read})
     if len(tasks) > 1:
         found = " and ".join(tasks)
-        raise Refused(f"a comparison is of one task, the folders hold {found}: compare each task by itself")
+        raise Refused(
+            f"evaluations of different tasks cannot be compared, and these are of {found}: compare each task separately"
+        )
     headline = evaluations.headline(read[0].metrics)
     for one in read:
         if headline not in evaluations.score_names(one.metrics) or not isinstance(one.metrics[headline], int | float):

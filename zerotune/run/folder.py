@@ -70,7 +70,10 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
             )
         return False
     if settings.resume == "never":
-        raise Refused(f"{folder} already holds a run and --resume never forbids resuming: choose another --output-dir")
+        raise Refused(
+            f"{folder} already holds a run, which --resume never does not resume: choose another --output-dir, or "
+            "leave the flag out"
+        )
     _refuse_other_run(settings, bool(held))
     for name in ("checkpoints", "final", "eval"):
         if os.path.exists(folder / name) and not os.path.isdir(folder / name):

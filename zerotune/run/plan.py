@@ -223,7 +223,7 @@ def describe_memory(need: MemoryNeed | ScoringMemory) -> str:
     used = [(part.name.replace("_", " "), getattr(need, part.name) / unit) for part in fields(need)]
     parts = ", ".join(f"{name} {size:.2f}" for name, size in used if size or name in ("weights", "shared prefix"))
     parts = parts.replace("deepspeed", "DeepSpeed's").replace("cuda", "CUDA")
-    return f"memory a device: about {need.total / unit:.2f} {name} ({parts})"
+    return f"memory per device: about {need.total / unit:.2f} {name} ({parts})"
 
 
 def fits(need: MemoryNeed, device_bytes: float) -> bool:

@@ -167,12 +167,16 @@ def installed_version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
+    """Return the checkout's commit, with "-dirty" behind it if tracked files have changed; None outside a checkout."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():  # installed elsewhere, perhaps inside another project's checkout
         return None
     try:
         result = subprocess.run(
-            ["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ["git", "-C", checkout, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError:
         return None

@@ -68,7 +68,7 @@ def train_parser(
         choices=("none", "balanced"),
         default="none",
         help="weight of an example in the loss by its label; balanced: rows / (labels × the label's rows), counted in "
-        "the train split; with --multi-label of a label that a text has, rows without / rows with it "
+        "the training split; with --multi-label of a label that a text has, rows without / rows with it "
         "(default %(default)s)",
     )
     add_run_flags(parser)
@@ -100,7 +100,7 @@ def _add_label_flags(parser: FlagParser, glue: Iterable[str], trains: bool) -> N
     )
     group.add_argument("--glue", choices=sorted(glue), help="columns, labels and data set of one of GLUE's tasks")
     default = f"; {LABEL_SET_METRICS[0]} is then the default of --choose-by" if trains else " (default: as the model)"
-    group.add_argument("--multi-label", action="store_true", help=f"a text has none, one or several labels{default}")
+    group.add_argument("--multi-label", action="store_true", help=f"texts may have no label, one, or several{default}")
     group.add_argument(
         "--label-separator",
         type=non_empty,
@@ -128,7 +128,7 @@ def eval_parser(description: str, task, glue: Iterable[str] = ()) -> FlagParser:
     add_data_flags(parser, task.splits, trains=False)
     if glue:
         _add_label_flags(parser, glue, trains=False)
-    group = add_evaluation_flags(parser, "which shots are drawn")
+    group = add_evaluation_flags(parser, "seed of the shots, and of a head that is not trained")
     group.add_argument(
         "--max-length",
         type=positive_int,
@@ -170,14 +170,16 @@ def add_evaluation_flags(parser: FlagParser, seed_help: str):
     group.add_argument(
         "--tokens-per-device",
         type=positive_int,
-        help="most padded tokens in one forward pass on one device (default: 16384, on a CPU 2048)",
+        help="most tokens, padding included, in one forward pass on one device (default: 16384, on a CPU 2048)",
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help=f"{seed_help} (default %(default)s)")
     group.add_argument("--plan", action="store_true", help="print the evaluation's batches and memory, and stop")
     group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
-    group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
+    group.add_argument(
+        "--state-file", type=Path, help="file for the state if the run is refused before its folder exists"
+    )
     group = parser.add_argument_group("data, evaluation")
-    group.add_argument("--test-size", type=positive_int, help="balanced subset of the items, in rows, by split seed")
+    group.add_argument("--test-size", type=positive_int, help="balanced subset of the items, in rows, by --split-seed")
     return group
 
 
@@ -229,8 +231,15 @@ def add_training_method_flags(parser: FlagParser, heads: tuple[str, ...], heads_
         "--method", choices=("full", "lora", "qlora"), default="full", help="what is trained (default %(default)s)"
     )
     group.add_argument("--lora-rank", type=positive_int, default=8, help="rank of the adapters (default %(default)s)")
-    group.add_argument("--lora-alpha", type=positive_int, default=16, help="adapter scale × rank (default %(default)s)")
-    group.add_argument("--lora-dropout", type=fraction, default=0.0, help="probability (default %(default)s)")
+    group.add_argument(
+        "--lora-alpha",
+        type=positive_int,
+        default=16,
+        help="adapters' output is multiplied by alpha / rank (default %(default)s)",
+    )
+    group.add_argument(
+        "--lora-dropout", type=fraction, default=0.0, help="dropout before each adapter (default %(default)s)"
+    )
     group.add_argument(
         "--activation-checkpointing", action="store_true", help="recompute activations: less memory, about 30 %% slower"
     )
@@ -244,7 +253,7 @@ def add_training_method_flags(parser: FlagParser, heads: tuple[str, ...], heads_
     return group
 
 
-ROW_FILES = "csv, tsv (GLUE quoting), jsonl, each also .gz, or parquet"
+ROW_FILES = "csv, tsv (no quoting), jsonl, each also .gz, or parquet"
 
 
 def add_data_flags(parser: FlagParser, splits: tuple[str, ...], files: str = ROW_FILES, trains: bool = True) -> None:
@@ -254,7 +263,7 @@ def add_data_flags(parser: FlagParser, splits: tuple[str, ...], files: str = ROW
         "validation": "chooses the best checkpoint; without --test-file: reports the final score",
         "test": "reports the final score",
         "split": f"which rows train, choose and report (default: official; {splits[-1]} for --train-file alone)",
-        "limit": "choose and report on so many items each, drawn by split seed",
+        "limit": "at most this many validation and this many test rows, drawn by --split-seed",
     }
     if not trains:
         helps = {
@@ -262,7 +271,7 @@ def add_data_flags(parser: FlagParser, splits: tuple[str, ...], files: str = ROW
             "validation": "the items, as --test-file",
             "test": "the items to score (default: those of the model's run, else the data set's)",
             "split": "score the test rows of this split",
-            "limit": "so many items, drawn by split seed",
+            "limit": "at most this many items, drawn by --split-seed",
         }
     group = parser.add_argument_group("data")
     group.add_argument("--sample", action="store_true", help="generated text and a tiny model: no network, no GPU")
@@ -281,7 +290,9 @@ def add_training_data_flags(parser: FlagParser):
     group = parser.add_argument_group("data, training")
     for split in ("train", "validation", "test"):
         group.add_argument(f"--{split}-size", type=positive_int, help=f"balanced subset of the {split} split, in rows")
-    group.add_argument("--limit-train", type=positive_int, help="train on so many rows, drawn by split seed")
+    group.add_argument(
+        "--limit-train", type=positive_int, help="train on at most this many rows, drawn by --split-seed"
+    )
     return group
 
 
@@ -291,8 +302,12 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
     Returns the group.
     """
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=positive_int, help="passes over the train split (default: 3)")
-    group.add_argument("--max-steps", type=positive_int, help="stop the schedule after so many optimizer steps")
+    group.add_argument("--epochs", type=positive_int, help="passes over the training split (default: 3)")
+    group.add_argument(
+        "--max-steps",
+        type=positive_int,
+        help="at most this many optimizer steps; the learning rates' schedule ends there",
+    )
     group.add_argument(
         "--batch-size",
         type=positive_int,
@@ -302,14 +317,14 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
     group.add_argument(
         "--tokens-per-device",
         type=positive_int,
-        help="most padded tokens in one micro-batch on one device (default: 8192, on a CPU 2048)",
+        help="most tokens, padding included, in one micro-batch on one device (default: 8192, on a CPU 2048)",
     )
     group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="default %(default)s")
     group.add_argument(
         "--learning-rate", type=non_negative_float, help="peak (default: 2e-5 full, 2e-4 LoRA and QLoRA)"
     )
     group.add_argument(
-        "--head-learning-rate", type=non_negative_float, help="peak, of a new head (default: 5 × the other)"
+        "--head-learning-rate", type=non_negative_float, help="peak for a new head (default: 5 × --learning-rate)"
     )
     group.add_argument(
         "--schedule",
@@ -341,7 +356,9 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
         "window, or the vocabulary (default %(default)s)",
     )
     group.add_argument(
-        "--patience", type=positive_int, help="stop after so many evaluations without gain (default: never)"
+        "--patience",
+        type=positive_int,
+        help="stop after this many evaluations in a row without a new best one (default: never)",
     )
     group.add_argument(
         "--choose-by",
@@ -356,7 +373,10 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
         "--patience and for written answers of SQuAD one)",
     )
     group.add_argument(
-        "--seed", type=non_negative_int, default=0, help="of head, order and dropout (default %(default)s)"
+        "--seed",
+        type=non_negative_int,
+        default=0,
+        help="seed of a new head or adapters, the order of examples, and dropout (default %(default)s)",
     )
     group.add_argument(
         "--seeds",
@@ -445,7 +465,9 @@ def add_run_flags(parser: FlagParser) -> None:
     group.add_argument(
         "--push-to-hub", type=non_empty, metavar="ORG/NAME", help="upload final/, report and eval/ at the run's end"
     )
-    group.add_argument("--state-file", type=Path, help="where a refusal before the folder exists writes its state")
+    group.add_argument(
+        "--state-file", type=Path, help="file for the state if the run is refused before its folder exists"
+    )
 
 
 def add_device_flags(group) -> None:

@@ -155,7 +155,7 @@ def sole_user(folder: Path) -> Iterator[None]:
 
 def _print_plan(runs: Runs) -> None:
     check_folder(runs)
-    say(f"{len(runs.members)} runs of {runs.script} in {runs.folder}, one after the other:")
+    say(f"{len(runs.members)} runs of {sys.argv[0]} in {runs.folder}, one after the other:")
     for member in runs.members:
         say(describe_member(runs, member))
     first = runs.members[0]

@@ -23,7 +23,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, whichever huggingface_hub uses
-    give_file = "or give local files: --test-file is scored, --train-file trains and gives shots"
+    give_file = "or give files of your own by --train-file and --test-file"
     at = f" at revision {revision}" if revision else ""
     try:
         table = datasets.load_dataset(*id_and_configuration(dataset), split=split, revision=revision)

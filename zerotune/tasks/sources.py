@@ -226,7 +226,7 @@ def load_test(
             rows = subset(smaller, "test", rows)
             record = record | {"splits": {"test": describe(rows)}}
     elif run_split is not None and _may_hold_train_rows(record, source, run_split):
-        note = "the model was tuned on rows of this very file or split: this is no score on unseen items"
+        note = "the model was trained on rows of this file or split, so this is not a score on unseen items"
         record = record | {"notes": [*record["notes"], note]}
     return rows, record
 

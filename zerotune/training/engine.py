@@ -241,6 +241,7 @@ class Engine:
 
     def set_rates(self, rate_factor: float) -> None:
         """Set each group's learning rate to its peak × `rate_factor`."""
+        self.rate_factor = rate_factor
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * rate_factor
 

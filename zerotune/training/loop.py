@@ -171,6 +171,8 @@ class TrainingLoop:
         epoch = self.schedule.epoch(number)
         if self._epoch_steps[0] != epoch:
             steps = self.data.epoch_steps(self.optimisation.batch_size, self.optimisation.seed, epoch)
+            wanted = self.schedule.steps_per_epoch
+            assert len(steps) == wanted, f"epoch_steps returned {len(steps)} steps of an epoch that has {wanted}"
             self._epoch_steps = (epoch, steps)
         return self._epoch_steps[1][(number - 1) % self.schedule.steps_per_epoch]
 
@@ -287,7 +289,7 @@ class TrainingLoop:
             "step": progress.step,
             "epoch": progress.step / self.schedule.steps_per_epoch,
             "loss": status["loss"],
-            "learning_rate": self.optimisation.learning_rate * self.schedule.rate_factor(progress.step),
+            "learning_rate": self.optimisation.learning_rate * self.engine.rate_factor,
             "grad_norm": status["grad_norm"] if math.isfinite(status["grad_norm"]) else None,
             "tokens": progress.num_tokens,
             "tokens_per_s": progress.num_tokens / progress.train_seconds,

@@ -43,7 +43,7 @@ def check_run_flags(settings: RunSettings) -> None:
     if scratch is not None and (reason := why_not_writable(scratch)):
         raise Refused(f"--scratch-dir {scratch} cannot be written ({reason}): name another folder, or leave it out")
     if settings.tracker == "wandb" and find_spec("wandb") is None:
-        raise Refused("--tracker wandb needs wandb, which is not installed: pip install 'zerotune[wandb]'")
+        raise Refused("--tracker wandb needs wandb, which is not installed: pip install -e '.[wandb]'")
     if settings.push_to_hub:
         flags = settings.flags.values
         check_run_upload(settings.push_to_hub, str(flags["model"]), str(flags["method"]))

@@ -134,7 +134,11 @@ def test_a_span_finder_prints_its_answer_or_that_there_is_none(kind, method, thr
         records = data.scores(model, np.array([0]), torch.device("cpu"))
     (odds,), (answer,) = data.null_odds(records), data.best_texts(records)
     readme = (final / "README.md").read_text()
-    assert "# Span finder for questions\n" in readme and "Trained with zerotune.\n" in readme and "SQuAD" not in readme
+    assert (
+        "# Extractive reader for questions\n" in readme
+        and "Trained with zerotune.\n" in readme
+        and "SQuAD" not in readme
+    )
     (line,) = printed(final, question=question, context=context)
     assert float(re.search(r"odds of no answer: (.*)\)", line)[1]) == pytest.approx(odds, abs=1e-4)
     assert line.partition(" (odds")[0] == (answer if odds <= (threshold or 0.0) else "no answer")

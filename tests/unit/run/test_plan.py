@@ -116,7 +116,7 @@ def test_scoring_by_hand():
     packed = scoring_memory(GEMMA_2B, replace(model, method="qlora"), 2_614_341_888, 0, [])
     assert packed.weights == pytest.approx(0.516 * 2_614_341_888) and packed.shared_prefix == 0
     assert describe_memory(found) == (
-        "memory a device: about 5.03 GiB (weights 4.87, shared prefix 0.10, largest batch 0.06)"
+        "memory per device: about 5.03 GiB (weights 4.87, shared prefix 0.10, largest batch 0.06)"
     )
 
 
@@ -154,4 +154,4 @@ def test_a_device_is_never_filled_to_the_last_byte():
 
 def test_the_parts_are_named():
     line = describe_memory(need(stage=2, devices=8, on_gpu=True))
-    assert line.startswith("memory a device: about ") and "DeepSpeed's buckets 0.37, CUDA context 0.50" in line
+    assert line.startswith("memory per device: about ") and "DeepSpeed's buckets 0.37, CUDA context 0.50" in line

@@ -100,7 +100,7 @@ def test_several_nodes_are_planned_for_a_bandwidth(command):
 def test_a_folder_with_a_config_alone_is_planned(tmp_path, command):
     shape_config("DistilBERT").save_pretrained(tmp_path)
     found = planned(str(tmp_path))
-    assert "66,362,880" in found and "shape" not in found and "memory a device" in found
+    assert "66,362,880" in found and "shape" not in found and "memory per device" in found
 
 
 def test_nothing_is_guessed_of_an_unknown_model():
