@@ -90,7 +90,7 @@ def main(args) -> None:
         def validate() -> dict[str, float]:
             validation, optimisation = data["validation"], settings.optimisation
             if settings.head == "span":
-                return validate_spans(engine, validation, optimisation, stop_signal)
+                return validate_spans(engine, validation, splits.record["rule"], optimisation, stop_signal)
             most = lengths.max_new_tokens
             return validate_written(engine, validation, splits.validation, tokenizer, most, optimisation, stop_signal)
 

@@ -97,7 +97,6 @@ def _bootstrap_intervals(actual: np.ndarray, given: np.ndarray, seed: int) -> di
     # items with the same labels and predictions are of one kind
     kinds, counts = np.unique(np.concatenate([actual, given], axis=1), axis=0, return_counts=True)
     actual, given = kinds[:, :num_labels], kinds[:, num_labels:]
-    occur = (actual | given).any(axis=0)
     columns = np.concatenate([actual & given, actual, given], axis=1).astype(np.float64)
     sums = np.concatenate([part @ columns for part in resample_counts_in_parts(counts, seed)])
     hits, has, gets = (sums[:, start : start + num_labels] for start in (0, num_labels, 2 * num_labels))
@@ -106,11 +105,12 @@ def _bootstrap_intervals(actual: np.ndarray, given: np.ndarray, seed: int) -> di
         if average == "micro":
             counted = [each.sum(axis=1, keepdims=True) for each in (hits, has, gets)]
         else:
-            counted = [each[:, occur] for each in (hits, has, gets)]
+            counted = [hits, has, gets]
         right, wanted, chosen = counted
         found = ratio(right, chosen), ratio(right, wanted), ratio(2 * right, wanted + chosen)
         for name, values in zip(_RATIOS, found, strict=True):
-            samples[f"{name}_{average}"] = values.mean(axis=1) if occur.any() else np.zeros(len(sums))
+            num_occurring = (wanted + chosen > 0).sum(axis=1, dtype=np.float64)
+            samples[f"{name}_{average}"] = ratio(values.sum(axis=1), num_occurring)
     samples["hamming_loss"] = (has + gets - 2 * hits).sum(axis=1) / (num_items * num_labels)
     samples |= dict(enumerate(ratio(2 * hits, has + gets).T))
     return {name: percentile_interval(values) for name, values in samples.items()}

@@ -98,7 +98,7 @@ def confusion_matrix(labels: Sequence[int], predictions: Sequence[int], num_labe
 
 def confusion_scores(confusion: np.ndarray, label_names: Sequence) -> dict[str, float]:
     """Return the scores of a confusion matrix by name; `label_names` may be the labels' numbers."""
-    scores = _scores_of_counts(*_label_counts(confusion), _occur(confusion), label_names)
+    scores = _scores_of_counts(*_label_counts(confusion), label_names)
     return {name: float(score) for name, score in scores.items()}
 
 
@@ -128,7 +128,7 @@ def _resampled_scores(confusion: np.ndarray, label_names: Sequence[str], seed: i
     chosen = np.concatenate([in_row & in_column, in_row, in_column], axis=1).astype(np.float64)
     samples = resample_counts_in_parts(confusion[rows, columns], seed)
     counts = np.concatenate([cells @ chosen for cells in samples])
-    return _scores_of_counts(*np.split(counts, 3, axis=1), _occur(confusion), label_names)
+    return _scores_of_counts(*np.split(counts, 3, axis=1), label_names)
 
 
 def _occur(confusion: np.ndarray) -> np.ndarray:
@@ -144,12 +144,13 @@ def _label_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _scores_of_counts(
-    hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray, occur: np.ndarray, label_names: Sequence[str]
+    hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Return each score, [...], of the counts of `_label_counts`, [..., labels]."""
     accuracy = ratio(hits.sum(axis=-1), labelled.sum(axis=-1))
     matthews = matthews_correlation(hits, labelled, predicted)
     f1 = ratio(2 * hits, labelled + predicted)
+    occur = labelled + predicted > 0  # in this very sample
     return _named(accuracy, matthews, ratio(hits, predicted), ratio(hits, labelled), f1, occur, label_names)
 
 
@@ -173,7 +174,8 @@ def _named(accuracy, matthews, precision, recall, f1, occur, label_names: Sequen
     and F1, [..., labels]."""
     by_label = {"precision": precision, "recall": recall, "f1": f1}
     positive = {name: values[..., 1] for name, values in by_label.items()} if len(label_names) == 2 else {}
-    macro = {f"{name}_macro": values[..., occur].mean(axis=-1) for name, values in by_label.items()}
+    num_occurring = occur.sum(axis=-1, dtype=np.float64)
+    macro = {f"{name}_macro": ratio(values.sum(axis=-1), num_occurring) for name, values in by_label.items()}
     accuracies = {f"accuracy_{name}": recall[..., label] for label, name in enumerate(label_names)}
     return {"accuracy": accuracy} | positive | macro | {"matthews": matthews} | accuracies
 

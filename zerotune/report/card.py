@@ -79,7 +79,7 @@ def _front_matter(files) -> dict:
             dataset_type=dataset or ("sample" if tested.get("sample") else "own-data"),
             dataset_name=dataset or _title_of(tested, task),
             dataset_config=configuration,
-            dataset_split=tested.get("split") or "test",
+            dataset_split=(tested.get("split") or "test") if "test" in sources else f"{files.split.get('rule')} test",
             dataset_revision=tested.get("revision"),
             metric_type=_metric_type(name),
             metric_value=metrics[name],

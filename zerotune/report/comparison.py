@@ -43,6 +43,12 @@ class Comparison:
     spreads: list[dict]
 
     @property
+    def f1_adjusted(self) -> list[float | None]:
+        """The Holm-adjusted p-value of each test of F1; None where there is none."""
+        values = iter(holm_adjusted([f1.p_value for f1 in self.f1_pairs if f1 is not None]))
+        return [None if f1 is None else next(values) for f1 in self.f1_pairs]
+
+    @property
     def task(self) -> str:
         """The task of all of them."""
         return str(self.read[0].metrics.get("task"))
@@ -225,9 +231,10 @@ def write_comparison(comparison: Comparison, output_dir: Path) -> Path:
         "evaluations": [{"folder": str(one.folder), "metrics": one.metrics} for one in read],
         "paired": [
             {"first": str(folders[0]), "second": str(folder), **asdict(pair), "p_value_holm": holm}
-            | ({} if f1 is None else {"f1": asdict(f1)})
-            for folder, pair, holm, f1 in zip(
-                folders[1:], comparison.pairs, comparison.adjusted, comparison.f1_pairs, strict=True
+            | ({} if f1 is None else {"f1": asdict(f1) | {"p_value_holm": f1_holm}})
+            for folder, pair, holm, f1, f1_holm in zip(
+                *(folders[1:], comparison.pairs, comparison.adjusted, comparison.f1_pairs, comparison.f1_adjusted),
+                strict=True,
             )
         ],
         "seeds": spreads,
@@ -407,12 +414,14 @@ def _tests(comparison: Comparison, numbers: list[int]) -> list[str]:
         (
             *(comparison.names[number], html.percent(f1.second), html.percent(f1.first)),
             *(html.change(f1), html.p_value_text(f1.p_value)),
+            *([html.p_value_text(comparison.f1_adjusted[number - 1])] if num_tests > 1 else []),
         )
         for number in numbers
         if (f1 := comparison.f1_pairs[number - 1]) is not None
     ]
     if f1_rows:
         headers = [f"against {first}", "F1", f"F1 of {first}", "difference", "randomisation test"]
+        headers += ["Holm-adjusted"] if num_tests > 1 else []
         note = "F1 on the same questions: bootstrap interval, two-sided test by random signs of the differences."
         parts += [html.table(headers, f1_rows), html.paragraph(note, "note")]
     return parts

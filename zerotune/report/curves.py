@@ -138,7 +138,7 @@ def epochs_table(history: History, best_step: int | None) -> str:
     titles = [html.metric_title(name.removeprefix("eval_")) for name in names]
     headers = ["epoch", "step", "training loss", "validation loss", *titles, ""]
     table = html.table(headers, [row(str(epoch), within) for epoch, within in by_epoch.items()])
-    note = "Training loss is the mean over the epoch's steps, the others are of its last evaluation. "
+    note = "Training loss is the mean of the steps since the last evaluation of the epoch before. "
     note += "final/ is the best evaluation." if best_step else ""
     parts = [table, html.paragraph(note.strip(), "note")]
     if len(lines) > len(by_epoch):

@@ -148,6 +148,9 @@ def details(summary: str, *parts: str) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
+    """Return a share as text, with more digits where it would be rounded up to 100 %."""
+    while value < 1 and digits < 6 and float(f"{100 * value:.{digits}f}") == 100:
+        digits += 1
     return f"{100 * value:.{digits}f}{NO_BREAK}%".replace("-", MINUS)
 
 
@@ -167,7 +170,8 @@ def change(test: PairedAccuracy | PairedMeans) -> tuple[str, str]:
 
 
 def p_value_text(p_value: float) -> str:
-    text = "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.4f}"
+    digits = 4 if not 0.04995 <= p_value < 0.05 else 6  # not rounded up to the usual bound
+    text = "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.{digits}f}"
     return text.replace(" ", NO_BREAK)
 
 

@@ -210,18 +210,20 @@ def best_threshold(
 
 
 def choose_threshold(
-    values: np.ndarray, has_answer: np.ndarray, predicts: np.ndarray, null_scores: np.ndarray
+    values: np.ndarray, has_answer: np.ndarray, predicts: np.ndarray, null_scores: np.ndarray, kinds_weigh_same: bool
 ) -> tuple[float, float]:
     """Return the best score on 0-100, and the threshold that reaches it, for use on other questions.
 
-    Args: as `best_threshold`. Unlike there, questions with and without an answer count half each, their share in SQuAD
-    v2's dev and test sets (Rajpurkar et al. 2018, table 2), because in a slice of train a third or fewer have none.
+    Args: as `best_threshold`, and
+        kinds_weigh_same: whether questions with and without an answer count half each, their share in SQuAD v2's dev
+            and test sets (Rajpurkar et al. 2018, table 2); in a slice of its train split a third or fewer have none.
+
     Questions with the same null score stay together. The threshold is halfway to the next null score, 1 below all of
     them if answering none is best, and the highest one if answering all is best. Of equal scores, the one that answers
     most questions wins. If every question has an answer, the threshold is ANSWER_ALL: abstaining can only lose.
     """
     ordered = np.sort(null_scores)
-    weights = _balancing_weights(has_answer)
+    weights = _balancing_weights(has_answer) if kinds_weigh_same else np.ones(len(values))
     reached = _reached(values, has_answer, predicts, null_scores, weights)
     can_end = np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])
     if has_answer.all():

@@ -30,7 +30,8 @@ MOST_CHARACTERS = 900
 HOW_OVERLAP_COUNTS = (
     "BLEU, ROUGE and METEOR count the questions that have an answer, with every distinct gold answer: BLEU takes them "
     "as references, ROUGE and METEOR the best of them; an abstention shares nothing. ROUGE-2 of one-word answers is 0, "
-    "and BLEU rests on runs of four words, of which short answers have few."
+    "METEOR of a right one is 50, and BLEU rests on runs of four words, of which short answers have few. ROUGE reads "
+    "only Latin letters and digits."
 )
 NO_WORDNET = "METEOR is left out: it needs WordNet (Debian's package wordnet-base, or nltk.download('wordnet'))."
 

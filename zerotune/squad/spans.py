@@ -179,6 +179,10 @@ class SpanData(LengthBatches):
         """Return every token id that occurs, int32."""
         return np.unique(self.windows.pool)
 
+    def num_tokens(self, rows: np.ndarray) -> int:
+        """Return the number of tokens of some questions' windows, without padding."""
+        return int(self.windows.lengths[self.windows_of(rows)].sum())
+
     def num_targets(self, rows: np.ndarray) -> int:
         """Count the windows of some questions, the divisor for the sum of their losses."""
         return int(self.num_windows[rows].sum())

@@ -82,12 +82,15 @@ def tokenise_for_plan(settings: TrainSettings, task: str, splits: Splits, config
 
 
 def validate_spans(
-    engine: Engine, data: SpanData, optimisation: OptimisationSettings, stop_signal: StopSignal
+    engine: Engine, data: SpanData, rule: str, optimisation: OptimisationSettings, stop_signal: StopSignal
 ) -> dict[str, float]:
     """Return loss, exact and f1 (0-100) of the validation split, and the threshold at which they are reached.
 
     The threshold of the null odds is the best one for --choose-by, or for f1 if that is loss. All ranks take part.
 
+    Args:
+        rule: how the rows were split. "official": the test set is another one than validation is drawn from, and half
+            of its questions have no answer, as in SQuAD v2's dev set; else both have the same share.
     Raises:
         Preempted: a rank was asked to stop.
     """
@@ -99,15 +102,16 @@ def validate_spans(
         on_batch=lambda: stop_signal.raise_when_noted(accelerator),
         activity="validation",
     )
-    return span_values(data, records, optimisation.choose_by)
+    return span_values(data, records, optimisation.choose_by, kinds_weigh_same=rule == "official")
 
 
-def span_values(data: SpanData, records: list[dict], choose_by: str) -> dict[str, float]:
+def span_values(data: SpanData, records: list[dict], choose_by: str, kinds_weigh_same: bool) -> dict[str, float]:
     """Return loss, exact, f1 and threshold from all questions' records, as `validate_spans` does."""
     odds, texts = data.null_odds(records), data.best_texts(records)
     scores = score_answers(data.questions, dict(zip(data.ids, texts, strict=True)))
     values = scores.exact if choose_by == "exact" else scores.f1
-    _, threshold = choose_threshold(values, scores.has_answer, np.array([bool(text) for text in texts]), odds)
+    predicts = np.array([bool(text) for text in texts])
+    _, threshold = choose_threshold(values, scores.has_answer, predicts, odds, kinds_weigh_same)
     exact, f1 = (
         np.where(odds > threshold, ~scores.has_answer, each).astype(np.float64) for each in (scores.exact, scores.f1)
     )

@@ -224,7 +224,7 @@ def load_test(
         if is_subset:
             smaller = replace(wanted, test_size=settings.test_size, limit_eval=settings.limit_eval, split_seed=seed)
             rows = subset(smaller, "test", rows)
-            record = record | {"splits": {"test": describe(rows)}}
+            record = record | {"splits": {"test": describe(rows)}, "settings": asdict(smaller)}
     elif run_split is not None and _may_hold_train_rows(record, source, run_split):
         note = "the model was trained on rows of this file or split, so this is not a score on unseen items"
         record = record | {"notes": [*record["notes"], note]}
@@ -237,11 +237,12 @@ def _may_hold_train_rows(record: dict, source: dict | None, run_split: dict) -> 
     Args:
         source: their record; None if they are drawn from train.
     """
-    trained_on = run_split["sources"]["train"]["sha256"]
+    earlier = run_split["sources"]
+    trained_on = {earlier[name]["sha256"] for name in ("train", "more") if name in earlier}  # both, where it was drawn
     if source is not None:
-        return source["sha256"] == trained_on
+        return source["sha256"] in trained_on
     same_draw = (record["rule"], record["split_seed"]) == (run_split.get("rule"), run_split["settings"]["split_seed"])
-    return record["sources"]["train"]["sha256"] == trained_on and not same_draw
+    return record["sources"]["train"]["sha256"] in trained_on and not same_draw
 
 
 def rows_for_shots(

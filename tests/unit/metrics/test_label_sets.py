@@ -82,5 +82,10 @@ def test_a_macro_score_leaves_out_labels_that_no_item_has_or_is_given():
     assert scores["f1_macro"] == 0.5 and scores["f1_micro"] == pytest.approx(4 / 5)
 
 
+def test_a_label_that_a_sample_lacks_is_left_out_of_its_means():
+    sets = [(number % 20,) for number in range(40)]
+    assert label_set_metrics(sets, sets, tuple("abcdefghijklmnopqrst"))["f1_macro_ci95"] == [1.0, 1.0]
+
+
 def test_unlabelled_items_are_counted():
     assert label_set_metrics([None, None], [(0,), ()], ("a", "b")) == {"count": 2}

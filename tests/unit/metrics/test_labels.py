@@ -84,6 +84,13 @@ def test_scores_over_nothing_are_zero_with_no_interval():
     assert metrics["f1_macro"] == 1.0  # only one label occurs
 
 
+def test_a_label_that_a_sample_lacks_is_left_out_of_its_means():
+    confusion = np.diag([50, 49, 1])  # all right: a third of the samples have no item of the last label
+    intervals = confusion_intervals(confusion, THREE)
+    assert all(intervals[f"{name}_macro_ci95"] == [1.0, 1.0] for name in ("f1", "precision", "recall"))
+    assert np.isclose(confusion_scores(confusion, THREE)["f1_macro"], 1.0)
+
+
 def test_intervals_repeat_by_seed_and_hold_the_score():
     labels, predictions = [0, 1] * 50, [0, 1, 1, 1] * 25
     first, again = (classification_metrics(labels, predictions, TWO, 3) for _ in range(2))

@@ -208,7 +208,7 @@ def test_the_chosen_threshold_is_the_best_there_is(drawn):
     values, has_answer, predicts, null_scores = (np.array(each) for each in drawn)
     null_scores = null_scores.astype(float)
     values = np.where(has_answer, np.where(predicts, values, 0.0), np.where(predicts, 0.0, 1.0))
-    score, threshold = choose_threshold(values, has_answer, predicts, null_scores)
+    score, threshold = choose_threshold(values, has_answer, predicts, null_scores, True)
     assert score == pytest.approx(thresholded(values, has_answer, null_scores, threshold))
     every = [thresholded(values, has_answer, null_scores, each) for each in np.arange(-5.5, 5.5)]
     assert score == pytest.approx(max(every))
@@ -221,29 +221,45 @@ def test_the_share_of_unanswerable_questions_moves_no_threshold():
     values, has_answer = np.array([1.0, 1.0, 0.0, 0.0]), np.array([True, True, False, False])
     null_scores, predicts = np.array([0.0, 2.0, 1.0, 3.0]), np.ones(4, bool)
     found = {
-        choose_threshold(*(np.repeat(each, np.where(has_answer, times, 1)) for each in arguments))
+        choose_threshold(*(np.repeat(each, np.where(has_answer, times, 1)) for each in arguments), True)
         for times in (1, 3)
         for arguments in [(values, has_answer, predicts, null_scores)]
     }
     assert len(found) == 1
 
 
+def test_the_threshold_of_drawn_questions_follows_their_share():
+    """Nine questions of ten have an answer, all below the unanswerable one but for one: answering all is best."""
+    has_answer = np.array([True] * 9 + [False])
+    values, predicts = has_answer.astype(float), np.ones(10, bool)
+    null_scores = np.array([0.0] * 7 + [2.0] * 2 + [1.0])
+    _, equal = choose_threshold(values, has_answer, predicts, null_scores, kinds_weigh_same=True)
+    best, own = choose_threshold(values, has_answer, predicts, null_scores, kinds_weigh_same=False)
+    assert equal == 0.5 and own == 2.0 and best == 90.0
+
+
 def test_the_chosen_threshold_is_halfway_to_the_next_question():
     both = np.array([True, True])
-    assert choose_threshold(np.array([1.0, 0.0]), np.array([True, False]), both, np.array([0.0, 3.0])) == (100.0, 1.5)
-    assert choose_threshold(np.array([0.0, 0.0]), np.array([True, False]), both, np.array([3.0, 2.0])) == (50.0, 1.0)
+    assert choose_threshold(np.array([1.0, 0.0]), np.array([True, False]), both, np.array([0.0, 3.0]), True) == (
+        100.0,
+        1.5,
+    )
+    assert choose_threshold(np.array([0.0, 0.0]), np.array([True, False]), both, np.array([3.0, 2.0]), True) == (
+        50.0,
+        1.0,
+    )
 
 
 def test_of_equal_scores_the_threshold_that_answers_most_is_chosen():
     both, wrong = np.array([True, True]), np.array([0.0, 0.0])
-    assert choose_threshold(wrong, np.array([True, False]), both, np.array([2.0, 3.0])) == (50.0, 2.5)
+    assert choose_threshold(wrong, np.array([True, False]), both, np.array([2.0, 3.0]), True) == (50.0, 2.5)
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.5, 0.0]])
 def test_where_every_question_has_an_answer_all_are_answered(values):
     """In SQuAD 1.1, new questions are answered too, however high their null scores."""
     every = np.ones(3, bool)
-    score, threshold = choose_threshold(np.array(values), every, every, np.array([-1.0, 0.0, 2.0]))
+    score, threshold = choose_threshold(np.array(values), every, every, np.array([-1.0, 0.0, 2.0]), True)
     assert score == pytest.approx(100 * np.mean(values)) and threshold == ANSWER_ALL
 
 
@@ -252,7 +268,7 @@ def test_the_oracle_walks_ties_one_by_one():
     values, has_answer = np.array([1.0, 0.0]), np.array([True, False])
     predicts, null_scores = np.array([True, True]), np.array([0.5, 0.5])
     assert best_threshold(values, has_answer, predicts, null_scores) == (100.0, 0.5)
-    assert choose_threshold(values, has_answer, predicts, null_scores)[0] == 50.0
+    assert choose_threshold(values, has_answer, predicts, null_scores, True)[0] == 50.0
 
 
 def test_oracle_scores_by_hand():

@@ -27,9 +27,9 @@ def test_the_threshold_is_the_best_for_the_metric_that_chooses():
     data = SpanData(asked, SimpleNamespace(window_offsets=range(5)), 0, 20, 30)
     records = records_of([-2.0, 0.5, 0.0, 3.0])
     expected = {"loss": 2.0, "exact": 75.0, "f1": 75.0, "threshold": -1.0}
-    assert span_values(data, records, "f1") == span_values(data, records, "loss") == expected
+    assert span_values(data, records, "f1", True) == span_values(data, records, "loss", True) == expected
     late = records_of([-2.0, 0.5, 1.0, 3.0])
-    by_f1, by_exact = (span_values(data, late, name) for name in ("f1", "exact"))
+    by_f1, by_exact = (span_values(data, late, name, True) for name in ("f1", "exact"))
     assert by_f1["threshold"] == 0.75 and by_f1["f1"] == pytest.approx(100 * (3 + 0.5) / 4)
     assert by_exact["threshold"] == 0.75 and by_exact["exact"] == 75.0, "q1 costs nothing: of equal ones, most answers"
 

@@ -92,6 +92,7 @@ def test_a_run_gives_its_test_items_back(given):
     assert rows == splits.test and record["splits"] == {"test": splits.record["splits"]["test"]}
     fewer, record = load_items(DataSettings(test_size=2), splits.record)
     assert len(fewer) == 2 and set(fewer) < set(rows) and record["splits"] == {"test": describe(fewer)}
+    assert record["settings"]["test_size"] == 2
     assert rows_for_shots(CORPUS, DataSettings(), splits.record, load=load, read=read) == splits.train
 
 
@@ -110,13 +111,16 @@ def test_flags_name_other_items_than_the_runs():
     rows, record = load_items(DataSettings(dataset="org/toy:extra"), run_split)
     assert rows[0].id == "extra-0" and record["sources"]["test"]["sha256"] == "hash of org/toy/extra"
     _, record = load_items(DataSettings(dataset="org/toy:train"), run_split)
-    assert any("no score on unseen items" in note for note in record["notes"])
+    assert any("not a score on unseen items" in note for note in record["notes"])
+    pooled = run_split | {"sources": run_split["sources"] | {"more": {"sha256": "hash of org/toy/extra"}}}
+    _, record = load_items(DataSettings(dataset="org/toy:extra"), pooled)
+    assert any("not a score on unseen items" in note for note in record["notes"])
     drawn = load(DataSettings(train_file="/train")).record
     for given, has_note in (({}, False), ({"split_seed": 1}, True), ({"split": "70-10-20"}, True)):
         _, record = load_items(DataSettings(**{"train_file": "/train", "split": "80-20"} | given), drawn)
-        assert any("no score on unseen items" in note for note in record["notes"]) == has_note
+        assert any("not a score on unseen items" in note for note in record["notes"]) == has_note
     _, record = load_items(DataSettings(split="80-20", split_seed=1), drawn)  # of another source
-    assert not any("no score on unseen items" in note for note in record["notes"])
+    assert not any("not a score on unseen items" in note for note in record["notes"])
     with pytest.raises(Refused, match=r"--glue cola is not the task of .* such as --dataset org/toy:heldout"):
         load_items(DataSettings(glue="cola"), run_split)
 
