@@ -25,6 +25,7 @@ from zerotune.models.heads import (
 from zerotune.models.packed import drops_scores
 from zerotune.models.precision import compute_dtype
 from zerotune.models.pretrained import check_pad_token, check_window, is_text_part
+from zerotune.run.cpu import keep_kernels_for
 from zerotune.settings.groups import ModelSettings
 from zerotune.terminal import say_when_slow
 
@@ -174,6 +175,7 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
             "remove quantization_config from config.json; --load-4bit and --method qlora pack weights while loading"
         )
     keep_nf4_layout(model)
+    keep_kernels_for(sum(weight.numel() for weight in model.parameters()))
     model.key_mapping = key_mapping  # an adapter's README.md names it
     return model, info
 

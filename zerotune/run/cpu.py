@@ -10,8 +10,11 @@ from pathlib import Path
 
 # mallopt's numbers in glibc's malloc.h
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3
-# oneDNN caches one kernel for each shape, 1,024 of them by default, and otherwise makes it again (0.5 ms)
-CPU_KERNELS_KEPT = "512"
+# oneDNN caches one kernel for each shape, 1,024 of them by default, and otherwise makes it again (0.5 ms). Beside a
+# product of a large model that is nothing, but 512 of its kernels took 300 MiB.
+KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+KERNELS_KEPT, KERNELS_KEPT_BY_LARGE_MODELS = "512", "48"
+LARGE_MODEL = 100_000_000  # weights
 # A process above this share of the memory limit returns unused memory after each batch. A smaller one does so once in
 # SECONDS_BETWEEN_RETURNS, if it is above LARGE_PROCESS_BYTES.
 LARGEST_SHARE = 0.25
@@ -33,7 +36,7 @@ def use_whole_cpu(tiny_model: bool) -> None:
     """
     import torch
 
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", CPU_KERNELS_KEPT)
+    os.environ.setdefault(KERNEL_CACHE, KERNELS_KEPT)
     if tiny_model and not threads_were_asked_for():
         torch.set_num_threads(1)
     else:
@@ -43,6 +46,12 @@ def use_whole_cpu(tiny_model: bool) -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_MXFAST, 0)  # else freeing a large block first merges all small free ones
+
+
+def keep_kernels_for(num_weights: int) -> None:
+    """Let a large model keep fewer kernels, unless the user has set how many. Call before the first product."""
+    if num_weights >= LARGE_MODEL and os.environ.get(KERNEL_CACHE) == KERNELS_KEPT:
+        os.environ[KERNEL_CACHE] = KERNELS_KEPT_BY_LARGE_MODELS
 
 
 def use_own_cores() -> None:

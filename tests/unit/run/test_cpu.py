@@ -37,6 +37,22 @@ def test_freed_blocks_go_back_under_pressure_when_asked_or_once_a_minute(change,
     assert cpu._next_return > now + 60  # the next one is a minute away
 
 
+@pytest.mark.parametrize(
+    ("asked", "num_weights", "kept"),
+    [(None, 270_000_000, "48"), (None, 22_000_000, "512"), ("300", 270_000_000, "300")],
+)
+def test_a_large_model_keeps_fewer_kernels_unless_the_user_says(asked, num_weights, kept, monkeypatch):
+    monkeypatch.setattr(cpu, "_glibc", lambda: None)
+    monkeypatch.setattr(cpu, "use_own_cores", lambda: None)
+    monkeypatch.setenv(cpu.KERNEL_CACHE, "")
+    del os.environ[cpu.KERNEL_CACHE]
+    if asked is not None:
+        monkeypatch.setenv(cpu.KERNEL_CACHE, asked)
+    cpu.use_whole_cpu(tiny_model=False)
+    cpu.keep_kernels_for(num_weights)
+    assert os.environ[cpu.KERNEL_CACHE] == kept
+
+
 @pytest.mark.parametrize(("environment", "threads"), [({}, [4]), ({"OMP_NUM_THREADS": "2"}, [])])
 def test_the_ranks_of_a_node_share_its_cores(environment, threads, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
