@@ -48,6 +48,8 @@ ENCODERS = {
     "modernbert": "answerdotai/ModernBERT-base",
 }
 SUPPORTED = (*CAUSAL, *ENCODERS)
+# Models of text and images whose weights `text_part_renaming` finds.
+_WITH_TEXT_PART = ("gemma3", "mistral3", "qwen3_5", "llava", "internvl")
 # The suggestion where no family has a similar name.
 _FIRST_CHOICE = {"causal model": "llama", "encoder": "modernbert"}
 
@@ -199,7 +201,7 @@ def _in_layer(path: str) -> str:
 def text_part(config: PretrainedConfig) -> PretrainedConfig:
     """Return the text part's config of a model of text and images, if only that part is supported; else the config."""
     part = getattr(config, "text_config", None)
-    if config.model_type in SUPPORTED or part is None or part.model_type not in CAUSAL:
+    if config.model_type not in _WITH_TEXT_PART or part is None or part.model_type not in CAUSAL:
         return config
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(part, name, None) is None:

@@ -15,7 +15,13 @@ from zerotune.models import cpu_kernels
 from zerotune.models.adapters import add_lora, seeded
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.boundary import quiet_transformers, reading
-from zerotune.models.families import backbone_class, expert_size, head_modules, text_part_renaming
+from zerotune.models.families import (
+    backbone_class,
+    counts_positions_from_pad,
+    expert_size,
+    head_modules,
+    text_part_renaming,
+)
 from zerotune.models.heads import (
     head_module_names,
     is_encoder,
@@ -242,7 +248,8 @@ def tuning_config(config, settings: ModelSettings, tokenizer):
         Refused: the pad token has no embedding.
     """
     check_pad_token(settings.name, config, tokenizer)
-    config.pad_token_id = tokenizer.pad_token_id
+    if not (is_encoder(config) and counts_positions_from_pad(type(config))):  # whose positions belong to its own pad
+        config.pad_token_id = tokenizer.pad_token_id
     return set_dropout(config, settings)
 
 

@@ -169,7 +169,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
         _round_weights(stock, dtype)
         forget_generation_settings(stock)
         with quiet_transformers():
-            stock.save_pretrained(aside, save_original_format=False)
+            stock.save_pretrained(aside, save_original_format=stock.key_mapping is None)  # the published names
         name = hub_id(base[0]) or (os.path.basename(base[0]) if os.path.isdir(base[0]) else base[0])
         described = {**record, "method": "full", "merged": record["method"], "base_model": name}
         describe_final(aside, stock, tokenizer, described)

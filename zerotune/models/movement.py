@@ -122,6 +122,7 @@ class _Names:
     def __init__(self, names):
         self.names = set(names)
         self.by_end = {name.partition(".")[2]: name for name in names}
+        self.by_end |= {name.partition(".language_model.")[2]: name for name in names if ".language_model." in name}
 
     def find(self, name: str) -> str | None:
         end = name.partition(".")[2]

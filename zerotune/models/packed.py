@@ -131,11 +131,24 @@ def backbone_inputs(
     if token_type_ids is not None and has_token_types(config):
         inputs["token_type_ids"] = token_type_ids
     if bounds is not None:
+        if is_encoder(config) and counts_positions_from_pad(type(config)):
+            position_ids = _positions_from_pad(input_ids, position_ids, config.pad_token_id)
         return inputs | packed_arguments(config, position_ids, bounds, longest)
     if is_encoder(config):
         return inputs | {"attention_mask": _key_mask(config, attention_mask)}
     inputs["attention_mask"] = attention_mask
     return inputs | {"position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0), "use_cache": False}
+
+
+def _positions_from_pad(input_ids: torch.Tensor, position_ids: torch.Tensor, pad_id: int) -> torch.Tensor:
+    """Return positions as RoBERTa counts them, [1, N]: from `pad_id` + 1 in each example; the pad itself has `pad_id`.
+
+    The config's pad may be an ordinary token of a tokenizer that pads with another one.
+    """
+    counted = (input_ids != pad_id).long()
+    earlier = counted.cumsum(-1) - counted
+    first = torch.arange(input_ids.shape[-1], device=input_ids.device) - position_ids  # of the same example
+    return (earlier - earlier.gather(-1, first) + 1) * counted + pad_id
 
 
 def _key_mask(config, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -152,10 +165,8 @@ def packed_arguments(config, position_ids: torch.Tensor, bounds: torch.Tensor, l
     """Return the arguments of a stock model's forward that make a row a packed one.
 
     Args:
-        position_ids: [1, N], from 0 in each example.
+        position_ids: [1, N], as the model counts them.
     """
-    if is_encoder(config) and counts_positions_from_pad(type(config)):
-        position_ids = position_ids + config.pad_token_id + 1
     own = {"position_ids": position_ids, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
     own |= {"max_length_q": longest, "max_length_k": longest}
     return own if is_encoder(config) else own | {"use_cache": False}

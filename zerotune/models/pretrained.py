@@ -225,6 +225,8 @@ def check_architecture(config: PretrainedConfig) -> None:
         raise Refused("config.json has is_decoder or add_cross_attention: wanted an encoder, which reads both ways")
     if getattr(config, "use_bidirectional_attention", None):
         raise Refused("config.json has use_bidirectional_attention: wanted a causal model, which reads one way")
+    if getattr(config, "is_causal", None) is False and not is_encoder(config):
+        raise Refused("config.json has is_causal false: wanted a causal model, which reads one way")
     for key, share in config.to_dict().items():
         is_share = share is None or (isinstance(share, int | float) and 0 <= share < 1)
         if key.endswith(("dropout", "dropout_prob")) and not is_share:

@@ -75,6 +75,14 @@ def test_the_merged_model_gives_the_adapters_logits(head, kind, tmp_path):
     assert not list(tmp_path.rglob(".writing-*"))
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "phi3"])
+def test_merged_weights_have_the_published_names(kind, tmp_path):
+    run, _ = run_of(tmp_path / "run", tiny_model(kind), head="generate")
+    merge_adapter(adapter_of_run(run), tmp_path / "merged", None)
+    names = [set(load_file(f"{folder}/model.safetensors")) for folder in (tmp_path / "merged", tiny_model(kind))]
+    assert names[0] == names[1]
+
+
 @pytest.mark.parametrize("head", ["classify", "generate"])
 def test_a_qlora_adapter_is_merged_into_the_16_bit_base(head, tmp_path):
     """The logits are the adapter's on that base; the message also gives the difference that NF4 made in training."""

@@ -59,6 +59,11 @@ def test_an_encoder(tmp_path, kind):
     assert {"embedding", "attention", "mlp"} <= set(weight_movement(tmp_path, tiny_model(kind), None)["groups"])
 
 
+def test_the_text_part_of_a_model_of_text_and_images(tmp_path):
+    finished(tmp_path, "qwen3_5", "lora")
+    assert "mlp" in weight_movement(tmp_path, tiny_model("qwen3_5"), None)["groups"]
+
+
 def test_a_base_that_is_gone_is_a_reason(tmp_path):
     finished(tmp_path, "llama", "full")
     assert "no weights in safetensors" in weight_movement(tmp_path, "/nowhere", None)["reason"]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from host_reads import HostReads
-from tiny_models import LABELS, tiny_model
+from tiny_models import LABELS, model_copy, tiny_model
 from torch.nn import functional
-from transformers import BertModel
+from transformers import AutoModelForSequenceClassification, BertModel
 
 from zerotune.errors import Refused
 from zerotune.models import packed
@@ -94,6 +94,24 @@ def test_packed_rows_give_the_padded_models_logits_and_gradients(kind, head, way
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted_gradients[name], atol=3e-6, rtol=1e-4)
     assert reads.count == 0
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
+def test_positions_belong_to_the_pad_of_the_config(kind, tmp_path):
+    """Its tokenizer pads with 3; the config counts positions from 7, an ordinary token of these texts."""
+    folder = str(model_copy(tmp_path / "m", kind, pad_token_id=7))
+    tokenizer = load_tokenizer(folder, None)
+    model = load_classifier(ModelSettings(folder, None, "full", attention="varlen"), LABELS, tokenizer).eval()
+    inputs = padded_batch()
+    assert tokenizer.pad_token_id == 3 and any(7 in ids for ids in inputs["input_ids"].tolist())
+    stock = AutoModelForSequenceClassification.from_pretrained(folder, dtype="float32").eval()
+    stock.load_state_dict(model.stock_model.state_dict())
+    with torch.inference_mode():
+        rows = [torch.from_numpy(ids[:length])[None] for ids, length in zip(inputs["input_ids"], LENGTHS, strict=True)]
+        alone = torch.cat([stock(row).logits for row in rows])
+        torch.testing.assert_close(model(**on_device(inputs, CPU)), alone)
+        use_packed_attention(model.stock_model)
+        torch.testing.assert_close(model(**on_device(pack(inputs), CPU)), alone)
 
 
 def test_an_encoder_of_one_layer_pools_the_first_token_of_each_text(tmp_path):

@@ -351,6 +351,7 @@ def test_only_a_causal_model_can_be_tuned_to_write():
         {"attention_dropout": "x"},
         {"text_config": {"vocab_size": 3}},
         {"use_bidirectional_attention": True},
+        {"is_causal": False},
     ],
     ids=lambda change: next(iter(change)),
 )
