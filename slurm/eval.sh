@@ -21,8 +21,14 @@ list=$1
 shift
 
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-  mapfile -t command < <(run_python -m zerotune.cluster.eval_list line "$list" "$SLURM_ARRAY_TASK_ID")
-  [ "${#command[@]}" -gt 0 ] || exit 2
+  for _ in {1..3}; do  # a node's disk may not answer for a moment
+    words=$(run_python -m zerotune.cluster.eval_list line "$list" "$SLURM_ARRAY_TASK_ID")
+    status=$?
+    case $status in 0 | 2) break ;; esac
+    sleep 10
+  done
+  [ "$status" = 0 ] || stop_with "$status" "line $SLURM_ARRAY_TASK_ID of $list cannot be read: submit the list again"
+  mapfile -t command <<<"$words"
   run_to_end "${command[@]}"
 fi
 

@@ -48,6 +48,13 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
+def write_in_place(path: Path, value: dict) -> None:
+    """Write a short JSON object over a file that exists, which takes no space: for a full disk."""
+    with path.open("r+") as file:
+        file.write(json.dumps(value))
+        file.truncate()
+
+
 def json_sha256(value) -> str:
     """Return the SHA-256 of plain values; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
@@ -186,6 +193,12 @@ def full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
 def full_disk_cure(error: BaseException | None = None) -> str:
     """Return the way out of the problem that `full_disk_reason` names."""
     return "raise that limit" if disk_error_number(error) == errno.EFBIG else "free some space"
+
+
+def full_disk_refusal(folder: Path, error: BaseException) -> str:
+    """Return the line of a start that cannot write its first file into a folder, since the disk takes no more."""
+    place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+    return f"{full_disk_reason(place, error)}; {full_disk_cure(error)} and start the same command again"
 
 
 def _free_bytes(folder: Path) -> int:

@@ -5,7 +5,7 @@ from comparing import OFTEN, assert_same_bits, killed_at, newest_step
 
 # each event at which the run is killed, and the newest whole checkpoint at that time
 DEATHS = [
-    (("os.mkdir", r"zerotune-[0-9a-f]+/rank-0/\.writing-step-00000002$"), None),  # nothing written
+    (("os.mkdir", r"zerotune-[0-9a-f]+-[^/]+/rank-0/\.writing-step-00000002$"), None),  # nothing written
     (("open", r"checkpoints/\.writing-step-00000002/optimizer\.pt$"), None),  # half of it copied
     (("os.rename", r"checkpoints/\.writing-step-00000004$"), 2),  # all copied, but it does not count yet
     (("open", r"checkpoints/step-00000004/COMPLETE$"), 2),

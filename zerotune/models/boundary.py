@@ -1,11 +1,14 @@
 """The boundary to model folders made by others: every library error on them becomes a one-line refusal."""
 
 import contextlib
+import io
+import logging
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from zerotune.errors import Refused
-from zerotune.run.out_of_memory import is_out_of_device_memory
+from zerotune.run.out_of_memory import is_out_of_device_memory, tells_of_device_memory
 
 
 @contextlib.contextmanager
@@ -38,6 +41,29 @@ def _first_line(error: Exception) -> str:
     lines = [" ".join(line.split()) for line in str(error).strip().splitlines()]
     found = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     return found[:300]
+
+
+@contextlib.contextmanager
+def device_memory_errors():
+    """Raise torch.OutOfMemoryError where a GPU's memory ran out while weights were quantised or stacked.
+
+    transformers catches that error, logs it in its loading report, and raises a RuntimeError without its text.
+    """
+    logger, report = logging.getLogger("transformers.modeling_utils"), io.StringIO()
+    level, propagates, handler = logger.level, logger.propagate, logging.StreamHandler(report)
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield
+    except RuntimeError as error:
+        if line := next(filter(tells_of_device_memory, report.getvalue().splitlines()), None):
+            raise torch.OutOfMemoryError(line.strip()) from error
+        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Layers divided among the ranks, to evaluate a model that does not fit on one device."""
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,8 +73,16 @@ def divided_where_large(model: ModelSettings, config, has_lm_head: bool, acceler
 
 
 def device_bytes() -> int | None:
-    """Return the memory of this process's GPU; None on a CPU, whose memory the ranks share."""
-    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+    """Return the memory of the smallest of this node's GPUs in use; None on a CPU, whose memory the ranks share.
+
+    All ranks of a node find the same, so that they refuse together.
+    """
+    if not torch.cuda.is_available():
+        return None
+    launched = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if launched == 1:
+        return torch.cuda.mem_get_info()[1]
+    return min(torch.cuda.get_device_properties(number).total_memory for number in range(launched))
 
 
 def onto_device(model: nn.Module, stock: nn.Module, settings: ModelSettings, device: torch.device) -> nn.Module:

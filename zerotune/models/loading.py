@@ -14,7 +14,7 @@ from zerotune.errors import Refused
 from zerotune.models import cpu_kernels
 from zerotune.models.adapters import add_lora, seeded
 from zerotune.models.attention import attention_kernel, check_kernel_precision
-from zerotune.models.boundary import quiet_transformers, reading
+from zerotune.models.boundary import device_memory_errors, quiet_transformers, reading
 from zerotune.models.families import (
     backbone_class,
     counts_positions_from_pad,
@@ -153,7 +153,8 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
     if is_text_part(settings.name, settings.revision, config):
         key_mapping = text_part_renaming(model_class)
     slow = say_when_slow(f"loading the weights of {settings.name}")
-    with reading("the weights", f"--model {settings.name}", "copy the model again"), quiet_transformers(), slow:
+    files = reading("the weights", f"--model {settings.name}", "copy the model again")
+    with files, quiet_transformers(), device_memory_errors(), slow:
         model, info = model_class.from_pretrained(
             settings.name,
             revision=settings.revision or "main",

@@ -16,11 +16,14 @@ from pathlib import Path
 
 from zerotune.errors import Preempted, Refused, listed
 from zerotune.files import (
+    disk_error_number,
     disk_is_full,
     first_damage,
     full_disk_cure,
     full_disk_reason,
+    full_disk_refusal,
     read_json,
+    write_in_place,
     write_json,
     write_json_lines,
 )
@@ -173,10 +176,19 @@ def changed_flags(flags: FlagRecord, path: Path, files_may_move: bool) -> dict[s
         name: (theirs.get(name), value)
         for name, value in flags.values.items()
         if name not in FREE_FLAGS and theirs.get(name) != value
+        if name in theirs or name in flags.typed  # else a flag that a later version has added
         if not (name in PATH_FLAGS and _is_same_file(theirs.get(name), value, may_move))
+        if not _is_what_was_chosen(name, theirs.get(name), value, earlier.get("identity") or {})
     }
     by_user = {name: values for name, values in changed.items() if name in flags.typed or name in typed}
     return by_user or changed
+
+
+def _is_what_was_chosen(name: str, earlier: object, now: object, identity: dict) -> bool:
+    """Return whether a flag names what an earlier start without it has chosen: a commit of the hub, a precision."""
+    if name == "revision":
+        return earlier is None and identity.get("model_files") == f"commit {now}"
+    return name == "precision" and earlier == "auto" and identity.get("precision") == now
 
 
 def _is_same_file(earlier: object, now: object, may_move: bool) -> bool:
@@ -245,6 +257,8 @@ class RunFolder:
         except BlockingIOError:
             return f"another job is working in {self.path}: wait for it, or use another --output-dir"
         except OSError as error:
+            if disk_error_number(error) is not None:
+                return full_disk_refusal(self.path, error)
             return f"--output-dir {self.path} cannot be written ({error.strerror}): name a folder that can"
         return None
 
@@ -323,6 +337,8 @@ class RunFolder:
         saved = sorted(self.path.glob("checkpoints/step-*/COMPLETE"))
         if saved:
             return f"the same command resumes from {saved[-1].parent}"
+        if any(any(self.path.glob(place)) for place in ("eval", PARTIAL_FOLDER, f"*/{PARTIAL_FOLDER}")):
+            return "what was evaluated is kept: the same command resumes"
         return "nothing was saved yet: the same command starts again"
 
     def _is_ours(self) -> bool:
@@ -349,9 +365,7 @@ class RunFolder:
         except OSError as error:
             if not disk_is_full(self.path, error):
                 raise
-            with (self.path / "state.json").open("r+") as file:  # in place, which takes no space
-                file.write(json.dumps({"state": state, "reason": reason}))
-                file.truncate()
+            write_in_place(self.path / "state.json", {"state": state, "reason": reason})
 
     def write_state(self, state: str, reason: str | None) -> None:
         """Write state.json: running, preempted, refused or finished."""
@@ -447,8 +461,9 @@ class RunFolder:
         if self.tracker is not None:
             self.tracker.log(grouped(row), step=row["step"])
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Delete the lines that a stopped run logged after its last checkpoint: those steps run again."""
+    def forget_metrics_after(self, step: int, evaluated_step: int) -> None:
+        """Delete the lines that a stopped run logged after its last checkpoint: those steps and evaluations follow."""
         if is_main_process() and self.metrics_path.exists():
-            lines = [line for line in read_metrics_lines(self.metrics_path) if line["step"] <= step]
-            write_json_lines(self.metrics_path, lines)
+            lines = read_metrics_lines(self.metrics_path)
+            kept = [line for line in lines if line["step"] <= (evaluated_step if "eval_loss" in line else step)]
+            write_json_lines(self.metrics_path, kept)

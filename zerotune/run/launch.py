@@ -39,10 +39,18 @@ def use_own_device(tiny_model: bool) -> None:
 
     Args:
         tiny_model: as for `use_whole_cpu`.
+    Raises:
+        Refused: this node has more processes than GPUs, and two would share one.
     """
     import torch
 
     if torch.cuda.is_available():
+        launched, seen = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if launched > seen:
+            raise Refused(
+                f"{launched} processes were launched on {platform.node()}, and torch sees {seen} GPUs there: launch "
+                f"{seen} (a process can use one MIG slice), or correct CUDA_VISIBLE_DEVICES"
+            )
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     else:
         use_whole_cpu(tiny_model)

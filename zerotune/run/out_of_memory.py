@@ -21,8 +21,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_out_of_device_memory(error: BaseException) -> bool:
     """Return whether an error says that a GPU had no memory left."""
     return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "OutOfMemoryError" or bool(_ON_DEVICE.search(str(error)))
+        type(error).__name__ == "OutOfMemoryError" or tells_of_device_memory(str(error))
     )
+
+
+def tells_of_device_memory(text: str) -> bool:
+    """Return whether a library's message says that a GPU had no memory left."""
+    return bool(_ON_DEVICE.search(text))
 
 
 def out_of_memory_refusal(error: BaseException, flags: Mapping[str, object]) -> Refused:

@@ -155,8 +155,9 @@ def validate_written(
         on_batch=check_signal,
         activity="validation, loss",
     )
+    in_step = engine.deepspeed and engine.model.zero_optimization_stage() == 3
     score = writing_scorer(
-        engine.module.stock_model, data, tokenizer, max_new_tokens, device, engine.precision, in_step=engine.deepspeed
+        engine.module.stock_model, data, tokenizer, max_new_tokens, device, engine.precision, in_step=in_step
     )
     batches = data.writing_batches(optimisation.tokens_per_device)
     written = score_items(score, batches, accelerator, on_batch=check_signal, activity="validation, answers")

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused, listed
-from zerotune.files import read_json, write_json
+from zerotune.files import disk_error_number, full_disk_refusal, read_json, write_json
 from zerotune.run.folder import check_place, foreign_files, held_results
 from zerotune.run.run_files import read_state
 from zerotune.settings.flag_files import flag_name
@@ -36,8 +36,9 @@ def check_folder(runs: Runs) -> None:
     check_place(folder)
     if (folder / "run.json").exists():
         raise Refused(f"{folder} holds a single run, and several need a folder of their own: name another --output-dir")
+    held = held_results(folder) or foreign_files(folder)  # before the record, which another task may write meanwhile
     if not (folder / RECORD).exists():
-        if held := held_results(folder) or foreign_files(folder):
+        if held:
             raise Refused(f"{folder} holds {listed(held)} but no {RECORD}: choose a new or empty --output-dir")
         return
     earlier = read_json(folder / RECORD, SweepRecord)
@@ -66,6 +67,8 @@ def open_folder(runs: Runs) -> None:
         runs.folder.mkdir(parents=True, exist_ok=True)
         write_json(runs.folder / RECORD, _record(all_runs_of_folder(runs)))
     except OSError as error:
+        if disk_error_number(error) is not None:
+            raise Refused(full_disk_refusal(runs.folder, error)) from None
         raise Refused(
             f"--output-dir {runs.folder} cannot be written ({error.strerror}): name a folder that can"
         ) from None

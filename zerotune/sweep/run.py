@@ -13,7 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, Interrupted, Preempted, Refused
-from zerotune.files import hold_lock, read_json, write_json
+from zerotune.files import (
+    disk_error_number,
+    full_disk_refusal,
+    hold_lock,
+    read_json,
+    write_in_place,
+    write_json,
+)
 from zerotune.run.cpu import parent_command, threads_were_asked_for
 from zerotune.run.folder import LOCK_FILE
 from zerotune.run.process import say
@@ -105,6 +112,12 @@ def run_all(runs: Runs) -> None:
         except Refused as error:
             write_json(runs.folder / "state.json", {"state": "refused", "reason": str(error)})
             raise
+        except OSError as error:
+            if disk_error_number(error) is None:
+                raise
+            line = full_disk_refusal(runs.folder, error)
+            write_in_place(runs.folder / "state.json", {"state": "refused", "reason": line})
+            raise Refused(line) from None
         reason = "; ".join(f"{name} {why}" for name, why in failed.items()) or None
         write_json(runs.folder / "state.json", {"state": "refused" if failed else "finished", "reason": reason})
     say(f"report: {report}")

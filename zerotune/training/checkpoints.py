@@ -6,6 +6,7 @@ checkpoints/best-00000100/   the same for a best evaluation, without optimizer s
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -187,11 +188,12 @@ def put_back_replaced(root: Path) -> None:
             replaced.rename(target)
 
 
-def unmark_later(folder: Path) -> None:
-    """Remove the markers of checkpoints of later steps than this one, so that they are ignored."""
-    for later in _step_folders(folder.resolve().parent):
-        if later.name > folder.resolve().name and not later.is_symlink():
-            (later / MARKER).unlink(missing_ok=True)
+def unmark_later(root: Path, folder: Path | None) -> None:
+    """Remove the markers of checkpoints of later steps than this one, of all for None, so that they are ignored."""
+    for later in _step_folders(root.resolve()):
+        if (folder is None or later.name > folder.resolve().name) and not later.is_symlink():
+            with suppress(OSError):  # unreadable
+                (later / MARKER).unlink()
 
 
 def agree(accelerator, problem: str | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import release_memory
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -79,6 +80,7 @@ def load_engine(
         labels: names of a classifier's labels.
         whole_gradients: the result of `check_fits`.
     """
+    release_memory()  # layers of bitsandbytes and FSDP2 are in cycles: a base evaluation's model would still be there
     zero = (settings.deepspeed or {}).get("zero_optimization", {})
     if "optimizer" in Sharding(zero=zero).on_host:  # AdamW runs there; a launcher leaves it one thread
         use_own_cores()
@@ -276,8 +278,6 @@ class Engine:
         Tensors are emptied, not only let go: the graph of the script's last logits and DeepSpeed's globals still hold
         them.
         """
-        from accelerate.utils import release_memory
-
         held = list(self._tensors())
         self.model = self.optimizer = self.scaler = None
         self.trainable = []

@@ -137,7 +137,7 @@ class TrainingLoop:
             Refused: the checkpoint cannot be resumed, a loss or gradient norm is not finite, or the disk is full.
         """
         self.progress = progress = resume(self.engine, self.run, self.optimisation.optimizer)
-        self.run.forget_metrics_after(progress.step)
+        self.run.forget_metrics_after(progress.step, progress.evaluated_step)
         self.run.note_training_start()
         self.engine.model.train()
         self.stop_signal.can_save = True

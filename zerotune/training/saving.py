@@ -137,11 +137,10 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
         raise Refused(problem)
     if is_main_process():
         checkpoints.delete_incomplete(root)  # a disk that they have filled must not stay full
+        # later checkpoints are damaged or abandoned: no start may resume from them, nor take best weights from them
+        checkpoints.unmark_later(root, folder)
     if folder is None:
         return Progress()
-    if wanted != "auto" and is_main_process():
-        # later checkpoints are abandoned: if killed now, the run must resume from `folder` again
-        checkpoints.unmark_later(folder)
     accelerator.wait_for_everyone()
     engine.load(folder)
     record = checkpoints.read_progress(folder)
@@ -162,6 +161,13 @@ def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | Non
     problem = checkpoints.defect(folder, run_id)
     if problem:
         return None, [], f"--resume {folder}: {problem}: name a whole checkpoint of this run, or use --resume auto"
+    best = checkpoints.best_of(folder)
+    if best is not None and best != folder and (problem := checkpoints.defect(best, run_id)):
+        return (
+            None,
+            [],
+            f"--resume {folder}: its best checkpoint {best.name} is damaged ({problem}): restore that folder",
+        )
     return folder, [], None
 
 

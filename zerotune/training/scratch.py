@@ -1,6 +1,6 @@
 """Checkpoints written to node-local scratch while training waits, and moved to the run folder in the background.
 
-DIR/zerotune-RUN/rank-0/…    a rank's files until they are moved
+DIR/zerotune-RUN-NODE/rank-0/…    a rank's files until they are moved
 
 A thread on each rank copies, verifies and hashes them.
 """
@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import platform
 import shutil
 import stat
 from collections.abc import Callable
@@ -33,7 +34,7 @@ class Scratch:
     """
 
     def __init__(self, scratch: Path, root: Path, accelerator):
-        self._of_run = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}"
+        self._of_run = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}-{platform.node()}"
         self._own = self._of_run / f"rank-{accelerator.process_index}"
         first = accelerator.is_local_main_process
         checkpoints.agree(accelerator, _attempt(scratch, self._make_run_folder) if first else None)
@@ -62,15 +63,15 @@ class Scratch:
         """
         source = self._own / aside.name
         try:
-            source.mkdir()
+            source.mkdir(parents=True)  # the site may have cleaned the disk
             written = [file.write(source) for file in files]
         except Exception as error:
-            raise Refused(checkpoints.full_disk_line(self._own, num_bytes, error)) from error
+            raise Refused(checkpoints.full_disk_line(self._of_run.parent, num_bytes, error)) from error
         return lambda: _move(written, source, aside, num_bytes)
 
     def close(self) -> None:
         """Delete this rank's files from the scratch disk."""
-        shutil.rmtree(self._own)
+        shutil.rmtree(self._own, ignore_errors=True)
         with contextlib.suppress(OSError):  # other ranks of this node still use it
             self._of_run.rmdir()
 

@@ -49,6 +49,18 @@ def check_run_flags(settings: RunSettings) -> None:
         check_run_upload(settings.push_to_hub, str(flags["model"]), str(flags["method"]))
 
 
+def _way_back(changed: list[str], earlier: dict) -> str:
+    """Return how a run goes on as it began: by flags for what it had chosen by itself, else by the files of then."""
+    flags = []
+    for name in changed:
+        value = str(earlier.get(name))
+        if name == "precision":
+            flags.append(f"--precision {value}")
+        if name == "model_files" and value.startswith("commit "):
+            flags.append(f"--revision {value.removeprefix('commit ')}")
+    return f"add {' '.join(flags)} to go on as it began" if len(flags) == len(changed) else "restore that"
+
+
 def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dict[str, TrainingData]) -> None:
     """Check that all ranks and all starts of a run have the same data and model, and write run.json and split.json.
 
@@ -65,8 +77,12 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
         "precision": settings.model.precision,
         "deepspeed": {name: deepspeed.get(name) for name in _DEEPSPEED_IDENTITY} if deepspeed else None,
     }
-    if len({json_sha256(each) for each in on_all_ranks(accelerator, identity)}) > 1:
-        raise Refused("the ranks have different data or models: put files on a disk that all nodes share")
+    each = on_all_ranks(accelerator, identity)
+    if differing := [name for name in identity if len({json_sha256(one[name]) for one in each}) > 1]:
+        raise Refused(
+            f"the ranks differ in {', '.join(differing)}: put files on a disk that all nodes share, and "
+            "where the GPUs differ give --precision"
+        )
     if len(set(on_all_ranks(accelerator, data["train"].packs))) > 1:
         raise Refused("the GPUs differ: the kernel for rows without padding runs on some only: use --attention sdpa")
     path = run.path / "run.json"
@@ -74,8 +90,8 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
     changed = [name for name, value in identity.items() if json_sha256(earlier.get(name)) != json_sha256(value)]
     if changed:
         raise Refused(
-            f"{run.path} was started on something else ({', '.join(changed)} changed since): restore that, or use "
-            "another --output-dir"
+            f"{run.path} was started on something else ({', '.join(changed)} changed since): "
+            f"{_way_back(changed, earlier)}, or use another --output-dir"
         )
     accelerator.wait_for_everyone()  # all ranks must have read it before rank 0 writes
     run.describe(splits.record, identity=identity)

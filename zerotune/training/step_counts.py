@@ -258,13 +258,15 @@ class _PhaseTracker(MemTracker):
 
     def __init__(self):
         super().__init__()
-        self.phase, self.flops = "forward", 0
+        self.phase, self.flops, self.workspace = "forward", 0, 0
         self.peaks: dict[str, dict[str, int]] = {}
 
     def _update_peak_stats(self, peak_state) -> None:
         for snapshot in self._curr_mem_snap.values():
-            if snapshot["Total"] > self.peaks.get(self.phase, {}).get("Total", 0):
-                self.peaks[self.phase] = dict(snapshot)
+            total = snapshot["Total"] + self.workspace
+            if total > self.peaks.get(self.phase, {}).get("Total", 0):
+                temporary = snapshot[_MemRefType.TEMP] + self.workspace
+                self.peaks[self.phase] = {**snapshot, _MemRefType.TEMP: temporary, "Total": total}
 
     def _track_module_params_and_buffers(self, module: nn.Module, install_grad_hooks: bool = True) -> tuple[int, int]:
         # MemTracker would also put its hooks on frozen parameters, which torch refuses
@@ -275,7 +277,9 @@ class _PhaseTracker(MemTracker):
         self._update_and_maybe_create_winfos(parameter.grad, _MemRefType.GRAD)
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.workspace = _workspace(operation, args)
         result = super().__torch_dispatch__(operation, types, args, kwargs)
+        self.workspace = 0
         # without the scores of packed rows: their formula reads the rows' bounds, and fake tensors have no values
         if operation._overloadpacket in flop_registry and "varlen" not in operation._schema.name:
             self.flops += flop_registry[operation._overloadpacket](*args, **(kwargs or {}), out_val=result)
@@ -291,6 +295,20 @@ class _PhaseTracker(MemTracker):
                     kinds[_KINDS[kind.value]] += num_bytes
             peaks[phase] = kinds
         return peaks
+
+
+def _workspace(operation, args: tuple) -> int:
+    """Return the bytes that a kernel allocates for itself, which its fake does not.
+
+    The backward pass of flash attention (`mha_varlen_bwd` in PyTorch's flash_api.cpp) sums the queries' gradients in
+    float32, with room for 128 more tokens an example, and where heads share keys, gradients for each head.
+    """
+    if "varlen_attn_backward" not in operation._schema.name:
+        return 0
+    _, query, key, *_ = args
+    (tokens, heads, size), num_examples = query.shape, args[6].shape[0] - 1
+    shared = 2 * query.element_size() * tokens * heads * size if key.shape[1] < heads else 0
+    return 4 * (tokens + 128 * num_examples) * heads * size + shared
 
 
 def _take_step(

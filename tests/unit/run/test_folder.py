@@ -76,7 +76,25 @@ def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
     with pytest.raises(Refused, match=f"--output-dir {proposed}-2$"):
         check_earlier_run(settings(tmp_path, learning_rate=2e-3))
     with pytest.raises(Refused, match=r"-train-file-tickets\.csv$"):
-        check_earlier_run(settings(tmp_path, train_file="/data/Tickets.csv"))
+        check_earlier_run(settings(tmp_path, ["train_file"], train_file="/data/Tickets.csv"))
+
+
+def test_a_flag_of_a_later_version_changes_nothing_unless_it_is_typed(tmp_path):
+    started(tmp_path, "preempted")
+    assert check_earlier_run(settings(tmp_path, gradient_exchange="fp32")) is False
+    with pytest.raises(Refused, match="--gradient-exchange was None, is bf16"):
+        check_earlier_run(settings(tmp_path, ["gradient_exchange"], gradient_exchange="bf16"))
+
+
+def test_flags_may_name_what_an_earlier_start_has_chosen(tmp_path):
+    """The commit of a hub's model, and a precision that another kind of GPU would not choose."""
+    started(tmp_path, "preempted", precision="auto", revision=None)
+    record = json.loads((tmp_path / "run.json").read_text())
+    write_json(tmp_path / "run.json", record | {"identity": {"model_files": "commit abc", "precision": "fp16"}})
+    assert check_earlier_run(settings(tmp_path, ["precision"], precision="fp16", revision="abc")) is False
+    for name, value in (("precision", "bf16"), ("revision", "def")):
+        with pytest.raises(Refused, match=f"--{name} was .*, is {value}"):
+            check_earlier_run(settings(tmp_path, [name], **({"precision": "auto", "revision": None} | {name: value})))
 
 
 @pytest.mark.parametrize("state", ["running", "finished"])
@@ -246,7 +264,7 @@ def test_other_ranks_write_nothing(tmp_path, monkeypatch):
         run.log({"step": 1})
         run.write_json("split.json", {})
         run.update_json("run.json", a=1)
-        run.forget_metrics_after(0)
+        run.forget_metrics_after(0, 0)
         raise Refused("stop")
     assert not (tmp_path / "run").exists()
 
@@ -257,9 +275,12 @@ def test_metrics_after_the_last_checkpoint_are_forgotten(tmp_path):
         run.log({"step": step, "loss": step / 3})
     with run.metrics_path.open("a") as file:
         file.write('{"step": 4, "lo')  # cut off by a kill
-    run.forget_metrics_after(2)
+    run.forget_metrics_after(2, 1)
     assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [1, 2, 2]
-    run.forget_metrics_after(0)
+    run.log({"step": 2, "eval_loss": 1.0})
+    run.forget_metrics_after(2, 1)  # the evaluation of step 2 had been cut short
+    assert "eval_loss" not in run.metrics_path.read_text()
+    run.forget_metrics_after(0, 0)
     assert run.metrics_path.read_text() == ""
 
 

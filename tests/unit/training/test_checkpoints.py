@@ -164,7 +164,7 @@ def damaged_second(root):
 
 def test_a_run_that_went_back_stays_there(tmp_path):
     folders = [save(tmp_path, step) for step in (2, 4, 6)]
-    checkpoints.unmark_later(folders[0])
+    checkpoints.unmark_later(tmp_path, folders[0])
     assert checkpoints.newest_whole(tmp_path)[0] == folders[0]
 
 

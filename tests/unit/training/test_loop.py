@@ -409,6 +409,26 @@ def test_a_checkpoint_written_while_training_continues_resumes_to_the_same_bits(
     assert again.progress.best_step == 8
 
 
+def test_a_damaged_checkpoint_does_not_hold_the_best_weights_of_its_step(tmp_path):
+    """A stop during the evaluation of step 4 saves it; it is damaged; step 4 turns out to be the best."""
+
+    def preempted(stop):
+        raise Preempted("stopped")
+
+    values = [1, 2, 0, 0, 0, 0]
+    stopped = make_loop(tmp_path / "run", [1, preempted, 0, 0, 0, 0])
+    with pytest.raises(Preempted):
+        train(stopped)
+    (tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors").write_bytes(b"torn")
+    again, whole = make_loop(tmp_path / "run", values), make_loop(tmp_path / "whole", values)
+    train(again)
+    train(whole)
+    best = checkpoints.weights_folder(again.saver.root, 4)
+    assert again.progress.best_step == 4 and checkpoints.defect(best, again.run.run_id) is None
+    assert checkpoints.newest_whole(again.saver.root)[1] == []
+    assert logged(again) == logged(whole) and weights(again).equal(weights(whole))
+
+
 def test_where_memory_is_short_training_waits_for_a_save_and_says_so(tmp_path, monkeypatch, capsys):
     whole = make_loop(tmp_path / "whole", [0] * 6)
     train(whole)

@@ -1,5 +1,6 @@
 """A checkpoint being copied counts only once all of it has arrived; training does not wait for it."""
 
+import platform
 import shutil
 import stat
 import threading
@@ -163,7 +164,7 @@ def test_a_folder_planted_on_the_scratch_disk_is_not_used(tmp_path, planted):
     scratch.mkdir()
     elsewhere.mkdir()
     (elsewhere / "precious").touch()
-    place = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}"
+    place = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}-{platform.node()}"
     place.symlink_to(elsewhere) if planted == "link" else place.touch()
     with pytest.raises(Refused, match="is a link or belongs to somebody else"):
         Scratch(scratch, root, ALONE)
