@@ -4,6 +4,7 @@ In one process on a CPU the result is bit-identical: the same kernels see the sa
 two processes: gloo adds two numbers, and a + b = b + a.
 """
 
+import json
 import shutil
 
 import pytest
@@ -311,6 +312,19 @@ def test_changed_data_is_refused(workplace, stopped):
     finally:
         workplace.train_file.write_text(content)
     assert "was started on something else (data changed since)" in run.refusal()
+
+
+def test_a_run_goes_on_with_the_precision_that_it_began_with(workplace, stopped):
+    """Requeued to another kind of device, --precision auto would choose another one."""
+    path = stopped.folder / "run.json"
+    kept = path.read_bytes()
+    record = json.loads(kept)
+    try:
+        path.write_text(json.dumps(record | {"identity": record["identity"] | {"precision": "fp16"}}))
+        run = workplace.train("stopped", *OFTEN, expect=2)
+    finally:
+        path.write_bytes(kept)
+    assert "(precision changed since): add --precision fp16 to go on as it began, or use another" in run.refusal()
 
 
 def test_a_finished_run_says_so(workplace):

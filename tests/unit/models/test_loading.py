@@ -37,6 +37,17 @@ def rewrite_weights(folder, change):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_memory_that_runs_out_while_weights_are_quantised_is_no_damage_to_the_files(monkeypatch):
+    """transformers catches the error, and raises another one without its text."""
+
+    def fail(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("bitsandbytes.nn.Params4bit._quantize", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        load(tiny_model("llama"), "qlora")
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_weights_read_onto_a_device_are_the_same(method, monkeypatch):
     kind = tiny_model("llama")

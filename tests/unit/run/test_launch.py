@@ -1,9 +1,12 @@
 """Test the meaning of the launcher's environment, and refused launches."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from zerotune.errors import Refused
+from zerotune.models.divided import device_bytes
 from zerotune.run import launch
 from zerotune.run.launch import (
     check_world,
@@ -81,6 +84,21 @@ def test_a_process_uses_its_own_gpu_from_the_start(monkeypatch, local_rank, chos
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     launch.use_own_device(tiny_model=False)
     assert calls == [chosen]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    with pytest.raises(Refused, match=r"5 processes were launched on .*, and torch sees 4 GPUs there: launch 4"):
+        launch.use_own_device(tiny_model=False)
+
+
+def test_the_processes_of_a_node_judge_by_its_smallest_gpu(monkeypatch):
+    sizes = (24, 12, 80)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=sizes[number]))
+    found = []
+    for num_processes in ("1", "2", "3"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", num_processes)
+        found.append(device_bytes())
+    assert found == [80, 12, 12]
 
 
 def test_gpus_that_slurm_gave_and_nobody_sees_are_named():

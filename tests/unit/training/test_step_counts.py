@@ -92,3 +92,19 @@ def test_what_is_recomputed_is_not_kept():
         for on in (False, True)
     )
     assert recomputed < plain / 4
+
+
+def test_the_workspace_of_packed_rows_backward_pass_counts(monkeypatch):
+    """Flash attention sums the queries' gradients in float32, with room for 128 more tokens an example."""
+    config = AutoConfig.for_model("llama", **SMALL | {"num_hidden_layers": 4}, pad_token_id=0)
+    settings = ModelSettings("m", method="lora", precision="bf16", attention="varlen")
+    batch = MicroBatch(rows=64, longest=8, tokens=512)
+
+    def temporary() -> float:
+        peaks = count_step(config, settings, "classify", 2, batch, on_gpu=True).peaks
+        return peaks["backward through the layers"]["temporary"]
+
+    counted = temporary()
+    monkeypatch.setattr(step_counts, "_workspace", lambda operation, args: 0)
+    padding = 4 * 128 * batch.rows * config.hidden_size  # most of it
+    assert counted - temporary() > 0.5 * padding
