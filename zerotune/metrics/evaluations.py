@@ -189,10 +189,18 @@ def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
     for identifier in common:
         lines = first.predictions[identifier], second.predictions[identifier]
         for key, verb in verbs.items():
-            if lines[0][key] != lines[1][key]:
-                found = f"{verb} {identifier} as {lines[0][key]!r} and {lines[1][key]!r}"
+            values = [_in_words(line) if key == "label" else line[key] for line in lines]
+            if values[0] != values[1]:
+                found = f"{verb} {identifier} as {values[0]!r} and {values[1]!r}"
                 raise Refused(f"one id means one item, {folders} {found}: evaluate both on the same file")
     return common
+
+
+def _in_words(line: dict):
+    """Return the label of an item in words, since two models may number the same labels differently."""
+    if names := line.get("label_names"):
+        return sorted(names)
+    return line.get("label_name", line["label"])
 
 
 def paired_accuracy(first: Evaluation, second: Evaluation) -> PairedAccuracy:

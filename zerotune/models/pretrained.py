@@ -1,6 +1,7 @@
 """A model's config and tokenizer, read and checked before any weights are."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from zerotune.models.model_files import (
     no_hub,
     read_record,
 )
+from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
 
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>")
@@ -64,6 +66,7 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = (),
     check_tuned_for(name, revision, task)
     if labels:
         label_columns(config, labels)
+        _say_how_numbered(name, config, labels)
     check_adapter(name, revision)
     if needs_weights:
         check_weight_files(name)
@@ -331,6 +334,16 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
             "train from its base model, or evaluate a model with these labels"
         )
     return columns
+
+
+def _say_how_numbered(name: str, config: PretrainedConfig, labels: tuple[str, ...]) -> None:
+    """Print how a classifier's numbered labels are read, whose order only its publisher knows."""
+    if not is_trained_classifier(config):
+        return
+    theirs = [str(config.id2label[column]) for column in sorted(config.id2label)]
+    if sorted(theirs) != sorted(labels) and all(re.fullmatch(r"(?i)(label_)?\d+", each) for each in theirs):
+        read = ", ".join(f"{their} is {label!r}" for their, label in zip(theirs, labels, strict=True))
+        say(f"labels of {name}, which have numbers only, are taken in this order: {read}")
 
 
 def _names_label(name: str, number: int, label: str) -> bool:

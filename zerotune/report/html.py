@@ -111,6 +111,9 @@ def confusion_table(title: str, confusion: Sequence[Sequence[int]], labels: Sequ
         shares = [count / sum(row) if sum(row) else 0.0 for count in row]
         cells = ""
         for count, share in zip(row, shares, strict=True):
+            if is_large and not count:
+                cells += "<td></td>"
+                continue
             number = (f"{count:,}" if count else "") if is_large else f"{count:,}<small>{share:.1%}</small>"
             shade = f"background: rgb(var(--wash) / {0.5 * share:.3f})"
             cells += f'<td style="{shade}" title="{share:.1%}">{number}</td>'

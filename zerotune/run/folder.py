@@ -18,6 +18,7 @@ from zerotune.errors import Preempted, Refused, listed
 from zerotune.files import (
     disk_error_number,
     disk_is_full,
+    file_sha256,
     first_damage,
     full_disk_cure,
     full_disk_reason,
@@ -30,7 +31,7 @@ from zerotune.files import (
 from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
-from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
+from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_split, read_state
 from zerotune.run.tracker import grouped, scores, start_tracker
 from zerotune.settings.groups import FREE_FLAGS, FlagRecord, RunSettings
 from zerotune.terminal import say_when_slow
@@ -60,7 +61,7 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         Whether the very same run is finished, so that nothing is left to do.
     Raises:
         Refused: `--resume never` for a run that exists; files of something else; a run of another script; other flags
-            that change the run, each named with both values; or a damaged record.
+            that change the run, each named with both values; changed data of a finished run; or a damaged record.
     """
     folder = settings.output_dir
     check_place(folder)
@@ -88,9 +89,23 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         if says_finished:
             say(f"{folder} was finished but its final/ {problem}: it is made again from the checkpoints")
         return False
+    _refuse_changed_files(folder)
     if says_finished:
         say(f"{folder} is finished; the report is {folder / 'report.html'}")
     return True
+
+
+def _refuse_changed_files(folder: Path) -> None:
+    """Refuse a finished run whose data files hold something else by now, as after a correction."""
+    if not (folder / "split.json").exists():
+        return
+    for source in read_split(folder / "split.json")["sources"].values():
+        path = Path(source.get("path") or "")
+        if path.is_file() and file_sha256(path) != source["sha256"]:
+            raise Refused(
+                f"{folder} is finished, and {path} has changed since: restore it, or use another --output-dir to train "
+                "on what it holds now"
+            )
 
 
 def _refuse_other_run(settings: RunSettings, holds_results: bool) -> None:

@@ -109,9 +109,18 @@ def load(settings: DataSettings) -> tuple[TextTask, Splits]:
     Raises Refused for bad input or flags."""
     task = task_of(settings)
     read = read_sources(task, settings)
-    if not task.labels:
+    if not settings.glue:
         task = with_labels(task, labels_of(task, read["train"][1]))
+        settings = replace(settings, **_found_columns(task, read["train"][1]))
+        task = replace(task_of(settings), labels=task.labels, wordings=task.wordings)
     return task, split(task, settings, read)
+
+
+def _found_columns(task: TextTask, source: Source) -> dict[str, str]:
+    """Return the columns that the training rows are read from, so that all other rows are read from the same ones."""
+    text = next((name for name in task.text_columns if name in source.columns), None)
+    found = {"label_column": label_column_of(task, source, needs_labels=True)}
+    return found | ({"text_column": text} if text and not task.pair_column else {})
 
 
 def task_of(settings: DataSettings) -> TextTask:

@@ -456,9 +456,9 @@ def alternatives(names: Sequence[str]) -> str:
 
 def clean_text(value, where: str) -> str:
     """Return a text without surrounding white space. Raises Refused unless it is a non-empty, valid Unicode string."""
-    if not isinstance(value, str):
-        raise Refused(f"{where}: the text is {type(value).__name__}, wanted a string")
-    text = value.strip()
+    if not isinstance(value, str | None):
+        raise Refused(f"{where}: the text is {type(value).__name__}, wanted a string: name another --text-column")
+    text = (value or "").strip()
     if not text:
         raise Refused(f"{where}: empty text; remove the row or fill it in")
     if "\0" in text:

@@ -61,6 +61,7 @@ def label_word(value, where: str) -> str | None:
         raise Refused(
             f"{where}: the label is {type(value).__name__} {str(value)[:40]!r}, wanted a word or a number: name "
             "another column by --label-column"
+            + (", or read several labels a row by --multi-label" if isinstance(value, list) else "")
         )
     check_unicode(value, where, "label")
     return unicodedata.normalize("NFC", " ".join(value.split())) or None
@@ -106,6 +107,11 @@ def label_words(value, separator: str, where: str) -> list[str] | None:
         word = label_word(value, where)
         return None if word is None else [word]
     words = [label_word(each, where) for each in value]
+    if len(words) > 2 and set(words) <= {"0", "1"}:
+        raise Refused(
+            f"{where}: the labels are {str(value)[:40]}, which looks like a 0 or 1 for each label: write the names of "
+            "the labels that the row has"
+        )
     if None in words:
         raise Refused(f"{where}: one of the {len(words)} labels is missing: leave it out, or fill it in")
     return list(dict.fromkeys(words))

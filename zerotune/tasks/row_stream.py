@@ -4,6 +4,7 @@ The checks and their messages are those of zerotune/tasks/files.py, which reads 
 """
 
 import gzip
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -115,6 +116,8 @@ def open_rows(file: str, kind: str | None = None) -> RowStream:
     if first is None:
         raise Refused(f"{name} is empty (blank lines only); give a file with a header and rows")
     lines = chain([first], lines)
+    if kind == "csv":  # whose rows may end in a lone carriage return, as in files.py
+        lines = chain.from_iterable(io.StringIO(line, newline="") for line in lines)
     if kind == "jsonl":
         numbered = jsonl_rows(lines, name)
         columns = None

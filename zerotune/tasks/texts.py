@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from zerotune.errors import Refused, listed
-from zerotune.run.process import say_how_far
+from zerotune.errors import Refused, did_you_mean, listed
+from zerotune.run.process import say, say_how_far
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
 from zerotune.tasks.files import Source, alternatives, clean_text, find_column, read_file, rows_sha256
@@ -242,6 +242,8 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
     text_column = _column(task, source, task.text_columns, "the texts")
     pair_column = task.pair_column and _column(task, source, (task.pair_column,), "the second texts")
     label_column = label_column_of(task, source, needs_labels)
+    if label_column is None and (meant := did_you_mean(task.label_columns[0], source.columns)):
+        say(f"{source.name}: no column {task.label_columns[0]!r}{meant}, so that its rows count as unlabelled")
     examples, index_column = [], next((name for name in INDEX_COLUMNS if name in source.columns), None)
     rows = say_how_far(source.rows, f"checking the texts of {source.name}", "rows")
     for row, fields in enumerate(rows):

@@ -8,7 +8,7 @@ from zerotune.models.packed import packs_rows
 from zerotune.models.pretrained import answers_by_prompt, check_generator, check_texts, most_tokens, read_names_as_text
 from zerotune.run.process import say
 from zerotune.settings.flags import LABEL_METRICS, LABEL_SET_METRICS
-from zerotune.settings.groups import TrainSettings
+from zerotune.settings.groups import DataSettings, TrainSettings
 from zerotune.tasks.classify import COLUMN_FLAGS, OWN
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
@@ -98,6 +98,15 @@ def tokenise_for_plan(settings: TrainSettings, task, splits: Splits, config, tok
     return tokenise(settings, task, splits, config, tokenizer)
 
 
+def _columns(data: DataSettings, task) -> dict[str, str | None]:
+    """Return the columns that rows were read from, as flags: those that were named, else those that were found."""
+    named = {name: getattr(data, name) for name in COLUMN_FLAGS}
+    if data.glue:
+        return named
+    text = data.text_column or task.text_columns[0]
+    return named | {"label_column": task.label_columns[0], "text_column": text}
+
+
 def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData) -> dict:
     """Return task.json's entries about the task."""
     return {
@@ -108,6 +117,6 @@ def task_record(settings: TrainSettings, task, train: LabelledData | AnswerData)
         "max_length": settings.text.max_length,
         "truncation": settings.text.truncation,
         "thresholds": {"probability": THRESHOLD} if task.multi_label else None,
-        "columns": {name: getattr(settings.data, name) for name in COLUMN_FLAGS} if task.name == OWN.name else None,
+        "columns": _columns(settings.data, task) if task.name == OWN.name else None,
         "pair_columns": task.pair_columns,
     }

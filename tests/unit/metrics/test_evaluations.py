@@ -63,6 +63,15 @@ def test_a_label_is_right_where_it_is_predicted():
     assert paired_f1(evaluation(lines), evaluation(unread, "b")) is None
 
 
+def test_two_models_may_number_the_same_labels_differently():
+    first = [{"id": "i", "label": 0, "label_name": "returns", "prediction": 0}]
+    second = [{"id": "i", "label": 1, "label_name": "returns", "prediction": 0}]
+    pair = paired_accuracy(evaluation(first), evaluation(second, "b"))
+    assert (pair.accuracy_first, pair.accuracy_second) == (1.0, 0.0)
+    with pytest.raises(Refused, match="label i as 'returns' and 'billing'"):
+        common_ids(evaluation(first), evaluation([second[0] | {"label_name": "billing"}], "b"))
+
+
 def test_items_of_other_data_are_not_compared():
     lines = answers((1.0, 1.0))
     with pytest.raises(Refused, match="a and b are of different data"):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,12 @@ import pytest
 from default_settings import run_settings
 
 from zerotune.errors import Interrupted, Preempted, Refused
-from zerotune.files import write_json
+from zerotune.files import file_sha256, write_json
 from zerotune.run import folder
 from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.process import describe_process, run_script, started_at
 from zerotune.run.run_files import read_state
-from zerotune.settings.groups import FREE_FLAGS
+from zerotune.settings.groups import FREE_FLAGS, DataSettings
 from zerotune.settings.names import short_name
 
 ALONE = SimpleNamespace(num_processes=1)
@@ -162,6 +163,20 @@ def test_a_finished_run_says_so_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     assert check_earlier_run(settings(tmp_path)) is True
     assert capsys.readouterr().out == ""
+
+
+def test_a_finished_run_whose_file_has_changed_says_so(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n")
+    source = {"path": str(file), "sha256": file_sha256(file), "rows": 0}
+    split = {"task": "classify", "splits": {}, "sources": {"train": source}, "settings": asdict(DataSettings())}
+    write_json(started(tmp_path / "run", "finished") / "split.json", split)
+    assert check_earlier_run(settings(tmp_path / "run")) is True
+    file.write_text("text,label\na,b\n")
+    with pytest.raises(Refused, match=r"run is finished, and .*rows\.csv has changed since: restore it"):
+        check_earlier_run(settings(tmp_path / "run"))
+    file.unlink()
+    assert check_earlier_run(settings(tmp_path / "run")) is True
 
 
 # --- the folder while a run is at work ---

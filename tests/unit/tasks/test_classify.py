@@ -161,6 +161,21 @@ def test_an_evaluation_takes_columns_and_items_of_the_run_and_the_models_labels(
     assert [row.label for row in load_test(task, settings, run_split)[0]] == [1]
 
 
+def test_columns_that_a_run_found_by_itself_are_those_of_other_files(tmp_path):
+    """A later file may have columns with more usual names."""
+    rows = [(f"text {number}", "ab"[number % 2]) for number in range(60)]
+    path = write_csv(tmp_path / "a.csv", rows, ("sentence", "category"))
+    _, splits = classify.load(DataSettings(train_file=path))
+    run_split = json.loads(json.dumps(splits.record))
+    other = write_csv(tmp_path / "b.csv", [("no", "x", "a", "b")], ("text", "sentence", "label", "category"))
+    given = DataSettings(test_file=other)
+    task, settings = classify.task_to_evaluate(given, classify.data_of_model(None, run_split), ("a", "b"))
+    (row,), _ = load_test(task, settings, run_split)
+    assert (row.text, row.label) == ("x", 1)
+    _, both = classify.load(DataSettings(train_file=path, test_file=other))
+    assert [(row.text, row.label) for row in both.test] == [("x", 1)]
+
+
 def test_a_copied_or_merged_model_knows_its_columns(tmp_path):
     """It lacks its run's split.json, and a common name for a text column must not be taken for its pair of columns."""
     columns = {"text_column": "subject,message", "label_column": "team", "glue": None, "label_separator": None}

@@ -55,6 +55,10 @@ def test_labels_of_a_row(value, words):
         ("['a', 'b']", r"here: the labels are \"\['a', 'b'\]\": write them with ',' between them and without brackets"),
         (["a", None], "here: one of the 2 labels is missing: leave it out, or fill it in"),
         (["a", " "], "one of the 2 labels is missing"),
+        (
+            [0.0, 1.0, 0.0],
+            r"here: the labels are \[0.0, 1.0, 0.0\], which looks like a 0 or 1 for each label: write the",
+        ),
         ([["a"]], r"here: the label is list"),
         ({"a": 1}, r"here: the label is dict"),
     ],

@@ -31,6 +31,13 @@ def test_rows_and_places_are_those_of_the_whole_file(tmp_path, kind, packs):
     assert stream.columns == whole.columns and stream.position() == 1
 
 
+def test_rows_of_a_csv_may_end_in_a_lone_carriage_return(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'id,text\r1,"a\r\nb"\r2,c\r')
+    assert [row.fields for row in open_rows(str(path)).rows] == read_file(path).rows
+    assert len(read_file(path).rows) == 2
+
+
 def test_every_line_of_a_txt_is_a_row(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("one\r\n\n two\u2028three\n\n".encode())

@@ -27,7 +27,7 @@ def test_examples_are_stripped_and_numbered_from_zero():
     ("text", "message"),
     [
         (" \t", "line 3: empty text"),
-        (None, "line 3: the text is NoneType"),
+        (None, "line 3: empty text"),
         (5, "line 3: the text is int"),
         ("a\0b", "line 3: the text holds a NUL"),
         ("a\ud800", "line 3: the text holds half of a surrogate pair"),
