@@ -4,11 +4,12 @@ import os
 
 from zerotune.errors import Refused
 
+PRECISIONS = ("bf16", "fp16", "fp32")
 NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 
 
-def resolve_precision(wanted: str, deepspeed_config: dict | None) -> str:
-    """Choose bf16, fp16 or fp32 from the flag, then the DeepSpeed file, then the launcher, then the device.
+def resolve_precision(wanted: str, deepspeed_config: dict | None, begun_with: str | None = None) -> str:
+    """Choose bf16, fp16 or fp32: by the flag, the DeepSpeed file, the launcher, the run as it began, the device.
 
     Plain `accelerate launch` exports mixed_precision=no, which does not mean that the user wants float32.
 
@@ -22,7 +23,8 @@ def resolve_precision(wanted: str, deepspeed_config: dict | None) -> str:
         )
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if wanted == "auto":
-        wanted = in_file or (launcher if launcher in ("bf16", "fp16") else None) or default_precision()
+        wanted = in_file or (launcher if launcher in ("bf16", "fp16") else None) or begun_with
+        wanted = wanted or default_precision()
     if wanted == "fp16" and deepspeed_config is not None:
         raise Refused(
             "fp16 under DeepSpeed is not supported: use --precision bf16 or fp32, or launch without DeepSpeed"

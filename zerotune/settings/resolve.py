@@ -1,5 +1,6 @@
 """Turn parsed flags into settings: defaults are filled in once, nothing is modified, nothing is loaded."""
 
+import json
 from argparse import Namespace
 from collections.abc import Collection
 from dataclasses import fields
@@ -28,7 +29,7 @@ from zerotune.settings.names import (
     final_of_run,
     model_or_default,
 )
-from zerotune.settings.precision import resolve_precision
+from zerotune.settings.precision import PRECISIONS, resolve_precision
 
 EPOCHS, FULL_RATE, ADAPTER_RATE, HEAD_RATE_FACTOR = 3, 2e-5, 2e-4, 5
 # Most padded tokens of a micro-batch in training, of a forward pass in evaluation, and of either on a CPU, which gains
@@ -65,8 +66,12 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         raise Refused(
             "--devices, --device-memory and --node-bandwidth say what a plan is for: add --plan, or leave them out"
         )
+    output_dir = args.output_dir or default_run_folder(task, model, args.method, head)
     for_gpu = args.plan and args.device_memory is not None
-    precision = "bf16" if for_gpu and args.precision == "auto" else resolve_precision(args.precision, deepspeed)
+    if for_gpu and args.precision == "auto":
+        precision = "bf16"
+    else:
+        precision = resolve_precision(args.precision, deepspeed, _precision_begun_with(output_dir))
     stage = zero_stage(deepspeed)
     if deepspeed is not None:
         if args.gradient_exchange != "fp32":
@@ -77,7 +82,6 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         deepspeed = fill_deepspeed_config(deepspeed, args.batch_size, args.max_grad_norm, precision)
     tokens = TRAIN_TOKENS if for_gpu else tokens_per_device(args.tokens_per_device, TRAIN_TOKENS)
     tokens = args.tokens_per_device or tokens
-    output_dir = args.output_dir or default_run_folder(task, model, args.method, head)
     choose_by = args.choose_by
     if getattr(args, "multi_label", False) and "choose_by" not in args.typed:
         choose_by = LABEL_SET_METRICS[0]
@@ -102,6 +106,15 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         questions=_group(QuestionSettings, args),
         deepspeed=deepspeed,
     )
+
+
+def _precision_begun_with(folder: Path) -> str | None:
+    """Return the precision of a folder's run, None without one: a job may be requeued to another kind of device."""
+    try:
+        begun_with = json.loads((folder / "run.json").read_text())["identity"]["precision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # no run yet, or a damaged record, which the run itself refuses
+    return begun_with if begun_with in PRECISIONS else None
 
 
 def _check_adapter_flags(method: str, typed: Collection[str]) -> None:

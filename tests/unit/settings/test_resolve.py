@@ -100,6 +100,21 @@ def test_resolving_changes_no_flag_and_settings_are_frozen():
         settings.model.name = "other"
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch):
+    """Requeued to another kind of device, whose own choice would be another one."""
+    monkeypatch.setattr("zerotune.settings.precision.default_precision", lambda: "bf16")
+
+    def chosen(*flags):
+        parser = train_parser("", SST2)
+        return train_settings(parser.read(["--output-dir", str(tmp_path), *flags]), "sst2", {}).model.precision
+
+    assert chosen() == "bf16"
+    for content, found in (('{"identity": {"precision": "fp32"}}', "fp32"), ('{"identity": 3}', "bf16"), ("{", "bf16")):
+        (tmp_path / "run.json").write_text(content)
+        assert chosen() == found
+        assert chosen("--precision", "fp16") == "fp16"
+
+
 def test_a_train_file_names_no_items_of_an_evaluation():
     def evaluated(*flags, task=SST2):
         return eval_settings(eval_parser("", task).parse_args(["--model", "m", *flags]), task.name)
