@@ -293,7 +293,7 @@ def test_a_folder_that_is_no_whole_evaluation_is_refused(tmp_path, change, words
     [
         ({"prefix": "other"}, "share no id"),
         ({"labels": [1, 0] * 20}, "label item-0 as 0 and 1"),
-        ({"task": "imdb"}, "of one task, the folders hold imdb and sst2"),
+        ({"task": "imdb"}, "and these are of imdb and sst2"),
     ],
 )
 def test_folders_that_cannot_be_compared_are_refused(tmp_path, options, words):

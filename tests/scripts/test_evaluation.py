@@ -229,7 +229,7 @@ def test_a_refused_evaluation_may_follow_the_cure(workplace, characters, few):
 def test_rows_that_the_model_was_tuned_on_are_told(workplace):
     run = workplace.train_once("full")
     done = workplace.evaluate("eval-seen", "--model", run.folder / "final", "--test-file", workplace.train_file)
-    assert "tuned on rows of this very file or split: this is no score on unseen items" in done.text()
+    assert "trained on rows of this file or split, so this is not a score on unseen items" in done.text()
     assert "tuned on rows" not in workplace.evaluate("eval-its-own", "--model", run.folder / "final").text()
 
 

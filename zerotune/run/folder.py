@@ -97,14 +97,15 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
 
 def _refuse_changed_files(folder: Path) -> None:
     """Refuse a finished run whose data files hold something else by now, as after a correction."""
-    if not (folder / "split.json").exists():
+    path = folder / "split.json"
+    sources = read_json(path).get("sources", {}) if path.exists() else {}
+    if "train" not in sources:  # an evaluation's, which compares its items itself
         return
-    for source in read_split(folder / "split.json")["sources"].values():
-        path = Path(source.get("path") or "")
-        if path.is_file() and file_sha256(path) != source["sha256"]:
+    for source in read_split(path)["sources"].values():
+        file = Path(source.get("path") or "")
+        if file.is_file() and file_sha256(file) != source["sha256"]:
             raise Refused(
-                f"{folder} is finished, and {path} has changed since: restore it, or use another --output-dir to train "
-                "on what it holds now"
+                f"{folder} is finished, and {file} has changed since: restore it, or use another --output-dir"
             )
 
 
