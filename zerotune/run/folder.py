@@ -75,7 +75,7 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         return False
     if settings.resume == "never":
         raise Refused(
-            f"{folder} already holds a run, which --resume never does not resume: choose another --output-dir, or "
+            f"{folder} already holds a run, and --resume never asks for a new one: choose another --output-dir, or "
             "leave the flag out"
         )
     _refuse_other_run(settings, bool(held))
