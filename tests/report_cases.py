@@ -57,6 +57,7 @@ def write_curves(path, num_steps=2_000):
 
 
 RUN = {
+    "task": "sst2",
     "command": "train/sst2.py --model distilbert/distilbert-base-uncased --epochs 3 --output-dir runs/sst2-full",
     "flags": {"model": "distilbert/distilbert-base-uncased", "method": "full", "output_dir": "runs/sst2-full"},
     "versions": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "bitsandbytes": None},

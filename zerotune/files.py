@@ -196,7 +196,7 @@ def full_disk_cure(error: BaseException | None = None) -> str:
 
 
 def full_disk_refusal(folder: Path, error: BaseException) -> str:
-    """Return the line of a start that cannot write its first file into a folder, since the disk takes no more."""
+    """Return the line for a disk that takes no more where there is nothing to resume from yet, or no run folder."""
     place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
     return f"{full_disk_reason(place, error)}; {full_disk_cure(error)} and start the same command again"
 

@@ -108,8 +108,8 @@ def _bootstrap_intervals(actual: np.ndarray, given: np.ndarray, seed: int) -> di
             counted = [hits, has, gets]
         right, wanted, chosen = counted
         found = ratio(right, chosen), ratio(right, wanted), ratio(2 * right, wanted + chosen)
+        num_occurring = (wanted + chosen > 0).sum(axis=1, dtype=np.float64)
         for name, values in zip(_RATIOS, found, strict=True):
-            num_occurring = (wanted + chosen > 0).sum(axis=1, dtype=np.float64)
             samples[f"{name}_{average}"] = ratio(values.sum(axis=1), num_occurring)
     samples["hamming_loss"] = (has + gets - 2 * hits).sum(axis=1) / (num_items * num_labels)
     samples |= dict(enumerate(ratio(2 * hits, has + gets).T))

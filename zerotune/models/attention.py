@@ -48,9 +48,7 @@ def attention_kernel(wanted: str, config) -> str:
     if not getattr(model_class, _SUPPORT.get(wanted, ""), True):
         raise Refused(f"--attention {wanted} cannot compute the scores of {config.model_type}; use auto or eager")
     if wanted == "flash_attention_2" and not (has_gpu and is_flash_attn_2_available()):
-        missing = (
-            "flash-attn (pip install --no-build-isolation -e '.[flash]')" if has_gpu else "a GPU, and there is none"
-        )
+        missing = packed.FLASH_ATTN if has_gpu else "a GPU, and there is none"
         raise Refused(f"--attention flash_attention_2 needs {missing}; use --attention auto")
     return wanted
 

@@ -1,6 +1,5 @@
 """Layers divided among the ranks, to evaluate a model that does not fit on one device."""
 
-import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +9,7 @@ from zerotune.models.adapters import base_settings
 from zerotune.models.families import expert_size
 from zerotune.models.model_files import read_record
 from zerotune.models.parameters import published_table
+from zerotune.run.cpu import processes_on_node
 from zerotune.run.launch import on_all_ranks
 from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings
@@ -79,7 +79,7 @@ def device_bytes() -> int | None:
     """
     if not torch.cuda.is_available():
         return None
-    launched = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    launched = processes_on_node()
     if launched == 1:
         return torch.cuda.mem_get_info()[1]
     return min(torch.cuda.get_device_properties(number).total_memory for number in range(launched))

@@ -26,6 +26,7 @@ from zerotune.models.families import backbone_class, caps_scores, counts_positio
 from zerotune.models.heads import has_token_types, is_encoder
 from zerotune.settings.groups import ModelSettings
 
+FLASH_ATTN = "flash-attn (pip install --no-build-isolation -e '.[flash]')"
 ATTENTION = "varlen"
 # Encoders with BERT's layers: full attention by any of transformers' kernels, on a padded batch or a packed row.
 _PLAIN_ENCODERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra")
@@ -58,8 +59,7 @@ def why_not_packed(config) -> str | None:
         return f"{config.model_type} takes no other kernel than its own"
     if torch.cuda.is_available():
         if caps_scores(config) and not is_flash_attn_2_available():
-            install = "pip install --no-build-isolation -e '.[flash]'"
-            return f"scores capped as {config.model_type} needs it want flash-attn ({install})"
+            return f"scores capped as {config.model_type} needs it want {FLASH_ATTN}"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         if not takes_width(width):
             return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, a multiple of 8, and these have {width}"

@@ -307,6 +307,11 @@ def known_labels(model: ModelSettings, config: PretrainedConfig) -> tuple[str, .
         return tuple(record["labels"])
     if not is_trained_classifier(config):
         return None
+    return _published_labels(config)
+
+
+def _published_labels(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return a classifier's own names for its labels, in the order of its columns."""
     return tuple(str(config.id2label[column]) for column in sorted(config.id2label))
 
 
@@ -340,7 +345,7 @@ def _say_how_numbered(name: str, config: PretrainedConfig, labels: tuple[str, ..
     """Print how a classifier's numbered labels are read, whose order only its publisher knows."""
     if not is_trained_classifier(config):
         return
-    theirs = [str(config.id2label[column]) for column in sorted(config.id2label)]
+    theirs = _published_labels(config)
     if sorted(theirs) != sorted(labels) and all(re.fullmatch(r"(?i)(label_)?\d+", each) for each in theirs):
         read = ", ".join(f"{their} is {label!r}" for their, label in zip(theirs, labels, strict=True))
         say(f"labels of {name}, which have numbers only, are taken in this order: {read}")

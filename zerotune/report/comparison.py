@@ -30,7 +30,8 @@ class Comparison:
     Attributes:
         names: of the evaluations, all different.
         headline: the score that the paired tests compare, the share of right items.
-        pairs, adjusted, f1_pairs: for each evaluation but the first, its test, Holm-adjusted p-value and test of F1.
+        pairs, adjusted: for each evaluation but the first, its test and the Holm-adjusted p-value.
+        f1_pairs, f1_adjusted: the same for F1; None where items have none.
         spreads: over training seeds, as `evaluations.seed_spreads`.
     """
 
@@ -40,13 +41,8 @@ class Comparison:
     pairs: list[PairedAccuracy]
     adjusted: list[float]
     f1_pairs: list[PairedMeans | None]
+    f1_adjusted: list[float | None]
     spreads: list[dict]
-
-    @property
-    def f1_adjusted(self) -> list[float | None]:
-        """The Holm-adjusted p-value of each test of F1; None where there is none."""
-        values = iter(holm_adjusted([f1.p_value for f1 in self.f1_pairs if f1 is not None]))
-        return [None if f1 is None else next(values) for f1 in self.f1_pairs]
 
     @property
     def task(self) -> str:
@@ -101,13 +97,16 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
     folders = [one for folder in folders for one in _readable_folders(Path(folder))]
     read, headline = _read_comparable(folders)
     pairs = [evaluations.paired_accuracy(read[0], other) for other in read[1:]]
+    f1_pairs = [evaluations.paired_f1(read[0], other) for other in read[1:]]
+    of_f1 = iter(holm_adjusted([f1.p_value for f1 in f1_pairs if f1 is not None]))
     return Comparison(
         names=evaluation_names(folders),
         read=read,
         headline=headline,
         pairs=pairs,
         adjusted=holm_adjusted([pair.p_value for pair in pairs]),
-        f1_pairs=[evaluations.paired_f1(read[0], other) for other in read[1:]],
+        f1_pairs=f1_pairs,
+        f1_adjusted=[None if f1 is None else next(of_f1) for f1 in f1_pairs],
         spreads=evaluations.seed_spreads(read),
     )
 

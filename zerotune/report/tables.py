@@ -148,7 +148,7 @@ def next_commands(run: dict) -> list[tuple[str, str]]:
     if not folder or not script.endswith(".py"):
         return []
     folder = shlex.quote(str(folder))
-    if "epochs" not in flags:  # an evaluation's
+    if "method" not in flags:  # an evaluation's
         return [("Compare it with another evaluation", f"python eval/compare.py {folder} runs/OTHER")]
     script = f"{'qa' if run.get('task') == 'squad' else run.get('task')}.py"  # the command may have started a copy
     text = '--question "…" --context "…"' if script == "qa.py" else '"a text of yours"'

@@ -54,13 +54,18 @@ def keep_kernels_for(num_weights: int) -> None:
         os.environ[KERNEL_CACHE] = KERNELS_KEPT_BY_LARGE_MODELS
 
 
+def processes_on_node() -> int:
+    """Return how many processes of this run the launcher has started on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def use_own_cores() -> None:
     """Let torch use this process's share of the node's cores, unless the user has set OMP_NUM_THREADS."""
     import torch
 
     if not threads_were_asked_for():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, cores // processes_on_node()))
 
 
 def give_back_memory(at_once: bool = False) -> None:
@@ -77,7 +82,7 @@ def give_back_memory(at_once: bool = False) -> None:
     libc, pages = _glibc(), Path("/proc/self/statm")
     if libc is None or not pages.exists():
         return
-    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    num_processes = processes_on_node()
     resident = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     now = time.monotonic()
     is_due = resident > LARGE_PROCESS_BYTES and (at_once or now >= _next_return)

@@ -31,7 +31,7 @@ from zerotune.files import (
 from zerotune.run.launch import device_name, from_rank_0
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.run.process import describe_process, is_main_process, peak_memory_bytes, say, started_at
-from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_split, read_state
+from zerotune.run.run_files import check_run_files, read_metrics_lines, read_run_record, read_state
 from zerotune.run.tracker import grouped, scores, start_tracker
 from zerotune.settings.groups import FREE_FLAGS, FlagRecord, RunSettings
 from zerotune.terminal import say_when_slow
@@ -101,7 +101,7 @@ def _refuse_changed_files(folder: Path) -> None:
     sources = read_json(path).get("sources", {}) if path.exists() else {}
     if "train" not in sources:  # an evaluation's, which compares its items itself
         return
-    for source in read_split(path)["sources"].values():
+    for source in sources.values():
         file = Path(source.get("path") or "")
         if file.is_file() and file_sha256(file) != source["sha256"]:
             raise Refused(

@@ -11,7 +11,7 @@ from typing import Any
 
 from zerotune.errors import BrokenMachine, Refused
 from zerotune.run.build_lock import survive_killed_builds
-from zerotune.run.cpu import parent_command, use_whole_cpu
+from zerotune.run.cpu import parent_command, processes_on_node, use_whole_cpu
 from zerotune.run.process import is_main_process, say
 from zerotune.settings.deepspeed import BUCKET_SIZE, choose_deepspeed_accelerator
 
@@ -45,7 +45,7 @@ def use_own_device(tiny_model: bool) -> None:
     import torch
 
     if torch.cuda.is_available():
-        launched, seen = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        launched, seen = processes_on_node(), torch.cuda.device_count()
         if launched > seen:
             raise Refused(
                 f"{launched} processes were launched on {platform.node()}, and torch sees {seen} GPUs there: launch "

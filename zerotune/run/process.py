@@ -24,7 +24,7 @@ from zerotune.errors import (
     Preempted,
     Refused,
 )
-from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, write_json
+from zerotune.files import disk_error_number, full_disk_refusal, write_json
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.terminal import hide_remarks, make_output_tolerant
 
@@ -246,10 +246,7 @@ def _say_what_takes_time() -> None:
 
 def _disk_line(error: Exception) -> str:
     """Return the message for a full disk outside of a run folder."""
-    path = Path(getattr(error, "filename", None) or Path.cwd())
-    folder = path if path.is_dir() else path.parent
-    reason = full_disk_reason(folder if folder.is_dir() else Path.cwd(), error)
-    return f"{reason}; {full_disk_cure(error)} and start the same command again"
+    return full_disk_refusal(Path(getattr(error, "filename", None) or Path.cwd()), error)
 
 
 def _refusal(args, error: Refused) -> str | None:

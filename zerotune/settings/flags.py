@@ -260,9 +260,10 @@ def add_data_flags(parser: FlagParser, splits: tuple[str, ...], files: str = ROW
     """Add the flags that say where the rows come from and how they are split, for a train or an eval script."""
     helps = {
         "train": files,
-        "validation": "chooses the best checkpoint; without --test-file: reports the final score",
-        "test": "reports the final score",
-        "split": f"which rows train, choose and report (default: official; {splits[-1]} for --train-file alone)",
+        "validation": "its rows validate: they choose the best checkpoint; without --test-file they are the test rows",
+        "test": "its rows are the test rows, which give the final score",
+        "split": "how rows are split into training, validation and test "
+        f"(default: official; {splits[-1]} for --train-file alone)",
         "limit": "at most this many validation and this many test rows, drawn by --split-seed",
     }
     if not trains:

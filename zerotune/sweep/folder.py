@@ -52,9 +52,10 @@ def check_folder(runs: Runs) -> None:
     ]
     if list(earlier["sweep"]) != list(wanted["sweep"]):  # their order is in the names of the folders
         found.append(f"--sweep had {listed(earlier['sweep']) or 'none'}, has {listed(wanted['sweep']) or 'none'}")
-    flags_by_name = {member.name: list(member.flags) for member in runs.members}
-    for name, flags in earlier["runs"].items():  # two values whose short names are alike are named in pairs
-        if flags_by_name.get(name, flags) != flags or (flags in flags_by_name.values() and name not in flags_by_name):
+    for name, flags in earlier["runs"].items():
+        # short names depend on whether another value is alike
+        is_named_otherwise = flags in wanted["runs"].values() and name not in wanted["runs"]
+        if is_named_otherwise or wanted["runs"].get(name, flags) != flags:
             found.append(f"{name} was {' '.join(flags)}")
     if found:
         raise Refused(f"{folder} holds other runs ({', '.join(found)}): use the same flags, or another --output-dir")

@@ -110,9 +110,10 @@ def load(settings: DataSettings) -> tuple[TextTask, Splits]:
     task = task_of(settings)
     read = read_sources(task, settings)
     if not settings.glue:
-        task = with_labels(task, labels_of(task, read["train"][1]))
-        settings = replace(settings, **_found_columns(task, read["train"][1]))
-        task = replace(task_of(settings), labels=task.labels, wordings=task.wordings)
+        train = read["train"][1]
+        labels = labels_of(task, train)
+        settings = replace(settings, **_found_columns(task, train))
+        task = with_labels(task_of(settings), labels)
     return task, split(task, settings, read)
 
 

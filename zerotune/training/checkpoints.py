@@ -254,6 +254,13 @@ def best_of(folder: Path) -> Path | None:
     return None if best_step is None else weights_folder(folder.parent, best_step)
 
 
+def defect_of_best(folder: Path, run_id: str | None) -> str | None:
+    """Return how the best weights up to a whole checkpoint are damaged, or None. Raises OSError as `defect`."""
+    best = best_of(folder)
+    problem = defect(best, run_id) if best not in (None, folder) else None
+    return f"its best checkpoint {best.name} is damaged ({problem})" if problem else None
+
+
 def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, list[str]]:
     """Return the newest complete checkpoint, and a message for each newer one that is skipped.
 
@@ -267,9 +274,7 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
     for folder in reversed(_step_folders(root)):
         try:
             problem = defect(folder, run_id)
-            best = best_of(folder) if problem is None else None
-            if best is not None and best != folder and (best_problem := defect(best, run_id)):
-                problem = f"its best checkpoint {best.name} is damaged ({best_problem})"
+            if problem is None and (problem := defect_of_best(folder, run_id)):
                 without_best = without_best or (folder, problem)
         except OSError as error:
             unread, problem = error, f"unreadable: {error}"

@@ -161,13 +161,8 @@ def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | Non
     problem = checkpoints.defect(folder, run_id)
     if problem:
         return None, [], f"--resume {folder}: {problem}: name a whole checkpoint of this run, or use --resume auto"
-    best = checkpoints.best_of(folder)
-    if best is not None and best != folder and (problem := checkpoints.defect(best, run_id)):
-        return (
-            None,
-            [],
-            f"--resume {folder}: its best checkpoint {best.name} is damaged ({problem}): restore that folder",
-        )
+    if problem := checkpoints.defect_of_best(folder, run_id):
+        return None, [], f"--resume {folder}: {problem}: restore that folder"
     return folder, [], None
 
 

@@ -157,12 +157,15 @@ def test_data_parameters_and_run_facts(run):
     ],
 )
 def test_the_command_that_predicts_suits_the_texts_of_the_model(flags, wanted):
-    run = {"command": "train/classify.py --output-dir runs/a", "flags": {"output_dir": "runs/a", "epochs": 3, **flags}}
+    run = {
+        "command": "train/classify.py --output-dir runs/a",
+        "flags": {"output_dir": "runs/a", "method": "full", **flags},
+    }
     assert dict(next_commands(run))["Predict"] == f"python eval/predict.py --model runs/a {wanted}"
 
 
 def test_the_run_of_a_copied_script_is_evaluated_by_the_scripts_of_its_task():
-    run = {"command": "my_qa.py --output-dir a", "task": "squad", "flags": {"output_dir": "a", "epochs": 3}}
+    run = {"command": "my_qa.py --output-dir a", "task": "squad", "flags": {"output_dir": "a", "method": "lora"}}
     assert dict(next_commands(run))["Evaluate it on other items"].startswith("python eval/qa.py --model a/final")
     evaluation = {"command": "eval/sst2.py --output-dir a", "task": "sst2", "flags": {"output_dir": "a"}}
     assert list(dict(next_commands(evaluation))) == ["Compare it with another evaluation"]
