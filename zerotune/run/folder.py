@@ -75,8 +75,8 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
         return False
     if settings.resume == "never":
         raise Refused(
-            f"{folder} already holds a run, and --resume never asks for a new one: choose another --output-dir, or "
-            "leave the flag out"
+            f"{folder} already holds a run, which is not resumed because of --resume never: choose another "
+            "--output-dir, or leave the flag out"
         )
     _refuse_other_run(settings, bool(held))
     for name in ("checkpoints", "final", "eval"):
