@@ -20,8 +20,8 @@ def main(args) -> None:
     from zerotune.prediction.answering import answerer_of
     from zerotune.prediction.job import Job
     from zerotune.prediction.output import take_standard_output
-    from zerotune.prediction.rounds import answer_round, on_rank_0, rounds
-    from zerotune.run.launch import start_accelerator, use_own_device
+    from zerotune.prediction.rounds import answer_round, rounds
+    from zerotune.run.launch import from_rank_0, start_accelerator, use_own_device
     from zerotune.run.process import is_main_process
     from zerotune.run.stopping import StopSignal
 
@@ -35,14 +35,14 @@ def main(args) -> None:
 
     accelerator = start_accelerator(None)
     answer = answerer.load(accelerator.device)
-    on_rank_0(accelerator, Job.start, job)
+    from_rank_0(accelerator, lambda: job.start())
     stop_signal.can_save = settings.resumes
     for chunks in rounds(accelerator, job):  # one for each rank; all ranks take part
         answers, stopped = answer_round(accelerator, answer, chunks, stop_signal)
-        on_rank_0(accelerator, Job.write, job, chunks, answers)
+        from_rank_0(accelerator, lambda: job.write(chunks, answers))  # noqa: B023, called at once
         if stopped:
-            raise on_rank_0(accelerator, Job.stop, job, stop_signal)
-    on_rank_0(accelerator, Job.finish, job)
+            raise from_rank_0(accelerator, lambda: job.stop(stop_signal))
+    from_rank_0(accelerator, lambda: job.finish())
 
 
 if __name__ == "__main__":

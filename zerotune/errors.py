@@ -18,6 +18,10 @@ class Refused(ValueError):
     status = EXIT_REFUSED
 
 
+class Unavailable(Refused):
+    """Data are not on this machine, and could be: a plan goes on without them."""
+
+
 class BrokenMachine(Refused):
     """The machine is at fault, not what was asked for: each rank says so in one line, and another start may succeed."""
 
@@ -32,11 +36,11 @@ class Interrupted(Preempted):
     """Preempted by Ctrl-C."""
 
 
-def listed(names: Iterable[str], most: int = MOST_LISTED) -> str:
-    """Return names for a message: quoted, shortened, and no more than `most` of them."""
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message: quoted, shortened, and no more than `MOST_LISTED` of them."""
     quoted = [repr(name if len(name) <= 40 else f"{name[:37]}...") for name in names]
-    more = f" and {len(quoted) - most:,} more" if len(quoted) > most else ""
-    return ", ".join(quoted[:most]) + more
+    more = f" and {len(quoted) - MOST_LISTED:,} more" if len(quoted) > MOST_LISTED else ""
+    return ", ".join(quoted[:MOST_LISTED]) + more
 
 
 def quoted(name: str) -> str:

@@ -29,7 +29,7 @@ from zerotune.tasks.prompts import PromptData
 from zerotune.training import checkpoints
 from zerotune.training.engine import Engine, build_optimizer
 from zerotune.training.progress import Progress
-from zerotune.training.step_counts import MicroBatch, count_step
+from zerotune.training.step_counts import BatchShape, count_step
 
 PEAK_RATE, HEAD_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 5e-5, 0.01, 1.0
 
@@ -121,7 +121,7 @@ def planned_bytes(config, settings: ModelSettings, tokens: int, longest: int, us
         used_ids: token ids that training reads.
     """
     rows = max(1, tokens // longest)
-    batch = MicroBatch(rows, longest, rows * longest, is_alone=True)
+    batch = BatchShape(rows, longest, rows * longest, is_alone=True)
     counts = count_step(config, settings, "classify", 2, batch, torch.cuda.is_available(), used_ids)
     sizes = counts.peaks, counts.table, counts.largest_layer
     return memory_need(*sizes, settings, "adamw", Sharding(), on_gpu=False).total

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from zerotune.run.plan import Sharding, memory_need
 from zerotune.tasks.tokens import Encoded
 from zerotune.training.classification import LabelledData
-from zerotune.training.step_counts import MicroBatch, count_step
+from zerotune.training.step_counts import BatchShape, count_step
 
 # Sizes that keep the architecture but make it small. 4-bit methods need widths of at least 64.
 SMALL = {
@@ -69,7 +69,7 @@ def compare(case: Case) -> dict:
     shape = replace(next(shape for shape in SHAPES if shape.name == case.shape), method=case.method)
     config = small_config(shape)
     settings = settings_for(shape, case.precision, activation_checkpointing=case.recomputes)
-    batch = MicroBatch(case.rows, case.longest, case.rows * case.longest, is_alone=True)
+    batch = BatchShape(case.rows, case.longest, case.rows * case.longest, is_alone=True)
     counts = count_step(small_config(shape), settings, "classify", 2, batch, on_gpu=False)
     sizes = counts.peaks, counts.table, counts.largest_layer
     need = memory_need(*sizes, settings, "adamw", Sharding(), on_gpu=False)

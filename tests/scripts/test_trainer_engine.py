@@ -113,6 +113,14 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(train, undisturbed)
     assert_same_bits(run, undisturbed)
 
 
+def test_a_killed_run_goes_on_by_way_of_a_scratch_folder(train, undisturbed, tmp_path):
+    flags = [*OFTEN, "--scratch-dir", tmp_path]
+    run = train("trainer-scratch", *flags, expect=-9, **killed_at("os.rename", r"\.writing-step-00000006$"))
+    assert newest_step(run) == 4
+    assert_same_bits(train("trainer-scratch", *flags), undisturbed)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_final_is_made_again_of_the_best_checkpoint(train, undisturbed):
     folder = shutil.copytree(undisturbed.folder, undisturbed.folder.with_name("trainer-remade"))
     shutil.rmtree(folder / "final")
@@ -139,7 +147,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(train):
         (["--precision", "fp16"], 1, "--engine trainer computes in fp16 on a GPU only"),
         (["--gradient-exchange", "bf16"], 1, "--engine trainer exchanges gradients in fp32"),
         (["--attention", "varlen"], 1, "--engine trainer pads its batches"),
-        (["--scratch-dir", "/dev/shm"], 1, "--engine trainer saves to the run folder at once"),
         (["--batch-size", 15], 2, "--batch-size 15 is no multiple of 2 processes"),
     ],
 )

@@ -25,16 +25,30 @@ CONFIG_FOLDER = "config"
 
 
 def find_file(name: str | Path, filename: str, revision: str | None) -> str | None:
-    """Return the path of one file of a folder or hub id, None when it has no such file."""
+    """Return the path of one file of a folder or hub id, None when it has no such file; offline, none in the cache.
+
+    Raises:
+        Refused: the hub, which is not offline, does not say whether there is such a file.
+        OSError: there is no such model.
+    """
     if os.path.isdir(name):
         path = os.path.join(name, filename)
         return path if os.path.isfile(path) else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     stay_offline_without_network()
     try:
         return hf_hub_download(name, filename, revision=revision)
+    except LocalEntryNotFoundError as error:
+        # True where the hub once said that there is no such file
+        is_known = try_to_load_from_cache(name, filename, revision=revision or "main") is not None
+        if is_known or constants.HF_HUB_OFFLINE:
+            return None
+        raise Refused(
+            f"whether {name} has a file {filename} is not known: the hub cannot be reached; start again, or set "
+            "HF_HUB_OFFLINE=1 if the whole model is in the cache"
+        ) from error
     except EntryNotFoundError:
         return None
 
@@ -229,8 +243,8 @@ def model_identity(name: str, revision: str | None) -> str:
     """
     folder = Path(name)
     if not folder.is_dir():
-        snapshot = cached_snapshot(name, revision)
-        return f"commit {snapshot and snapshot.name}"
+        snapshot, base = cached_snapshot(name, revision), adapter_base(name, revision)
+        return f"commit {snapshot and snapshot.name}" + (f" of an adapter of {model_identity(*base)}" if base else "")
     digest = hashlib.sha256()
     files = [*folder.iterdir(), folder / CONFIG_FOLDER / "config.json"]
     # README.md, which no result depends on, is completed after the last evaluation

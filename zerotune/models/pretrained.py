@@ -218,12 +218,7 @@ def check_architecture(config: PretrainedConfig) -> None:
     layers = getattr(config, "num_hidden_layers", 1)
     if not (isinstance(layers, int) and 1 <= layers <= MOST_LAYERS):
         raise Refused(f"config.json has num_hidden_layers {layers!r}: wanted 1 to {MOST_LAYERS}")
-    pad = config.pad_token_id
-    if pad is not None and not (isinstance(pad, int) and 0 <= pad < config.vocab_size):
-        raise Refused(
-            f"the pad token must have an embedding: config.json has pad_token_id {pad!r} and the model has "
-            f"{config.vocab_size} embeddings; correct it"
-        )
+    _check_pad_id(config)
     if is_encoder(config) and any(getattr(config, key, False) for key in ("is_decoder", "add_cross_attention")):
         raise Refused("config.json has is_decoder or add_cross_attention: wanted an encoder, which reads both ways")
     if getattr(config, "use_bidirectional_attention", None):
@@ -237,6 +232,17 @@ def check_architecture(config: PretrainedConfig) -> None:
     if isinstance(getattr(config, "text_config", None), dict):
         raise Refused(f"config.json has a text_config, which is no part of a {config.model_type}: remove it")
     build_backbone(config)
+
+
+def _check_pad_id(config: PretrainedConfig) -> None:
+    pad = config.pad_token_id
+    if pad is None and counts_positions_from_pad(type(config)):
+        raise Refused(f"config.json has no pad_token_id, from which a {config.model_type} counts positions: add it")
+    if pad is not None and not (isinstance(pad, int) and 0 <= pad < config.vocab_size):
+        raise Refused(
+            f"the pad token must have an embedding: config.json has pad_token_id {pad!r} and the model has "
+            f"{config.vocab_size} embeddings; correct it"
+        )
 
 
 # Reasons why transformers could not read a config, with the way out; the first that applies is used.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from itertools import takewhile
-from typing import Any
 
 import torch
 
@@ -11,29 +10,9 @@ from zerotune.evaluation.scoring import PreparedModel
 from zerotune.prediction.answering import answer_chunk
 from zerotune.prediction.inputs import Chunk, Item
 from zerotune.prediction.job import Job
-from zerotune.run.launch import on_all_ranks
-from zerotune.run.process import is_main_process
+from zerotune.run.launch import from_rank_0, on_all_ranks
 
 Prepare = Callable[[list[Item]], PreparedModel]
-
-
-def on_rank_0(accelerator, act: Callable, *values) -> Any:
-    """Call act(*values) on rank 0 and return its value on every rank; all ranks take part.
-
-    Raises:
-        Refused: on all ranks, if the call raises Refused or OSError; rank 0 raises the original exception.
-    """
-    found = failure = None
-    if is_main_process():
-        try:
-            found = act(*values)
-        except (Refused, OSError) as error:
-            failure = error
-    refusal = None if failure is None else str(failure)
-    shared, refusal = on_all_ranks(accelerator, (found, refusal))[0]
-    if refusal is not None:
-        raise failure or Refused(refusal)
-    return shared
 
 
 def rounds(accelerator, job: Job | None) -> Iterator[list[Chunk]]:
@@ -48,7 +27,7 @@ def rounds(accelerator, job: Job | None) -> Iterator[list[Chunk]]:
         read[:] = job.read(accelerator.num_processes)
         return [Chunk([], chunk.items) for chunk in read]
 
-    while shared := on_rank_0(accelerator, read_items):
+    while shared := from_rank_0(accelerator, read_items):
         yield read or shared
 
 

@@ -147,7 +147,7 @@ def _flag(name: str) -> str:
 def _free_folder(folder: Path, changed: dict[str, tuple[object, object]]) -> Path:
     """Return a folder that does not exist yet, named after the first flag that differs: runs/sst2-m-full-epochs-5."""
     name, (_, value) = next(iter(changed.items()))
-    word = Path(str(value)).name if isinstance(value, str) else "" if value in (True, None) else str(value)
+    word = Path(str(value)).name if isinstance(value, str) else "" if value is True or value is None else str(value)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{folder.name}-{name.replace('_', '-')}-{word}"[:100]).strip("-").lower()
     numbers = (f"{name}-{number}" for number in itertools.count(2))
     return next(place for place in map(folder.with_name, itertools.chain([name], numbers)) if not place.exists())
@@ -252,13 +252,11 @@ class RunFolder:
         self._lock = None
 
     def __enter__(self) -> "RunFolder":
-        problem = from_rank_0(self.accelerator, self._open)
-        if problem:
-            raise Refused(problem)
+        from_rank_0(self.accelerator, self._open)
         return self
 
-    def _open(self) -> str | None:
-        """Make the folder, take its lock, write "running". Returns the problem, None if there is none."""
+    def _open(self) -> None:
+        """Make the folder, take its lock, write "running"."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._open_lock()
@@ -268,15 +266,14 @@ class RunFolder:
             check_earlier_run(self.settings, says_finished=False)
             self.run_id = self._earlier_id() or self.run_id
             self.write_state("running", None)
-        except Refused as refusal:
-            return str(refusal)
         except BlockingIOError:
-            return f"another job is working in {self.path}: wait for it, or use another --output-dir"
+            raise Refused(f"another job is working in {self.path}: wait for it, or use another --output-dir") from None
         except OSError as error:
             if disk_error_number(error) is not None:
-                return full_disk_refusal(self.path, error)
-            return f"--output-dir {self.path} cannot be written ({error.strerror}): name a folder that can"
-        return None
+                raise Refused(full_disk_refusal(self.path, error)) from error
+            raise Refused(
+                f"--output-dir {self.path} cannot be written ({error.strerror}): name a folder that can"
+            ) from error
 
     def _earlier_id(self) -> str | None:
         path = self.path / "run.json"

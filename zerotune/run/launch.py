@@ -27,9 +27,23 @@ def on_all_ranks(accelerator, value) -> list:
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
-def from_rank_0(accelerator, find: Callable[[], Any]) -> Any:
-    """Return rank 0's value on every rank: file systems may show the ranks different things. All ranks take part."""
-    return on_all_ranks(accelerator, find() if is_main_process() else None)[0]
+def from_rank_0(accelerator, act: Callable[[], Any]) -> Any:
+    """Call act() on rank 0 alone and return its value on every rank; all ranks take part.
+
+    Raises:
+        Refused: on all ranks, if the call raises Refused or OSError; rank 0 raises the original exception.
+    """
+    found = failure = None
+    if is_main_process():
+        try:
+            found = act()
+        except (Refused, OSError) as error:
+            failure = error
+    refusal = None if failure is None else str(failure)
+    shared, refusal = on_all_ranks(accelerator, (found, refusal))[0]
+    if refusal is not None:
+        raise failure or Refused(refusal)
+    return shared
 
 
 def use_own_device(tiny_model: bool) -> None:

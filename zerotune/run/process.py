@@ -229,7 +229,8 @@ def run_script(main, args) -> None:
         if disk_error_number(error) is not None:
             _end_process(EXIT_REFUSED, _refusal(args, Refused(_disk_line(error))), sys.stderr)
         if is_out_of_memory(error):
-            _end_process(EXIT_REFUSED, _refusal(args, out_of_memory_refusal(error, vars(args))), sys.stderr)
+            flags = getattr(args, "__dict__", {})  # some scripts have a list of words
+            _end_process(EXIT_REFUSED, _refusal(args, out_of_memory_refusal(error, flags)), sys.stderr)
         if not _in_process_group():
             raise
         traceback.print_exc()

@@ -25,7 +25,7 @@ from zerotune.errors import Refused
 from zerotune.randomness import random_order
 from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE, Question
 from zerotune.tasks.chat import answer_opening, assistant, render_chat, user
-from zerotune.tasks.cutting import shot_budget, token_ids
+from zerotune.tasks.cutting import shot_budget, token_ids, whole_texts
 from zerotune.tasks.prompts import Prompt
 from zerotune.training.generation import end_of_answer
 
@@ -186,7 +186,8 @@ def fit_solved_questions(
     Raises:
         Refused: fewer than cutting.FEWEST_SHOT_TOKENS would be left of a context.
     """
-    encoded = [tokenizer.backend_tokenizer.encode(shot.context, add_special_tokens=False) for shot in shots]
+    backend = whole_texts(tokenizer)
+    encoded = [backend.encode(shot.context, add_special_tokens=False) for shot in shots]
     budget = shot_budget([len(each.ids) for each in encoded], num_positions)
     fitted = []
     for shot, each in zip(shots, encoded, strict=True):
@@ -268,8 +269,7 @@ class QuestionTokenizer:
                 f"{max(room, 0)} beside {num_others} of prompt and answer, wanted {FEWEST_CONTEXT_TOKENS} or more: "
                 "lower --max-new-tokens or --shots, or raise --max-length as far as the model's positions allow"
             )
-        backend = self.tokenizer.backend_tokenizer
-        offsets = backend.encode(context, add_special_tokens=False).offsets
+        offsets = whole_texts(self.tokenizer).encode(context, add_special_tokens=False).offsets
         for spare in range(1, room):  # an excerpt on its own may have a few more tokens than inside the whole text
             start, stop = best_excerpt(context, offsets, room - spare, question, held)
             (found,) = self.contexts([context[start:stop]])

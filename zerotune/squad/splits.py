@@ -67,7 +67,7 @@ def load(settings: DataSettings) -> Splits:
     train, removed["train_rows_in_validation"] = _without(train, validation)
     notes += [f"removed {number} {_REMOVED[name]}" for name, number in removed.items() if number]
     parts = {"train": train, "validation": validation, "test": test}
-    parts = {name: _required(_subset(settings, name, questions), name) for name, questions in parts.items()}
+    parts = {name: _subset(settings, name, _required(questions, name)) for name, questions in parts.items()}
     if is_slice and len(parts["validation"]) < num_drawn:
         notes[0] += f"; {len(parts['validation']):,} of them validate"
     described = {name: _describe(questions) for name, questions in parts.items()}

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, Unavailable
 from zerotune.models.model_files import missing_folder, no_hub
 from zerotune.run.hub_connection import stay_offline_without_network
 from zerotune.tasks.files import Source, Table, first_line, rows_sha256
@@ -16,8 +16,12 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     Args:
         dataset: an id, ORG/NAME/CONFIGURATION for one of several configurations, or a folder.
 
-    Needs the network only if the data set is not in the local cache. Raises Refused for a gated, missing or unreachable
-    id, and for a split that does not exist."""
+    Needs the network only if the data set is not in the local cache.
+
+    Raises:
+        Unavailable: the data set is gated, or neither in the cache nor to be reached.
+        Refused: there is no such data set or split, or it cannot be used.
+    """
     stay_offline_without_network()
     import datasets
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
@@ -25,14 +29,15 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, whichever huggingface_hub uses
     give_file = "or give files of your own by --train-file and --test-file"
     at = f" at revision {revision}" if revision else ""
+    hub_id, configuration = id_and_configuration(dataset)
     try:
-        table = datasets.load_dataset(*id_and_configuration(dataset), split=split, revision=revision)
+        table = datasets.load_dataset(hub_id, configuration, split=split, revision=revision)
     except datasets.exceptions.DatasetNotFoundError as error:
         if refusal := missing_folder(dataset, "--dataset", most_parts=3):
             raise refusal from None
         if isinstance(error.__cause__, GatedRepoError) or "gated" in str(error):
-            raise Refused(
-                f"{dataset} is gated: accept its terms at https://huggingface.co/datasets/{dataset}, then log in with "
+            raise Unavailable(
+                f"{dataset} is gated: accept its terms at https://huggingface.co/datasets/{hub_id}, then log in with "
                 f"`hf auth login` (or set HF_TOKEN), {give_file}"
             ) from None
         raise Refused(
@@ -40,7 +45,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
             f"{give_file}"
         ) from None
     except ConnectionError:
-        raise missing_folder(dataset, "--dataset", most_parts=3) or Refused(
+        raise missing_folder(dataset, "--dataset", most_parts=3) or Unavailable(
             f"{dataset}{at} is not in the local cache and {no_hub()}; load it once on a machine with network "
             f"and the same HF_HOME, {give_file}"
         ) from None

@@ -7,7 +7,7 @@ and SQuAD's questions follow the same rules.
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, Unavailable
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks.split_file import require_same_items, require_unchanged_files
 from zerotune.tasks.splits import Splits
@@ -118,7 +118,7 @@ def _hub_split(corpus: Corpus, settings: DataSettings, split: str) -> tuple[str,
     dataset = settings.dataset or corpus.dataset
     if dataset is None:
         flags = "--train-file (to evaluate, --test-file), --dataset (a hub id) or --sample"
-        raise Refused(f"{corpus.title} need rows: give {flags}")
+        raise Unavailable(f"{corpus.title} need rows: give {flags}")
     if ":" in dataset:
         raise Refused(f"--dataset {dataset}: one split can be evaluated, but not trained on; give the id alone")
     return dataset, split, settings.dataset_revision

@@ -62,6 +62,26 @@ def tensors_in(parts) -> Iterator[torch.Tensor]:
             yield from tensors_in(part)
 
 
+def model_in_training(settings: TrainSettings, config) -> ModelSettings:
+    """Return the settings that the model is trained with: --engine trainer has transformers' own forward pass."""
+    if settings.engine == "loop":
+        return settings.model
+    kernel = attention_kernel(settings.model.attention, config)
+    attention = "sdpa" if kernel in cpu_kernels.KERNELS else kernel  # "auto" would pack the rows on a GPU
+    return replace(settings.model, attention=attention, drop_unpooled=False)
+
+
+def used_ids(settings: TrainSettings, train: TrainingData) -> np.ndarray | None:
+    """Return the token ids whose embedding rows are trained: those of the training split; None: all of them.
+
+    All are under ZeRO-3, which shards the embedding, in a generator, where it may be tied to the LM head, and with
+    --engine trainer.
+    """
+    if settings.head == "generate" or settings.engine != "loop" or settings.model.zero_stage == 3:
+        return None
+    return np.union1d(train.token_ids, [train.pad_id])
+
+
 def load_engine(
     run: RunFolder,
     settings: TrainSettings,
@@ -73,9 +93,6 @@ def load_engine(
 ) -> "Engine":
     """Load the model with its head, write its parameter counts to parameters.json, and build the optimizer.
 
-    A trained embedding trains only the rows that the training split uses, except under ZeRO-3, which shards it, in a
-    generator, whose embedding may be tied to its LM head, and with --engine trainer.
-
     Args:
         labels: names of a classifier's labels.
         whole_gradients: the result of `check_fits`.
@@ -85,12 +102,7 @@ def load_engine(
     if "optimizer" in Sharding(zero=zero).on_host:  # AdamW runs there; a launcher leaves it one thread
         use_own_cores()
     device = run.accelerator.device
-    model_settings = read_onto(settings.model, device)
-    if settings.engine == "trainer":  # transformers' own forward pass
-        attention = model_settings.attention
-        if attention_kernel(attention, config) in cpu_kernels.KERNELS:
-            attention = "sdpa"
-        model_settings = replace(model_settings, attention=attention, drop_unpooled=False)
+    model_settings = read_onto(model_in_training(settings, config), device)
     model = load_tuned_model(model_settings, settings.head, labels, tokenizer)
     if train.packs:
         use_packed_attention(model.stock_model)
@@ -105,8 +117,8 @@ def load_engine(
     say(format_table(before, after))
     if settings.model.method != "qlora":
         model = model.to(device)
-    if settings.model.zero_stage != 3 and settings.head != "generate" and settings.engine == "loop":
-        train_used_rows(model.stock_model, np.union1d(train.token_ids, [train.pad_id]))
+    if (used := used_ids(settings, train)) is not None:
+        train_used_rows(model.stock_model, used)
     optimisation = settings.optimisation
     groups = parameter_groups(
         model, optimisation.learning_rate, optimisation.head_learning_rate, optimisation.weight_decay

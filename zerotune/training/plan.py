@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, Unavailable
 from zerotune.models.divided import EvaluatedWeights, device_bytes
 from zerotune.models.fake import chosen_attention
 from zerotune.models.heads import is_encoder
@@ -34,10 +34,12 @@ from zerotune.run.plan import (
     why_not_fit,
 )
 from zerotune.settings.groups import ModelSettings, TrainSettings
+from zerotune.terminal import duration
 from zerotune.training.data import TrainingData
+from zerotune.training.engine import model_in_training, used_ids
 from zerotune.training.schedule import plan_schedule
 from zerotune.training.snapshot import bytes_on_node
-from zerotune.training.step_counts import MicroBatch, StepCounts, count_step
+from zerotune.training.step_counts import BatchShape, StepCounts, count_step
 from zerotune.training.zero_state import BYTES_A_WEIGHT
 
 # Assumed without data: labels of a classifier, tokens of a row and of its answer.
@@ -103,7 +105,7 @@ def check_fits(settings: TrainSettings, config, train: TrainingData, num_labels:
     if 4 * total + 14 * trainable < SURELY_FITS * devices.memory:
         return True
     batch = _largest_batch(settings, config, train, devices)
-    counts = _count(settings, config, num_labels, batch, devices, _used_ids(settings, train))
+    counts = _count(settings, config, num_labels, batch, devices, used_ids(settings, train))
     problem = why_not_fit(_need(settings, counts, devices), devices.memory, settings.model, _may_shard(settings))
     if problem:
         raise Refused(problem)
@@ -155,9 +157,9 @@ def plan_training(settings: TrainSettings, load: Callable, tokenise: Callable) -
         batch = _assumed_batch(settings, config, max_length or WINDOW, devices)
     else:
         check_token_ids(model.name, config, train.token_ids)
-        train = _as_on_devices(train, model, config, devices)
+        train = _as_on_devices(train, settings, config, devices)
         batch = _largest_batch(settings, config, train, devices)
-    used = None if train is None else _used_ids(settings, train)
+    used = None if train is None else used_ids(settings, train)
     counts = _count(settings, config, num_labels, batch, devices, used)
     need = _need(settings, counts, devices)
     whole = _need(settings, counts, devices, whole_gradients=True)
@@ -190,10 +192,7 @@ def _read(settings: TrainSettings, config, shape: str | None, load, tokenise) ->
     """Return the splits and the tokenised data, None for each that is unavailable, and lines that say why."""
     try:
         task, splits = load()
-    except Refused as refusal:
-        given = settings.data
-        if given.sample or any((given.train_file, given.validation_file, given.test_file)):
-            raise
+    except Unavailable as refusal:
         return None, None, [f"data: not here, so that steps are unknown ({refusal})"]
     if shape or not has_tokenizer(settings.model.name, settings.model.revision):
         return splits, None, ["tokens: unknown without a tokenizer; rows of --max-length are assumed"]
@@ -206,22 +205,23 @@ def _num_labels(splits) -> int:
     return len(parts.get("train", {}).get("labels") or ()) or LABELS
 
 
-def _as_on_devices(train: TrainingData, model: ModelSettings, config, devices: Devices) -> TrainingData:
+def _as_on_devices(train: TrainingData, settings: TrainSettings, config, devices: Devices) -> TrainingData:
     """Return the data, packed if the planned devices will pack it."""
+    model = model_in_training(settings, config)
     packs = chosen_attention(model, config)[1] if devices.on_gpu else packs_rows(model, config)
     return replace(train, packs=packs) if "packs" in {each.name for each in fields(train)} else train
 
 
-def _largest_batch(settings: TrainSettings, config, train: TrainingData, devices: Devices) -> MicroBatch:
+def _largest_batch(settings: TrainSettings, config, train: TrainingData, devices: Devices) -> BatchShape:
     """Return the shape of the largest micro-batch in a step of the longest rows."""
     optimisation = settings.optimisation
     longest = np.argsort(-train.lengths, kind="stable")[: optimisation.batch_size]
     ranks = train.micro_batches(longest, optimisation.tokens_per_device, devices.number)
     rows = max((rows for rank in ranks for rows in rank if len(rows)), key=train.num_padded_tokens)
-    return MicroBatch.of(train.batch(rows, torch.device("cpu")).inputs, is_alone=len(ranks[0]) == 1)
+    return BatchShape.of(train.batch(rows, torch.device("cpu")).inputs, is_alone=len(ranks[0]) == 1)
 
 
-def _assumed_batch(settings: TrainSettings, config, longest: int, devices: Devices) -> MicroBatch:
+def _assumed_batch(settings: TrainSettings, config, longest: int, devices: Devices) -> BatchShape:
     """Return the shape of a micro-batch of rows of maximum length, for a plan without data."""
     optimisation, answer = settings.optimisation, ANSWER[settings.head]
     if settings.head == "generate" and settings.task == "squad":
@@ -229,18 +229,11 @@ def _assumed_batch(settings: TrainSettings, config, longest: int, devices: Devic
     longest = min(longest, most_tokens(config) or longest)
     a_device = math.ceil(optimisation.batch_size / devices.number)
     rows = max(1, min(a_device, optimisation.tokens_per_device // longest))
-    return MicroBatch(rows, longest, rows * longest, rows * answer, is_alone=rows == a_device)
+    return BatchShape(rows, longest, rows * longest, rows * answer, is_alone=rows == a_device)
 
 
-def _used_ids(settings: TrainSettings, train: TrainingData) -> np.ndarray | None:
-    """Return the token ids whose embedding rows `engine.load_engine` trains; None: all of them."""
-    if settings.head == "generate" or settings.engine != "loop" or settings.model.zero_stage == 3:
-        return None
-    return np.union1d(train.token_ids, [train.pad_id])
-
-
-def _count(settings, config, num_labels, batch, devices: Devices, used_ids, model=None) -> StepCounts:
-    model = model or settings.model
+def _count(settings: TrainSettings, config, num_labels, batch, devices: Devices, used_ids) -> StepCounts:
+    model = model_in_training(settings, config)
     return count_step(config, model, settings.head, num_labels, batch, devices.on_gpu, used_ids)
 
 
@@ -297,7 +290,7 @@ def _describe_data(splits, train: TrainingData | None) -> list[str]:
     return lines
 
 
-def _describe_steps(settings, splits, train, batch: MicroBatch, counts: StepCounts, devices: Devices) -> list[str]:
+def _describe_steps(settings, splits, train, batch: BatchShape, counts: StepCounts, devices: Devices) -> list[str]:
     optimisation = settings.optimisation
     flops_a_token = _flops_a_token(train, batch, counts)
     if splits is None:
@@ -322,17 +315,17 @@ def _describe_steps(settings, splits, train, batch: MicroBatch, counts: StepCoun
     flops = flops_a_token * num_tokens
     rate, what = _rate(settings.model.precision, devices)
     seconds = flops / (rate * devices.number)
-    took = f"{seconds:.3g} s a step" + (f", about {_duration(seconds * num_steps)} of steps" if num_steps else "")
+    took = f"{seconds:.3g} s a step" + (f", about {duration(seconds * num_steps)} of steps" if num_steps else "")
     if seconds < SECONDS_OF_PYTHON:
         took = f"{seconds:.2g} s of it a step, less than the work around it: some {SECONDS_OF_PYTHON} s a step in all"
-        took += f", about {_duration((seconds + SECONDS_OF_PYTHON) * num_steps)} of steps" if num_steps else ""
+        took += f", about {duration((seconds + SECONDS_OF_PYTHON) * num_steps)} of steps" if num_steps else ""
     most = "" if train is not None else "at most "
     lines.append(f"arithmetic: {most}{flops / 1e12:.3g} TFLOP a step; {took}, at {rate / 1e12:.3g} TFLOP/s {what}")
     return lines
 
 
 def _describe_exchange(
-    settings: TrainSettings, train: TrainingData | None, batch: MicroBatch, counts: StepCounts, devices, once: bool
+    settings: TrainSettings, train: TrainingData | None, batch: BatchShape, counts: StepCounts, devices, once: bool
 ) -> list[str]:
     """Describe what a device sends in a step and, with --node-bandwidth, the share of the time in which it computes.
 
@@ -377,7 +370,7 @@ def _exchange(settings: TrainSettings, counts: StepCounts, sharding: Sharding, n
 
 
 def _work_of_a_device(
-    settings: TrainSettings, train: TrainingData | None, batch: MicroBatch, number: int
+    settings: TrainSettings, train: TrainingData | None, batch: BatchShape, number: int
 ) -> tuple[int, float]:
     """Return the micro-batches and padded tokens of the busiest of `number` devices in a step, averaged over steps."""
     optimisation = settings.optimisation
@@ -391,7 +384,7 @@ def _work_of_a_device(
     return round(sum(len(cut[0]) for cut in cuts) / len(cuts)), sum(busiest) / len(busiest)
 
 
-def _flops_a_token(train: TrainingData | None, batch: MicroBatch, counts: StepCounts) -> float:
+def _flops_a_token(train: TrainingData | None, batch: BatchShape, counts: StepCounts) -> float:
     return counts.flops / (batch.rows * batch.longest if train is None or not train.packs else batch.tokens)
 
 
@@ -408,12 +401,6 @@ def _rate(precision: str, devices: Devices) -> tuple[float, str]:
         matrix @ matrix
     rate = number * 2 * size**3 / (time.perf_counter() - started)
     return rate, "a device (a matrix product on this CPU, now)"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _how_counted(config, counts: StepCounts, devices: Devices) -> str:
@@ -445,7 +432,7 @@ def _fitting(
     settings: TrainSettings,
     config,
     num_labels: int,
-    batch: MicroBatch,
+    batch: BatchShape,
     devices: Devices,
     counted: StepCounts,
     savings: Sequence[str] = (),
@@ -466,7 +453,7 @@ def _fitting(
     for method in ("full", "lora", "qlora"):
         model, is_full = replace(settings.model, method=method), method == "full"
         if is_full not in counts:
-            counts[is_full] = _count(settings, config, num_labels, batch, devices, None, model)
+            counts[is_full] = _count(replace(settings, model=model), config, num_labels, batch, devices, None)
         for stage in stages:
             if (method, stage) != ("qlora", 3):  # a refused combination
                 sharding = Sharding(stage, devices.number, {"overlap_comm": (method, stage) != ("qlora", 2)})
@@ -491,7 +478,7 @@ def _fitting(
     budget = min(settings.optimisation.tokens_per_device, SMALL_BUDGET)
     settings = replace(settings, model=model, optimisation=replace(settings.optimisation, tokens_per_device=budget))
     batch = batch.cut_to(budget)
-    counted = _count(settings, config, num_labels, batch, devices, None, model)
+    counted = _count(settings, config, num_labels, batch, devices, None)
     savings = ["--activation-checkpointing", f"--tokens-per-device {budget}"]
     second = _fitting(settings, config, num_labels, batch, devices, counted, savings)
     return [*lines, f"none fits; with {' '.join(savings)}:", *second]
@@ -518,12 +505,14 @@ def _launch_line(method: str, stage: int, devices: Devices, savings: Sequence[st
         replaced |= {"--lora-rank", "--lora-alpha", "--lora-dropout"}
     alone = ("--plan", "--activation-checkpointing")
     for word in sys.argv[1:]:
-        name, has_value = word.partition("=")[0], "=" in word
+        name, has_value, value = word.partition("=")
         if skip:
             skip = False
         elif name in replaced:
             skip = name not in alone and not has_value
-        elif not word.startswith("-") and kept and kept[-1] == "--model":
+        elif name == "--model" and has_value:
+            kept.append(shlex.quote(f"--model={downloadable_name(value)}"))
+        elif kept and kept[-1] == "--model":
             kept.append(shlex.quote(downloadable_name(word)))
         else:
             kept.append(shlex.quote(word))

@@ -128,12 +128,10 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     """
     accelerator = engine.accelerator
     root, wanted = run.path / "checkpoints", run.settings.resume
-    folder, lines, problem = from_rank_0(accelerator, lambda: _choose_checkpoint(root, wanted, run.run_id))
+    folder, lines = from_rank_0(accelerator, lambda: _choose_checkpoint(root, wanted, run.run_id))
     for line in lines:
         say(line)
-    if folder is not None:
-        problem = problem or _cannot_move(folder, engine, optimizer)
-    if problem:
+    if folder is not None and (problem := _cannot_move(folder, engine, optimizer)):
         raise Refused(problem)
     if is_main_process():
         checkpoints.delete_incomplete(root)  # a disk that they have filled must not stay full
@@ -151,19 +149,19 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     return progress
 
 
-def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | None, list[str], str | None]:
-    """Return the checkpoint to resume from or None, lines to print, and the reason to refuse it or None."""
+def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint to resume from or None, and lines to print."""
     checkpoints.put_back_replaced(root)
     if wanted in ("auto", "never"):
-        return *checkpoints.newest_whole(root, run_id), None
+        return checkpoints.newest_whole(root, run_id)
     folder = Path(wanted)
     assert not checkpoints.holds_weights_alone(folder), "refused when the run started"
     problem = checkpoints.defect(folder, run_id)
     if problem:
-        return None, [], f"--resume {folder}: {problem}: name a whole checkpoint of this run, or use --resume auto"
+        raise Refused(f"--resume {folder}: {problem}: name a whole checkpoint of this run, or use --resume auto")
     if problem := checkpoints.defect_of_best(folder, run_id):
-        return None, [], f"--resume {folder}: {problem}: restore that folder"
-    return folder, [], None
+        raise Refused(f"--resume {folder}: {problem}: restore that folder")
+    return folder, []
 
 
 def _cannot_move(folder: Path, engine: Engine, optimizer: str) -> str | None:

@@ -50,7 +50,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class BatchShape:
     """The shape of one device's largest micro-batch.
 
     Attributes:
@@ -69,7 +69,7 @@ class MicroBatch:
     branches: bool = False
     is_alone: bool = False
 
-    def cut_to(self, budget: int) -> "MicroBatch":
+    def cut_to(self, budget: int) -> "BatchShape":
         """Return a part of it with at most `budget` tokens, padding included, but at least one row."""
         rows = max(1, min(self.rows, budget // self.longest))
         share = rows / self.rows
@@ -77,7 +77,7 @@ class MicroBatch:
         return replace(self, rows=rows, tokens=tokens, answers=answers, is_alone=self.is_alone and rows == self.rows)
 
     @classmethod
-    def of(cls, inputs: dict, is_alone: bool) -> "MicroBatch":
+    def of(cls, inputs: dict, is_alone: bool) -> "BatchShape":
         """Return the shape of a batch's inputs, padded or packed."""
         answers, branches = len(inputs.get("columns", ())), "branches" in inputs
         rows, longest = inputs["input_ids"].shape
@@ -120,7 +120,7 @@ def count_step(
     settings: ModelSettings,
     head: str,
     num_labels: int,
-    batch: MicroBatch,
+    batch: BatchShape,
     on_gpu: bool,
     used_ids: np.ndarray | None = None,
 ) -> StepCounts:
@@ -172,7 +172,7 @@ def _with_layers(config, kinds: list[str]):
     return changed
 
 
-def _count_layers(config, settings, head, num_labels, used_ids, batch: MicroBatch, kernels: Kernels) -> dict:
+def _count_layers(config, settings, head, num_labels, used_ids, batch: BatchShape, kernels: Kernels) -> dict:
     """Count a step of the model that a config describes, with all its layers."""
     with quiet_transformers(), torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -229,7 +229,7 @@ def _tuned(model: nn.Module, head: str, settings: ModelSettings) -> TunedModel:
     return SpanModel(model) if head == "span" else TextGenerator(model)
 
 
-def _model_inputs(batch: MicroBatch, head: str, packs: bool) -> tuple[dict, torch.Tensor | None]:
+def _model_inputs(batch: BatchShape, head: str, packs: bool) -> tuple[dict, torch.Tensor | None]:
     """Return the arguments of a model's forward for a micro-batch of this shape, and a generator's targets."""
     lengths = np.full(batch.rows, (batch.tokens - batch.longest) // max(1, batch.rows - 1))
     lengths[0] = batch.longest

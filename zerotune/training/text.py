@@ -14,6 +14,7 @@ from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
 from zerotune.training.class_weights import balanced_weights, positive_weights
 from zerotune.training.classification import LabelledData, check_last_tokens
+from zerotune.training.engine import model_in_training
 from zerotune.training.generation import AnswerData, encode_answers, prompt_record
 from zerotune.training.label_sets import THRESHOLD, classifier_data
 
@@ -88,7 +89,7 @@ def tokenise(
         train = replace(train, class_weights=weights)
         shown = (f"{label} {weight:.4g}" for label, weight in zip(task.labels, train.class_weights, strict=True))
         say(f"train: class weights {', '.join(shown)}")
-    packs = settings.engine == "loop" and packs_rows(settings.model, config)
+    packs = packs_rows(model_in_training(settings, config), config)
     return {"train": replace(train, packs=packs), "validation": replace(data["validation"], packs=packs)}
 
 

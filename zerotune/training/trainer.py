@@ -42,8 +42,6 @@ def check_trainer_flags(settings: TrainSettings) -> None:
         )
     if settings.model.attention == "varlen":
         raise Refused("--engine trainer pads its batches: leave --attention varlen out, or use --engine loop")
-    if settings.run.scratch_dir:
-        raise Refused("--engine trainer saves to the run folder at once: leave --scratch-dir out, or use --engine loop")
     if settings.model.precision == "fp16" and not torch.cuda.is_available():
         raise Refused("--engine trainer computes in fp16 on a GPU only: use --precision fp32 or bf16, or --engine loop")
     if batch_size % num_processes:

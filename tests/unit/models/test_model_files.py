@@ -2,13 +2,17 @@
 
 import json
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from tiny_models import model_copy, saved_record
 
 from zerotune.errors import Refused
 from zerotune.files import BLOCK
+from zerotune.models import model_files
 from zerotune.models.model_files import adapter_base, check_weight_files, model_identity, read_record
 
 
@@ -76,6 +80,35 @@ def test_a_folder_is_identified_by_its_files_and_an_adapters_base(tmp_path):
     assert {name for name in names if identities()[name] != first[name]} == {"large"}
     (tmp_path / "base" / "config.json").write_text("{}")
     assert {name for name in names if identities()[name] != first[name]} == set(names)
+
+
+def test_a_hub_that_fails_is_not_taken_for_a_missing_file(monkeypatch):
+    """A tuned model whose task.json was not fetched would be asked as an untuned one."""
+
+    def fail(name, filename, revision):
+        raise LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub")
+
+    monkeypatch.setattr(model_files, "stay_offline_without_network", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(Refused, match=r"org/tuned has a file task.json is not known: the hub cannot be reached"):
+        read_record("org/tuned", None)
+    with monkeypatch.context() as known:
+        known.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: huggingface_hub._CACHED_NO_EXIST)
+        assert read_record("org/tuned", None) is None
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert read_record("org/tuned", None) is None
+
+
+def test_a_hub_adapter_is_identified_by_its_base_too(tmp_path, monkeypatch):
+    adapter = tmp_path / "abc"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    commits = {"org/adapter": adapter, "org/base": tmp_path / "def"}
+    paths = {("org/adapter", "adapter_config.json"): str(adapter / "adapter_config.json")}
+    monkeypatch.setattr(model_files, "cached_snapshot", lambda name, revision: commits[name])
+    monkeypatch.setattr(model_files, "find_file", lambda name, filename, revision=None: paths.get((name, filename)))
+    assert model_identity("org/adapter", None) == "commit abc of an adapter of commit def"
 
 
 def test_only_a_record_of_ours_is_read(tmp_path):

@@ -105,6 +105,11 @@ def test_configs_at_odds_with_themselves(tmp_path, change):
         read_config(str(model_copy(tmp_path / "m", **change)), None)
 
 
+def test_positions_that_are_counted_from_a_pad_token_need_one(tmp_path):
+    with pytest.raises(Refused, match="has no pad_token_id, from which a roberta counts positions: add it"):
+        read_config(str(model_copy(tmp_path / "m", "roberta", pad_token_id=None)), None)
+
+
 def test_a_config_that_is_no_object(tmp_path):
     folder = model_copy(tmp_path / "m")
     (folder / "config.json").write_text("[1]")

@@ -76,6 +76,8 @@ def test_other_flags_are_refused_and_named_with_both_values(tmp_path):
     proposed.mkdir()
     with pytest.raises(Refused, match=f"--output-dir {proposed}-2$"):
         check_earlier_run(settings(tmp_path, learning_rate=2e-3))
+    with pytest.raises(Refused, match=r"-learning-rate-1.0$"):
+        check_earlier_run(settings(tmp_path, learning_rate=1.0))
     with pytest.raises(Refused, match=r"-train-file-tickets\.csv$"):
         check_earlier_run(settings(tmp_path, ["train_file"], train_file="/data/Tickets.csv"))
 

@@ -70,6 +70,15 @@ def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch):
         check_names([])
 
 
+def test_the_arguments_of_a_script_may_be_a_list(capsys):
+    def main(words):
+        raise MemoryError
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main, ["a", "list"])
+    assert stopped.value.code == 2 and "refused: " in capsys.readouterr().err
+
+
 def ending(error, **flags):
     def main(args):
         raise error

@@ -160,8 +160,9 @@ def test_what_cannot_be_split_is_refused(tmp_path, files):
         load(flags(train_file=lone))
     copy = tmp_path / "copy.json"  # the same paragraphs under other ids
     copy.write_text(lone.read_text().replace('"sample-1-', '"copy-'))
-    with pytest.raises(Refused, match="the train split: no questions are left"):
-        load(flags(train_file=lone, test_file=copy, validation_file=files["validation_file"]))
+    for sizes in ({}, {"train_size": 10}):
+        with pytest.raises(Refused, match="the train split: no questions are left"):
+            load(flags(train_file=lone, test_file=copy, validation_file=files["validation_file"], **sizes))
     with pytest.raises(Refused, match=r"the id 'sample-1-0-0-0' occurs in .*train\.json and in .*train\.json"):
         longer = tmp_path / "longer-train.json"
         longer.write_text(files["train_file"].read_text() + "\n")

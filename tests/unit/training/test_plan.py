@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 from default_settings import optimisation_settings, run_settings
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, Unavailable
 from zerotune.models.shapes import shape_config
 from zerotune.run.plan import GIB
 from zerotune.settings.groups import DataSettings, Interval, ModelSettings, TextSettings, TrainSettings
+from zerotune.tasks.sst2 import SST2
+from zerotune.tasks.texts import load
 from zerotune.training import plan
+from zerotune.training.classification import LabelledData
 from zerotune.training.plan import check_fits, plan_training
 
 EIGHT_H100 = {"plan": True, "devices": 8, "device_memory": 80 * GIB}
@@ -30,7 +34,7 @@ def settings(name="Mistral-7B", head="classify", deepspeed=None, run=None, data=
 
 
 def no_data():
-    raise Refused("org/data is not in the local cache and the hub cannot be reached")
+    raise Unavailable("org/data is not in the local cache and the hub cannot be reached")
 
 
 def planned(*args, **kwargs):
@@ -76,6 +80,10 @@ def test_a_launch_line_has_no_flags_that_it_refuses(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train/sst2.py", *flags])
     found = planned("meta-llama/Llama-3.1-8B", run=EIGHT_H100).splitlines()[-2]
     assert found.endswith("train/sst2.py --method full --deepspeed ds_configs/zero1.json")
+    for words in (["--model", "Llama-3.1-8B"], ["--model=Llama-3.1-8B"]):  # a name that a plan alone knows
+        monkeypatch.setattr(sys, "argv", ["train/sst2.py", *words, *flags])
+        line = planned("Llama-3.1-8B", run=EIGHT_H100).splitlines()[-2]
+        assert " ".join(words).replace("Llama", "meta-llama/Llama") in line
     monkeypatch.setattr(sys, "argv", ["train/sst2.py", "--plan", "--precision", "fp16"])
     found = planned("meta-llama/Llama-3.1-8B", run=EIGHT_H100, precision="fp16")
     assert "--precision fp16 --method lora" in found and "--deepspeed" not in found, "fp16 is refused under DeepSpeed"
@@ -108,9 +116,24 @@ def test_nothing_is_guessed_of_an_unknown_model():
         planned("no/such-model")
 
 
-def test_data_that_the_user_named_has_to_be_there():
-    with pytest.raises(Refused, match="org/data"):
-        planned("DistilBERT", data=DataSettings(train_file="/no/file.csv"))
+@pytest.mark.parametrize("data", [{"train_file": "/no/file.csv"}, {"dataset": "org/data:train"}])
+def test_data_that_cannot_be_used_are_refused(data):
+    chosen = settings("DistilBERT", data=DataSettings(**data))
+    with pytest.raises(Refused, match=r"/no/file\.csv|one split can be evaluated, but not trained on"):
+        plan_training(chosen, lambda: load(SST2, chosen.data), None)
+
+
+def test_batches_that_are_never_packed_are_planned_as_such():
+    """--engine trainer pads its rows and computes all layers of all tokens, on any device."""
+    config, on_gpu = shape_config("Llama-3.2-1B"), plan.Devices(1, 80 * GIB, True)
+    batch = plan.BatchShape(8, 128, 300, is_alone=True)
+    loop = settings("Llama-3.2-1B", method="lora")
+    trainer = replace(loop, engine="trainer")
+    data = LabelledData(["a"], None, np.array([0]), pad_id=0)
+    assert plan._as_on_devices(data, loop, config, on_gpu).packs
+    assert not plan._as_on_devices(data, trainer, config, on_gpu).packs
+    packed, padded = (plan._count(each, config, 2, batch, on_gpu, None) for each in (loop, trainer))
+    assert padded.flops > 2 * packed.flops
 
 
 def test_where_nothing_fits_less_memory_is_tried(command):
@@ -190,10 +213,10 @@ def test_a_small_model_is_started_without_counting(small_gpu, monkeypatch):
 def test_packed_rows_and_questions_with_branches_have_their_shapes():
     columns = {"columns": np.zeros(6)}
     packed = {"input_ids": np.zeros((1, 50)), "bounds": np.array([0, 20, 50]), "longest": 30}
-    shape = plan.MicroBatch.of(packed, is_alone=True)
+    shape = plan.BatchShape.of(packed, is_alone=True)
     assert (shape.rows, shape.longest, shape.tokens, shape.is_alone) == (2, 30, 50, True)
     written = {"input_ids": np.zeros((3, 8)), "branches": np.zeros((3, 8))} | columns
-    shape = plan.MicroBatch.of(written, is_alone=False)
+    shape = plan.BatchShape.of(written, is_alone=False)
     assert (shape.rows, shape.tokens, shape.answers, shape.branches) == (3, 24, 6, True)
 
 

@@ -12,9 +12,9 @@ from zerotune.models.adapters import adapter_size
 from zerotune.models.shapes import shape_config
 from zerotune.settings.groups import ModelSettings
 from zerotune.training import step_counts
-from zerotune.training.step_counts import MicroBatch, count_step
+from zerotune.training.step_counts import BatchShape, count_step
 
-BATCH = MicroBatch(rows=4, longest=64, tokens=256, is_alone=True)
+BATCH = BatchShape(rows=4, longest=64, tokens=256, is_alone=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.shape}-{case.method}-{case.precision}")
@@ -50,7 +50,7 @@ def test_few_layers_give_the_counts_of_all(model_type, head, method, monkeypatch
 def test_a_published_model_by_its_formulas():
     """Full tuning holds 16 bytes a weight (with gradient and moments); a token costs 6 operations a matrix weight."""
     config = shape_config("Llama-3.2-1B")
-    batch = MicroBatch(rows=16, longest=512, tokens=16 * 512)
+    batch = BatchShape(rows=16, longest=512, tokens=16 * 512)
     counts = count_step(config, ModelSettings("m", precision="bf16"), "classify", 2, batch, on_gpu=True)
     weights = counts.table["total"]
     assert weights == 1_235_814_400 + 2 * 2048
@@ -98,7 +98,7 @@ def test_the_workspace_of_packed_rows_backward_pass_counts(monkeypatch):
     """Flash attention sums the queries' gradients in float32, with room for 128 more tokens an example."""
     config = AutoConfig.for_model("llama", **SMALL | {"num_hidden_layers": 4}, pad_token_id=0)
     settings = ModelSettings("m", method="lora", precision="bf16", attention="varlen")
-    batch = MicroBatch(rows=64, longest=8, tokens=512)
+    batch = BatchShape(rows=64, longest=8, tokens=512)
 
     def temporary() -> float:
         peaks = count_step(config, settings, "classify", 2, batch, on_gpu=True).peaks
