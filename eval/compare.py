@@ -15,11 +15,10 @@ from pathlib import Path
 
 from zerotune.run.process import run_script
 from zerotune.settings.flag_parser import FlagParser
-from zerotune.settings.flags import new_parser
 
 
 def compare_parser() -> FlagParser:
-    parser = new_parser(__doc__)
+    parser = FlagParser(__doc__)
     parser.add_argument(
         "evaluations",
         nargs="+",

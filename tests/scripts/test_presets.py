@@ -2,14 +2,14 @@
 
 import pytest
 
-from zerotune.settings.presets import FOLDER
+from zerotune.settings.train_parser import PRESETS
 
 
 def script_of(path) -> str:
     return next(line for line in path.read_text().splitlines() if line.startswith("train/"))
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.txt")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.txt")), ids=lambda path: path.stem)
 def test_a_preset_is_planned(path, workplace):
     folder = workplace.folder / f"preset-{path.stem}"
     flags = ["--preset", path.stem, "--plan", "--output-dir", folder]

@@ -25,6 +25,7 @@ from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
 from zerotune.metrics.evaluations import read_metrics
 from zerotune.models.model_files import cached_snapshot, model_identity
 from zerotune.run.run_files import read_state
+from zerotune.settings.flag_files import read_words
 from zerotune.settings.names import short_name
 
 SCRIPTS = {Path(name).stem: f"eval/{name}" for name in TASKS}
@@ -78,17 +79,7 @@ def read_list(path: Path) -> list[Line]:
     if not os.path.isfile(path):
         raise Refused(f"{path}: no such list; wanted a file with lines {FORM}")
     lines, folders = [], {}
-    try:
-        texts = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}); check its permissions") from None
-    except UnicodeDecodeError as error:
-        raise Refused(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); write it again") from None
-    for number, text in enumerate(texts, start=1):
-        where = f"{path.name} line {number}"
-        words = _words(text, where)
-        if not words:
-            continue
+    for where, words in read_words(path):
         line = _line(len(lines) + 1, words, where, Path("runs/eval") / path.stem)
         if line.folder in folders:
             raise Refused(f"{line.where} writes to {line.folder}, as {folders[line.folder]} does: take one out")
@@ -97,15 +88,6 @@ def read_list(path: Path) -> list[Line]:
     if not lines:
         raise Refused(f"{path} holds no evaluation; wanted lines {FORM}")
     return lines
-
-
-def _words(text: str, where: str) -> list[str]:
-    if "\0" in text:
-        raise Refused(f"{where}: holds a NUL character; correct the line")
-    try:
-        return shlex.split(text, comments=True)
-    except ValueError as error:
-        raise Refused(f"{where}: {error}: {text!r}; correct its quotes") from None
 
 
 def _line(number: int, words: list[str], where: str, root: Path) -> Line:

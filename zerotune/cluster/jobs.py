@@ -288,7 +288,7 @@ def prefetch_items(arguments: list[str]) -> None:
         # an adapter's base is known only now
         _fetch([item for item in _items_of_all(every) if item not in items], update)
     else:
-        parser = FlagParser(prog="slurm/prefetch.sh", allow_abbrev=False)
+        parser = FlagParser(prog="slurm/prefetch.sh")
         parser.add_argument("--model", action="append", default=[], metavar="ID[@REVISION]")
         parser.add_argument("--dataset", action="append", default=[], metavar="ID[@REVISION]")
         parser.add_argument("--wordnet", action="store_true", help="for METEOR")

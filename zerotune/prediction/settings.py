@@ -9,7 +9,7 @@ from zerotune.errors import Refused
 from zerotune.prediction.output import check_output
 from zerotune.settings.argument_types import non_empty, positive_int
 from zerotune.settings.flag_parser import FlagParser
-from zerotune.settings.flags import add_model_flags, add_prompt_format, new_parser
+from zerotune.settings.flags import add_model_flags, add_prompt_format
 from zerotune.settings.groups import ModelSettings
 from zerotune.settings.names import check_names_model, final_of_run
 from zerotune.settings.precision import resolve_precision
@@ -68,7 +68,7 @@ class PredictSettings:
 
 def predict_parser(description: str) -> FlagParser:
     """Build the parser of eval/predict.py."""
-    parser = new_parser(description)
+    parser = FlagParser(description)
     add_model_flags(parser, None)
     group = parser.add_argument_group("model, prediction")
     group.add_argument("--load-4bit", action="store_true", help="load the backbone in NF4 (bitsandbytes)")

@@ -124,21 +124,10 @@ def start_accelerator(deepspeed_config: dict | None):
     except torch.distributed.DistError as error:
         raise BrokenMachine(_who_was_waited_for(os.environ, error)) from error
     check_world(accelerator.num_processes, os.environ, parent_command())
-    multiply_in_full_float32()
-    return accelerator
-
-
-def multiply_in_full_float32() -> None:
-    """Compute products of float32 matrices in float32, never in TF32, which has only 10 bits of mantissa, like fp16.
-
-    That is torch's default for matrix products, but not for convolutions, nor if Accelerate was told to compile or the
-    environment has TORCH_ALLOW_TF32_CUBLAS_OVERRIDE. Heads and --precision fp32 rely on exact float32; all other large
-    products are in 16 bits.
-    """
-    import torch
-
+    # heads and --precision fp32 rely on exact float32, never TF32, which Accelerate and the environment could set
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    return accelerator
 
 
 def collective_timeout(environment: Mapping[str, str]) -> timedelta:

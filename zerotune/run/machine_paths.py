@@ -6,29 +6,13 @@ import tempfile
 from pathlib import Path
 
 # Top folders of the paths of users, disks and jobs, on this machine or another.
-_ROOTS = {
-    "home",
-    "Users",
-    "root",
-    "tmp",
-    "var",
-    "mnt",
-    "data",
-    "scratch",
-    "work",
-    "opt",
-    "srv",
-    "usr",
-    "media",
-    "lustre",
-}
+_ROOTS = "home|Users|root|tmp|var|mnt|data|scratch|work|opt|srv|usr|media|lustre"
 _END = r"[^\s\"'`<>&|,;:)(\]\[}{]"
 
 
 def _pattern() -> re.Pattern:
     """Return a pattern of absolute paths, paths from the home folder, and paths that lead out of a folder."""
-    here = {entry.name for entry in os.scandir("/") if entry.is_dir()}
-    roots = "|".join(map(re.escape, sorted(_ROOTS | here)))
+    roots = "|".join([_ROOTS, *(re.escape(entry.name) for entry in os.scandir("/") if entry.is_dir())])
     # not after a name, a scheme's slashes or a tag's bracket: "and/or", https://host/home/x and </data> stay
     return re.compile(rf"(?<![\w./:<~-])(?:/(?:{roots})(?=/)|~(?=/)|\.\.(?=/)){_END}*")
 

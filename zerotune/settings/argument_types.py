@@ -3,6 +3,7 @@
 import math
 import re
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 
 from zerotune.settings.groups import Interval
 
@@ -47,20 +48,28 @@ def steps_or_minutes(text: str) -> Interval:
     return Interval(minutes=minutes)
 
 
-def non_negative_float(text: str) -> float:
-    """Parse a finite number of at least 0."""
-    value = _number(text, "a number")
-    if not 0 <= value < math.inf:
-        raise ArgumentTypeError(f"must be a finite number of at least 0, not {text}")
-    return value
+def _within(fits: Callable[[float], bool], wanted: str, rule: str) -> Callable[[str], float]:
+    """Return a type of numbers that fit; `wanted` ends the message about a text, `rule` that about another number."""
+
+    def parse(text: str) -> float:
+        value = _number(text, wanted)
+        if not fits(value):
+            raise ArgumentTypeError(f"must be {rule}, not {text}")
+        return value
+
+    return parse
 
 
-def positive_float(text: str) -> float:
-    """Parse a finite number above 0."""
-    value = _number(text, "a number above 0")
-    if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"must be a number above 0, not {text}")
-    return value
+non_negative_float = _within(lambda value: 0 <= value < math.inf, "a number", "a finite number of at least 0")
+positive_float = _within(lambda value: 0 < value < math.inf, *["a number above 0"] * 2)
+fraction = _within(lambda value: 0 <= value <= 1, "a number from 0 to 1", "from 0 to 1")
+fraction_below_1 = _within(lambda value: 0 <= value < 1, "a number from 0 to below 1", "from 0 to below 1")
+_positive = _within(lambda value: 0 < value < math.inf, *["a number above 0, or none"] * 2)
+
+
+def positive_or_none(text: str) -> float | None:
+    """Parse a finite number above 0, or the word none."""
+    return None if text == "none" else _positive(text)
 
 
 def non_empty(text: str) -> str:
@@ -68,32 +77,6 @@ def non_empty(text: str) -> str:
     if not text:
         raise ArgumentTypeError("is empty: is a shell variable unset?")
     return text
-
-
-def positive_or_none(text: str) -> float | None:
-    """Parse a finite number above 0, or the word none."""
-    if text == "none":
-        return None
-    value = _number(text, "a number above 0, or none")
-    if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"must be a number above 0, or none, not {text}")
-    return value
-
-
-def fraction_below_1(text: str) -> float:
-    """Parse a number from 0 to below 1."""
-    value = _number(text, "a number from 0 to below 1")
-    if not 0 <= value < 1:
-        raise ArgumentTypeError(f"must be from 0 to below 1, not {text}")
-    return value
-
-
-def fraction(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    value = _number(text, "a number from 0 to 1")
-    if not 0 <= value <= 1:
-        raise ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return value
 
 
 def gibibytes(text: str) -> int:

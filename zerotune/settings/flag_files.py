@@ -40,7 +40,7 @@ def read_flag_file(path: Path, parser: FlagParser, script: str) -> list[FlagLine
         Refused: the file is not text, a line is not a flag of this script, or a flag appears twice.
     """
     found: dict[str, FlagLine] = {}
-    for where, words in _lines(path):
+    for where, words in read_words(path):
         first, *values = words
         if not first.startswith("-"):
             _check_script(where, words, script)
@@ -52,13 +52,17 @@ def read_flag_file(path: Path, parser: FlagParser, script: str) -> list[FlagLine
     return list(found.values())
 
 
-def _lines(path: Path) -> list[tuple[str, list[str]]]:
-    """Return (file and line number, words) of each line that is not empty or a comment."""
+def read_words(path: Path) -> list[tuple[str, list[str]]]:
+    """Return (file and line number, words) of each line that is not empty or a comment.
+
+    Raises:
+        Refused: the file cannot be read, is no text in UTF-8, or has a quote that is not closed.
+    """
     lines = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
         where = f"{path} line {number}"
         if "\0" in line:
-            raise Refused(f"{where} holds a NUL character: wanted lines of text, each with a flag and its values")
+            raise Refused(f"{where} holds a NUL character: wanted lines of text")
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
@@ -71,11 +75,11 @@ def _lines(path: Path) -> list[tuple[str, list[str]]]:
 def _text(path: Path) -> str:
     try:
         if path.is_dir():
-            raise Refused(f"{path} is a folder: name a file, each line of which is a flag and its values")
+            raise Refused(f"{path} is a folder: name a file")
         if not path.exists():
             raise Refused(f"no such file: {path}")
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise Refused(f"{path} is no file of flags: wanted lines of text, each with a flag and its values")
+            raise Refused(f"{path} is no short file: wanted lines of text, at most {MOST_BYTES:,} bytes")
         content = path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, Refused):

@@ -18,7 +18,15 @@ PLAIN_WORDS = {
 
 
 class FlagParser(argparse.ArgumentParser):
-    """A parser whose errors are one line with the rule, the value found and the way out."""
+    """A parser whose errors are one line with the rule, the value found and the way out.
+
+    Args:
+        description: the script's docstring, which the help begins with.
+    """
+
+    def __init__(self, description: str | None = None, **more):
+        formatter = argparse.RawDescriptionHelpFormatter  # does not wrap the description again
+        super().__init__(description=description, formatter_class=formatter, allow_abbrev=False, **more)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
         """Return the flags like `read`; if it refuses them, print one line and end the process."""

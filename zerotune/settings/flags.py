@@ -1,6 +1,5 @@
 """The flags that the scripts share. Nothing here imports torch, so that `--help` answers at once."""
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def train_parser(
         choose_by: metrics that can choose the best checkpoint, the first by default.
         glue: names of GLUE's tasks; if given, the flags for the user's own labels are added.
     """
-    parser = new_train_parser(description, task.name)
+    parser = TrainParser(task.name, description)
     add_model_flags(parser, TRAIN_DEFAULT, trains=True)
     group = add_training_method_flags(
         parser,
@@ -123,7 +122,7 @@ def eval_parser(description: str, task, glue: Iterable[str] = ()) -> FlagParser:
     Args:
         glue: as in `train_parser`.
     """
-    parser = new_parser(description)
+    parser = FlagParser(description)
     add_model_flags(parser, EVAL_DEFAULT)
     add_data_flags(parser, task.splits, trains=False)
     if glue:
@@ -140,7 +139,7 @@ def eval_parser(description: str, task, glue: Iterable[str] = ()) -> FlagParser:
 
 def publish_parser(description: str) -> FlagParser:
     """Return the parser of eval/publish.py."""
-    parser = new_parser(description)
+    parser = FlagParser(description)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder with a final/, or that final/")
     parser.add_argument("repository", nargs="?", metavar="ORG/NAME", help="upload to this repository of the hub")
     parser.add_argument(
@@ -181,18 +180,6 @@ def add_evaluation_flags(parser: FlagParser, seed_help: str):
     group = parser.add_argument_group("data, evaluation")
     group.add_argument("--test-size", type=positive_int, help="balanced subset of the items, in rows, by --split-seed")
     return group
-
-
-def new_parser(description: str) -> FlagParser:
-    """Return a parser whose help begins with a script's docstring, not rewrapped."""
-    return FlagParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-
-
-def new_train_parser(description: str, task_name: str) -> TrainParser:
-    """Return the parser of a train script, which reads presets and plans several runs."""
-    return TrainParser(
-        task_name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
 
 
 def add_model_flags(parser: FlagParser, default: str | None, trains: bool = False) -> None:

@@ -17,8 +17,6 @@ from zerotune.settings.flags import (
     add_run_flags,
     add_training_data_flags,
     add_training_method_flags,
-    new_parser,
-    new_train_parser,
 )
 from zerotune.settings.groups import PromptSettings, QuestionSettings
 from zerotune.settings.train_parser import TrainParser
@@ -33,7 +31,7 @@ FILES = "json in SQuAD's format; also .gz"
 
 def qa_train_parser(description: str) -> TrainParser:
     """Build the parser of train/qa.py."""
-    parser = new_train_parser(description, "squad")
+    parser = TrainParser("squad", description)
     add_model_flags(parser, TRAIN_DEFAULT, trains=True)
     heads = "span: two logits a token, for the answer's first and last token; generate: a causal model writes it"
     add_prompt_format(add_training_method_flags(parser, ("span", "generate"), heads))
@@ -46,7 +44,7 @@ def qa_train_parser(description: str) -> TrainParser:
 
 def qa_eval_parser(description: str) -> FlagParser:
     """Build the parser of eval/qa.py."""
-    parser = new_parser(description)
+    parser = FlagParser(description)
     add_model_flags(parser, EVAL_DEFAULT)
     add_data_flags(parser, RULES, FILES, trains=False)
     group = add_evaluation_flags(parser, "of shots, of a head that is not trained, and of bootstraps")

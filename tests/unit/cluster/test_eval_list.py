@@ -50,7 +50,7 @@ def test_lines_and_their_folders(write_list):
         (["org/a cola 0 0"], "no task 'cola'; wanted one of sst2, imdb, qa, classify"),
         (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
         (["org/a sst2 0 0 --prompt-seeds=5"], "--prompt-seeds gives several scores.* write a line per SEED"),
-        (["org/a sst2 0 0 'x"], "No closing quotation"),
+        (["org/a sst2 0 0 'x"], "no closing quotation"),
         (
             ["org/a sst2 0 0 --calibrat contextual"],
             r"mine.txt line 1: unknown flag --calibrat: did you mean --calibrate\?",
@@ -65,7 +65,7 @@ def test_lists_that_are_refused(write_list, lines, words):
 
 def test_a_list_that_is_no_text(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"org/\xff sst2 0 0\n")
-    with pytest.raises(Refused, match=r"list\.txt is no text in UTF-8"):
+    with pytest.raises(Refused, match=r"list\.txt line 1 is no text in UTF-8"):
         read_list(tmp_path / "list.txt")
 
 
@@ -131,7 +131,7 @@ def test_a_list_with_a_byte_order_mark(write_list):
     [
         (f"org/a sst2 {'9' * 5000} 0", "line 1: --shots must be a whole number, not '9{50,70}…$"),
         (f"org/a sst2 0 {'9' * 30}", "line 1: --seed must fit 64 bits"),
-        ("org/a\0b sst2 0 0", "line 1: holds a NUL character"),
+        ("org/a\0b sst2 0 0", "line 1 holds a NUL character"),
     ],
 )
 def test_numbers_and_names_that_no_script_takes(write_list, line, words):

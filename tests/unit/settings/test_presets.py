@@ -5,11 +5,11 @@ import pytest
 from zerotune.cluster.jobs import PARSERS
 from zerotune.errors import Refused
 from zerotune.settings.flags import train_parser
-from zerotune.settings.presets import FOLDER
 from zerotune.settings.resolve import train_settings
+from zerotune.settings.train_parser import PRESETS
 from zerotune.tasks.sst2 import SST2
 
-SHIPPED = sorted(FOLDER.glob("*.txt"))
+SHIPPED = sorted(PRESETS.glob("*.txt"))
 
 
 def read(*flags, script="train/sst2.py"):
@@ -109,12 +109,9 @@ def test_a_wrong_file_is_one_line_with_the_lines_number(preset, content, words):
 
 
 def test_what_is_no_file(tmp_path):
-    assert (
-        refusal("--preset", tmp_path)
-        == f"{tmp_path} is a folder: name a file, each line of which is a flag and its values"
-    )
+    assert refusal("--preset", tmp_path) == f"{tmp_path} is a folder: name a file"
     assert refusal("--preset", tmp_path / "no.txt") == f"no such file: {tmp_path / 'no.txt'}"
-    assert "/dev/zero is no file of flags" in refusal("--preset", "/dev/zero")
+    assert "/dev/zero is no short file" in refusal("--preset", "/dev/zero")
     assert "too long" in refusal("--preset", "./" + "x" * 300)
     (tmp_path / "secret.txt").write_bytes(b"#" * (2**20 + 1))
-    assert "is no file of flags" in refusal("--preset", tmp_path / "secret.txt")
+    assert "is no short file" in refusal("--preset", tmp_path / "secret.txt")
