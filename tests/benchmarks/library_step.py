@@ -24,7 +24,7 @@ from zerotune.run.plan import Sharding, memory_need
 from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config
 from zerotune.settings.groups import ModelSettings
 from zerotune.squad.generation import GenerationData
-from zerotune.squad.writing import GreedyWriter
+from zerotune.squad.writing import greedy_writer
 from zerotune.tasks.prompts import PromptData
 from zerotune.training import checkpoints
 from zerotune.training.engine import Engine, build_optimizer
@@ -170,5 +170,5 @@ def write_answers(
     model: nn.Module, data: GenerationData, max_new_tokens: int, tokens_per_device: int, device: torch.device
 ) -> int:
     """Write an answer to every question, none of which ends early. Returns how many tokens were written."""
-    writer = GreedyWriter(model, data, [], max_new_tokens, device)
+    writer = greedy_writer(model, data, [], max_new_tokens, device)
     return sum(len(record["tokens"]) for batch in data.writing_batches(tokens_per_device) for record in writer(batch))

@@ -36,7 +36,7 @@ from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.prompts import QuestionPrompt
 from zerotune.squad.questions import Question
 from zerotune.squad.splits import first_paragraphs
-from zerotune.squad.writing import GreedyWriter
+from zerotune.squad.writing import greedy_writer
 from zerotune.training.engine import Engine, build_optimizer
 
 SHARED, ALONE = "shared paragraphs", "one question a row"
@@ -148,7 +148,7 @@ def evaluation_sides(by_side: dict[str, GenerationData], args) -> dict[str, Simp
         batches = data.writing_batches(args.tokens_per_device)
 
         def run(data=data, batches=batches, name=name) -> None:
-            write = GreedyWriter(model, data, [], args.max_new_tokens, torch.device("cpu"), args.precision)
+            write = greedy_writer(model, data, [], args.max_new_tokens, torch.device("cpu"), args.precision)
             answers[name] = {row: found for batch in batches for row, found in zip(batch, write(batch), strict=True)}
 
         ways[name] = way_of(data, run, batches, data.prompt_groups)

@@ -24,7 +24,7 @@ from zerotune.tasks.sample import sample_rows
 from zerotune.tasks.sst2 import SST2
 from zerotune.tasks.texts import load
 from zerotune.training.batches import epoch_steps, micro_batches
-from zerotune.training.classification import labelled_data
+from zerotune.training.classification import classifier_data
 
 CONFIGS = REPOSITORY / "ds_configs"
 FULL, LORA, QLORA = [], ["--method", "lora"], ["--method", "qlora"]
@@ -117,7 +117,8 @@ def test_the_training_loss_has_weights_and_smoothing_and_the_validation_loss_is_
     splits, tokenizer = load(task, data_settings(args)), load_tokenizer(str(workplace.model), None)
     config = read_config(str(workplace.model), None)
     train, validation = (
-        labelled_data(tokenizer, config, part, args.max_length, "head") for part in (splits.train, splits.validation)
+        classifier_data(task, tokenizer, config, part, args.max_length, "head")
+        for part in (splits.train, splits.validation)
     )
     rows = epoch_steps(train.lengths, args.batch_size, args.seed, 0)[0]
     labels, counts = torch.from_numpy(train.labels), torch.from_numpy(np.bincount(train.labels))

@@ -23,8 +23,16 @@ from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.splits import Example
 from zerotune.tasks.texts import TextTask
 from zerotune.training.batches import evaluation_batches
-from zerotune.training.classification import LabelledData, check_last_tokens, log_probabilities
-from zerotune.training.label_sets import THRESHOLD, classifier_data, likely_labels, log_sigmoid, logits
+from zerotune.training.classification import (
+    THRESHOLD,
+    LabelledData,
+    check_last_tokens,
+    classifier_data,
+    likely_labels,
+    log_probabilities,
+    log_sigmoid,
+    logits,
+)
 
 
 def head_scorer(model, data, device: torch.device, precision: str) -> Scorer:

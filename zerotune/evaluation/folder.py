@@ -16,8 +16,9 @@ from zerotune.files import file_record, first_damage, json_sha256, read_json, wr
 from zerotune.metrics.evaluations import EVALUATE_AGAIN, read_metrics
 from zerotune.models.model_files import model_identity
 from zerotune.records import FileRecord
+from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0, on_all_ranks
-from zerotune.run.process import is_main_process
+from zerotune.run.process import is_main_process, say
 from zerotune.terminal import say_when_slow
 
 FINGERPRINT_FILE = ".fingerprint.json"
@@ -104,19 +105,24 @@ def evaluate_into(
     return on_all_ranks(accelerator, metrics)[0]
 
 
-def results_time(folder: Path) -> int | None:
-    """Return when the results of an evaluation were written, in ns since the epoch; None if there are none."""
-    path = folder / "metrics.json"
-    return path.stat().st_mtime_ns if path.is_file() else None
-
-
-def base_line(folder: Path, earlier: int | None, setting: str, scores: str) -> str:
-    """Return the line about the scores before training, which says whether an earlier start of the run found them.
+def evaluate_before_training(
+    run: RunFolder, items: str, evaluate: Callable[[Path], dict], line: Callable[[dict], str]
+) -> None:
+    """Evaluate into eval/base of a run, and print the scores; they may be those of the run's earlier start.
 
     Args:
-        earlier: `results_time` before this start's evaluation.
+        items: what is evaluated, such as "872 test items".
+        evaluate: (folder) -> metrics.
+        line: (metrics) -> the scores in words.
     """
-    return f"base ({setting}): {scores}" + (", from before" if earlier and results_time(folder) == earlier else "")
+    path = run.path / "eval" / "base" / "metrics.json"
+    earlier = path.stat().st_mtime_ns if path.is_file() else None
+    if earlier is None:
+        say(f"base evaluation of {items}, before training")
+    with run.timed("base_eval_s"):
+        metrics = evaluate(path.parent)
+    is_earlier = earlier is not None and path.stat().st_mtime_ns == earlier
+    say(f"base ({metrics['setting']}): {line(metrics)}" + (", from before" if is_earlier else ""))
 
 
 def check_earlier(folder: Path, described: dict, items: Items) -> None:

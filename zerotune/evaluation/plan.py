@@ -13,7 +13,7 @@ from zerotune.run.plan import describe_bytes, describe_memory
 from zerotune.settings.groups import EvalSettings
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import evaluation_batches
-from zerotune.training.label_sets import classifier_data
+from zerotune.training.classification import classifier_data
 from zerotune.training.plan import describe_architecture
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from zerotune.evaluation.by_head import prepare_head
 from zerotune.evaluation.by_prompt import SharedModel, prepare_prompt
-from zerotune.evaluation.folder import Items, base_line, check_earlier, evaluate_into, results_time
+from zerotune.evaluation.folder import Items, check_earlier, evaluate_before_training, evaluate_into
 from zerotune.evaluation.options import TextEvaluation, base_model, check_flags, tuned_model
 from zerotune.evaluation.result_files import write_label_results, write_label_set_results
 from zerotune.evaluation.scoring import PreparedModel
@@ -103,13 +103,11 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits,
         as_generator=settings.head == "generate",
         data_sha256=reporting_sha256(splits.record),
     )
-    folder = run.path / "eval" / "base"
-    earlier = results_time(folder)
-    if earlier is None:
-        say(f"base evaluation of {len(test):,} test items, before training")
-    with run.timed("base_eval_s"):
-        metrics = evaluate(folder, evaluation, task, test, run.accelerator, stop_signal, overwrite=True)
-    say(base_line(folder, earlier, metrics["setting"], accuracy_line(metrics)))
+
+    def evaluate_into_base(folder: Path) -> dict:
+        return evaluate(folder, evaluation, task, test, run.accelerator, stop_signal, overwrite=True)
+
+    evaluate_before_training(run, f"{len(test):,} test items", evaluate_into_base, accuracy_line)
 
 
 def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, task, splits: Splits, stop_signal) -> None:

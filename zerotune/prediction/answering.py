@@ -56,8 +56,7 @@ from zerotune.tasks.splits import Example
 from zerotune.tasks.sst2 import SST2
 from zerotune.tasks.texts import joined_pair
 from zerotune.training.batches import evaluation_batches
-from zerotune.training.classification import log_probabilities
-from zerotune.training.label_sets import THRESHOLD, likely_labels, log_sigmoid, logits
+from zerotune.training.classification import THRESHOLD, likely_labels, log_probabilities, log_sigmoid, logits
 
 _TASKS = {task.name: task for task in (SST2, IMDB, OWN)}
 DECIMALS = 6  # of a probability

@@ -9,7 +9,7 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.evaluation.by_head import head_scorer
-from zerotune.evaluation.folder import Items, base_line, check_earlier, evaluate_into, results_time
+from zerotune.evaluation.folder import Items, check_earlier, evaluate_before_training, evaluate_into
 from zerotune.evaluation.options import base_model, generator_record, training_description, tuned_model
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.models.attention import attention_kernel, check_kernel_precision
@@ -404,13 +404,11 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, splits: Splits, stop_
         seed=settings.optimisation.seed,
         data_sha256=reporting_sha256(splits.record),
     )
-    folder = run.path / "eval" / "base"
-    earlier = results_time(folder)
-    if earlier is None:
-        say(f"base evaluation of {len(questions):,} test questions, before training")
-    with run.timed("base_eval_s"):
-        metrics = evaluate(folder, evaluation, questions, run.accelerator, stop_signal, overwrite=True)
-    say(base_line(folder, earlier, metrics["setting"], score_line(metrics)))
+
+    def evaluate_into_base(folder: Path) -> dict:
+        return evaluate(folder, evaluation, questions, run.accelerator, stop_signal, overwrite=True)
+
+    evaluate_before_training(run, f"{len(questions):,} test questions", evaluate_into_base, score_line)
 
 
 def evaluate_final(run: RunFolder, settings: TrainSettings, final: Path, splits: Splits, stop_signal) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from zerotune.errors import Refused
-from zerotune.evaluation.scoring import score_items
+from zerotune.evaluation.validation import score_validation
 from zerotune.models.attention import attention_kernel
 from zerotune.models.branches import can_share
 from zerotune.models.packed import packs_rows
@@ -94,14 +94,8 @@ def validate_spans(
     Raises:
         Preempted: a rank was asked to stop.
     """
-    accelerator = engine.accelerator
-    records = score_items(
-        lambda rows: data.scores(engine.forward, rows, accelerator.device),
-        evaluation_batches(data.scored_lengths, optimisation.tokens_per_device),
-        accelerator,
-        on_batch=lambda: stop_signal.raise_when_noted(accelerator),
-        activity="validation",
-    )
+    batches = evaluation_batches(data.scored_lengths, optimisation.tokens_per_device)
+    records = score_validation(engine, data, batches, stop_signal)
     return span_values(data, records, optimisation.choose_by, kinds_weigh_same=rule == "official")
 
 
@@ -142,25 +136,14 @@ def validate_written(
     Raises:
         Preempted: a rank was asked to stop.
     """
-    accelerator = engine.accelerator
-    device = accelerator.device
-
-    def check_signal() -> None:
-        stop_signal.raise_when_noted(accelerator)
-
-    losses = score_items(
-        lambda rows: data.scores(engine.forward, rows, device),
-        data.loss_batches(optimisation.tokens_per_device),
-        accelerator,
-        on_batch=check_signal,
-        activity="validation, loss",
-    )
+    device, budget = engine.accelerator.device, optimisation.tokens_per_device
+    losses = score_validation(engine, data, data.loss_batches(budget), stop_signal, "validation, loss")
     in_step = engine.deepspeed and engine.model.zero_optimization_stage() == 3
     score = writing_scorer(
         engine.module.stock_model, data, tokenizer, max_new_tokens, device, engine.precision, in_step=in_step
     )
-    batches = data.writing_batches(optimisation.tokens_per_device)
-    written = score_items(score, batches, accelerator, on_batch=check_signal, activity="validation, answers")
+    batches = data.writing_batches(budget)
+    written = score_validation(engine, data, batches, stop_signal, "validation, answers", score)
     answers = read_answers(tokenizer, written)
     scores = official_scores(score_answers(questions, dict(zip(data.ids, answers, strict=True))))
     scores = {name: float(score) for name, score in scores.items() if not name.endswith("total")}

@@ -5,7 +5,6 @@ keys and values of the prefix of all prompts, the instruction and solved questio
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -19,34 +18,22 @@ from zerotune.squad.generation import GenerationData
 from zerotune.squad.prompts import has_first_line, read_answer
 
 
-class GreedyWriter:
-    """A scorer whose records hold the "tokens" of a written answer to each question, without the end.
+def greedy_writer(
+    model, data: GenerationData, ends: list[int], max_new_tokens: int, device: torch.device, *more, **options
+) -> Scorer:
+    """Return a scorer whose records hold the "tokens" of a written answer to each question, without the end.
 
-    The arguments are those of `BranchWriter`.
+    The likeliest next token is always taken. The arguments are those of `BranchWriter`.
     """
+    write = BranchWriter(model, data.prefix, data.pad_id, ends, max_new_tokens, device, *more, **options)
 
-    def __init__(
-        self,
-        model,
-        data: GenerationData,
-        ends: list[int],
-        max_new_tokens: int,
-        device: torch.device,
-        precision: str = "fp32",
-        in_step: bool = False,
-        are_complete: Callable[[list[list[int]]], list[bool]] | None = None,
-    ):
-        self.data = data
-        self._write = BranchWriter(
-            model, data.prefix, data.pad_id, ends, max_new_tokens, device, precision, in_step, are_complete
-        )
-
-    def __call__(self, rows: np.ndarray) -> list[dict]:
-        """Write an answer to each of some questions, always taking the likeliest next token."""
-        laid, order = self.data.prompt_rows(rows)
-        written = self._write(laid, np.array([len(self.data.questions[row]) for row in order]))
+    def score(rows: np.ndarray) -> list[dict]:
+        laid, order = data.prompt_rows(rows)
+        written = write(laid, np.array([len(data.questions[row]) for row in order]))
         tokens = dict(zip(order.tolist(), written, strict=True))
         return [{"tokens": tokens[row]} for row in rows.tolist()]
+
+    return score
 
 
 def writing_scorer(
@@ -64,12 +51,12 @@ def writing_scorer(
     (`can_share`) gets a row for each prompt.
 
     Args:
-        precision, in_step: as for `GreedyWriter`.
+        precision, in_step: as for `BranchWriter`.
     """
     ends = end_tokens(model, tokenizer, data.prompt.wording)
     if can_share(model.config, model.config._attn_implementation):
         have_line = partial(_have_line, tokenizer)
-        write = GreedyWriter(model, data, ends, max_new_tokens, device, precision, in_step, have_line)
+        write = greedy_writer(model, data, ends, max_new_tokens, device, precision, in_step, have_line)
     else:
 
         def write(rows: np.ndarray) -> list[dict]:

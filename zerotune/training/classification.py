@@ -1,4 +1,4 @@
-"""Tokenised examples with labels, and their batches and losses."""
+"""Tokenised examples with one label or with any number of labels, their batches, and what a classifier says of them."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from zerotune.errors import Refused
 from zerotune.files import default_cache_dir
+from zerotune.metrics.label_sets import membership
 from zerotune.models.device import on_device, to_device
 from zerotune.models.heads import is_encoder
 from zerotune.models.packed import pack
@@ -18,28 +19,29 @@ from zerotune.training.class_weights import weights_of
 from zerotune.training.data import Batch
 
 UNLABELLED = -100  # cross entropy ignores it
+# A text that may have any number of labels gets those whose probability is above this; task.json records it.
+THRESHOLD = 0.5
 
 
-def labelled_data(
-    tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
-) -> "LabelledData":
-    """Tokenise examples with one label each for a classifier head. Arguments as for `encode_examples`."""
-    encoded = encode_examples(tokenizer, config, examples, max_length, truncation, cached)
-    labels = np.array([UNLABELLED if example.label is None else example.label for example in examples], dtype=np.int64)
-    return LabelledData([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
-
-
-def encode_examples(
-    tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
-) -> Encoded:
-    """Tokenise the texts of examples for a classifier head; an encoder reads a pair of texts as two segments.
+def classifier_data(
+    task, tokenizer, config, examples: list[Example], max_length: int, truncation: str, cached: bool = True
+) -> "LabelledData | LabelSetData":
+    """Tokenise examples for a classifier head; an encoder reads a pair of texts as two segments.
 
     Args:
+        task: zerotune.tasks.texts.TextTask; an example has one label, or with `multi_label` a set of labels.
         cached: read the tokens from the cache, or add them to it.
     """
     reads_pairs = is_encoder(config)
     texts = [example.pair or example.text if reads_pairs else example.text for example in examples]
-    return encode_texts(tokenizer, texts, max_length, default_cache_dir() if cached else None, truncation)
+    encoded = encode_texts(tokenizer, texts, max_length, default_cache_dir() if cached else None, truncation)
+    if task.multi_label:
+        kind, labels = LabelSetData, membership([example.labels for example in examples], len(task.labels))
+        labels = labels.astype(np.float32)
+    else:
+        kind, labels = LabelledData, [UNLABELLED if example.label is None else example.label for example in examples]
+        labels = np.array(labels, dtype=np.int64)
+    return kind([example.id for example in examples], encoded, labels, tokenizer.pad_token_id)
 
 
 def check_last_tokens(name: str, config, tokenizer, data: "LabelledData") -> None:
@@ -137,6 +139,50 @@ class LabelledData(LengthBatches):
         return float(-log_probabilities(records)[np.arange(len(records)), self.labels].mean())
 
 
+@dataclass(frozen=True)
+class LabelSetData(LabelledData):
+    """Texts ready for a classification head, with any number of labels each.
+
+    Attributes:
+        labels: 1 where an example has a label, else 0: float32 [num_examples, num_labels]; all 0 if unknown.
+        class_weights: weight of each label in the loss of the examples that have it, float64 [num_labels].
+    """
+
+    def num_targets(self, rows: np.ndarray) -> float:
+        """Return the divisor for the sum of some examples' losses: their number."""
+        return float(len(rows))
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> Batch:
+        """Build the inputs of a `SequenceClassifier`, with targets of 0 or 1 and their weights, [rows, labels] each."""
+        labels, weights = self.labels[rows], self.class_weights
+        weights = np.ones_like(labels) if weights is None else np.where(labels > 0, weights, 1).astype(np.float32)
+        return Batch(self.inputs(rows, device), to_device(labels, device), to_device(weights, device))
+
+    def scores(self, forward, rows: np.ndarray, device: torch.device) -> list[dict]:
+        """Return a record for each example: the logit of each label."""
+        return [{"logits": values} for values in forward(**self.inputs(rows, device)).float().tolist()]
+
+    def mean_loss(self, records: list[dict]) -> float:
+        """Return the mean loss per example, given all examples' records: binary cross entropy, summed over labels."""
+        found = logits(records)
+        return float((np.logaddexp(0, found) - self.labels * found).sum(axis=1).mean())
+
+
 def log_probabilities(records: list[dict]) -> np.ndarray:
     """Return the labels' natural log-probabilities from some records, float32 [items, labels]."""
     return np.array([record["log_probabilities"] for record in records], dtype=np.float32)
+
+
+def logits(records: list[dict]) -> np.ndarray:
+    """Return the labels' logits from some records, float32 [items, labels]."""
+    return np.array([record["logits"] for record in records], dtype=np.float32)
+
+
+def log_sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return each label's natural log-probability, independent of the others, from its logit: [items, labels]."""
+    return -np.logaddexp(0, -logits)
+
+
+def likely_labels(log_probabilities: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    """Return where a label's probability is above the threshold, bool [items, labels]."""
+    return log_probabilities > np.log(np.float32(threshold))

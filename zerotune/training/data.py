@@ -30,11 +30,17 @@ class TrainingData(Protocol):
     Attributes:
         ids: stable id of each example, [num_examples].
         lengths: tokens of each example, int64 [num_examples].
+        token_ids: all token ids, one example after the other: int32 [tokens].
+        pad_id: token id that fills short rows.
+        num_truncated: number of texts that were cut to fit.
         packs: whether a batch is one packed row (zerotune/models/packed.py); the model must be set up for it.
     """
 
     ids: list[str]
     lengths: np.ndarray
+    token_ids: np.ndarray
+    pad_id: int
+    num_truncated: int
     packs: bool
 
     def epoch_steps(self, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -45,6 +51,9 @@ class TrainingData(Protocol):
 
     def num_tokens(self, rows: np.ndarray) -> int:
         """Count the tokens that the model reads in a batch of some examples, without padding."""
+
+    def num_padded_tokens(self, rows: np.ndarray) -> int:
+        """Count the tokens of a batch of some examples with its padding, which a packed one has not."""
 
     def num_targets(self, rows: np.ndarray) -> float:
         """Return the divisor for the sum of some examples' losses: the number of examples, windows or answer tokens.

@@ -13,10 +13,9 @@ from zerotune.tasks.classify import COLUMN_FLAGS, OWN
 from zerotune.tasks.prompts import Prompt, uses_chat
 from zerotune.tasks.splits import Splits
 from zerotune.training.class_weights import balanced_weights, positive_weights
-from zerotune.training.classification import LabelledData, check_last_tokens
+from zerotune.training.classification import THRESHOLD, LabelledData, check_last_tokens, classifier_data
 from zerotune.training.engine import model_in_training
 from zerotune.training.generation import AnswerData, encode_answers, prompt_record
-from zerotune.training.label_sets import THRESHOLD, classifier_data
 
 
 def check_head(settings: TrainSettings, config, tokenizer) -> None:

@@ -8,11 +8,11 @@ user: bf16, dynamic padding, batches grouped by length, fused AdamW. The forward
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -74,13 +74,18 @@ def train_with_trainer(loop: TrainingLoop, settings: TrainSettings) -> None:
     engine, schedule = loop.engine, loop.schedule
     # `_BetweenSteps` sets the rates: a Trainer's scheduler does not advance where fp16 skips an update
     scheduler = torch.optim.lr_scheduler.LambdaLR(engine.optimizer, lambda done: 1.0)
+
+    def loss_of(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        loss = mean_over_step(logits, labels, num_items_in_batch, settings.optimisation.label_smoothing)
+        engine.note_loss(loss)
+        return loss
+
     trainer = _StepTrainer(
         engine,
-        _remaining_rows(loop, first.number, settings.optimisation.batch_size),
         args=_training_arguments(settings, loop.data, schedule.num_steps - first.number + 1),
-        data_collator=_Collator(loop.data),
-        train_dataset=range(len(loop.data.ids) + 1),  # rows, which the collator turns into batches; the last is filler
-        compute_loss_func=_StepLoss(engine, settings.optimisation.label_smoothing),
+        data_collator=partial(_batch_of, loop.data),
+        train_dataset=_remaining_rows(loop, first.number, settings.optimisation.batch_size),
+        compute_loss_func=loss_of,
         optimizers=(engine.optimizer, scheduler),
         callbacks=[_BetweenSteps(steps, first, settings.optimisation.seed, loop)],
     )
@@ -90,14 +95,11 @@ def train_with_trainer(loop: TrainingLoop, settings: TrainSettings) -> None:
 
 
 class _StepTrainer(Trainer):
-    """A Trainer that reads given rows in order and reports gradient norms to the engine."""
+    """A Trainer that reports gradient norms to the engine."""
 
-    def __init__(self, engine: Engine, rows: list[int], **kwargs):
-        self.engine, self.rows = engine, rows
+    def __init__(self, engine: Engine, **kwargs):
+        self.engine = engine
         super().__init__(model=engine.module, **kwargs)
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        return _GivenRows(self.rows)
 
     def _get_grad_norm(self, model, grad_norm=None):
         self.engine.note_norm(super()._get_grad_norm(model, grad_norm))
@@ -120,17 +122,6 @@ class _BetweenSteps(TrainerCallback):
         control.should_training_stop = self.step is None
 
 
-class _GivenRows(Sampler):
-    def __init__(self, rows: list[int]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.rows)
-
-
 def _remaining_rows(loop: TrainingLoop, first: int, batch_size: int) -> list[int]:
     """Return the rows of all remaining steps, one step after the other.
 
@@ -144,30 +135,13 @@ def _remaining_rows(loop: TrainingLoop, first: int, batch_size: int) -> list[int
     return rows
 
 
-class _Collator:
-    """Turns a micro-batch's rows into padded inputs with labels, on the CPU. Filler becomes an unlabelled example."""
-
-    def __init__(self, data: LabelledData):
-        self.data = data
-
-    def __call__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        rows = np.array(rows)
-        is_filler = rows == len(self.data.ids)
-        shown = np.where(is_filler, np.argmin(self.data.lengths), rows)
-        labels = np.where(is_filler, UNLABELLED, self.data.labels[shown])
-        return {**self.data.inputs(shown, torch.device("cpu")), "labels": torch.from_numpy(labels)}
-
-
-class _StepLoss:
-    """Computes `mean_over_step`, and also adds it to the step's loss for the loop."""
-
-    def __init__(self, engine: Engine, label_smoothing: float):
-        self.engine, self.label_smoothing = engine, label_smoothing
-
-    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        loss = mean_over_step(logits, labels, num_items_in_batch, self.label_smoothing)
-        self.engine.note_loss(loss)
-        return loss
+def _batch_of(data: LabelledData, rows: list[int]) -> dict[str, torch.Tensor]:
+    """Return a micro-batch's padded inputs with labels, on the CPU. Filler becomes an unlabelled example."""
+    rows = np.array(rows)
+    is_filler = rows == len(data.ids)
+    shown = np.where(is_filler, np.argmin(data.lengths), rows)
+    labels = np.where(is_filler, UNLABELLED, data.labels[shown])
+    return {**data.inputs(shown, torch.device("cpu")), "labels": torch.from_numpy(labels)}
 
 
 def mean_over_step(
@@ -220,6 +194,7 @@ def _training_arguments(settings: TrainSettings, data: LabelledData, num_steps: 
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         seed=optimisation.seed % 2**32,  # numpy's limit
+        train_sampling_strategy="sequential",  # the rows are in the loop's order
         use_cpu=not on_gpu,
         ddp_backend="gloo" if num_processes > 1 and not on_gpu else None,
         ddp_find_unused_parameters=False,

@@ -22,7 +22,7 @@ from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.groups import DataSettings, ModelSettings, TrainSettings
 from zerotune.tasks.classify import task_of
 from zerotune.tasks.splits import Example, Splits
-from zerotune.training.label_sets import classifier_data
+from zerotune.training.classification import classifier_data
 from zerotune.training.text import check_head
 from zerotune.training.text import task_record as record_of_task
 

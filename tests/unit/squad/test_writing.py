@@ -12,7 +12,7 @@ from tiny_models import seeded_model
 from zerotune.evaluation.generation import LARGEST_SHARE_OF_ROWS
 from zerotune.squad.generation import encode_questions
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, read_answer
-from zerotune.squad.writing import GreedyWriter, first_line, writing_scorer, writing_summary
+from zerotune.squad.writing import first_line, greedy_writer, writing_scorer, writing_summary
 
 CPU = torch.device("cpu")
 NEW = 7
@@ -48,12 +48,12 @@ def test_answers_are_greedy_whatever_stands_beside_them(kind, prompt):
     ends = [free[0][3], free[4][1]]  # some answers end early
     wanted = [one_by_one(model, data, number, ends) for number in ALL]
     records = [{"tokens": tokens} for tokens in wanted]
-    write = GreedyWriter(model, data, ends, NEW, CPU)
+    write = greedy_writer(model, data, ends, NEW, CPU)
     assert write(ALL) == records
     assert write(ALL[[4, 0, 5]]) == [records[4], records[0], records[5]]
     assert [write(ALL[[number]])[0] for number in ALL] == records
-    assert GreedyWriter(model, replace(data, shares=False), ends, NEW, CPU)(ALL) == records
-    assert GreedyWriter(model, data, ends, NEW, CPU, in_step=True)(ALL) == records
+    assert greedy_writer(model, replace(data, shares=False), ends, NEW, CPU)(ALL) == records
+    assert greedy_writer(model, data, ends, NEW, CPU, in_step=True)(ALL) == records
     assert len(wanted[0]) <= 3
 
 
@@ -71,13 +71,13 @@ def count_passes(model, run):
 
 def test_a_paragraph_is_read_once_and_written_answers_stop():
     model = model_of("llama")
-    write = GreedyWriter(model, DATA, [], NEW, CPU)
+    write = greedy_writer(model, DATA, [], NEW, CPU)
     rows = ALL[[0, 2, 3]]
     shapes = count_passes(model, lambda: write(rows))
     prompt = len(DATA.contexts[0]) + sum(len(DATA.questions[number]) for number in rows)
     assert shapes == [(1, prompt)] + [(1, 3)] * (NEW - 1)
     ends = [one_by_one(model, DATA, number, [])[1] for number in rows]
-    early, in_step = (GreedyWriter(model, DATA, ends, NEW, CPU, in_step=each) for each in (False, True))
+    early, in_step = (greedy_writer(model, DATA, ends, NEW, CPU, in_step=each) for each in (False, True))
     assert len(count_passes(model, lambda: early(rows))) <= 2
     assert len(count_passes(model, lambda: in_step(rows))) == NEW
 
@@ -87,7 +87,7 @@ def test_answers_that_have_ended_leave_the_batch():
     model = model_of("llama")
     ends = [one_by_one(model, DATA, 0, [])[1]]
     lengths = np.array([len(one_by_one(model, DATA, number, ends)) for number in ALL])
-    write = GreedyWriter(model, DATA, ends, NEW, CPU)
+    write = greedy_writer(model, DATA, ends, NEW, CPU)
     _, *passes = count_passes(model, lambda: write(ALL))
     num_rows = len(set(DATA.context_of))
     for step, (rows, columns) in enumerate(passes, start=1):
@@ -106,7 +106,7 @@ def test_a_device_is_asked_for_the_end_every_few_tokens(every, most_reads, monke
     model = model_of("llama")
     ends = [one_by_one(model, DATA, number, [])[1] for number in ALL[:2]]
     for given, rows in (([], ALL), (ends, ALL[:2])):
-        write = GreedyWriter(model, DATA, given, NEW, CPU)
+        write = greedy_writer(model, DATA, given, NEW, CPU)
         with HostReads() as reads:
             found = write(rows)
         assert found == [{"tokens": one_by_one(model, DATA, number, given)} for number in rows]
@@ -117,7 +117,7 @@ def test_a_model_whose_questions_cannot_share_a_row_writes_prompt_by_prompt(monk
     model, rows = model_of("llama"), ALL[[4, 0, 2]]
     expected = writing_scorer(model, DATA, TOKENIZER, NEW, CPU)(rows)
     monkeypatch.setattr("zerotune.squad.writing.can_share", lambda *_: False)
-    monkeypatch.delattr("zerotune.squad.writing.GreedyWriter")
+    monkeypatch.delattr("zerotune.squad.writing.greedy_writer")
     assert writing_scorer(model, ALONE, TOKENIZER, NEW, CPU)(rows) == expected
 
 

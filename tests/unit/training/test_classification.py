@@ -13,7 +13,8 @@ from zerotune.models.final_folder import load_final_or_base, save_final
 from zerotune.models.pretrained import load_tokenizer, read_names_as_text
 from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.splits import Example
-from zerotune.training.classification import check_last_tokens, labelled_data
+from zerotune.tasks.sst2 import SST2
+from zerotune.training.classification import check_last_tokens, classifier_data
 
 TEXTS = ["a dull film <unk>", "<s> a </s> bright film", "fine"]
 EXAMPLES = [Example(f"x-{number}", text, 0) for number, text in enumerate(TEXTS)]
@@ -33,7 +34,7 @@ def model_padded_with_unk(folder):
 
 
 def logits_of(model, tokenizer):
-    data = labelled_data(tokenizer, CONFIG, EXAMPLES, 60, "head")
+    data = classifier_data(SST2, tokenizer, CONFIG, EXAMPLES, 60, "head")
     with torch.no_grad():
         return model.eval()(**data.inputs(np.arange(len(TEXTS)), CPU))
 
@@ -62,18 +63,18 @@ def test_a_text_that_spells_special_tokens_has_one_score_in_training_evaluation_
 def test_texts_that_end_with_the_pad_token_are_refused(tmp_path):
     name = model_padded_with_unk(tmp_path / "model")
     tokenizer, config = load_tokenizer(name, None), AutoConfig.from_pretrained(name)
-    as_published = labelled_data(tokenizer, CONFIG, [EXAMPLES[2], EXAMPLES[0]], 60, "head")
+    as_published = classifier_data(SST2, tokenizer, CONFIG, [EXAMPLES[2], EXAMPLES[0]], 60, "head")
     with pytest.raises(
         Refused, match=r"1 of 2 texts end with '<unk>', first x-0: .*; give the tokenizer another pad_token"
     ):
         check_last_tokens(name, config, tokenizer, as_published)
     read_names_as_text(tokenizer)
-    data = labelled_data(tokenizer, CONFIG, EXAMPLES, 60, "head")
+    data = classifier_data(SST2, tokenizer, CONFIG, EXAMPLES, 60, "head")
     check_last_tokens(name, config, tokenizer, data)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A <unk>", special_tokens=[("<s>", 1), ("<unk>", 0)]
     )
-    data = labelled_data(tokenizer, CONFIG, EXAMPLES, 60, "head")
+    data = classifier_data(SST2, tokenizer, CONFIG, EXAMPLES, 60, "head")
     with pytest.raises(Refused, match="3 of 3 texts end with '<unk>'"):
         check_last_tokens(name, config, tokenizer, data)
     check_last_tokens("bert", AutoConfig.from_pretrained(tiny_model("bert")), tokenizer, data)

@@ -13,8 +13,14 @@ from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.tasks.splits import Example
 from zerotune.tasks.tokens import Encoded
 from zerotune.training.class_weights import positive_weights
-from zerotune.training.classification import LabelledData
-from zerotune.training.label_sets import LabelSetData, classifier_data, likely_labels, log_sigmoid, logits
+from zerotune.training.classification import (
+    LabelledData,
+    LabelSetData,
+    classifier_data,
+    likely_labels,
+    log_sigmoid,
+    logits,
+)
 
 CPU = torch.device("cpu")
 # One row per example; the last one's are too large for float32 probabilities.
