@@ -25,8 +25,7 @@ def main(args) -> None:
     from zerotune.models.multi_label import check_has_head, check_multi_label, is_multi_label
     from zerotune.models.pretrained import known_labels, label_columns, read_model
     from zerotune.report.evaluation_report import write_evaluation_report
-    from zerotune.report.label_parts import label_parts
-    from zerotune.report.label_set_parts import label_set_parts
+    from zerotune.report.label_parts import label_parts, label_set_parts
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator, use_own_device
     from zerotune.run.stopping import StopSignal

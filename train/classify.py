@@ -39,8 +39,7 @@ def main(args) -> None:
     from zerotune.models.loading import check_trainable
     from zerotune.models.pretrained import read_model
     from zerotune.models.upload import upload_run
-    from zerotune.report.label_parts import label_parts
-    from zerotune.report.label_set_parts import label_set_parts
+    from zerotune.report.label_parts import label_parts, label_set_parts
     from zerotune.report.run_report import print_run_table, write_report
     from zerotune.run.folder import RunFolder, check_earlier_run
     from zerotune.run.launch import start_accelerator, use_own_device

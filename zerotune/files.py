@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +261,20 @@ def _umask() -> int:
 
 
 @contextmanager
-def hold_lock(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, which is created if missing and kept; hold none on a file system without locks."""
+def hold_lock(path: Path, or_refuse: str | None = None) -> Iterator[None]:
+    """Hold a lock on a file, which is created if missing and kept; hold none on a file system without locks.
+
+    Args:
+        or_refuse: the message of Refused where another process has the lock; None: wait for it.
+    """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if or_refuse else 0))
+        except BlockingIOError:
+            raise Refused(or_refuse) from None
+        except OSError:
+            pass
         yield
     finally:
         os.close(handle)

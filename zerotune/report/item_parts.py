@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -117,15 +117,19 @@ def calibration_section(
     return html.section("Calibration", html.bullets(sentences), figure, html.paragraph(note, "note"))
 
 
-def examples_section(count: str, errors: Iterable[tuple[str, ...]], right: Iterable[tuple[str, ...]], how: str) -> str:
-    """Return errors beside right answers.
+def examples_section(
+    count: str, how: str, wrong: Sequence[dict], right: Sequence[dict], example: Callable[[dict], tuple[str, ...]]
+) -> str:
+    """Return errors beside right answers: the first of the wrong ones, the first and the last of the right ones.
 
     Args:
-        count: a sentence that says how many items are wrong, and which are shown.
-        errors, right: as for `html.example_list`.
+        count: a sentence that says how many items are wrong, and which {shown} are shown.
         how: a sentence that says which right answers are shown.
+        wrong, right: lines of predictions.jsonl, in order.
+        example: a line -> one of the texts of `html.example_list`.
     """
-    errors, right = list(errors), list(right)
+    errors, right = [example(line) for line in wrong[:NUM_EXAMPLES]], [example(line) for line in both_ends(right)]
+    count = count.format(shown=len(errors))
     if any(DRAWN_ITEM.search(head) for head, *_ in (*errors, *right)):
         count += " An id such as train-12 is that of the row that an item was drawn from; the item did not train."
     left = f"<h3>Errors</h3>{html.paragraph(count)}{html.example_list(errors)}"
@@ -138,8 +142,9 @@ def surest(lines: Sequence[dict], probability) -> list[dict]:
     return sorted(lines, key=lambda line: (-probability(line), line["id"]))
 
 
-def both_ends(lines: list, num: int = NUM_EXAMPLES) -> list:
-    """Return the first and the last of a sorted list, `num` together."""
+def both_ends(lines: Sequence) -> Sequence:
+    """Return the first and the last of a sorted list, NUM_EXAMPLES together."""
+    num = NUM_EXAMPLES
     return lines if len(lines) <= num else lines[: num - num // 2] + lines[-(num // 2) :]
 
 

@@ -187,7 +187,7 @@ def _heading(files: RunFiles) -> str:
     data = (files.split.get("sources") or {}).get("train") or {}
     if title and data.get("path"):
         title += f" on {Path(data['path']).name}"
-    overline = TASK_NAMES.get(task, "own labels" if task == "classify" else task) or ""
+    overline = TASK_NAMES.get(task, task) or ""
     return html.heading(title or folder, overline) + (html.paragraph(folder, "note") if title else "")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from zerotune.errors import Refused
 from zerotune.files import default_cache_dir
 
-TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "qa": "SQuAD v2", "squad": "SQuAD v2"}
+TASK_NAMES = {"sst2": "SST-2", "imdb": "IMDB", "classify": "own labels", "squad": "SQuAD v2"}
 # The data sets on the hub of the tasks that have one. All are English, and so are the samples.
 DATASETS = {"sst2": "stanfordnlp/sst2", "imdb": "stanfordnlp/imdb", "squad": "rajpurkar/squad_v2"}
 DEFAULT_MODEL = "distilbert/distilbert-base-uncased"

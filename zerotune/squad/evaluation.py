@@ -32,8 +32,7 @@ from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.metrics import PredictedAnswers
 from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, fit_solved_questions, recorded_question_prompt
 from zerotune.squad.questions import TASK, Question, question_texts
-from zerotune.squad.report import score_line
-from zerotune.squad.result_files import write_question_results
+from zerotune.squad.report import score_line, write_question_results
 from zerotune.squad.settings import refuse_other_heads_flags, resolve_questions
 from zerotune.squad.spans import SpanData, span_data
 from zerotune.squad.splits import first_paragraphs

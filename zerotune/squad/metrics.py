@@ -177,12 +177,7 @@ def _wilson(values: np.ndarray) -> Interval:
 
 def squad_metrics(scores: QuestionScores, seed: int = 0) -> dict[str, float | int | list]:
     """Return the official scores, each with its `_ci95`, and the totals."""
-    intervals, found = score_intervals(scores, seed), {}
-    for name, score in official_scores(scores).items():
-        found[name] = score
-        if f"{name}_ci95" in intervals:
-            found[f"{name}_ci95"] = intervals[f"{name}_ci95"]
-    return found
+    return official_scores(scores) | score_intervals(scores, seed)
 
 
 # --- thresholds ---

@@ -1,13 +1,14 @@
-"""Show scores on SQuAD v2: the page and the table of a run, and the table of a single evaluation."""
+"""Write the results of evaluations on SQuAD v2, and show them: a run's page and table, the table of one evaluation."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
 
-from zerotune.evaluation.result_files import shortened
-from zerotune.files import read_json
+from zerotune.evaluation.result_files import shortened, write_predictions
+from zerotune.files import read_json, write_json
 from zerotune.metrics.evaluations import (
     EVALUATE_AGAIN,
     Evaluation,
@@ -20,10 +21,17 @@ from zerotune.metrics.evaluations import (
 from zerotune.metrics.text_overlap import OVERLAP_TITLES
 from zerotune.records import Count
 from zerotune.report import html, words
-from zerotune.report.item_parts import NUM_EXAMPLES, both_ends, examples_section, surest
+from zerotune.report.item_parts import examples_section, surest
 from zerotune.report.run_report import ReportParts
 from zerotune.run.process import say
-from zerotune.squad.metrics import ANSWER_ALL, QuestionScores, squad_metrics
+from zerotune.squad.metrics import (
+    ANSWER_ALL,
+    PredictedAnswers,
+    QuestionScores,
+    breakdown,
+    question_metrics,
+    squad_metrics,
+)
 from zerotune.squad.questions import Question
 
 MOST_CHARACTERS = 900
@@ -195,9 +203,32 @@ def _examples(evaluation: Evaluation, questions: Mapping[str, Question]) -> str:
     if threshold is not None:
         farthest = "with the lowest odds of no answer" if answers_all else "farthest from the threshold"
         order = f"those {farthest}, where the model is most confident"
-    shown = wrong[:NUM_EXAMPLES]
-    count = f"{len(wrong):,} answers share no word with a gold answer. {len(shown)} of them, {order}:"
-    if not wrong:
-        count = "None: every answer shares a word with a gold answer."
+    count = f"{len(wrong):,} answers share no word with a gold answer. {{shown}} of them, {order}:"
+    count = count if wrong else "None: every answer shares a word with a gold answer."
     how = "Exact answers, the first and the last in the same order:"
-    return examples_section(count, map(example, shown), [example(line) for line in both_ends(right)], how)
+    return examples_section(count, how, wrong, right, example)
+
+
+def write_question_results(folder: Path, questions: list[Question], predicted: PredictedAnswers, seed: int = 0) -> dict:
+    """Write predictions.jsonl, predictions.json (the official format) and, with gold answers, breakdown.json.
+
+    Returns:
+        The measured part of metrics.json, from `question_metrics`.
+    """
+    metrics, scores = question_metrics(questions, predicted, seed)
+    columns = {
+        "id": [question.id for question in questions],
+        "question": [question.text for question in questions],
+        "label": [_distinct_golds(question) for question in questions],
+        "prediction": predicted.texts,
+    }
+    if scores is not None:
+        columns |= {"exact": scores.exact.tolist(), "f1": scores.f1.tolist()}
+        write_json(folder / "breakdown.json", breakdown(questions, scores))
+    write_predictions(folder, columns | predicted.details)
+    write_json(folder / "predictions.json", predicted.by_id(questions))
+    return metrics
+
+
+def _distinct_golds(question: Question) -> list[str] | None:
+    return None if question.answers is None else list(dict.fromkeys(answer.text for answer in question.answers))

@@ -12,8 +12,7 @@ from zerotune.run.process import describe_process, say
 from zerotune.settings.groups import DataSettings, RunSettings
 from zerotune.squad.metrics import PredictedAnswers
 from zerotune.squad.questions import TASK, Question
-from zerotune.squad.report import print_scores, question_parts
-from zerotune.squad.result_files import write_question_results
+from zerotune.squad.report import print_scores, question_parts, write_question_results
 from zerotune.squad.splits import load_test
 from zerotune.tasks.files import check_unicode, decode_text, needs_memory, read_bytes
 from zerotune.tasks.split_file import reporting_sha256

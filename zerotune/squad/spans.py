@@ -177,7 +177,7 @@ class SpanData(LengthBatches):
     @property
     def token_ids(self) -> np.ndarray:
         """Return every token id that occurs, int32."""
-        return np.unique(self.windows.pool)
+        return self.windows.token_ids
 
     def num_tokens(self, rows: np.ndarray) -> int:
         """Return the number of tokens of some questions' windows, without padding."""

@@ -1,12 +1,13 @@
 """Split SQuAD's questions into train, validation and test. Articles stay whole unless a random split is asked for."""
 
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 
 from zerotune.errors import Refused
 from zerotune.randomness import random_order
 from zerotune.settings.groups import DataSettings
-from zerotune.settings.names import DATASETS
+from zerotune.settings.names import DATASETS, TASK_NAMES
 from zerotune.squad.files import read_origin
 from zerotune.squad.questions import TASK, Question
 from zerotune.squad.sample import sample_articles
@@ -15,14 +16,13 @@ from zerotune.tasks import sources
 from zerotune.tasks.sources import DRAWN_SHARES, Corpus, Origin
 from zerotune.tasks.splits import Example, Splits, balanced_subset, describe, normalise_text, stratified_split, subset
 
-TITLE = "SQuAD v2"
 # Share of train's questions that validate, in whole articles: about 6,500 of the official 130,319.
 VALIDATION_SHARE = 0.05
 LABELS = ("unanswerable", "answerable")
 
 CORPUS = Corpus(
     name=TASK,
-    title=TITLE,
+    title=TASK_NAMES["squad"],
     splits=RULES,
     lone_file_split="80-20",
     split_warnings={
@@ -123,14 +123,12 @@ def _require_distinct_ids(rows: dict[str, list[Question]], records: dict) -> Non
     for name, questions in rows.items():
         for question in questions:
             if question.id in seen:
-                both = [records[each] for each in (seen[question.id], name)]
-                files = [
-                    record.get("path") or each for record, each in zip(both, (seen[question.id], name), strict=True)
-                ]
-                if both[0]["sha256"] == both[1]["sha256"]:
+                first = seen[question.id]
+                files = [records[each].get("path") or each for each in (first, name)]
+                if records[first]["sha256"] == records[name]["sha256"]:
                     raise Refused(
-                        f"the {seen[question.id]} and the {name} questions are the same ({files[1]}): give others, or "
-                        "leave one file out"
+                        f"the {first} and the {name} questions are the same ({files[1]}): give others, or leave one "
+                        "file out"
                     )
                 raise Refused(f"the id {question.id!r} occurs in {files[0]} and in {files[1]}; give each its own")
         seen |= {question.id: name for question in questions}
@@ -196,12 +194,9 @@ def _describe(questions: list[Question]) -> dict:
     return describe(_as_examples(questions), LABELS) | counts
 
 
-def _articles(questions: list[Question]) -> dict[str, int]:
+def _articles(questions: list[Question]) -> Counter:
     """Return the number of questions of each article, by title in the order of the file."""
-    counts: dict[str, int] = {}
-    for question in questions:
-        counts[question.paragraph.article] = counts.get(question.paragraph.article, 0) + 1
-    return counts
+    return Counter(question.paragraph.article for question in questions)
 
 
 def _paragraph_key(question: Question) -> tuple[str, int]:

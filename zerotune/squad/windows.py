@@ -280,10 +280,10 @@ class Windows:
         return self.lengths - 1 if self.form.ends_with_null else np.zeros_like(self.lengths)
 
     @cached_property
-    def pool(self) -> np.ndarray:
-        """Return every token that rows are made of, int32 [special + question tokens + context tokens]."""
-        special = [*self.form.before, *self.form.between, *self.form.after]
-        return np.concatenate([np.array(special, np.int32), self.tokens.question_ids, self.tokens.context_ids])
+    def token_ids(self) -> np.ndarray:
+        """Return every token id that rows are made of, once: int32 [ids]."""
+        special = np.array([*self.form.before, *self.form.between, *self.form.after], np.int32)
+        return np.unique(np.concatenate([special, self.tokens.question_ids, self.tokens.context_ids]))
 
     def inputs(self, windows: np.ndarray, pad_id: int) -> dict[str, np.ndarray]:
         """Build the right-padded rows of some windows.
@@ -292,28 +292,22 @@ class Windows:
             input_ids, attention_mask and, where the model has them, token_type_ids: int64 [windows, longest].
         """
         form, tokens = self.form, self.tokens
-        questions = self.question_of[windows]
-        num_special, num_question_tokens = form.num_special, len(tokens.question_ids)
-        first_of_context = tokens.context_offsets[self.paragraph_of[questions]] + self.starts[windows]
-        # the five parts of a row: how long each one is, and where it begins in the pool
-        lengths = np.empty((5, len(windows)), np.int64)
-        lengths[:] = [[len(form.before)], [0], [len(form.between)], [0], [len(form.after)]]
-        lengths[1], lengths[3] = self.question_lengths[questions], self.counts[windows]
-        sources = np.empty_like(lengths)
-        sources[:] = [[0], [0], [len(form.before)], [0], [len(form.before) + len(form.between)]]
-        sources[1] = num_special + tokens.question_offsets[questions]
-        sources[3] = num_special + num_question_tokens + first_of_context
-        stops = lengths.cumsum(axis=0)
-        column = np.arange(stops[-1].max())
-        part = np.sum(column[None, None] >= stops[:, :, None], axis=0).clip(max=4)
-        row = np.arange(len(windows))[:, None]
-        places = sources[part, row] + column - (stops - lengths)[part, row]
-        mask = column < stops[-1][:, None]
-        found = {"input_ids": np.where(mask, self.pool[np.where(mask, places, 0)], pad_id).astype(np.int64)}
-        found["attention_mask"] = mask.astype(np.int64)
-        if form.type_ids is not None:
-            found["token_type_ids"] = np.where(mask, np.array(form.type_ids)[part], 0)
-        return found
+        before, between, after = (np.array(part, np.int32) for part in (form.before, form.between, form.after))
+        input_ids = np.full((len(windows), self.lengths[windows].max()), pad_id, np.int64)
+        mask, types = np.zeros_like(input_ids), np.zeros_like(input_ids)
+        for row, window in enumerate(windows):
+            question = self.question_of[window]
+            asked = tokens.question_offsets[question]
+            told = tokens.context_offsets[self.paragraph_of[question]] + self.starts[window]
+            asks = tokens.question_ids[asked : asked + self.question_lengths[question]]
+            tells = tokens.context_ids[told : told + self.counts[window]]
+            parts = (before, asks, between, tells, after)
+            input_ids[row, : self.lengths[window]] = np.concatenate(parts)
+            mask[row, : self.lengths[window]] = 1
+            if form.type_ids is not None:
+                types[row, : self.lengths[window]] = np.repeat(form.type_ids, [len(part) for part in parts])
+        found = {"input_ids": input_ids, "attention_mask": mask}
+        return found if form.type_ids is None else found | {"token_type_ids": types}
 
     def characters(self, windows: np.ndarray, columns: np.ndarray, edges: np.ndarray) -> np.ndarray:
         """Return the characters of the context at which some tokens start or end, int32 [...].

@@ -1,15 +1,14 @@
 """Start several runs one after the other, each as a process of its own; the same command continues where it stopped."""
 
 import ctypes
-import fcntl
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from zerotune.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_PREEMPTED, Interrupted, Preempted, Refused
@@ -149,21 +148,10 @@ def _end_with_parent() -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-@contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
+def sole_user(folder: Path) -> AbstractContextManager:
     """Hold the folder's lock. Raises Refused if another process has it."""
-    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise Refused(f"another job is working in {folder}: wait for it, or use another --output-dir") from None
-    except OSError:
-        pass  # a file system without locks: each run says so
-    try:
-        yield
-    finally:
-        os.close(handle)
+    busy = f"another job is working in {folder}: wait for it, or use another --output-dir"
+    return hold_lock(folder / LOCK_FILE, or_refuse=busy)
 
 
 def _print_plan(runs: Runs) -> None:

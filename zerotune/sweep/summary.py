@@ -213,15 +213,12 @@ def _record(
                 "name": member.name,
                 "setting": dict(member.setting),
                 "seed": member.seed,
-                "finished": member.name in finished,
-                "reason": None if member.name in finished else failed.get(member.name, NOT_FINISHED),
+                "finished": one is not None,
+                "reason": None if one else failed.get(member.name, NOT_FINISHED),
             }
-            | (
-                {"best_step": finished[member.name].best_step, "validation": dict(finished[member.name].validation)}
-                if member.name in finished
-                else {}
-            )
+            | ({"best_step": one.best_step, "validation": dict(one.validation)} if one else {})
             for member in runs.members
+            for one in [finished.get(member.name)]
         ],
     }
 
@@ -268,13 +265,13 @@ def _ranking_lines(settings: Sequence[Setting], ranked: Sequence[Setting], choos
         score = shown(one.validation(), _digits(one, choose_by)) if one.scores else "–"
         runs = f"{len(one.scores)} of {len(one.members)}, not ranked" if not one.is_whole else str(len(one.members))
         lines.append(f"{one.name:<{width}}{score:>24}   {runs}{'   chosen' if one is order[0] and ranked else ''}")
-    if not ranked:
-        return [*lines, "no setting is chosen: none has all of its runs"]
     return [*lines, chosen_sentence(ranked, choose_by)]
 
 
 def chosen_sentence(ranked: Sequence[Setting], choose_by: str) -> str:
     """Return a sentence with the test scores of the chosen setting and the number of settings tied with it."""
+    if not ranked:
+        return "no setting is chosen: none has all of its runs"
     chosen, best = ranked[0], ranked[0].validation()["mean"]
     tied = sum(one.validation()["mean"] == best for one in ranked) - 1
     tests, num_runs = chosen.tests(), len(chosen.members)
@@ -292,11 +289,10 @@ def chosen_sentence(ranked: Sequence[Setting], choose_by: str) -> str:
 
 
 def _page(runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], record: dict) -> str:
-    choose_by = record["choose_by"]
+    choose_by, finished = record["choose_by"], {each["name"] for each in record["runs"] if each["finished"]}
     order = [*ranked, *(one for one in settings if not one.is_whole)]
-    names = [
-        member.name for one in order for member in one.members if is_finished(runs.folder / member.name)
-    ]  # the best first: curves have colours for only a few
+    # the best first: curves have colours for only a few
+    names = [member.name for one in order for member in one.members if member.name in finished]
     histories = [read_history(runs.folder / name) for name in names]
     records = [read_run_record(runs.folder / name / "run.json") for name in names]
     task = str(records[0].get("task"))
@@ -335,7 +331,7 @@ def _ranking(order: Sequence[Setting], ranked: Sequence[Setting], choose_by: str
         score = shown(one.validation(), _digits(one, choose_by)) if one.scores else "–"
         place = "chosen" if ranked and one is ranked[0] else "" if one.is_whole else "not ranked"
         rows.append([one.name, score, f"{len(one.scores)} of {len(one.members)}", place])
-    text = chosen_sentence(ranked, choose_by) if ranked else "no setting is chosen: none has all of its runs"
+    text = chosen_sentence(ranked, choose_by)
     note = (
         "Ranked by the mean on the validation split; ± is the standard deviation of a sample, with n − 1. Test scores "
         "of the other settings are left out on purpose: the best of several would be too high."

@@ -30,7 +30,7 @@ class TrainingData(Protocol):
     Attributes:
         ids: stable id of each example, [num_examples].
         lengths: tokens of each example, int64 [num_examples].
-        token_ids: all token ids, one example after the other: int32 [tokens].
+        token_ids: every token id of the examples, at least once: int32 [any number].
         pad_id: token id that fills short rows.
         num_truncated: number of texts that were cut to fit.
         packs: whether a batch is one packed row (zerotune/models/packed.py); the model must be set up for it.

@@ -8,7 +8,7 @@ import pytest
 from zerotune.files import read_json, write_json, write_json_lines
 from zerotune.metrics.label_sets import label_set_metrics
 from zerotune.report.comparison import read_comparison, write_comparison
-from zerotune.report.label_set_parts import label_set_parts
+from zerotune.report.label_parts import label_set_parts
 from zerotune.report.run_report import print_run_table, write_report
 
 NAMES = ("billing", "returns <i>", "login")

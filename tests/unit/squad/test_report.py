@@ -9,8 +9,7 @@ from zerotune.files import write_json
 from zerotune.report.run_report import print_run_table, write_report
 from zerotune.squad.metrics import ANSWER_ALL, PredictedAnswers
 from zerotune.squad.questions import GoldAnswer, Paragraph, Question
-from zerotune.squad.report import print_scores, question_parts, score_line
-from zerotune.squad.result_files import write_question_results
+from zerotune.squad.report import print_scores, question_parts, score_line, write_question_results
 
 PARAGRAPH = Paragraph("Towers", 0, "The tower at Hook Head <was> built of stone. " * 40)
 GOLDS = [["stone"], ["Hook Head"], [], ["the tower"], []]

@@ -7,7 +7,7 @@ from span_cases import make_questions
 
 from zerotune.squad.metrics import PredictedAnswers
 from zerotune.squad.questions import Question
-from zerotune.squad.result_files import write_question_results
+from zerotune.squad.report import write_question_results
 
 
 def test_results_are_written_and_the_oracle_is_apart(tmp_path):
