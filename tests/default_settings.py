@@ -33,5 +33,5 @@ def text_evaluation(
     name: str, model: dict | None = None, text: dict | None = None, prompt: dict | None = None, **changes
 ) -> TextEvaluation:
     """Return the defaults of an eval script's flags with some changes, for a model in float32."""
-    groups = ModelSettings(name, **model or {}), TextSettings(**text or {}), PromptSettings(**prompt or {})
-    return TextEvaluation(*groups, **{"tokens_per_device": 64} | changes)
+    groups = {"text": TextSettings(**text or {}), "prompt": PromptSettings(**prompt or {})}
+    return TextEvaluation(model=ModelSettings(name, **model or {}), **groups, **{"tokens_per_device": 64} | changes)

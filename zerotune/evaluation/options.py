@@ -8,30 +8,26 @@ from zerotune.models.model_files import read_record
 from zerotune.models.pretrained import answers_by_prompt, check_window
 from zerotune.settings.groups import ModelSettings, PromptSettings, TextSettings
 from zerotune.tasks.prompts import uses_chat
-from zerotune.tasks.splits import Example
 
 
-@dataclass(frozen=True)
-class TextEvaluation:
-    """How a model is evaluated on labelled text.
+@dataclass(frozen=True, kw_only=True)
+class ModelEvaluation:
+    """How a model is evaluated, on any task.
 
     Attributes:
         tokens_per_device: most padded tokens in one forward pass on one device.
-        seed: of the shots and of an untrained head.
-        shots: solved examples in the prompt.
+        seed: of the shots, of an untrained head, and of bootstrap intervals.
+        shots: solved examples or questions in the prompt.
         wording: number of the prompt among the task's wordings.
-        as_generator: cut prompts as for a generator, so that a model gets the same ones before and after tuning.
         data_sha256: of the items' source, which their ids do not identify.
     """
 
     model: ModelSettings
-    text: TextSettings
     prompt: PromptSettings
     tokens_per_device: int
     seed: int = 0
-    shots: tuple[Example, ...] = ()
+    shots: tuple = ()
     wording: int = 0
-    as_generator: bool = False
     data_sha256: str | None = None
 
     def described(self) -> dict:
@@ -41,18 +37,35 @@ class TextEvaluation:
             "revision": self.model.revision,
             "attention": self.model.attention,
             "tokens_per_device": self.tokens_per_device,
-            "max_length": self.text.max_length,
             "load_4bit": self.model.method == "qlora",
             "prompt_format": self.prompt.format,
-            "calibrate": self.prompt.calibrate,
-            "answer_by": self.prompt.answer_by,
-            "as_generator": self.as_generator,
             "shots": len(self.shots),
-            "wording": self.wording,
-            "truncation": self.text.truncation,
             "seed": self.seed,
             "data_sha256": self.data_sha256,
             "dtype": self.model.precision,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEvaluation(ModelEvaluation):
+    """How a model is evaluated on labelled text.
+
+    Attributes:
+        as_generator: cut prompts as for a generator, so that a model gets the same ones before and after tuning.
+    """
+
+    text: TextSettings
+    as_generator: bool = False
+
+    def described(self) -> dict:
+        """Return the settings as entries of metrics.json."""
+        return super().described() | {
+            "max_length": self.text.max_length,
+            "truncation": self.text.truncation,
+            "calibrate": self.prompt.calibrate,
+            "answer_by": self.prompt.answer_by,
+            "as_generator": self.as_generator,
+            "wording": self.wording,
         }
 
 
@@ -103,7 +116,7 @@ def check_flags(evaluation: TextEvaluation, config, tokenizer) -> None:
         raise Refused("--calibrate is about likelihoods, which --answer-by generation does not compare: drop one")
     record = generator_record(model)
     if record is not None:
-        _check_own_prompt(evaluation, record)
+        check_own_prompt(evaluation, record)
         return
     if answers_by_prompt(config):
         uses_chat(prompt.format, tokenizer, model.name)
@@ -123,10 +136,11 @@ def check_flags(evaluation: TextEvaluation, config, tokenizer) -> None:
         )
 
 
-def _check_own_prompt(evaluation: TextEvaluation, record: dict) -> None:
+def check_own_prompt(evaluation: ModelEvaluation, record: dict) -> None:
+    """Refuse flags of a prompt for a model that was tuned to write its answers; `record` is its task.json."""
     own_format = record["prompt"]["format"]
     given = {
-        "--shots": evaluation.shots,
+        "--shots": evaluation.shots or evaluation.prompt.shots,
         "--prompt-seeds": evaluation.wording,
         "--prompt-format": evaluation.prompt.format not in ("auto", own_format),
     }

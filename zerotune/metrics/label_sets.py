@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zerotune.metrics.labels import ratio
-from zerotune.metrics.statistics import percentile_interval, resample_counts_in_parts, wilson_interval
+from zerotune.metrics.statistics import percentile_interval, resample_counts, wilson_interval
 
 LabelSet = Sequence[int]
 
@@ -98,7 +98,7 @@ def _bootstrap_intervals(actual: np.ndarray, given: np.ndarray, seed: int) -> di
     kinds, counts = np.unique(np.concatenate([actual, given], axis=1), axis=0, return_counts=True)
     actual, given = kinds[:, :num_labels], kinds[:, num_labels:]
     columns = np.concatenate([actual & given, actual, given], axis=1).astype(np.float64)
-    sums = np.concatenate([part @ columns for part in resample_counts_in_parts(counts, seed)])
+    sums = np.concatenate([part @ columns for part in resample_counts(counts, seed)])
     hits, has, gets = (sums[:, start : start + num_labels] for start in (0, num_labels, 2 * num_labels))
     samples: dict[str | int, np.ndarray] = {}
     for average in ("micro", "macro"):

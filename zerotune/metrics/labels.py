@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zerotune.metrics.statistics import percentile_interval, resample_counts_in_parts, wilson_interval
+from zerotune.metrics.statistics import percentile_interval, resample_counts, wilson_interval
 
 # The prediction of an answer that names no label: wrong, and not counted for any predicted label.
 UNPARSABLE = -1
@@ -126,7 +126,7 @@ def _resampled_scores(confusion: np.ndarray, label_names: Sequence[str], seed: i
     rows, columns = np.nonzero(confusion)  # an empty cell stays empty in every sample
     in_row, in_column = (places[:, None] == np.arange(len(label_names)) for places in (rows, columns))
     chosen = np.concatenate([in_row & in_column, in_row, in_column], axis=1).astype(np.float64)
-    samples = resample_counts_in_parts(confusion[rows, columns], seed)
+    samples = resample_counts(confusion[rows, columns], seed)
     counts = np.concatenate([cells @ chosen for cells in samples])
     return _scores_of_counts(*np.split(counts, 3, axis=1), label_names)
 

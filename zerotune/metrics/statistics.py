@@ -41,18 +41,15 @@ def bootstrap_interval(
 
     Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3.
     """
-    return percentile_interval(statistic(resample_counts(counts, seed)))
+    return percentile_interval(statistic(np.concatenate(list(resample_counts(counts, seed)))))
 
 
-def resample_counts(counts: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
-    """Draw all n items with replacement NUM_RESAMPLES times, and count each kind: [NUM_RESAMPLES, kinds].
+def resample_counts(counts: Sequence[int] | np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Draw all n items with replacement NUM_RESAMPLES times, and yield the numbers of each kind, [resamples, kinds].
 
-    One multinomial draw over the kinds does that, so the cost does not grow with n."""
-    return np.concatenate(list(resample_counts_in_parts(counts, seed)))
-
-
-def resample_counts_in_parts(counts: Sequence[int] | np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Yield the rows of `resample_counts` in parts, which bounds the memory when there are thousands of kinds."""
+    One multinomial draw over the kinds does that, so the cost does not grow with n. The rows come in parts, which
+    bounds the memory when there are thousands of kinds.
+    """
     counts = np.asarray(counts, dtype=np.int64)
     total = int(counts.sum())
     assert total > 0 and (counts >= 0).all(), counts

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from zerotune.errors import Preempted
-from zerotune.files import update_by_blocks
+from zerotune.files import json_sha256, update_by_blocks
 from zerotune.models.model_files import model_identity
 from zerotune.prediction.answering import Answerer
 from zerotune.prediction.inputs import Chunk, cut_chunks, find_columns, open_source, skip
@@ -20,7 +20,6 @@ from zerotune.prediction.output import (
     PrintedOutput,
     check_columns,
     check_writable,
-    identity_parts,
     output_format,
     readable_line,
     taken_column,
@@ -68,12 +67,13 @@ class Job:
         """Return hashes of everything the predictions depend on, by name."""
         settings, model = self.settings, self.settings.model
         flags = [settings.source.columns, settings.labels, settings.max_length, settings.prompt_format, settings.top_k]
-        return identity_parts(
-            input=source_content(settings.source),
-            model=model_identity(model.name, model.revision),
-            flags=[*flags, settings.prefix, model.method, model.attention, model.precision],
-            versions=[installed_version(name) for name in ("torch", "transformers")],
-        )
+        parts = {
+            "input": source_content(settings.source),
+            "model": model_identity(model.name, model.revision),
+            "flags": [*flags, settings.prefix, model.method, model.attention, model.precision],
+            "versions": [installed_version(name) for name in ("torch", "transformers")],
+        }
+        return {name: json_sha256(value) for name, value in parts.items()}
 
     def start(self) -> None:
         """Open the output, and skip the rows that it already has. Raises Refused."""

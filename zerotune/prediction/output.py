@@ -1,7 +1,7 @@
 """Write predictions to standard output, or to a file that can be resumed and gets its name when complete.
 
 Until OUTPUT is complete, OUTPUT.partial holds whole rows, and OUTPUT.partial.json their number and hashes of everything
-they depend on. Rows of a parquet file are kept as an Arrow stream, because parquet files cannot be appended to.
+they depend on. Rows of a parquet file are kept as Arrow streams, because parquet files cannot be appended to.
 """
 
 import csv
@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import disk_error_number, json_sha256, read_json, sync_folder, why_not_writable, write_json
+from zerotune.files import disk_error_number, read_json, sync_folder, why_not_writable, write_json
 from zerotune.records import Count
 from zerotune.tasks.files import file_kind, first_line
 from zerotune.tasks.row_stream import TEXT_COLUMN, RowStream
@@ -174,7 +174,7 @@ def _cell(value) -> str:
 
 
 class Arrow:
-    """A stream of Arrow record batches (pyarrow.ipc), from which a parquet file is made.
+    """Arrow streams (pyarrow.ipc) one after the other, each of some rows, from which a parquet file is made.
 
     Args:
         schema: types of all columns (a pyarrow.Schema).
@@ -188,12 +188,13 @@ class Arrow:
         self._nested = {each.name: each.type for each in schema if types.is_nested(each.type)}
 
     def start(self) -> bytes:
-        """Return the schema."""
-        return self.schema.serialize().to_pybytes()
+        """Return nothing: each stream has the schema."""
+        return b""
 
     def encode(self, rows: list[dict]) -> bytes:
-        """Return a record batch. Raises Refused for a column or a type of value that the first rows lack."""
+        """Return a stream of rows. Raises Refused for a column or a type of value that the first rows lack."""
         import pyarrow
+        import pyarrow.ipc
 
         _check_known(rows, self._known)
         for name, arrow_type in self._nested.items():
@@ -206,7 +207,10 @@ class Arrow:
                 f"a value is of another type than those of its column in the first rows ({first_line(error)}): use an "
                 "--output .jsonl"
             ) from None
-        return batch.serialize().to_pybytes()
+        found = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(found, self.schema) as writer:  # a lone batch has no room for categories
+            writer.write_batch(batch)
+        return found.getvalue().to_pybytes()
 
 
 def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], asks: bool):
@@ -223,7 +227,7 @@ def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], ask
     import pyarrow
 
     if stream.schema is not None:
-        fields = [pyarrow.field(each.name, _plain(each.type)) for each in stream.schema]
+        fields = [*stream.schema]
     elif stream.kind == "jsonl":
         rows = [{name: row.get(name) for name in stream.columns} for row in first_rows]
         try:
@@ -236,25 +240,6 @@ def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], ask
     else:
         fields = [pyarrow.field(name, pyarrow.string()) for name in stream.columns]
     return pyarrow.schema([*fields, *(pyarrow.field(name, _new_type(name, asks)) for name in new)])
-
-
-def _plain(arrow_type):
-    """Return a column's type with the type of its values for categories, which Arrow streams store apart."""
-    import pyarrow
-    from pyarrow import types
-
-    if types.is_dictionary(arrow_type):
-        return _plain(arrow_type.value_type)
-    if types.is_struct(arrow_type):
-        return pyarrow.struct([part.with_type(_plain(part.type)) for part in arrow_type])
-    if types.is_map(arrow_type):
-        return pyarrow.map_(_plain(arrow_type.key_type), _plain(arrow_type.item_type), arrow_type.keys_sorted)
-    for is_kind, make in ((types.is_list, pyarrow.list_), (types.is_large_list, pyarrow.large_list)):
-        if is_kind(arrow_type):
-            return make(arrow_type.value_field.with_type(_plain(arrow_type.value_type)))
-    if types.is_fixed_size_list(arrow_type):
-        return pyarrow.list_(arrow_type.value_field.with_type(_plain(arrow_type.value_type)), arrow_type.list_size)
-    return arrow_type
 
 
 def _check_keys(value, arrow_type, column: str) -> None:
@@ -455,7 +440,7 @@ class FileOutput:
         self.save()
         if isinstance(self._format, Arrow):
             with self._named():
-                _write_parquet(_partial(self.path), self.path)
+                _write_parquet(_partial(self.path), self.path, self._format.schema)
             _partial(self.path).unlink()
         else:
             _partial(self.path).replace(self.path)
@@ -465,28 +450,22 @@ class FileOutput:
         sync_folder(self.path.parent)
 
 
-def _write_parquet(stream_path: Path, path: Path) -> None:
-    """Make a parquet file from an Arrow stream, batch by batch."""
+def _write_parquet(streams: Path, path: Path, schema) -> None:
+    """Make a parquet file from a file of Arrow streams, batch by batch."""
     import pyarrow.ipc
     import pyarrow.parquet
 
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with pyarrow.OSFile(str(stream_path)) as source:
-            reader = pyarrow.ipc.open_stream(source)
-            with pyarrow.parquet.ParquetWriter(aside, reader.schema) as writer:
-                for batch in reader:
+        with pyarrow.OSFile(str(streams)) as source, pyarrow.parquet.ParquetWriter(aside, schema) as writer:
+            while source.tell() < source.size():
+                for batch in pyarrow.ipc.open_stream(source):
                     writer.write_batch(batch)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def identity_parts(**parts: Any) -> dict[str, str]:
-    """Return a hash of each part that predictions depend on."""
-    return {name: json_sha256(value) for name, value in parts.items()}
 
 
 # --- standard output ---

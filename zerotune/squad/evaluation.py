@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 
-from zerotune.errors import Refused
 from zerotune.evaluation.by_head import head_scorer
 from zerotune.evaluation.folder import Items, check_earlier, evaluate_before_training, evaluate_into
-from zerotune.evaluation.options import base_model, generator_record, training_description, tuned_model
+from zerotune.evaluation.options import (
+    ModelEvaluation,
+    base_model,
+    check_own_prompt,
+    generator_record,
+    training_description,
+    tuned_model,
+)
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.models.attention import attention_kernel, check_kernel_precision
 from zerotune.models.branches import can_share
@@ -30,7 +36,7 @@ from zerotune.run.process import say
 from zerotune.settings.groups import ModelSettings, PromptSettings, QuestionSettings, TrainSettings
 from zerotune.squad.generation import GenerationData, encode_questions
 from zerotune.squad.metrics import PredictedAnswers
-from zerotune.squad.prompts import QuestionPrompt, SolvedQuestion, fit_solved_questions, recorded_question_prompt
+from zerotune.squad.prompts import QuestionPrompt, fit_solved_questions, recorded_question_prompt
 from zerotune.squad.questions import TASK, Question, question_texts
 from zerotune.squad.report import score_line, write_question_results
 from zerotune.squad.settings import refuse_other_heads_flags, resolve_questions
@@ -47,41 +53,19 @@ UNTUNED_THRESHOLD = 0.0
 BASE_EVAL_QUESTIONS = 1000
 
 
-@dataclass(frozen=True)
-class QuestionEvaluation:
+@dataclass(frozen=True, kw_only=True)
+class QuestionEvaluation(ModelEvaluation):
     """How a model is evaluated on SQuAD v2.
 
     Attributes:
         questions: lengths; those that are None come from the model folder, or else from the defaults.
-        tokens_per_device: most padded tokens in one forward pass on one device.
-        seed: for drawing shots and for bootstrap intervals.
-        shots: solved questions in the prompt.
-        data_sha256: of the questions' source, which their ids do not identify.
     """
 
-    model: ModelSettings
     questions: QuestionSettings
-    prompt: PromptSettings
-    tokens_per_device: int
-    seed: int = 0
-    shots: tuple[SolvedQuestion, ...] = ()
-    data_sha256: str | None = None
 
     def described(self) -> dict:
-        """Return the settings as metrics.json records them."""
-        return {
-            "model": self.model.name,
-            "revision": self.model.revision,
-            "attention": self.model.attention,
-            "tokens_per_device": self.tokens_per_device,
-            "load_4bit": self.model.method == "qlora",
-            **asdict(self.questions),
-            "prompt_format": self.prompt.format,
-            "shots": len(self.shots),
-            "seed": self.seed,
-            "data_sha256": self.data_sha256,
-            "dtype": self.model.precision,
-        }
+        """Return the settings as entries of metrics.json."""
+        return super().described() | asdict(self.questions)
 
 
 def evaluate(
@@ -134,14 +118,10 @@ def check_flags(evaluation: QuestionEvaluation, config, tokenizer) -> None:
     else:
         refuse_other_heads_flags(evaluation.questions, prompt, False, f"{model.name}, which writes its answers,")
         record = generator_record(model)
-        own_format = record and record["prompt"]["format"]
         if record is None:
             uses_chat(prompt.format, tokenizer, model.name)
-        elif prompt.shots or prompt.format not in ("auto", own_format):
-            raise Refused(
-                f"{model.name} was tuned on a prompt of its own, without shots and in the {own_format} format: leave "
-                "--shots and --prompt-format out"
-            )
+        else:
+            check_own_prompt(evaluation, record)
 
 
 def question_items(evaluation: QuestionEvaluation, questions: list[Question]) -> Items:

@@ -5,19 +5,18 @@ read. On a file system without locks each computes the entry itself: all write a
 replaces an equal file.
 """
 
-import fcntl
 import hashlib
 import io
 import os
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from zerotune.errors import Refused
+from zerotune.files import hold_lock
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -46,13 +45,22 @@ def cached_arrays(
         arrays = load_arrays(path)
         return arrays if arrays is not None and fits(arrays) else None
 
-    arrays = read()
-    if arrays is None:
-        with _lock_beside(path):
-            arrays = read()  # another process may have written it while this one waited
-            if arrays is None:
-                arrays = compute()
-                save_arrays(path, arrays)
+    if (arrays := read()) is not None:
+        return arrays
+    lock = path.with_suffix(".lock")
+    try:
+        make_private_folder(path.parent)
+        with hold_lock(lock):
+            try:
+                if (arrays := read()) is None:  # else another process has written it while this one waited
+                    save_arrays(path, arrays := compute())
+            finally:
+                # a process that waits for the deleted file still finds the entry, or computes it a second time
+                lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refused(
+            f"{path.parent}: the token cache cannot be written ({error.strerror}); set ZEROTUNE_CACHE to another folder"
+        ) from None
     return arrays
 
 
@@ -69,28 +77,6 @@ def are_rows(values: np.ndarray, offsets: np.ndarray, num_rows: int) -> bool:
     )
 
 
-@contextmanager
-def _lock_beside(path: Path) -> Iterator[None]:
-    """Hold the lock of an entry, or none if that is impossible. The system releases the lock of a process that dies.
-
-    If the lock file is removed while a process waits for it, that process locks a file that no new process opens: it
-    still finds the entry, or computes it a second time."""
-    lock_path = path.with_suffix(".lock")
-    try:
-        make_private_folder(path.parent)
-        lock = lock_path.open("w")
-    except OSError:
-        yield  # `save_arrays` reports the error
-        return
-    with lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock_path.unlink(missing_ok=True)
-
-
 def make_private_folder(folder: Path) -> None:
     """Make a folder that only its owner can enter, because entries are trusted. An existing one keeps its mode."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,24 +84,18 @@ def make_private_folder(folder: Path) -> None:
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write one file: the sha256 of the rest, then an uncompressed npz. Raises Refused if it cannot be written."""
+    """Write one file: the sha256 of the rest, then an uncompressed npz."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     data = buffer.getbuffer()
     aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}")
     try:
-        make_private_folder(path.parent)
-        try:
-            with aside.open("wb") as file:
-                file.write(hashlib.sha256(data).digest())
-                file.write(data)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise Refused(
-            f"{path.parent}: the token cache cannot be written ({error.strerror}); set ZEROTUNE_CACHE to another folder"
-        ) from None
+        with aside.open("wb") as file:
+            file.write(hashlib.sha256(data).digest())
+            file.write(data)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -214,7 +214,7 @@ def test_a_disk_that_takes_no_more_is_named_and_the_whole_rows_stay(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == ROWS
 
 
-def test_categories_are_written_as_their_values(tmp_path):
+def test_categories_are_written_as_categories(tmp_path):
     queue = pyarrow.array(["x", None]).dictionary_encode()
     offsets = pyarrow.array([0, 2, 2])
     nested = {
@@ -231,7 +231,9 @@ def test_categories_are_written_as_their_values(tmp_path):
     for row in table.to_pylist():
         out.add([row | {"prediction": "p"}])
     out.finish()
-    assert pyarrow.parquet.read_table(path).to_pylist() == [row | {"prediction": "p"} for row in table.to_pylist()]
+    found = pyarrow.parquet.read_table(path)
+    assert found.to_pylist() == [row | {"prediction": "p"} for row in table.to_pylist()]
+    assert pyarrow.types.is_dictionary(found.schema.field("queue").type)
 
 
 def test_the_record_is_written_at_most_every_so_often(tmp_path, monkeypatch):

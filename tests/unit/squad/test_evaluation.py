@@ -38,8 +38,13 @@ def folder(tmp_path_factory):
 
 
 def evaluation_of(folder, method="full", prompt_format="auto", shots=(), max_length=None):
-    model, questions = ModelSettings(folder, method=method), QuestionSettings(max_length, max_new_tokens=NEW)
-    return QuestionEvaluation(model, questions, PromptSettings(len(shots), format=prompt_format), 400, shots=shots)
+    return QuestionEvaluation(
+        model=ModelSettings(folder, method=method),
+        questions=QuestionSettings(max_length, max_new_tokens=NEW),
+        prompt=PromptSettings(len(shots), format=prompt_format),
+        tokens_per_device=400,
+        shots=shots,
+    )
 
 
 def written(folder, evaluation):
@@ -148,8 +153,12 @@ def test_the_settings_as_metrics_json_has_them():
 )
 def test_flags_that_a_model_cannot_use_are_refused(tmp_path, kind, questions, prompt, said):
     folder = tiny_model(kind)
-    model = ModelSettings(folder)
-    evaluation = QuestionEvaluation(model, QuestionSettings(**questions), PromptSettings(**prompt), 400)
+    evaluation = QuestionEvaluation(
+        model=ModelSettings(folder),
+        questions=QuestionSettings(**questions),
+        prompt=PromptSettings(**prompt),
+        tokens_per_device=400,
+    )
     with pytest.raises(Refused, match=said):
         check_evaluation(tmp_path, evaluation, QUESTIONS, read_config(folder, None), load_tokenizer(folder, None))
 

@@ -95,8 +95,8 @@ def test_an_error_while_computing_leaves_no_entry_and_no_lock(tmp_path):
 
 def test_saved_arrays_come_back(tmp_path):
     arrays = {"ids": np.arange(4, dtype=np.int32), "num_truncated": np.array(2)}
-    save_arrays(tmp_path / "a" / "entry.bin", arrays)
-    loaded = load_arrays(tmp_path / "a" / "entry.bin")
+    save_arrays(tmp_path / "entry.bin", arrays)
+    loaded = load_arrays(tmp_path / "entry.bin")
     assert loaded.keys() == arrays.keys() and loaded["ids"].dtype == np.int32
     assert all(np.array_equal(loaded[name], arrays[name]) for name in arrays)
     assert load_arrays(tmp_path / "b.bin") is None
