@@ -2,9 +2,9 @@
 
 import os
 import re
-from pathlib import Path
 
-from zerotune.models.model_files import is_hub_id
+from zerotune.errors import Refused
+from zerotune.models.model_files import find_file, is_hub_id
 
 # The card's section about the license.
 LICENSE_HEADING = "## License"
@@ -26,7 +26,10 @@ def base_license(name: str, revision: str | None = None) -> dict[str, str]:
     Args:
         name: a folder, or a hub id whose card is in the cache or can be fetched.
     """
-    path = _card_path(name, revision)
+    try:
+        path = find_file(name, "README.md", revision) if os.path.isdir(name) or is_hub_id(name) else None
+    except (OSError, Refused):  # no such model, or the hub cannot be asked
+        path = None
     if path is None:
         return {}
     from huggingface_hub.repocard import metadata_load
@@ -43,17 +46,3 @@ def base_license(name: str, revision: str | None = None) -> dict[str, str]:
         if repository := hub_id(name):
             found["license_link"] = f"https://huggingface.co/{repository}/blob/main/{link.removeprefix('./')}"
     return found if "license" in found else {}
-
-
-def _card_path(name: str, revision: str | None) -> Path | None:
-    if os.path.isdir(name):
-        path = Path(name, "README.md")
-        return path if path.is_file() else None
-    if not is_hub_id(name):
-        return None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, "README.md", revision=revision))
-    except OSError:  # it has none, or the hub cannot be asked
-        return None

@@ -144,11 +144,6 @@ def counts_positions_from_pad(config_class: type) -> bool:
     return getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None) is not None
 
 
-def build_backbone(config: PretrainedConfig) -> None:
-    """Build a backbone on the meta device, which runs the architecture's own checks."""
-    _layer_shapes(type(config), config.to_json_string())
-
-
 def projection_shapes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
     """Return (inputs, outputs) of each linear layer in the backbone's repeated layers, by its path in the backbone."""
     return dict(_layer_shapes(type(config), config.to_json_string())[0])

@@ -74,18 +74,12 @@ def fuse(model: nn.Module, device_type: str = "cuda") -> tuple[str, ...]:
 
     Encoder layers are fused only on a GPU; on a CPU they have kernels of their own (zerotune/models/cpu_kernels.py).
     """
-    found = set()
-    for module in model.modules():
-        if _fuse_norm(module):
-            found.add(NORM)
-    for module in model.modules():
-        found |= {GATE} if _fuse_gate(module) else set()
-        found |= {ROTARY} if _fuse_rotary(module) else set()
-        found |= {RESIDUAL} if _fuse_residual(module) else set()
-        if device_type != "cpu":
-            found |= {LAYER_NORM} if _fuse_encoder_layer(module) else set()
-        found |= {ADAPTER} if _fuse_adapter(module) else set()
-        found |= {PRODUCT} if _fuse_products(module) else set()
+    found = {NORM for module in model.modules() if _fuse_norm(module)}  # first: later passes look for fused norms
+    passes = {GATE: _fuse_gate, ROTARY: _fuse_rotary, RESIDUAL: _fuse_residual, LAYER_NORM: _fuse_encoder_layer}
+    if device_type == "cpu":
+        del passes[LAYER_NORM]
+    passes |= {ADAPTER: _fuse_adapter, PRODUCT: _fuse_products}
+    found |= {name for module in model.modules() for name, fuse_in in passes.items() if fuse_in(module)}
     if ROTARY in found:
         _mark_angles(model)
     return tuple(sorted(found))

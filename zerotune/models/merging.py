@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from zerotune.errors import Refused
-from zerotune.files import disk_error_number, full_disk_cure, full_disk_reason, sync_folder, why_not_writable
+from zerotune.files import disk_error_number, full_disk_refusal, sync_folder, why_not_writable
 from zerotune.models.adapters import load_adapter
 from zerotune.models.base_license import hub_id
 from zerotune.models.boundary import quiet_transformers
@@ -24,16 +24,9 @@ from zerotune.models.final_folder import (
 from zerotune.models.generator import load_causal_model, load_language_model
 from zerotune.models.heads import is_head_parameter
 from zerotune.models.loading import tuning_config
-from zerotune.models.model_files import (
-    adapter_base,
-    check_adapter,
-    check_final,
-    check_weight_files,
-    final_to_publish,
-    read_record,
-)
+from zerotune.models.model_files import adapter_base, final_to_publish, read_record
 from zerotune.models.parameters import published_table
-from zerotune.models.pretrained import check_base, check_token_ids, load_tokenizer, read_config
+from zerotune.models.pretrained import check_token_ids, read_config, read_model
 from zerotune.models.span_head import load_stock_span_model
 from zerotune.run.cpu import memory_limit
 from zerotune.settings.groups import ModelSettings
@@ -121,11 +114,6 @@ def check_target(target: Path, run: Path) -> None:
         raise _unwritable(target, reason)
 
 
-def _folder_above(target: Path) -> Path:
-    """Return what exists of a target's parents."""
-    return next((each for each in target.parents if each.exists()), Path())
-
-
 def _unwritable(target: Path, reason: str) -> Refused:
     return Refused(f"--merge must name a folder that can be written, and {target} cannot ({reason}): name another one")
 
@@ -143,8 +131,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
     Raises:
         Refused: the adapter, its base or its tokenizer cannot be used, memory or disk is short, or the logits differ.
     """
-    config, record = _check_adapter(final)
-    tokenizer = load_tokenizer(str(final), None)
+    config, tokenizer, record = _read_adapter(final)
     rows = [tokenizer(text, return_tensors="pt")["input_ids"] for text in TEXTS]
     for ids in rows:
         check_token_ids(str(final), config, ids.flatten().numpy())
@@ -186,8 +173,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
     except Exception as error:
         if disk_error_number(error) is None:
             raise
-        reason = full_disk_reason(_folder_above(target), error)
-        raise Refused(f"{reason}; {full_disk_cure(error)} and start the same command again") from error
+        raise Refused(full_disk_refusal(target.parent, error)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     sync_folder(target.absolute().parent)
@@ -203,13 +189,10 @@ def _make_aside(aside: Path, target: Path) -> None:
         raise _unwritable(target, error.strerror) from None
 
 
-def _check_adapter(final: Path) -> tuple:
-    """Check that an adapter can be merged, before any weights are loaded; return its config and task.json."""
-    check_base(str(final), None)
-    config, record = read_config(str(final), None), read_record(str(final), None)
-    check_adapter(str(final), None)
-    check_weight_files(str(final))
-    check_final(final)
+def _read_adapter(final: Path) -> tuple:
+    """Return an adapter's config, tokenizer and task.json, checked before any weights are loaded."""
+    record = read_record(str(final), None)
+    config, tokenizer = read_model(ModelSettings(str(final)), record["task"])
     base = adapter_base(final)
     if getattr(read_config(*base), "quantization_config", None) is not None:
         raise Refused(
@@ -222,7 +205,7 @@ def _check_adapter(final: Path) -> tuple:
             f"merging needs about {needed / 2**30:.1f} GiB of memory (float32 weights) and this machine has "
             f"{memory_limit() / 2**30:.1f}: run it on a larger one"
         )
-    return config, record
+    return config, tokenizer, record
 
 
 def _stored_dtype(config) -> str:

@@ -15,7 +15,6 @@ from zerotune.errors import Refused, listed
 from zerotune.files import file_record, first_damage, nearest_entry, read_json, update_by_blocks
 from zerotune.records import FileRecord, check_record
 from zerotune.run.hub_connection import is_offline_by_wish, stay_offline_without_network
-from zerotune.run.process import say
 
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
@@ -112,7 +111,7 @@ class TaskRecord(TypedDict):
     doc_stride: NotRequired[Annotated[int, Ge(0)]]
     max_answer_length: NotRequired[Annotated[int, Ge(1)]]
     n_best: NotRequired[Annotated[int, Ge(1)]]
-    files: NotRequired[dict[str, FileRecord]]
+    files: dict[str, FileRecord]
     columns: NotRequired[ColumnsRecord | None]
     pair_columns: NotRequired[list[str] | None]
 
@@ -211,15 +210,9 @@ def file_records(folder: Path) -> dict[str, dict]:
 
 
 def check_final(name: str | Path) -> None:
-    """Refuse a final/ folder whose files are not those that its run wrote; reads all of them.
-
-    A folder without recorded hashes, from an older version, is not checked; a printed line says so.
-    """
+    """Refuse a final/ folder whose files are not those that its run wrote; reads all of them."""
     record = read_record(name, None) if os.path.isdir(name) else None
     if record is None:
-        return
-    if "files" not in record:
-        say(f"{Path(name) / 'task.json'} has no hashes of the folder's files: they are not checked for damage")
         return
     files = record["files"]
     if not any(file.endswith(".safetensors") for file in files):

@@ -17,9 +17,9 @@ from zerotune.models.families import (
     CAUSAL,
     ENCODERS,
     SUPPORTED,
-    build_backbone,
     counts_positions_from_pad,
     nearest_family,
+    projection_shapes,
     text_part,
 )
 from zerotune.models.heads import is_encoder
@@ -231,7 +231,7 @@ def check_architecture(config: PretrainedConfig) -> None:
             raise Refused(f"config.json has {key} {share!r}: wanted a share from 0 to below 1")
     if isinstance(getattr(config, "text_config", None), dict):
         raise Refused(f"config.json has a text_config, which is no part of a {config.model_type}: remove it")
-    build_backbone(config)
+    projection_shapes(config)  # builds the backbone on the meta device, which runs the architecture's own checks
 
 
 def _check_pad_id(config: PretrainedConfig) -> None:

@@ -250,13 +250,13 @@ def _card(text: str, final: Path, record: dict, name: str, base: str | None) -> 
 
 def _task(record: dict, contents: dict[str, Path | bytes], base: str | None) -> bytes:
     """Return task.json with the base's name on the hub and the hashes of the files as they are uploaded."""
-    hashes = dict(record.get("files") or {})
+    hashes = dict(record["files"])
     for place in hashes:
         content = contents.get(place)
         if isinstance(content, bytes):
             hashes[place] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     named = {"base_model": base or record["base_model"]}
-    return _as_json(_without_paths(record | named) | ({"files": hashes} if hashes else {}))
+    return _as_json(_without_paths(record | named) | {"files": hashes})
 
 
 def _header(path: Path) -> bytes:
