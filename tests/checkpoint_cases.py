@@ -39,13 +39,23 @@ def record_of(step, best_step=None, run_id="ours"):
 
 
 def save(root, step, num_bytes=1000, best_step=None, run_id="ours"):
-    target = checkpoints.step_folder(root, step)
-    return checkpoints.save(target, record_of(step, best_step, run_id), write(step), num_bytes, ALONE)
+    return _save(checkpoints.step_folder(root, step), record_of(step, best_step, run_id), step, num_bytes)
 
 
 def save_best(root, step):
     """Save only a step's weights, as the best so far."""
-    return checkpoints.save(checkpoints.best_folder(root, step), record_of(step, step), write(step), 1000, ALONE)
+    return _save(checkpoints.best_folder(root, step), record_of(step, step), step, 1000)
+
+
+def _save(target, record, step, num_bytes):
+    aside = checkpoints.prepare(target, num_bytes, ALONE, lambda: None)
+    entries = checkpoints.hash_files(aside, write(step)(aside))
+    return checkpoints.publish(target, record, entries, None, num_bytes, ALONE)
+
+
+def prune(last, keep):
+    checkpoints.delete_leftovers(last.parent)
+    checkpoints.delete(checkpoints.superseded(last, keep))
 
 
 def names(root):

@@ -27,8 +27,10 @@ from zerotune.squad.generation import GenerationData
 from zerotune.squad.writing import greedy_writer
 from zerotune.tasks.prompts import PromptData
 from zerotune.training import checkpoints
+from zerotune.training.background import BackgroundSaves
 from zerotune.training.engine import Engine, build_optimizer
 from zerotune.training.progress import Progress
+from zerotune.training.snapshot import Waiting
 from zerotune.training.step_counts import BatchShape, count_step
 
 PEAK_RATE, HEAD_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-5, 5e-5, 0.01, 1.0
@@ -130,9 +132,10 @@ def planned_bytes(config, settings: ModelSettings, tokens: int, longest: int, us
 def save_checkpoint(engine: Engine, root: Path) -> Path:
     """Save a checkpoint as the loop does: written to disk, hashed and marked as complete."""
     record = {"run_id": "benchmark", "step": 1, "progress": asdict(Progress(step=1)), "num_processes": 1}
-    return checkpoints.save(
-        checkpoints.step_folder(root, 1), record, engine.save, engine.checkpoint_bytes(), engine.accelerator
-    )
+    folder, saves = checkpoints.step_folder(root, 1), BackgroundSaves(Waiting(), 1, engine.accelerator)
+    saves.start(folder, record, engine.state_files(), engine.checkpoint_bytes())
+    saves.close()
+    return folder
 
 
 def load_checkpoint(engine: Engine, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that a thread on each rank writes while training continues.
+"""Checkpoints that a thread on each rank writes while training continues, or that training waits for.
 
 The ranks' main threads do the collective part together, between two steps or when training ends. Only then is a
 checkpoint complete.
@@ -15,7 +15,13 @@ from zerotune.training.snapshot import StateFile
 
 
 class Carrier(Protocol):
-    """Holds a rank's files until a thread has written them to the run folder: host memory or a scratch disk."""
+    """Holds a rank's files until a thread has written them to the run folder: host memory, a scratch disk, or nothing.
+
+    Attributes:
+        waits: whether `begin` writes the files itself, while training waits.
+    """
+
+    waits: bool
 
     def begin(self, files: list[StateFile], aside: Path, num_bytes: int) -> Callable[[], dict[str, dict]]:
         """Copy the files while training waits. Returns the function that the thread has to call.
@@ -31,7 +37,7 @@ class Carrier(Protocol):
 
 
 class BackgroundSaves:
-    """Saves the checkpoints of a run in the background, one at a time. All ranks call every method together.
+    """Saves the checkpoints of a run, one at a time. All ranks call every method together.
 
     Args:
         keep: the value of --keep-checkpoints.
@@ -45,8 +51,8 @@ class BackgroundSaves:
         self._target, self._progress, self._num_bytes = Path(), {}, 0
 
     @property
-    def target(self) -> Path | None:
-        """The folder of the checkpoint being written, or None."""
+    def on_its_way(self) -> Path | None:
+        """The folder of the checkpoint being written in the background, or None."""
         return self._target if self._writing else None
 
     @property
@@ -55,11 +61,11 @@ class BackgroundSaves:
         return self._writing is not None and self._writing.done()
 
     def start(self, target: Path, progress: dict, files: list[StateFile], num_bytes: int) -> None:
-        """Finish the previous checkpoint, copy this one's files, and start writing them in the background.
+        """Finish the previous checkpoint, copy this one's files, and start writing them; a carrier that waits ends too.
 
         Args:
             files: this rank's files.
-            target, progress, num_bytes: as for `checkpoints.save`.
+            target, progress, num_bytes: as for `checkpoints.publish`.
         Raises:
             Refused: the previous checkpoint failed, or the disk has no room. `finish` reports later failures.
         """
@@ -73,6 +79,8 @@ class BackgroundSaves:
             self._writing.set_exception(refusal)
         else:
             self._writing = self._thread.submit(write)
+        if self.carrier.waits:
+            self.finish()
 
     def finish(self) -> None:
         """Wait for the checkpoint being written, publish it, and start deleting superseded ones.

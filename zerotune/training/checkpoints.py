@@ -65,30 +65,12 @@ def holds_weights_alone(folder: Path) -> bool:
     return folder.resolve().name.startswith("best-")
 
 
-def save(target: Path, progress: dict, write: Callable[[Path], list[Path]], num_bytes: int, accelerator) -> Path:
-    """Save a checkpoint, all ranks together.
-
-    Args:
-        target: step_folder or best_folder of the step.
-        progress: a CheckpointRecord.
-        write: writes this rank's state files into a folder and returns them.
-        num_bytes: approximate bytes that all ranks write; checked against the free disk space before writing.
-    Raises:
-        Refused: the disk is too full. Earlier checkpoints are unchanged, and no partial files are left.
-    """
-    aside = prepare(target, num_bytes, accelerator, lambda: None)
-    entries, problem = {}, None
-    try:
-        entries = hash_files(aside, write(aside))
-    except Exception as error:
-        problem = full_disk_line(target.parent, num_bytes, error)
-    return publish(target, progress, entries, problem, num_bytes, accelerator)
-
-
 def prepare(target: Path, num_bytes: int, accelerator, make_room: Callable[[], None]) -> Path:
     """Create the temporary folder for a checkpoint; all ranks take part. Raises Refused if the disk is full.
 
     Args:
+        target: `step_folder` or `best_folder` of the step.
+        num_bytes: approximate bytes that all ranks write.
         make_room: ends deletions in progress; rank 0 calls it if the disk seems too full.
     """
     aside = _aside(target)
@@ -100,6 +82,8 @@ def publish(target: Path, progress: dict, entries: dict, problem: str | None, nu
     """Turn the folder from `prepare` into a complete checkpoint; all ranks take part.
 
     Args:
+        target, num_bytes: as for `prepare`.
+        progress: a CheckpointRecord.
         entries: manifest entries of the files that this rank wrote.
         problem: why this rank could not write its files, or None.
     Raises:
@@ -287,12 +271,6 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
         folder, problem = without_best
         raise Refused(f"{folder} is whole, but {problem}: restore that folder, or delete {root} to start anew")
     return None, passed_over
-
-
-def prune(last: Path, keep: int) -> None:
-    """Delete `superseded` checkpoints and leftovers of interrupted saves. The arguments are those of `superseded`."""
-    delete_leftovers(last.parent)
-    delete(superseded(last, keep))
 
 
 def superseded(last: Path, keep: int) -> list[Path]:

@@ -333,12 +333,8 @@ class Engine:
         stateful = {} if weights_alone else {"optimizer": self.optimizer, "scaler": self.scaler}
         return training_state_files(self.module, stateful)
 
-    def save(self, folder: Path, weights_alone: bool = False) -> list[Path]:
-        """Write `state_files` into a folder. Returns the files that this rank wrote."""
-        return [file.write(folder) for file in self.state_files(weights_alone)]
-
     def load(self, folder: Path, weights_alone: bool = False) -> None:
-        """Restore what `save` wrote, bit for bit, on any number of ranks (the same for adamw8bit with DeepSpeed).
+        """Restore written `state_files`, bit for bit, on any number of ranks (the same for adamw8bit with DeepSpeed).
 
         Args:
             weights_alone: skip the optimizer's state, because training is over.

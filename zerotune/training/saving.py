@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from zerotune.errors import Refused
@@ -11,17 +10,17 @@ from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import is_main_process, say
 from zerotune.training import checkpoints
-from zerotune.training.background import BackgroundSaves
+from zerotune.training.background import BackgroundSaves, Carrier
 from zerotune.training.engine import Engine
 from zerotune.training.progress import Progress
 from zerotune.training.scratch import Scratch
-from zerotune.training.snapshot import HostMemory
+from zerotune.training.snapshot import HostMemory, Waiting
 
 # Largest share of the host memory free at the start of training that the copy may take.
 LARGEST_SNAPSHOT = 0.5
 
 
-class Saver:
+class Saver(BackgroundSaves):
     """Saves the checkpoints of a run. All ranks call every method together.
 
     They are copied to host memory, or with --scratch-dir to a node-local disk, and written from there in the
@@ -33,42 +32,12 @@ class Saver:
 
     def __init__(self, engine: Engine, run: RunFolder):
         settings = run.settings
-        self.run, self.engine, self.accelerator = run, engine, engine.accelerator
-        self.root = settings.output_dir / "checkpoints"
-        self._keep = settings.keep_checkpoints
+        self.run, self.engine, self.root = run, engine, settings.output_dir / "checkpoints"
         minutes = settings.checkpoint_every.minutes
         self._seconds_between = None if minutes is None else 60 * minutes
         self._last_save = time.monotonic()
-        self._background = None
-        carrier = self._choose_carrier(settings.scratch_dir)
-        if carrier:
-            self._background = BackgroundSaves(carrier, self._keep, self.accelerator)
-
-    def _choose_carrier(self, scratch_dir: Path | None) -> Scratch | HostMemory | None:
-        if scratch_dir:
-            return Scratch(scratch_dir, self.root, self.accelerator)
-        need, free = self.engine.snapshot_bytes(), free_memory()
-        fits = need <= LARGEST_SNAPSHOT * free
-        shortages = on_all_ranks(self.accelerator, None if fits else (need, free))
-        short = next((each for each in shortages if each), None)
-        if short is None:
-            return HostMemory()
-        need_gib, free_gib = (each / 2**30 for each in short)
-        say(
-            f"training waits while a checkpoint is written: a copy in host memory takes {need_gib:.1f} GiB a node and "
-            f"{free_gib:.1f} GiB are free; --scratch-dir with a disk of the node shortens that"
-        )
-        return None
-
-    @property
-    def on_its_way(self) -> Path | None:
-        """The folder of the checkpoint being written in the background, or None."""
-        return self._background.target if self._background else None
-
-    @property
-    def has_arrived(self) -> bool:
-        """Whether this rank has written its files of that checkpoint to the run folder, or failed to."""
-        return self._background is not None and self._background.has_arrived
+        carrier = _choose_carrier(engine, self.root, settings.scratch_dir)
+        super().__init__(carrier, settings.keep_checkpoints, engine.accelerator)
 
     @property
     def is_due_by_clock(self) -> bool:
@@ -96,22 +65,24 @@ class Saver:
             self._last_save = time.monotonic()
         name_folder = checkpoints.best_folder if weights_alone else checkpoints.step_folder
         target, num_bytes = name_folder(self.root, progress.step), self.engine.checkpoint_bytes(weights_alone)
-        if self._background:
-            self._background.start(target, record, self.engine.state_files(weights_alone), num_bytes)
-            return
-        write = partial(self.engine.save, weights_alone=weights_alone)
-        checkpoints.save(target, record, write, num_bytes, self.accelerator)
-        if is_main_process():
-            checkpoints.prune(target, self._keep)
+        self.start(target, record, self.engine.state_files(weights_alone), num_bytes)
 
-    def finish(self) -> None:
-        """Publish the checkpoint whose files all ranks have written."""
-        self._background.finish()
 
-    def close(self) -> None:
-        """Wait for the checkpoint being written in the background. No checkpoint can be saved afterwards."""
-        if self._background:
-            self._background.close()
+def _choose_carrier(engine: Engine, root: Path, scratch_dir: Path | None) -> Carrier:
+    if scratch_dir:
+        return Scratch(scratch_dir, root, engine.accelerator)
+    need, free = engine.snapshot_bytes(), free_memory()
+    fits = need <= LARGEST_SNAPSHOT * free
+    shortages = on_all_ranks(engine.accelerator, None if fits else (need, free))
+    short = next((each for each in shortages if each), None)
+    if short is None:
+        return HostMemory()
+    need_gib, free_gib = (each / 2**30 for each in short)
+    say(
+        f"training waits while a checkpoint is written: a copy in host memory takes {need_gib:.1f} GiB a node and "
+        f"{free_gib:.1f} GiB are free; --scratch-dir with a disk of the node shortens that"
+    )
+    return Waiting()
 
 
 def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:

@@ -33,6 +33,8 @@ class Scratch:
         Refused: a rank cannot write in `scratch`.
     """
 
+    waits = False
+
     def __init__(self, scratch: Path, root: Path, accelerator):
         self._of_run = scratch / f"zerotune-{json_sha256(str(root.resolve()))[:12]}-{platform.node()}"
         self._own = self._of_run / f"rank-{accelerator.process_index}"

@@ -1,4 +1,4 @@
-"""A rank's checkpoint files before they are written, and a copy of them in host memory.
+"""A rank's checkpoint files, and a copy of them in host memory.
 
 The copy is made between two steps, at the speed of memory; a thread writes it while training continues.
 """
@@ -57,8 +57,24 @@ def bytes_on_node(num_bytes: int, is_sharded: bool) -> int:
     return num_bytes * local // world
 
 
+class Waiting:
+    """Holds no copy: a rank's files are written while training waits."""
+
+    waits = True
+
+    def begin(self, files: list[StateFile], aside: Path, num_bytes: int) -> Callable[[], dict[str, dict]]:
+        """Write a rank's files into `aside`, as `HostMemory.begin` does later. Raises Refused if the disk is full."""
+        entries = _write(files, None, aside, num_bytes)
+        return lambda: entries
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class HostMemory:
     """Memory for one copy of a rank's state, as large as the largest copy so far; pinned if the state is on a GPU."""
+
+    waits = False
 
     def __init__(self):
         self._memory = np.empty(0, np.uint8)

@@ -4,16 +4,19 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from checkpoint_cases import ALONE, Usage, deaths, names, newest_after_deaths, record_of, save, save_best
+from checkpoint_cases import ALONE, Usage, deaths, names, newest_after_deaths, prune, record_of, save, save_best
 
 from zerotune.errors import Refused
 from zerotune.training import checkpoints
+from zerotune.training.background import BackgroundSaves
+from zerotune.training.snapshot import Waiting
 
 
 def save_and_prune(root, step, keep=1):
-    checkpoints.prune(save(root, step), keep)
+    prune(save(root, step), keep)
 
 
 def test_a_saved_checkpoint_is_whole_and_readable(tmp_path):
@@ -178,7 +181,7 @@ def test_a_run_that_went_back_stays_there(tmp_path):
 def test_the_newest_and_the_best_are_kept(tmp_path, keep, best_step, left):
     for step in range(1, 6):
         save(tmp_path, step, best_step=best_step if best_step and step >= best_step else None)
-    checkpoints.prune(checkpoints.step_folder(tmp_path, 5), keep)
+    prune(checkpoints.step_folder(tmp_path, 5), keep)
     assert names(tmp_path) == [f"step-{step:08d}" for step in left]
     assert all(checkpoints.defect(path) is None for path in tmp_path.iterdir())
 
@@ -187,7 +190,7 @@ def test_the_best_that_an_older_kept_checkpoint_knew_is_kept(tmp_path):
     """If the newest is torn, the run resumes from the older one, which needs the checkpoint that was best then."""
     for step, best_step in ((2, 2), (4, 2), (6, 6)):
         save(tmp_path, step, best_step=best_step)
-    checkpoints.prune(checkpoints.step_folder(tmp_path, 6), 2)
+    prune(checkpoints.step_folder(tmp_path, 6), 2)
     assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000006"]
 
 
@@ -215,7 +218,7 @@ def test_weights_alone_are_kept_while_a_checkpoint_knows_them_as_the_best(tmp_pa
     kept = []
 
     def note(last):
-        checkpoints.prune(last, 1)
+        prune(last, 1)
         kept.append(names(tmp_path))
         newest, _ = checkpoints.newest_whole(tmp_path)
         assert newest == (None if len(kept) == 1 else newest) and all(path.suffix == "" for path in tmp_path.iterdir())
@@ -247,7 +250,7 @@ def test_a_checkpoint_whose_best_weights_are_damaged_is_passed_over(tmp_path):
 
 def test_after_death_anywhere_in_a_save_of_weights_alone_the_run_resumes_as_before(tmp_path):
     """Step 1 is its own best; the better weights of step 2 count only once a checkpoint records them."""
-    for root in deaths(tmp_path, lambda root: checkpoints.prune(save_best(root, 2), 1)):
+    for root in deaths(tmp_path, lambda root: prune(save_best(root, 2), 1)):
         checkpoints.put_back_replaced(root)
         found, lines = checkpoints.newest_whole(root)
         assert found == root / "step-00000001" and lines == []
@@ -306,7 +309,7 @@ def test_what_was_passed_over_does_not_count_as_kept(tmp_path):
     (tmp_path / "step-00000005" / "COMPLETE").unlink()
     (tmp_path / "step-00000009" / "weights.bin").write_bytes(b"")
     (tmp_path / ".writing-step-00000007").mkdir()
-    checkpoints.prune(checkpoints.step_folder(tmp_path, 6), 2)
+    prune(checkpoints.step_folder(tmp_path, 6), 2)
     assert names(tmp_path) == ["step-00000004", "step-00000006"]
 
 
@@ -341,9 +344,9 @@ def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path,
         (folder / "weights.bin").write_bytes(b"half")
         raise error
 
-    folder = save(tmp_path, 1)
+    folder, saves = save(tmp_path, 1), BackgroundSaves(Waiting(), 1, ALONE)
     with pytest.raises(Refused, match=r"disk full|disk quota exceeded"):
-        checkpoints.save(checkpoints.step_folder(tmp_path, 2), record_of(2), fill, 1000, ALONE)
+        saves.start(checkpoints.step_folder(tmp_path, 2), record_of(2), [SimpleNamespace(write=fill)], 1000)
     assert names(tmp_path) == ["step-00000001"] and checkpoints.newest_whole(tmp_path) == (folder, [])
 
 
@@ -351,8 +354,9 @@ def test_another_error_of_a_writer_is_not_taken_for_a_full_disk(tmp_path):
     def fail(folder):
         raise RuntimeError("a bug")
 
+    saves = BackgroundSaves(Waiting(), 1, ALONE)
     with pytest.raises(RuntimeError, match="a bug"):
-        checkpoints.save(checkpoints.step_folder(tmp_path, 2), record_of(2), fail, 1000, ALONE)
+        saves.start(checkpoints.step_folder(tmp_path, 2), record_of(2), [SimpleNamespace(write=fail)], 1000)
 
 
 def test_step_folders_sort_by_step():

@@ -55,13 +55,13 @@ def held(monkeypatch):
 
 def test_training_goes_on_while_a_checkpoint_is_on_its_way(tmp_path, held):
     saves = open_saves(tmp_path)
-    assert saves.target is None and not saves.has_arrived
+    assert saves.on_its_way is None and not saves.has_arrived
     start(saves, tmp_path / "root", 1)
-    assert saves.target == checkpoints.step_folder(tmp_path / "root", 1) and not saves.has_arrived
+    assert saves.on_its_way == checkpoints.step_folder(tmp_path / "root", 1) and not saves.has_arrived
     assert checkpoints.newest_whole(tmp_path / "root") == (None, [])
     held.set()
     saves.finish()
-    assert saves.target is None and not saves.has_arrived
+    assert saves.on_its_way is None and not saves.has_arrived
     folder, passed_over = checkpoints.newest_whole(tmp_path / "root")
     assert (folder.name, passed_over) == ("step-00000001", [])
     assert sorted(path.name for path in folder.iterdir()) == sorted(

@@ -82,11 +82,11 @@ def test_training_goes_on_while_a_copy_is_written(tmp_path, monkeypatch):
     saves, files = BackgroundSaves(HostMemory(), 1, ALONE), state(1)
     start(saves, tmp_path, 1, files)
     change(files)
-    assert saves.target == tmp_path / "step-00000001" and not saves.has_arrived
+    assert saves.on_its_way == tmp_path / "step-00000001" and not saves.has_arrived
     assert checkpoints.newest_whole(tmp_path) == (None, [])
     let_go.set()
     saves.close()
-    assert saves.target is None and checkpoints.newest_whole(tmp_path) == (tmp_path / "step-00000001", [])
+    assert saves.on_its_way is None and checkpoints.newest_whole(tmp_path) == (tmp_path / "step-00000001", [])
     assert_holds(tmp_path / "step-00000001", 1)
 
 
