@@ -177,7 +177,7 @@ def disk_is_full(folder: Path, error: BaseException) -> bool:
     return disk_error_number(error) is not None or _free_bytes(folder) < 2**20
 
 
-def full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
+def _full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
     """Return why a folder's disk takes no more files: space, inodes, a quota or a file size limit is exhausted."""
     number = disk_error_number(error)
     if number == errno.EDQUOT:
@@ -190,15 +190,19 @@ def full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
     return f"disk full: {folder} has {_free_bytes(folder) / 2**20:.0f} MiB free"
 
 
-def full_disk_cure(error: BaseException | None = None) -> str:
-    """Return the way out of the problem that `full_disk_reason` names."""
-    return "raise that limit" if disk_error_number(error) == errno.EFBIG else "free some space"
+def full_disk_refusal(folder: Path, error: BaseException | None = None, detail: str = "", resumes: bool = False) -> str:
+    """Return the line for a disk that takes no more.
 
-
-def full_disk_refusal(folder: Path, error: BaseException) -> str:
-    """Return the line for a disk that takes no more where there is nothing to resume from yet, or no run folder."""
+    Args:
+        folder: on that disk; it need not exist.
+        error: None: the disk has too little room for what follows.
+        detail: words after the reason.
+        resumes: whether the same command resumes from a checkpoint.
+    """
     place = next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
-    return f"{full_disk_reason(place, error)}; {full_disk_cure(error)} and start the same command again"
+    cure = "raise that limit" if disk_error_number(error) == errno.EFBIG else "free some space"
+    again = "start the same command again" + (", it resumes from the last checkpoint" if resumes else "")
+    return f"{_full_disk_reason(place, error)}{detail}; {cure} and {again}"
 
 
 def _free_bytes(folder: Path) -> int:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from zerotune.files import disk_is_full, follow_umask, full_disk_reason, write_text
+from zerotune.files import disk_is_full, follow_umask, full_disk_refusal, write_text
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
@@ -34,12 +34,12 @@ def test_a_file_gets_the_mode_that_the_umask_asks_for(tmp_path, mask, mode):
 def test_what_is_exhausted_is_named(tmp_path, error, words):
     assert disk_is_full(tmp_path, error)
     with pytest.raises(AssertionError, match=words):
-        raise AssertionError(full_disk_reason(tmp_path, error))
+        raise AssertionError(full_disk_refusal(tmp_path, error))
 
 
 def test_a_disk_without_inodes(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_files=10, f_favail=0))
-    assert full_disk_reason(tmp_path, OSError(errno.ENOSPC, "x")).startswith("no free inodes")
+    assert full_disk_refusal(tmp_path, OSError(errno.ENOSPC, "x")).startswith("no free inodes")
 
 
 def test_a_planted_link_is_not_written_through(tmp_path):

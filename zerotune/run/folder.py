@@ -20,8 +20,6 @@ from zerotune.files import (
     disk_is_full,
     file_sha256,
     first_damage,
-    full_disk_cure,
-    full_disk_reason,
     full_disk_refusal,
     read_json,
     write_in_place,
@@ -341,10 +339,7 @@ class RunFolder:
             return out_of_memory_refusal(error, self.settings.flags.values)
         if not disk_is_full(self.path, error):
             return None
-        return Refused(
-            f"{full_disk_reason(self.path, error)} ({error}); {full_disk_cure(error)} and start the same command "
-            "again, it resumes from the last checkpoint"
-        )
+        return Refused(full_disk_refusal(self.path, error, f" ({error})", resumes=True))
 
     def _after_interrupt(self) -> str:
         saved = sorted(self.path.glob("checkpoints/step-*/COMPLETE"))

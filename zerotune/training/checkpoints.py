@@ -18,8 +18,7 @@ from zerotune.files import (
     disk_is_full,
     file_record,
     file_sha256,
-    full_disk_cure,
-    full_disk_reason,
+    full_disk_refusal,
     parse_record,
     sync_folder,
     write_json,
@@ -135,10 +134,8 @@ def full_disk_line(folder: Path, num_bytes: int, error: Exception | None = None)
     """Return the message for a disk without room for `num_bytes`; re-raise `error` if the disk is not its cause."""
     if error is not None and not disk_is_full(folder, error):
         raise error
-    return (
-        f"{full_disk_reason(folder, error)}; a checkpoint takes about {num_bytes / 2**20:.0f} MiB; "
-        f"{full_disk_cure(error)} and start the same command again, it resumes from the last checkpoint"
-    )
+    size = f"; a checkpoint takes about {num_bytes / 2**20:.0f} MiB"
+    return full_disk_refusal(folder, error, size, resumes=True)
 
 
 def hash_files(folder: Path, files: list[Path]) -> dict[str, dict]:
