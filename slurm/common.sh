@@ -277,6 +277,7 @@ run_one() {
   ask_again folder "$@" || return
   read -r folder <"$job_files.answer"
   while :; do
+    before=  # unknown, if the question fails
     ask progress "$folder" && read -r state progress before <"$job_files.answer"
     [ -e "$job_files.attempts" ] || echo "$progress 0" >"$job_files.attempts"
     [ -e "$job_files.begun" ] || : >"$job_files.begun"
@@ -285,10 +286,11 @@ run_one() {
     [ -z "$stop_reason" ] || go_on_or_end "$progress" 75 || return 1  # a launch would only be stopped
     launch "$@" "${again[@]}" --state-file "$ZEROTUNE_STATE_FILE"
     status=$?
+    stamp=$before
     ask progress "$folder" && read -r state progress stamp <"$job_files.answer"
     [ "$status" = 0 ] && return 0
     [ -e "$ZEROTUNE_STATE_FILE" ] && return 2
-    if [ "$stamp" != "$before" ]; then
+    if [ -n "$before" ] && [ "$stamp" != "$before" ]; then
       case $state in
         finished) return 0 ;;
         refused) return 2 ;;
@@ -307,7 +309,8 @@ end_as_slurm_does() { stop_with 75 "SLURM ends this job (requeue or scancel); th
 go_on_or_end() {
   local tries
   if [ -n "$stop_reason" ] && is_ending; then end_as_slurm_does; fi
-  if ! attempts_left "$1"; then
+  # a start that SLURM has stopped says nothing about the run; one that the time limit has cut short may do so forever
+  if [ "$stop_reason" != SIGTERM ] && ! attempts_left "$1"; then
     say "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): see above what ended them"
     return 1
   fi

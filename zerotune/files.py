@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zerotune.errors import Refused
+from zerotune.errors import BrokenMachine, Refused
 from zerotune.records import RESTORE, record_problem
 
 RESTORE_LINE = "restore the file or remove the line"
@@ -120,7 +120,7 @@ def read_json(path: Path, form=dict[str, Any], way_out: str = RESTORE) -> dict:
     try:
         return parse_record(path.read_text(encoding="utf-8"), form)
     except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}): {way_out}") from None
+        raise unreadable(path, error, way_out) from None
     except ValueError as error:
         raise Refused(f"{path} is damaged ({error}): {way_out}") from None
 
@@ -138,12 +138,12 @@ def read_json_lines(path: Path, form=dict[str, Any], way_out: str = RESTORE_LINE
     Raises:
         Refused: the file cannot be read, or a line is not JSON or has another form; the message says where.
     """
-    if not path.exists():
-        return []
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
     except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}): {way_out}") from None
+        raise unreadable(path, error, way_out) from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:
@@ -153,6 +153,33 @@ def read_json_lines(path: Path, form=dict[str, Any], way_out: str = RESTORE_LINE
         except ValueError as error:
             raise Refused(f"{path} line {number} is damaged ({error}): {way_out}") from None
     return rows
+
+
+# Errors of a disk or network that may pass: another start, or another node, may succeed.
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EREMOTEIO}
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Return whether an error says that a disk does not answer, and nothing about what it holds."""
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+def unreadable(path: Path, error: OSError, way_out: str) -> Refused:
+    """Return the error about a file that cannot be read: of the machine if it may pass, else a refusal."""
+    if may_pass(error):
+        return BrokenMachine(f"{path} cannot be read ({error.strerror}): start the same command again")
+    return Refused(f"{path} cannot be read ({error.strerror}): {way_out}")
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a path exists; False too where it may not be looked at. Raises BrokenMachine as `unreadable`."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if may_pass(error):
+            raise unreadable(path, error, "") from error
+        return False
+    return True
 
 
 def disk_error_number(error: BaseException | None) -> int | None:
@@ -250,7 +277,8 @@ def first_damage(folder: Path, files: dict[str, dict]) -> tuple[str, str] | None
 
 def follow_umask(path: Path) -> None:
     """Give a file the mode that the umask asks for; some writers make files that only their owner can read."""
-    path.chmod(0o666 & ~_umask())
+    with suppress(PermissionError):  # a file system without modes
+        path.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:
@@ -285,10 +313,13 @@ def hold_lock(path: Path, or_refuse: str | None = None) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and new files in a folder survive a power failure."""
+    """Make renames and new files in a folder survive a power failure, where the file system can do that."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(handle)
 

@@ -136,7 +136,7 @@ class Bench:
         make = random_language_model if setup.generates else random_model
         model = make(config, settings, self.device)
         counts = weight_counts(model)
-        if packs_rows(settings, config) and not setup.generates:
+        if packs_rows(settings, config, trains=True) and not setup.generates:
             use_packed_attention(model)
         passes, problem = use_fused_passes(model, settings, self.device)
         ids = None if setup.generates else used_ids(setup.task, config.vocab_size)
@@ -171,7 +171,7 @@ class Bench:
         config = setup.shape.config(self.toy)
         data = random_rows(num_steps * batch_size, config.vocab_size, 0, setup.task)
         settings = settings_for(setup.shape, "bf16", attention=setup.attention)
-        data = replace(data, packs=packs_rows(settings, config))
+        data = replace(data, packs=packs_rows(settings, config, trains=True))
         return data, data.epoch_steps(batch_size, 0, 0)
 
     def wait(self) -> None:

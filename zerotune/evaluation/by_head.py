@@ -87,7 +87,7 @@ class LoadedClassifier:
         found = classifier_data(self.task, self.tokenizer, self.config, examples, *cut, cached)
         check_token_ids(self.settings.name, self.config, found.token_ids)
         check_last_tokens(self.settings.name, self.config, self.tokenizer, found)
-        return replace(found, packs=packs_rows(self.settings, self.config))
+        return replace(found, packs=packs_rows(self.settings, self.config, trains=False))
 
     def scorer(self, data: LabelledData, device: torch.device) -> Scorer:
         """Return a scorer of tokenised examples."""
@@ -99,7 +99,7 @@ def load_head(evaluation: TextEvaluation, task, config, device: torch.device) ->
     model, tokenizer, record = load_final_or_base(read_onto(evaluation.model, device, evaluates=True), task.labels)
     record = record or {}
     max_length, truncation = head_lengths(evaluation, task, config, record)
-    if packs_rows(evaluation.model, config):
+    if packs_rows(evaluation.model, config, trains=False):
         use_packed_attention(model.stock_model)
     model = onto_device(model, model.stock_model, evaluation.model, device)
     return LoadedClassifier(task, model, tokenizer, config, evaluation.model, record, max_length, truncation)

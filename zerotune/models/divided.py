@@ -109,6 +109,8 @@ def divide_layers(stock: nn.Module, device: torch.device) -> None:
     stock.requires_grad_(False)  # FSDP2 allows several types in a layer only if nothing trains
     for layer in _layers(stock):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    backbone = stock.base_model  # one root, without weights of its own: layers share streams, and gather ahead
+    fully_shard(backbone, mesh=mesh, ignored_params=set(backbone.parameters()))
     stock._is_fsdp_managed_module = True  # makes generate() continue until all ranks have finished
 
 

@@ -97,12 +97,16 @@ def fake_gpu():
 
 
 def chosen_attention(settings, config) -> tuple[str, bool]:
-    """Return the kernel that --attention selects on a GPU, and whether the rows are packed there."""
+    """Return the kernel that --attention selects on a GPU, and whether training packs its rows there.
+
+    Without a GPU here, packed rows are taken to work.
+    """
+    works = packed.kernel_works if torch.cuda.is_available() else lambda caps_scores: True
     with (
         mock.patch.object(torch.cuda, "is_available", lambda: True),
-        mock.patch.object(packed, "kernel_works", lambda caps_scores: True),
+        mock.patch.object(packed, "kernel_works", works),
     ):
-        return attention_kernel(settings.attention, config), packed.packs_rows(settings, config)
+        return attention_kernel(settings.attention, config), packed.packs_rows(settings, config, trains=True)
 
 
 def _fake_parameter(parameter: nn.Parameter) -> nn.Parameter:

@@ -451,6 +451,8 @@ def _fuse_products(module: nn.Module) -> bool:
 
 
 def _product_forward(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    if not torch.is_grad_enabled():  # autocast keeps the narrow copy of a weight for all tokens that are written
+        return nn.Linear.forward(module, inputs)
     dtype = _narrow(inputs.device) or inputs.dtype
     rows, readers = _rows_of(inputs, dtype)
     result = Product.apply(rows, module.weight, module.bias, readers)

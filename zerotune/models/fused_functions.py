@@ -73,7 +73,7 @@ def wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def can_multiply_wide(states: torch.Tensor) -> bool:
     """Return whether the device multiplies these 16-bit states with a float32 result."""
-    return states.is_cuda and states.dtype != torch.float32 and _wide_product_works()
+    return states.is_cuda and states.dtype != torch.float32 and _wide_product_works(states.dtype)
 
 
 def _product_in_float32(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -106,9 +106,9 @@ class WideLinear(torch.autograd.Function):
 
 
 @cache
-def _wide_product_works() -> bool:
+def _wide_product_works(dtype: torch.dtype) -> bool:
     try:
-        ones = torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")
+        ones = torch.ones(16, 16, dtype=dtype, device="cuda")
         return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
     except (NotImplementedError, RuntimeError, TypeError):
         return False

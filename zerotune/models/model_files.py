@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from annotated_types import Ge
 from typing_extensions import TypedDict
 
-from zerotune.errors import Refused, listed
+from zerotune.errors import BrokenMachine, Refused, listed
 from zerotune.files import file_record, first_damage, nearest_entry, read_json, update_by_blocks
 from zerotune.records import FileRecord, check_record
 from zerotune.run.hub_connection import is_offline_by_wish, stay_offline_without_network
@@ -27,7 +27,7 @@ def find_file(name: str | Path, filename: str, revision: str | None) -> str | No
     """Return the path of one file of a folder or hub id, None when it has no such file; offline, none in the cache.
 
     Raises:
-        Refused: the hub, which is not offline, does not say whether there is such a file.
+        BrokenMachine: the hub, which is not offline, does not say whether there is such a file.
         OSError: there is no such model.
     """
     if os.path.isdir(name):
@@ -44,7 +44,7 @@ def find_file(name: str | Path, filename: str, revision: str | None) -> str | No
         is_known = try_to_load_from_cache(name, filename, revision=revision or "main") is not None
         if is_known or constants.HF_HUB_OFFLINE:
             return None
-        raise Refused(
+        raise BrokenMachine(
             f"whether {name} has a file {filename} is not known: the hub cannot be reached; start again, or set "
             "HF_HUB_OFFLINE=1 if the whole model is in the cache"
         ) from error

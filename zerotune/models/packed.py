@@ -33,12 +33,16 @@ _PLAIN_ENCODERS = ("distilbert", "bert", "roberta", "xlm-roberta", "electra")
 WIDEST_HEAD = 256  # of flash attention
 
 
-def packs_rows(settings: ModelSettings, config) -> bool:
-    """Return whether a model reads packed rows: with --attention varlen, and by default on a GPU in 16 bits."""
+def packs_rows(settings: ModelSettings, config, trains: bool) -> bool:
+    """Return whether a model reads packed rows: with --attention varlen, and by default on a GPU in 16 bits.
+
+    Args:
+        trains: whether the model drops scores, if it has dropout.
+    """
     if settings.attention == "varlen":
         return True
     is_default = settings.attention == "auto" and settings.precision != "fp32" and torch.cuda.is_available()
-    can = is_default and not drops_scores(settings, config) and why_not_packed(config) is None
+    can = is_default and not (trains and drops_scores(settings, config)) and why_not_packed(config) is None
     return can and kernel_works(caps_scores(config))
 
 

@@ -14,13 +14,15 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from zerotune.errors import Preempted, Refused, listed
+from zerotune.errors import BrokenMachine, Preempted, Refused, listed
 from zerotune.files import (
     disk_error_number,
     disk_is_full,
     file_sha256,
     first_damage,
     full_disk_refusal,
+    is_there,
+    may_pass,
     read_json,
     write_in_place,
     write_json,
@@ -64,7 +66,7 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     folder = settings.output_dir
     check_place(folder)
     held = held_results(folder)
-    if not os.path.exists(folder / "run.json"):  # False where Path.exists would raise: a name too long, no permission
+    if not is_there(folder / "run.json"):
         if found := held or foreign_files(folder):
             raise Refused(
                 f"{folder} holds {listed(found)} but no run.json, so they belong to no run: choose a new or empty "
@@ -269,6 +271,8 @@ class RunFolder:
         except OSError as error:
             if disk_error_number(error) is not None:
                 raise Refused(full_disk_refusal(self.path, error)) from error
+            if may_pass(error):
+                raise
             raise Refused(
                 f"--output-dir {self.path} cannot be written ({error.strerror}): name a folder that can"
             ) from error
@@ -311,7 +315,7 @@ class RunFolder:
         if not is_main_process():
             return
         refusal = None
-        if error is not None and not self._is_ours():
+        if error is not None and not may_pass(error) and not self._is_ours():
             self._lock.close()
             if isinstance(error, OSError):
                 raise Refused(self._lost_line()) from error
@@ -333,6 +337,8 @@ class RunFolder:
 
     def _refusal_of(self, error: BaseException) -> Refused | None:
         """Return an error as a refusal if it is no bug: it is a refusal, or memory or disk is full. Else None."""
+        if isinstance(error, BrokenMachine) or may_pass(error):
+            return None
         if isinstance(error, Refused):
             return error
         if is_out_of_memory(error):
@@ -350,10 +356,10 @@ class RunFolder:
         return "nothing was saved yet: the same command starts again"
 
     def _is_ours(self) -> bool:
-        """Return whether the lock that this process holds is still the folder's."""
+        """Return whether the lock that this process holds is still the folder's. Raises OSError if the disk fails."""
         try:
             return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / LOCK_FILE))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def _lost_line(self) -> str:
@@ -454,7 +460,7 @@ class RunFolder:
         kind = self.settings.tracker
         if kind == "none" or not is_main_process():
             return
-        self.tracker = start_tracker(kind, self.path, self.settings.flags.values)
+        self.tracker = start_tracker(kind, self.path, self.run_id, self.settings.flags.values)
 
     def log(self, row: dict) -> None:
         """Append a line to metrics.jsonl; `row` has a "step"."""

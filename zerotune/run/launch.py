@@ -31,7 +31,8 @@ def from_rank_0(accelerator, act: Callable[[], Any]) -> Any:
     """Call act() on rank 0 alone and return its value on every rank; all ranks take part.
 
     Raises:
-        Refused: on all ranks, if the call raises Refused or OSError; rank 0 raises the original exception.
+        Refused: on all ranks, if the call raises it.
+        BrokenMachine: on the other ranks, if the call raises that or OSError, which rank 0 raises.
     """
     found = failure = None
     if is_main_process():
@@ -39,10 +40,10 @@ def from_rank_0(accelerator, act: Callable[[], Any]) -> Any:
             found = act()
         except (Refused, OSError) as error:
             failure = error
-    refusal = None if failure is None else str(failure)
-    shared, refusal = on_all_ranks(accelerator, (found, refusal))[0]
-    if refusal is not None:
-        raise failure or Refused(refusal)
+    is_refusal = isinstance(failure, Refused) and not isinstance(failure, BrokenMachine)
+    shared, problem, is_refusal = on_all_ranks(accelerator, (found, failure and str(failure), is_refusal))[0]
+    if problem is not None:
+        raise failure or (Refused if is_refusal else BrokenMachine)(problem)
     return shared
 
 

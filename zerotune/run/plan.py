@@ -78,9 +78,13 @@ def memory_need(
         largest_layer: weights of the largest matrix of a layer.
         optimizer: "adamw" or "adamw8bit".
     """
-    if sharding.stage == 0 and sharding.devices > 1:  # DistributedDataParallel keeps its buckets from step to step
+    if sharding.stage == 0 and sharding.devices > 1:
+        # DistributedDataParallel keeps its buckets from step to step. Gradients of micro-batches that are not exchanged
+        # are held beside them; in the update, gradients are views of the buckets
         kept = max(kinds["gradients"] for kinds in peaks.values())
-        peaks = {phase: {**kinds, "gradients": kept} for phase, kinds in peaks.items()}
+        earlier = peaks.get("forward", {}).get("gradients", 0.0)
+        held = {phase: kept + (0.0 if phase == "update" else earlier) for phase in peaks}
+        peaks = {phase: {**kinds, "gradients": held[phase]} for phase, kinds in peaks.items()}
     needs = [_phase_need(kinds, table, largest_layer, model, optimizer, sharding) for kinds in peaks.values()]
     context = CONTEXT_BYTES if on_gpu else 0.0
     return replace(max(needs, key=lambda need: need.total), cuda_context=context)

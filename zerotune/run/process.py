@@ -18,13 +18,12 @@ from zerotune.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
-    EXIT_REFUSED,
     BrokenMachine,
     Interrupted,
     Preempted,
     Refused,
 )
-from zerotune.files import disk_error_number, full_disk_refusal, write_json
+from zerotune.files import disk_error_number, full_disk_refusal, may_pass, write_json
 from zerotune.run.out_of_memory import is_out_of_memory, out_of_memory_refusal
 from zerotune.terminal import hide_remarks, make_output_tolerant
 
@@ -226,11 +225,8 @@ def run_script(main, args) -> None:
         line = f"interrupted{f': {error}' if str(error) else ''}"
         _end_process(EXIT_INTERRUPTED, line if is_main_process() else None, sys.stderr)
     except Exception as error:
-        if disk_error_number(error) is not None:
-            _end_process(EXIT_REFUSED, _refusal(args, Refused(_disk_line(error))), sys.stderr)
-        if is_out_of_memory(error):
-            flags = getattr(args, "__dict__", {})  # some scripts have a list of words
-            _end_process(EXIT_REFUSED, _refusal(args, out_of_memory_refusal(error, flags)), sys.stderr)
+        if (refusal := _of_disk_or_memory(error, args)) is not None:
+            _end_process(refusal.status, _refusal(args, refusal), sys.stderr)
         if not _in_process_group():
             raise
         traceback.print_exc()
@@ -245,9 +241,15 @@ def _say_what_takes_time() -> None:
         print("loading the libraries", file=sys.stderr, flush=True)
 
 
-def _disk_line(error: Exception) -> str:
-    """Return the message for a full disk outside of a run folder."""
-    return full_disk_refusal(Path(getattr(error, "filename", None) or Path.cwd()), error)
+def _of_disk_or_memory(error: Exception, args) -> Refused | None:
+    """Return an error outside of a run folder as that of a disk or of memory; None for a bug."""
+    if disk_error_number(error) is not None:
+        return Refused(full_disk_refusal(Path(getattr(error, "filename", None) or Path.cwd()), error))
+    if may_pass(error):
+        return BrokenMachine(f"{error}: start the same command again")
+    if is_out_of_memory(error):
+        return out_of_memory_refusal(error, getattr(args, "__dict__", {}))  # some scripts have a list of words
+    return None
 
 
 def _refusal(args, error: Refused) -> str | None:

@@ -1,6 +1,5 @@
 """The records in a run folder: their forms, and a check of all of them."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Required
 
@@ -8,7 +7,7 @@ from annotated_types import Ge
 from typing_extensions import TypedDict
 
 from zerotune.errors import Refused
-from zerotune.files import read_json, read_json_lines
+from zerotune.files import is_there, read_json, read_json_lines
 from zerotune.records import RESTORE, Count
 from zerotune.settings.groups import DataSettings
 
@@ -122,7 +121,7 @@ class RunSplit(SplitRecord):
 def read_state(folder: Path) -> State | dict:
     """Return state.json, or {} when there is none. Raises Refused where it is damaged."""
     path = folder / "state.json"
-    return read_json(path, State) if os.path.exists(path) else {}
+    return read_json(path, State) if is_there(path) else {}
 
 
 def read_run_record(path: Path) -> RunRecord:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from zerotune.files import json_sha256
-
 
 def grouped(row: Mapping[str, float | None]) -> dict[str, float]:
     """Return the values of a line of metrics.jsonl by "train/NAME" and "validation/NAME", without missing ones.
@@ -27,18 +25,18 @@ def scores(metrics: Mapping[str, object], group: str) -> dict[str, float]:
     return {f"{group}/{name}": value for name, value in metrics.items() if f"{name}_ci95" in metrics}
 
 
-def start_tracker(kind: str, folder: Path, flags: Mapping[str, object]):
+def start_tracker(kind: str, folder: Path, run_id: str, flags: Mapping[str, object]):
     """Return an accelerate tracker for a run folder, with the run's flags as hyperparameters.
 
     A run that resumes logs to the same place.
 
     Args:
         kind: "tensorboard" or "wandb".
+        run_id: of run.json; a run made anew in the same folder has another one.
     """
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     if kind == "wandb":  # run_name is accelerate's word for a project
-        run_id = json_sha256(str(folder.resolve()))[:16]
         tracker = WandBTracker("zerotune", name=folder.name, id=run_id, resume="allow", dir=folder)
         tracker.start()
         tracker.store_init_configuration(dict(flags))

@@ -171,7 +171,7 @@ class SpanFinder:
         """Tokenise questions. Raises Refused as `span_data`, and for a token without an embedding."""
         found = span_data(self.tokenizer, questions, self.lengths, self.config, cached)
         check_token_ids(self.settings.name, self.config, found.token_ids)
-        return replace(found, packs=packs_rows(self.settings, self.config))
+        return replace(found, packs=packs_rows(self.settings, self.config, trains=False))
 
     def scorer(self, data: SpanData, device: torch.device) -> Scorer:
         """Return a scorer of tokenised questions."""
@@ -189,7 +189,7 @@ def load_spans(evaluation: QuestionEvaluation, config, device: torch.device) -> 
     loaded = evaluation.model
     record, lengths = read_record(loaded.name, loaded.revision) or {}, span_lengths(evaluation, config)
     model, tokenizer, _ = load_final_span(read_onto(loaded, device, evaluates=True))
-    if packs_rows(loaded, config):
+    if packs_rows(loaded, config, trains=False):
         use_packed_attention(model.stock_model)
     threshold = (record.get("thresholds") or {}).get("null_odds", UNTUNED_THRESHOLD)
     model = onto_device(model, model.stock_model, loaded, device)

@@ -60,7 +60,7 @@ def tokenise(
         spans = {name: span_data(tokenizer, questions, lengths, config) for name, questions in parts.items()}
         if spans["train"].windows.num_lost:
             say(f"train: {spans['train'].windows.num_lost:,} answers are whole in no window and train nothing")
-        packs = packs_rows(settings.model, config)
+        packs = packs_rows(settings.model, config, trains=True)
         return {name: replace(part, packs=packs) for name, part in spans.items()}
     prompt = QuestionPrompt(uses_chat(settings.prompt.format, tokenizer, settings.model.name))
     num_positions = most_tokens(config)

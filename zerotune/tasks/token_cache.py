@@ -11,6 +11,7 @@ import os
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +49,14 @@ def cached_arrays(
     if (arrays := read()) is not None:
         return arrays
     lock = path.with_suffix(".lock")
-    try:
-        make_private_folder(path.parent)
-        with hold_lock(lock):
-            try:
-                if (arrays := read()) is None:  # else another process has written it while this one waited
-                    save_arrays(path, arrays := compute())
-            finally:
-                # a process that waits for the deleted file still finds the entry, or computes it a second time
-                lock.unlink(missing_ok=True)
-    except OSError as error:
-        raise Refused(
-            f"{path.parent}: the token cache cannot be written ({error.strerror}); set ZEROTUNE_CACHE to another folder"
-        ) from None
+    with ExitStack() as held:
+        with suppress(OSError):  # where no lock can be had, as of another user's, the entry is computed without
+            make_private_folder(path.parent)
+            held.enter_context(hold_lock(lock))
+            # a process that waits for the deleted file still finds the entry, or computes it a second time
+            held.callback(lock.unlink, missing_ok=True)
+        if (arrays := read()) is None:  # else another process has written it while this one waited
+            save_arrays(path, arrays := compute())
     return arrays
 
 
@@ -84,18 +80,24 @@ def make_private_folder(folder: Path) -> None:
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write one file: the sha256 of the rest, then an uncompressed npz."""
+    """Write one file: the sha256 of the rest, then an uncompressed npz. Raises Refused if it cannot be written."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     data = buffer.getbuffer()
     aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}")
     try:
-        with aside.open("wb") as file:
-            file.write(hashlib.sha256(data).digest())
-            file.write(data)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+        make_private_folder(path.parent)
+        try:
+            with aside.open("wb") as file:
+                file.write(hashlib.sha256(data).digest())
+                file.write(data)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise Refused(
+            f"{path.parent}: the token cache cannot be written ({error.strerror}); set ZEROTUNE_CACHE to another folder"
+        ) from None
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:

@@ -112,7 +112,7 @@ class BackgroundSaves:
         self.carrier.close()
 
     def _check_deletion(self) -> None:
-        """Wait for the pending deletion, and re-raise its error if it failed."""
+        """Wait for the pending deletion."""
         if self._deleting is not None:
             deleting, self._deleting = self._deleting, None
             deleting.result()

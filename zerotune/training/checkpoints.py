@@ -4,7 +4,10 @@ checkpoints/step-00000120/   …state files…  progress.json  manifest.json  CO
 checkpoints/best-00000100/   the same for a best evaluation, without optimizer state: no run can resume from it
 """
 
+import os
+import re
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +28,7 @@ from zerotune.files import (
 )
 from zerotune.records import Count, FileRecord
 from zerotune.run.launch import on_all_ranks
+from zerotune.run.process import say
 from zerotune.training.progress import ProgressRecord
 
 MARKER, MANIFEST, PROGRESS = "COMPLETE", "manifest.json", "progress.json"
@@ -56,7 +60,16 @@ def best_folder(root: Path, step: int) -> Path:
 def weights_folder(root: Path, step: int) -> Path:
     """Return the folder with an evaluated step's weights: its full checkpoint if complete, else its best folder."""
     whole = step_folder(root, step)
-    return whole if (whole / MARKER).exists() else best_folder(root, step)
+    return whole if _is_marked(whole) else best_folder(root, step)
+
+
+def _is_marked(folder: Path) -> bool:
+    """Return whether a folder has its marker. Raises OSError if the disk cannot tell."""
+    try:
+        (folder / MARKER).stat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def holds_weights_alone(folder: Path) -> bool:
@@ -160,9 +173,9 @@ def _rename(aside: Path, target: Path) -> None:
 
 def put_back_replaced(root: Path) -> None:
     """Restore old checkpoints whose replacement was never completed. Call this from one process only."""
-    for replaced in root.glob(f"{REPLACED}*"):
+    for replaced in _entries(root, REPLACED):
         target = root / replaced.name.removeprefix(REPLACED)
-        if (target / MARKER).exists():
+        if _is_marked(target):
             shutil.rmtree(replaced)
         else:
             shutil.rmtree(target, ignore_errors=True)
@@ -192,7 +205,7 @@ def defect(folder: Path, run_id: str | None = None) -> str | None:
     Raises:
         OSError: the disk cannot be read, which says nothing about the checkpoint.
     """
-    if not (folder / MARKER).exists():
+    if not _is_marked(folder):
         return f"no {MARKER} marker"
     try:
         manifest = parse_record((folder / MANIFEST).read_text(encoding="utf-8"), dict[str, FileRecord])
@@ -289,8 +302,7 @@ def superseded(last: Path, keep: int) -> list[Path]:
 
 def delete_leftovers(root: Path) -> None:
     """Delete the leftovers of interrupted saves. No save may be in progress."""
-    for leftover in root.glob(".writing-*"):
-        shutil.rmtree(leftover)
+    delete(_entries(root, ".writing-"))
 
 
 def delete_incomplete(root: Path) -> None:
@@ -302,7 +314,7 @@ def delete_incomplete(root: Path) -> None:
 def _is_unmarked(folder: Path) -> bool:
     """Return whether a folder has no marker; False if the disk cannot tell."""
     try:
-        return not (folder / MARKER).exists()
+        return not _is_marked(folder)
     except OSError:
         return False
 
@@ -310,7 +322,7 @@ def _is_unmarked(folder: Path) -> bool:
 def _counts(folder: Path, run_id: str) -> bool:
     """Return whether a checkpoint has its marker and belongs to the run, without reading its weights."""
     try:
-        return (folder / MARKER).exists() and read_progress(folder)["run_id"] == run_id
+        return _is_marked(folder) and read_progress(folder)["run_id"] == run_id
     except (OSError, ValueError):
         return False
 
@@ -321,15 +333,37 @@ def _step_folders(root: Path) -> list[Path]:
 
 
 def _folders(root: Path, kind: str) -> list[Path]:
-    return sorted(folder for folder in root.glob(f"{kind}-[0-9]*") if folder.is_dir())
+    return [folder for folder in _entries(root, f"{kind}-") if re.search(r"-\d", folder.name) and _is_folder(folder)]
+
+
+def _entries(root: Path, prefix: str) -> list[Path]:
+    """Return the entries of a folder whose names begin so, sorted; [] without the folder.
+
+    Raises:
+        OSError: the disk cannot be read. Path.glob hides that from Python 3.12 on: there would seem to be none.
+    """
+    try:
+        return [root / name for name in sorted(os.listdir(root)) if name.startswith(prefix)]
+    except FileNotFoundError:
+        return []
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:  # a link that leads nowhere
+        return False
 
 
 def delete(folders: list[Path]) -> None:
-    """Delete checkpoints. For a link to one, delete only the link."""
+    """Delete checkpoints; for a link to one, only the link. What cannot be deleted is named, and tried again later."""
     for folder in folders:
-        if folder.is_symlink():
-            folder.unlink()
-            continue
-        # marker first: an interrupted deletion must not leave a folder that looks complete
-        (folder / MARKER).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+        try:
+            if folder.is_symlink():
+                folder.unlink()
+                continue
+            # marker first: an interrupted deletion must not leave a folder that looks complete
+            (folder / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        except OSError as error:
+            say(f"{folder} cannot be deleted yet ({error.strerror}); the next save tries again")

@@ -153,6 +153,22 @@ def load_tuned_model(model: ModelSettings, head: str, labels: tuple[str, ...], t
     return (load_span_model if head == "span" else load_generator)(model, tokenizer)
 
 
+def keep_until_reduced(zero) -> None:
+    """Keep the memory of each gradient until the stream that reduces it has read it, under ZeRO-2.
+
+    DeepSpeed 0.19 lets go of a matrix larger than a bucket (`reduce_bucket_size`) once its reduction is queued. Where
+    communication overlaps, that is on another stream, and the memory could get the next gradient before it is read.
+    """
+    average = zero.average_tensor
+
+    def average_kept(tensor: torch.Tensor, *more):
+        if zero.overlap_comm:
+            tensor.record_stream(zero.reduction_stream)
+        return average(tensor, *more)
+
+    zero.average_tensor = average_kept
+
+
 class Engine:
     """A model with its optimizer, ready for steps made of any number of micro-batches.
 
@@ -185,6 +201,8 @@ class Engine:
         prepared, wrapped = accelerator.prepare(model, optimizer) if data_parallel else (model, optimizer)
         self.model = prepared
         self.optimizer = wrapped if self.deepspeed else optimizer
+        if self.deepspeed and accelerator.device.type == "cuda" and prepared.zero_optimization_stage() == 2:
+            keep_until_reduced(prepared.optimizer)
         scaled = precision == "fp16" and not self.deepspeed
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
         self._loss = self._zero()

@@ -208,7 +208,7 @@ def _num_labels(splits) -> int:
 def _as_on_devices(train: TrainingData, settings: TrainSettings, config, devices: Devices) -> TrainingData:
     """Return the data, packed if the planned devices will pack it."""
     model = model_in_training(settings, config)
-    packs = chosen_attention(model, config)[1] if devices.on_gpu else packs_rows(model, config)
+    packs = chosen_attention(model, config)[1] if devices.on_gpu else packs_rows(model, config, trains=True)
     return replace(train, packs=packs) if "packs" in {each.name for each in fields(train)} else train
 
 

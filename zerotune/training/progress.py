@@ -1,7 +1,7 @@
 """The progress of a run: saved with every checkpoint, enough to resume."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, NotRequired
 
 from annotated_types import Ge
 from typing_extensions import TypedDict
@@ -34,6 +34,11 @@ class Progress:
     loss_sum: float = 0.0
     num_targets: Annotated[float, Ge(0)] = 0.0
     evaluated_step: Count = 0
+
+    @classmethod
+    def of(cls, record: "ProgressRecord") -> "Progress":
+        """Return the progress of a record. Fields that it lacks have their defaults, others are ignored."""
+        return cls(**{each.name: record[each.name] for each in fields(cls) if each.name in record})
 
     def count_step(self, num_examples: int, num_tokens: int) -> None:
         """Count a finished step."""
@@ -68,4 +73,9 @@ class Progress:
         return improved
 
 
-ProgressRecord = TypedDict("ProgressRecord", Progress.__annotations__, closed=True)
+_REQUIRED = ("step", "best_step", "evaluated_step")
+# Another version may have saved more or fewer of the other fields: `Progress.of` reads what is there.
+ProgressRecord = TypedDict(
+    "ProgressRecord",
+    {name: form if name in _REQUIRED else NotRequired[form] for name, form in Progress.__annotations__.items()},
+)

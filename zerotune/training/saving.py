@@ -61,11 +61,11 @@ class Saver(BackgroundSaves):
             "num_processes": self.accelerator.num_processes,
         }
         self.run.check_ours()
-        if not weights_alone:
-            self._last_save = time.monotonic()
         name_folder = checkpoints.best_folder if weights_alone else checkpoints.step_folder
         target, num_bytes = name_folder(self.root, progress.step), self.engine.checkpoint_bytes(weights_alone)
         self.start(target, record, self.engine.state_files(weights_alone), num_bytes)
+        if not weights_alone:
+            self._last_save = time.monotonic()  # after the wait, or a slow disk would get a save after each step
 
 
 def _choose_carrier(engine: Engine, root: Path, scratch_dir: Path | None) -> Carrier:
@@ -113,7 +113,7 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     accelerator.wait_for_everyone()
     engine.load(folder)
     record = checkpoints.read_progress(folder)
-    progress, saved_by = Progress(**record["progress"]), record["num_processes"]
+    progress, saved_by = Progress.of(record["progress"]), record["num_processes"]
     now = accelerator.num_processes
     moved = f" (saved by {saved_by} processes, now {now})" if saved_by != now else ""
     say(f"resumes after step {progress.step} from {folder}{moved}")

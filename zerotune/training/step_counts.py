@@ -138,7 +138,9 @@ def count_step(
     if on_gpu:
         kernels = Kernels(*chosen_attention(settings, config), on_gpu)
     else:
-        kernels = Kernels(attention_kernel(settings.attention, config), packs_rows(settings, config), on_gpu)
+        kernels = Kernels(
+            attention_kernel(settings.attention, config), packs_rows(settings, config, trains=True), on_gpu
+        )
     kind = {"settings": settings, "head": head, "num_labels": num_labels, "used_ids": used_ids}
     count = partial(_count_layers, batch=batch, kernels=kernels, **kind)
     base, more = _shallow_configs(config)

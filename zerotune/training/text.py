@@ -88,7 +88,7 @@ def tokenise(
         train = replace(train, class_weights=weights)
         shown = (f"{label} {weight:.4g}" for label, weight in zip(task.labels, train.class_weights, strict=True))
         say(f"train: class weights {', '.join(shown)}")
-    packs = packs_rows(model_in_training(settings, config), config)
+    packs = packs_rows(model_in_training(settings, config), config, trains=True)
     return {"train": replace(train, packs=packs), "validation": replace(data["validation"], packs=packs)}
 
 

@@ -71,6 +71,10 @@ def outcome(model, inputs, mask, head):
     return logits.detach(), gradients
 
 
+def packs_in_training(settings, config):
+    return packs_rows(settings, config, trains=True)
+
+
 @pytest.mark.parametrize("way", ["full", "lora", "checkpointing"])
 @pytest.mark.parametrize(
     ("kind", "head"), [(kind, head) for kind in PACKED for head in LOADERS if head != "generate" or kind in CAUSAL]
@@ -158,9 +162,9 @@ def test_who_reads_packed_rows():
     assert {"llama", "gemma", "gemma3_text", "mistral", "qwen2", "qwen3", "distilbert", "bert", "roberta"} <= {*PACKED}
     assert not {"qwen3_5_text", "deberta-v2", "albert", "modernbert"} & {*PACKED}
     config = read_config(tiny_model("llama"), None)
-    assert packs_rows(ModelSettings("m", attention="varlen"), config)
-    assert not packs_rows(ModelSettings("m", attention="sdpa", precision="bf16"), config)
-    assert packs_rows(ModelSettings("m", precision="bf16"), config) == (
+    assert packs_in_training(ModelSettings("m", attention="varlen"), config)
+    assert not packs_in_training(ModelSettings("m", attention="sdpa", precision="bf16"), config)
+    assert packs_in_training(ModelSettings("m", precision="bf16"), config) == (
         torch.cuda.is_available() and packed.kernel_works()
     )
     with pytest.raises(Refused, match="--attention varlen: deberta-v2 computes its attention in a way of its own"):
@@ -172,27 +176,34 @@ def test_what_a_gpu_packs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: True)
     config, narrow = read_config(tiny_model("llama"), None), ModelSettings("m", precision="bf16")
-    assert packs_rows(narrow, config) and not packs_rows(replace(narrow, precision="fp32"), config)
+    assert packs_in_training(narrow, config) and not packs_in_training(
+        replace(narrow, precision="fp32"), config, trains=True
+    )
     capped = read_config(tiny_model("gemma2"), None)
-    assert not packs_rows(narrow, capped)
+    assert not packs_in_training(narrow, capped)
     encoder = read_config(tiny_model("bert"), None)
     encoder.attention_probs_dropout_prob = 0.1  # the kernel has no dropout; LoRA trains without
-    assert not packs_rows(narrow, encoder) and packs_rows(replace(narrow, method="lora"), encoder)
+    assert packs_rows(narrow, encoder, trains=False)  # nothing is dropped
+    assert not packs_in_training(narrow, encoder) and packs_in_training(
+        replace(narrow, method="lora"), encoder, trains=True
+    )
     for attention in ("varlen", "flex_attention"):
         with pytest.raises(Refused, match=f"--attention {attention} has no dropout on a GPU"):
             check_trainable(ModelSettings("m", precision="bf16", attention=attention), encoder, None)
     for width in (26, 100, 264):  # the kernel's own rule
         odd = read_config(tiny_model("llama"), None)
         odd.head_dim = width
-        assert f"a multiple of 8, and these have {width}" in why_not_packed(odd) and not packs_rows(narrow, odd)
+        assert f"a multiple of 8, and these have {width}" in why_not_packed(odd) and not packs_in_training(
+            narrow, odd, trains=True
+        )
     with pytest.raises(Refused, match="scores capped as gemma2 needs it want flash-attn"):
         attention_kernel("varlen", capped)
     monkeypatch.setattr(packed, "is_flash_attn_2_available", lambda: True)
-    assert packs_rows(narrow, capped) and attention_kernel("varlen", capped) == "eager"  # for padded rows
+    assert packs_in_training(narrow, capped) and attention_kernel("varlen", capped) == "eager"  # for padded rows
     monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: not caps_scores)
-    assert packs_rows(narrow, config) and not packs_rows(narrow, capped)
+    assert packs_in_training(narrow, config) and not packs_in_training(narrow, capped)
     monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: False)
-    assert not packs_rows(narrow, config)
+    assert not packs_in_training(narrow, config)
     with pytest.raises(Refused, match=r"--attention varlen needs a GPU with flash attention"):
         attention_kernel("varlen", config)
     with pytest.raises(Refused, match="--attention varlen computes in 16 bits on a GPU"):

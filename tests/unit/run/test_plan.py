@@ -56,6 +56,12 @@ def test_plain_data_parallelism_keeps_its_gradients():
     assert need(devices=8).total == 18.1e9 + 4e9 and need(devices=8).gradients == 4e9
 
 
+def test_gradients_of_earlier_micro_batches_are_held_beside_the_buckets():
+    forward = {"parameters": 4e9, "gradients": 4e9, "optimizer": 8e9, "activations": 6e9, "temporary": 0.0}
+    several = {"table": FULL["table"], "peaks": {"forward": forward, **FULL["peaks"]}}
+    assert need(several).gradients == 4e9 and need(several, devices=8).gradients == 8e9
+
+
 def test_each_stage_of_zero_divides_more():
     """Eight devices divide the moments and a float32 copy of the weights; then gradients; then gathered weights."""
     one, two, three = (need(stage=stage, devices=8, contiguous_gradients=False) for stage in (1, 2, 3))

@@ -1,6 +1,8 @@
 """A checkpoint counts only when it is whole; after a kill at any point, the newest whole one is found."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +14,7 @@ from checkpoint_cases import ALONE, Usage, deaths, names, newest_after_deaths, p
 from zerotune.errors import Refused
 from zerotune.training import checkpoints
 from zerotune.training.background import BackgroundSaves
+from zerotune.training.progress import Progress
 from zerotune.training.snapshot import Waiting
 
 
@@ -77,7 +80,6 @@ def rewrite_progress(folder, **changes):
         ({"evaluated_step": 12}, "progress.json has evaluated_step 12 at step 10"),
         ({"train_seconds": -1.0}, "unreadable: progress.train_seconds is -1.0, wanted greater than or equal to 0"),
         ({"stopped_early": "no"}, "unreadable: progress.stopped_early is 'no', wanted a valid boolean"),
-        ({"of_another_version": 1}, "unreadable: progress.of_another_version is not known"),
     ],
 )
 def test_an_edited_progress_is_named_and_passed_over(tmp_path, changes, words):
@@ -85,6 +87,45 @@ def test_an_edited_progress_is_named_and_passed_over(tmp_path, changes, words):
     rewrite_progress(newer, **changes)
     found, (line,) = checkpoints.newest_whole(tmp_path)
     assert found == older and f"{newer} is passed over: {words}" in line
+
+
+def test_a_checkpoint_of_another_version_is_read_as_far_as_it_is_known(tmp_path):
+    folder = save(tmp_path, 10)
+    record = json.loads((folder / "progress.json").read_text())
+    del record["progress"]["num_tokens"]
+    (folder / "progress.json").write_text(json.dumps(record))
+    rewrite_progress(folder, of_another_version=1, num_examples=80)
+    assert checkpoints.newest_whole(tmp_path) == (folder, [])
+    assert Progress.of(checkpoints.read_progress(folder)["progress"]) == Progress(step=10, num_examples=80)
+
+
+def test_a_disk_that_does_not_list_its_checkpoints_has_not_lost_them(tmp_path, monkeypatch):
+    """Path.glob hides that from Python 3.12 on: a start would unmark them all and begin anew."""
+    save(tmp_path, 10)
+
+    def fail(folder):
+        raise OSError(errno.EIO, "Input/output error", str(folder))
+
+    monkeypatch.setattr(os, "listdir", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.newest_whole(tmp_path)
+
+
+def test_what_cannot_be_deleted_yet_is_said_and_deleted_later(tmp_path, monkeypatch, capsys):
+    """On NFS a file that a process has open keeps its folder from being deleted."""
+    save(tmp_path, 1)
+    remove = shutil.rmtree
+
+    def fail(folder, **more):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+
+    with monkeypatch.context() as busy:
+        busy.setattr(shutil, "rmtree", fail)
+        checkpoints.delete([tmp_path / "step-00000001"])
+    assert "step-00000001 cannot be deleted yet (Directory not empty); the next save" in capsys.readouterr().out
+    assert checkpoints.newest_whole(tmp_path)[0] is None and shutil.rmtree is remove
+    save_and_prune(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000002"]
 
 
 @pytest.mark.parametrize("put", [shutil.copytree, lambda source, target: target.symlink_to(source)])
@@ -278,14 +319,14 @@ def test_a_disk_that_cannot_be_read_does_not_count_as_damage(tmp_path, monkeypat
 def test_a_marker_that_cannot_be_looked_at_is_no_leftover(tmp_path, monkeypatch):
     save(tmp_path, 1)
     (save(tmp_path, 2) / "COMPLETE").unlink()
-    exists = Path.exists
+    stat = Path.stat
 
-    def look(path):
+    def look(path, **more):
         if path.parent.name == "step-00000002":
             raise OSError(116, "Stale file handle", str(path))
-        return exists(path)
+        return stat(path, **more)
 
-    monkeypatch.setattr(Path, "exists", look)
+    monkeypatch.setattr(Path, "stat", look)
     assert checkpoints.newest_whole(tmp_path)[0].name == "step-00000001"
     checkpoints.delete_incomplete(tmp_path)
     assert names(tmp_path) == ["step-00000001", "step-00000002"]

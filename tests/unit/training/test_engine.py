@@ -1,13 +1,15 @@
 """Test the engine's arithmetic: a step with any number of micro-batches and ranks is one AdamW step on one sum."""
 
 from contextlib import contextmanager
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
-from zerotune.training.engine import Engine, build_optimizer, tensors_in
+from zerotune.training.engine import Engine, build_optimizer, keep_until_reduced, tensors_in
 
 RATES, DECAY, MAX_NORM = (0.1, 0.5), 0.1, 0.7
 INPUTS = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
@@ -49,6 +51,28 @@ def make_engine(num_processes=1, max_norm=MAX_NORM, optimizer="adamw"):
         unwrap_model=lambda model: model,
     )
     return Engine(accelerator, model, build_optimizer(optimizer, groups, "cpu"), "fp32", max_norm)
+
+
+def test_a_gradient_keeps_its_memory_until_another_stream_has_reduced_it():
+    """DeepSpeed lets go of a matrix larger than a bucket before that. To see it take effect wants GPUs and bad luck."""
+    calls, stream = [], object()
+    zero = SimpleNamespace(
+        overlap_comm=True,
+        reduction_stream=stream,
+        average_tensor=lambda tensor, dtype: calls.append(("average", dtype)),
+    )
+    keep_until_reduced(zero)
+    gradient = SimpleNamespace(record_stream=lambda given: calls.append(("record", given)))
+    zero.average_tensor(gradient, torch.bfloat16)
+    assert calls == [("record", stream), ("average", torch.bfloat16)]
+    zero.overlap_comm = False
+    zero.average_tensor(gradient, torch.float32)
+    assert calls[2:] == [("average", torch.float32)]
+
+
+def test_deepspeed_has_what_that_relies_on():
+    assert list(signature(DeepSpeedZeroOptimizer.average_tensor).parameters)[:2] == ["self", "tensor"]
+    assert {"reduction_stream", "overlap_comm"} <= set(DeepSpeedZeroOptimizer.__init__.__code__.co_names)
 
 
 def backward(engine, cuts):
