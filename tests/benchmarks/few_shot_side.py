@@ -74,7 +74,7 @@ def prepare(args) -> None:
     examples, _ = read(task, Origin("test", **source), "give labelled rows")
     items = balanced_subset(examples, args.items, 0, "--items")
     items = [items[index] for index in random_order(len(items), 0, "order of items")]
-    shots = draw_shots(without_texts_of(examples, items), args.shots, len(task.labels), 0)
+    shots = draw_shots(without_texts_of(examples, items), args.shots, task.labels, 0)
     shots, num_shots_cut = fit_shots(tokenizer, shots, config.max_position_embeddings)
     template, label_words, instruction = task.wordings[0]
     solved = tuple((shot.text, shot.label) for shot in shots)

@@ -106,7 +106,7 @@ def test_label_likelihoods_are_those_of_the_slow_way(workplace, characters, few,
     assert (metrics["num_truncated"], metrics["shots"], metrics["prompt_format"]) == (0, shots, "plain")
     held_out = {text for text, _ in texts_of(few)}
     train = [Example(text, text, label) for text, label in texts_of(workplace.train_file) if text not in held_out]
-    drawn = [(shot.text, shot.label) for shot in draw_shots(train, shots, 2, 5)]
+    drawn = [(shot.text, shot.label) for shot in draw_shots(train, shots, ("negative", "positive"), 5)]
     wanted = [slow.scores(text, drawn, calibrate == "contextual") for text, _ in texts_of(few)]
     np.testing.assert_allclose(list(scores.values()), wanted, atol=SAME_SCORE)
     assert len(wanted) == 24 and np.ptp(np.array(wanted)[:, 0]) > 1e-3  # the text changes the score

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -18,7 +17,7 @@ from zerotune.models.model_files import model_identity
 from zerotune.records import FileRecord
 from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0, on_all_ranks
-from zerotune.run.process import is_main_process, say
+from zerotune.run.process import installed_version, is_main_process, say
 from zerotune.terminal import say_when_slow
 
 FINGERPRINT_FILE = ".fingerprint.json"
@@ -78,6 +77,7 @@ def evaluate_into(
         raise Refused("the ranks have different items or models: put files on a disk that all nodes share")
     differing = from_rank_0(accelerator, lambda: _differing_parts(folder, fingerprint))
     if differing == []:
+        say(f"{folder} holds these scores already: nothing is evaluated again")
         return from_rank_0(accelerator, lambda: read_metrics(folder / "metrics.json"))
     if not overwrite:
         _refuse_another(folder, differing)
@@ -115,14 +115,12 @@ def evaluate_before_training(
         evaluate: (folder) -> metrics.
         line: (metrics) -> the scores in words.
     """
-    path = run.path / "eval" / "base" / "metrics.json"
-    earlier = path.stat().st_mtime_ns if path.is_file() else None
-    if earlier is None:
+    folder = run.path / "eval" / "base"
+    if not (folder / "metrics.json").is_file():
         say(f"base evaluation of {items}, before training")
     with run.timed("base_eval_s"):
-        metrics = evaluate(path.parent)
-    is_earlier = earlier is not None and path.stat().st_mtime_ns == earlier
-    say(f"base ({metrics['setting']}): {line(metrics)}" + (", from before" if is_earlier else ""))
+        metrics = evaluate(folder)
+    say(f"base ({metrics['setting']}): {line(metrics)}")
 
 
 def check_earlier(folder: Path, described: dict, items: Items) -> None:
@@ -145,7 +143,7 @@ def _fingerprint(described: dict, items: Items) -> dict:
     inputs = {
         "tokens_per_device": None,
         "model_files": model_identity(described["model"], described["revision"]),
-        "versions": [metadata.version(name) for name in ("torch", "transformers")],
+        "versions": [installed_version(name) for name in ("zerotune", "torch", "transformers")],
         "items": hashlib.sha256("\n".join(items.lines).encode()).hexdigest(),
     }
     return {"task": items.task} | described | items.more | inputs

@@ -51,7 +51,7 @@ def plan_evaluations(
             prompt=settings.prompt,
             tokens_per_device=settings.tokens_per_device,
             seed=seed,
-            shots=draw_shots(labelled, num_shots, len(task.labels), seed) if num_shots else (),
+            shots=draw_shots(labelled, num_shots, task.labels, seed) if num_shots else (),
             wording=number % len(task.wordings),
             data_sha256=reporting_sha256(split_record),
         )

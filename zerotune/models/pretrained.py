@@ -66,7 +66,7 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = (),
     check_tuned_for(name, revision, task)
     if labels:
         label_columns(config, labels)
-        _say_how_numbered(name, config, labels)
+        say_how_numbered(name, config, labels)
     check_adapter(name, revision)
     if needs_weights:
         check_weight_files(name)
@@ -347,7 +347,7 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
     return columns
 
 
-def _say_how_numbered(name: str, config: PretrainedConfig, labels: tuple[str, ...]) -> None:
+def say_how_numbered(name: str, config: PretrainedConfig, labels: tuple[str, ...]) -> None:
     """Print how a classifier's numbered labels are read, whose order only its publisher knows."""
     if not is_trained_classifier(config):
         return

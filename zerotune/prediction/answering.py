@@ -171,6 +171,11 @@ def label_set_columns(
     return found
 
 
+def separator_for(labels: tuple[str, ...], usual: str) -> str:
+    """Return what separates labels in a cell: the usual separator, or another one where a label holds that."""
+    return next((each for each in (usual, ";", "|", " / ") if not any(each in label for label in labels)), usual)
+
+
 @dataclass(frozen=True)
 class LabelAnswerer:
     """A model that gives each text a label: by a head, or by the likelihood of the labels after a prompt.
@@ -248,7 +253,7 @@ class LabelAnswerer:
             labels, top_k = self.task.labels, self.settings.top_k
             if not self.task.multi_label:
                 return label_columns(log_probabilities(records), labels, top_k)
-            scores, separator = log_sigmoid(logits(records)), self.task.label_separator
+            scores, separator = log_sigmoid(logits(records)), separator_for(labels, self.task.label_separator)
             return label_set_columns(scores, labels, top_k, separator, self.threshold)
 
         return PreparedModel(score, lengths, evaluation_batches(lengths, self.settings.tokens_per_device), {}, read)

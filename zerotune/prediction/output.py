@@ -517,6 +517,8 @@ class PrintedOutput:
 def readable_line(row: dict, prefix: str) -> str:
     """Return a readable line: the likeliest answers or labels, then the text or the probability of "no answer"."""
     found = {name: row.get(prefix + name) for name in ("prediction", "probability", "no_answer_probability", "top_k")}
+    if found["probability"] is None:
+        return f"(no text)  {' '.join(row[TEXT_COLUMN].split())[:MOST_SHOWN]}"
     answers = [(found["prediction"], found["probability"])]
     ranked = [(each.get("label", each.get("answer")), each["probability"]) for each in found["top_k"] or []]
     answers += [each for each in ranked if each[0] != found["prediction"]]

@@ -192,7 +192,10 @@ def _limits(files, record: Mapping) -> str:
             lines.append(f"Texts are cut to {record['max_length']:,} tokens{of_them}.")
     labels = record.get("labels")
     if labels and record["head"] == "classify":
-        lines.append("It always answers with the labels above, also to a text that none of them fits.")
+        if record.get("thresholds"):  # any number of labels
+            lines.append("It gives a text none, one or several of the labels above, and no other.")
+        else:
+            lines.append("It always answers with the labels above, also to a text that none of them fits.")
         lines.append("Its probabilities were not calibrated.")
     if record["head"] != "classify":
         lines.append("An answer may be wrong however fluent it reads: check it against the text.")

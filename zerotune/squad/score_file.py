@@ -36,9 +36,8 @@ def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: in
     given = [f"--{name.replace('_', '-')}" for name in unused if name in run.flags.typed]
     if given:
         raise Refused(f"--score scores {path} without a model and has no use for {', '.join(given)}: drop them")
-    predictions = read_predictions(path)
+    predictions, sha256 = read_predictions(path)
     check_earlier_run(run, says_finished=False)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     questions, record = load_test(data, None)
     identity = {"predictions_sha256": sha256, "data_sha256": reporting_sha256(record)}
     folder = run.output_dir
@@ -67,15 +66,18 @@ def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: in
     write_json(folder / "state.json", {"state": "finished", "reason": None})
 
 
-def read_predictions(path: Path) -> dict[str, str]:
+def read_predictions(path: Path) -> tuple[dict[str, str], str]:
     """Read a prediction file in the official format, {question id: answer}, with "" for no answer.
 
+    Returns:
+        The answers by id, and the file's sha256; a pipe can be read only once.
     Raises:
         Refused: the file has another format.
     """
     expected = 'wanted one JSON object {"question id": "answer"}'
     with needs_memory(path):
-        text = decode_text(read_bytes(path), path)
+        data = read_bytes(path)
+        text = decode_text(data, path)
     try:
         value = json.loads(text, object_pairs_hook=lambda pairs: pairs)
     except (ValueError, RecursionError) as error:
@@ -91,7 +93,7 @@ def read_predictions(path: Path) -> dict[str, str]:
         if identifier in predictions:
             raise Refused(f"{path}: the id {identifier!r} occurs twice; give one prediction per question")
         predictions[identifier] = text
-    return predictions
+    return predictions, hashlib.sha256(data).hexdigest()
 
 
 def require_predictions(predictions: dict[str, str], questions: list[Question], name: str) -> int:

@@ -228,6 +228,10 @@ def texts_of(task: TextTask) -> tuple[str, ...]:
     return task.pair_columns or task.text_columns[:1]
 
 
+def _alike(labels: tuple[str, ...]) -> list[str]:
+    return sorted(label.casefold() for label in labels)
+
+
 def task_to_evaluate(
     settings: DataSettings, of_run: DataSettings | None, known_labels: tuple[str, ...] | None, multi_label: bool = False
 ) -> tuple[TextTask, DataSettings]:
@@ -255,7 +259,8 @@ def task_to_evaluate(
         task = replace(task, pair_names=tuned_on.pair_columns)
     if known_labels is not None:
         check_given_labels(known_labels)
-    if task.labels and known_labels in (None, task.labels):
+    # GLUE's own labels, which a published model may name in capitals
+    if task.labels and (known_labels is None or _alike(known_labels) == _alike(task.labels)):
         return task, settings
     if known_labels is None:
         train_file = replace(settings, sample=False, dataset=None) if settings.train_file else settings

@@ -305,7 +305,7 @@ def _tokenise(tokenizer, prompt: Prompt, texts: list[str]) -> tuple[list[list[in
     return contexts, [flat[start : start + size] for start in range(0, len(flat), size)]
 
 
-def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tuple:
+def draw_shots(examples: list, num_shots: int, labels: Sequence[str], seed: int) -> tuple:
     """Draw examples for a prompt by seed, as evenly over the labels as possible, in random order.
 
     Args:
@@ -313,12 +313,13 @@ def draw_shots(examples: list, num_shots: int, num_labels: int, seed: int) -> tu
     Raises:
         Refused: a label has too few examples.
     """
-    chosen = []
+    chosen, num_labels = [], len(labels)
     for place, label in enumerate(random_order(num_labels, seed, "labels of shots")):
         of_label = [example for example in examples if example.label == label]
         wanted = num_shots // num_labels + (place < num_shots % num_labels)
         if len(of_label) < wanted:
-            raise Refused(f"--shots {num_shots} needs {wanted} examples of label {label} and there are {len(of_label)}")
+            found = f"{wanted} examples of label {labels[label]!r} and there are {len(of_label)}"
+            raise Refused(f"--shots {num_shots} needs {found}")
         chosen += [of_label[index] for index in random_order(len(of_label), seed, f"shots of {label}")[:wanted]]
     return tuple(chosen[index] for index in random_order(len(chosen), seed, "order of shots"))
 

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, listed
 from zerotune.tasks.files import (
     FILE_KINDS,
     MOST_LINE_BYTES,
@@ -138,6 +138,8 @@ def _placed(numbered: Iterator[tuple[int, dict]], name: str) -> Iterator[Row]:
 def _open_binary(file: str) -> tuple[BinaryIO, Callable[[], float | None]]:
     """Return the bytes of a file, unpacked if its name ends in .gz, and the `position` of a RowStream."""
     if file == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise Refused("standard input is closed: name a file, or give rows by a pipe")
         return sys.stdin.buffer, lambda: None
     path = Path(file)
     with reading_file(path):
@@ -188,6 +190,9 @@ def _open_parquet(path: Path) -> RowStream:
         path.open("rb").close()
     with reading_parquet(path):
         file = pyarrow.parquet.ParquetFile(path)
+    names = file.schema_arrow.names
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise Refused(f"{path}: column {listed(repeated)} appears twice; give each column its own name")
     num_rows = file.metadata.num_rows
     if not num_rows:
         raise Refused(f"{path} holds no rows; give a file with at least one row")
@@ -203,9 +208,7 @@ def _open_parquet(path: Path) -> RowStream:
             if found is None:
                 return
             for fields in found:
-                yield Row(fields, f"{path} row {num_read}")
                 num_read += 1
+                yield Row(fields, f"{path} row {num_read}")
 
-    return RowStream(
-        str(path), "parquet", file.schema_arrow.names, rows(), lambda: num_read / num_rows, file.schema_arrow
-    )
+    return RowStream(str(path), "parquet", names, rows(), lambda: num_read / num_rows, file.schema_arrow)

@@ -222,7 +222,8 @@ def test_the_base_evaluation_asks_the_model_as_it_is(run_folder, tmp_path, capsy
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == f"base (zero-shot prompt): {accuracy_line(metrics)}"
     evaluate_base(run_folder, training(tmp_path, method="lora"), TASK, SPLITS, NEVER)
-    assert capsys.readouterr().out.splitlines() == [f"{said}, from before"]
+    already = f"{tmp_path / 'eval/base'} holds these scores already: nothing is evaluated again"
+    assert capsys.readouterr().out.splitlines() == [already, said]
 
 
 def test_it_takes_a_fixed_subset_or_none(run_folder, tmp_path, monkeypatch):

@@ -176,26 +176,20 @@ def test_what_a_gpu_packs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(packed, "kernel_works", lambda caps_scores: True)
     config, narrow = read_config(tiny_model("llama"), None), ModelSettings("m", precision="bf16")
-    assert packs_in_training(narrow, config) and not packs_in_training(
-        replace(narrow, precision="fp32"), config, trains=True
-    )
+    assert packs_in_training(narrow, config) and not packs_in_training(replace(narrow, precision="fp32"), config)
     capped = read_config(tiny_model("gemma2"), None)
     assert not packs_in_training(narrow, capped)
     encoder = read_config(tiny_model("bert"), None)
     encoder.attention_probs_dropout_prob = 0.1  # the kernel has no dropout; LoRA trains without
     assert packs_rows(narrow, encoder, trains=False)  # nothing is dropped
-    assert not packs_in_training(narrow, encoder) and packs_in_training(
-        replace(narrow, method="lora"), encoder, trains=True
-    )
+    assert not packs_in_training(narrow, encoder) and packs_in_training(replace(narrow, method="lora"), encoder)
     for attention in ("varlen", "flex_attention"):
         with pytest.raises(Refused, match=f"--attention {attention} has no dropout on a GPU"):
             check_trainable(ModelSettings("m", precision="bf16", attention=attention), encoder, None)
     for width in (26, 100, 264):  # the kernel's own rule
         odd = read_config(tiny_model("llama"), None)
         odd.head_dim = width
-        assert f"a multiple of 8, and these have {width}" in why_not_packed(odd) and not packs_in_training(
-            narrow, odd, trains=True
-        )
+        assert f"a multiple of 8, and these have {width}" in why_not_packed(odd) and not packs_in_training(narrow, odd)
     with pytest.raises(Refused, match="scores capped as gemma2 needs it want flash-attn"):
         attention_kernel("varlen", capped)
     monkeypatch.setattr(packed, "is_flash_attn_2_available", lambda: True)

@@ -257,6 +257,7 @@ def test_a_person_reads_a_line():
     assert readable_line(row, "") == "good 0.7500  a film"
     assert readable_line(row | {"top_k": top}, "") == "good 0.7500, bad 0.2500  a film"
     assert readable_line(row | {"prediction": ""}, "") == "(no label) 0.7500  a film"
+    assert readable_line({"text": "<br />", "prediction": None, "probability": None}, "") == "(no text)  <br />"
     row = {"question": "q", "z_prediction": "", "z_probability": 0.9, "z_no_answer_probability": 0.9}
     row["z_top_k"] = [{"answer": "in 1240", "start": 3, "probability": 0.1}]
     assert readable_line(row, "z_") == "(no answer) 0.9000, in 1240 0.1000  no answer 0.9000"

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zerotune.errors import Refused
+from zerotune.errors import BrokenMachine, Refused
 from zerotune.models.divided import device_bytes
 from zerotune.run import launch
 from zerotune.run.launch import (
     check_world,
     collective_timeout,
+    from_rank_0,
     unseen_gpus,
 )
 
@@ -19,6 +20,30 @@ from zerotune.run.launch import (
 def no_launcher(monkeypatch):
     for name in ("WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
         monkeypatch.delenv(name, raising=False)
+
+
+# --- what rank 0 does for all ---
+
+
+@pytest.mark.parametrize(
+    ("error", "elsewhere"),
+    [
+        (Refused("no"), Refused),
+        (BrokenMachine("a machine"), BrokenMachine),
+        (OSError(5, "Input/output error", "a"), BrokenMachine),  # a refusal would end a job for good
+    ],
+)
+def test_an_error_of_rank_0_ends_all_ranks(monkeypatch, error, elsewhere):
+    def fail():
+        raise error
+
+    shared = []
+    monkeypatch.setattr(launch, "on_all_ranks", lambda accelerator, value: shared.append(value) or shared[:1])
+    for is_main, kind in ((True, type(error)), (False, elsewhere)):
+        monkeypatch.setattr(launch, "is_main_process", lambda is_main=is_main: is_main)
+        with pytest.raises(kind) as raised:
+            from_rank_0(None, fail)
+        assert type(raised.value) is kind and str(raised.value) == str(error)
 
 
 # --- which processes see each other ---

@@ -79,6 +79,18 @@ def test_the_arguments_of_a_script_may_be_a_list(capsys):
     assert stopped.value.code == 2 and "refused: " in capsys.readouterr().err
 
 
+def test_a_disk_that_does_not_answer_is_no_refusal(capsys, tmp_path):
+    """A refusal would end a job for good; this status has it tried again."""
+
+    def main(args):
+        raise OSError(errno.ESTALE, "Stale file handle", "runs/a")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main, Namespace(state_file=tmp_path / "state.json"))
+    assert stopped.value.code == 1 and not (tmp_path / "state.json").exists()
+    assert capsys.readouterr().err.startswith("error: [Errno 116] Stale file handle: 'runs/a': start the same command")
+
+
 def ending(error, **flags):
     def main(args):
         raise error

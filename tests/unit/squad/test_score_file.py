@@ -37,7 +37,7 @@ def test_malformed_prediction_files_are_refused(tmp_path, value, message):
 def test_predictions_are_wanted_for_every_question(tmp_path):
     paragraph = Paragraph("T", 0, "by monks")
     questions = [Question(f"q{number}", "Who?", paragraph, ()) for number in (1, 2, 3)]
-    predictions = read_predictions(written(tmp_path, {"q1": "monks", "q3": "", "old": "x"}, "predictions.json"))
+    predictions, _ = read_predictions(written(tmp_path, {"q1": "monks", "q3": "", "old": "x"}, "predictions.json"))
     with pytest.raises(Refused, match=r"predictions\.json: no prediction for 1 of 3 questions, 'q2' first"):
         require_predictions(predictions, questions, "predictions.json")
     assert require_predictions(predictions | {"q2": ""}, questions, "predictions.json") == 1

@@ -173,23 +173,23 @@ ROWS = [Example(str(number), f"text {number}", int(number % 3 == 0)) for number 
 
 @given(num_shots=st.integers(0, 24), seed=st.integers(0, 1000))
 def test_shots_are_balanced_distinct_and_the_same_for_a_seed(num_shots, seed):
-    shots = draw_shots(ROWS, num_shots, 2, seed)
-    assert shots == draw_shots(ROWS, num_shots, 2, seed)
+    shots = draw_shots(ROWS, num_shots, ("a", "b"), seed)
+    assert shots == draw_shots(ROWS, num_shots, ("a", "b"), seed)
     assert len(shots) == len(set(shots)) == num_shots
     assert abs(sum(shot.label for shot in shots) - num_shots / 2) <= 0.5
     assert set(shots) <= set(ROWS)
 
 
 def test_seeds_differ_in_shots_in_their_order_and_in_the_odd_label():
-    drawn = [draw_shots(ROWS, 5, 2, seed) for seed in range(20)]
+    drawn = [draw_shots(ROWS, 5, ("a", "b"), seed) for seed in range(20)]
     assert len(set(drawn)) == 20
     assert {sum(shot.label for shot in shots) for shots in drawn} == {2, 3}
     assert len({shots[0].label for shots in drawn}) == 2
 
 
 def test_too_few_examples_of_a_label_are_refused():
-    with pytest.raises(Refused, match="--shots 42 needs 21 examples of label 1 and there are 20"):
-        draw_shots(ROWS, 42, 2, 0)
+    with pytest.raises(Refused, match="--shots 42 needs 21 examples of label 'b' and there are 20"):
+        draw_shots(ROWS, 42, ("a", "b"), 0)
 
 
 # --- calibration ---

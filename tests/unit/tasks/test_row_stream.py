@@ -52,6 +52,20 @@ def test_a_parquet_file_keeps_its_types(tmp_path):
     assert [row.fields for row in stream.rows] == table.to_pylist() and stream.schema.equals(table.schema)
 
 
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path):
+    """One of them would be lost."""
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(Refused, match="column 'text' appears twice"):
+        open_rows(str(tmp_path / "a.parquet"))
+
+
+def test_a_closed_standard_input_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(Refused, match="standard input is closed: name a file"):
+        open_rows("-")
+
+
 def test_standard_input_is_text_unless_it_is_said(monkeypatch):
     class Input:
         buffer = io.BytesIO(b"a,b\n1,2\n")
