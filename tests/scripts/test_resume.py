@@ -80,7 +80,7 @@ def test_two_processes_save_when_rank_0s_clock_says_so(workplace):
         workplace.train_flags("two-by-the-clock", *flags),
         workplace.folder / "two-by-the-clock",
         world=2,
-        **killed_at("os.rename", r"\.writing-step-0000000[2-7]$", 2),
+        **killed_at("os.rename", r"\.writing-step-0000000[2-8]$", 2),
     )
     run = job.wait()
     assert run.codes[0] == -9 and newest_step(run) is not None, run.text()

@@ -176,7 +176,7 @@ def put_back_replaced(root: Path) -> None:
     for replaced in _entries(root, REPLACED):
         target = root / replaced.name.removeprefix(REPLACED)
         if _is_marked(target):
-            shutil.rmtree(replaced)
+            delete([replaced])
         else:
             shutil.rmtree(target, ignore_errors=True)
             replaced.rename(target)
