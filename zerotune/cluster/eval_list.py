@@ -79,7 +79,7 @@ def read_list(path: Path) -> list[Line]:
     if not os.path.isfile(path):
         raise Refused(f"{path}: no such list; wanted a file with lines {FORM}")
     lines, folders = [], {}
-    for where, words in read_words(path):
+    for where, words in read_words(path, path.name):  # a job reads a copy
         line = _line(len(lines) + 1, words, where, Path("runs/eval") / path.stem)
         if line.folder in folders:
             raise Refused(f"{line.where} writes to {line.folder}, as {folders[line.folder]} does: take one out")

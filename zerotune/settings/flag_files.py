@@ -52,15 +52,17 @@ def read_flag_file(path: Path, parser: FlagParser, script: str) -> list[FlagLine
     return list(found.values())
 
 
-def read_words(path: Path) -> list[tuple[str, list[str]]]:
+def read_words(path: Path, name: str | None = None) -> list[tuple[str, list[str]]]:
     """Return (file and line number, words) of each line that is not empty or a comment.
 
+    Args:
+        name: of the file in messages; by default its path.
     Raises:
         Refused: the file cannot be read, is no text in UTF-8, or has a quote that is not closed.
     """
     lines = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
-        where = f"{path} line {number}"
+        where = f"{name or path} line {number}"
         if "\0" in line:
             raise Refused(f"{where} holds a NUL character: wanted lines of text")
         try:
