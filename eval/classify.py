@@ -23,7 +23,7 @@ def main(args) -> None:
     from zerotune.evaluation.text import accuracy_line, check_evaluation, evaluate
     from zerotune.models.model_files import read_record
     from zerotune.models.multi_label import check_has_head, check_multi_label, is_multi_label
-    from zerotune.models.pretrained import known_labels, label_columns, read_model, say_how_numbered
+    from zerotune.models.pretrained import check_labels, known_labels, read_model
     from zerotune.report.evaluation_report import write_evaluation_report
     from zerotune.report.label_parts import label_parts, label_set_parts
     from zerotune.run.folder import RunFolder, check_earlier_run
@@ -48,8 +48,7 @@ def main(args) -> None:
         if task.multi_label:
             check_has_head(settings.model.name, config)
         check_multi_label(settings.model, config, task.multi_label)
-        label_columns(config, task.labels)
-        say_how_numbered(settings.model.name, config, task.labels)
+        check_labels(settings.model.name, config, task.labels)
         check_prompt_seeds(settings, task, config)
         test, record = load_test(task, data, run_split)
         labelled = load_shots(task, data, run_split, test) if settings.prompt.shots else []

@@ -271,7 +271,7 @@ run_members() {
 # run_one SCRIPT FLAGS…: one run until it is finished (returns 0), refused (2) or out of attempts (1). Ends the shell where
 # the job is to start again.
 run_one() {
-  local folder state=none progress=none stamp=0 before=0 status
+  local folder state=none progress=none stamp before status
   say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"
   ask_again plan "$@" || return
   ask_again folder "$@" || return

@@ -65,8 +65,7 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = (),
         check_base(name, revision)
     check_tuned_for(name, revision, task)
     if labels:
-        label_columns(config, labels)
-        say_how_numbered(name, config, labels)
+        check_labels(name, config, labels)
     check_adapter(name, revision)
     if needs_weights:
         check_weight_files(name)
@@ -347,8 +346,12 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
     return columns
 
 
-def say_how_numbered(name: str, config: PretrainedConfig, labels: tuple[str, ...]) -> None:
-    """Print how a classifier's numbered labels are read, whose order only its publisher knows."""
+def check_labels(name: str, config: PretrainedConfig, labels: tuple[str, ...]) -> None:
+    """Refuse a classifier that was trained for other labels than the task's, as `label_columns` does.
+
+    How numbered ones (LABEL_0) are read, whose order only the publisher knows, is printed.
+    """
+    label_columns(config, labels)
     if not is_trained_classifier(config):
         return
     theirs = _published_labels(config)

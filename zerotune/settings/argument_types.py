@@ -48,23 +48,27 @@ def steps_or_minutes(text: str) -> Interval:
     return Interval(minutes=minutes)
 
 
-def _within(fits: Callable[[float], bool], wanted: str, rule: str) -> Callable[[str], float]:
-    """Return a type of numbers that fit; `wanted` ends the message about a text, `rule` that about another number."""
+def _within(fits: Callable[[float], bool], wanted: str, rule: str | None = None) -> Callable[[str], float]:
+    """Return a type of numbers that fit.
+
+    Args:
+        wanted, rule: what the messages about a text and about another number name; by default the same.
+    """
 
     def parse(text: str) -> float:
         value = _number(text, wanted)
         if not fits(value):
-            raise ArgumentTypeError(f"must be {rule}, not {text}")
+            raise ArgumentTypeError(f"must be {rule or wanted}, not {text}")
         return value
 
     return parse
 
 
 non_negative_float = _within(lambda value: 0 <= value < math.inf, "a number", "a finite number of at least 0")
-positive_float = _within(lambda value: 0 < value < math.inf, *["a number above 0"] * 2)
+positive_float = _within(lambda value: 0 < value < math.inf, "a number above 0")
 fraction = _within(lambda value: 0 <= value <= 1, "a number from 0 to 1", "from 0 to 1")
 fraction_below_1 = _within(lambda value: 0 <= value < 1, "a number from 0 to below 1", "from 0 to below 1")
-_positive = _within(lambda value: 0 < value < math.inf, *["a number above 0, or none"] * 2)
+_positive = _within(lambda value: 0 < value < math.inf, "a number above 0, or none")
 
 
 def positive_or_none(text: str) -> float | None:

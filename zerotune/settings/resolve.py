@@ -1,12 +1,12 @@
 """Turn parsed flags into settings: defaults are filled in once, nothing is modified, nothing is loaded."""
 
-import json
 from argparse import Namespace
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
-from zerotune.errors import Refused
+from zerotune.errors import BrokenMachine, Refused
+from zerotune.files import is_there, read_json
 from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
 from zerotune.settings.flags import LABEL_SET_METRICS
 from zerotune.settings.groups import (
@@ -110,10 +110,13 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
 
 def _precision_begun_with(folder: Path) -> str | None:
     """Return the precision of a folder's run, None without one: a job may be requeued to another kind of device."""
+    path = folder / "run.json"
     try:
-        begun_with = json.loads((folder / "run.json").read_text())["identity"]["precision"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # no run yet, or a damaged record, which the run itself refuses
+        begun_with = read_json(path)["identity"]["precision"] if is_there(path) else None
+    except BrokenMachine:
+        raise
+    except (Refused, KeyError, TypeError):
+        return None  # a damaged record, which the run itself refuses
     return begun_with if begun_with in PRECISIONS else None
 
 

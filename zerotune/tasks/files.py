@@ -294,10 +294,14 @@ def _header(fields: list[str], path: Path | str, separator: str) -> list[str]:
             f"{path}: this file seems to be separated by {shown}: its one column is {_shown(names)}; save it with "
             f"{wanted} between the columns{renamed}"
         )
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise Refused(f"{path} line 1: column {_shown(repeated)} appears twice; give each column its own name")
+    refuse_repeated(names, f"{path} line 1")
     return names
+
+
+def refuse_repeated(names: list[str], where: str) -> None:
+    """Refuse two columns of one name: one of them would be lost."""
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise Refused(f"{where}: column {_shown(repeated)} appears twice; give each column its own name")
 
 
 def _check_width(header: list[str], fields: list[str], path: Path | str, line: int) -> list[str]:

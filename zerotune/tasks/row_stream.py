@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from zerotune.errors import Refused, listed
+from zerotune.errors import Refused
 from zerotune.tasks.files import (
     FILE_KINDS,
     MOST_LINE_BYTES,
@@ -25,6 +25,7 @@ from zerotune.tasks.files import (
     reading_file,
     reading_parquet,
     refuse_gzip,
+    refuse_repeated,
     tsv_fields,
 )
 
@@ -191,8 +192,7 @@ def _open_parquet(path: Path) -> RowStream:
     with reading_parquet(path):
         file = pyarrow.parquet.ParquetFile(path)
     names = file.schema_arrow.names
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise Refused(f"{path}: column {listed(repeated)} appears twice; give each column its own name")
+    refuse_repeated(names, str(path))
     num_rows = file.metadata.num_rows
     if not num_rows:
         raise Refused(f"{path} holds no rows; give a file with at least one row")
