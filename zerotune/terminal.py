@@ -150,9 +150,7 @@ def duration(seconds: float) -> str:
 
 
 def hide_remarks() -> None:
-    """Hide REMARKS, and warnings that peft and we use deprecated names. Call before the libraries are imported."""
+    """Hide REMARKS, and that libraries use deprecated names of one another. Call before the libraries are imported."""
     for name, beginning in REMARKS.items():
         logging.getLogger(name).addFilter(lambda record, beginning=beginning: not str(record.msg).startswith(beginning))
-    warnings.filterwarnings(
-        "ignore", "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated", FutureWarning
-    )
+    warnings.filterwarnings("ignore", r"`[\w.]+` is deprecated", FutureWarning)

@@ -103,7 +103,7 @@ def test_remarks_that_mean_nothing_are_hidden_and_all_else_is_not():
         "for name, text in REMARKS.items():\n"
         "    logging.getLogger(name).warning(text + ': …')\n"
         "    logging.getLogger(name).warning('kept')\n"
-        "warnings.warn('`is_gradient_checkpointing` is deprecated and will be removed', FutureWarning)\n"
+        "warnings.warn('`torch.distributed.all_gather_into_tensor` is deprecated. Use', FutureWarning)\n"
         "warnings.warn('kept, too', FutureWarning)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -115,7 +115,7 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     record = checkpoints.read_progress(folder)
     progress, saved_by = Progress.of(record["progress"]), record["num_processes"]
     now = accelerator.num_processes
-    moved = f" (saved by {saved_by} processes, now {now})" if saved_by != now else ""
+    moved = f" (saved by {saved_by} process{'es' * (saved_by > 1)}, now {now})" if saved_by != now else ""
     say(f"resumes after step {progress.step} from {folder}{moved}")
     return progress
 
