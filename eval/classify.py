@@ -66,7 +66,7 @@ def main(args) -> None:
     accelerator = start_accelerator(None)
     with RunFolder(settings.run, accelerator) as run:
         run.describe(record)
-        shared = SharedModel(tokenizer)  # all prompts are put to the same model
+        shared = SharedModel(tokenizer)  # all prompts use the same model
         for folder, evaluation in evaluations.items():
             metrics = evaluate(folder, evaluation, task, test, accelerator, stop_signal, shared=shared)
             say(f"{metrics['setting']}: {accuracy_line(metrics)}; results in {folder}")

@@ -6,8 +6,8 @@
     python eval/predict.py --model meta-llama/Llama-3.2-1B "win a prize now" --labels spam ham
     python eval/predict.py --model runs/squad --question "When was it built?" --context "The tower was built in 1240."
 
-A model is a run's folder, a final/, an adapter, or a classifier or question answering model of the hub. A file that was
-interrupted is continued by the same command.
+A model is a run's folder, a final/, an adapter, or a classifier or question answering model of the hub. The same
+command resumes a file that was interrupted.
 """
 
 from zerotune.prediction.settings import predict_parser, predict_settings

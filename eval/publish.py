@@ -28,7 +28,7 @@ def main(args) -> None:
     if of_upload and not args.repository:
         raise Refused(f"{of_upload} is for an upload, and ORG/NAME is missing: give it, or leave the flag out")
     if "dtype" in args.typed and not args.merge:
-        raise Refused(f"--dtype {args.dtype} is of the weights that --merge writes: add --merge, or leave it out")
+        raise Refused(f"--dtype {args.dtype} is for the weights that --merge writes: add --merge, or leave it out")
     if args.merge:
         from zerotune.models.merging import adapter_of_run, check_target, merge_adapter
 

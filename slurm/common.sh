@@ -4,7 +4,7 @@
 # Settings, from the environment (slurm/site.env.example has them all):
 #   ZEROTUNE_PYTHON               python of the environment          (.venv/bin/python where there is one, else python3)
 #   ZEROTUNE_PROCESSES_PER_NODE   ranks on each node                 (its GPUs, else 1)
-#   ZEROTUNE_ATTEMPTS             starts without a step forward      (3)
+#   ZEROTUNE_ATTEMPTS             starts without progress            (3)
 #   ZEROTUNE_COLLECTIVE_TIMEOUT   seconds before a silent rank is given up (1800)
 #   ZEROTUNE_END_TIMEOUT          seconds for the other nodes to end, or to answer, once one has failed (120)
 #   ZEROTUNE_STOP_TIMEOUT         seconds for the ranks to save and stop once they are asked to (240)
@@ -16,16 +16,16 @@ stop_with() { local status=$1; shift; say "$*"; exit "$status"; }
 
 IN_CONTAINER=()  # slurm/hook.sh may set it: (apptainer exec --nv image.sif)
 early_stop=
-if [ -n "${SLURM_JOB_ID:-}" ]; then  # while the hook loads modules there is nobody to tell: run_to_end does
+if [ -n "${SLURM_JOB_ID:-}" ]; then  # a signal while the hook loads modules is only noted: run_to_end passes it on
   trap 'early_stop=SIGUSR1' USR1
   trap 'early_stop=SIGTERM' TERM
 fi
-# an array's variables are those of another job where a task of it has submitted this one
+# a job that an array's task submits inherits the array's variables, which are not its own
 if [ -n "${SLURM_ARRAY_JOB_ID:-}" ] && shown=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) &&
   [[ $shown != *"ArrayJobId=$SLURM_ARRAY_JOB_ID "* ]]; then
   unset SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID
 fi
-# srun would give its one task on a node the GPUs of one of the job's tasks
+# srun starts one task on each node, and would give it the GPUs of only one of the job's tasks
 unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
 # shellcheck source=/dev/null
 [ -e slurm/site.env ] && . slurm/site.env
@@ -56,7 +56,7 @@ export HF_HUB_DISABLE_TELEMETRY=1 HF_HUB_DISABLE_UPDATE_CHECK=1 TOKENIZERS_PARAL
 NLTK_DATA=${NLTK_DATA:-${HF_HOME:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/huggingface}/nltk_data}
 export NLTK_DATA
 
-# submit SBATCH-ARGUMENTS…: prints the job's number. A job that submits another must not hand its own shape on.
+# submit SBATCH-ARGUMENTS…: prints the job's number. A job that submits another must not pass on its own size.
 submit() {
   local name forget=()
   while read -r name; do forget+=(-u "$name"); done < <(compgen -e | grep -E '^(SLURM|SRUN)_' | grep -vx SLURM_CONF)
@@ -72,13 +72,13 @@ num_launches=0 stop_reason=
 prepare_job() {
   mkdir -p runs/slurm
   job_files=runs/slurm/$SLURM_JOB_ID
-  # an array's tasks go by this: the number of one of them is that of the whole array
+  # the name of an array's task: the job number of one of them is also that of the whole array
   job_name=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
   export ZEROTUNE_PROCESSES_PER_NODE=${ZEROTUNE_PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
   [ -n "${ZEROTUNE_MASTER_ADDR:-}" ] || ZEROTUNE_MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   export ZEROTUNE_MASTER_ADDR
   export ZEROTUNE_STOP_FILE=$PWD/$job_files.stop ZEROTUNE_FAILED_FILE=$PWD/$job_files.failed
-  export ZEROTUNE_STATE_FILE=$PWD/$job_files.state.json  # of a refusal before there is a run folder
+  export ZEROTUNE_STATE_FILE=$PWD/$job_files.state.json  # for a refusal before there is a run folder
   rm -f "$ZEROTUNE_STOP_FILE" "$ZEROTUNE_FAILED_FILE"
 }
 
@@ -87,16 +87,17 @@ note_stop() {
   stop_reason=$1
   say "$1: the ranks are asked to save and stop ($(date +%T))"
   if [ "$1" = SIGUSR1 ] && [ "$SECONDS" -lt 60 ]; then
-    say "that was $SECONDS s after the start: where the time limit has sent it, ask for more --time, or say --signal=B:USR1@60"
+    say "that was $SECONDS s after the start: if the time limit sent it, ask for more --time, or give --signal=B:USR1@60"
   fi
   if printf '%s\n' "$1" >"$ZEROTUNE_STOP_FILE.new" && mv "$ZEROTUNE_STOP_FILE.new" "$ZEROTUNE_STOP_FILE"; then return; fi
   # a full disk may still take an empty file; else the ranks get a signal
   if ! : >"$ZEROTUNE_STOP_FILE"; then scancel --signal=TERM "$job_name"; fi
 }
 
-# end_stuck SRUN: ends a srun that would not end in time, so that the job resumes from the last checkpoint. srun waits for
-# ever for a node that came back without the job (a quick reboot, slurmstepd out of memory) before SLURM had missed it; and
-# ranks that do not stop when asked (one hangs, a save takes too long) would meet the time limit, which ends a job for good.
+# end_stuck SRUN: ends a srun that would not end in time, so that the job resumes from the last checkpoint. srun waits
+# forever for a node that came back without the job before SLURM noticed (a quick reboot, slurmstepd out of memory); and
+# ranks that do not stop when asked (one hangs, a save takes too long) would reach the time limit, which ends a job for
+# good.
 end_stuck() {
   local after_failure=$ZEROTUNE_END_TIMEOUT after_stop=$ZEROTUNE_STOP_TIMEOUT why tries
   trap '' TERM USR1
@@ -122,7 +123,7 @@ end_stuck() {
 # launch SCRIPT FLAGS…: starts one launcher on each node and waits for them; returns srun's status.
 launch() {
   num_launches=$((num_launches + 1))
-  # eight launches of 1,875 jobs in a row have their own ports, all below those that Linux gives away
+  # eight launches of each of 1,875 jobs in a row have their own ports, all below those that Linux assigns by itself
   export ZEROTUNE_PORT=${ZEROTUNE_MASTER_PORT:-$((15000 + (SLURM_JOB_ID * 8 + num_launches % 8) % 15000))}
   rm -f "$ZEROTUNE_FAILED_FILE"
   # a site's --wait would end rank 0 while it writes the report and the others have nothing left to do
@@ -149,8 +150,8 @@ attempts_left() {
   [ "$count" -lt "$ZEROTUNE_ATTEMPTS" ]
 }
 
-# ask VERB ARGUMENTS…: writes the answer of zerotune.cluster.jobs into $job_files.answer. Not by $(…), whose shell a
-# signal to the whole job would kill.
+# ask VERB ARGUMENTS…: writes the answer of zerotune.cluster.jobs into $job_files.answer. Not with $(…): a
+# signal to the whole job would kill its shell.
 ask() {
   local status
   while :; do
@@ -190,7 +191,7 @@ is_ending() {
   return 1
 }
 
-# nodes_answer: whether every node of the job can start a process: not where one is dead, or still holds an earlier step.
+# nodes_answer: whether every node of the job can start a process: not if one is dead or still runs an earlier step.
 nodes_answer() {
   timeout "$ZEROTUNE_END_TIMEOUT" srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
 }
@@ -204,8 +205,8 @@ end_run() {
   exit "$1"
 }
 
-# has_left_resume FOLDER SCRIPT FLAGS…: whether this job has come further than --resume says. That is for its first
-# start: a later one would go back to PATH, and lose what was saved since, or find that `never` is no longer true.
+# has_left_resume FOLDER SCRIPT FLAGS…: whether --resume no longer applies, because this job has saved something. A
+# later start with it would go back to PATH and lose what was saved since, or refuse the job's own run for `never`.
 has_left_resume() {
   local folder=$1
   shift
@@ -309,18 +310,18 @@ end_as_slurm_does() { stop_with 75 "SLURM ends this job (requeue or scancel); th
 go_on_or_end() {
   local tries
   if [ -n "$stop_reason" ] && is_ending; then end_as_slurm_does; fi
-  # a start that SLURM has stopped says nothing about the run; one that the time limit has cut short may do so forever
+  # a start that SLURM stopped says nothing about the run; but the time limit may cut every start short
   if [ "$stop_reason" != SIGTERM ] && ! attempts_left "$1"; then
-    say "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): see above what ended them"
+    say "$ZEROTUNE_ATTEMPTS starts in a row came no further than $1 (last status $2): the lines above say what ended them"
     return 1
   fi
-  if [ -s "$ZEROTUNE_FAILED_FILE" ]; then  # the step may never end, and then this job gets no other
+  if [ -s "$ZEROTUNE_FAILED_FILE" ]; then  # the step may never end, and then this job cannot start another
     stop_reason=${stop_reason:-a node that has lost the job}
   fi
   if [ -z "$stop_reason" ]; then
     sleep 2
     if nodes_answer; then return 0; fi
-    # a requeued job waits until SLURM has given up a dead node, 300 s by default (SlurmdTimeout)
+    # a requeued job waits until SLURM has given up on a dead node, 300 s by default (SlurmdTimeout)
     stop_reason="a node that does not answer"
     is_ending && end_as_slurm_does
   fi

@@ -32,7 +32,7 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   run_to_end "${command[@]}"
 fi
 
-# evaluations of a model that training is about to write anew count as to do
+# evaluations of a model that training is about to rewrite count as not done
 numbers=$(run_python -m zerotune.cluster.eval_list "$([ -n "$after" ] && echo all || echo todo)" "$list") || exit 2
 if [ -z "$numbers" ]; then
   say "all of $list is done"
@@ -40,7 +40,7 @@ if [ -z "$numbers" ]; then
   exit
 fi
 if [ "${SLURM_GPUS_ON_NODE:-0}" != 0 ] && [ $# = 0 ]; then
-  say "options before slurm/eval.sh are for this job, which only submits; name the evaluations' behind the list: $list --gpus-per-node 1"
+  say "options before slurm/eval.sh are for this job, which only submits; name the evaluations' options after the list: $list --gpus-per-node 1"
 fi
 # the jobs read a copy: the list may change before they start
 kept=runs/eval/$(basename "${list%.*}")/lists/$(date +%Y%m%d-%H%M%S)-$$

@@ -13,7 +13,7 @@ IN_CONTAINER=()
 set -euo pipefail
 
 if [ "${SLURM_GPUS_ON_NODE:-$ZEROTUNE_PROCESSES_PER_NODE}" -lt "$ZEROTUNE_PROCESSES_PER_NODE" ]; then
-  reason="$(hostname) has $SLURM_GPUS_ON_NODE GPUs and $ZEROTUNE_PROCESSES_PER_NODE ranks are to start on each node: ask by"
+  reason="$(hostname) has $SLURM_GPUS_ON_NODE GPUs and $ZEROTUNE_PROCESSES_PER_NODE ranks are to start on each node: ask with"
   reason+=" --gpus-per-node, or set ZEROTUNE_PROCESSES_PER_NODE to what each node has"
   echo "refused: $reason" >&2
   printf '{"state": "refused", "reason": "%s"}\n' "$reason" >"$ZEROTUNE_STATE_FILE"
@@ -27,7 +27,7 @@ if [ "$world" -gt 1 ]; then
   # --multi_gpu is how accelerate says "several processes"; without GPUs they are CPU processes
   kind=(--multi_gpu)
   case " $* " in *" --deepspeed"[\ =]*) kind=(--use_deepspeed --deepspeed_multinode_launcher standard) ;; esac
-  # a launcher waits ten minutes for those of the other nodes, or less where a rank may be silent for less
+  # a launcher waits ten minutes for those of the other nodes, or less if ZEROTUNE_COLLECTIVE_TIMEOUT is less
   most=$((ZEROTUNE_COLLECTIVE_TIMEOUT < 600 ? ZEROTUNE_COLLECTIVE_TIMEOUT : 600))
   flags+=("${kind[@]}" --machine_rank "$SLURM_NODEID" --rdzv_backend static --rdzv_conf "timeout=$most"
     --main_process_ip "$ZEROTUNE_MASTER_ADDR" --main_process_port "$ZEROTUNE_PORT")

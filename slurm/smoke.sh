@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check a site: a line for each check, "pass" or "FAIL" with the cure, in about a minute (under three).
+# Check a site: a line for each check, "pass" or "FAIL" and how to fix it, in about a minute (under three).
 #
 #     sbatch slurm/smoke.sh
 #     sbatch --nodes 2 --gpus-per-node 8 slurm/smoke.sh
@@ -77,7 +77,7 @@ run_sample() {
 
 if [ "$num_failed" = 0 ]; then
   rm -rf "$run"
-  say "this site will do (${SECONDS} s)"
+  say "this site is ready (${SECONDS} s)"
 else
   stop_with 1 "$num_failed checks failed (${SECONDS} s)"
 fi

@@ -20,7 +20,7 @@ from zerotune.settings.resolve import train_settings
 from zerotune.tasks.classify import GLUE, OWN, load
 
 CHOOSE_BY = tuple(dict.fromkeys((*LABEL_METRICS, *LABEL_SET_METRICS)))
-# Training the tiny model of --sample; a flag that is given wins.
+# How the tiny model of --sample is trained; flags on the command line override this.
 SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
 
 

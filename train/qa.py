@@ -15,7 +15,7 @@ from zerotune.settings.resolve import train_settings
 from zerotune.squad.questions import TASK
 from zerotune.squad.settings import qa_train_parser
 
-# Training the tiny model of --sample, by head; a flag that is given wins.
+# How the tiny model of --sample is trained, by head; flags on the command line override this.
 SAMPLE = {"span": {"epochs": 8, "learning_rate": 3e-3}, "generate": {"epochs": 16, "learning_rate": 3e-3}}
 
 

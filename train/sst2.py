@@ -15,7 +15,7 @@ from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import train_settings
 from zerotune.tasks.sst2 import SST2
 
-# Training the tiny model of --sample; a flag that is given wins.
+# How the tiny model of --sample is trained; flags on the command line override this.
 SAMPLE = {"epochs": 3, "learning_rate": 1e-3}
 
 

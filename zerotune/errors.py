@@ -19,11 +19,11 @@ class Refused(ValueError):
 
 
 class Unavailable(Refused):
-    """Data are not on this machine, and could be: a plan goes on without them."""
+    """The data are not on this machine, but could be: a plan continues without them."""
 
 
 class BrokenMachine(Refused):
-    """The machine is at fault, not what was asked for: each rank says so in one line, and another start may succeed."""
+    """The machine is at fault, not the command: each rank says so in one line, and another start may succeed."""
 
     status = EXIT_BUG
 
@@ -44,7 +44,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name for a list in a sentence: quoted if a comma, semicolon, quote or outer space blurs its bounds."""
+    """Return a name for a list in a sentence: quoted if a comma, semicolon, quote or outer space hides its ends."""
     return f'"{name}"' if re.search(r'[,;"]', name) or name != name.strip() else name
 
 

@@ -79,7 +79,7 @@ def parse_json(text: str):
 
 
 def _refuse_number(text: str):
-    raise ValueError(f"{text[:40]} is no number of JSON")
+    raise ValueError(f"{text[:40]} is not a JSON number")
 
 
 def _finite(text: str) -> float:
@@ -165,14 +165,14 @@ def may_pass(error: BaseException | None) -> bool:
 
 
 def unreadable(path: Path, error: OSError, way_out: str) -> Refused:
-    """Return the error about a file that cannot be read: of the machine if it may pass, else a refusal."""
+    """Return the error for a file that cannot be read: BrokenMachine if it may pass, else Refused."""
     if may_pass(error):
         return BrokenMachine(f"{path} cannot be read ({error.strerror}): start the same command again")
     return Refused(f"{path} cannot be read ({error.strerror}): {way_out}")
 
 
 def is_there(path: Path) -> bool:
-    """Return whether a path exists; False too where it may not be looked at. Raises BrokenMachine as `unreadable`."""
+    """Return whether a path exists; also False without permission to look. Raises BrokenMachine as `unreadable`."""
     try:
         os.stat(path)
     except OSError as error:
@@ -205,7 +205,7 @@ def disk_is_full(folder: Path, error: BaseException) -> bool:
 
 
 def _full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
-    """Return why a folder's disk takes no more files: space, inodes, a quota or a file size limit is exhausted."""
+    """Return why a folder's disk accepts no more files: space, inodes, a quota or a file size limit is exhausted."""
     number = disk_error_number(error)
     if number == errno.EDQUOT:
         return f"disk quota exceeded: {folder} may hold no more"
@@ -218,7 +218,7 @@ def _full_disk_reason(folder: Path, error: BaseException | None = None) -> str:
 
 
 def full_disk_refusal(folder: Path, error: BaseException | None = None, detail: str = "", resumes: bool = False) -> str:
-    """Return the line for a disk that takes no more.
+    """Return the message for a disk that accepts no more data.
 
     Args:
         folder: on that disk; it need not exist.
@@ -333,7 +333,7 @@ def default_cache_dir() -> Path:
 
 
 def why_not_writable(folder: Path) -> str | None:
-    """Return why nothing can be written into a folder, or it cannot be made; None if it can. Nothing is created."""
+    """Return why a folder cannot be made or written into; None if it can. Nothing is created."""
     found = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.exists(each))
     if not os.path.isdir(found):
         return f"{found} is a file"

@@ -88,7 +88,7 @@ def test_a_cancelled_job_is_saved_stays_cancelled_and_goes_on_with_fewer_nodes(s
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
     again = site.train("cancelled", *flags, nodes=1).wait()
-    assert f"step-{saved:08d} is passed over: " in again.log and "world size: 1" in again.log
+    assert f"step-{saved:08d} is skipped: " in again.log and "world size: 1" in again.log
     assert_undisturbed(site, "cancelled", again, undisturbed)
 
 

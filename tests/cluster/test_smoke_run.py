@@ -10,7 +10,7 @@ def test_a_site_that_will_do(site):
     job = site.submit("smoke.sh", options=["--nodes=2"]).wait()
     found = [line.split(":")[0] for line in job.log.splitlines() if line.startswith(("pass  ", "FAIL  "))]
     assert found == [f"pass  {check}" for check in CHECKS], job.log
-    assert "2 ranks on 2 nodes, gloo" in job.log and "this site will do" in job.log
+    assert "2 ranks on 2 nodes, gloo" in job.log and "this site is ready" in job.log
 
 
 def test_a_site_without_requeue_gpus_that_nobody_sees_and_no_scratch_fail_with_a_cure(site):

@@ -75,9 +75,9 @@ def test_flags_that_the_runs_items_would_ignore_are_refused(workplace, tickets, 
     model = ["--model", run.folder / "final"]
     for flags, words in (
         (["--multi-label"], "was trained to give a text exactly one label: leave the flag out"),
-        (["--train-file", tickets], "name the items that are scored by --test-file"),
+        (["--train-file", tickets], "name the items to score with --test-file"),
         (["--glue", "cola", "--text-column", "body"], "--glue cola is not the task of the model's run"),
-        (["--split-seed", 1], "--split-seed 1 draws a --split or a subset"),
+        (["--split-seed", 1], "--split-seed 1 is for drawing a --split or a subset"),
     ):
         refused = start(workplace, "eval/classify.py", "ignored", *model, *flags, expect=2)
         assert words in refused.refusal() and not refused.folder.exists()

@@ -128,7 +128,7 @@ def test_seeds_that_are_none_have_no_mean(tmp_path, change, reason):
     assert f"No mean over seeds: {reason}." in (tmp_path / "out" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("seed", "reason"), [(0, "seed 0 is there twice"), (None, "the seeds are not known")])
+@pytest.mark.parametrize(("seed", "reason"), [(0, "seed 0 appears twice"), (None, "the seeds are not known")])
 def test_a_seed_that_is_there_twice_is_named(tmp_path, seed, reason):
     folders = [evaluation(tmp_path / name, {1}, seed=each) for name, each in (("a", 0), ("b", 1), ("c", seed))]
     write_comparison(read_comparison(folders), tmp_path / "out")
@@ -182,7 +182,7 @@ def test_the_same_seed_twice_is_no_spread(tmp_path):
     folders = [evaluation(tmp_path / name, {1}, seed=3) for name in ("a", "b")]
     write_comparison(read_comparison(folders), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["seeds"] == []
-    assert "No mean over seeds: seed 3 is there twice." in (tmp_path / "out" / "report.html").read_text()
+    assert "No mean over seeds: seed 3 appears twice." in (tmp_path / "out" / "report.html").read_text()
 
 
 def run_of(folder, engine, num_steps=20, **timings):
@@ -274,7 +274,7 @@ def without_scores(folder):
         (without("metrics.json"), "an evaluation folder holds metrics.json"),
         (unlabelled, "a score needs labelled predictions"),
         (torn, "metrics.json counts 40 items, predictions.jsonl has 37"),
-        (twice, "an id counts once"),
+        (twice, "ids must be unique"),
         (broken, r"metrics\.json is damaged"),
         (without_scores, "an evaluation of sst2 has accuracy"),
     ],

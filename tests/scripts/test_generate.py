@@ -135,7 +135,7 @@ def test_a_chat_model_learns_in_its_template(workplace):
     ("kind", "flags", "message"),
     [
         ("bert", [*GENERATE], "is an encoder: use --head classify"),
-        ("bert", ["--prompt-format", "plain"], "is never asked by a prompt"),
+        ("bert", ["--prompt-format", "plain"], "is never given a prompt"),
         ("llama", [*GENERATE, "--prompt-format", "chat"], "has no chat template: use --prompt-format plain"),
         ("llama", [*GENERATE, "--head-learning-rate", 0.1], "--head generate has no new head"),
         ("llama", [*GENERATE, "--truncation", "head-and-tail"], "--truncation head-and-tail is for a classifier"),

@@ -110,7 +110,7 @@ def test_a_table_keeps_its_columns_and_its_order(predict, folder):
     np.testing.assert_allclose([float(row["probability"]) for row in kept], wanted.max(axis=1), atol=SAME_PROBABILITY)
     assert not list(folder.glob("rows-out.csv.*"))
     again = predict("table-again", "--file", folder / "rows.csv", "--output", output, expect=2)
-    assert "is there already" in again.refusal()
+    assert "already exists" in again.refusal()
 
 
 def test_a_published_classifier_names_its_labels_in_a_parquet_file(predict, folder):

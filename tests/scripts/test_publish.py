@@ -32,7 +32,7 @@ def test_a_merged_run_answers_as_the_run_does(workplace):
     for flags, words in (
         (["--merge", f"{target}-2", "--public"], "--public is for an upload, and ORG/NAME is missing"),
         (["--merge", f"{target}-2", "--base-model", "a/b"], "--base-model a/b is for an upload, and ORG/NAME is"),
-        (["org/name", "--dtype", "auto"], "--dtype auto is of the weights that --merge writes: add --merge"),
+        (["org/name", "--dtype", "auto"], "--dtype auto is for the weights that --merge writes: add --merge"),
     ):
         ignored = workplace.server.start("eval/publish.py", [run.folder, *flags], target).wait()
         assert words in ignored.refusal()

@@ -49,7 +49,7 @@ def test_a_file_is_scored_and_written_as_an_evaluation(tmp_path, files):
     groups = json.loads((tmp_path / "out" / "breakdown.json").read_text())
     assert all(sum(group["total"] for group in part.values()) == 40 for part in groups.values())
     assert json.loads((tmp_path / "out" / "state.json").read_text())["state"] == "finished"
-    assert f"no answer to any question would score {100 * num_impossible / 40:.2f}" in result.stdout
+    assert f"answering no question would score {100 * num_impossible / 40:.2f}" in result.stdout
     again = score(tmp_path, "--score", "predictions.json", "--test-file", "dev.json")
     assert again.returncode == 0 and again.stdout == result.stdout
     other = score(tmp_path, "--score", "predictions.json", "--test-file", "dev.json", "--split-seed", 1)
@@ -60,7 +60,7 @@ def test_unknown_predictions_are_counted_and_missing_ones_refused(tmp_path, file
     _, questions, predictions = files
     (tmp_path / "more.json").write_text(json.dumps(predictions | {"elsewhere": "x"}))
     result = score(tmp_path, "--score", "more.json", "--test-file", "dev.json")
-    assert result.returncode == 0 and "1 predictions are of no question here and do not count" in result.stdout
+    assert result.returncode == 0 and "1 predictions are for no question here and do not count" in result.stdout
     (tmp_path / "fewer.json").write_text(json.dumps({questions[0]["id"]: ""}))
     result = score(tmp_path, "--score", "fewer.json", "--test-file", "dev.json", "--output-dir", tmp_path / "fewer")
     assert result.returncode == 2
@@ -75,7 +75,7 @@ def test_unknown_predictions_are_counted_and_missing_ones_refused(tmp_path, file
         (("--score", "absent.json", "--test-file", "dev.json"), "absent.json: no such file"),
         (
             ("--score", "dev.json", "--test-file", "dev.json"),
-            "dev.json: the prediction of 'version' is no string|no str",
+            "dev.json: the prediction of 'version' is not a string|no str",
         ),
         (("--score", "predictions.json", "--test-file", "predictions.json"), "'data' is missing"),
         (

@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(workplace, stopped, damag
     folder = copy_of(stopped, workplace, name)
     damage(step_folder(folder / "checkpoints", 5))
     run = workplace.train(name, *OFTEN)
-    said = [line for line in run.text().splitlines() if "is passed over" in line]
+    said = [line for line in run.text().splitlines() if "is skipped" in line]
     assert len(said) == 1 and "step-00000005" in said[0] and words in said[0]
     assert "resumes after step 4" in run.text()
     assert_same_bits(run, workplace.train_once("undisturbed", *OFTEN))
@@ -280,7 +280,7 @@ def test_a_checkpoint_of_another_run_is_named_and_passed_over(workplace, stopped
     run = workplace.train("with-another-run", *OFTEN, "--resume", copied, expect=2)
     assert f"--resume {copied}: it belongs to another run" in run.refusal()
     run = workplace.train("with-another-run", *OFTEN)
-    assert f"checkpoint {copied} is passed over: it belongs to another run" in run.text()
+    assert f"checkpoint {copied} is skipped: it belongs to another run" in run.text()
     assert "resumes after step 5" in run.text()
     assert_same_bits(run, workplace.train_once("undisturbed", *OFTEN))
 
@@ -311,7 +311,7 @@ def test_changed_data_is_refused(workplace, stopped):
         run = workplace.train("stopped", *OFTEN, expect=2)
     finally:
         workplace.train_file.write_text(content)
-    assert "was started on something else (data changed since)" in run.refusal()
+    assert "was started with other inputs (data changed since)" in run.refusal()
 
 
 def test_a_run_goes_on_with_the_precision_that_it_began_with(workplace, stopped):
@@ -324,7 +324,7 @@ def test_a_run_goes_on_with_the_precision_that_it_began_with(workplace, stopped)
         run = workplace.train("stopped", *OFTEN, expect=2)
     finally:
         path.write_bytes(kept)
-    assert "(precision changed since): add --precision fp16 to go on as it began, or use another" in run.refusal()
+    assert "(precision changed since): add --precision fp16 to resume it, or use another" in run.refusal()
 
 
 def test_a_finished_run_says_so(workplace):

@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_from_its_last_whole_checkpoint(train, undisturbed)
     torn = step_folder(run.folder / "checkpoints", 4) / "optimizer.pt"
     torn.write_bytes(torn.read_bytes()[:-1])
     run = train("trainer-killed", *OFTEN)
-    assert "step-00000004 is passed over: optimizer.pt has" in run.text()
+    assert "step-00000004 is skipped: optimizer.pt has" in run.text()
     assert_same_bits(run, undisturbed)
 
 
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(train):
     ("flags", "world", "words"),
     [
         (["--deepspeed", REPOSITORY / "ds_configs/zero2.json"], 1, "--engine trainer runs without DeepSpeed"),
-        (["--class-weights", "balanced"], 1, "which --class-weights balanced forbids"),
+        (["--class-weights", "balanced"], 1, "which --class-weights balanced does not allow"),
         (["--precision", "fp16"], 1, "--engine trainer computes in fp16 on a GPU only"),
         (["--gradient-exchange", "bf16"], 1, "--engine trainer exchanges gradients in fp32"),
         (["--attention", "varlen"], 1, "--engine trainer pads its batches"),

@@ -66,7 +66,7 @@ def test_a_named_checkpoint_must_be_one_of_the_run(tmp_path):
     for folder in (own, other):
         (folder / MARKER).touch()
     start.check_run_flags(run_settings(tmp_path / "a", resume=str(own)))
-    with pytest.raises(Refused, match="no checkpoint of this run"):
+    with pytest.raises(Refused, match="is not a checkpoint of this run"):
         start.check_run_flags(run_settings(tmp_path / "a", resume=str(other)))
 
 
@@ -98,7 +98,7 @@ def test_a_tracker_that_is_not_installed(monkeypatch):
 
 
 def test_uploads_that_cannot_work(monkeypatch):
-    with pytest.raises(Refused, match="no ORG/NAME"):
+    with pytest.raises(Refused, match="is not of the form ORG/NAME"):
         check_upload("not a name!!")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(Refused, match="HF_HUB_OFFLINE"):

@@ -82,7 +82,7 @@ def read_list(path: Path) -> list[Line]:
     for where, words in read_words(path, path.name):  # a job reads a copy
         line = _line(len(lines) + 1, words, where, Path("runs/eval") / path.stem)
         if line.folder in folders:
-            raise Refused(f"{line.where} writes to {line.folder}, as {folders[line.folder]} does: take one out")
+            raise Refused(f"{line.where} writes to {line.folder}, as {folders[line.folder]} does: remove one")
         folders[line.folder] = line.where
         lines.append(line)
     if not lines:
@@ -104,7 +104,7 @@ def _line(number: int, words: list[str], where: str, root: Path) -> Line:
         raise Refused(f"{where}: --help evaluates nothing; leave it out")
     owned = {"--model", "--shots", "--seed", "--output-dir"} & {word.partition("=")[0] for word in more}
     if owned:
-        raise Refused(f"{where}: {', '.join(sorted(owned))} is said by the columns or by the list's name; leave it out")
+        raise Refused(f"{where}: {', '.join(sorted(owned))} is set by the columns or by the list's name; leave it out")
     try:
         wanted = read_flags(SCRIPTS[task], ["--model", model, "--shots", shots, "--seed", seed, *more])
     except Refused as refusal:

@@ -94,7 +94,7 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
     """Read the flags of a train or eval script with its own parser.
 
     Raises:
-        Refused: it is not a task's script, it would refuse the flags, or a run given as --model has no final/ yet.
+        Refused: the script is not a task's, it would refuse the flags, or a run given as --model has no final/ yet.
     """
     name, flags = _parse(script, arguments)
     task, trains = TASKS[Path(script).name], name.startswith("train/")
@@ -114,7 +114,7 @@ def read_flags(script: str, arguments: list[str]) -> Wanted:
 def _parse(script: str, arguments: list[str]) -> tuple[str, argparse.Namespace]:
     name = "/".join(Path(script).parts[-2:])
     if name not in PARSERS:
-        raise Refused(f"{script} is no script of a task: wanted one of {', '.join(PARSERS)}")
+        raise Refused(f"{script} is not a task's script: wanted one of {', '.join(PARSERS)}")
     return name, PARSERS[name]().read(arguments)
 
 
@@ -148,7 +148,7 @@ def print_member(runs: Runs, number: str) -> None:
     """Print the script and the flags of a run, a word a line. Raises Refused where there is no run of that number."""
     if not (number.isdecimal() and 1 <= int(number) <= len(runs.members)):
         count = len(runs.members)
-        raise Refused(f"there is no run {number} of {count}: submit them by sbatch --array=1-{count}")
+        raise Refused(f"there is no run {number} of {count}: submit them with sbatch --array=1-{count}")
     print("\n".join([runs.script, *runs.command(runs.members[int(number) - 1])]))
 
 
@@ -217,8 +217,8 @@ def check_offline(wanted: Wanted) -> None:
     target = wanted.push_to_hub
     if target:
         raise Refused(
-            f"--push-to-hub {target} needs a network, which jobs do not have: leave it out, and on the login node "
-            f"`python eval/publish.py {wanted.folder} {target}` when the run is finished"
+            f"--push-to-hub {target} needs a network, which jobs do not have: leave it out, and run `python "
+            f"eval/publish.py {wanted.folder} {target}` on the login node when the run is finished"
         )
     for flag in ("train_file", "validation_file", "test_file"):
         path = getattr(wanted.data, flag)
@@ -292,7 +292,7 @@ def prefetch_items(arguments: list[str]) -> None:
         parser.add_argument("--model", action="append", default=[], metavar="ID[@REVISION]")
         parser.add_argument("--dataset", action="append", default=[], metavar="ID[@REVISION]")
         parser.add_argument("--wordnet", action="store_true", help="for METEOR")
-        parser.add_argument("--update", action="store_true", help="take the newest commit of what is there already")
+        parser.add_argument("--update", action="store_true", help="fetch the newest commit of listed items")
         parser.add_argument("--verify", action="store_true", help="fetch nothing, hash what the manifest lists")
         flags = parser.read(arguments)
         if flags.verify:
@@ -333,9 +333,7 @@ def print_plan(script: str, arguments: list[str]) -> None:
     if runs is not None:
         check_folder(runs)
         count = len(runs.members)
-        print(
-            f"{count} runs: each in a job of its own by `sbatch --array=1-{count}`, else one after the other in one job"
-        )
+        print(f"{count} runs: each in its own job with `sbatch --array=1-{count}`, else one after the other in one job")
         print(*(describe_member(runs, member) for member in runs.members), sep="\n", flush=True)
     for wanted in every:
         _print_plan(wanted)

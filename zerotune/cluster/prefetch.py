@@ -124,7 +124,7 @@ def missing_items(items: list[Item], whole: bool = False) -> dict[Item, str]:
 
 
 def _entry(manifest: dict[str, Entry], item: Item) -> Entry | None:
-    """Return an item's entry in the manifest: asked for by the same revision, or at the very commit asked for now."""
+    """Return an item's entry in the manifest, listed for the same revision or at the commit that is asked for now."""
     same = [entry for entry in manifest.values() if (entry["kind"], entry["name"]) == (item.kind, item.name)]
     return next((entry for entry in same if _wants(item, entry)), None)
 
@@ -152,7 +152,7 @@ def _defect(item: Item, entry: dict | None, whole: bool) -> str | None:
 
 
 def _not_cached_anyhow(item: Item) -> str | None:
-    """Return why a job would not find an unlisted item; None if something other than this module has fetched it."""
+    """Return why a job would not find an unlisted item; None if something other than this module fetched it."""
     from huggingface_hub import constants
 
     if item.kind == "model":

@@ -2,7 +2,7 @@
 
     accelerate launch --module zerotune.cluster.smoke CHECKED
 
-Prints one line per check: "pass", or "FAIL" with the cure. Ends with status 1 if one has failed; the file CHECKED shows
+Prints one line per check: "pass", or "FAIL" and how to fix it. Status 1 if one failed; the file CHECKED shows
 that all checks were made.
 """
 

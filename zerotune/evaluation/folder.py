@@ -108,7 +108,7 @@ def evaluate_into(
 def evaluate_before_training(
     run: RunFolder, items: str, evaluate: Callable[[Path], dict], line: Callable[[dict], str]
 ) -> None:
-    """Evaluate into eval/base of a run, and print the scores; they may be those of the run's earlier start.
+    """Evaluate into eval/base of a run, and print the scores; an earlier start of the run may have computed them.
 
     Args:
         items: what is evaluated, such as "872 test items".

@@ -22,7 +22,7 @@ from zerotune.training.generation import template_end
 # Tokens besides the longest label word: a line break before it, a full stop and the end after it.
 EXTRA_TOKENS = 4
 _NO_TOKEN = -1  # after an answer's last token
-# Rows are dropped from a batch once no more than this share of them has an answer that goes on.
+# Rows are dropped from a batch once no more than this share of them has an unfinished answer.
 LARGEST_SHARE_OF_ROWS = 0.75
 
 
@@ -170,7 +170,7 @@ class BranchWriter:
         )
 
     def _pass(self, input_ids, places: Places, open_: "OpenBranches", is_plain: bool) -> torch.Tensor:
-        """Return the hidden states [R, T, dim] of new tokens, and add these to what is known of the rows."""
+        """Return the hidden states [R, T, dim] of new tokens, and add their places to those of the rows so far."""
         open_.known = open_.known.and_then(places)
         if is_plain:
             masks = None
@@ -189,14 +189,14 @@ class BranchWriter:
 
 @dataclass
 class OpenBranches:
-    """The N branches of a batch whose answers go on, in the order of their rows, and the R rows that hold them.
+    """The N branches of a batch whose answers are unfinished, in the order of their rows, and the R rows with them.
 
     Attributes:
-        host_rows, rows: row of each, on the host and on the device. [N]
-        answers: number of each in the batch. [N]
-        columns: column of each in a pass that adds a token. [N]
-        numbers: of each in its row, as the masks know it. [N]
-        positions: of each one's newest token. [N]
+        host_rows, rows: row of each branch, on the host and on the device. [N]
+        answers: number of each branch in the batch. [N]
+        columns: column of each branch in a pass that adds a token. [N]
+        numbers: number of each branch in its row, as in the masks. [N]
+        positions: position of each branch's newest token. [N]
         known: the places of all tokens so far. [R, tokens]
         cache: their keys and values.
         width: columns of a pass that adds a token: the most open branches of a row.
@@ -227,10 +227,10 @@ class OpenBranches:
         return input_ids, new
 
     def keep(self, kept: np.ndarray) -> torch.Tensor:
-        """Keep some branches, given by their numbers among these in rising order. Returns them on the device.
+        """Keep some branches, given by their indices among these in rising order. Returns the indices on the device.
 
         Dropping rows copies the keys and values of the others, which costs about as much as a pass. So a row without an
-        open branch stays until a quarter of the rows are such.
+        open branch stays until a quarter of the rows have none.
         """
         device, self.host_rows = self.rows.device, self.host_rows[kept]
         columns = _numbers_in_rows(self.host_rows)

@@ -42,7 +42,7 @@ def plan_evaluation(settings: EvalSettings, describe: Callable[[], list[str]]) -
     try:
         return "\n".join([*lines, *describe()])
     except Unavailable as refusal:
-        return "\n".join([*lines, f"data: not here, so that batches are unknown ({refusal})"])
+        return "\n".join([*lines, f"data: not on this machine, so the batches are unknown ({refusal})"])
 
 
 def describe_batches(
@@ -50,7 +50,7 @@ def describe_batches(
 ) -> list[str]:
     """Return lines about the items, the prompt, the batches and the memory of the first evaluation."""
     evaluation = next(iter(evaluations.values()))
-    lines = [f"items: {len(examples):,}" + (f", put by {len(evaluations)} prompts" if len(evaluations) > 1 else "")]
+    lines = [f"items: {len(examples):,}" + (f", asked with {len(evaluations)} prompts" if len(evaluations) > 1 else "")]
     if not answers_by_prompt(config):
         max_length, truncation = head_lengths(evaluation, task, config)
         data = classifier_data(task, tokenizer, config, examples, max_length, truncation)

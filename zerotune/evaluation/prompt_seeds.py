@@ -70,7 +70,7 @@ def check_prompt_seeds(settings: EvalSettings, task, config) -> None:
     if not settings.prompt.shots and num_seeds > len(task.wordings):
         raise Refused(
             f"--prompt-seeds {num_seeds} without --shots: only the wording can vary, and {task.name} has "
-            f"{len(task.wordings)} of them: ask for at most so many, or give --shots"
+            f"{len(task.wordings)} of them: ask for at most that many, or give --shots"
         )
 
 

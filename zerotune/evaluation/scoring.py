@@ -135,11 +135,11 @@ class BackOff:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # after the except block: in it, the traceback keeps the tensors that did not fit
+        # after the except block: inside it, the traceback would keep the tensors that did not fit
         longest = int(self.costs[items].max())
         if len(items) == 1:
             raise Refused(
-                f"out of memory on a single item of {longest:,} tokens: use fewer --shots, a smaller --max-length"
+                f"out of memory on a single item of {longest:,} tokens: use fewer --shots or a smaller --max-length"
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

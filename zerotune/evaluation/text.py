@@ -89,7 +89,7 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits,
     if settings.run.base_eval == "none":
         return
     if task.multi_label and answers_by_prompt(read_config(settings.model.name, settings.model.revision)):
-        say("base: not evaluated, for a prompt gives one label and --multi-label any number")
+        say("base: not evaluated, because a prompt gives only one label and --multi-label any number")
         return
     test = splits.test
     if settings.run.base_eval == "subset":

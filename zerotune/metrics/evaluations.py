@@ -146,10 +146,10 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
     lines = read_json_lines(folder / "predictions.jsonl", form, EVALUATE_AGAIN)
     labelled = [line for line in lines if line["label"] is not None]
     if not labelled:
-        raise Refused(f"a score needs labelled predictions, {folder} has none: evaluate on a labelled file")
+        raise Refused(f"a score needs labelled predictions, but {folder} has none: evaluate on a labelled file")
     predictions = {line["id"]: line for line in labelled}
     if len(predictions) != len(labelled):
-        raise Refused(f"an id counts once, {folder} has {len(labelled) - len(predictions)} twice: evaluate again")
+        raise Refused(f"ids must be unique, but {folder} has {len(labelled) - len(predictions)} twice: evaluate again")
     if metrics["count"] != len(labelled):
         found = f"metrics.json counts {metrics['count']} items, predictions.jsonl has {len(labelled):,}"
         raise Refused(f"the two files of an evaluation must match, in {folder} {found}: evaluate again")
@@ -181,10 +181,10 @@ def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
     have_questions = all("question" in line for side in (first, second) for line in side.predictions.values())
     # ids of questions come from the data, and so may be those of another copy; other ids count a file's rows
     if None not in sources and len(set(sources)) > 1 and not have_questions:
-        raise Refused(f"a paired test needs the same items, {folders} are of different data: evaluate both on one file")
+        raise Refused(f"a paired test needs the same items, but {folders} are of different data: evaluate on one file")
     common = [identifier for identifier in first.predictions if identifier in second.predictions]
     if not common:
-        raise Refused(f"a paired test needs common items, {folders} share no id: evaluate both on the same file")
+        raise Refused(f"a paired test needs common items, but {folders} share no id: evaluate both on the same file")
     verbs = {"label": "label"} | ({"question": "ask"} if have_questions else {})
     for identifier in common:
         lines = first.predictions[identifier], second.predictions[identifier]
@@ -192,7 +192,7 @@ def common_ids(first: Evaluation, second: Evaluation) -> list[str]:
             values = [_in_words(line) if key == "label" else line[key] for line in lines]
             if values[0] != values[1]:
                 found = f"{verb} {identifier} as {values[0]!r} and {values[1]!r}"
-                raise Refused(f"one id means one item, {folders} {found}: evaluate both on the same file")
+                raise Refused(f"one id means one item, but {folders} {found}: evaluate both on the same file")
     return common
 
 

@@ -106,8 +106,8 @@ def load_adapter(model, name: str, revision: str | None):
     """Put the adapter of a folder or hub id on its base, and return the peft model to evaluate or merge.
 
     Raises:
-        Refused: the adapter lacks weights (peft would only warn and keep random ones), or has weights without a place
-            in its configuration (peft would ignore them).
+        Refused: the adapter lacks weights (peft would only warn and keep random ones), or has weights that its
+            configuration does not name (peft would ignore them).
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
@@ -118,14 +118,14 @@ def load_adapter(model, name: str, revision: str | None):
     with reading(
         "the adapter", name, "it lacks weights, or they do not fit adapter_config.json; copy the whole folder"
     ):
-        # peft would read it onto the first GPU, by every process
+        # without a device, every process would read it onto the first GPU
         device = str(next(model.parameters()).device)
         adapted = PeftModel.from_pretrained(model, name, revision=revision, torch_device=device)
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     known = wanted | set(get_peft_model_state_dict(adapted, save_embedding_layers=True))  # peft may save these too
     with safe_open(weights, "pt") as file:
         found = set(file.keys())
-    for problem, names in (("lacks weights", wanted - found), ("has weights without a place", found - known)):
+    for problem, names in (("lacks weights", wanted - found), ("has weights its config does not name", found - known)):
         if names:
             raise Refused(f"the adapter {name} {problem}: {', '.join(sorted(names)[:4])}; copy the whole folder")
     fuse_adapters(adapted)

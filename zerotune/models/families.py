@@ -104,7 +104,7 @@ def _generic_class(config_class: type, generic: type) -> type:
 
 
 def generic_part(model_class: type) -> type | None:
-    """Return the generic transformers class of which a class was made here; None for one of transformers' own."""
+    """Return the generic transformers class from which this module made a class; None for transformers' own."""
     generic = model_class.__bases__[0]
     return generic if model_class.__module__ == __name__ else None
 

@@ -56,7 +56,7 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
 
 
 def forget_generation_settings(stock) -> None:
-    """Keep of a model's generation settings only the special tokens, before it is saved.
+    """Keep only the special tokens of a model's generation settings, before it is saved.
 
     A tuned model writes greedily; the base's penalties would change its answers, and transformers 5.17 does not save
     a temperature without sampling."""
@@ -82,7 +82,7 @@ def describe_final(folder: Path, stock, tokenizer, record: dict) -> None:
 
 def _relative(base: str, folder: Path) -> str:
     """Return a local base model's path relative to the adapter's folder, so that both can be moved together."""
-    # links resolved: a ".." after a link leads elsewhere
+    # with links resolved, because a ".." after a link leads elsewhere
     return os.path.relpath(os.path.realpath(base), os.path.realpath(folder)) if os.path.isdir(base) else base
 
 

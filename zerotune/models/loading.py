@@ -71,7 +71,7 @@ def check_trainable(settings: ModelSettings, config, max_length: int | None) -> 
     without_dropout = settings.attention in ("varlen", "flex_attention") and torch.cuda.is_available()
     if without_dropout and drops_scores(settings, config):
         raise Refused(
-            f"--attention {settings.attention} has no dropout on a GPU, and full tuning of an encoder has: use "
+            f"--attention {settings.attention} has no dropout on a GPU, and full tuning of an encoder needs it: use "
             "--attention auto, or --method lora"
         )
     if settings.attention == "flex_attention" and not torch.cuda.is_available():

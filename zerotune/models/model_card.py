@@ -179,7 +179,7 @@ def license_section(data) -> str:
     else:
         name = data.license_name if data.license == "other" and data.license_name else data.license
         link = f" ({data.license_link})" if data.license_link else ""
-        said = f"That of the base model, as its card tells it: {name}{link}. It holds for this model too."
+        said = f"That of the base model, as its card states it: {name}{link}. It also applies to this model."
     return f"{LICENSE_HEADING}\n\n{said}"
 
 
@@ -285,8 +285,8 @@ def _notes(stock, record: dict, head: str, model_class: str):
         yield '`pipeline("text-classification", model=model, tokenizer=tokenizer)` takes the same two.'
         if record.get("truncation") == "head-and-tail":
             yield (
-                "In training a longer text kept a quarter of its tokens from its beginning and the rest from its end; "
-                "here it keeps its beginning."
+                "In training, longer texts kept a quarter of their tokens from the head and the rest from the tail; "
+                "here they keep the head."
             )
     elif head == "span":
         yield f"{_FLOAT32} A context that is too long is cut here; zerotune reads it in windows that overlap."
@@ -294,7 +294,7 @@ def _notes(stock, record: dict, head: str, model_class: str):
     if record["method"] != "full" and plain:
         arguments = ["folder", *([_ADAPTER_CONFIG] if head == "classify" else [])]
         arguments += ["quantization_config=… as above"] if record["method"] == "qlora" else []
-        heads = "" if head == "generate" else " (not in 5.17, which leaves the head as it was drawn)"
+        heads = "" if head == "generate" else " (not in 5.17, which leaves the head random)"
         yield f"\n`{model_class}.from_pretrained({', '.join(arguments)})` of transformers 5.23 loads it too{heads}."
 
 

@@ -24,10 +24,10 @@ CONFIG_FOLDER = "config"
 
 
 def find_file(name: str | Path, filename: str, revision: str | None) -> str | None:
-    """Return the path of one file of a folder or hub id, None when it has no such file; offline, none in the cache.
+    """Return the path of one file of a folder or hub id; None if it does not exist (offline: is not in the cache).
 
     Raises:
-        BrokenMachine: the hub, which is not offline, does not say whether there is such a file.
+        BrokenMachine: the hub did not say whether there is such a file, and is not known to be offline.
         OSError: there is no such model.
     """
     if os.path.isdir(name):
@@ -40,7 +40,7 @@ def find_file(name: str | Path, filename: str, revision: str | None) -> str | No
     try:
         return hf_hub_download(name, filename, revision=revision)
     except LocalEntryNotFoundError as error:
-        # True where the hub once said that there is no such file
+        # whether the hub once said that there is no such file
         is_known = try_to_load_from_cache(name, filename, revision=revision or "main") is not None
         if is_known or constants.HF_HUB_OFFLINE:
             return None
@@ -304,7 +304,7 @@ def no_hub() -> str:
     if not is_offline_by_wish():
         return "the hub cannot be reached"
     variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
-    return f"{variable} is set, so that the hub is not asked"
+    return f"{variable} is set, so the hub is not asked"
 
 
 def cached_snapshot(name: str, revision: str | None) -> Path | None:
@@ -345,7 +345,7 @@ def _check_weight_file(path: str) -> None:
             is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError as error:
         raise Refused(
-            f"{path} cannot be read ({error.strerror}): see where it links to and who may read it, or copy it again"
+            f"{path} cannot be read ({error.strerror}): check its links and permissions, or copy it again"
         ) from error
     if is_pointer:
         raise Refused(f"{path} is a Git LFS pointer, not weights: run `git lfs pull` there")

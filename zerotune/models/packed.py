@@ -37,7 +37,7 @@ def packs_rows(settings: ModelSettings, config, trains: bool) -> bool:
     """Return whether a model reads packed rows: with --attention varlen, and by default on a GPU in 16 bits.
 
     Args:
-        trains: whether the model drops scores, if it has dropout.
+        trains: whether the model trains; its attention scores then have dropout, if it has any.
     """
     if settings.attention == "varlen":
         return True
@@ -56,14 +56,14 @@ def why_not_packed(config) -> str | None:
     """Return why a model cannot read packed rows, None where it can."""
     if is_encoder(config):
         if config.model_type not in _PLAIN_ENCODERS:
-            return f"{config.model_type} computes its attention in a way of its own"
+            return f"{config.model_type} computes its attention differently"
     elif not set(layer_types(config)) <= {FULL, SLIDING}:
-        return f"{config.model_type} has layers that are no attention"
+        return f"{config.model_type} has layers without attention"
     if not backbone_class(config)._supports_attention_backend:
-        return f"{config.model_type} takes no other kernel than its own"
+        return f"{config.model_type} supports no kernel but its own"
     if torch.cuda.is_available():
         if caps_scores(config) and not is_flash_attn_2_available():
-            return f"scores capped as {config.model_type} needs it want {FLASH_ATTN}"
+            return f"{config.model_type} caps its attention scores, which needs {FLASH_ATTN}"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         if not takes_width(width):
             return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, a multiple of 8, and these have {width}"
@@ -224,7 +224,7 @@ def _varlen(query, key, value, bounds, longest, scaling, causal, window, softcap
 
 
 def takes_width(width: int) -> bool:
-    """Return whether torch's kernel of packed rows takes heads of a width."""
+    """Return whether torch's kernel for packed rows supports heads of this width."""
     return width <= WIDEST_HEAD and width % 8 == 0
 
 

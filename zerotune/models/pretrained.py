@@ -1,4 +1,4 @@
-"""A model's config and tokenizer, read and checked before any weights are."""
+"""A model's config and tokenizer, read and checked before any weights are read."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = (),
     name, revision = settings.name, settings.revision
     is_folder = os.path.isdir(name)
     if revision and is_folder:
-        raise Refused(f"--revision {revision} chooses a version of a hub model and {name} is a folder: drop it")
+        raise Refused(f"--revision {revision} chooses a version of a hub model, and {name} is a folder: leave it out")
     if is_folder:  # an adapter may have no config but its base's
         check_base(name, revision)
     config = read_config(name, revision)
@@ -184,7 +184,7 @@ def _config_place(name: str, revision: str | None) -> str | None:
         return CONFIG_FOLDER if find_file(name, f"{CONFIG_FOLDER}/config.json", revision) else None
     if os.path.isdir(name):
         raise Refused(
-            f"--model must be a model or a run: the folder {name} has no config.json and is no run"
+            f"--model must be a model or a run: the folder {name} has no config.json and is not a run"
             f"{_models_below(Path(name))}; give one that is, or a hub id"
         )
     return ""
@@ -291,7 +291,7 @@ def check_tuned_for(name: str, revision: str | None, task: str) -> None:
     script = "qa" if record["task"] == _QUESTIONS else record["task"]
     raise Refused(
         f"{name} was tuned for {record['task']}, and this is {task}: evaluate it with eval/{script}.py, and train from "
-        "the model that it was made of"
+        "the model that it was made from"
     )
 
 
@@ -349,7 +349,7 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
 def check_labels(name: str, config: PretrainedConfig, labels: tuple[str, ...]) -> None:
     """Refuse a classifier that was trained for other labels than the task's, as `label_columns` does.
 
-    How numbered ones (LABEL_0) are read, whose order only the publisher knows, is printed.
+    It prints how numbered labels (LABEL_0) are read, because only their publisher knows their order.
     """
     label_columns(config, labels)
     if not is_trained_classifier(config):
@@ -357,7 +357,7 @@ def check_labels(name: str, config: PretrainedConfig, labels: tuple[str, ...]) -
     theirs = _published_labels(config)
     if sorted(theirs) != sorted(labels) and all(re.fullmatch(r"(?i)(label_)?\d+", each) for each in theirs):
         read = ", ".join(f"{their} is {label!r}" for their, label in zip(theirs, labels, strict=True))
-        say(f"labels of {name}, which have numbers only, are taken in this order: {read}")
+        say(f"labels of {name}, which are only numbers, are taken in this order: {read}")
 
 
 def _names_label(name: str, number: int, label: str) -> bool:
@@ -372,7 +372,7 @@ def check_generator(name: str, config: PretrainedConfig, head_learning_rate: flo
         kind = "an encoder" if is_encoder(config) else "published as a classifier, without an LM head"
         raise Refused(f"--head generate needs a causal model, and {name} is {kind}: use --head {other_head}")
     if head_learning_rate is not None:
-        raise Refused(f"--head-learning-rate is of --head {other_head}: --head generate has no new head, leave it out")
+        raise Refused(f"--head-learning-rate is for --head {other_head}: --head generate has no new head, leave it out")
 
 
 def most_tokens(config: PretrainedConfig) -> int | None:

@@ -412,7 +412,7 @@ class _Kernel:
             window_size=sides,
             **grouping,
         )
-        return mixed, sums.transpose(0, 1)  # [heads, queries], whatever torch's docstring says; `bounds_work` tries it
+        return mixed, sums.transpose(0, 1)  # [heads, queries], unlike in torch's docstring; `bounds_work` checks it
 
 
 @cache

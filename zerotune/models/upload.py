@@ -47,13 +47,13 @@ def check_upload(name: str, what: str = "--push-to-hub") -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise Refused(f"{what} {name} is no ORG/NAME: {error}") from None
+        raise Refused(f"{what} {name} is not of the form ORG/NAME: {error}") from None
     if is_offline_by_wish():
         raise Refused(f"{what} {name} needs the hub and HF_HUB_OFFLINE is set: unset it, or upload later elsewhere")
     if get_token() is None:
         raise Refused(
             f"{what} {name} needs a token that may write: log in with `hf auth login`, or set HF_TOKEN; or upload "
-            "later elsewhere, by `python eval/publish.py RUN ORG/NAME`"
+            "later elsewhere, with `python eval/publish.py RUN ORG/NAME`"
         )
     stay_offline_without_network()
     if constants.HF_HUB_OFFLINE:
@@ -70,7 +70,7 @@ def check_run_upload(name: str, model: str, method: str) -> None:
     if method != "full" and hub_id(model) is None:
         raise Refused(
             f"--push-to-hub {name}: an adapter is of no use without its base, and {model} is a folder: give --model as "
-            f"hub id, or upload later by `python eval/publish.py RUN {name} --base-model ORG/NAME`"
+            f"a hub id, or upload later with `python eval/publish.py RUN {name} --base-model ORG/NAME`"
         )
 
 
@@ -119,7 +119,7 @@ def upload(run: Path, name: str, base: str | None = None, is_public: bool = Fals
             f"the upload to {name} failed ({reason}); nothing is lost here, and what has arrived is not sent again: "
             f"python eval/publish.py {run} {name}{f' --base-model {base}' if base else ''}"
         ) from None
-    seen = "private: its settings there make it public" if info.private else "public"
+    seen = "private; change that in its settings on the hub" if info.private else "public"
     say(f"uploaded: {commit.commit_url.partition('/commit/')[0]} ({seen})")
 
 
@@ -155,8 +155,8 @@ def published_files(run: Path, name: str, base: str | None = None) -> dict[str, 
         text = _header(content) if isinstance(content, Path) else content
         if left := left_paths(text.decode(errors="replace"), run):
             raise Refused(
-                f"{files[place]} names {left[0]}, a folder of this machine: take that out of the file, or the file out "
-                "of the folder, before it is uploaded"
+                f"{files[place]} names {left[0]}, a folder of this machine: remove it from the file, or the file from "
+                "the folder, before you upload it"
             )
     return contents
 
@@ -228,7 +228,7 @@ def _card(text: str, final: Path, record: dict, name: str, base: str | None) -> 
     if is_adapter and base is None:
         raise Refused(
             f"{final} is an adapter for {local}, a folder: name it as it is on the hub, with --base-model ORG/NAME, or "
-            "make a whole model by --merge"
+            "make a whole model with --merge"
         )
     if base:
         same = base == record["base_model"]

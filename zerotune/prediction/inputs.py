@@ -70,7 +70,7 @@ def open_source(source: InputSettings, asks: bool) -> RowStream:
         if stream.kind == "txt" and source.columns:
             raise Refused(
                 f"--text-column {','.join(source.columns)}: {stream.name} is read as txt, a text per line without "
-                "columns: say what it is by --format, such as csv, or leave --text-column out"
+                "columns: name its format with --format, such as csv, or leave --text-column out"
             )
         return stream
     if asks and source.question is None:
@@ -102,11 +102,11 @@ def find_columns(stream: RowStream, wanted: tuple[tuple[str, ...], ...]) -> tupl
         return (stream.columns[0],)
     if stream.columns == [TEXT_COLUMN] and stream.kind == "txt":
         raise Refused(
-            f"{stream.name}: the model reads two texts a row, a pair or a question and its context, and here is one: "
+            f"{stream.name}: the model reads two texts a row, a pair or a question and its context, and this has one: "
             "give a --file with two columns, such as csv"
         )
     roles = ("the texts",) if len(wanted) == 1 else ("the first text", "the second text")
-    way_out = ": name the columns by --text-column"
+    way_out = ": name the columns with --text-column"
     return tuple(find_column(stream, names, role, way_out) for names, role in zip(wanted, roles, strict=True))
 
 

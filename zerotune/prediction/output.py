@@ -70,7 +70,7 @@ def check_columns(stream: RowStream, new: list[str]) -> None:
 
 def taken_column(where: str, name: str) -> Refused:
     """Return the refusal of a new column whose name is taken."""
-    return Refused(f"{where}: the input has a column {name!r} already: name the new ones apart by --prefix")
+    return Refused(f"{where}: the input already has a column {name!r}: rename the new ones with --prefix")
 
 
 class Format(Protocol):
@@ -122,7 +122,7 @@ def _check_known(rows: list[dict], columns: set[str]) -> None:
     for row in rows:
         if not row.keys() <= columns:
             name = next(name for name in row if name not in columns)
-            raise Refused(f"a row has a column {name!r} that the first rows had not: use an --output .jsonl")
+            raise Refused(f"a row has a column {name!r} that the first rows lack: use an --output .jsonl")
 
 
 class Table:
@@ -162,7 +162,7 @@ class Table:
             return text.getvalue().encode()
         except UnicodeEncodeError as error:
             found = error.object[max(0, error.start - 20) : error.start]
-            raise Refused(f"half of a surrogate pair behind {found!r} is no text: use an --output .jsonl") from None
+            raise Refused(f"half of a surrogate pair after {found!r} is not text: use an --output .jsonl") from None
 
 
 def _cell(value) -> str:
@@ -204,7 +204,7 @@ class Arrow:
             batch = pyarrow.RecordBatch.from_pylist(rows, schema=self.schema)
         except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise Refused(
-                f"a value is of another type than those of its column in the first rows ({first_line(error)}): use an "
+                f"a value has another type than its column has in the first rows ({first_line(error)}): use an "
                 "--output .jsonl"
             ) from None
         found = pyarrow.BufferOutputStream()
@@ -251,7 +251,7 @@ def _check_keys(value, arrow_type, column: str) -> None:
         for key, inner in value.items():
             if key not in parts:
                 raise Refused(
-                    f"an object in the column {column!r} has a key {key!r} that the first rows had not: use an "
+                    f"an object in the column {column!r} has a key {key!r} that the first rows lack: use an "
                     "--output .jsonl"
                 )
             _check_keys(inner, parts[key], column)
@@ -298,7 +298,7 @@ def check_output(path: Path) -> None:
     except OSError as error:
         raise _unwritable(path, error.strerror) from None
     if is_there:
-        raise Refused(f"--output {path} is there already: delete it, or name another file")
+        raise Refused(f"--output {path} already exists: delete it, or name another file")
 
 
 def check_writable(path: Path, identity: dict[str, str] | None) -> None:
@@ -328,12 +328,12 @@ def _resumable(path: Path, identity: dict[str, str] | None) -> PartialRecord | N
     Args:
         identity: as for `FileOutput`.
     Raises:
-        Refused: it is of other predictions, or damaged.
+        Refused: it belongs to other predictions, or is damaged.
     """
     partial, record_path = _partial(path), _record_of(path)
     if not (record_path.exists() and partial.exists() and partial.stat().st_size):
         return None
-    way_out = f"delete {partial} to start anew, or name another --output"
+    way_out = f"delete {partial} to start again, or name another --output"
     record = read_json(record_path, PartialRecord, way_out)
     if identity is None:
         raise Refused(f"{partial} holds {record['rows']:,} rows of a command that can be resumed: {way_out}")
@@ -371,7 +371,7 @@ class FileOutput:
             raise _unwritable(path, error.strerror) from None
         self._lock()
         record = _resumable(path, identity)
-        if record is None:  # a record alone is of a file that was deleted
+        if record is None:  # the file of a lone record was deleted
             _record_of(path).unlink(missing_ok=True)
         else:
             self.rows, self.bytes = record["rows"], record["bytes"]
@@ -498,7 +498,7 @@ class PrintedOutput:
         self.rows, self._stream, self._encode = 0, stream, encode
 
     def add(self, rows: list[dict]) -> None:
-        """Print rows. Raises Refused if nobody reads them any more."""
+        """Print rows. Raises Refused if the pipe has been closed."""
         try:
             self._stream.write(self._encode(rows))
             self._stream.flush()

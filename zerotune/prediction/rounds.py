@@ -62,5 +62,5 @@ def _answers(prepare: Prepare, items: list[Item], device: torch.device, stop_sig
     try:
         answering = prepare(items)
     except Refused as error:
-        raise Refused(f"from {items[0].where} on: {error}") from error
+        raise Refused(f"in the chunk that starts at {items[0].where}: {error}") from error
     return answer_chunk(answering, device, lambda: stop_signal.name is not None)

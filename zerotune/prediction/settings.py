@@ -110,7 +110,7 @@ def predict_parser(description: str) -> FlagParser:
     group.add_argument(
         "--top-k", type=positive_int, default=1, help="likeliest answers of each row (default %(default)s)"
     )
-    group.add_argument("--prefix", default="", help="begins the names of the new columns (default: nothing)")
+    group.add_argument("--prefix", default="", help="put before the names of the new columns (default: nothing)")
     return parser
 
 
@@ -151,9 +151,9 @@ def _input_settings(args: argparse.Namespace) -> InputSettings:
     if len(named) != 1:
         found = f"{' and '.join(named)} are given" if named else "none is given"
         found += " (texts go before --labels)" if args.labels and not named else ""
-        raise Refused(f'one input is wanted, texts ("a text"), --question with --context, or --file: {found}')
+        raise Refused(f'give one input: texts ("a text"), --question with --context, or --file; {found}')
     if args.texts and all(os.path.isfile(text) for text in args.texts):
-        raise Refused(f"{args.texts[0]} is a file: give it by --file")
+        raise Refused(f"{args.texts[0]} is a file: give it with --file")
     if asks and (args.question is None or args.context is None):
         missing = "--context" if args.context is None else "--question"
         raise Refused(f"a question is about a context: {missing} is missing")

@@ -16,7 +16,7 @@ from zerotune.run.machine_paths import without_paths
 from zerotune.settings.names import DATASETS, TASK_NAMES
 from zerotune.tasks.hub import id_and_configuration
 
-# The first section written here; from it on, an earlier card's sections are replaced.
+# The first section written here; it and all later sections of an earlier card are replaced.
 _FIRST = "## Scores"
 # The sentence of the card that gets the name of the train rows.
 _TRAINED = "Trained with zerotune."
@@ -183,7 +183,7 @@ def _limits(files, record: Mapping) -> str:
     if isinstance(files.tuned, Evaluation):
         metrics = files.tuned.metrics
         lines.append(
-            f"The scores are of {metrics['count']:,} items of one test split. On texts of another kind, time or "
+            f"The scores are for {metrics['count']:,} items of one test split. On texts of another kind, time or "
             "language they may be lower: evaluate it on yours."
         )
         cut = metrics.get("num_truncated")
@@ -195,7 +195,7 @@ def _limits(files, record: Mapping) -> str:
         if record.get("thresholds"):  # any number of labels
             lines.append("It gives a text none, one or several of the labels above, and no other.")
         else:
-            lines.append("It always answers with the labels above, also to a text that none of them fits.")
+            lines.append("It always answers with one of the labels above, even for a text that none of them fits.")
         lines.append("Its probabilities were not calibrated.")
     if record["head"] != "classify":
         lines.append("An answer may be wrong however fluent it reads: check it against the text.")

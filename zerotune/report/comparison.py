@@ -145,7 +145,7 @@ def comparison_table(comparison: Comparison) -> str:
 def _setting_name(comparison: Comparison, spread: dict) -> str:
     """Return the name of the runs of a spread over seeds, without their seeds: learning_rate-2e-5.
 
-    Runs of which only the seeds are left out are called after the folder that they are in, or "all runs"."""
+    Runs whose names are only seeds are named after the folder that they are in, or "all runs"."""
     by_folder = {str(one.folder): name for name, one in zip(comparison.names, comparison.read, strict=True)}
     names = {folder: re.sub(r"[_/-]?seed-?\d+$", "", by_folder[folder]) for folder in spread["folders"]}
     if len(names) < len(by_folder):
@@ -333,7 +333,7 @@ def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
     if len(folders) < 2:
         raise Refused(f"a comparison needs two evaluation folders or more, got {len(folders)}: name the others too")
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise Refused("each evaluation folder is compared once, one is named twice: name it once")
+        raise Refused("each evaluation folder is compared once, but one is named twice: name it once")
     read = [evaluations.read_evaluation(folder) for folder in folders]
     tasks = sorted({str(one.metrics.get("task")) for one in read})
     if len(tasks) > 1:
@@ -345,7 +345,7 @@ def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
     for one in read:
         if headline not in evaluations.score_names(one.metrics) or not isinstance(one.metrics[headline], int | float):
             found = f"{one.folder}/metrics.json does not"
-            raise Refused(f"an evaluation of {tasks[0]} has {headline} with its interval, {found}: evaluate again")
+            raise Refused(f"an evaluation of {tasks[0]} has {headline} with its interval, but {found}: evaluate again")
     return read, headline
 
 
@@ -474,7 +474,7 @@ def _why_no_spread(read: list[Evaluation]) -> str:
     seeds = [one.metrics.get("seed") for one in read]
     if None in seeds:
         return "the seeds are not known"
-    return f"seed {next(seed for number, seed in enumerate(seeds) if seed in seeds[:number])} is there twice"
+    return f"seed {next(seed for number, seed in enumerate(seeds) if seed in seeds[:number])} appears twice"
 
 
 def _settings_section(names: list[str], read: list[Evaluation]) -> str:

@@ -86,7 +86,7 @@ def reliability(title: str, named: Sequence[tuple[str, Sequence[Bin], str]]) -> 
         named: name, bins and colour of each model.
     """
     figure, axes = _axes(5.2, 4.2)
-    axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1, linestyle="--", label="as likely as it says")
+    axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1, linestyle="--", label="perfectly calibrated")
     lowest = 100.0
     labels = shown_labels([name for name, *_ in named])
     for label, (_, bins, colour) in zip(labels, named, strict=True):

@@ -141,7 +141,7 @@ def example_list(examples: Iterable[tuple[str, ...]]) -> str:
 
 
 def isolated(text: str) -> str:
-    """Return a text that may stand in a sentence of another direction: right-to-left words between isolates (bdi)."""
+    """Return a text for use in a left-to-right sentence: right-to-left words are put between isolates (bdi)."""
     is_right_to_left = any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
     return f"\u2068{text}\u2069" if is_right_to_left else text
 

@@ -53,7 +53,7 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
         rows.append([words, *cells])
         low = high + 1
     first, last = intervals[0], intervals[-1]
-    said = f"No difference between short and long texts is shown: {score} of both may be the same."
+    said = f"No difference between short and long texts is shown: {score} may be the same on both."
     if first and last and (first[0] > last[1] or first[1] < last[0]):
         said = (
             f"{score.capitalize()} is {'lower' if first[0] > last[1] else 'higher'} on long texts than on short ones."
@@ -131,7 +131,7 @@ def examples_section(
     errors, right = [example(line) for line in wrong[:NUM_EXAMPLES]], [example(line) for line in both_ends(right)]
     count = count.format(shown=len(errors))
     if any(DRAWN_ITEM.search(head) for head, *_ in (*errors, *right)):
-        count += " An id such as train-12 is that of the row that an item was drawn from; the item did not train."
+        count += " An id such as train-12 names the row that an item was drawn from; it was not trained on."
     left = f"<h3>Errors</h3>{html.paragraph(count)}{html.example_list(errors)}"
     other = f"<h3>Right answers</h3>{html.paragraph(how)}{html.example_list(right)}"
     return html.section("Errors and right answers", html.beside(left, other if right else ""))

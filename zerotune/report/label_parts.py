@@ -83,7 +83,7 @@ def _examples(evaluation: Evaluation, label_names: Sequence[str]) -> str:
     wrong = surest([line for line in lines if not is_right(line)], probability)
     right = surest([line for line in lines if is_right(line)], probability)
     count = f"{len(wrong):,} of {len(lines):,} items are wrong. These {{shown}} have the highest probability:"
-    how = "Those of which the model is most and least sure:"
+    how = "Those that the model is most and least sure of:"
     return examples_section(count if wrong else "None: every item is right.", how, wrong, right, example)
 
 
@@ -170,7 +170,7 @@ def _label_set_examples(evaluation: Evaluation, label_names: Sequence[str]) -> s
         lambda line: _worst_decision(line)[0] if line.get("scores") else 0.0,
     )
     right = sorted((line for line in lines if is_right(line)), key=lambda line: (-len(line["label"]), line["id"]))
-    count = f"{len(wrong):,} items are wrong. These {{shown}} have the wrong decision of highest probability:"
+    count = f"{len(wrong):,} items are wrong. These {{shown}} have the most probable wrong decisions:"
     how = "Those with the most and the fewest labels:"
     return examples_section(count if wrong else "None: every item is right.", how, wrong, right, example)
 

@@ -129,7 +129,7 @@ def _moved(moved: dict) -> list[str]:
         line = figures.Series("", range(len(layers)), [100 * share for share in layers], as_points=True)
         parts.append(f'<div class="wide">{figures.curves("Change by layer", "layer", "change, %", [line])}</div>')
     note = "Norm of the change from the base model's weights to final/, as a share of their norm before (Frobenius)."
-    return [*parts, html.paragraph(f"{note} Only weights that trained count; a new head is left out.", "note")]
+    return [*parts, html.paragraph(f"{note} Only trained weights count; a new head is left out.", "note")]
 
 
 def launch_line(run: dict) -> str | None:

@@ -29,8 +29,8 @@ class Exchange:
     """Bytes that one device sends in a step.
 
     Attributes:
-        gradients: during backward passes.
-        weights: that ZeRO-3 gathers before layers use them.
+        gradients: sent during backward passes.
+        weights: weights that ZeRO-3 gathers before layers use them.
         updated: weights that ZeRO-1 and 2 gather after the update.
         times: how often gradients are sent in a step.
     """

@@ -112,7 +112,7 @@ def _refuse_changed_files(folder: Path) -> None:
 def _refuse_other_run(settings: RunSettings, holds_results: bool) -> None:
     folder = settings.output_dir
     state = read_state(folder).get("state")
-    # of a finished run, contents are not compared any more
+    # the contents of a finished run's files are not compared
     changed = changed_flags(settings.flags, folder / "run.json", files_may_move=state != "finished")
     # a run that was refused before it had results may start again with the flags that the refusal asked for
     if not holds_results and state == "refused":
@@ -169,7 +169,7 @@ def check_place(folder: Path) -> None:
     """Refuse the root, the home and working folders, and any folder inside another run's checkpoints/ or final/."""
     place = Path(os.path.abspath(folder))
     if place == Path(place.anchor) or place in (Path.home(), Path.cwd()):
-        raise Refused(f"--output-dir {folder} is {place}, which a run must not fill: name a folder below it")
+        raise Refused(f"--output-dir {folder} is {place}, which a run must not write into: name a folder below it")
     for inner in (place, *place.parents):
         if inner.name in ("checkpoints", "final") and os.path.exists(inner.parent / "run.json"):
             raise Refused(f"--output-dir {folder} is inside {inner} of another run: name a folder outside of it")
@@ -201,7 +201,7 @@ def changed_flags(flags: FlagRecord, path: Path, files_may_move: bool) -> dict[s
 
 
 def _is_what_was_chosen(name: str, earlier: object, now: object, identity: dict) -> bool:
-    """Return whether a flag names what an earlier start without it has chosen: a commit of the hub, a precision."""
+    """Return whether a flag names what an earlier start without it chose by itself: a hub commit, a precision."""
     if name == "revision":
         return earlier is None and identity.get("model_files") == f"commit {now}"
     return name == "precision" and earlier == "auto" and identity.get("precision") == now
@@ -274,7 +274,7 @@ class RunFolder:
             if may_pass(error):
                 raise
             raise Refused(
-                f"--output-dir {self.path} cannot be written ({error.strerror}): name a folder that can"
+                f"--output-dir {self.path} cannot be written ({error.strerror}): name a folder that can be"
             ) from error
 
     def _earlier_id(self) -> str | None:
@@ -336,7 +336,7 @@ class RunFolder:
             raise refusal from error
 
     def _refusal_of(self, error: BaseException) -> Refused | None:
-        """Return an error as a refusal if it is no bug: it is a refusal, or memory or disk is full. Else None."""
+        """Return an error as a refusal if it is not a bug: it is a refusal, or memory or disk is full. Else None."""
         if isinstance(error, BrokenMachine) or may_pass(error):
             return None
         if isinstance(error, Refused):

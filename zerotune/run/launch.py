@@ -140,7 +140,7 @@ def collective_timeout(environment: Mapping[str, str]) -> timedelta:
 
 
 def unseen_gpus(environment: Mapping[str, str]) -> str | None:
-    """Return a warning if SLURM gave this process GPUs, of which torch sees none."""
+    """Return a warning if SLURM gave this process GPUs and torch sees none of them."""
     given = environment.get("SLURM_GPUS_ON_NODE") or "0"
     if given == "0":
         return None

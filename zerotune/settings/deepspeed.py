@@ -129,8 +129,8 @@ def _read_file(path: Path) -> dict:
         raise Refused(f"--deepspeed: {path} is not JSON: {error}") from None
     if problem := record_problem(config, DeepSpeedFile):
         raise Refused(
-            f"--deepspeed: {path} is no DeepSpeed configuration that zerotune can use ({problem}): remove that key or "
-            "correct it; the files in ds_configs/ are patterns"
+            f"--deepspeed: {path} is not a DeepSpeed configuration that zerotune can use ({problem}): remove that key "
+            "or correct it; the files in ds_configs/ are examples"
         )
     return config
 
@@ -185,7 +185,7 @@ def _check_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float 
         found = config.get(key, "auto")
         if found not in ("auto", value):
             raise Refused(
-                f'the DeepSpeed file\'s {key} is {found}: zerotune cuts a step by --tokens-per-device; write "auto"'
+                f'the DeepSpeed file\'s {key} is {found}: zerotune cuts steps by --tokens-per-device; write "auto"'
             )
     for key in ("offload_optimizer", "offload_param"):
         if (config.get("zero_optimization", {}).get(key) or {}).get("device") == "nvme":
@@ -212,7 +212,7 @@ def _check_zero_section(zero: dict) -> None:
 
 
 def _is_left_open(section) -> bool:
-    """Return whether a section is "auto", or names our optimizer or schedule with "auto" for every value."""
+    """Return whether a section is "auto", or names the run's own optimizer or schedule with "auto" for all values."""
     if not isinstance(section, dict):
         return section in (None, "auto")
     params = section.get("params")

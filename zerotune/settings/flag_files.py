@@ -47,7 +47,7 @@ def read_flag_file(path: Path, parser: FlagParser, script: str) -> list[FlagLine
             continue
         _check_flag(where, first, values, parser, script)
         if first in found:
-            raise Refused(f"{where}: {first} is on {found[first].where} already; take one out")
+            raise Refused(f"{where}: {first} is on {found[first].where} already; remove one")
         found[first] = FlagLine(where, first, tuple(values))
     return list(found.values())
 
@@ -58,7 +58,7 @@ def read_words(path: Path, name: str | None = None) -> list[tuple[str, list[str]
     Args:
         name: of the file in messages; by default its path.
     Raises:
-        Refused: the file cannot be read, is no text in UTF-8, or has a quote that is not closed.
+        Refused: the file cannot be read, is not UTF-8 text, or has a quote that is not closed.
     """
     lines = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
@@ -81,7 +81,7 @@ def _text(path: Path) -> str:
         if not path.exists():
             raise Refused(f"no such file: {path}")
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise Refused(f"{path} is no short file: wanted lines of text, at most {MOST_BYTES:,} bytes")
+            raise Refused(f"{path} is not a short file: wanted lines of text, at most {MOST_BYTES:,} bytes")
         content = path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, Refused):
@@ -91,7 +91,7 @@ def _text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
-        raise Refused(f"{path} line {number} is no text in UTF-8 ({error.reason}): save the file as UTF-8") from None
+        raise Refused(f"{path} line {number} is not UTF-8 text ({error.reason}): save the file as UTF-8") from None
 
 
 def _check_script(where: str, words: list[str], script: str) -> None:
@@ -99,7 +99,7 @@ def _check_script(where: str, words: list[str], script: str) -> None:
         return
     if len(words) == 1 and words[0].startswith("train/") and words[0].endswith(".py"):
         raise Refused(f"{where}: these are flags of {words[0]}, and this is {script}: start {words[0]} with them")
-    raise Refused(f"{where}: {' '.join(words)!r} is no flag; wanted a flag and its values, such as --epochs 3")
+    raise Refused(f"{where}: {' '.join(words)!r} is not a flag; wanted a flag and its values, such as --epochs 3")
 
 
 def _check_flag(where: str, flag: str, values: list[str], parser: FlagParser, script: str) -> None:

@@ -67,7 +67,7 @@ def train_parser(
         choices=("none", "balanced"),
         default="none",
         help="weight of an example in the loss by its label; balanced: rows / (labels × the label's rows), counted in "
-        "the training split; with --multi-label of a label that a text has, rows without / rows with it "
+        "the training split; with --multi-label, of a label that a text has: rows without / rows with it "
         "(default %(default)s)",
     )
     add_run_flags(parser)
@@ -104,7 +104,7 @@ def _add_label_flags(parser: FlagParser, glue: Iterable[str], trains: bool) -> N
         "--label-separator",
         type=non_empty,
         metavar="TEXT",
-        help="between the labels of one text, where they are no list (default: a comma)",
+        help="separates the labels of one text, unless they are a list (default: a comma)",
     )
     if not trains:
         group.add_argument(
@@ -390,7 +390,7 @@ def add_run_flags(parser: FlagParser) -> None:
         "--preset",
         type=non_empty,
         metavar="NAME|FILE",
-        help="flags of a known experiment, of presets/NAME.txt or a file of your own; a flag that is given wins",
+        help="flags of a known experiment, of presets/NAME.txt or a file of your own; typed flags override them",
     )
     group.add_argument(
         "--launcher",
@@ -444,7 +444,7 @@ def add_run_flags(parser: FlagParser) -> None:
         "--node-bandwidth",
         type=positive_float,
         metavar="GBIT",
-        help="plan for 2, 4 and 8 nodes of --devices GPUs too, which send so many Gbit/s each: the share of a step's "
+        help="plan for 2, 4 and 8 nodes of --devices GPUs too, which send this many Gbit/s each: the share of a step's "
         "time in which GPUs compute",
     )
     group.add_argument(
@@ -465,7 +465,7 @@ def add_device_flags(group) -> None:
         "--device-memory",
         type=gibibytes,
         metavar="SIZE",
-        help="plan for GPUs of so many GiB, as in 80G: what fits, and how to launch it (default: the device here)",
+        help="plan for GPUs of this many GiB, as in 80G: what fits, and how to launch it (default: the device here)",
     )
 
 

@@ -9,7 +9,7 @@ NAMES = {"bfloat16": "bf16", "float16": "fp16"}
 
 
 def resolve_precision(wanted: str, deepspeed_config: dict | None, begun_with: str | None = None) -> str:
-    """Choose bf16, fp16 or fp32: by the flag, the DeepSpeed file, the launcher, the run as it began, the device.
+    """Choose bf16, fp16 or fp32: by the flag, the DeepSpeed file, the launcher, the run's first start, the device.
 
     Plain `accelerate launch` exports mixed_precision=no, which does not mean that the user wants float32.
 

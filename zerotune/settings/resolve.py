@@ -121,11 +121,11 @@ def _precision_begun_with(folder: Path) -> str | None:
 
 
 def _check_adapter_flags(method: str, typed: Collection[str]) -> None:
-    """Refuse flags about adapters where --method, which would add them, is missing.
+    """Refuse flags about adapters without a --method that adds adapters.
 
     Args:
-        typed: names of the flags on the command line and in the preset. With `--method full` there, those about
-            adapters are the preset's or of other runs of a sweep.
+        typed: names of the flags on the command line and in the preset. If `--method full` is among them, flags about
+            adapters come from the preset, or are meant for other runs of a sweep.
     """
     unused = [f"--{name.replace('_', '-')}" for name in ADAPTER_FLAGS if name in typed]
     if unused and method == "full" and "method" not in typed:
@@ -142,8 +142,8 @@ def eval_settings(args: Namespace, task: str) -> EvalSettings:
     names_items = args.test_file or args.validation_file or args.dataset or args.split
     if args.train_file and not names_items and "shots" not in args.typed:
         raise Refused(
-            f"--train-file {args.train_file} gives the shots of a prompt, and --shots is 0: name the items that are "
-            "scored by --test-file, or add --shots"
+            f"--train-file {args.train_file} gives the shots of a prompt, and --shots is 0: name the items to "
+            "score with --test-file, or add --shots"
         )
     model = final_of_run(model_or_default(args.model, args.sample, task))
     output_dir = args.output_dir or default_eval_folder(task, model)

@@ -27,7 +27,7 @@ SHARED = {
     **dict.fromkeys(("--test-file", "--test-size"), "the runs report on the same test rows"),
     **dict.fromkeys(("--dataset", "--glue", "--label-column", "--validation-file"), _SAME_ROWS),
     **dict.fromkeys(("--split", "--split-seed", "--validation-size", "--limit-eval", "--label-separator"), _SAME_ROWS),
-    "--seed": "a seed is no setting to choose; give --seeds on the command line",
+    "--seed": "a seed is not a setting to choose; give --seeds on the command line",
     "--help": "it is for the command line",
     "-h": "it is for the command line",
 }
@@ -130,7 +130,7 @@ def _refuse_flags_of_one_run(parsed: argparse.Namespace, given: Sequence[str]) -
     if parsed.push_to_hub is not None:
         raise Refused(f"--push-to-hub uploads one run, and {which} makes several: publish one of them later")
     if parsed.resume not in ("auto", "never"):
-        raise Refused(f"--resume {parsed.resume} is of one run, and {which} makes several: leave it out, each resumes")
+        raise Refused(f"--resume {parsed.resume} is for one run, and {which} makes several: leave it out, each resumes")
 
 
 def _split_launcher(launcher: str | None) -> list[str]:

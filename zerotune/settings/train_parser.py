@@ -19,7 +19,7 @@ OF_A_LAUNCH = {"--help", "-h", "--preset", "--seeds", "--sweep", "--launcher", "
 
 
 class TrainParser(FlagParser):
-    """A parser that puts a preset's flags before the given ones, which win."""
+    """A parser that puts a preset's flags before the given ones, which override them."""
 
     def __init__(self, task_name: str, description: str):
         super().__init__(description)
@@ -67,7 +67,7 @@ def _preset_lines(name: str, parser: FlagParser, script: str) -> list[FlagLine]:
     lines = read_flag_file(path, parser, script)
     for line in lines:
         if line.flag in OF_A_LAUNCH:
-            raise Refused(f"{line.where}: {line.flag} is for the command line, not for a preset; take it out")
+            raise Refused(f"{line.where}: {line.flag} is for the command line, not for a preset; remove it")
         try:
             FlagParser.read(parser, line.words)
         except Refused as refusal:
@@ -82,7 +82,7 @@ def _preset_file(name: str, script: str) -> Path:
     if name in shipped:
         other = _script_of(shipped[name])
         if other != script:
-            raise Refused(f"the preset {name} is of {other}, and this is {script}: {_presets_of(script, shipped)}")
+            raise Refused(f"the preset {name} is for {other}, and this is {script}: {_presets_of(script, shipped)}")
         return shipped[name]
     if "/" in name or name.endswith(".txt") or Path(name).is_file():
         return Path(name)
@@ -93,7 +93,7 @@ def _preset_file(name: str, script: str) -> Path:
 
 def _presets_of(script: str, shipped: dict[str, Path]) -> str:
     names = [name for name, path in shipped.items() if _script_of(path) == script]
-    own = "a file of your own is given by its path, as ./my.txt"
+    own = "give a file of your own by its path, such as ./my.txt"
     return f"{script} has {listed(names)}; {own}" if names else f"{script} has none; {own}"
 
 

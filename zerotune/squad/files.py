@@ -114,8 +114,8 @@ def _checked(questions: list[Question], name: str) -> list[Question]:
     unanswered = [question.id for question in questions if question.answers is None]
     if unanswered and len(unanswered) < len(questions):
         raise Refused(
-            f"{name}: question {unanswered[0]!r} has no answers field, as {len(unanswered)} of {len(questions)}; give "
-            'all questions "answers" or none ("answers": [] where the paragraph has no answer)'
+            f"{name}: question {unanswered[0]!r} lacks an answers field, as do {len(unanswered)} of {len(questions)}; "
+            'give all questions "answers" or none ("answers": [] where the paragraph has no answer)'
         )
     return questions
 

@@ -138,10 +138,10 @@ def _abstentions(metrics: dict) -> str:
         limit = "none" if metrics["threshold"] >= ANSWER_ALL else f"{metrics['threshold']:.3f}"
         said += f" (threshold {limit}{chosen})"
     share = 100 * metrics.get("NoAns_total", 0) / metrics["total"]
-    said += f"; no answer to any question would score {share:.2f} in exact and F1."
+    said += f"; answering no question would score {share:.2f} in exact and F1."
     if "best_f1" in metrics:
         said += (
-            " The best threshold for these very questions, an oracle and not a result, would reach exact "
+            " The best threshold for these same questions, an oracle and not a result, would reach exact "
             f"{metrics['best_exact']:.2f} and F1 {metrics['best_f1']:.2f}."
         )
     return said

@@ -48,7 +48,7 @@ def score_predictions(path: Path, data: DataSettings, run: RunSettings, seed: in
         raise Refused("--score needs gold answers, and the questions have none: name a file that has them")
     num_unknown = require_predictions(predictions, questions, str(path))
     if num_unknown:
-        say(f"{num_unknown:,} predictions are of no question here and do not count")
+        say(f"{num_unknown:,} predictions are for no question here and do not count")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -87,7 +87,7 @@ def read_predictions(path: Path) -> tuple[dict[str, str], str]:
     predictions: dict[str, str] = {}
     for identifier, text in value:
         if not isinstance(text, str):
-            raise Refused(f'{path}: the prediction of {identifier!r} is no string; {expected}, and "" for no answer')
+            raise Refused(f'{path}: the prediction of {identifier!r} is not a string; {expected}, and "" for no answer')
         check_unicode(identifier, f"{path}, id {identifier!r}")
         check_unicode(text, f"{path}, the prediction of {identifier!r}")
         if identifier in predictions:

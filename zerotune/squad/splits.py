@@ -26,7 +26,7 @@ CORPUS = Corpus(
     splits=RULES,
     lone_file_split="80-20",
     split_warnings={
-        "80-20": "a fifth of the questions reports, in articles of its own",
+        "80-20": "a fifth of the questions is the test, in articles of its own",
         "random": "paragraphs are on both sides: not comparable",
     },
     dataset=DATASETS[TASK],
@@ -151,7 +151,7 @@ def draw_articles(
     if len(articles) < 2:
         raise Refused(
             f"the {part} split is drawn by article, and the questions that are left for it are of {len(articles)}; "
-            "give more articles, or files by --validation-file and --test-file"
+            "give more articles, or files with --validation-file and --test-file"
         )
     names, drawn, num_drawn = list(articles), set(), 0
     order = [names[place] for place in random_order(len(names), seed, _PURPOSES[part])]

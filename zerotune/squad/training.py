@@ -59,7 +59,7 @@ def tokenise(
         read_names_as_text(tokenizer)
         spans = {name: span_data(tokenizer, questions, lengths, config) for name, questions in parts.items()}
         if spans["train"].windows.num_lost:
-            say(f"train: {spans['train'].windows.num_lost:,} answers are whole in no window and train nothing")
+            say(f"train: {spans['train'].windows.num_lost:,} answers fit whole in no window and are not trained on")
         packs = packs_rows(settings.model, config, trains=True)
         return {name: replace(part, packs=packs) for name, part in spans.items()}
     prompt = QuestionPrompt(uses_chat(settings.prompt.format, tokenizer, settings.model.name))
@@ -89,8 +89,8 @@ def validate_spans(
     The threshold of the null odds is the best one for --choose-by, or for f1 if that is loss. All ranks take part.
 
     Args:
-        rule: how the rows were split. "official": the test set is another one than validation is drawn from, and half
-            of its questions have no answer, as in SQuAD v2's dev set; else both have the same share.
+        rule: how the rows were split. "official": the test set is separate from the questions that validation is drawn
+            from, and half of it has no answer, as in SQuAD v2's dev set; otherwise both have the same share.
     Raises:
         Preempted: a rank was asked to stop.
     """

@@ -71,7 +71,7 @@ def open_folder(runs: Runs) -> None:
         if disk_error_number(error) is not None:
             raise Refused(full_disk_refusal(runs.folder, error)) from None
         raise Refused(
-            f"--output-dir {runs.folder} cannot be written ({error.strerror}): name a folder that can"
+            f"--output-dir {runs.folder} cannot be written ({error.strerror}): name a folder that can be"
         ) from None
 
 

@@ -163,11 +163,11 @@ def _print_plan(runs: Runs) -> None:
     say(f"the first one, {first.name}:")
     status = SignalRelay().run(_command(runs, first, ["--plan"]), _environment(runs), bool(runs.launcher))
     if status:
-        raise Refused(f"the plan of {first.name} failed, as said above (status {status}): correct its flags")
+        raise Refused(f"the plan of {first.name} failed (status {status}): correct its flags, as the lines above say")
 
 
 def _run_each(runs: Runs, relay: SignalRelay) -> dict[str, str]:
-    """Run each member that is not finished. Returns, by name, the reasons of those that still are not."""
+    """Run each member that is not finished. Returns, by name, why members are still not finished."""
     failed = {}
     for number, member in enumerate(runs.members, start=1):
         if is_finished(runs.folder / member.name):
@@ -200,7 +200,7 @@ def _run_member(runs: Runs, member: Member, relay: SignalRelay) -> str | None:
     refused_early = state_file.exists()
     if refused_early:
         state = read_json(state_file, State)
-    else:  # a state that this start has not written is of an earlier one
+    else:  # a state that this start did not write is from an earlier one
         state = _state(folder) if _written_at(folder / "state.json") != before else {}
     state_file.unlink(missing_ok=True)
     if is_finished(folder):
@@ -226,7 +226,7 @@ def _state(folder: Path) -> dict:
 
 
 def _command(runs: Runs, member: Member, more: list[str]) -> list[str]:
-    """Return the command line of a run: this script, by this Python or by --launcher."""
+    """Return the command line of a run: this script, with this Python or with --launcher."""
     return [*(runs.launcher or (sys.executable,)), sys.argv[0], *runs.command(member), *more]
 
 

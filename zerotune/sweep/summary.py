@@ -154,7 +154,7 @@ def _check_comparable(finished: Mapping[str, Scores]) -> None:
     for name, other in others:
         if other.validation_rows != one.validation_rows:
             raise Refused(
-                f"{first} and {name} validated on different rows, so that their scores cannot be compared: sweep flags "
+                f"{first} and {name} validated on different rows, so their scores cannot be compared: sweep flags "
                 "that leave the validation split as it is, or give --validation-file and --test-file"
             )
 
@@ -166,7 +166,7 @@ def _check_same_identity(setting: Setting) -> None:
         names = [name for name in {**first, **other.identity} if first.get(name) != other.identity.get(name)]
         if names:
             raise Refused(
-                f"the seeds of one setting must have trained on the same: {listed(names)} changed between "
+                f"the seeds of one setting must have the same inputs: {listed(names)} changed between "
                 f"{listed([member.name for member in setting.members])}; use another --output-dir, or delete the runs "
                 "from before the change"
             )
@@ -271,7 +271,7 @@ def _ranking_lines(settings: Sequence[Setting], ranked: Sequence[Setting], choos
 def chosen_sentence(ranked: Sequence[Setting], choose_by: str) -> str:
     """Return a sentence with the test scores of the chosen setting and the number of settings tied with it."""
     if not ranked:
-        return "no setting is chosen: none has all of its runs"
+        return "no setting is chosen: none has all of its runs finished"
     chosen, best = ranked[0], ranked[0].validation()["mean"]
     tied = sum(one.validation()["mean"] == best for one in ranked) - 1
     tests, num_runs = chosen.tests(), len(chosen.members)
@@ -281,7 +281,7 @@ def chosen_sentence(ranked: Sequence[Setting], choose_by: str) -> str:
     )
     over = f" (mean ± sd of {num_runs} seeds)" if num_runs > 1 else ""
     tie = (
-        f" (as good as {tied} other{'s' * (tied > 1)}; of equals the lower validation loss wins, then the first)"
+        f" (as good as {tied} other{'s' * (tied > 1)}; ties go to the lower validation loss, then to the first)"
         if tied
         else ""
     )

@@ -56,7 +56,7 @@ OWN = TextTask(
     wordings=(),
     text_columns=("text", "sentence", "review", "content", "message"),
     label_columns=("label", "labels", "category", "class", "sentiment"),
-    columns_way_out=": name the columns by --text-column and --label-column",
+    columns_way_out=": name the columns with --text-column and --label-column",
     read_label=parse_own_label,
     draw_validation=partial(draw_validation, share=VALIDATION_SHARE),
 )
@@ -133,7 +133,7 @@ def task_of(settings: DataSettings) -> TextTask:
     """
     task = GLUE[settings.glue] if settings.glue else OWN
     if settings.label_separator and not settings.multi_label:
-        raise Refused("--label-separator is between the labels of one text: add --multi-label, or leave it out")
+        raise Refused("--label-separator separates the labels of one text: add --multi-label, or leave it out")
     if settings.multi_label:
         if settings.glue:
             raise Refused(f"--glue {settings.glue} has one label for each text: leave --multi-label out")
@@ -150,7 +150,7 @@ def task_of(settings: DataSettings) -> TextTask:
 
 def _check_not_labels(label_column: str, text_columns: tuple[str | None, ...]) -> None:
     if label_column in text_columns:
-        raise Refused(f"--text-column {label_column} is the column of the labels too: name another")
+        raise Refused(f"--text-column {label_column} is also the column of the labels: name another")
 
 
 def named_columns(text_column: str) -> tuple[str, ...]:
@@ -265,7 +265,7 @@ def task_to_evaluate(
     if known_labels is None:
         train_file = replace(settings, sample=False, dataset=None) if settings.train_file else settings
         origin = sources.train_origin(task, train_file) if settings.train_file else sources.test_origin(task, settings)
-        way_out = f"{task.columns_way_out}, or the labels by --labels"
+        way_out = f"{task.columns_way_out}, or the labels with --labels"
         source = read_source(origin or sources.train_origin(task, settings))
         known_labels = labels_of(replace(task, columns_way_out=way_out), source)
     own = task if task.multi_label else replace(task, read_label=parse_own_label)

@@ -121,11 +121,11 @@ def reading_file(path: Path, other_way_out: str = "") -> Iterator[None]:
 
 def require_file_sha256(path: Path, wanted: str) -> None:
     """Raise Refused if the file is missing or has another sha256."""
-    found = hashlib.sha256(read_bytes(path, ", or name the items by --test-file")).hexdigest()
+    found = hashlib.sha256(read_bytes(path, ", or name the items with --test-file")).hexdigest()
     if found != wanted:
         raise Refused(
             f"{path} has changed since the run was split (sha256 {found[:12]}, wanted {wanted[:12]}); restore it, or "
-            "name the items by --test-file"
+            "name the items with --test-file"
         )
 
 

@@ -27,7 +27,7 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     transport_error = HfHubHTTPError.__bases__[0]  # HTTPError of httpx or httpx2, whichever huggingface_hub uses
-    give_file = "or give files of your own by --train-file and --test-file"
+    give_file = "or give files of your own with --train-file and --test-file"
     at = f" at revision {revision}" if revision else ""
     hub_id, configuration = id_and_configuration(dataset)
     try:

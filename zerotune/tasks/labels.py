@@ -60,8 +60,8 @@ def label_word(value, where: str) -> str | None:
     if not isinstance(value, str):
         raise Refused(
             f"{where}: the label is {type(value).__name__} {str(value)[:40]!r}, wanted a word or a number: name "
-            "another column by --label-column"
-            + (", or read several labels a row by --multi-label" if isinstance(value, list) else "")
+            "another column with --label-column"
+            + (", or read several labels a row with --multi-label" if isinstance(value, list) else "")
         )
     check_unicode(value, where, "label")
     return unicodedata.normalize("NFC", " ".join(value.split())) or None
@@ -143,14 +143,14 @@ def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, .
     """
     counts = Counter(word for word in words if word is not None)
     if not counts:
-        raise Refused(f"{source}: no row has a label: name the column of the labels by --label-column")
+        raise Refused(f"{source}: no row has a label: name the column of the labels with --label-column")
     if len(counts) == 1:
         raise Refused(f"{source}: the only label is {listed(counts)}, with nothing to tell apart: give two labels")
     if len(counts) > MOST_LABELS or (len(counts) > MOST_LISTED and len(counts) == counts.total()):
         found = f"{len(counts):,} different labels in {counts.total():,} rows"
         raise Refused(
             f"{source}: {found}, such as {listed(sorted(counts)[:3])}; a label occurs more than once, and there are at "
-            f"most {MOST_LABELS:,}: name another column by --label-column"
+            f"most {MOST_LABELS:,}: name another column with --label-column"
         )
     _require_distinct(counts, source)
     return tuple(sorted(counts, key=_by_size if all(map(_is_number, counts)) else None) if order is None else order)
@@ -159,9 +159,7 @@ def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, .
 def check_given_labels(labels: tuple[str, ...]) -> None:
     """Refuse labels, of a model or named by the user, that leave nothing to choose from."""
     if len(set(labels)) < max(2, len(labels)):
-        raise Refused(
-            f"two or more different labels are wanted, and there is {listed(labels)}: give others, or another model"
-        )
+        raise Refused(f"wanted two or more different labels, found {listed(labels)}: give others, or another model")
 
 
 def _is_number(word: str) -> bool:
@@ -183,7 +181,7 @@ def _require_distinct(counts: Counter, source: str) -> None:
         if other != label:
             raise Refused(
                 f"{source}: the labels {other!r} ({counts[other]:,} rows) and {label!r} ({counts[label]:,} rows) "
-                "differ in case alone: write them alike"
+                "differ only in case: spell them the same way"
             )
         if label.casefold().endswith("ci95"):
             raise Refused(f"{source}: a label cannot end in ci95, as intervals in metrics.json do: rename {label!r}")

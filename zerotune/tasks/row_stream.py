@@ -87,7 +87,7 @@ def _named_kind(file: str) -> str:
         return file_kind(Path(file))
     except Refused:
         wanted = ".txt, .csv, .tsv, .jsonl (each also .gz) or .parquet"
-        raise Refused(f"{file}: unknown file extension; wanted {wanted}, or say what it is by --format") from None
+        raise Refused(f"{file}: unknown file extension; wanted {wanted}, or name its format with --format") from None
 
 
 def open_rows(file: str, kind: str | None = None) -> RowStream:
@@ -96,7 +96,7 @@ def open_rows(file: str, kind: str | None = None) -> RowStream:
     Args:
         kind: one of STREAM_KINDS; None: that of the name, or "txt" for standard input.
     Raises:
-        Refused: the file cannot be read, or holds no rows. Bad rows further on are refused when they are read.
+        Refused: the file cannot be read, or holds no rows. Later bad rows are refused when they are read.
     """
     kind = stream_kind(file, kind)
     if kind == "parquet":
@@ -140,7 +140,7 @@ def _open_binary(file: str) -> tuple[BinaryIO, Callable[[], float | None]]:
     """Return the bytes of a file, unpacked if its name ends in .gz, and the `position` of a RowStream."""
     if file == STANDARD_INPUT:
         if sys.stdin is None:
-            raise Refused("standard input is closed: name a file, or give rows by a pipe")
+            raise Refused("standard input is closed: name a file, or pipe rows in")
         return sys.stdin.buffer, lambda: None
     path = Path(file)
     with reading_file(path):

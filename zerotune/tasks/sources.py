@@ -149,7 +149,7 @@ def _source_notes(corpus: Corpus, settings: DataSettings, sources: dict) -> list
         notes.append(f"{rule} split of {num_rows} rows{warning}")
     elif "train" in sources and bool(settings.validation_file) != bool(settings.test_file):
         given, lacking = ("--validation-file", "--test-file")[:: 1 if settings.validation_file else -1]
-        notes.append(f"no {lacking}: {given} reports, and a slice of train validates")
+        notes.append(f"no {lacking}: {given} is the test, and a slice of train validates")
     for name, source in sources.items():
         counts = source.get("duplicates", 0), source.get("conflicting_texts", 0)
         words = ("rows that repeat another one", "texts that have different labels in different rows")
@@ -202,8 +202,8 @@ def load_test(
         seed = settings.split_seed or wanted.split_seed
         if seed != wanted.split_seed and not is_subset:
             raise Refused(
-                f"--split-seed {seed} draws a --split or a subset, and the test items of the model's run are scored: "
-                "add --limit-eval, or leave it out"
+                f"--split-seed {seed} is for drawing a --split or a subset, and all test items of the model's run are "
+                "scored: add --limit-eval, or leave it out"
             )
     elif settings.validation_file and settings.test_file and not is_drawn:
         raise Refused("--validation-file and --test-file both name the items that are scored: leave one of them out")
@@ -253,7 +253,7 @@ def rows_for_shots(
     load: Callable[[DataSettings], Splits],
     read: Callable[[Origin], tuple[list, dict]],
 ) -> list:
-    """Return the rows that shots are drawn from: --train-file, else the run's train rows, else the data set's.
+    """Return the rows that shots are drawn from: those of --train-file, else the run's train rows, else the data set's.
 
     `load` and `read` are as for `load_test`, but `read` refuses rows without labels. Raises Refused as `load_test`."""
     if settings.split in DRAWN_SHARES:

@@ -50,11 +50,11 @@ def require_same_items(run_split: dict, record: dict) -> None:
     for name, source in record["sources"].items():
         if source["sha256"] != run_split["sources"].get(name, {}).get("sha256"):
             origin = source.get("path") or source.get("dataset") or source["sample"]
-            raise Refused(f"{origin}: its rows are not those the run was split from; name the items by --test-file")
+            raise Refused(f"{origin}: its rows are not those the run was split from; name the items with --test-file")
     for name, part in record["splits"].items():
         wanted = run_split["splits"].get(name, {}).get("ids_sha256", "none")
         if part["ids_sha256"] != wanted:
             raise Refused(
                 f"the {name} items rebuilt from split.json are not the run's (hash of ids {part['ids_sha256'][:12]}, "
-                f"wanted {wanted[:12]}): the split rule has changed; name the items by --test-file"
+                f"wanted {wanted[:12]}): the split rule has changed; name the items with --test-file"
             )

@@ -16,7 +16,7 @@ from zerotune.settings.groups import DataSettings
 from zerotune.tasks.phrases import PhraseIndex
 from zerotune.tasks.stratification import draw_iteratively
 
-# A slice of whole sentences is as large as SST-2's validation set, or these shares of rows and whole sentences if less.
+# A slice of whole sentences is as large as SST-2's validation set, or these shares of rows or whole sentences if less.
 SENTENCES, SHARE_OF_ROWS, SHARE_OF_SENTENCES = 872, 0.10, 0.25
 
 
@@ -185,7 +185,7 @@ def balanced_subset(examples: list[Example], size: int, seed: int, flag: str) ->
     Raises Refused, naming the flag, if a label has too few rows or rows may have several labels."""
     if have_label_sets(examples):
         raise Refused(
-            f"{flag} {size}: a balanced subset has as many rows of each label, and with --multi-label a row may have "
+            f"{flag} {size}: a balanced subset has equally many rows of each label, and with --multi-label a row has "
             "several: use --limit-train and --limit-eval"
         )
     groups = _by_label(examples)
@@ -254,7 +254,7 @@ def draw_validation_sentences(
     index = PhraseIndex(example.normalised for example in train)
     whole = whole_sentences(train, index)
     if not whole:
-        raise Refused("no sentence of train can validate: every text has several labels; correct the labels")
+        raise Refused("no sentence of train can be validated on: every text has several labels; correct the labels")
     if balanced_size is None:
         drawn = stratified_subset(whole, sentence_slice_size(len(train), len(whole)), seed, "choose")
     else:

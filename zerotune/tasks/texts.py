@@ -48,7 +48,7 @@ class TextTask(Corpus):
         wordings: the first is the default; the others show how much a score depends on the wording.
         text_columns, label_columns: accepted names; the first one that exists is read.
         pair_column: the second text of a pair; None if a row has one text.
-        pair_names: names of the two texts, where a model was tuned on other ones than those of the columns.
+        pair_names: names of the two texts, if the model was tuned on other names than those of the columns.
         needs_label_column: whether rows without a column of labels are refused even where labels are not needed.
         columns_way_out: how to name other columns, as the end of a message.
         read_label: (value, labels, place) -> the label's index, or None for a row without one; for texts that may have
@@ -169,7 +169,7 @@ def load_shots(task: TextTask, settings: DataSettings, run_split: dict | None, t
     """Return the labelled rows of `sources.rows_for_shots` that share no text with `test`."""
     functions = {"load": partial(load, task), "read": partial(read, task, way_out=_give_labels(task))}
     shots = without_texts_of(sources.rows_for_shots(task, settings, run_split, **functions), test)
-    require_labels(shots, "shots", task.labels, "give labelled rows that are not test items by --train-file")
+    require_labels(shots, "shots", task.labels, "give labelled rows that are not test items with --train-file")
     return shots
 
 
@@ -243,7 +243,7 @@ def make_examples(task: TextTask, source: Source, prefix: str, needs_labels: boo
     pair_column = task.pair_column and _column(task, source, (task.pair_column,), "the second texts")
     label_column = label_column_of(task, source, needs_labels)
     if label_column is None and (meant := did_you_mean(task.label_columns[0], source.columns)):
-        say(f"{source.name}: no column {task.label_columns[0]!r}{meant}, so that its rows count as unlabelled")
+        say(f"{source.name}: no column {task.label_columns[0]!r}{meant}, so its rows count as unlabelled")
     examples, index_column = [], next((name for name in INDEX_COLUMNS if name in source.columns), None)
     rows = say_how_far(source.rows, f"checking the texts of {source.name}", "rows")
     for row, fields in enumerate(rows):

@@ -1,7 +1,7 @@
 """Arrays in a cache: one file per entry, named by a hash of its inputs, complete or absent.
 
 Any number of processes and nodes may want the same entry at once. One computes it, and the others wait for its lock and
-read. On a file system without locks each computes the entry itself: all write aside and rename, and the last one
+read. On a file system without locks, each computes the entry itself, writes it aside and renames it; the last one
 replaces an equal file.
 """
 
@@ -50,7 +50,7 @@ def cached_arrays(
         return arrays
     lock = path.with_suffix(".lock")
     with ExitStack() as held:
-        with suppress(OSError):  # where no lock can be had, as of another user's, the entry is computed without
+        with suppress(OSError):  # without the lock, if another user owns it, the entry is still computed
             make_private_folder(path.parent)
             held.enter_context(hold_lock(lock))
             # a process that waits for the deleted file still finds the entry, or computes it a second time

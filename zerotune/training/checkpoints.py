@@ -183,7 +183,7 @@ def put_back_replaced(root: Path) -> None:
 
 
 def unmark_later(root: Path, folder: Path | None) -> None:
-    """Remove the markers of checkpoints of later steps than this one, of all for None, so that they are ignored."""
+    """Remove the markers of checkpoints of later steps than this one's (None: of all), so that they are ignored."""
     for later in _step_folders(root.resolve()):
         if (folder is None or later.name > folder.resolve().name) and not later.is_symlink():
             with suppress(OSError):  # unreadable
@@ -249,7 +249,7 @@ def best_of(folder: Path) -> Path | None:
 
 
 def defect_of_best(folder: Path, run_id: str | None) -> str | None:
-    """Return how the best weights up to a whole checkpoint are damaged, or None. Raises OSError as `defect`."""
+    """Return how the best weights up to a complete checkpoint are damaged, or None. Raises OSError as `defect`."""
     best = best_of(folder)
     problem = defect(best, run_id) if best not in (None, folder) else None
     return f"its best checkpoint {best.name} is damaged ({problem})" if problem else None
@@ -261,8 +261,8 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
     Args:
         run_id: the run that it must belong to; None for any.
     Raises:
-        OSError: the disk cannot be read, and no checkpoint is left. To start anew would replace those that it may hold.
-        Refused: no checkpoint is left, and one is whole but for its best weights.
+        OSError: the disk cannot be read, and no checkpoint is left. A new start would replace those that it may hold.
+        Refused: no checkpoint is left, and one is complete except for its best weights.
     """
     passed_over, unread, without_best = [], None, None
     for folder in reversed(_step_folders(root)):
@@ -274,17 +274,17 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
             unread, problem = error, f"unreadable: {error}"
         if problem is None:
             return folder, passed_over
-        passed_over.append(f"checkpoint {folder} is passed over: {problem}")
+        passed_over.append(f"checkpoint {folder} is skipped: {problem}")
     if unread is not None:
         raise unread
     if without_best is not None:
         folder, problem = without_best
-        raise Refused(f"{folder} is whole, but {problem}: restore that folder, or delete {root} to start anew")
+        raise Refused(f"{folder} is whole, but {problem}: restore that folder, or delete {root} to start again")
     return None, passed_over
 
 
 def superseded(last: Path, keep: int) -> list[Path]:
-    """Return the folders to delete: all but the newest `keep` checkpoints, the best known to each, and `last`.
+    """Return the folders to delete: all but the newest `keep` checkpoints, the best that each one records, and `last`.
 
     Checkpoints that are incomplete, of another run, or later than `last` (the run did not resume from them) are not
     kept and do not count towards `keep`.
@@ -306,7 +306,7 @@ def delete_leftovers(root: Path) -> None:
 
 
 def delete_incomplete(root: Path) -> None:
-    """Delete all that interrupted saves and deletions have left, before a run makes its own."""
+    """Delete everything that interrupted saves and deletions left behind, before the run saves anything."""
     delete_leftovers(root)
     delete([folder for kind in ("step", "best") for folder in _folders(root, kind) if _is_unmarked(folder)])
 
@@ -337,10 +337,10 @@ def _folders(root: Path, kind: str) -> list[Path]:
 
 
 def _entries(root: Path, prefix: str) -> list[Path]:
-    """Return the entries of a folder whose names begin so, sorted; [] without the folder.
+    """Return the entries of a folder whose names begin with a prefix, sorted; [] without the folder.
 
     Raises:
-        OSError: the disk cannot be read. Path.glob hides that from Python 3.12 on: there would seem to be none.
+        OSError: the disk cannot be read. From Python 3.12 on, Path.glob hides that, and finds nothing.
     """
     try:
         return [root / name for name in sorted(os.listdir(root)) if name.startswith(prefix)]
@@ -356,7 +356,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def delete(folders: list[Path]) -> None:
-    """Delete checkpoints; for a link to one, only the link. What cannot be deleted is named, and tried again later."""
+    """Delete checkpoints; for a link to one, only the link. Names what it cannot delete; a later save tries again."""
     for folder in folders:
         try:
             if folder.is_symlink():

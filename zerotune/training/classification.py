@@ -1,4 +1,4 @@
-"""Tokenised examples with one label or with any number of labels, their batches, and what a classifier says of them."""
+"""Tokenised examples with one label or with any number of labels, their batches, and a classifier's scores for them."""
 
 from dataclasses import dataclass
 

@@ -53,7 +53,7 @@ class TrainingData(Protocol):
         """Count the tokens that the model reads in a batch of some examples, without padding."""
 
     def num_padded_tokens(self, rows: np.ndarray) -> int:
-        """Count the tokens of a batch of some examples with its padding, which a packed one has not."""
+        """Count the tokens of a batch of some examples, including padding (a packed batch has none)."""
 
     def num_targets(self, rows: np.ndarray) -> float:
         """Return the divisor for the sum of some examples' losses: the number of examples, windows or answer tokens.

@@ -74,8 +74,8 @@ def model_in_training(settings: TrainSettings, config) -> ModelSettings:
 def used_ids(settings: TrainSettings, train: TrainingData) -> np.ndarray | None:
     """Return the token ids whose embedding rows are trained: those of the training split; None: all of them.
 
-    All are under ZeRO-3, which shards the embedding, in a generator, where it may be tied to the LM head, and with
-    --engine trainer.
+    All are trained under ZeRO-3, which shards the embedding, in a generator, where it may be tied to the LM head, and
+    with --engine trainer.
     """
     if settings.head == "generate" or settings.engine != "loop" or settings.model.zero_stage == 3:
         return None
@@ -97,7 +97,7 @@ def load_engine(
         labels: names of a classifier's labels.
         whole_gradients: the result of `check_fits`.
     """
-    release_memory()  # layers of bitsandbytes and FSDP2 are in cycles: a base evaluation's model would still be there
+    release_memory()  # layers of bitsandbytes and FSDP2 are in reference cycles: the base evaluation's model would stay
     zero = (settings.deepspeed or {}).get("zero_optimization", {})
     if "optimizer" in Sharding(zero=zero).on_host:  # AdamW runs there; a launcher leaves it one thread
         use_own_cores()
@@ -156,8 +156,9 @@ def load_tuned_model(model: ModelSettings, head: str, labels: tuple[str, ...], t
 def keep_until_reduced(zero) -> None:
     """Keep the memory of each gradient until the stream that reduces it has read it, under ZeRO-2.
 
-    DeepSpeed 0.19 lets go of a matrix larger than a bucket (`reduce_bucket_size`) once its reduction is queued. Where
-    communication overlaps, that is on another stream, and the memory could get the next gradient before it is read.
+    DeepSpeed 0.19 drops a matrix larger than a bucket (`reduce_bucket_size`) as soon as its reduction is queued. Where
+    communication overlaps, that is on another stream, and the next gradient could overwrite the memory before it is
+    read.
     """
     average = zero.average_tensor
 
@@ -232,7 +233,7 @@ class Engine:
         """
         self.note_loss(loss)
         # DDP and DeepSpeed average gradients over ranks, but the loss is a sum over ranks
-        if self.scaler:  # `update` makes the average a sum: a larger loss could overflow where one process does not
+        if self.scaler:  # `update` turns the average into a sum: a loss multiplied here could overflow in fp16
             self.scaler.scale(loss).backward()
             return
         loss = loss * self.accelerator.num_processes
@@ -287,7 +288,7 @@ class Engine:
 
     def take_loss_and_norm(self) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Return and reset this rank's share of the step's mean loss, float32 [], and the norm before clipping."""
-        assert self._norm is not None, "engine.update ends every step"
+        assert self._norm is not None, "every step must end with engine.update"
         taken = self._loss, self._norm
         self._loss, self._norm = self._zero(), None
         return taken
@@ -305,8 +306,7 @@ class Engine:
     def free(self) -> None:
         """Free the memory of model and optimizer. The engine is unusable afterwards.
 
-        Tensors are emptied, not only let go: the graph of the script's last logits and DeepSpeed's globals still hold
-        them.
+        Tensors are emptied, because the graph of the script's last logits and DeepSpeed's globals still refer to them.
         """
         held = list(self._tensors())
         self.model = self.optimizer = self.scaler = None
@@ -352,7 +352,7 @@ class Engine:
         return training_state_files(self.module, stateful)
 
     def load(self, folder: Path, weights_alone: bool = False) -> None:
-        """Restore written `state_files`, bit for bit, on any number of ranks (the same for adamw8bit with DeepSpeed).
+        """Restore written `state_files`, bit for bit, on any number of ranks (with adamw8bit and DeepSpeed the same).
 
         Args:
             weights_alone: skip the optimizer's state, because training is over.

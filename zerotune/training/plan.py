@@ -193,7 +193,7 @@ def _read(settings: TrainSettings, config, shape: str | None, load, tokenise) ->
     try:
         task, splits = load()
     except Unavailable as refusal:
-        return None, None, [f"data: not here, so that steps are unknown ({refusal})"]
+        return None, None, [f"data: not on this machine, so the steps are unknown ({refusal})"]
     if shape or not has_tokenizer(settings.model.name, settings.model.revision):
         return splits, None, ["tokens: unknown without a tokenizer; rows of --max-length are assumed"]
     tokenizer = load_tokenizer(settings.model.name, settings.model.revision)
@@ -317,7 +317,7 @@ def _describe_steps(settings, splits, train, batch: BatchShape, counts: StepCoun
     seconds = flops / (rate * devices.number)
     took = f"{seconds:.3g} s a step" + (f", about {duration(seconds * num_steps)} of steps" if num_steps else "")
     if seconds < SECONDS_OF_PYTHON:
-        took = f"{seconds:.2g} s of it a step, less than the work around it: some {SECONDS_OF_PYTHON} s a step in all"
+        took = f"{seconds:.2g} s of it a step, less than Python's own work: about {SECONDS_OF_PYTHON} s a step in all"
         took += f", about {duration((seconds + SECONDS_OF_PYTHON) * num_steps)} of steps" if num_steps else ""
     most = "" if train is not None else "at most "
     lines.append(f"arithmetic: {most}{flops / 1e12:.3g} TFLOP a step; {took}, at {rate / 1e12:.3g} TFLOP/s {what}")
@@ -405,7 +405,7 @@ def _rate(precision: str, devices: Devices) -> tuple[float, str]:
 
 def _how_counted(config, counts: StepCounts, devices: Devices) -> str:
     if not counts.flops:
-        return f"without activations, which PyTorch cannot count of {config.model_type}: leave room for them"
+        return f"without activations, which PyTorch cannot count for {config.model_type}: leave room for them"
     if devices.on_gpu:
         rest = "CUDA context and DeepSpeed's gathered weights are assumed"
     else:
@@ -420,7 +420,7 @@ def _describe_checkpoints(settings: TrainSettings, num_trainable: float) -> str:
     num_bytes = int(num_trainable * BYTES_A_WEIGHT)
     line = f"checkpoints: up to {describe_bytes(num_bytes)} each, {often}"
     if settings.run.scratch_dir:
-        return f"{line}, by way of {settings.run.scratch_dir}"
+        return f"{line}, written to {settings.run.scratch_dir} first"
     copied = bytes_on_node(num_bytes, settings.deepspeed is not None)
     return f"{line}; a copy of {describe_bytes(copied)} in the host memory of a node while one is written"
 

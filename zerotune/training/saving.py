@@ -65,7 +65,7 @@ class Saver(BackgroundSaves):
         target, num_bytes = name_folder(self.root, progress.step), self.engine.checkpoint_bytes(weights_alone)
         self.start(target, record, self.engine.state_files(weights_alone), num_bytes)
         if not weights_alone:
-            self._last_save = time.monotonic()  # after the wait, or a slow disk would get a save after each step
+            self._last_save = time.monotonic()  # after the wait: else a slow disk would get a save after each step
 
 
 def _choose_carrier(engine: Engine, root: Path, scratch_dir: Path | None) -> Carrier:
@@ -80,7 +80,7 @@ def _choose_carrier(engine: Engine, root: Path, scratch_dir: Path | None) -> Car
     need_gib, free_gib = (each / 2**30 for each in short)
     say(
         f"training waits while a checkpoint is written: a copy in host memory takes {need_gib:.1f} GiB a node and "
-        f"{free_gib:.1f} GiB are free; --scratch-dir with a disk of the node shortens that"
+        f"{free_gib:.1f} GiB are free; --scratch-dir with a disk of the node shortens the wait"
     )
     return Waiting()
 
@@ -105,7 +105,7 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     if folder is not None and (problem := _cannot_move(folder, engine, optimizer)):
         raise Refused(problem)
     if is_main_process():
-        checkpoints.delete_incomplete(root)  # a disk that they have filled must not stay full
+        checkpoints.delete_incomplete(root)  # if they filled the disk, it must not stay full
         # later checkpoints are damaged or abandoned: no start may resume from them, nor take best weights from them
         checkpoints.unmark_later(root, folder)
     if folder is None:

@@ -103,7 +103,7 @@ def _move(files: list[Path], source: Path, aside: Path, num_bytes: int) -> dict[
             copied = _copy(file, copy)
             entries |= checkpoints.hash_files(aside, [copy])
             if entries[str(copy.relative_to(aside))]["sha256"] != copied:
-                raise OSError(errno.EIO, "a file has changed on its way", str(copy))
+                raise OSError(errno.EIO, "a file changed while it was copied", str(copy))
     except Exception as error:
         raise Refused(checkpoints.full_disk_line(aside.parent, num_bytes, error)) from error
     shutil.rmtree(source)

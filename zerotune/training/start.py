@@ -32,7 +32,7 @@ def check_run_flags(settings: RunSettings) -> None:
             raise Refused(f"--resume {folder}: no {checkpoints.MARKER} marker: name a whole checkpoint, or use auto")
         if folder.resolve().parent != root.resolve():  # the best checkpoint and the logs are beside it
             raise Refused(
-                f"--resume {folder} is no checkpoint of this run: name one of {root}, or copy that run's whole folder"
+                f"--resume {folder} is not a checkpoint of this run: name one of {root}, or copy the other run's folder"
             )
         if checkpoints.holds_weights_alone(folder):
             raise Refused(
@@ -50,7 +50,7 @@ def check_run_flags(settings: RunSettings) -> None:
 
 
 def _way_back(changed: list[str], earlier: dict) -> str:
-    """Return how a run goes on as it began: by flags for what it had chosen by itself, else by the files of then."""
+    """Return how to resume a run with its earlier inputs: flags for what it chose by itself, else restored files."""
     flags = []
     for name in changed:
         value = str(earlier.get(name))
@@ -58,7 +58,7 @@ def _way_back(changed: list[str], earlier: dict) -> str:
             flags.append(f"--precision {value}")
         if name == "model_files" and value.startswith("commit "):
             flags.append(f"--revision {value.removeprefix('commit ')}")
-    return f"add {' '.join(flags)} to go on as it began" if len(flags) == len(changed) else "restore that"
+    return f"add {' '.join(flags)} to resume it" if len(flags) == len(changed) else "restore them"
 
 
 def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dict[str, TrainingData]) -> None:
@@ -84,13 +84,13 @@ def start_run(run: RunFolder, settings: TrainSettings, splits: Splits, data: dic
             "where the GPUs differ give --precision"
         )
     if len(set(on_all_ranks(accelerator, data["train"].packs))) > 1:
-        raise Refused("the GPUs differ: the kernel for rows without padding runs on some only: use --attention sdpa")
+        raise Refused("the GPUs differ: only some can run the kernel for rows without padding; use --attention sdpa")
     path = run.path / "run.json"
     earlier = (read_run_record(path).get("identity") if held_results(run.path) else None) or identity
     changed = [name for name, value in identity.items() if json_sha256(earlier.get(name)) != json_sha256(value)]
     if changed:
         raise Refused(
-            f"{run.path} was started on something else ({', '.join(changed)} changed since): "
+            f"{run.path} was started with other inputs ({', '.join(changed)} changed since): "
             f"{_way_back(changed, earlier)}, or use another --output-dir"
         )
     accelerator.wait_for_everyone()  # all ranks must have read it before rank 0 writes

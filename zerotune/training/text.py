@@ -29,7 +29,7 @@ def check_head(settings: TrainSettings, config, tokenizer) -> None:
                 f"--truncation {settings.text.truncation} is for a classifier: a prompt's text is cut in the middle"
             )
     elif prompt_format != "auto" and not answers_by_prompt(config):
-        raise Refused(f"--prompt-format {prompt_format}: {name} is never asked by a prompt: leave it out")
+        raise Refused(f"--prompt-format {prompt_format}: {name} is never given a prompt: leave it out")
     uses_chat(prompt_format, tokenizer, name)
 
 

@@ -32,7 +32,7 @@ def check_trainer_flags(settings: TrainSettings) -> None:
     if settings.optimisation.class_weights != "none":
         raise Refused(
             "--engine trainer divides a step's loss by its number of examples, which --class-weights "
-            f"{settings.optimisation.class_weights} forbids: leave that out, or use --engine loop"
+            f"{settings.optimisation.class_weights} does not allow: leave that out, or use --engine loop"
         )
     if settings.deepspeed is not None:
         raise Refused("--engine trainer runs without DeepSpeed: leave it out, or use --engine loop")

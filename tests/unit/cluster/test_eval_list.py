@@ -48,7 +48,7 @@ def test_lines_and_their_folders(write_list):
         (["org/a sst2 ² 0"], "wanted MODEL TASK SHOTS SEED"),
         (["org/a sst2 0 0 --help"], "--help evaluates nothing"),
         (["org/a cola 0 0"], "no task 'cola'; wanted one of sst2, imdb, qa, classify"),
-        (["org/a sst2 0 0 --seed 3"], "--seed is said by the columns"),
+        (["org/a sst2 0 0 --seed 3"], "--seed is set by the columns"),
         (["org/a sst2 0 0 --prompt-seeds=5"], "--prompt-seeds gives several scores.* write a line per SEED"),
         (["org/a sst2 0 0 'x"], "no closing quotation"),
         (
@@ -65,7 +65,7 @@ def test_lists_that_are_refused(write_list, lines, words):
 
 def test_a_list_that_is_no_text(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"org/\xff sst2 0 0\n")
-    with pytest.raises(Refused, match=r"list\.txt line 1 is no text in UTF-8"):
+    with pytest.raises(Refused, match=r"list\.txt line 1 is not UTF-8 text"):
         read_list(tmp_path / "list.txt")
 
 
@@ -146,7 +146,7 @@ def test_damaged_results_are_named_and_the_others_compared(write_list, capsys):
     (lines[0].folder / "metrics.json").write_text('{"accuracy": NaN}')
     compare(lines)
     said = capsys.readouterr().out
-    assert "metrics.json is damaged (NaN is no number of JSON)" in said and "accuracy 0.5000 on 6 items" in said
+    assert "metrics.json is damaged (NaN is not a JSON number)" in said and "accuracy 0.5000 on 6 items" in said
 
 
 def test_all_lines_of_a_chain_are_launched(write_list, capsys):

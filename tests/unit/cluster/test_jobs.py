@@ -55,7 +55,7 @@ def test_the_run_folder_is_the_one_that_the_script_takes(flags):
 def test_eval_folders_and_tasks():
     assert read_flags("eval/imdb.py", ["--model", "runs/a/final"]).folder == Path("runs/eval-imdb-a")
     assert read_flags("train/qa.py", ["--model", "x/y"]).folder == Path("runs/squad-y-full")
-    with pytest.raises(Refused, match=r"train/zero\.py is no script of a task"):
+    with pytest.raises(Refused, match=r"train/zero\.py is not a task's script"):
         read_flags("train/zero.py", [])
 
 
@@ -338,14 +338,12 @@ def answer(*words, **environment):
 def test_the_runs_of_seeds_are_numbered_for_an_array(tmp_path):
     flags = ["train/sst2.py", "--sample", "--seeds", "5", "6", "--output-dir", tmp_path / "several"]
     plan = answer("plan", *flags).stdout
-    assert plan.startswith(
-        "2 runs: each in a job of its own by `sbatch --array=1-2`, else one after the other in one job"
-    )
+    assert plan.startswith("2 runs: each in its own job with `sbatch --array=1-2`, else one after the other in one job")
     assert f"run folder: {tmp_path}/several/seed-6: fresh" in plan and not (tmp_path / "several").exists()
     assert answer("members", *flags).stdout == "1 2\n" and (tmp_path / "several/sweep.json").exists()
     words = ["train/sst2.py", "--sample", "--seed", "6", "--output-dir", f"{tmp_path}/several/seed-6"]
     assert answer("member", 2, *flags).stdout.splitlines() == words
-    assert "there is no run 0 of 2: submit them by sbatch --array=1-2" in answer("member", 0, *flags).stderr
+    assert "there is no run 0 of 2: submit them with sbatch --array=1-2" in answer("member", 0, *flags).stderr
     assert "--launcher has no use on the cluster" in answer("members", *flags, "--launcher", "torchrun").stderr
     write_run(tmp_path / "several/seed-5", 0.8, 0.7)
     assert answer("members", *flags).stdout == "2\n"

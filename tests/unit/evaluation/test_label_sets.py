@@ -194,7 +194,7 @@ def test_a_causal_model_is_neither_asked_by_a_prompt_nor_evaluated_before_traini
         check_has_head(name, read_config(name, None))
     splits = Splits([], [], EXAMPLES, {"sources": {"test": {"sha256": "abc"}}})
     evaluate_base(SimpleNamespace(path=tmp_path, accelerator=ALONE), settings_of(tmp_path), TASK, splits, NEVER)
-    assert "base: not evaluated, for a prompt gives one label" in capsys.readouterr().out
+    assert "base: not evaluated, because a prompt gives only one label" in capsys.readouterr().out
     assert not (tmp_path / "eval").exists()
 
 

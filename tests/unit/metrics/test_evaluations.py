@@ -85,7 +85,7 @@ def test_questions_are_the_same_in_another_copy_of_their_file():
     first = evaluation(lines, data_sha256="x")
     assert common_ids(first, evaluation(lines[1:], "b", data_sha256="y")) == ["q1"]
     for changed, said in (({"question": "When?"}, "ask q0 as 'Who\\?' and 'When\\?'"), ({"label": []}, "label q0 as")):
-        with pytest.raises(Refused, match=f"one id means one item, a and b {said}"):
+        with pytest.raises(Refused, match=f"one id means one item, but a and b {said}"):
             common_ids(first, evaluation([lines[0] | changed], "b", data_sha256="y"))
 
 

@@ -102,7 +102,7 @@ def test_adapters_that_are_refused(tmp_path):
     save_file(weights, tmp_path / "adapter_model.safetensors")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     for change, words in (
-        ({"target_modules": ["q_proj"]}, "has weights without a place: .*down_proj"),
+        ({"target_modules": ["q_proj"]}, "has weights its config does not name: .*down_proj"),
         ({"r": 16}, "do not fit adapter_config.json"),
         ({"lora_alpha": "x"}, "do not fit adapter_config.json"),
         ({"target_modules": ["foo"]}, "do not fit adapter_config.json"),

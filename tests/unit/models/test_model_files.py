@@ -39,7 +39,7 @@ def test_weights_that_cannot_be_read_are_not_called_damaged(tmp_path):
     folder = model_copy(tmp_path / "m")
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "gone")
-    with pytest.raises(Refused, match=r"model.safetensors cannot be read \(No such file or directory\): see where"):
+    with pytest.raises(Refused, match=r"model.safetensors cannot be read \(No such file or directory\): check its"):
         check_weight_files(str(folder))
 
 

@@ -167,7 +167,7 @@ def test_who_reads_packed_rows():
     assert packs_in_training(ModelSettings("m", precision="bf16"), config) == (
         torch.cuda.is_available() and packed.kernel_works()
     )
-    with pytest.raises(Refused, match="--attention varlen: deberta-v2 computes its attention in a way of its own"):
+    with pytest.raises(Refused, match="--attention varlen: deberta-v2 computes its attention differently"):
         attention_kernel("varlen", read_config(tiny_model("deberta-v2"), None))
 
 
@@ -190,7 +190,7 @@ def test_what_a_gpu_packs(monkeypatch):
         odd = read_config(tiny_model("llama"), None)
         odd.head_dim = width
         assert f"a multiple of 8, and these have {width}" in why_not_packed(odd) and not packs_in_training(narrow, odd)
-    with pytest.raises(Refused, match="scores capped as gemma2 needs it want flash-attn"):
+    with pytest.raises(Refused, match="gemma2 caps its attention scores, which needs flash-attn"):
         attention_kernel("varlen", capped)
     monkeypatch.setattr(packed, "is_flash_attn_2_available", lambda: True)
     assert packs_in_training(narrow, capped) and attention_kernel("varlen", capped) == "eager"  # for padded rows

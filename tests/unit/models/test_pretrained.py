@@ -64,7 +64,7 @@ def test_models_that_are_refused(tmp_path):
         (hub_errors.HFValidationError, "neither a folder nor a model on the hub"),
         (hub_errors.RevisionNotFoundError, "--revision must be"),
         (hub_errors.LocalEntryNotFoundError, "the hub cannot be reached"),
-        (hub_errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, so that the hub is not asked"),
+        (hub_errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set, so the hub is not asked"),
     ],
 )
 def test_a_hub_id_that_cannot_be_read_is_one_line_with_the_way_out(cause, message, monkeypatch):
@@ -91,8 +91,8 @@ def test_a_path_that_is_not_there_is_told_from_a_hub_id(tmp_path, monkeypatch):
         "a/b/c": "^no such folder: --model a/b/c; give",
         "runs/help/final/config.json": "is a file; give the folder",
         "https://huggingface.co/org/name/tree/main": "not an address: give org/name$",
-        "runs": r"the folder runs has no config.json and is no run \(did you mean 'runs/help'\?\); give",
-        "runs/logs": "the folder runs/logs has no config.json and is no run; give",
+        "runs": r"the folder runs has no config.json and is not a run \(did you mean 'runs/help'\?\); give",
+        "runs/logs": "the folder runs/logs has no config.json and is not a run; give",
         "org/name": "neither a folder nor a model|not a folder here and not in the cache",
     }.items():
         with pytest.raises(Refused, match=message):
@@ -305,7 +305,7 @@ def test_a_model_that_can_be_used_is_read_with_its_tokenizer():
 
 
 def test_a_folder_has_no_revision():
-    with pytest.raises(Refused, match=r"--revision v1 chooses a version of a hub model and .* is a folder"):
+    with pytest.raises(Refused, match=r"--revision v1 chooses a version of a hub model, and .* is a folder"):
         read_model(ModelSettings(tiny_model("llama"), "v1"), "sst2")
 
 
@@ -330,7 +330,7 @@ def test_only_a_causal_model_can_be_tuned_to_write():
     assert answers_by_prompt(llama) and not answers_by_prompt(bert)
     with pytest.raises(Refused, match="needs a causal model, and m is an encoder: use --head span"):
         check_generator("m", bert, None, "span")
-    with pytest.raises(Refused, match="--head-learning-rate is of --head classify"):
+    with pytest.raises(Refused, match="--head-learning-rate is for --head classify"):
         check_generator("m", llama, 0.1, "classify")
     llama.architectures = ["LlamaForSequenceClassification"]
     assert not answers_by_prompt(llama)

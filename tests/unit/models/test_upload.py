@@ -80,7 +80,7 @@ def test_a_run_is_uploaded_without_paths_of_this_machine_and_loads_from_there(ru
             assert secret.encode() not in content, (name, secret)
     assert files["report.html"] == b"<p>--model llama --output-dir x</p><p>a/b</p>"
     assert json.loads(files["eval/base/metrics.json"]) == {"model": "llama", "prompt": "and/or {text}"}
-    assert "org/new" in hub.private and "(private: its settings there make it public)" in capsys.readouterr().out
+    assert "org/new" in hub.private and "(private; change that in its settings on the hub)" in capsys.readouterr().out
     folder = snapshot_download("org/new")
     check_final(folder)  # the hashes match the uploaded files
     model = AutoModelForSequenceClassification.from_pretrained("org/new", dtype="float32")

@@ -145,7 +145,7 @@ def test_an_encoder_without_a_head_and_a_lone_label_are_refused(tmp_path):
     several = model_copy(tmp_path / "several", "bert", **names)
     assert answerer_of(settings(several)).task.multi_label
     one = model_copy(tmp_path / "one", "bert", architectures=["BertForSequenceClassification"], id2label={"0": "x"})
-    with pytest.raises(Refused, match="two or more different labels are wanted, and there is 'x'"):
+    with pytest.raises(Refused, match="wanted two or more different labels, found 'x'"):
         answerer_of(settings(one))
 
 

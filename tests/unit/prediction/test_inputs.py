@@ -79,7 +79,7 @@ def test_the_command_line_is_rows_too():
 def test_a_text_per_line_has_no_columns(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("subject,body\none,two\n")
-    with pytest.raises(Refused, match=r"--text-column body: .*a\.txt is read as txt, .* say what it is by --format"):
+    with pytest.raises(Refused, match=r"--text-column body: .*a\.txt is read as txt, .* name its format with --format"):
         open_source(InputSettings(file=str(path), columns=("body",)), asks=False)
     stream = open_source(InputSettings(file=str(path), kind="csv", columns=("body",)), asks=False)
     assert find_columns(stream, (("body",),)) == ("body",)

@@ -53,7 +53,7 @@ def test_a_csv_quotes_and_writes_what_is_no_text_as_json():
         ["b", "true", "0.5"],
         ["first\rsecond", "", ""],
     ]
-    with pytest.raises(Refused, match="a column 'z' that the first rows had not"):
+    with pytest.raises(Refused, match="a column 'z' that the first rows lack"):
         table.encode([{"z": 1}])
 
 
@@ -78,7 +78,7 @@ def test_a_parquet_output_has_the_types_of_its_input(tmp_path):
         made.schema.field("n").type == pyarrow.string() and made.schema.field("top_k").type.value_type.num_fields == 3
     )
     made = output_format(tmp_path / "a.parquet", stream("jsonl", ["n"]), [{"n": 1}], names, False)
-    with pytest.raises(Refused, match=r"of another type .* use an --output \.jsonl"):
+    with pytest.raises(Refused, match=r"has another type .* use an --output \.jsonl"):
         made.encode([{"n": "word"}])
 
 
@@ -87,7 +87,7 @@ def test_a_parquet_output_loses_no_key_of_an_object(tmp_path):
     made = output_format(tmp_path / "a.parquet", stream("jsonl", ["meta"]), rows, [], False)
     made.encode(rows)
     for late in ({"a": [{"b": 1}], "c": 2}, {"a": [{"b": 1, "c": 2}]}):
-        with pytest.raises(Refused, match=r"'meta' has a key 'c' that the first rows had not: use an --output \.jsonl"):
+        with pytest.raises(Refused, match=r"'meta' has a key 'c' that the first rows lack: use an --output \.jsonl"):
             made.encode([{"meta": late}])
 
 

@@ -24,12 +24,12 @@ def test_a_file_and_its_columns(tmp_path, monkeypatch):
     os.mkfifo("pipe")
     assert not resolve("--model", "m", "--file", "pipe", "--format", "csv", "--output", "b.csv").resumes
     for files in (["a.csv"], ["a.csv", "a.csv"]):
-        with pytest.raises(Refused, match=r"^a\.csv is a file: give it by --file$"):
+        with pytest.raises(Refused, match=r"^a\.csv is a file: give it with --file$"):
             resolve("--model", "m", *files)
     assert resolve("--model", "m", "a.csv", "x" * 5000).source.texts[0] == "a.csv"
     with pytest.raises(Refused, match=r"b.csv: no such file"):
         resolve("--model", "m", "--file", "b.csv")
-    with pytest.raises(Refused, match=r"--output a\.csv is there already"):
+    with pytest.raises(Refused, match=r"--output a\.csv already exists"):
         resolve("--model", "m", "text", "--output", "a.csv")
 
 

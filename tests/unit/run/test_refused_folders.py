@@ -257,11 +257,11 @@ def evaluation(folder, **changes):
         ({"predictions": '{"id": ["a"], "label": 1, "prediction": 1}\n'}, r"\(id is \['a'\], wanted a valid string\)"),
         ({"predictions": '{"id": "a", "label": 1.5, "prediction": 1}\n'}, r"\(label is 1.5, wanted a valid integer or"),
         ({"predictions": '{"id": "a", "label": 1, "prediction": {}}\n'}, r"\(prediction is {}, wanted a valid integer"),
-        ({"predictions": '{"id": "a", "label": 1, "prediction": 1, "scores": [NaN]}\n'}, "NaN is no number of JSON"),
+        ({"predictions": '{"id": "a", "label": 1, "prediction": 1, "scores": [NaN]}\n'}, "NaN is not a JSON number"),
         ({"metrics": "[]"}, r"metrics.json is damaged \(it is \[\], wanted a valid dictionary\)"),
         ({"metrics": METRICS.format("null")}, r"\(count is None, wanted a valid integer\)"),
         ({"metrics": METRICS.format('1, "accuracy": "x"')}, r"\(accuracy is 'x', wanted a valid number\)"),
-        ({"metrics": METRICS.format('1, "accuracy": 1e400, "accuracy_ci95": [0, 1]')}, "1e400 is no number of JSON"),
+        ({"metrics": METRICS.format('1, "accuracy": 1e400, "accuracy_ci95": [0, 1]')}, "1e400 is not a JSON number"),
         (
             {"metrics": METRICS.format('1, "accuracy": -0.5, "accuracy_ci95": [0, 1]')},
             "accuracy is -0.5, wanted gr",

@@ -166,7 +166,7 @@ def test_an_optimizer_section_that_leaves_all_open_is_ours():
 def test_keys_and_types_that_have_no_place_in_a_run_are_refused(tmp_path, content, words):
     path = tmp_path / "zero.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(Refused, match=rf"{path} is no DeepSpeed configuration that zerotune can use \(.*{words}"):
+    with pytest.raises(Refused, match=rf"{path} is not a DeepSpeed configuration that zerotune can use \(.*{words}"):
         read_deepspeed_config(path)
 
 

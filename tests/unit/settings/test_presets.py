@@ -74,7 +74,7 @@ def test_a_preset_that_is_not_there_and_one_of_another_script():
     assert "imdb" not in line
     line = refusal("--preset", "mistral-qlora-imdb")
     assert line.startswith(
-        "the preset mistral-qlora-imdb is of train/imdb.py, and this is train/sst2.py: train/sst2.py"
+        "the preset mistral-qlora-imdb is for train/imdb.py, and this is train/sst2.py: train/sst2.py"
     )
     with pytest.raises(Refused, match=r"train/classify\.py has none; a file of your own"):
         read("--preset", "x", script="train/classify.py")
@@ -96,10 +96,10 @@ def test_a_preset_that_is_not_there_and_one_of_another_script():
         ("--seeds 1 2", "line 1: --seeds is for the command line"),
         ("--help", "line 1: --help is for the command line"),
         ("train/qa.py", "line 1: these are flags of train/qa.py, and this is train/sst2.py"),
-        ("epochs 3", "line 1: 'epochs 3' is no flag"),
+        ("epochs 3", "line 1: 'epochs 3' is not a flag"),
         ("--model 'a", "line 1: no closing quotation"),
-        (b"--epochs 1\n--model \xff", "line 2 is no text in UTF-8"),
-        ("--epochs 1".encode("utf-16"), "line 1 is no text in UTF-8"),
+        (b"--epochs 1\n--model \xff", "line 2 is not UTF-8 text"),
+        ("--epochs 1".encode("utf-16"), "line 1 is not UTF-8 text"),
         (b"--epochs 1\0", "line 1 holds a NUL character"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_wrong_file_is_one_line_with_the_lines_number(preset, content, words):
 def test_what_is_no_file(tmp_path):
     assert refusal("--preset", tmp_path) == f"{tmp_path} is a folder: name a file"
     assert refusal("--preset", tmp_path / "no.txt") == f"no such file: {tmp_path / 'no.txt'}"
-    assert "/dev/zero is no short file" in refusal("--preset", "/dev/zero")
+    assert "/dev/zero is not a short file" in refusal("--preset", "/dev/zero")
     assert "too long" in refusal("--preset", "./" + "x" * 300)
     (tmp_path / "secret.txt").write_bytes(b"#" * (2**20 + 1))
-    assert "is no short file" in refusal("--preset", tmp_path / "secret.txt")
+    assert "is not a short file" in refusal("--preset", tmp_path / "secret.txt")

@@ -98,7 +98,7 @@ def test_names_that_would_be_the_same_or_too_long_are_told_apart(sweep):
         ("--head classify span", "line 1: --head must be one of classify, generate, not 'span'"),
         ("--lr 1 2", "line 1: train/sst2.py has no flag --lr: did you mean --learning-rate?"),
         ("--epochs 1 2\n--epochs 3 4", "line 2: --epochs is on "),
-        ("--seed 1 2", "line 1: --seed cannot be swept: a seed is no setting to choose"),
+        ("--seed 1 2", "line 1: --seed cannot be swept: a seed is not a setting to choose"),
         ("--choose-by loss accuracy", "line 1: --choose-by cannot be swept"),
         ("--split-seed 1 2", "line 1: --split-seed cannot be swept: the runs are ranked on the same validation rows"),
         ("--test-file a.csv b.csv", "line 1: --test-file cannot be swept: the runs report on the same test rows"),
@@ -119,6 +119,6 @@ def test_flags_that_do_not_go_with_several_runs(sweep):
     assert refusal("--seeds", "1", "1") == "--seeds has 1 twice: name each seed once"
     assert refusal("--seeds", "1", "--seed", "1") == "--seeds and --seed: leave one out"
     assert "--push-to-hub uploads one run" in refusal("--seeds", "1", "2", "--push-to-hub", "a/b")
-    assert "--resume runs/a is of one run" in refusal("--sweep", sweep("--epochs 1 2"), "--resume", "runs/a")
+    assert "--resume runs/a is for one run" in refusal("--sweep", sweep("--epochs 1 2"), "--resume", "runs/a")
     assert "--launcher starts the runs of --seeds or --sweep" in refusal("--launcher", "torchrun")
     assert "no closing quotation" in refusal("--seeds", "1", "--launcher", "a 'b")

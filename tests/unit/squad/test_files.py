@@ -103,7 +103,7 @@ def changed(change):
         (changed(lambda v: first_qa(v).update(is_impossible="no")), "is_impossible is 'no', wanted true or false"),
         (changed(lambda v: first_qa(v).update(is_impossible=True)), "is_impossible is true, but it has 2 answers"),
         (changed(lambda v: first_qa(v).update(answers=[])), "is_impossible is false, but it has no answers"),
-        (changed(lambda v: first_qa(v).pop("answers")), "'q1' has no answers field, as 1 of 3"),
+        (changed(lambda v: first_qa(v).pop("answers")), "'q1' lacks an answers field, as do 1 of 3"),
         (changed(lambda v: first_qa(v)["answers"][1].update(answer_start=50)), "answer_start 50 disagrees .*'nks.'"),
         (changed(lambda v: first_qa(v)["answers"][0].update(answer_start=-6)), "answer_start -6 disagrees"),
         (changed(lambda v: first_qa(v)["answers"][0].update(answer_start="48")), "answer_start is '48'"),

@@ -99,8 +99,8 @@ def test_the_run_table(run, capsys):
     assert tuned.split()[:2] == ["tuned", "40.00"] and tuned.split()[-4:] == ["53.33", "55.56", "50.00", "5"]
     assert paired.startswith("on the 3 common questions: exact +66.67 [") and "; f1 +72.22, p = " in paired
     assert remark == (
-        "1 of 5 questions are left unanswered (threshold 0.250, chosen on the validation split); no answer to any "
-        "question would score 40.00 in exact and F1. The best threshold for these very questions, an oracle and not a "
+        "1 of 5 questions are left unanswered (threshold 0.250, chosen on the validation split); answering no "
+        "question would score 40.00 in exact and F1. The best threshold for these same questions, an oracle and not a "
         "result, would reach exact 60.00 and F1 73.33."
     )
 
@@ -113,7 +113,7 @@ def test_the_table_of_one_evaluation(tmp_path, capsys):
     assert (rows["f1"][1], rows["f1"][-1]) == ("73.3333", "5") and rows["HasAns_f1"][-1] == rows["rouge1"][-1] == "3"
     assert rows["NoAns_exact"][1] == "50.0000" and rows["NoAns_exact"][-1] == "2"
     assert lines[-1] == (
-        "1 of 5 questions are left unanswered; no answer to any question would score 40.00 in exact and F1."
+        "1 of 5 questions are left unanswered; answering no question would score 40.00 in exact and F1."
     )
     assert re.fullmatch(r"exact 60\.00 \[.*\], f1 73\.33 \[.*\] on 5 questions", score_line(metrics))
     assert score_line({"count": 4}) == "4 predictions (the questions have no gold answers)"

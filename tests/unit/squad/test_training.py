@@ -62,7 +62,7 @@ def test_a_head_has_the_lengths_of_its_kind(tmp_path):
     ("head", "kind", "questions", "rate", "said"),
     [
         ("generate", "bert", {}, None, "needs a causal model, and m is an encoder: use --head span"),
-        ("generate", "llama", {}, 0.1, "--head-learning-rate is of --head span"),
+        ("generate", "llama", {}, 0.1, "--head-learning-rate is for --head span"),
         ("generate", "llama", {"n_best": 3}, None, "--head generate has no use for --n-best"),
         ("span", "llama", {"max_new_tokens": 3}, None, "--head span has no use for --max-new-tokens"),
         ("span", "llama", {"max_length": 257}, None, "--max-length 257 is more than the model's 256 positions"),

@@ -73,7 +73,7 @@ def test_of_equal_settings_the_lower_loss_wins_and_the_tie_is_said(tmp_path, rat
     for rate, loss in (("0.1", 0.5), ("0.2", 0.4), ("0.3", 0.6)):
         write_run(planned.folder / f"learning_rate-{rate}", 0.8, 0.5, loss=loss)
     assert summary(planned)["chosen"] == {"learning_rate": "0.2"}
-    said = "learning rate 0.2 (as good as 2 others; of equals the lower validation loss wins, then the first); test"
+    said = "learning rate 0.2 (as good as 2 others; ties go to the lower validation loss, then to the first); test"
     assert said in capsys.readouterr().out and said in (planned.folder / "report.html").read_text()
 
 
@@ -127,7 +127,7 @@ def test_seeds_of_different_data_have_no_mean(tmp_path):
     planned = runs(tmp_path, "--seeds", "0", "1")
     for seed in ("0", "1"):
         write_run(planned.folder / f"seed-{seed}", 0.5, 0.5, data=seed)
-    with pytest.raises(Refused, match=r"must have trained on the same: 'data' changed between 'seed-0', 'seed-1'"):
+    with pytest.raises(Refused, match=r"must have the same inputs: 'data' changed between 'seed-0', 'seed-1'"):
         summarise(planned, {})
 
 

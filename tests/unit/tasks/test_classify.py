@@ -120,16 +120,16 @@ def test_a_pair_of_columns_is_one_text_and_keeps_its_parts(tmp_path):
     ("rows", "given", "message"),
     [
         (rows_of(("a",)), {}, "the only label is 'a', with nothing to tell apart"),
-        ([("x", ""), ("y", "")], {}, "no row has a label: name the column of the labels by --label-column"),
+        ([("x", ""), ("y", "")], {}, "no row has a label: name the column of the labels with --label-column"),
         ([(f"x {n}", f"t {n}") for n in range(50)], {}, "50 different labels in 50 rows.*name another column"),
-        (rows_of(("Spam", "spam")), {}, r"'Spam' \(10 rows\) and 'spam' \(10 rows\) differ in case alone"),
+        (rows_of(("Spam", "spam")), {}, r"'Spam' \(10 rows\) and 'spam' \(10 rows\) differ only in case"),
         (rows_of(("a", "x_ci95")), {}, "a label cannot end in ci95"),
         (rows_of("ab"), {"label_column": "queue"}, "the labels, 'queue'; found 'text', 'label': .*--label-column"),
         (rows_of("ab"), {"text_column": "a,b,c"}, "a text is one column, or two with a comma between them"),
         (rows_of("ab"), {"text_column": "text,text"}, "--text-column text,text has text twice: name each column once"),
-        (rows_of("ab"), {"text_column": "label"}, "--text-column label is the column of the labels too: name another"),
+        (rows_of("ab"), {"text_column": "label"}, "--text-column label is also the column of the labels: name another"),
         (rows_of("ab"), {"text_column": "text, label", "label_column": "label"}, "--text-column label is"),
-        (rows_of("ab"), {"label_column": "text"}, "--text-column text is the column of the labels too"),
+        (rows_of("ab"), {"label_column": "text"}, "--text-column text is also the column of the labels"),
         (rows_of("ab"), {"split": "80-20"}, "have no split '80-20'|has no split '80-20'"),
     ],
 )  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_label_column_that_is_named_must_be_there(tmp_path):
 @pytest.mark.parametrize("labels", [("spam",), ("spam", "spam"), ("a", "b", "a")])
 def test_labels_that_leave_no_choice_are_refused(tmp_path, labels):
     path = write_csv(tmp_path / "b.csv", [("x", "spam")])
-    with pytest.raises(Refused, match="two or more different labels are wanted"):
+    with pytest.raises(Refused, match="wanted two or more different labels"):
         classify.task_to_evaluate(DataSettings(test_file=path), None, labels)
 
 
@@ -259,7 +259,7 @@ def test_a_model_without_labels_is_asked_for_those_of_the_rows(tmp_path):
 def test_items_without_labels_for_a_model_without_labels(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n')
-    with pytest.raises(Refused, match=r": name the columns by .*, or the labels by --labels$"):
+    with pytest.raises(Refused, match=r": name the columns with .*, or the labels with --labels$"):
         classify.task_to_evaluate(DataSettings(test_file=str(path)), None, None)
 
 

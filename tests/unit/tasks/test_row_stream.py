@@ -97,7 +97,7 @@ def test_standard_input_is_text_unless_it_is_said(monkeypatch):
         ("a.jsonl", b'{"text": "x"}\n\n{"text": "x"}\n', "line 2: not JSON"),
         ("a.parquet", b"PAR1", "not a readable parquet file"),
         ("a.doc", b"x", "unknown file extension; wanted .txt"),
-        ("a", b"x", "say what it is by --format"),
+        ("a", b"x", "name its format with --format"),
     ],
 )
 def test_a_broken_file_is_refused_where_it_breaks(tmp_path, monkeypatch, name, data, reason):

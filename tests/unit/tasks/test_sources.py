@@ -101,7 +101,7 @@ def test_a_typed_seed_draws_the_subset_of_a_runs_items():
     fewer = [load_items(DataSettings(limit_eval=2, split_seed=seed), run_split)[0] for seed in (0, 3, 4)]
     assert fewer[0] == fewer[1] != fewer[2]
     assert load_items(DataSettings(split_seed=3), run_split)[0] == load_items(DataSettings(), run_split)[0]
-    with pytest.raises(Refused, match="--split-seed 4 draws a --split or a subset, and the test items of the model's"):
+    with pytest.raises(Refused, match="--split-seed 4 is for drawing a --split or a subset, and all test items of the"):
         load_items(DataSettings(split_seed=4), run_split)
 
 
@@ -170,7 +170,7 @@ def test_notes_of_drawn_splits_lone_files_and_repeats():
         return sources.split_record(CORPUS, settings, {"train": {"rows": 8} | record}, {}, ["last"])["notes"]
 
     assert notes({"split": "80-20"}) == ["80-20 split of 8 rows", "last"]
-    lone = "no --validation-file: --test-file reports, and a slice of train validates"
+    lone = "no --validation-file: --test-file is the test, and a slice of train validates"
     assert notes({"test_file": "/test"}) == [lone, "last"]
     repeats = notes({}, duplicates=3, conflicting_texts=1)
     both = "3 rows that repeat another one and 1 texts that have different labels in different rows"

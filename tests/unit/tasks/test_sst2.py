@@ -72,7 +72,7 @@ def test_alone_it_reports_and_whole_sentences_validate(files, alone):
     assert all(int(example.id.split("-")[1]) % 3 == 0 for example in splits.validation)
     assert splits.record["removed_rows"]["train_rows_in_validation"] == 100
     given, lacking = ("validation", "test")[:: 1 if alone == "validation_file" else -1]
-    note = f"no --{lacking}-file: --{given}-file reports, and a slice of train validates"
+    note = f"no --{lacking}-file: --{given}-file is the test, and a slice of train validates"
     assert note in splits.record["notes"]
     assert "50 of the 200 whole sentences of train are set aside for validation" in splits.record["notes"]
 
@@ -222,7 +222,7 @@ def test_a_changed_file_of_a_run_is_named(files, given):
     with pytest.raises(Refused, match=rf"{changed.name} has changed since the run was split"):
         load_test(SST2, flags(), record)
     changed.unlink()
-    with pytest.raises(Refused, match=rf"{changed.name}: no such file.*, or name the items by --test-file$"):
+    with pytest.raises(Refused, match=rf"{changed.name}: no such file.*, or name the items with --test-file$"):
         load_test(SST2, flags(), record)
 
 

@@ -86,7 +86,7 @@ def test_an_edited_progress_is_named_and_passed_over(tmp_path, changes, words):
     older, newer = save(tmp_path, 9), save(tmp_path, 10)
     rewrite_progress(newer, **changes)
     found, (line,) = checkpoints.newest_whole(tmp_path)
-    assert found == older and f"{newer} is passed over: {words}" in line
+    assert found == older and f"{newer} is skipped: {words}" in line
 
 
 def test_a_checkpoint_of_another_version_is_read_as_far_as_it_is_known(tmp_path):
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_run_is_named_and_passed_over(tmp_path, put):
     theirs = save(tmp_path / "b", 10, run_id="theirs")
     put(theirs, root / theirs.name)
     found, lines = checkpoints.newest_whole(root, "ours")
-    assert (found, lines) == (ours, [f"checkpoint {root / theirs.name} is passed over: it belongs to another run"])
+    assert (found, lines) == (ours, [f"checkpoint {root / theirs.name} is skipped: it belongs to another run"])
     best_of_theirs = save(root, 12, best_step=10)
     assert (
         "its best checkpoint step-00000010 is damaged (it belongs to another run)"
@@ -241,7 +241,7 @@ def test_a_checkpoint_whose_best_is_damaged_is_passed_over(tmp_path):
     (tmp_path / "step-00000004" / "weights.bin").write_bytes(b"")
     found, lines = checkpoints.newest_whole(tmp_path)
     assert found.name == "step-00000002"
-    assert "step-00000006 is passed over: its best checkpoint step-00000004 is damaged" in lines[0]
+    assert "step-00000006 is skipped: its best checkpoint step-00000004 is damaged" in lines[0]
 
 
 def test_whole_checkpoints_whose_best_is_lost_are_not_replaced(tmp_path):
@@ -310,7 +310,7 @@ def test_a_disk_that_cannot_be_read_does_not_count_as_damage(tmp_path, monkeypat
 
     monkeypatch.setattr(checkpoints, "file_sha256", read)
     found, (line,) = checkpoints.newest_whole(tmp_path)
-    assert found == folders[0] and "step-00000002 is passed over: unreadable: [Errno 5] Input/output error" in line
+    assert found == folders[0] and "step-00000002 is skipped: unreadable: [Errno 5] Input/output error" in line
     broken.add("step-00000001")
     with pytest.raises(OSError, match="Input/output error"):
         checkpoints.newest_whole(tmp_path)

@@ -147,7 +147,7 @@ def test_under_a_loss_scaler_the_average_becomes_a_sum_after_unscaling(monkeypat
 def test_a_step_without_an_update_is_a_bug():
     engine = make_engine()
     backward(engine, CUTS["whole"])
-    with pytest.raises(AssertionError, match=r"engine\.update ends every step"):
+    with pytest.raises(AssertionError, match=r"every step must end with engine\.update"):
         engine.take_loss_and_norm()
 
 

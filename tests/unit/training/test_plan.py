@@ -63,7 +63,7 @@ def test_a_gated_model_is_planned_by_its_name_without_data(command):
     found = planned("meta-llama/Llama-3.1-8B", run=EIGHT_H100)
     assert "(the published shape of Llama-3.1-8B; no file of the model was read)" in found
     assert "8,030,261,248" in found and "4,096      32     32         8        128  14,336" in found
-    assert "data: not here, so that steps are unknown (org/data" in found
+    assert "data: not on this machine, so the steps are unknown (org/data" in found
     rows = {line.split()[0]: line.split()[1:] for line in found.splitlines() if line.startswith("  ") and "*" in line}
     assert rows.keys() == {"full", "lora", "qlora"} and rows["qlora"][-1] == "–"
     assert not rows["full"][0].endswith("*") and rows["full"][3].endswith("*"), "16 bytes a weight are 120 GiB"
@@ -229,7 +229,7 @@ def test_packed_rows_and_questions_with_branches_have_their_shapes():
             {"zero_optimization": {"stage": 2}},
             "every 500 steps; a copy of 3.22",
         ),
-        ({"scratch_dir": Path("/scratch")}, None, "every 10 minutes, by way of /scratch"),
+        ({"scratch_dir": Path("/scratch")}, None, "every 10 minutes, written to /scratch first"),
     ],
 )
 def test_the_plan_tells_what_a_checkpoint_and_its_copy_take(changes, deepspeed, words, monkeypatch):

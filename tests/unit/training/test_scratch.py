@@ -147,7 +147,7 @@ def test_a_file_that_changes_on_its_way_never_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch, "_copy", spoil)
     saves = open_saves(tmp_path)
     start(saves, tmp_path / "root", 1)
-    with pytest.raises(OSError, match="changed on its way"):
+    with pytest.raises(OSError, match="changed while it was copied"):
         saves.finish()
     assert checkpoints.newest_whole(tmp_path / "root")[0] is None
 
