@@ -158,6 +158,25 @@ def test_two_folders_of_prompts_with_the_same_name_are_told_apart(tmp_path):
     assert "one/gemma, over 2 prompts" in table and "two/gemma, over 2 prompts" in table
 
 
+def test_evaluations_beside_the_runs_of_a_sweep_are_no_prompts(tmp_path):
+    sweep = tmp_path / "sweep"
+    for rate in ("1", "2"):
+        evaluation(sweep / f"rate-{rate}/eval/final", {3})
+        evaluation(sweep / f"checked-{rate}", {4, 5})
+    write_json(sweep / "summary.json", {})
+    runs = {f"rate-{rate}": ["--learning-rate", rate] for rate in "12"}
+    write_json(sweep / "sweep.json", {"script": "s", "flags": {}, "sweep": {}, "seeds": [], "runs": runs})
+    assert [one.parts[-3] for one in evaluation_folders(sweep)] == ["rate-1", "rate-2"]
+    table = comparison_table(read_comparison([sweep / "checked-1", sweep / "checked-2"]))
+    assert "prompts" not in table, table
+
+
+def test_one_label_and_any_number_are_not_compared(tmp_path):
+    several = evaluation(tmp_path / "several", {1}, exact_match=0.975, exact_match_ci95=[0.9, 1.0])
+    with pytest.raises(Refused, match=r"several has exact_match and .* has accuracy, with one label a text"):
+        read_comparison([several, evaluation(tmp_path / "one", {1})])
+
+
 def test_what_seeds_did_not_all_score_has_no_mean(tmp_path):
     """One seed has no METEOR, because WordNet was missing; uncalibrated scores do not count as settings."""
     scores = {"exact": 97.5, "f1": 98.0, "exact_ci95": [87, 99], "f1_ci95": [90, 99], "uncalibrated_exact": 1.0}
@@ -374,7 +393,7 @@ def test_many_evaluations_are_rows_and_few_are_columns(tmp_path):
     header = '<th class="number">items</th>'
     assert header in many.split("Paired tests")[0] and header not in few.split("Paired tests")[0]
     assert "The same in all" in many and "The same in all" not in few
-    assert all(f"model-{number} is not shown to differ from model-0" in many for number in range(1, 7))
+    assert all(f"model-{number} is not shown to differ from model-0 in accuracy" in many for number in range(1, 7))
 
 
 def test_without_a_folder_the_table_is_printed_and_nothing_written(tmp_path):

@@ -6,6 +6,7 @@ predicted to have. scikit-learn computes the reported scores. `confusion_scores`
 which is fast enough for thousands of resamples.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,10 @@ def classification_metrics(
     precision, recall, f1, counts = precision_recall_fscore_support(
         labels, predictions, labels=range(len(label_names)), average=None, zero_division=0.0
     )
-    summary = accuracy_score(labels, predictions), matthews_corrcoef(labels, predictions)
+    with warnings.catch_warnings():  # it warns if all items have one label, all predicted right
+        warnings.simplefilter("ignore", UserWarning)
+        matthews = matthews_corrcoef(labels, predictions)
+    summary = accuracy_score(labels, predictions), matthews
     scores = _named(*summary, precision, recall, f1, _occur(confusion), label_names)
     intervals = confusion_intervals(confusion, label_names, seed)
     metrics: dict[str, float | int | list | None] = {}

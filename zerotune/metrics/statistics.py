@@ -122,9 +122,11 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of two models being right equally often on the same items.
 
     McNemar 1947, Psychometrika 12:153-157; exact form: under the null hypothesis the smaller of the two counts is
-    Binomial(only_a + only_b, 1/2). It is 1 if the models never differ.
+    Binomial(only_a + only_b, 1/2). It is 1 if the models never differ. One below the smallest normal float (2e-308)
+    is given as that float, because an exact p-value is never 0.
     """
-    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    p_value = 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5))
+    return min(1.0, max(p_value, float(np.finfo(np.float64).tiny)))
 
 
 def paired_difference_interval(

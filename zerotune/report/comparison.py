@@ -17,7 +17,7 @@ from zerotune.report import figures, html, words
 from zerotune.report.curves import curves_of_runs, read_history
 from zerotune.report.tables import intervals_note, main_scores, scores_block, timings_table
 from zerotune.run.process import say
-from zerotune.run.run_files import check_run_files, read_run_record
+from zerotune.run.run_files import SWEEP_RECORD, check_run_files, read_run_record, read_sweep
 from zerotune.settings.names import TASK_NAMES
 
 _MOST_COLUMNS = 6  # evaluations that are a table's columns; if there are more, they are rows
@@ -62,6 +62,9 @@ def evaluation_folders(folder: Path) -> list[Path]:
     if (run / "eval" / "final").is_dir():
         return [run / "eval" / "final"]
     inside = sorted(folder.iterdir(), key=_by_number) if folder.is_dir() and folder.name != "eval" else []
+    if (folder / SWEEP_RECORD).exists():  # other evaluations may be beside the runs
+        runs = read_sweep(folder)["runs"]
+        inside = [each for each in inside if each.name in runs]
     kinds = ("predictions.jsonl", "eval/final/metrics.json", "summary.json")
     done = [each for each in inside if any((each / kind).exists() for kind in kinds)]
     for each in inside:
@@ -129,6 +132,10 @@ def comparison_table(comparison: Comparison) -> str:
             line += f"{100 * pair.difference:>+13.2f}{_interval(pair.difference_ci95, '+'):>18}{pair.p_value:>10.2g}"
             line += f"{holm:>10.2g}" if adjusted else ""
         lines.append(line)
+    for name, f1, holm in zip(comparison.names[1:], comparison.f1_pairs, comparison.f1_adjusted, strict=True):
+        if f1 is not None:
+            change = f"F1 {100 * f1.difference:+.2f} {_interval(f1.difference_ci95, '+')}, p = {f1.p_value:.2g}"
+            lines.append(f"{name}: {change}{f' (Holm: {holm:.2g})' if adjusted else ''}")
     for spread in comparison.spreads:
         found = spread[score]
         mean, deviation = 100 * found["mean"], 100 * found["sd"]
@@ -179,8 +186,9 @@ def _entries(comparison: Comparison) -> list[_Entry]:
     """Return the evaluations in their order, those of a folder of prompt seeds as one entry."""
     folders: dict[Path, list[int]] = {}
     for number, one in enumerate(comparison.read):
-        is_prompt = (one.folder.parent / "summary.json").is_file()
-        folders.setdefault(one.folder.parent if is_prompt else one.folder, []).append(number)
+        parent = one.folder.parent
+        is_prompt = (parent / "summary.json").is_file() and not (parent / SWEEP_RECORD).is_file()
+        folders.setdefault(parent if is_prompt else one.folder, []).append(number)
     return [
         _Entry(comparison.names[own[0]] if len(own) == 1 else _name_of_group(comparison.names[own[0]], folder), own)
         for folder, own in folders.items()
@@ -264,21 +272,27 @@ def _sentences(comparison: Comparison) -> list[str]:
         if entry.is_group:
             found = _summary(_values(comparison, entry))
             mean, low, high = (html.percent(found[part]) for part in ("mean", "low", "high"))
-            num = len(entry.evaluations)
-            said.append(f"{entry.name}: {mean} on average over {num} prompts, which give {low} to {high}.")
+            num = _num_prompts(len(entry.evaluations))
+            said.append(f"{entry.name}: {mean} on average over {num}, which give {low} to {high}.")
         elif number := entry.evaluations[0]:
-            said.append(_verdict(comparison, number))
+            pair, f1 = comparison.pairs[number - 1], comparison.f1_pairs[number - 1]
+            names, score = (comparison.names[number], comparison.names[0]), html.metric_title(comparison.headline)
+            said.append(_verdict(*names, score, pair, comparison.adjusted[number - 1]))
+            if f1 is not None:
+                said.append(_verdict(*names, "F1", f1, comparison.f1_adjusted[number - 1]))
     return said
 
 
-def _verdict(comparison: Comparison, number: int) -> str:
-    """Return whether an evaluation is shown to differ from the first."""
-    pair, p_value = comparison.pairs[number - 1], comparison.adjusted[number - 1]
-    name, first = comparison.names[number], comparison.names[0]
+def _verdict(name: str, first: str, score: str, pair: PairedAccuracy | PairedMeans, p_value: float) -> str:
+    """Return whether an evaluation is shown to differ from the first in a score."""
     if p_value >= words.CHANCE:
-        return f"{name} is not shown to differ from {first} ({html.p_value_text(p_value)})."
+        return f"{name} is not shown to differ from {first} in {score} ({html.p_value_text(p_value)})."
     points, word = html.change(pair)[0].lstrip("+" + html.MINUS), "above" if pair.difference > 0 else "below"
-    return f"{name} is {points} {word} {first}, more than chance explains ({html.p_value_text(p_value)})."
+    return f"{name} is {points} {word} {first} in {score}, more than chance explains ({html.p_value_text(p_value)})."
+
+
+def _num_prompts(num: int) -> str:
+    return f"{num} prompt{'s' * (num != 1)}"
 
 
 def _scores(comparison: Comparison) -> list[str]:
@@ -343,6 +357,12 @@ def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
         )
     headline = evaluations.headline(read[0].metrics)
     for one in read:
+        if evaluations.headline(one.metrics) != headline:
+            raise Refused(
+                f"the evaluations score differently: {read[0].folder} has {headline} and {one.folder} has "
+                f"{evaluations.headline(one.metrics)}, with one label a text and with any number: compare each kind "
+                "separately"
+            )
         if headline not in evaluations.score_names(one.metrics) or not isinstance(one.metrics[headline], int | float):
             found = f"{one.folder}/metrics.json does not"
             raise Refused(f"an evaluation of {tasks[0]} has {headline} with its interval, but {found}: evaluate again")
@@ -389,7 +409,7 @@ def _paired_tests(comparison: Comparison) -> str:
     single, grouped = [n for n in numbers if n not in in_groups], [n for n in numbers if n in in_groups]
     parts = _tests(comparison, single) if single else []
     if grouped:
-        parts.append(html.details(f"Tests of {len(grouped)} prompts", *_tests(comparison, grouped)))
+        parts.append(html.details(f"Tests of {_num_prompts(len(grouped))}", *_tests(comparison, grouped)))
     return html.section("Paired tests", *parts)
 
 

@@ -58,7 +58,8 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
         said = (
             f"{score.capitalize()} is {'lower' if first[0] > last[1] else 'higher'} on long texts than on short ones."
         )
-    note = f"A quarter of the items each, by words of the whole text; {score} with its Wilson interval."
+    parts = "A quarter of the items each" if len(rows) == NUM_LENGTHS else "Parts of the items"
+    note = f"{parts}, by words of the whole text; {score} with its Wilson interval."
     table = html.table(["length", *lines], rows)
     return html.section("By length", html.paragraph(said) if len(rows) > 1 else "", table, html.paragraph(note, "note"))
 

@@ -102,6 +102,10 @@ def movement_sentence(moved: dict) -> str:
 
 def seeds_sentence(name: str, mean: float, deviation: float | None, low: float, high: float, num: int) -> str:
     """Return how much a score depends on the prompt."""
+    if num == 1:
+        return (
+            f"{html.metric_title(name).capitalize()} is {html.percent(mean)} with one prompt; others may differ much."
+        )
     spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
     return (
         f"Over {num} prompts, {html.metric_title(name)} is {100 * mean:.1f}{spread} % (mean ± standard deviation), "

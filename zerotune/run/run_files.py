@@ -11,6 +11,8 @@ from zerotune.files import is_there, read_json, read_json_lines
 from zerotune.records import RESTORE, Count
 from zerotune.settings.groups import DataSettings
 
+SWEEP_RECORD = "sweep.json"  # in the parent folder of several runs
+
 
 class State(TypedDict):
     """state.json."""
@@ -72,6 +74,16 @@ class ParametersRecord(TypedDict):
     moved: NotRequired[Movement]
 
 
+class SweepRecord(TypedDict):
+    """sweep.json: the script, the flags that all runs share, and the flags of each run by its folder's name."""
+
+    script: str
+    flags: dict[str, Any]
+    sweep: dict[str, list[str]]
+    seeds: list[int]
+    runs: dict[str, list[str]]
+
+
 class SourceRecord(TypedDict):
     """split.json's entry for a source of rows: a file, a hub data set or a sample."""
 
@@ -127,6 +139,11 @@ def read_state(folder: Path) -> State | dict:
 def read_run_record(path: Path) -> RunRecord:
     """Return a run.json. Raises Refused where it is damaged."""
     return read_json(path, RunRecord)
+
+
+def read_sweep(folder: Path) -> SweepRecord:
+    """Return the sweep.json of the parent folder of several runs. Raises Refused where it is damaged."""
+    return read_json(folder / SWEEP_RECORD, SweepRecord)
 
 
 def read_metrics_lines(path: Path) -> list[MetricsLine]:

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,16 @@ SHARED = {
     **dict.fromkeys(("--test-file", "--test-size"), "the runs report on the same test rows"),
     **dict.fromkeys(("--dataset", "--glue", "--label-column", "--validation-file"), _SAME_ROWS),
     **dict.fromkeys(("--split", "--split-seed", "--validation-size", "--limit-eval", "--label-separator"), _SAME_ROWS),
+    "--preset": "give it on the command line, or sweep its flags",
     "--seed": "a seed is not a setting to choose; give --seeds on the command line",
     "--help": "it is for the command line",
     "-h": "it is for the command line",
+}
+# Flags that change what the validation loss is an average of, by head: of windows or of an answer's tokens.
+_LOSS_FLAGS = {
+    "span": ("max_length", "doc_stride", "model", "revision"),
+    "generate": ("model", "revision", "prompt_format"),
+    "classify": (),
 }
 # Flags for all runs together, with the number of words that follow: none, one, or (None) all up to the next flag.
 OF_ALL_RUNS = {"--seeds": None, "--sweep": 1, "--launcher": 1, "--output-dir": 1, "--state-file": 1, "--plan": 0}
@@ -97,6 +104,11 @@ def plan_runs(parser, given: Sequence[str], parsed: argparse.Namespace) -> Runs 
         return None
     _refuse_flags_of_one_run(parsed, given)
     sweep = {} if parsed.sweep is None else _read_sweep(parsed.sweep, parser, given)
+    if parsed.choose_by == "loss" and (unlike := changes_loss(map(flag_name, sweep), parsed.head)):
+        raise Refused(
+            f"{parsed.sweep}: --{unlike[0].replace('_', '-')} cannot be swept with --choose-by loss, since its values "
+            "give losses of different quantities: choose by another metric"
+        )
     seeds = tuple(parsed.seeds or ())
     members = [_member(setting, seed) for setting in _settings(sweep) for seed in seeds or (None,)]
     differing = {flag_name(flag) for flag in sweep} | {"typed", "preset_line"} | FREE_FLAGS
@@ -117,6 +129,11 @@ def plan_runs(parser, given: Sequence[str], parsed: argparse.Namespace) -> Runs 
         launcher=tuple(_split_launcher(parsed.launcher)),
         plan=parsed.plan,
     )
+
+
+def changes_loss(swept: Iterable[str], head: str) -> list[str]:
+    """Return the swept flags between whose values the validation losses of a head cannot be compared."""
+    return [name for name in swept if name in ("head", *_LOSS_FLAGS.get(head, ()))]
 
 
 def _refuse_flags_of_one_run(parsed: argparse.Namespace, given: Sequence[str]) -> None:

@@ -3,28 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import TypedDict
 
 from zerotune.errors import Refused, listed
-from zerotune.files import disk_error_number, full_disk_refusal, read_json, write_json
+from zerotune.files import disk_error_number, full_disk_refusal, write_json
 from zerotune.run.folder import check_place, foreign_files, held_results
-from zerotune.run.run_files import read_state
+from zerotune.run.run_files import SWEEP_RECORD, SweepRecord, read_state, read_sweep
 from zerotune.settings.flag_files import flag_name
 from zerotune.settings.sweeps import Member, Runs
-
-RECORD = "sweep.json"
-
-
-class SweepRecord(TypedDict):
-    """sweep.json: the script, the flags that all runs share, and the flags of each run by its folder's name."""
-
-    script: str
-    flags: dict[str, Any]
-    sweep: dict[str, list[str]]
-    seeds: list[int]
-    runs: dict[str, list[str]]
 
 
 def check_folder(runs: Runs) -> None:
@@ -37,14 +22,18 @@ def check_folder(runs: Runs) -> None:
     if (folder / "run.json").exists():
         raise Refused(f"{folder} holds a single run, and several need a folder of their own: name another --output-dir")
     held = held_results(folder) or foreign_files(folder)  # before the record, which another task may write meanwhile
-    if not (folder / RECORD).exists():
+    if not (folder / SWEEP_RECORD).exists():
         if held:
-            raise Refused(f"{folder} holds {listed(held)} but no {RECORD}: choose a new or empty --output-dir")
+            raise Refused(f"{folder} holds {listed(held)} but no {SWEEP_RECORD}: choose a new or empty --output-dir")
         return
-    earlier = read_json(folder / RECORD, SweepRecord)
+    earlier = read_sweep(folder)
     wanted = _record(runs)
     found = [f"{name} was {earlier[name]}, is {wanted[name]}" for name in ("script",) if earlier[name] != wanted[name]]
     names = dict.fromkeys((*earlier["flags"], *wanted["flags"]))
+    if bool(earlier["seeds"]) != bool(wanted["seeds"]):
+        given = ("with", "without") if earlier["seeds"] else ("without", "with")
+        found.append("its runs were started {} --seeds, and this command is {}".format(*given))
+        names.pop("seed", None)  # only one of them has it
     found += [
         f"--{name.replace('_', '-')} was {earlier['flags'].get(name)}, is {wanted['flags'].get(name)}"
         for name in names
@@ -66,7 +55,7 @@ def open_folder(runs: Runs) -> None:
     check_folder(runs)
     try:
         runs.folder.mkdir(parents=True, exist_ok=True)
-        write_json(runs.folder / RECORD, _record(all_runs_of_folder(runs)))
+        write_json(runs.folder / SWEEP_RECORD, _record(all_runs_of_folder(runs)))
     except OSError as error:
         if disk_error_number(error) is not None:
             raise Refused(full_disk_refusal(runs.folder, error)) from None
@@ -87,9 +76,9 @@ def _record(runs: Runs) -> SweepRecord:
 
 def all_runs_of_folder(runs: Runs) -> Runs:
     """Return a command's runs with those that its folder holds besides: seeds that were added later, or earlier."""
-    if not (runs.folder / RECORD).exists():
+    if not (runs.folder / SWEEP_RECORD).exists():
         return runs
-    earlier = [_member(name, flags) for name, flags in read_json(runs.folder / RECORD, SweepRecord)["runs"].items()]
+    earlier = [_member(name, flags) for name, flags in read_sweep(runs.folder)["runs"].items()]
     members = tuple({member.name: member for member in (*earlier, *runs.members)}.values())
     return replace(
         runs,

@@ -20,10 +20,17 @@ from zerotune.report.tables import timings_table
 from zerotune.run.process import say
 from zerotune.run.run_files import read_metrics_lines, read_run_record, read_split
 from zerotune.settings.names import TASK_NAMES
-from zerotune.settings.sweeps import Member, Runs
+from zerotune.settings.sweeps import Member, Runs, changes_loss
 from zerotune.sweep.folder import all_runs_of_folder, is_finished
 
 NOT_FINISHED = "is not finished"
+# Inputs that all settings of a sweep share, and the swept flags that may change them. The split also depends on flags
+# such as --limit-train; with the same data and validation rows only those can change it.
+_SHARED_INPUTS = {
+    "model_files": {"model", "revision"},
+    "data": {"train_file"},
+    "precision": {"precision", "deepspeed", "model"},
+}
 
 
 @dataclass(frozen=True)
@@ -81,15 +88,18 @@ def spread(values: Sequence[float]) -> dict:
     return {"n": len(values), "mean": statistics.fmean(values), "sd": deviation, "values": list(values)}
 
 
-def rank(settings: Sequence[Setting], choose_by: str) -> list[Setting]:
+def rank(settings: Sequence[Setting], choose_by: str, compares_losses: bool = True) -> list[Setting]:
     """Return the settings whose runs are all finished, the best mean on the validation split first.
 
     Ties go to the lower mean validation loss, then to the earlier setting in the sweep.
+
+    Args:
+        compares_losses: whether the settings' losses are of the same quantity; otherwise they break no ties.
     """
     sign = 1 if choose_by == "loss" else -1
 
     def key(one: Setting) -> tuple[float, float]:
-        losses = [scores.validation.get("loss", 0.0) for scores in one.scores]
+        losses = [scores.validation.get("loss", 0.0) if compares_losses else 0.0 for scores in one.scores]
         return sign * one.validation()["mean"], statistics.fmean(losses)
 
     return sorted((one for one in settings if one.is_whole), key=key)
@@ -116,8 +126,9 @@ def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
     choose_by = next(iter(finished.values())).choose_by
     settings = _by_setting(runs, finished)
     for setting in settings:
-        _check_same_identity(setting)
-    ranked = rank(settings, choose_by)
+        _check_same_inputs(setting)
+    _check_shared_inputs(finished, set(runs.sweep))
+    ranked = rank(settings, choose_by, not changes_loss(runs.sweep, str(runs.flags.get("head"))))
     record = _record(runs, settings, ranked, failed, finished)
     write_json(runs.folder / "summary.json", record)
     lines = _ranking_lines(settings, ranked, choose_by) if runs.sweep else _seed_lines(settings[0], choose_by)
@@ -159,7 +170,7 @@ def _check_comparable(finished: Mapping[str, Scores]) -> None:
             )
 
 
-def _check_same_identity(setting: Setting) -> None:
+def _check_same_inputs(setting: Setting) -> None:
     """Refuse a mean over seeds that trained on different data or models, as after a correction of the file."""
     for other in setting.scores[1:]:
         first = setting.scores[0].identity
@@ -169,6 +180,22 @@ def _check_same_identity(setting: Setting) -> None:
                 f"the seeds of one setting must have the same inputs: {listed(names)} changed between "
                 f"{listed([member.name for member in setting.members])}; use another --output-dir, or delete the runs "
                 "from before the change"
+            )
+
+
+def _check_shared_inputs(finished: Mapping[str, Scores], swept: set[str]) -> None:
+    """Refuse a ranking of settings whose data or model have changed between them, other than by a swept flag."""
+    (first, one), *others = finished.items()
+    for name, other in others:
+        names = [
+            part
+            for part, flags in _SHARED_INPUTS.items()
+            if not flags & swept and one.identity.get(part) != other.identity.get(part)
+        ]
+        if names:
+            raise Refused(
+                f"the runs of a sweep must have the same inputs: {listed(names)} changed between {first} and {name}; "
+                "use another --output-dir, or delete the runs from before the change"
             )
 
 
@@ -280,11 +307,8 @@ def chosen_sentence(ranked: Sequence[Setting], choose_by: str) -> str:
         for name in _test_names(chosen, choose_by)
     )
     over = f" (mean ± sd of {num_runs} seeds)" if num_runs > 1 else ""
-    tie = (
-        f" (as good as {tied} other{'s' * (tied > 1)}; ties go to the lower validation loss, then to the first)"
-        if tied
-        else ""
-    )
+    rule = "ties go to the lower validation loss if losses can be compared, then to the first"
+    tie = f" (as good as {tied} other{'s' * (tied > 1)}; {rule})" if tied else ""
     return f"chosen by validation {choose_by}: {chosen.name}{tie}; {scores}{over}"
 
 

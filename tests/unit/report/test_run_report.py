@@ -371,3 +371,10 @@ def test_prompt_seeds_have_a_page(tmp_path):
     page = read(write_evaluation_report(tmp_path, label_parts(LABELS)))
     assert "Over 3 prompts, accuracy is" in page.text and "Is {text} good? no, yes train-1" in page.text
     assert ("href", "seed-2/report.html") in page.attributes and (tmp_path / "seed-2/report.html").exists()
+
+
+def test_one_prompt_shows_no_spread():
+    said = words.seeds_sentence("accuracy", 0.5, None, 0.5, 0.5, 1).replace("\u00a0", " ")
+    assert said == "Accuracy is 50.0 % with one prompt; others may differ much."
+    said = words.seeds_sentence("accuracy", 0.5, 0.1, 0.4, 0.6, 3)
+    assert "50.0 ± 10.0 %" in said and "the prompt alone moves it by 20.0 points" in said

@@ -105,6 +105,7 @@ def test_names_that_would_be_the_same_or_too_long_are_told_apart(sweep):
         ("--train-file a.csv b.csv", "would be drawn from it; give --validation-file and --test-file on the"),
         ("--activation-checkpointing", "takes no value and cannot be swept"),
         ("--tokens-per-device 512 1024", "--tokens-per-device does not change what a run computes"),
+        ("--preset a b", "--preset cannot be swept: give it on the command line, or sweep its flags"),
         ("--sweep a b", "--sweep does not change what a run computes"),
         ("--batch-size 8 16", "line 1: --batch-size is on the command line too"),
         ("train/qa.py\n--epochs 1 2", "line 1: these are flags of train/qa.py"),
@@ -113,6 +114,23 @@ def test_names_that_would_be_the_same_or_too_long_are_told_apart(sweep):
 def test_a_wrong_file_is_one_line_with_the_lines_number(sweep, text, words):
     line = refusal("--batch-size=4", "--sweep", sweep(text))
     assert words in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "flag"),
+    [
+        ("--head classify generate", [], "--head"),
+        ("--epochs 1 2\n--prompt-format chat plain", ["--head", "generate"], "--prompt-format"),
+        ("--model a b", ["--head", "generate"], "--model"),
+        ("--model a b\n--max-length 64 128", [], None),
+    ],
+)
+def test_losses_of_different_quantities_do_not_choose(sweep, text, flags, flag):
+    command = ["--sweep", sweep(text), "--choose-by", "loss", *flags]
+    if flag is None:
+        train_parser("", SST2).read(command)
+    else:
+        assert f"{flag} cannot be swept with --choose-by loss" in refusal(*command)
 
 
 def test_flags_that_do_not_go_with_several_runs(sweep):

@@ -73,7 +73,10 @@ def test_of_equal_settings_the_lower_loss_wins_and_the_tie_is_said(tmp_path, rat
     for rate, loss in (("0.1", 0.5), ("0.2", 0.4), ("0.3", 0.6)):
         write_run(planned.folder / f"learning_rate-{rate}", 0.8, 0.5, loss=loss)
     assert summary(planned)["chosen"] == {"learning_rate": "0.2"}
-    said = "learning rate 0.2 (as good as 2 others; ties go to the lower validation loss, then to the first); test"
+    said = (
+        "learning rate 0.2 (as good as 2 others; ties go to the lower validation loss if losses can be compared, then "
+    )
+    said += "to the first); test"
     assert said in capsys.readouterr().out and said in (planned.folder / "report.html").read_text()
 
 
@@ -129,6 +132,31 @@ def test_seeds_of_different_data_have_no_mean(tmp_path):
         write_run(planned.folder / f"seed-{seed}", 0.5, 0.5, data=seed)
     with pytest.raises(Refused, match=r"must have the same inputs: 'data' changed between 'seed-0', 'seed-1'"):
         summarise(planned, {})
+
+
+def test_settings_of_different_data_are_not_ranked(tmp_path, rates):
+    planned = runs(tmp_path, "--sweep", rates)
+    for rate in ("0.1", "0.2", "0.3"):
+        write_run(planned.folder / f"learning_rate-{rate}", 0.5, 0.5, data=rate == "0.3")
+    with pytest.raises(Refused, match=r"'data' changed between learning_rate-0.1 and learning_rate-0.3; use another"):
+        summarise(planned, {})
+
+
+def test_a_swept_training_file_may_differ(tmp_path):
+    (tmp_path / "files.txt").write_text("--train-file a.tsv b.tsv\n")
+    flags = ("--validation-file", "v.tsv", "--test-file", "t.tsv", "--sweep", str(tmp_path / "files.txt"))
+    planned = runs(tmp_path, *flags)
+    for name, score in (("a.tsv", 0.5), ("b.tsv", 0.6)):
+        write_run(planned.folder / f"train_file-{name}", score, 0.5, data=name)
+    assert summary(planned)["chosen"] == {"train_file": "b.tsv"}
+
+
+def test_losses_of_different_heads_break_no_tie(tmp_path):
+    (tmp_path / "heads.txt").write_text("--head classify generate\n")
+    planned = runs(tmp_path, "--sweep", str(tmp_path / "heads.txt"))
+    for head, loss in (("classify", 2.0), ("generate", 1.0)):
+        write_run(planned.folder / f"head-{head}", 0.5, 0.5, loss=loss)
+    assert summary(planned)["chosen"] == {"head": "classify"}
 
 
 def test_a_damaged_result_is_named(tmp_path):
