@@ -147,6 +147,15 @@ def test_a_refusal_on_rank_0_ends_both_processes(predict, folder):
 
 
 @pytest.mark.parametrize("extension", ["csv", "jsonl.gz", "parquet"])
+def test_a_row_that_the_output_cannot_hold_is_named(predict, folder):
+    path = folder / "late.jsonl"
+    rows = [{"text": f"message {number}"} for number in range(300)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": "a", "more": 1}, *rows]))
+    flags = ["--file", path, "--output", folder / "late-row.csv", "--tokens-per-device", FEW_TOKENS]
+    refusal = predict("late-row", *flags, expect=2).refusal()
+    assert refusal == f"{path} row 301: the first rows have no column 'more': use an --output .jsonl"
+
+
 def test_an_interrupted_file_is_continued(predict, folder, extension):
     """SIGTERM after the first chunk; a kill when a chunk is written but not recorded; another input; then the same."""
     whole, output = folder / f"whole.{extension}", folder / f"resumed.{extension}"
@@ -251,6 +260,8 @@ def test_a_column_that_is_taken_and_one_that_is_missing(predict, folder):
         "no column for the texts, 'body'; found"
         in predict("column", *flags, "--text-column", "body", expect=2).refusal()
     )
+    tab = predict("tab", *flags[:2], "--output", folder / "never.tsv", "--prefix", "a\tb", expect=2)
+    assert "a tsv cannot hold a tab" in tab.refusal()
     assert not list(folder.glob("never*"))
     predict("prefix", *flags, "--prefix", "new_")
     assert list(read_csv(folder / "never.csv")[0]) == ["text", "prediction", "new_prediction", "new_probability"]

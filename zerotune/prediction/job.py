@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from zerotune.errors import Preempted
+from zerotune.errors import Preempted, Refused
 from zerotune.files import json_sha256, update_by_blocks
 from zerotune.models.model_files import model_identity
 from zerotune.prediction.answering import Answerer
@@ -57,7 +57,8 @@ class Job:
             names = list(self.names.values())
             fields = [row.fields for row in first]
             self._format = output_format(settings.output, self.stream, fields, names, self.asks)
-            self._format.encode([each | dict.fromkeys(names) for each in fields])
+            self._format.start()
+            self._check_rows([each | dict.fromkeys(names) for each in fields], 1)
             check_writable(settings.output, self._identity)
         self.output: Output | None = None
         self._chunks = iter(())
@@ -99,9 +100,19 @@ class Job:
         return list(islice(self._chunks, most))
 
     def write(self, chunks: list[Chunk], answers: list[list[dict]]) -> None:
-        """Write the first chunks, as many as have answers. Raises Refused if a new column's name is taken."""
+        """Write the first chunks, as many as have answers.
+
+        Raises:
+            Refused: a new column's name is taken, or the output's format cannot hold a row.
+        """
         for chunk, found in zip(chunks, answers, strict=False):
-            self.output.add(self._joined(chunk, iter(found)))
+            rows = self._joined(chunk, iter(found))
+            try:
+                self.output.add(rows)
+            except Refused:
+                if self._format:
+                    self._check_rows(rows, self.output.rows + 1)
+                raise
         if time.monotonic() >= self._next_line:
             position = self.stream.position()
             part = "" if position is None else f" ({position:.0%} of {self.stream.name})"
@@ -120,6 +131,14 @@ class Job:
             found = next(answers) if item else {}
             rows.append(fields | {name: found.get(key) for key, name in self.names.items()})
         return rows
+
+    def _check_rows(self, rows: list[dict], first_row: int) -> None:
+        """Refuse the first of some rows that the output's format cannot hold, with its number."""
+        for number, row in enumerate(rows, first_row):
+            try:
+                self._format.encode([row])
+            except Refused as refusal:
+                raise Refused(f"{self.stream.name} row {number}: {refusal}") from None
 
     def _rate(self) -> float:
         return (self.output.rows - self._first_row) / max(time.monotonic() - self._started, 1e-9)

@@ -122,7 +122,7 @@ def _check_known(rows: list[dict], columns: set[str]) -> None:
     for row in rows:
         if not row.keys() <= columns:
             name = next(name for name in row if name not in columns)
-            raise Refused(f"a row has a column {name!r} that the first rows lack: use an --output .jsonl")
+            raise Refused(f"the first rows have no column {name!r}: use an --output .jsonl")
 
 
 class Table:
@@ -170,6 +170,8 @@ def _cell(value) -> str:
         return ""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and math.isinf(value):
+        return str(value)
     return _JSON.encode(_without_nan(value)) if isinstance(value, bool | int | float | list | dict) else str(value)
 
 

@@ -16,12 +16,14 @@ a list.
 
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, listed
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
 from zerotune.tasks.files import Source
 from zerotune.tasks.labels import (
+    INDICATORS,
     check_given_labels,
     collect_labels,
     label_word,
@@ -171,9 +173,11 @@ def with_labels(task: TextTask, labels: tuple[str, ...]) -> TextTask:
     return replace(task, labels=labels, wordings=wordings_of(labels))
 
 
-def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
+def labels_of(task: TextTask, source: Source, **way_out: str) -> tuple[str, ...]:
     """Return the labels of some rows, in their data set's own order if it has one.
 
+    Args:
+        way_out: of `collect_labels`.
     Raises:
         Refused: the labels' column is also read as text; or as `collect_labels`.
     """
@@ -182,7 +186,13 @@ def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
     _check_not_labels(column, (text_column, task.pair_column))
     rows = ((fields.get(column), source.where(row)) for row, fields in enumerate(source.rows))
     if task.multi_label:
-        words = [word for value, where in rows for word in label_words(value, task.label_separator, where) or ()]
+        each = [label_words(value, task.label_separator, where) or () for value, where in rows]
+        words = list(chain.from_iterable(each))
+        if set(words) in INDICATORS and all(len(found) != 1 for found in each):
+            raise Refused(
+                f"{source.name}: every row with labels has both {listed(sorted(set(words)))}, which look like one for "
+                "each of two labels: write the names of the labels that a row has"
+            )
         joined = next((word for word in words if task.label_separator in word), None)
         if joined:
             raise Refused(
@@ -194,7 +204,7 @@ def labels_of(task: TextTask, source: Source) -> tuple[str, ...]:
     named = [label_word(name, source.name) for name in source.class_names.get(column) or ()]
     present = set(words)
     order = tuple(name for name in named if name in present) if named else None
-    return collect_labels(words, f"{source.name}, column {column!r}", order)
+    return collect_labels(words, f"{source.name}, column {column!r}", order, **way_out)
 
 
 def data_of_model(record: dict | None, run_split: dict | None) -> DataSettings | None:
@@ -267,6 +277,9 @@ def task_to_evaluate(
         origin = sources.train_origin(task, train_file) if settings.train_file else sources.test_origin(task, settings)
         way_out = f"{task.columns_way_out}, or the labels with --labels"
         source = read_source(origin or sources.train_origin(task, settings))
-        known_labels = labels_of(replace(task, columns_way_out=way_out), source)
-    own = task if task.multi_label else replace(task, read_label=parse_own_label)
-    return with_labels(own, known_labels), settings
+        only_one = "give rows with two labels or more, or name the labels with --labels"
+        known_labels = labels_of(replace(task, columns_way_out=way_out), source, way_out=only_one)
+    read_label = task.read_label if task.multi_label else parse_own_label
+    if of_run is None:
+        read_label = partial(read_label, way_out="use --labels or a model that has this label")
+    return with_labels(replace(task, read_label=read_label), known_labels), settings

@@ -69,8 +69,8 @@ class Source:
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def where(self, row: int) -> str:
-        """Return the place of a row for messages."""
-        return f"{self.name} line {self.lines[row]}" if self.lines is not None else f"{self.name} row {row}"
+        """Return the place of a row for messages: its line, or its number from 1."""
+        return f"{self.name} line {self.lines[row]}" if self.lines is not None else f"{self.name} row {row + 1}"
 
     @cached_property
     def columns(self) -> list[str]:
@@ -393,7 +393,9 @@ def jsonl_rows(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, di
     """Yield the rows of a jsonl file as (line from 1, row). Raises Refused, naming a malformed line."""
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
+        except Refused as refusal:
+            raise Refused(f"{path} line {number}: {refusal}") from None
         except (ValueError, RecursionError) as error:  # ValueError also for numbers with thousands of digits
             raise Refused(f"{path} line {number}: not JSON ({error}); wanted one object per line") from None
         if not isinstance(row, dict):
@@ -401,12 +403,24 @@ def jsonl_rows(lines: Iterator[str], path: Path | str) -> Iterator[tuple[int, di
         yield number, row
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    """Return the object of some pairs. Raises Refused if a key is there twice: one of its values would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Refused(f"the key {twice[:40]!r} appears twice; keep one of them")
+    return found
+
+
 def _parse_parquet(data: bytes, path: Path) -> Table:
     import pyarrow
     import pyarrow.parquet
 
     with reading_parquet(path), say_when_slow(f"reading {path.name}"):
-        return Table(pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pydict())
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        refuse_repeated(file.schema_arrow.names, str(path))
+        return Table(file.read().to_pydict())
 
 
 @contextmanager
@@ -416,6 +430,8 @@ def reading_parquet(path: Path) -> Iterator[None]:
 
     try:
         yield
+    except Refused:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also dates that Python cannot hold
         raise Refused(f"{path}: not a readable parquet file ({first_line(error)}); write it again") from None
 

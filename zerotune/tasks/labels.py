@@ -4,6 +4,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from decimal import Decimal
 from functools import lru_cache
 
 from zerotune.errors import MOST_LISTED, Refused, did_you_mean, listed, quoted
@@ -43,6 +44,9 @@ def numbered(labels: tuple[str, ...], conjunction: str) -> str:
 
 # --- labels of the user's own ---
 
+TRAIN_ON_IT = "train on rows with this label"
+INDICATORS = ({"0", "1"}, {"false", "true"})  # words that are hardly labels if a row repeats one
+
 
 def label_word(value, where: str) -> str | None:
     """Return a label of the user's own as a word: "true" for True, "3" for 3 and 3.0; None for a missing value.
@@ -51,6 +55,8 @@ def label_word(value, where: str) -> str | None:
     the row, for a value that is not a word or number."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Decimal):  # of a parquet file
+        value = float(value)
     if isinstance(value, float):
         if math.isnan(value):
             return None
@@ -67,22 +73,24 @@ def label_word(value, where: str) -> str | None:
     return unicodedata.normalize("NFC", " ".join(value.split())) or None
 
 
-def parse_own_label(value, labels: tuple[str, ...], where: str) -> int | None:
+def parse_own_label(value, labels: tuple[str, ...], where: str, way_out: str = TRAIN_ON_IT) -> int | None:
     """Return the index of a `label_word`, None for a missing one.
 
+    Args:
+        way_out: besides correcting the row, for messages.
     Raises:
         Refused: the word is not one of the labels; the message names row and value.
     """
     word = label_word(value, where)
-    return None if word is None else _place(word, labels, where)
+    return None if word is None else _place(word, labels, where, way_out)
 
 
-def _place(word: str, labels: tuple[str, ...], where: str) -> int:
+def _place(word: str, labels: tuple[str, ...], where: str, way_out: str) -> int:
     label = _places(labels).get(word)
     if label is None:
         raise Refused(
             f"{where}: unknown label {word[:40]!r}{did_you_mean(word, labels)}; the {len(labels)} labels are "
-            f"{listed(labels)}: correct the row, or train on rows with this label"
+            f"{listed(labels)}: correct the row, or {way_out}"
         )
     return label
 
@@ -102,29 +110,41 @@ def label_words(value, separator: str, where: str) -> list[str] | None:
                 "without brackets, or as lists in a jsonl or parquet file"
             )
         words = [label_word(part, where) for part in value.split(separator)]
+        _refuse_indicators(words, value, where)
         return list(dict.fromkeys(word for word in words if word is not None))
     if not isinstance(value, list | tuple):
         word = label_word(value, where)
         return None if word is None else [word]
+    if any(isinstance(each, list | tuple) for each in value):
+        raise Refused(f"{where}: the labels are {str(value)[:40]}, a list in a list: give one list of labels a row")
     words = [label_word(each, where) for each in value]
-    if len(words) > 2 and set(words) <= {"0", "1"}:
-        raise Refused(
-            f"{where}: the labels are {str(value)[:40]}, which looks like a 0 or 1 for each label: write the names of "
-            "the labels that the row has"
-        )
+    _refuse_indicators(words, value, where)
     if None in words:
         raise Refused(f"{where}: one of the {len(words)} labels is missing: leave it out, or fill it in")
     return list(dict.fromkeys(words))
 
 
-def parse_label_set(value, labels: tuple[str, ...], where: str, separator: str) -> tuple[int, ...] | None:
+def _refuse_indicators(words: list[str | None], value, where: str) -> None:
+    """Refuse a 0 or 1, or true or false, for each label. Two different ones may be two labels: see `labels_of`."""
+    if any(set(words) <= pair for pair in INDICATORS) and len(words) > max(1, len(set(words))):
+        raise Refused(
+            f"{where}: the labels are {str(value)[:40]}, which looks like a {words[0]} for each label: write the "
+            "names of the labels that the row has"
+        )
+
+
+def parse_label_set(
+    value, labels: tuple[str, ...], where: str, separator: str, way_out: str = TRAIN_ON_IT
+) -> tuple[int, ...] | None:
     """Return the indices of a row's `label_words` in ascending order; () for no label, None for a missing value.
 
+    Args:
+        way_out: as for `parse_own_label`.
     Raises:
         Refused: a word is none of the labels; the message names row and value.
     """
     words = label_words(value, separator, where)
-    return None if words is None else tuple(sorted(_place(word, labels, where) for word in words))
+    return None if words is None else tuple(sorted(_place(word, labels, where, way_out) for word in words))
 
 
 @lru_cache
@@ -132,12 +152,18 @@ def _places(labels: tuple[str, ...]) -> dict[str, int]:
     return {unicodedata.normalize("NFC", label): index for index, label in enumerate(labels)}
 
 
-def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def collect_labels(
+    words: Iterable[str | None],
+    source: str,
+    order: tuple[str, ...] | None = None,
+    way_out: str = "give rows with two labels or more",
+) -> tuple[str, ...]:
     """Return the distinct labels among the `label_word`s of some rows, sorted as numbers if all are, else as words.
 
     Args:
         source: the rows' name, for messages.
         order: the labels in the data set's own order; None if it has none.
+        way_out: if there is a single label, for messages.
     Raises:
         Refused: there are too few or too many labels, or `_require_distinct` refuses them.
     """
@@ -145,7 +171,7 @@ def collect_labels(words: Iterable[str | None], source: str, order: tuple[str, .
     if not counts:
         raise Refused(f"{source}: no row has a label: name the column of the labels with --label-column")
     if len(counts) == 1:
-        raise Refused(f"{source}: the only label is {listed(counts)}, with nothing to tell apart: give two labels")
+        raise Refused(f"{source}: the only label is {listed(counts)}, with nothing to tell apart: {way_out}")
     if len(counts) > MOST_LABELS or (len(counts) > MOST_LISTED and len(counts) == counts.total()):
         found = f"{len(counts):,} different labels in {counts.total():,} rows"
         raise Refused(
@@ -181,7 +207,7 @@ def _require_distinct(counts: Counter, source: str) -> None:
         if other != label:
             raise Refused(
                 f"{source}: the labels {other!r} ({counts[other]:,} rows) and {label!r} ({counts[label]:,} rows) "
-                "differ only in case: spell them the same way"
+                "differ only in case (ß counts as ss): spell them the same way, or rename one"
             )
         if label.casefold().endswith("ci95"):
             raise Refused(f"{source}: a label cannot end in ci95, as intervals in metrics.json do: rename {label!r}")

@@ -282,9 +282,15 @@ def _fitted(tokenizer, prompt: Prompt, texts: list[str], max_text_tokens: int, w
     while too_long := [index for index, options in enumerate(wholes) if max(map(len, options)) > window]:
         for index, ids in zip(too_long, token_ids(tokenizer, [cut[index] for index in too_long], False), strict=True):
             if not ids:
+                shots, labels = len(prompt.shots), len(prompt.label_words)
+                kind, way_out = (
+                    (f"with {shots} shots", "use fewer --shots")
+                    if shots
+                    else (f"for {labels} labels", "use fewer or shorter labels, or a model with a longer window")
+                )
                 raise Refused(
-                    f"the prompt with {len(prompt.shots)} shots takes {max(map(len, wholes[index]))} tokens without "
-                    f"any text and the model's window is {window}: use fewer --shots"
+                    f"the prompt {kind} takes {max(map(len, wholes[index]))} tokens without any text and the model's "
+                    f"window is {window}: {way_out}"
                 )
             rooms[index] = max(0, min(rooms[index], len(ids)) - (max(map(len, wholes[index])) - window))
         shorter = cut_texts(tokenizer, [texts[index] for index in too_long], rooms[too_long])

@@ -65,7 +65,9 @@ def encode_texts(
         )
     num_special = tokenizer.num_special_tokens_to_add(pair=are_pairs)
     if max_length <= num_special:
-        raise Refused(f"--max-length {max_length} has no room beside {num_special} special tokens; raise it")
+        raise Refused(
+            f"--max-length {max_length} leaves no room for text beside the special tokens ({num_special}); raise it"
+        )
     if cache_dir is None:
         arrays = _encode(tokenizer, texts, max_length, truncation)
     else:

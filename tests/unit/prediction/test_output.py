@@ -53,8 +53,13 @@ def test_a_csv_quotes_and_writes_what_is_no_text_as_json():
         ["b", "true", "0.5"],
         ["first\rsecond", "", ""],
     ]
-    with pytest.raises(Refused, match="a column 'z' that the first rows lack"):
+    with pytest.raises(Refused, match=r"the first rows have no column 'z': use an --output \.jsonl"):
         table.encode([{"z": 1}])
+
+
+def test_infinity_stays_a_word_in_a_table():
+    rows = [{"a": float(value)} for value in ("inf", "-inf", "nan")]
+    assert Table(["a"], is_tsv=True).encode(rows) == b"inf\n-inf\n\n"
 
 
 def test_a_tsv_takes_no_tab_and_no_line_end():

@@ -163,7 +163,7 @@ def test_hub_rows_with_unequal_answers_are_refused(monkeypatch):
     rows = copy.deepcopy(hub_rows())
     rows[0]["answers"]["answer_start"].pop()
     monkeypatch.setattr(squad_files, "read_hub", lambda *_: Source("hub[train]", rows, None, {}))
-    with pytest.raises(Refused, match="row 0: 2 answer texts but 1 answer_start"):
+    with pytest.raises(Refused, match="row 1: 2 answer texts but 1 answer_start"):
         squad_files.read_origin(squad_files.Origin("train", hub=("any", "train", None)))
 
 

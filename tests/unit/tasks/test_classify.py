@@ -4,6 +4,7 @@ import csv
 import json
 import tracemalloc
 from collections import Counter
+from decimal import Decimal
 
 import datasets
 import pytest
@@ -80,7 +81,19 @@ def test_numbers_and_truth_values_are_labels_and_missing_ones_are_refused(tmp_pa
         assert classify.load(DataSettings(train_file=str(path)))[0].labels == labels
 
 
-@pytest.mark.parametrize(("value", "word"), [(float("nan"), None), ("  ", None), (None, None), (3.0, "3"), (7, "7")])
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        (float("nan"), None),
+        ("  ", None),
+        (None, None),
+        (3.0, "3"),
+        (7, "7"),
+        (Decimal("2.00"), "2"),  # of a NUMERIC column in parquet
+        (Decimal("0.5"), "0.5"),
+        (Decimal("NaN"), None),
+    ],
+)
 def test_a_label_as_a_word(value, word):
     assert label_word(value, "here") == word
 

@@ -61,7 +61,14 @@ def test_parquet_rows_have_no_lines(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"sentence": "so good", "label": 1}]), path)
     source = read_file(path)
     assert source.rows == [{"sentence": "so good", "label": 1}]
-    assert source.where(0) == f"{path} row 0"
+    assert source.where(0) == f"{path} row 1"
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path):
+    columns = [pyarrow.array(["a", "b"]), pyarrow.array([0, 1])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, ["label", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(Refused, match="column 'label' appears twice; give each column its own name"):
+        read_file(tmp_path / "a.parquet")
 
 
 def test_a_parquet_date_that_python_cannot_hold_is_refused(tmp_path):
@@ -101,6 +108,7 @@ def test_csv_fields_may_hold_newlines_and_pass_the_default_limit(tmp_path):
         ("rows.csv", "sentence,label\na,1\nb,c,0\n", "line 3: 3 fields, but the header has 2"),
         ("rows.csv", 'sentence,label\na,1\n"b,0\n', "the row that starts on line 3 is not csv"),
         ("rows.tsv", "label\tlabel\na\t1\n", "column 'label' appears twice"),
+        ("rows.jsonl", '{"a": 1}\n{"a": {"b": 1, "b": 2}}\n', "line 2: the key 'b' appears twice; keep one of them"),
         ("rows.tsv", b"sentence\tlabel\na\t1\nb\0\t0\n", "line 3: NUL byte at offset 20"),
         ("rows.tsv.gz", b"sentence\tlabel\na\t1\ncaf\xe9\t0\n", "line 3: byte 0xe9 at offset 22 is not UTF-8"),
         ("rows.csv", "text,label\na,1\n".encode("utf-16"), "is UTF-16"),

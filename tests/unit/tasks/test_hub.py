@@ -28,7 +28,7 @@ def test_hub_class_labels_become_names(monkeypatch):
     assert [row["label"] for row in source.rows] == ["positive", "negative", None]
     assert source.record["revision"] == "v1"
     assert source.record["rows"] == 3
-    assert source.where(1) == "someone/reviews[train] row 1"
+    assert source.where(1) == "someone/reviews[train] row 2"
     assert read_hub("someone/reviews", "train").record["sha256"] == source.record["sha256"]
 
 

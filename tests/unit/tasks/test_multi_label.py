@@ -57,9 +57,12 @@ def test_labels_of_a_row(value, words):
         (["a", " "], "one of the 2 labels is missing"),
         (
             [0.0, 1.0, 0.0],
-            r"here: the labels are \[0.0, 1.0, 0.0\], which looks like a 0 or 1 for each label: write the",
+            r"here: the labels are \[0.0, 1.0, 0.0\], which looks like a 0 for each label: write the",
         ),
-        ([["a"]], r"here: the label is list"),
+        ([True, False, True], "which looks like a true for each label"),
+        ([0, 0], "which looks like a 0 for each label"),
+        ("1,0,1", "the labels are 1,0,1, which looks like a 1 for each label"),
+        ([["a"]], r"here: the labels are \[\['a'\]\], a list in a list: give one list of labels a row"),
         ({"a": 1}, r"here: the label is dict"),
     ],
 )
@@ -173,8 +176,20 @@ def test_flags_that_do_not_fit_are_refused(tmp_path, given, message):
 
 def test_one_label_is_too_few(tmp_path):
     rows = [{"text": f"text {number}", "labels": ["a"][: number % 2]} for number in range(30)]
-    with pytest.raises(Refused, match="the only label is 'a', with nothing to tell apart: give two labels"):
+    with pytest.raises(Refused, match="the only label is 'a', with nothing to tell apart: give rows with two labels"):
         load(write_jsonl(tmp_path / "a.jsonl", rows))
+
+
+@pytest.mark.parametrize("values", [([0, 1], [1, 0]), ("1,0", "0,1"), ([True, False], [])])
+def test_one_of_two_labels_is_not_two_labels(tmp_path, values):
+    rows = [{"text": f"text {number}", "labels": values[number % 2]} for number in range(30)]
+    with pytest.raises(Refused, match="which look like one for each of two labels: write the names"):
+        load(write_jsonl(tmp_path / "a.jsonl", rows))
+
+
+def test_two_numbers_may_be_labels(tmp_path):
+    rows = [{"text": f"text {number}", "labels": [[0, 1], [1], []][number % 3]} for number in range(30)]
+    assert load(write_jsonl(tmp_path / "a.jsonl", rows))[0].labels == ("0", "1")
 
 
 def test_an_evaluation_reads_labels_as_the_run_or_the_model_does(tmp_path):

@@ -255,6 +255,14 @@ def test_shots_that_do_not_fit_are_refused(characters):
         encode_prompts(tokenizer, prompt, ["text"], 50, 100)
 
 
+def test_an_instruction_that_does_not_fit_is_refused_without_talk_of_shots(characters):
+    tokenizer, _ = characters
+    with pytest.raises(
+        Refused, match=r"the prompt for 2 labels takes \d+ tokens .* is 20: use fewer or shorter labels"
+    ):
+        encode_prompts(tokenizer, Prompt(TEMPLATE, WORDS), ["text"], 50, 20)
+
+
 # --- scores ---
 
 
