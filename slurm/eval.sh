@@ -43,7 +43,8 @@ if [ "${SLURM_GPUS_ON_NODE:-0}" != 0 ] && [ $# = 0 ]; then
   say "options before slurm/eval.sh are for this job, which only submits; name the evaluations' options after the list: $list --gpus-per-node 1"
 fi
 # the jobs read a copy: the list may change before they start
-kept=runs/eval/$(basename "${list%.*}")/lists/$(date +%Y%m%d-%H%M%S)-$$
+kept=$(basename "$list")
+kept=runs/eval/${kept%.*}/lists/$(date +%Y%m%d-%H%M%S)-$$
 mkdir -p "$kept" && cp "$list" "$kept/" || exit 1
 kept=$kept/$(basename "$list")
 # a chain stops where a link fails; else the comparison names the missing evaluations

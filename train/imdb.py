@@ -51,6 +51,10 @@ def main(args) -> None:
 
     stop_signal = StopSignal()
     settings = train_settings(args, IMDB.name, SAMPLE)
+    if settings.engine == "trainer":
+        from zerotune.training.trainer import TrainerOrder, check_trainer_flags, train_with_trainer
+
+        check_trainer_flags(settings)
     if settings.run.plan:
         make_sample_model(settings.model.name)
         say(plan_training(settings, lambda: (IMDB, load(IMDB, settings.data)), partial(tokenise_for_plan, settings)))
@@ -67,10 +71,6 @@ def main(args) -> None:
     config, tokenizer = read_model(settings.model, IMDB.name, IMDB.labels)
     check_trainable(settings.model, config, settings.text.max_length)
     check_head(settings, config, tokenizer)
-    if settings.engine == "trainer":
-        from zerotune.training.trainer import TrainerOrder, check_trainer_flags, train_with_trainer
-
-        check_trainer_flags(settings)
     data = tokenise(settings, IMDB, splits, config, tokenizer)
     whole_gradients = check_fits(settings, config, data["train"], len(IMDB.labels))
 

@@ -50,6 +50,11 @@ def run(environment, *command, status=0):
     return ended.stdout + ended.stderr
 
 
+def test_nothing_to_fetch_is_refused(environment):
+    said = run(environment, "bash", "slurm/prefetch.sh", status=2)
+    assert "name what to fetch: a train or eval command, --model, --dataset or --wordnet; or --verify" in said
+
+
 RUN = ["--model", "org/tiny", "--dataset", "org/rows"]
 
 

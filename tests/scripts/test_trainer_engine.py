@@ -143,11 +143,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(train):
     ("flags", "world", "words"),
     [
         (["--deepspeed", REPOSITORY / "ds_configs/zero2.json"], 1, "--engine trainer runs without DeepSpeed"),
+        (["--class-weights", "balanced", "--plan"], 1, "which --class-weights balanced does not allow"),
         (["--class-weights", "balanced"], 1, "which --class-weights balanced does not allow"),
         (["--precision", "fp16"], 1, "--engine trainer computes in fp16 on a GPU only"),
         (["--gradient-exchange", "bf16"], 1, "--engine trainer exchanges gradients in fp32"),
         (["--attention", "varlen"], 1, "--engine trainer pads its batches"),
-        (["--batch-size", 15], 2, "--batch-size 15 is no multiple of 2 processes"),
+        (["--batch-size", 15], 2, "--batch-size 15 is not a multiple of 2 processes"),
     ],
 )
 def test_what_it_does_not_do_is_refused(train, flags, world, words):

@@ -299,6 +299,8 @@ def prefetch_items(arguments: list[str]) -> None:
             _verify()
             return
         named = [("model", text) for text in flags.model] + [("dataset", text) for text in flags.dataset]
+        if not named and not flags.wordnet:
+            raise Refused("name what to fetch: a train or eval command, --model, --dataset or --wordnet; or --verify")
         items = [prefetch.parse_item(kind, text) for kind, text in named]
         _fetch(items + ([WORDNET] if flags.wordnet else []), flags.update)
     print(f"manifest: {prefetch.cache_root() / prefetch.MANIFEST}")

@@ -56,8 +56,7 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = (),
     """
     name, revision = settings.name, settings.revision
     is_folder = os.path.isdir(name)
-    if revision and is_folder:
-        raise Refused(f"--revision {revision} chooses a version of a hub model, and {name} is a folder: leave it out")
+    check_revision(name, revision)
     if is_folder:  # an adapter may have no config but its base's
         check_base(name, revision)
     config = read_config(name, revision)
@@ -73,6 +72,12 @@ def read_model(settings: ModelSettings, task: str, labels: tuple[str, ...] = (),
     tokenizer = load_tokenizer(name, revision)
     check_pad_token(name, config, tokenizer)
     return config, tokenizer
+
+
+def check_revision(name: str, revision: str | None) -> None:
+    """Refuse a revision of a folder."""
+    if revision and os.path.isdir(name):
+        raise Refused(f"--revision {revision} chooses a version of a hub model, and {name} is a folder: leave it out")
 
 
 def check_base(name: str, revision: str | None) -> None:

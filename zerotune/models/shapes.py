@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from zerotune.errors import Refused
 from zerotune.models.model_files import find_file, missing_folder
-from zerotune.models.pretrained import read_config
+from zerotune.models.pretrained import check_revision, read_config
 
 
 @cache
@@ -42,8 +42,9 @@ def config_to_plan(name: str, revision: str | None) -> tuple[PretrainedConfig, s
     Only config.json is read, from a folder, the hub or its cache.
 
     Raises:
-        Refused: the config cannot be read and the shape is not known.
+        Refused: the config cannot be read and the shape is not known, or a folder is given a revision.
     """
+    check_revision(name, revision)
     short = known_shape(name)
     if short and "/" not in name and not os.path.isdir(name):
         return shape_config(short), short

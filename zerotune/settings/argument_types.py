@@ -86,6 +86,7 @@ def non_empty(text: str) -> str:
 def gibibytes(text: str) -> int:
     """Parse the memory of a device, such as 80G or 23.5, in GiB. Returns bytes."""
     size = re.fullmatch(r"(\d+(?:\.\d+)?)(?:G|GB|GiB)?", text)
-    if not size or not float(size[1]):
+    num_bytes = int(float(size[1]) * 2**30) if size else 0
+    if not num_bytes:
         raise ArgumentTypeError(f"must be GiB, such as 80G, not {text!r}")
-    return int(float(size[1]) * 2**30)
+    return num_bytes

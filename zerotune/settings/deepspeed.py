@@ -48,11 +48,12 @@ class Autocast(TypedDict, total=False, closed=True):
 
 
 class Offload(TypedDict, total=False):
-    """offload_optimizer and offload_param: a ratio of 1, into host memory (nvme is refused later)."""
+    """The sections offload_optimizer and offload_param: a ratio of 1, into host memory (nvme is refused later)."""
 
     device: Literal["cpu", "none", "nvme"]
     pin_memory: bool
     ratio: Annotated[float, Ge(1), Le(1)]
+    super_offload: Literal[False]  # another process keeps the moments, which checkpoints do not have
 
 
 class ZeroSection(TypedDict, total=False):
@@ -187,11 +188,18 @@ def _check_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float 
             raise Refused(
                 f'the DeepSpeed file\'s {key} is {found}: zerotune cuts steps by --tokens-per-device; write "auto"'
             )
-    for key in ("offload_optimizer", "offload_param"):
-        if (config.get("zero_optimization", {}).get(key) or {}).get("device") == "nvme":
-            raise Refused(f"the DeepSpeed file's {key} goes to nvme, where checkpoints cannot read it: use cpu")
+    _check_offload(config.get("zero_optimization", {}))
     if not config.get("zero_optimization", {}).get("stage"):
         raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
+
+
+def _check_offload(zero: dict) -> None:
+    for key in ("offload_optimizer", "offload_param"):
+        if (zero.get(key) or {}).get("device") == "nvme":
+            raise Refused(f"the DeepSpeed file's {key} goes to nvme, where checkpoints cannot read it: use cpu")
+    for key, section in (("cpu_offload", "offload_optimizer"), ("cpu_offload_params", "offload_param")):
+        if zero.get(key):
+            raise Refused(f'the DeepSpeed file\'s {key} is deprecated: write "{section}": {{"device": "cpu"}}')
 
 
 def _check_zero_section(zero: dict) -> None:

@@ -404,6 +404,7 @@ def add_run_flags(parser: FlagParser) -> None:
     group.add_argument("--output-dir", type=Path, help="run folder (default: runs/TASK-MODEL-METHOD[-generate])")
     group.add_argument(
         "--resume",
+        type=non_empty,
         default="auto",
         metavar="auto|never|PATH",
         help="which checkpoint to resume from (default %(default)s)",

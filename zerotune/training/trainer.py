@@ -26,7 +26,8 @@ from zerotune.training.loop import Step, TrainingLoop
 
 def check_trainer_flags(settings: TrainSettings) -> None:
     """Refuse flags that --engine loop supports and --engine trainer does not."""
-    num_processes, batch_size = int(os.environ.get("WORLD_SIZE", "1")), settings.optimisation.batch_size
+    num_processes = settings.run.devices or int(os.environ.get("WORLD_SIZE", "1"))
+    batch_size = settings.optimisation.batch_size
     if settings.head == "generate":
         raise Refused("--engine trainer tunes a classifier: use --head classify, or --engine loop")
     if settings.optimisation.class_weights != "none":
@@ -42,12 +43,12 @@ def check_trainer_flags(settings: TrainSettings) -> None:
         )
     if settings.model.attention == "varlen":
         raise Refused("--engine trainer pads its batches: leave --attention varlen out, or use --engine loop")
-    if settings.model.precision == "fp16" and not torch.cuda.is_available():
+    if settings.model.precision == "fp16" and not torch.cuda.is_available() and not settings.run.plan:
         raise Refused("--engine trainer computes in fp16 on a GPU only: use --precision fp32 or bf16, or --engine loop")
     if batch_size % num_processes:
         raise Refused(
             f"--engine trainer gives each process equally many examples of a step, and --batch-size {batch_size} "
-            f"is no multiple of {num_processes} processes: choose one that is, or use --engine loop"
+            f"is not a multiple of {num_processes} processes: choose one that is, or use --engine loop"
         )
 
 

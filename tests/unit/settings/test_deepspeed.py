@@ -99,6 +99,10 @@ def fill(config, precision="fp32"):
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
             "offload_param goes to nvme, where checkpoints cannot read it: use cpu",
         ),
+        (
+            {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+            'cpu_offload is deprecated: write "offload_optimizer": {"device": "cpu"}',
+        ),
     ],
 )
 def test_numbers_that_contradict_the_flags_are_refused(config, words):
@@ -144,6 +148,7 @@ def test_an_optimizer_section_that_leaves_all_open_is_ours():
         ({"zero_optimization": {"offload_optimizer": "cpu"}}, "offload_optimizer is 'cpu', wanted a valid dictionary"),
         ({"zero_optimization": {"offload_optimizer": {"pin_memory": "auto"}}}, "pin_memory is 'auto', wanted a valid"),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "ratio is 0.5, wanted"),
+        ({"zero_optimization": {"offload_optimizer": {"super_offload": True}}}, "super_offload is True, wanted False"),
         ({"zero_optimization": {"reduce_bucket_size": 10**25}}, "reduce_bucket_size is 10+, wanted less than"),
         (
             {"zero_optimization": {"leaf_module": "x"}},
