@@ -173,7 +173,7 @@ ask_again() {
     say "the question '$1' has failed (status $status)"
     [ -e "$job_files.attempts" ] || echo "none 0" >"$job_files.attempts"
     read -r seen _ <"$job_files.attempts"
-    go_on_or_end "$seen" "$status" || return 1
+    launch_again_or_end "$seen" "$status" || return 1
     status=0
   done
 }
@@ -284,7 +284,7 @@ run_one() {
     [ -e "$job_files.begun" ] || : >"$job_files.begun"
     [[ $1 = train/* ]] && has_left_resume "$folder" "$@" && again=(--resume auto)
     rm -f "$ZEROTUNE_STATE_FILE"
-    [ -z "$stop_reason" ] || go_on_or_end "$progress" 75 || return 1  # a launch would only be stopped
+    [ -z "$stop_reason" ] || launch_again_or_end "$progress" 75 || return 1  # a launch would only be stopped
     launch "$@" "${again[@]}" --state-file "$ZEROTUNE_STATE_FILE"
     status=$?
     stamp=$before
@@ -298,16 +298,16 @@ run_one() {
         preempted) stop_reason=${stop_reason:-a signal to the ranks} ;;  # SLURM's first SIGTERM may not reach this script
       esac
     fi
-    go_on_or_end "$progress" "$status" || return 1
+    launch_again_or_end "$progress" "$status" || return 1
     say "the ranks died (status $status); launched again from the last checkpoint"
   done
 }
 
 end_as_slurm_does() { stop_with 75 "SLURM ends this job (requeue or scancel); the same command resumes it"; }
 
-# go_on_or_end PROGRESS STATUS: after a launch that ended early; returns 0 where the same job is to launch again, 1 where it
-# has been tried often enough, and ends the shell where another start of the job is to continue.
-go_on_or_end() {
+# launch_again_or_end PROGRESS STATUS: after a launch that ended early; returns 0 if the same job is to launch again, 1 if
+# it has tried often enough, and ends the shell if another start of the job is to resume.
+launch_again_or_end() {
   local tries
   if [ -n "$stop_reason" ] && is_ending; then end_as_slurm_does; fi
   # a start that SLURM stopped says nothing about the run; but the time limit may cut every start short

@@ -36,6 +36,11 @@ class Interrupted(Preempted):
     """Preempted by Ctrl-C."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def listed(names: Iterable[str]) -> str:
     """Return names for a message: quoted, shortened, and no more than `MOST_LISTED` of them."""
     quoted = [repr(name if len(name) <= 40 else f"{name[:37]}...") for name in names]

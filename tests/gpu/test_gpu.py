@@ -254,7 +254,7 @@ def test_packed_rows_give_the_padded_logits(kind):
 @pytest.mark.parametrize("way", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "roberta"])
 def test_fused_passes_follow_the_stock_ones(kind, way, tmp_path):
-    """Compare the losses of bf16 training; kernels_fail checks the passes' own numbers before they are used."""
+    """Compare the losses of bf16 training; why_kernels_fail checks the passes' own numbers before they are used."""
     if way == "qlora":
         pytest.importorskip("bitsandbytes")
     losses = []

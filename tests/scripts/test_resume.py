@@ -227,7 +227,7 @@ def copy_of(run: Launch, workplace, name: str):
         (remove_the_marker, "no COMPLETE marker"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_passed_over(workplace, stopped, damage, words):
+def test_a_damaged_checkpoint_is_named_and_skipped(workplace, stopped, damage, words):
     name = f"damaged-by-{damage.__name__}"
     folder = copy_of(stopped, workplace, name)
     damage(step_folder(folder / "checkpoints", 5))
@@ -272,7 +272,7 @@ def test_a_named_checkpoint_that_is_not_whole_is_refused(workplace, stopped):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_another_run_is_named_and_passed_over(workplace, stopped):
+def test_a_checkpoint_of_another_run_is_named_and_skipped(workplace, stopped):
     """The other run differs only in its seed, so nothing else in the checkpoint would show it."""
     other = workplace.train("other-seed", *OFTEN, "--seed", 1)
     folder, theirs = copy_of(stopped, workplace, "with-another-run"), newest_whole(other.folder / "checkpoints")[0]

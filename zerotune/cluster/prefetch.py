@@ -17,7 +17,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, first_line
 from zerotune.files import file_record, file_sha256, hold_lock, read_json, write_json, write_text
 from zerotune.metrics.wordnet import DEBIAN_FOLDER
 from zerotune.models.model_files import WeightIndex, cached_snapshot
@@ -278,5 +278,4 @@ def _what_went_wrong(item: Item, error: Exception) -> str:
         )
     if causes & {"RepositoryNotFoundError", "RevisionNotFoundError", "DatasetNotFoundError"}:
         return f"{item}: no such repository or revision on the hub; check the spelling"
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{item} cannot be fetched ({first_line}): run this where there is a network, without HF_HUB_OFFLINE"
+    return f"{item} cannot be fetched ({first_line(error)}): run this where there is a network, without HF_HUB_OFFLINE"

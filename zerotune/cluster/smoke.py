@@ -59,7 +59,7 @@ def check_devices(accelerator) -> Finding:
     else:
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         mine = f"CPU ({len(os.sched_getaffinity(0))} cores, {pages / 2**30:.0f} GiB)"
-    unseen = device.type != "cuda" and launch.unseen_gpus(os.environ) is not None
+    unseen = device.type != "cuda" and launch.unseen_gpus_warning(os.environ) is not None
     found = launch.on_all_ranks(accelerator, (mine, platform.node() if unseen else None))
     blind = sorted({node for _, node in found if node})
     cure = None

@@ -8,7 +8,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from zerotune.errors import Refused
-from zerotune.run.out_of_memory import is_out_of_device_memory, tells_of_device_memory
+from zerotune.run.out_of_memory import is_out_of_device_memory, reports_full_device_memory
 
 
 @contextlib.contextmanager
@@ -57,7 +57,7 @@ def device_memory_errors():
     try:
         yield
     except RuntimeError as error:
-        if line := next(filter(tells_of_device_memory, report.getvalue().splitlines()), None):
+        if line := next(filter(reports_full_device_memory, report.getvalue().splitlines()), None):
             raise torch.OutOfMemoryError(line.strip()) from error
         raise
     finally:

@@ -26,9 +26,9 @@ from zerotune.models.fused_kernels import (
     RESIDUAL,
     ROTARY,
     compile_on,
-    kernels_fail,
     norm,
     probe,
+    why_kernels_fail,
 )
 from zerotune.models.precision import compute_dtype
 from zerotune.settings.groups import ModelSettings
@@ -56,7 +56,7 @@ def use_fused_passes(
     if settings.zero_stage == 3:
         problem = "ZeRO-3 shards the weights"
     else:
-        problem = kernels_fail(
+        problem = why_kernels_fail(
             device.type, compute_dtype(settings.precision), is_encoder_family(model.config.model_type)
         )
     if problem:

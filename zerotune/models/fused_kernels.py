@@ -9,6 +9,8 @@ from functools import cache, partial
 import torch
 from torch.nn import functional
 
+from zerotune.errors import first_line
+
 NORM, ROTARY, GATE, RESIDUAL = "norm", "rotary embedding", "gated activation", "residual"
 LAYER_NORM = "layer norm"
 ACTIVATIONS = {"silu": functional.silu, "gelu": partial(functional.gelu, approximate="tanh")}
@@ -174,7 +176,7 @@ def _compiled(kernel: Callable) -> Callable:
 
 @cache
 @torch.no_grad()
-def kernels_fail(device_type: str, dtype: torch.dtype, of_encoder: bool = False) -> str | None:
+def why_kernels_fail(device_type: str, dtype: torch.dtype, of_encoder: bool = False) -> str | None:
     """Return how compiled kernels differ from the uncompiled functions on a CPU, or fail; None if they agree.
 
     On a GPU all kernels of a decoder, or of an encoder, are checked; on a CPU, whose compiler is slower and more
@@ -195,7 +197,7 @@ def kernels_fail(device_type: str, dtype: torch.dtype, of_encoder: bool = False)
                 if not torch.allclose(given.cpu().float(), right.float(), rtol=0.02, atol=0.02):
                     return f"{name} gives other numbers"
     except Exception as error:  # a compiler's errors have no common class
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+        return f"{type(error).__name__}: {first_line(error)}"[:200]
     return None
 
 

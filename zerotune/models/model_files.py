@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from zerotune.errors import BrokenMachine, Refused, listed
 from zerotune.files import file_record, first_damage, nearest_entry, read_json, update_by_blocks
 from zerotune.records import FileRecord, check_record
-from zerotune.run.hub_connection import is_offline_by_wish, stay_offline_without_network
+from zerotune.run.hub_connection import is_offline_on_request, stay_offline_without_network
 
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
@@ -301,7 +301,7 @@ def missing_folder(name: str, flag: str = "--model", most_parts: int = 2) -> Ref
 
 def no_hub() -> str:
     """Return why the hub was not asked or did not answer, as the middle of a message."""
-    if not is_offline_by_wish():
+    if not is_offline_on_request():
         return "the hub cannot be reached"
     variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
     return f"{variable} is set, so the hub is not asked"

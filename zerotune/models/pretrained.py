@@ -11,7 +11,7 @@ from huggingface_hub import errors as hub_errors
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from zerotune.errors import Refused, listed
+from zerotune.errors import Refused, first_line, listed
 from zerotune.models.boundary import reading
 from zerotune.models.families import (
     CAUSAL,
@@ -285,7 +285,7 @@ def _unreadable(name: str, error: Exception) -> Refused:
     for types, message in _CAUSES:
         if any(isinstance(cause, types) for cause in chain):
             return Refused(message.format(name=name, no_hub=no_hub()))
-    return Refused(f"the config of --model {name} cannot be read: {str(error).splitlines()[0]}")
+    return Refused(f"the config of --model {name} cannot be read: {first_line(error)}")
 
 
 def check_tuned_for(name: str, revision: str | None, task: str) -> None:
@@ -335,7 +335,7 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
     """
     if not is_trained_classifier(config):
         return list(range(len(labels)))
-    theirs = {column: str(config.id2label[column]) for column in sorted(config.id2label)}
+    theirs = dict(zip(sorted(config.id2label), _published_labels(config), strict=True))
     if sorted(theirs.values()) == sorted(labels):  # also where one label begins with another
         return [column for label in labels for column, name in theirs.items() if name == label]
     found = [

@@ -10,7 +10,7 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, first_line
 from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
 from zerotune.models.model_card import FOLDER_LINE, license_section, name_base
 from zerotune.models.model_files import (
@@ -21,7 +21,7 @@ from zerotune.models.model_files import (
     final_to_publish,
     read_record,
 )
-from zerotune.run.hub_connection import is_offline_by_wish, stay_offline_without_network
+from zerotune.run.hub_connection import is_offline_on_request, stay_offline_without_network
 from zerotune.run.machine_paths import left_paths, without_paths
 from zerotune.run.process import is_main_process, say
 from zerotune.settings.groups import RunSettings
@@ -48,7 +48,7 @@ def check_upload(name: str, what: str = "--push-to-hub") -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise Refused(f"{what} {name} is not of the form ORG/NAME: {error}") from None
-    if is_offline_by_wish():
+    if is_offline_on_request():
         raise Refused(f"{what} {name} needs the hub and HF_HUB_OFFLINE is set: unset it, or upload later elsewhere")
     if get_token() is None:
         raise Refused(
@@ -114,7 +114,7 @@ def upload(run: Path, name: str, base: str | None = None, is_public: bool = Fals
             raise
         while error.__cause__ is not None:
             error = error.__cause__
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise Refused(
             f"the upload to {name} failed ({reason}); nothing is lost here, and what has arrived is not sent again: "
             f"python eval/publish.py {run} {name}{f' --base-model {base}' if base else ''}"

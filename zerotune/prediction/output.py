@@ -20,10 +20,10 @@ from typing import Protocol
 
 from typing_extensions import TypedDict
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, first_line
 from zerotune.files import disk_error_number, read_json, sync_folder, why_not_writable, write_json
 from zerotune.records import Count
-from zerotune.tasks.files import file_kind, first_line
+from zerotune.tasks.files import file_kind
 from zerotune.tasks.row_stream import TEXT_COLUMN, RowStream
 
 # A kill loses the predictions of at most this time; more frequent records would be slow on a network disk.

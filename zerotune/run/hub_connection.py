@@ -36,7 +36,7 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
-def is_offline_by_wish() -> bool:
+def is_offline_on_request() -> bool:
     """Return whether an environment variable, and not the network, keeps the libraries offline."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from zerotune.errors import BrokenMachine, Refused
+from zerotune.errors import BrokenMachine, Refused, first_line
 from zerotune.run.build_lock import survive_killed_builds
 from zerotune.run.cpu import parent_command, processes_on_node, use_whole_cpu
 from zerotune.run.process import is_main_process, say
@@ -102,7 +102,7 @@ def start_accelerator(deepspeed_config: dict | None):
     buckets = {"bucket_cap_mb": BUCKET_SIZE * 4 // 2**20, "gradient_as_bucket_view": True}
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, **buckets)]
     on_cpu = not torch.cuda.is_available()
-    if on_cpu and (line := unseen_gpus(os.environ)):
+    if on_cpu and (line := unseen_gpus_warning(os.environ)):
         say(line)
     if deepspeed_config is not None:
         _find_build_tools()
@@ -139,7 +139,7 @@ def collective_timeout(environment: Mapping[str, str]) -> timedelta:
     return timedelta(seconds=int(wanted))
 
 
-def unseen_gpus(environment: Mapping[str, str]) -> str | None:
+def unseen_gpus_warning(environment: Mapping[str, str]) -> str | None:
     """Return a warning if SLURM gave this process GPUs and torch sees none of them."""
     given = environment.get("SLURM_GPUS_ON_NODE") or "0"
     if given == "0":
@@ -180,11 +180,10 @@ def _who_was_waited_for(environment: Mapping[str, str], error: Exception) -> str
     """Return the message of a rank that has not found the others."""
     place = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
     seconds = collective_timeout(environment).total_seconds()
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"the {environment.get('WORLD_SIZE', '1')} processes of this run have not all met at {place} within "
-        f"{seconds:.0f} s ({first_line}): see why the others did not start or cannot reach it; {COLLECTIVE_TIMEOUT} "
-        "sets the seconds"
+        f"{seconds:.0f} s ({first_line(error)}): see why the others did not start or cannot reach it; "
+        f"{COLLECTIVE_TIMEOUT} sets the seconds"
     )
 
 

@@ -21,11 +21,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_out_of_device_memory(error: BaseException) -> bool:
     """Return whether an error says that a GPU had no memory left."""
     return isinstance(error, RuntimeError) and (
-        type(error).__name__ == "OutOfMemoryError" or tells_of_device_memory(str(error))
+        type(error).__name__ == "OutOfMemoryError" or reports_full_device_memory(str(error))
     )
 
 
-def tells_of_device_memory(text: str) -> bool:
+def reports_full_device_memory(text: str) -> bool:
     """Return whether a library's message says that a GPU had no memory left."""
     return bool(_ON_DEVICE.search(text))
 

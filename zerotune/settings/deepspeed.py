@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, first_line
 from zerotune.files import parse_json
 from zerotune.records import record_problem
 
@@ -215,8 +215,9 @@ def _check_zero_section(zero: dict) -> None:
         where = ".".join(["zero_optimization", *map(str, first["loc"])])
         raise Refused(f"the DeepSpeed file's {where} is {first['input']!r}: {first['msg']}; correct it") from None
     except (TypeError, AssertionError) as error:
-        found = (str(error) or type(error).__name__).splitlines()[0]
-        raise Refused(f"the DeepSpeed file's zero_optimization cannot be used ({found}): correct it") from None
+        raise Refused(
+            f"the DeepSpeed file's zero_optimization cannot be used ({first_line(error)}): correct it"
+        ) from None
 
 
 def _is_left_open(section) -> bool:

@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from zerotune.errors import Refused, did_you_mean
+from zerotune.errors import Refused, did_you_mean, first_line
 from zerotune.files import nearest_entry
 from zerotune.run.process import say_how_far
 from zerotune.terminal import say_when_slow
@@ -434,11 +434,6 @@ def reading_parquet(path: Path) -> Iterator[None]:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also dates that Python cannot hold
         raise Refused(f"{path}: not a readable parquet file ({first_line(error)}); write it again") from None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _shown(names: list[str]) -> str:

@@ -4,10 +4,10 @@ import os
 import re
 from pathlib import Path
 
-from zerotune.errors import Refused, Unavailable
+from zerotune.errors import Refused, Unavailable, first_line
 from zerotune.models.model_files import missing_folder, no_hub
 from zerotune.run.hub_connection import stay_offline_without_network
-from zerotune.tasks.files import Source, Table, first_line, rows_sha256
+from zerotune.tasks.files import Source, Table, rows_sha256
 
 
 def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:

@@ -264,7 +264,7 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
         OSError: the disk cannot be read, and no checkpoint is left. A new start would replace those that it may hold.
         Refused: no checkpoint is left, and one is complete except for its best weights.
     """
-    passed_over, unread, without_best = [], None, None
+    skipped, unread, without_best = [], None, None
     for folder in reversed(_step_folders(root)):
         try:
             problem = defect(folder, run_id)
@@ -273,14 +273,14 @@ def newest_whole(root: Path, run_id: str | None = None) -> tuple[Path | None, li
         except OSError as error:
             unread, problem = error, f"unreadable: {error}"
         if problem is None:
-            return folder, passed_over
-        passed_over.append(f"checkpoint {folder} is skipped: {problem}")
+            return folder, skipped
+        skipped.append(f"checkpoint {folder} is skipped: {problem}")
     if unread is not None:
         raise unread
     if without_best is not None:
         folder, problem = without_best
         raise Refused(f"{folder} is whole, but {problem}: restore that folder, or delete {root} to start again")
-    return None, passed_over
+    return None, skipped
 
 
 def superseded(last: Path, keep: int) -> list[Path]:

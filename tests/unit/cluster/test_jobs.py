@@ -320,7 +320,7 @@ def test_a_busy_controller_is_asked_again_to_requeue(tmp_path, flag, said):
     )
     (tmp_path / "scontrol").chmod(0o755)
     state = f"job_files={tmp_path}/7 job_name=7 stop_reason=SIGUSR1 ZEROTUNE_FAILED_FILE={tmp_path}/7.failed"
-    line = f". slurm/common.sh; sleep() {{ :; }}; {state}; echo 4+0 0 >$job_files.attempts; go_on_or_end 5+0 1"
+    line = f". slurm/common.sh; sleep() {{ :; }}; {state}; echo 4+0 0 >$job_files.attempts; launch_again_or_end 5+0 1"
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ended = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert ended.returncode == 75 and ended.stdout == f"slurm: {said}\n"

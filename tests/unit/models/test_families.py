@@ -288,7 +288,9 @@ def test_the_heads_of_pretraining_are_left_aside(head, tmp_path):
     folder = model_copy(tmp_path / "m", "deberta-v2")
     weights = load_file(folder / "model.safetensors") | {f"{head}.weight": torch.zeros(2, 2)}
     save_file(weights, folder / "model.safetensors")
-    load_classifier(ModelSettings(str(folder)), LABELS, load_tokenizer(str(folder), None))
+    loaded = load_classifier(ModelSettings(str(folder)), LABELS, load_tokenizer(str(folder), None)).model.state_dict()
+    backbone = [name for name in loaded if name.startswith("deberta.")]
+    assert backbone and all(torch.equal(loaded[name], weights[name]) for name in backbone)
 
 
 # --- what is refused ---

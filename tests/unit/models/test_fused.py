@@ -104,9 +104,12 @@ def test_dropout_before_a_layer_norm():
 
 def test_other_models_of_the_family_rotate_as_before(monkeypatch):
     fused.fuse(model_of("llama"))
-    other = model_of("llama")
+    other, wanted = model_of("llama"), outcome(model_of("llama"))
     monkeypatch.setattr(fused, "_rotate_both", None)
-    outcome(other)
+    found = outcome(other)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -174,7 +177,7 @@ def forget_compiled_passes():
 
 def test_where_passes_are_fused(monkeypatch):
     """In 16 bits, if the kernels are right and no flag forbids it; a line says why if they are missing unexpectedly."""
-    monkeypatch.setattr(fused, "kernels_fail", lambda *_: None)
+    monkeypatch.setattr(fused, "why_kernels_fail", lambda *_: None)
     monkeypatch.setattr(fused_kernels, "_compiling", set())
     gpu, narrow = torch.device("cuda"), ModelSettings("m", precision="bf16")
     assert fused.use_fused_passes(model_of("llama"), narrow, gpu)[0] == tuple(sorted(expected_passes("llama", "full")))
@@ -193,13 +196,13 @@ def test_where_passes_are_fused(monkeypatch):
     assert fused.use_fused_passes(model_of("roberta"), narrow, gpu) == (passes, None)
     assert fused.use_fused_passes(model_of("roberta"), narrow, CPU) == ((), None), "a CPU has kernels of its own for it"
     assert "ZeRO-3" in fused.use_fused_passes(model, replace(narrow, zero_stage=3), gpu)[1]
-    monkeypatch.setattr(fused, "kernels_fail", lambda *_: "no compiler")
+    monkeypatch.setattr(fused, "why_kernels_fail", lambda *_: "no compiler")
     assert fused.use_fused_passes(model, narrow, gpu) == ((), "--compile is off: no compiler")
 
 
 def test_a_gpu_whose_kernels_cannot_be_checked_says_why():
     if not torch.cuda.is_available():
-        assert "CUDA" in fused_kernels.kernels_fail("cuda", torch.bfloat16)
+        assert "CUDA" in fused_kernels.why_kernels_fail("cuda", torch.bfloat16)
 
 
 def test_products_in_bf16_on_a_cpu_have_few_numbers_of_rows():
@@ -214,6 +217,6 @@ def test_products_in_bf16_on_a_cpu_have_few_numbers_of_rows():
 def test_this_cpus_compiler_gives_the_right_numbers():
     forget_compiled_passes()
     for dtype in (torch.bfloat16, torch.float16):
-        assert fused_kernels.kernels_fail("cpu", dtype) is None
-        assert fused_kernels.kernels_fail("cpu", dtype, of_encoder=True) is None
+        assert fused_kernels.why_kernels_fail("cpu", dtype) is None
+        assert fused_kernels.why_kernels_fail("cpu", dtype, of_encoder=True) is None
     forget_compiled_passes()

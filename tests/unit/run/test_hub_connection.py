@@ -5,7 +5,7 @@ import socket
 import pytest
 from huggingface_hub import constants
 
-from zerotune.run.hub_connection import is_offline_by_wish, stay_offline_without_network
+from zerotune.run.hub_connection import is_offline_on_request, stay_offline_without_network
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_offline_where_nothing_answers(monkeypatch, listening):
     listening.close()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     stay_offline_without_network()
-    assert constants.HF_HUB_OFFLINE and not is_offline_by_wish()
+    assert constants.HF_HUB_OFFLINE and not is_offline_on_request()
 
 
 def test_online_where_something_answers(monkeypatch, listening):
@@ -44,4 +44,4 @@ def test_a_proxy_is_left_to_the_client(monkeypatch):
 
 def test_offline_by_wish(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert is_offline_by_wish()
+    assert is_offline_on_request()

@@ -12,7 +12,7 @@ from zerotune.run.launch import (
     check_world,
     collective_timeout,
     from_rank_0,
-    unseen_gpus,
+    unseen_gpus_warning,
 )
 
 
@@ -127,10 +127,10 @@ def test_the_processes_of_a_node_judge_by_its_smallest_gpu(monkeypatch):
 
 
 def test_gpus_that_slurm_gave_and_nobody_sees_are_named():
-    line = unseen_gpus({"SLURM_GPUS_ON_NODE": "8"})
+    line = unseen_gpus_warning({"SLURM_GPUS_ON_NODE": "8"})
     assert line.startswith("WARNING: SLURM gave this job 8 GPUs on ") and "torch sees none" in line
     for environment in ({}, {"SLURM_GPUS_ON_NODE": ""}, {"SLURM_GPUS_ON_NODE": "0"}):
-        assert unseen_gpus(environment) is None
+        assert unseen_gpus_warning(environment) is None
 
 
 def test_products_in_float32_are_not_rounded_to_tf32(monkeypatch):

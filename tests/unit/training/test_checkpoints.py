@@ -49,12 +49,12 @@ def test_nothing_saved_is_no_checkpoint(tmp_path):
         (lambda folder: (folder / "manifest.json").write_text('{"weights.bin": 7}'), "unreadable"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, damage, words):
+def test_a_damaged_checkpoint_is_named_and_skipped(tmp_path, damage, words):
     older, newer = save(tmp_path, 9), save(tmp_path, 10)
     damage(newer)
-    found, passed_over = checkpoints.newest_whole(tmp_path)
+    found, skipped = checkpoints.newest_whole(tmp_path)
     assert found == older
-    (line,) = passed_over
+    (line,) = skipped
     assert str(newer) in line and re.search(words, line)
 
 
@@ -82,7 +82,7 @@ def rewrite_progress(folder, **changes):
         ({"stopped_early": "no"}, "unreadable: progress.stopped_early is 'no', wanted a valid boolean"),
     ],
 )
-def test_an_edited_progress_is_named_and_passed_over(tmp_path, changes, words):
+def test_an_edited_progress_is_named_and_skipped(tmp_path, changes, words):
     older, newer = save(tmp_path, 9), save(tmp_path, 10)
     rewrite_progress(newer, **changes)
     found, (line,) = checkpoints.newest_whole(tmp_path)
@@ -129,7 +129,7 @@ def test_what_cannot_be_deleted_yet_is_said_and_deleted_later(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("put", [shutil.copytree, lambda source, target: target.symlink_to(source)])
-def test_a_checkpoint_of_another_run_is_named_and_passed_over(tmp_path, put):
+def test_a_checkpoint_of_another_run_is_named_and_skipped(tmp_path, put):
     """So is one whose best checkpoint is of another run. Deleting a linked checkpoint keeps the link's target."""
     ours, root = save(tmp_path / "a", 9), tmp_path / "a"
     theirs = save(tmp_path / "b", 10, run_id="theirs")
@@ -163,7 +163,7 @@ def test_files_among_the_checkpoints_are_left_alone(tmp_path):
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
 
 
-def test_a_passed_over_checkpoint_is_replaced_by_the_next_save_of_its_step(tmp_path):
+def test_a_skipped_checkpoint_is_replaced_by_the_next_save_of_its_step(tmp_path):
     folder = save(tmp_path, 3)
     (folder / "weights.bin").write_bytes(b"")
     (folder / "stray").write_text("from an earlier version")
@@ -192,8 +192,8 @@ def test_after_death_while_a_whole_checkpoint_is_saved_again_one_of_them_counts(
     found_best = []
     for root in deaths(tmp_path, lambda root: save(root, 1, best_step=1)):
         checkpoints.put_back_replaced(root)
-        found, passed_over = checkpoints.newest_whole(root)
-        assert found == root / "step-00000001" and passed_over == []
+        found, skipped = checkpoints.newest_whole(root)
+        assert found == root / "step-00000001" and skipped == []
         found_best.append(checkpoints.read_progress(found)["progress"]["best_step"])
         save_and_prune(root, 1)
         assert names(root) == ["step-00000001"]
@@ -235,7 +235,7 @@ def test_the_best_that_an_older_kept_checkpoint_knew_is_kept(tmp_path):
     assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000006"]
 
 
-def test_a_checkpoint_whose_best_is_damaged_is_passed_over(tmp_path):
+def test_a_checkpoint_whose_best_is_damaged_is_skipped(tmp_path):
     for step, best_step in ((2, 2), (4, 4), (6, 4)):
         save(tmp_path, step, best_step=best_step)
     (tmp_path / "step-00000004" / "weights.bin").write_bytes(b"")
@@ -280,7 +280,7 @@ def test_weights_alone_are_kept_while_a_checkpoint_knows_them_as_the_best(tmp_pa
     ]
 
 
-def test_a_checkpoint_whose_best_weights_are_damaged_is_passed_over(tmp_path):
+def test_a_checkpoint_whose_best_weights_are_damaged_is_skipped(tmp_path):
     older, best = save(tmp_path, 3), save_best(tmp_path, 5)
     newer = save(tmp_path, 6, best_step=5)
     assert checkpoints.newest_whole(tmp_path) == (newer, []) and checkpoints.best_of(newer) == best
@@ -343,7 +343,7 @@ def test_leftovers_of_kills_are_deleted(tmp_path):
     assert names(tmp_path) == ["step-00000001", "step-00000003"]
 
 
-def test_what_was_passed_over_does_not_count_as_kept(tmp_path):
+def test_what_was_skipped_does_not_count_as_kept(tmp_path):
     """A folder without a marker, and a damaged one of a later step, do not count among the checkpoints to keep."""
     for step in (4, 5, 6, 9):
         save(tmp_path, step)

@@ -62,8 +62,8 @@ def test_training_goes_on_while_a_checkpoint_is_on_its_way(tmp_path, held):
     held.set()
     saves.finish()
     assert saves.on_its_way is None and not saves.has_arrived
-    folder, passed_over = checkpoints.newest_whole(tmp_path / "root")
-    assert (folder.name, passed_over) == ("step-00000001", [])
+    folder, skipped = checkpoints.newest_whole(tmp_path / "root")
+    assert (folder.name, skipped) == ("step-00000001", [])
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*FILES, checkpoints.PROGRESS, checkpoints.MANIFEST, checkpoints.MARKER]
     )
