@@ -146,7 +146,6 @@ def test_a_refusal_on_rank_0_ends_both_processes(predict, folder):
     assert predict("late", *flags, world=2, expect=2).refusal().startswith(f"{path} line 302: 3 fields")
 
 
-@pytest.mark.parametrize("extension", ["csv", "jsonl.gz", "parquet"])
 def test_a_row_that_the_output_cannot_hold_is_named(predict, folder):
     path = folder / "late.jsonl"
     rows = [{"text": f"message {number}"} for number in range(300)]
@@ -156,6 +155,7 @@ def test_a_row_that_the_output_cannot_hold_is_named(predict, folder):
     assert refusal == f"{path} row 301: the first rows have no column 'more': use an --output .jsonl"
 
 
+@pytest.mark.parametrize("extension", ["csv", "jsonl.gz", "parquet"])
 def test_an_interrupted_file_is_continued(predict, folder, extension):
     """SIGTERM after the first chunk; a kill when a chunk is written but not recorded; another input; then the same."""
     whole, output = folder / f"whole.{extension}", folder / f"resumed.{extension}"

@@ -75,7 +75,7 @@ def test_unknown_predictions_are_counted_and_missing_ones_refused(tmp_path, file
         (("--score", "absent.json", "--test-file", "dev.json"), "absent.json: no such file"),
         (
             ("--score", "dev.json", "--test-file", "dev.json"),
-            "dev.json: the prediction of 'version' is not a string|no str",
+            "dev.json: the prediction of 'version' is not a string|is not a str",
         ),
         (("--score", "predictions.json", "--test-file", "predictions.json"), "'data' is missing"),
         (

@@ -11,6 +11,7 @@ from zerotune.metrics.statistics import PairedMeans
 from zerotune.metrics.text_overlap import OVERLAP_TITLES
 
 NO_SHARES = ("matthews",)  # scores from -1 to 1
+_TITLES = {"matthews": "Matthews' correlation", "exact": "exact match", **OVERLAP_TITLES}
 MOST_WIDE_COLUMNS = 6  # of a confusion matrix
 # In some browsers a page opened from a file has no clipboard: the command is then selected instead.
 COPY_SCRIPT = """<script>
@@ -208,18 +209,15 @@ def flattened(value: Mapping, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def metric_title(name: str) -> str:
-    """Return the title of a score: "accuracy on negative" for accuracy_negative, "F1, macro" for f1_macro.
+    """Return the title of a score: "accuracy on negative" for accuracy_negative, "exact match" for exact.
 
-    Others are "F1 on negative" for f1_label_negative and "HasAns F1" for HasAns_f1."""
+    Others are "F1, macro" for f1_macro, "F1 on negative" for f1_label_negative and "HasAns F1" for HasAns_f1."""
     if name.startswith("accuracy_"):
         return f"accuracy on {name.removeprefix('accuracy_')}"
     if name.startswith("f1_label_"):
         return f"F1 on {name.removeprefix('f1_label_')}"
-    if name == "matthews":
-        return "Matthews' correlation"
-    return OVERLAP_TITLES.get(name) or name.replace("f1", "F1").replace("_macro", ", macro").replace(
-        "_micro", ", micro"
-    ).replace("_", " ")
+    words = name.replace("f1", "F1").replace("_macro", ", macro").replace("_micro", ", micro").replace("_", " ")
+    return _TITLES.get(name, words)
 
 
 def score_cell(metrics: dict, name: str) -> str | tuple[str, str]:

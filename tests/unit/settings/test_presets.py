@@ -76,7 +76,7 @@ def test_a_preset_that_is_not_there_and_one_of_another_script():
     assert line.startswith(
         "the preset mistral-qlora-imdb is for train/imdb.py, and this is train/sst2.py: train/sst2.py"
     )
-    with pytest.raises(Refused, match=r"train/classify\.py has none; a file of your own"):
+    with pytest.raises(Refused, match=r"train/classify\.py has none; give a file of your own"):
         read("--preset", "x", script="train/classify.py")
 
 

@@ -55,7 +55,7 @@ def test_given_files_validate_and_report(files):
     splits = load(flags(**files))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (900, 120, 100)
     alone = load(flags(train_file=files["train_file"], validation_file=files["validation_file"]))
-    said = "no --test-file: --validation-file reports"
+    said = "no --test-file: --validation-file is the test"
     assert len(alone.test) == 120 and any(said in note for note in alone.record["notes"])
 
 

@@ -150,7 +150,7 @@ def test_many_writers_leave_one_whole_file(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(Refused, match="--max-length 2 has no room beside 2 special tokens"):
+    with pytest.raises(Refused, match=r"--max-length 2 leaves no room for text beside the special tokens \(2\)"):
         encode_texts(make_tokenizer("<s> $A </s>"), TEXTS, 2, None)
     with pytest.raises(Refused, match="text 1 itself begins with <s>"):
         encode_texts(make_tokenizer(), ["a film", "<s> a film"], 6, None)
