@@ -45,7 +45,8 @@ def test_the_page_shows_scores_breakdown_and_worst_errors(run):
     page = write_report(run, question_parts({question.id: question for question in QUESTIONS}))
     text = text_of(page)
     assert "Tuned F1, span head 53.3 %" in text and "Base F1, zero-shot prompt 16.7 %" in text
-    assert "On the 3 questions that both scored, exact match went from 0.0 % to 66.7 %" in text and "F1 went from" in text
+    assert "On the 3 questions that both scored, exact match went from 0.0 % to 66.7 %" in text
+    assert "F1 went from" in text
     assert "Difference +72.2 points" in text
     # number of questions, then F1, for: base; tuned on the same three; tuned
     assert "questions 3 3 5" in text and re.search(r"F1 16\.7 % \S+ \S+ 88\.9 % \S+ \S+ 53\.3 %", text)
