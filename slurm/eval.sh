@@ -43,10 +43,10 @@ if [ "${SLURM_GPUS_ON_NODE:-0}" != 0 ] && [ $# = 0 ]; then
   say "options before slurm/eval.sh are for this job, which only submits; name the evaluations' options after the list: $list --gpus-per-node 1"
 fi
 # the jobs read a copy: the list may change before they start
-kept=$(basename "$list")
-kept=runs/eval/${kept%.*}/lists/$(date +%Y%m%d-%H%M%S)-$$
+name=$(basename "$list")
+kept=runs/eval/${name%.*}/lists/$(date +%Y%m%d-%H%M%S)-$$
 mkdir -p "$kept" && cp "$list" "$kept/" || exit 1
-kept=$kept/$(basename "$list")
+kept=$kept/$name
 # a chain stops where a link fails; else the comparison names the missing evaluations
 order=(--kill-on-invalid-dep=yes) kind=afterany
 if [ -n "$after" ]; then order+=("--dependency=afterok:$after") kind=afterok; fi

@@ -272,8 +272,8 @@ def _sentences(comparison: Comparison) -> list[str]:
         if entry.is_group:
             found = _summary(_values(comparison, entry))
             mean, low, high = (html.percent(found[part]) for part in ("mean", "low", "high"))
-            num = _num_prompts(len(entry.evaluations))
-            said.append(f"{entry.name}: {mean} on average over {num}, which give {low} to {high}.")
+            num = len(entry.evaluations)
+            said.append(f"{entry.name}: {mean} on average over {num} prompts, which give {low} to {high}.")
         elif number := entry.evaluations[0]:
             pair, f1 = comparison.pairs[number - 1], comparison.f1_pairs[number - 1]
             names, score = (comparison.names[number], comparison.names[0]), html.metric_title(comparison.headline)
@@ -289,10 +289,6 @@ def _verdict(name: str, first: str, score: str, pair: PairedAccuracy | PairedMea
         return f"{name} is not shown to differ from {first} in {score} ({html.p_value_text(p_value)})."
     points, word = html.change(pair)[0].lstrip("+" + html.MINUS), "above" if pair.difference > 0 else "below"
     return f"{name} is {points} {word} {first} in {score}, more than chance explains ({html.p_value_text(p_value)})."
-
-
-def _num_prompts(num: int) -> str:
-    return f"{num} prompt{'s' * (num != 1)}"
 
 
 def _scores(comparison: Comparison) -> list[str]:
@@ -409,7 +405,8 @@ def _paired_tests(comparison: Comparison) -> str:
     single, grouped = [n for n in numbers if n not in in_groups], [n for n in numbers if n in in_groups]
     parts = _tests(comparison, single) if single else []
     if grouped:
-        parts.append(html.details(f"Tests of {_num_prompts(len(grouped))}", *_tests(comparison, grouped)))
+        title = f"Tests of {len(grouped)} prompt{'s' * (len(grouped) > 1)}"
+        parts.append(html.details(title, *_tests(comparison, grouped)))
     return html.section("Paired tests", *parts)
 
 

@@ -36,7 +36,6 @@ SHARED = {
 _LOSS_FLAGS = {
     "span": ("max_length", "doc_stride", "model", "revision"),
     "generate": ("model", "revision", "prompt_format"),
-    "classify": (),
 }
 # Flags for all runs together, with the number of words that follow: none, one, or (None) all up to the next flag.
 OF_ALL_RUNS = {"--seeds": None, "--sweep": 1, "--launcher": 1, "--output-dir": 1, "--state-file": 1, "--plan": 0}

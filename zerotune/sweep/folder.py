@@ -31,8 +31,8 @@ def check_folder(runs: Runs) -> None:
     found = [f"{name} was {earlier[name]}, is {wanted[name]}" for name in ("script",) if earlier[name] != wanted[name]]
     names = dict.fromkeys((*earlier["flags"], *wanted["flags"]))
     if bool(earlier["seeds"]) != bool(wanted["seeds"]):
-        given = ("with", "without") if earlier["seeds"] else ("without", "with")
-        found.append("its runs were started {} --seeds, and this command is {}".format(*given))
+        were, are = ("with", "without") if earlier["seeds"] else ("without", "with")
+        found.append(f"its runs were started {were} --seeds, and this command is {are}")
         names.pop("seed", None)  # only one of them has it
     found += [
         f"--{name.replace('_', '-')} was {earlier['flags'].get(name)}, is {wanted['flags'].get(name)}"

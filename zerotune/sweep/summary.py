@@ -174,29 +174,25 @@ def _check_same_inputs(setting: Setting) -> None:
     """Refuse a mean over seeds that trained on different data or models, as after a correction of the file."""
     for other in setting.scores[1:]:
         first = setting.scores[0].identity
-        names = [name for name in {**first, **other.identity} if first.get(name) != other.identity.get(name)]
-        if names:
-            raise Refused(
-                f"the seeds of one setting must have the same inputs: {listed(names)} changed between "
-                f"{listed([member.name for member in setting.members])}; use another --output-dir, or delete the runs "
-                "from before the change"
-            )
+        changed = [name for name in {**first, **other.identity} if first.get(name) != other.identity.get(name)]
+        _refuse_changed("seeds of one setting", changed, listed([member.name for member in setting.members]))
 
 
 def _check_shared_inputs(finished: Mapping[str, Scores], swept: set[str]) -> None:
     """Refuse a ranking of settings whose data or model have changed between them, other than by a swept flag."""
+    shared = [part for part, flags in _SHARED_INPUTS.items() if not flags & swept]
     (first, one), *others = finished.items()
     for name, other in others:
-        names = [
-            part
-            for part, flags in _SHARED_INPUTS.items()
-            if not flags & swept and one.identity.get(part) != other.identity.get(part)
-        ]
-        if names:
-            raise Refused(
-                f"the runs of a sweep must have the same inputs: {listed(names)} changed between {first} and {name}; "
-                "use another --output-dir, or delete the runs from before the change"
-            )
+        changed = [part for part in shared if one.identity.get(part) != other.identity.get(part)]
+        _refuse_changed("runs of a sweep", changed, f"{first} and {name}")
+
+
+def _refuse_changed(which: str, changed: list[str], between: str) -> None:
+    if changed:
+        raise Refused(
+            f"the {which} must have the same inputs: {listed(changed)} changed between {between}; use another "
+            "--output-dir, or delete the runs from before the change"
+        )
 
 
 def _by_setting(runs: Runs, finished: Mapping[str, Scores]) -> list[Setting]:

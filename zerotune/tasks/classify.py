@@ -23,6 +23,7 @@ from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
 from zerotune.tasks.files import Source
 from zerotune.tasks.labels import (
+    GIVE_TWO,
     INDICATORS,
     check_given_labels,
     collect_labels,
@@ -173,7 +174,7 @@ def with_labels(task: TextTask, labels: tuple[str, ...]) -> TextTask:
     return replace(task, labels=labels, wordings=wordings_of(labels))
 
 
-def labels_of(task: TextTask, source: Source, **way_out: str) -> tuple[str, ...]:
+def labels_of(task: TextTask, source: Source, way_out: str = GIVE_TWO) -> tuple[str, ...]:
     """Return the labels of some rows, in their data set's own order if it has one.
 
     Args:
@@ -204,7 +205,7 @@ def labels_of(task: TextTask, source: Source, **way_out: str) -> tuple[str, ...]
     named = [label_word(name, source.name) for name in source.class_names.get(column) or ()]
     present = set(words)
     order = tuple(name for name in named if name in present) if named else None
-    return collect_labels(words, f"{source.name}, column {column!r}", order, **way_out)
+    return collect_labels(words, f"{source.name}, column {column!r}", order, way_out)
 
 
 def data_of_model(record: dict | None, run_split: dict | None) -> DataSettings | None:
@@ -277,8 +278,8 @@ def task_to_evaluate(
         origin = sources.train_origin(task, train_file) if settings.train_file else sources.test_origin(task, settings)
         way_out = f"{task.columns_way_out}, or the labels with --labels"
         source = read_source(origin or sources.train_origin(task, settings))
-        only_one = "give rows with two labels or more, or name the labels with --labels"
-        known_labels = labels_of(replace(task, columns_way_out=way_out), source, way_out=only_one)
+        task_of_items = replace(task, columns_way_out=way_out)
+        known_labels = labels_of(task_of_items, source, f"{GIVE_TWO}, or name the labels with --labels")
     read_label = task.read_label if task.multi_label else parse_own_label
     if of_run is None:
         read_label = partial(read_label, way_out="use --labels or a model that has this label")

@@ -45,6 +45,7 @@ def numbered(labels: tuple[str, ...], conjunction: str) -> str:
 # --- labels of the user's own ---
 
 TRAIN_ON_IT = "train on rows with this label"
+GIVE_TWO = "give rows with two labels or more"
 INDICATORS = ({"0", "1"}, {"false", "true"})  # words that are hardly labels if a row repeats one
 
 
@@ -156,7 +157,7 @@ def collect_labels(
     words: Iterable[str | None],
     source: str,
     order: tuple[str, ...] | None = None,
-    way_out: str = "give rows with two labels or more",
+    way_out: str = GIVE_TWO,
 ) -> tuple[str, ...]:
     """Return the distinct labels among the `label_word`s of some rows, sorted as numbers if all are, else as words.
 

@@ -115,9 +115,13 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     record = checkpoints.read_progress(folder)
     progress, saved_by = Progress.of(record["progress"]), record["num_processes"]
     now = accelerator.num_processes
-    moved = f" (saved by {saved_by} process{'es' * (saved_by > 1)}, now {now})" if saved_by != now else ""
+    moved = f" (saved by {_processes(saved_by)}, now {now})" if saved_by != now else ""
     say(f"resumes after step {progress.step} from {folder}{moved}")
     return progress
+
+
+def _processes(num: int) -> str:
+    return f"{num} process{'es' * (num > 1)}"
 
 
 def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | None, list[str]]:
@@ -143,6 +147,6 @@ def _cannot_move(folder: Path, engine: Engine, optimizer: str) -> str | None:
     if saved_by == now:
         return None
     return (
-        f"{folder} was saved by {saved_by} processes and this run has {now}: under DeepSpeed, adamw8bit keeps its "
+        f"{folder} was saved by {_processes(saved_by)} and this run has {now}: under DeepSpeed, adamw8bit keeps its "
         f"state in blocks of one process, which cannot move; launch {saved_by}"
     )
