@@ -253,7 +253,7 @@ run_members() {
   read -r numbers <"$job_files.answer"
   for number in ${SLURM_ARRAY_TASK_ID:-$numbers}; do
     ask_again member "$number" "$@" || return
-    mapfile -t command <"$job_files.answer"
+    mapfile -d '' -t command <"$job_files.answer"
     # a run's attempts are its own
     job_files=$of_job.$number
     export ZEROTUNE_FAILED_FILE=$PWD/$job_files.failed ZEROTUNE_STATE_FILE=$PWD/$job_files.state.json

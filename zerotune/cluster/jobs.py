@@ -145,11 +145,12 @@ def print_members(runs: Runs) -> None:
 
 
 def print_member(runs: Runs, number: str) -> None:
-    """Print the script and the flags of a run, a word a line. Raises Refused where there is no run of that number."""
+    """Print the script and the flags of a run, each followed by a NUL. Raises Refused for a number that no run has."""
     if not (number.isdecimal() and 1 <= int(number) <= len(runs.members)):
         count = len(runs.members)
         raise Refused(f"there is no run {number} of {count}: submit them with sbatch --array=1-{count}")
-    print("\n".join([runs.script, *runs.command(runs.members[int(number) - 1])]))
+    words = [runs.script, *runs.command(runs.members[int(number) - 1])]
+    print("\0".join(words), end="\0")  # a flag's value may have lines, but no NUL
 
 
 def print_summary(runs: Runs) -> None:

@@ -44,6 +44,7 @@ def numbered(labels: tuple[str, ...], conjunction: str) -> str:
 
 # --- labels of the user's own ---
 
+FORMAT_CHARACTER = "Cf"  # the Unicode category of characters without a shape, such as a zero-width space
 TRAIN_ON_IT = "train on rows with this label"
 GIVE_TWO = "give rows with two labels or more"
 INDICATORS = ({"0", "1"}, {"false", "true"})  # words that are hardly labels if a row repeats one
@@ -201,14 +202,17 @@ def _by_size(word: str) -> tuple[float, str]:
 
 
 def _require_distinct(counts: Counter, source: str) -> None:
-    """Refuse labels that differ only in case, and names that metrics.json uses for something else."""
+    """Refuse labels that differ only in case or unseen characters, and names that metrics.json uses otherwise."""
     seen: dict[str, str] = {}
     for label in counts:
-        other = seen.setdefault(label.casefold(), label)
+        key = "".join(letter for letter in label.casefold() if unicodedata.category(letter) != FORMAT_CHARACTER)
+        other = seen.setdefault(key, label)
         if other != label:
+            is_unseen = other.casefold() != label.casefold()
+            difference = "characters that are not seen" if is_unseen else "case (ß counts as ss)"
             raise Refused(
                 f"{source}: the labels {other!r} ({counts[other]:,} rows) and {label!r} ({counts[label]:,} rows) "
-                "differ only in case (ß counts as ss): spell them the same way, or rename one"
+                f"differ only in {difference}: spell them the same way, or rename one"
             )
         if label.casefold().endswith("ci95"):
             raise Refused(f"{source}: a label cannot end in ci95, as intervals in metrics.json do: rename {label!r}")

@@ -342,7 +342,7 @@ def test_the_runs_of_seeds_are_numbered_for_an_array(tmp_path):
     assert f"run folder: {tmp_path}/several/seed-6: fresh" in plan and not (tmp_path / "several").exists()
     assert answer("members", *flags).stdout == "1 2\n" and (tmp_path / "several/sweep.json").exists()
     words = ["train/sst2.py", "--sample", "--seed", "6", "--output-dir", f"{tmp_path}/several/seed-6"]
-    assert answer("member", 2, *flags).stdout.splitlines() == words
+    assert answer("member", 2, *flags).stdout.split("\0") == [*words, ""]
     assert "there is no run 0 of 2: submit them with sbatch --array=1-2" in answer("member", 0, *flags).stderr
     assert "--launcher has no use on the cluster" in answer("members", *flags, "--launcher", "torchrun").stderr
     write_run(tmp_path / "several/seed-5", 0.8, 0.7)
