@@ -61,7 +61,7 @@ def fresh_accelerator(deepspeed: Path | None = None, precision: str = "bf16"):
     AcceleratorState._reset_state(reset_partial_state=True)
     filled = None
     if deepspeed is not None:
-        filled = fill_deepspeed_config(read_deepspeed_config(deepspeed), 32, MAX_GRAD_NORM, precision)
+        filled = fill_deepspeed_config(read_deepspeed_config(deepspeed), MAX_GRAD_NORM, precision)
     return start_accelerator(filled)
 
 

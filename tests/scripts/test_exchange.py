@@ -45,7 +45,7 @@ def count(workplace):
         config, changes, how = CASES[name]
         filled = None
         if config:
-            filled = fill_deepspeed_config(configuration(config, changes), 8, 1.0, precision)
+            filled = fill_deepspeed_config(configuration(config, changes), 1.0, precision)
             filled |= {"train_batch_size": world}
         arguments = [name, json.dumps(filled), precision, NUM_MICRO_BATCHES, how]
         folder = workplace.folder / f"count-{name}-{world}-{precision}"

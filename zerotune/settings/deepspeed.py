@@ -12,12 +12,21 @@ from typing_extensions import TypedDict
 from zerotune.errors import Refused, first_line
 from zerotune.files import parse_json
 from zerotune.records import record_problem
+from zerotune.settings.groups import OptimisationSettings
 
 # DeepSpeed's own counts only have to be consistent: zerotune/training/batches.py cuts the steps.
 FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_size_per_gpu": 1}
 # Gradients in a bucket if the file does not say: 100 MB in bf16, which should saturate a link between GPUs or nodes.
 # ZeRO-1 and 2 have four float32 buckets: 0.75 GiB, against 7.5 GiB at DeepSpeed's default of 500 million.
 BUCKET_SIZE = 50_000_000
+# The --schedule of each type of scheduler, and the parameters of an optimizer and a scheduler that every run has.
+SCHEDULES = {"WarmupDecayLR": "linear", "WarmupCosineLR": "cosine", "WarmupLR": "constant"}
+OPTIMIZER_PARAMETERS = {
+    "betas": ("zerotune's", [0.9, 0.999]),
+    "eps": ("zerotune's", 1e-8),
+    "adam_w_mode": ("zerotune's", True),
+}
+SCHEDULER_PARAMETERS = {"warmup_min_lr": ("zerotune's", 0), "warmup_type": ("zerotune's", "linear")}
 Auto = Literal["auto"]
 
 
@@ -136,15 +145,75 @@ def _read_file(path: Path) -> dict:
     return config
 
 
-def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | None, precision: str) -> dict:
-    """Return the configuration with every "auto" and missing value filled in.
+def check_deepspeed_config(config: dict, optimisation: OptimisationSettings) -> None:
+    """Refuse a configuration whose values contradict the flags, that has no ZeRO stage, or offloads to a disk."""
+    decided = {
+        "train_batch_size": ("--batch-size", optimisation.batch_size),
+        "gradient_clipping": ("--max-grad-norm", optimisation.max_grad_norm or 0.0),
+    }
+    _check_agreement("", {key: config[key] for key in decided if key in config}, decided)
+    for key, value in FIXED_DEEPSPEED_KEYS.items():
+        found = config.get(key, "auto")
+        if found not in ("auto", value):
+            raise Refused(
+                f'the DeepSpeed file\'s {key} is {found}: zerotune cuts steps by --tokens-per-device; write "auto"'
+            )
+    rate = ("--learning-rate", optimisation.learning_rate)
+    decay = ("--weight-decay", optimisation.weight_decay)
+    of_optimizer = {"lr": rate, "weight_decay": decay, **OPTIMIZER_PARAMETERS}
+    _check_section(config, "optimizer", {"AdamW": "AdamW"}, ("zerotune's", "AdamW"), of_optimizer)
+    of_scheduler = {"warmup_max_lr": rate, **SCHEDULER_PARAMETERS}
+    _check_section(config, "scheduler", SCHEDULES, ("--schedule", optimisation.schedule), of_scheduler)
+    _check_offload(config.get("zero_optimization", {}))
+    if not config.get("zero_optimization", {}).get("stage"):
+        raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
+
+
+def _check_section(config: dict, section: str, types: dict[str, str], kind: tuple[str, str], decided: dict) -> None:
+    """Refuse an optimizer or scheduler section whose type or parameters contradict the flags.
+
+    Args:
+        types: the value of the flag in `kind`, by the section's type.
+        kind, decided: see `_check_agreement`.
+    """
+    found = config.get(section)
+    if not isinstance(found, dict):
+        return
+    name, params = found.get("type"), found.get("params", {})
+    if not isinstance(params, dict):
+        raise Refused(f"the DeepSpeed file's {section} params are {params!r}, wanted a dictionary: correct them")
+    flag, wanted = kind
+    if types.get(str(name)) != wanted:
+        raise Refused(
+            f"the DeepSpeed file's {section} type {name} and {flag} {wanted} disagree: leave the section out, or "
+            "change one of them"
+        )
+    _check_agreement(f"{section} ", params, decided)
+
+
+def _check_agreement(prefix: str, values: dict, decided: dict[str, tuple[str, object]]) -> None:
+    """Refuse values of a file that are neither "auto" nor what a run has.
+
+    Args:
+        decided: for each key the flag that decides it, and the flag's value.
+    """
+    for key, value in values.items():
+        where = f"the DeepSpeed file's {prefix}{key}"
+        flag, wanted = decided.get(key, (None, None))
+        if value != "auto" and flag is None:
+            raise Refused(f'{where} is {value}: the flags decide it; write "auto", or leave it out')
+        if value not in ("auto", wanted):
+            raise Refused(f'{where} {value} and {flag} {wanted} disagree: write "auto", or change one of them')
+
+
+def fill_deepspeed_config(config: dict, max_grad_norm: float | None, precision: str) -> dict:
+    """Return a checked configuration with every "auto" and missing value filled in.
 
     bf16 becomes `torch_autocast` over float32 parameters: DeepSpeed's own bf16 section would cast the head to bf16.
 
     Raises:
-        Refused: a batch, clipping, optimizer or scheduler key contradicts the flags, or ZeRO is missing or wrong.
+        Refused: DeepSpeed does not know a key or value of zero_optimization.
     """
-    _check_deepspeed_config(config, batch_size, max_grad_norm)
     config = json.loads(json.dumps(config))
     for section in ("optimizer", "scheduler"):
         config.pop(section, None)
@@ -169,28 +238,6 @@ def fill_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | 
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
     }
-
-
-def _check_deepspeed_config(config: dict, batch_size: int, max_grad_norm: float | None) -> None:
-    cures = {"optimizer": "--optimizer, --learning-rate", "scheduler": "--schedule, --warmup-ratio, --learning-rate"}
-    for section, cure in cures.items():
-        if not _is_left_open(config.get(section, "auto")):
-            raise Refused(f'the DeepSpeed file has a section "{section}": remove it and use {cure}')
-    for key, flag, value in (
-        ("train_batch_size", "--batch-size", batch_size),
-        ("gradient_clipping", "--max-grad-norm", max_grad_norm or 0.0),
-    ):
-        if config.get(key, "auto") not in ("auto", value):
-            raise Refused(f"the DeepSpeed file's {key} {config[key]} and {flag} {value} disagree")
-    for key, value in FIXED_DEEPSPEED_KEYS.items():
-        found = config.get(key, "auto")
-        if found not in ("auto", value):
-            raise Refused(
-                f'the DeepSpeed file\'s {key} is {found}: zerotune cuts steps by --tokens-per-device; write "auto"'
-            )
-    _check_offload(config.get("zero_optimization", {}))
-    if not config.get("zero_optimization", {}).get("stage"):
-        raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
 
 
 def _check_offload(zero: dict) -> None:
@@ -218,15 +265,6 @@ def _check_zero_section(zero: dict) -> None:
         raise Refused(
             f"the DeepSpeed file's zero_optimization cannot be used ({first_line(error)}): correct it"
         ) from None
-
-
-def _is_left_open(section) -> bool:
-    """Return whether a section is "auto", or names the run's own optimizer or schedule with "auto" for all values."""
-    if not isinstance(section, dict):
-        return section in (None, "auto")
-    params = section.get("params")
-    is_ours = section.get("type") in ("AdamW", "WarmupDecayLR") and isinstance(params, dict) and params
-    return bool(is_ours) and all(value == "auto" for value in params.values())
 
 
 def zero_stage(config: dict | None) -> int | None:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 from zerotune.errors import BrokenMachine, Refused
 from zerotune.files import is_there, read_json
-from zerotune.settings.deepspeed import fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.deepspeed import (
+    check_deepspeed_config,
+    fill_deepspeed_config,
+    read_deepspeed_config,
+    zero_stage,
+)
 from zerotune.settings.flags import LABEL_SET_METRICS
 from zerotune.settings.groups import (
     DataSettings,
@@ -73,13 +78,6 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
     else:
         precision = resolve_precision(args.precision, deepspeed, _precision_begun_with(output_dir))
     stage = zero_stage(deepspeed)
-    if deepspeed is not None:
-        if args.gradient_exchange != "fp32":
-            raise Refused(
-                f"--gradient-exchange {args.gradient_exchange} is for runs without DeepSpeed, which exchanges in the "
-                "type of --precision: leave one of them out"
-            )
-        deepspeed = fill_deepspeed_config(deepspeed, args.batch_size, args.max_grad_norm, precision)
     tokens = TRAIN_TOKENS if for_gpu else tokens_per_device(args.tokens_per_device, TRAIN_TOKENS)
     tokens = args.tokens_per_device or tokens
     choose_by = args.choose_by
@@ -92,6 +90,15 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         "head_learning_rate": head_rate,
         "tokens_per_device": tokens,
     }
+    optimisation = _group(OptimisationSettings, args, **resolved)
+    if deepspeed is not None:
+        if args.gradient_exchange != "fp32":
+            raise Refused(
+                f"--gradient-exchange {args.gradient_exchange} is for runs without DeepSpeed, which exchanges in the "
+                "type of --precision: leave one of them out"
+            )
+        check_deepspeed_config(deepspeed, optimisation)
+        deepspeed = fill_deepspeed_config(deepspeed, optimisation.max_grad_norm, precision)
     recorded = resolved | {"model": model, "output_dir": output_dir}
     return TrainSettings(
         task=task,
@@ -99,7 +106,7 @@ def train_settings(args: Namespace, task: str, sample_defaults: dict[str, float]
         engine=getattr(args, "engine", "loop"),
         model=_group(ModelSettings, args, name=model, precision=precision, zero_stage=stage),
         data=data_settings(args),
-        optimisation=_group(OptimisationSettings, args, **resolved),
+        optimisation=optimisation,
         run=_group(RunSettings, args, output_dir=output_dir, flags=record_flags(args, recorded)),
         prompt=_prompt_settings(args),
         text=_group(TextSettings, args),

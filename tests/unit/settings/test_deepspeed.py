@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.default_settings import optimisation_settings
 from zerotune.errors import Refused
 from zerotune.settings import precision
-from zerotune.settings.deepspeed import BUCKET_SIZE, fill_deepspeed_config, read_deepspeed_config, zero_stage
+from zerotune.settings.deepspeed import (
+    BUCKET_SIZE,
+    check_deepspeed_config,
+    fill_deepspeed_config,
+    read_deepspeed_config,
+    zero_stage,
+)
 from zerotune.settings.flags import train_parser
 from zerotune.settings.precision import resolve_precision
 from zerotune.settings.resolve import train_settings
@@ -79,8 +86,18 @@ def test_deepspeed_exchanges_gradients_in_its_own_type():
         train_settings(train_parser("", SST2).parse_args(flags), "sst2", {"epochs": 1, "learning_rate": 1e-3})
 
 
-def fill(config, precision="fp32"):
-    return fill_deepspeed_config({"zero_optimization": {"stage": 2}} | config, 32, 1.0, precision)
+def fill(config, precision="fp32", **flags):
+    config = {"zero_optimization": {"stage": 2}} | config
+    check_deepspeed_config(config, optimisation_settings(**flags))
+    return fill_deepspeed_config(config, 1.0, precision)
+
+
+def adamw(**params):
+    return {"type": "AdamW", "params": params}
+
+
+def warmup(**params):
+    return {"type": "WarmupDecayLR", "params": params}
 
 
 @pytest.mark.parametrize(
@@ -90,10 +107,19 @@ def fill(config, precision="fp32"):
         ({"gradient_clipping": 0.5}, "gradient_clipping 0.5 and --max-grad-norm 1.0 disagree"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is 2: .*--tokens-per-device"),
         ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4: .*--tokens-per-device"),
-        ({"optimizer": {"type": "Adam"}}, 'a section "optimizer": remove it and use --optimizer, --learning-rate'),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-5}}}, 'a section "optimizer": remove it'),
-        ({"optimizer": {"type": "AdamW"}}, 'a section "optimizer": remove it'),
-        ({"scheduler": {"type": "WarmupLR"}}, 'a section "scheduler": remove it and use --schedule, --warmup-'),
+        ({"optimizer": {"type": "Adam"}}, "optimizer type Adam and zerotune's AdamW disagree"),
+        ({"optimizer": {}}, "optimizer type None and zerotune's AdamW disagree"),
+        ({"optimizer": adamw(lr=1e-5)}, 'optimizer lr 1e-05 and --learning-rate 2e-05 disagree: write "auto", or'),
+        ({"optimizer": adamw(weight_decay=0)}, "weight_decay 0 and --weight-decay 0.01 disagree"),
+        ({"optimizer": adamw(betas=[0.8, 0.999])}, r"betas \[0.8, 0.999\] and zerotune's \[0.9, 0.999\] disagree"),
+        ({"optimizer": adamw(amsgrad=True)}, 'optimizer amsgrad is True: the flags decide it; write "auto"'),
+        ({"optimizer": {"type": "AdamW", "params": 5}}, "optimizer params are 5, wanted a dictionary"),
+        ({"scheduler": {"type": "WarmupLR"}}, "scheduler type WarmupLR and --schedule linear disagree"),
+        ({"scheduler": warmup(warmup_max_lr=0.1)}, "warmup_max_lr 0.1 and --learning-rate 2e-05 disagree"),
+        (
+            {"scheduler": warmup(warmup_num_steps=9)},
+            'scheduler warmup_num_steps is 9: the flags decide it; write "auto"',
+        ),
         ({"zero_optimization": {}}, "stage 0"),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
@@ -122,9 +148,20 @@ def test_numbers_that_agree_or_are_left_to_us_are_filled_in(value, monkeypatch):
     assert given["train_batch_size"] == value  # the caller's dictionary is unchanged
 
 
-def test_an_optimizer_section_that_leaves_all_open_is_ours():
-    filled = fill({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto"}}})
-    assert "optimizer" not in filled
+@pytest.mark.parametrize(
+    ("sections", "flags"),
+    [
+        ({"optimizer": adamw(lr="auto", weight_decay="auto")}, {}),
+        ({"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}}, {"schedule": "constant"}),
+        (
+            {"optimizer": adamw(lr=3e-5, weight_decay=0.1, betas=[0.9, 0.999])},
+            {"learning_rate": 3e-5, "weight_decay": 0.1},
+        ),
+        ({"scheduler": warmup(warmup_max_lr=3e-5, warmup_num_steps="auto")}, {"learning_rate": 3e-5}),
+    ],
+)
+def test_sections_that_agree_with_the_flags_are_taken_out(sections, flags):
+    assert not {"optimizer", "scheduler"} & fill(sections, **flags).keys()
 
 
 @pytest.mark.parametrize(
@@ -208,7 +245,7 @@ def test_a_file_that_other_tools_use_is_read(tmp_path):
     }
     path = tmp_path / "zero2.json"
     path.write_text(json.dumps(content))
-    assert '"auto"' not in json.dumps(fill_deepspeed_config(read_deepspeed_config(path), 32, 1.0, "bf16"))
+    assert '"auto"' not in json.dumps(fill_deepspeed_config(read_deepspeed_config(path), 1.0, "bf16"))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +301,7 @@ def test_the_shipped_files_say_how_large_buckets_are(path):
 @pytest.mark.parametrize("config", [{}, {"zero_optimization": {}}, {"zero_optimization": {"stage": 0}}])
 def test_deepspeed_without_zero_is_refused(config):
     with pytest.raises(Refused, match="leave --deepspeed out"):
-        fill_deepspeed_config(config, 32, 1.0, "fp32")
+        check_deepspeed_config(config, optimisation_settings())
 
 
 @pytest.mark.parametrize("stage", [4, -1, "2", 1.5, True, 2.0])
