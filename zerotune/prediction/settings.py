@@ -105,7 +105,11 @@ def predict_parser(description: str) -> FlagParser:
     )
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--output", type=Path, metavar="FILE", help="csv, tsv, jsonl, each also .gz, or parquet (default: print jsonl)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="csv, tsv, jsonl, each also .gz, or parquet (default: print jsonl, or readable lines for the texts of the "
+        "command line)",
     )
     group.add_argument(
         "--top-k", type=positive_int, default=1, help="likeliest answers of each row (default %(default)s)"

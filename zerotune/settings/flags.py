@@ -172,7 +172,11 @@ def add_evaluation_flags(parser: FlagParser, seed_help: str):
         help="most tokens, padding included, in one forward pass on one device (default: 16384, on a CPU 2048)",
     )
     group.add_argument("--seed", type=non_negative_int, default=0, help=f"{seed_help} (default %(default)s)")
-    group.add_argument("--plan", action="store_true", help="print the evaluation's batches and memory, and stop")
+    group.add_argument(
+        "--plan",
+        action="store_true",
+        help="print the evaluation's items and batches, for prompts also the memory, and stop",
+    )
     group.add_argument("--output-dir", type=Path, help="folder for the results (default: runs/eval-TASK-MODEL)")
     group.add_argument(
         "--state-file", type=Path, help="file for the state if the run is refused before its folder exists"
@@ -290,7 +294,11 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
     Returns the group.
     """
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=positive_int, help="passes over the training split (default: 3)")
+    group.add_argument(
+        "--epochs",
+        type=positive_int,
+        help="passes over the training split (default: 3; more for the questions of --sample)",
+    )
     group.add_argument(
         "--max-steps",
         type=positive_int,
@@ -307,9 +315,16 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
         type=positive_int,
         help="most tokens, padding included, in one micro-batch on one device (default: 8192, on a CPU 2048)",
     )
-    group.add_argument("--optimizer", choices=("adamw", "adamw8bit"), default="adamw", help="default %(default)s")
     group.add_argument(
-        "--learning-rate", type=non_negative_float, help="peak (default: 2e-5 full, 2e-4 LoRA and QLoRA)"
+        "--optimizer",
+        choices=("adamw", "adamw8bit"),
+        default="adamw",
+        help="adamw8bit keeps its state in 8 bits (bitsandbytes; default %(default)s)",
+    )
+    group.add_argument(
+        "--learning-rate",
+        type=non_negative_float,
+        help="peak (default: 2e-5 full, 2e-4 LoRA and QLoRA; higher for --sample's own model)",
     )
     group.add_argument(
         "--head-learning-rate", type=non_negative_float, help="peak for a new head (default: 5 × --learning-rate)"
@@ -449,7 +464,10 @@ def add_run_flags(parser: FlagParser) -> None:
         "time in which GPUs compute",
     )
     group.add_argument(
-        "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="default %(default)s"
+        "--tracker",
+        choices=("none", "tensorboard", "wandb"),
+        default="none",
+        help="where the lines of metrics.jsonl are sent too (default %(default)s)",
     )
     group.add_argument(
         "--push-to-hub", type=non_empty, metavar="ORG/NAME", help="upload final/, report and eval/ at the run's end"
@@ -492,7 +510,7 @@ def _add_prompt_flags(parser: FlagParser) -> None:
         "--calibrate",
         choices=("none", "contextual"),
         default="none",
-        help="contextual: Zhao et al. 2021 (default %(default)s)",
+        help="contextual: divide out the model's bias towards a label word (Zhao et al. 2021; default %(default)s)",
     )
 
 

@@ -18,8 +18,8 @@ from zerotune.tasks.files import check_unicode, decode_text, needs_memory, read_
 from zerotune.tasks.split_file import reporting_sha256
 
 MODEL_FLAGS = (
-    "model", "revision", "load_4bit", "attention", "precision", "shots", "prompt_seeds", "prompt_format", "n_best",
-    "max_length", "max_answer_length", "max_new_tokens", "doc_stride", "tokens_per_device", "plan",
+    "model", "revision", "load_4bit", "attention", "precision", "shots", "prompt_format", "n_best", "max_length",
+    "max_answer_length", "max_new_tokens", "doc_stride", "tokens_per_device", "plan",
 )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def qa_eval_parser(description: str) -> FlagParser:
     parser = FlagParser(description)
     add_model_flags(parser, EVAL_DEFAULT)
     add_data_flags(parser, RULES, FILES, trains=False)
-    group = add_evaluation_flags(parser, "of shots, of a head that is not trained, and of bootstraps")
+    group = add_evaluation_flags(parser, "seed of shots, of a head that is not trained, and of bootstraps")
     _add_length_flags(group, "default: the model folder's, else {}")
     prompts = parser.add_argument_group("prompt (models that write their answers)")
     prompts.add_argument(
@@ -58,7 +58,8 @@ def qa_eval_parser(description: str) -> FlagParser:
         "--score",
         type=Path,
         metavar="FILE",
-        help="score a prediction file in the official format, {question id: answer}, without a model",
+        help="score a prediction file in the official format, {question id: answer}, without a model; results go to "
+        "runs/score-NAME unless --output-dir names another folder",
     )
     return parser
 
