@@ -164,13 +164,18 @@ def test_an_interrupted_file_is_continued(predict, folder, extension):
     record, partial = output.with_name(f"{output.name}.partial.json"), output.with_name(f"{output.name}.partial")
     on_record = {"event": "os.rename", "path": r"resumed.*partial\.json"}
     stopped = predict(
-        "stopped", *flags, "--output", output, expect=75, on_event=on_record | {"do": "SIGTERM", "occurrence": 1}
+        "stopped", *flags, "--output", output, expect=75, on_event=on_record | {"do": "SIGTERM", "occurrence": 2}
     )
     rows = json.loads(record.read_text())["rows"]
     assert 0 < rows < NUM_ROWS and f"after {rows} rows: the same command continues" in stopped.text()
     predict("killed", *flags, "--output", output, expect=-9, on_event=on_record | {"do": "SIGKILL", "occurrence": 2})
     kept = json.loads(record.read_text())["rows"]
     assert rows < kept < NUM_ROWS and partial.stat().st_size > json.loads(record.read_text())["bytes"]
+    changed = folder / f"changed.{extension}.csv"
+    lines = (folder / "rows.csv").read_text().splitlines(keepends=True)
+    changed.write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    other = predict("changed", "--file", changed, *flags[2:], "--output", output, expect=2)
+    assert "with different input:" in other.refusal()
     assert "with different flags:" in predict("other", *flags, "--output", output, "--top-k", 2, expect=2).refusal()
     other = predict("other", *flags, "--output", output, model="published", expect=2)
     assert "with different model:" in other.refusal()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from zerotune.errors import Refused
 from zerotune.prediction.settings import InputSettings
 from zerotune.tasks.files import clean_text, find_column
-from zerotune.tasks.row_stream import TEXT_COLUMN, Row, RowStream, open_rows
+from zerotune.tasks.row_stream import TEXT_COLUMN, Row, RowDigest, RowStream, open_rows
 
 # Most rows and characters of a chunk per token of a batch: about 10 batches, enough to sort rows by length.
 CHUNK_ROWS, CHUNK_CHARACTERS = 0.5, 128
@@ -52,7 +52,7 @@ class Reader:
             value = row.fields.get(column)
             if value is None or (isinstance(value, str) and not value.strip()):
                 return None
-            clean_text(value, row.where)
+            clean_text(value, row.where, "correct the row, or name another --text-column")
             texts.append(clean(value))
         return Item(tuple(texts), row.where) if all(texts) else None
 
@@ -129,8 +129,8 @@ def cut_chunks(rows: Iterator[Row], reader: Reader, tokens_per_device: int) -> I
         yield Chunk(fields, items)
 
 
-def skip(stream: RowStream, reader: Reader, num_rows: int) -> tuple[int, int | None]:
-    """Skip the first rows, which are predicted already.
+def skip(stream: RowStream, reader: Reader, num_rows: int, digest: RowDigest) -> tuple[int, int | None]:
+    """Skip the first rows, which are predicted already, and add them to a digest.
 
     Returns:
         How many of them have no text, and the number of the first of these, from 1; None if all have one.
@@ -139,6 +139,7 @@ def skip(stream: RowStream, reader: Reader, num_rows: int) -> tuple[int, int | N
     """
     num_found, num_blank, first_blank = 0, 0, None
     for num_found, row in enumerate(islice(stream.rows, num_rows), start=1):
+        digest.add([row.fields])
         if reader.item(row) is None:
             num_blank, first_blank = num_blank + 1, first_blank or num_found
     if num_found < num_rows:

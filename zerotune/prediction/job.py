@@ -1,15 +1,12 @@
 """Rank 0's side of a prediction: rows in, rows with their new columns out."""
 
-import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterator
 from itertools import chain, islice
-from pathlib import Path
 
 from zerotune.errors import Preempted, Refused
-from zerotune.files import json_sha256, update_by_blocks
+from zerotune.files import json_sha256
 from zerotune.models.model_files import model_identity
 from zerotune.prediction.answering import Answerer
 from zerotune.prediction.inputs import Chunk, cut_chunks, find_columns, open_source, skip
@@ -17,15 +14,18 @@ from zerotune.prediction.output import (
     FileOutput,
     JsonLines,
     Output,
+    PartialRecord,
     PrintedOutput,
     check_columns,
+    check_input,
     check_writable,
     output_format,
     readable_line,
     taken_column,
 )
-from zerotune.prediction.settings import InputSettings, PredictSettings
+from zerotune.prediction.settings import PredictSettings
 from zerotune.run.process import installed_version, say
+from zerotune.tasks.row_stream import RowDigest
 
 NUM_FIRST_ROWS = 100  # rows that are checked before a weight is loaded
 SECONDS_BETWEEN_LINES = 10
@@ -59,17 +59,26 @@ class Job:
             self._format = output_format(settings.output, self.stream, fields, names, self.asks)
             self._format.start()
             self._check_rows([each | dict.fromkeys(names) for each in fields], 1)
-            check_writable(settings.output, self._identity)
         self.output: Output | None = None
         self._chunks = iter(())
         self.num_blank, self.first_blank = 0, None
+        self._digest, self._num_done = RowDigest(), 0
+        if settings.output:
+            self._skip_predicted(check_writable(settings.output, self._identity))
+
+    def _skip_predicted(self, record: PartialRecord | None) -> None:
+        """Skip the rows that the output already has. Raises Refused if they have changed."""
+        if record is not None:
+            self._num_done = record["rows"]
+            self.num_blank, self.first_blank = skip(self.stream, self._reader, self._num_done, self._digest)
+            check_input(self.settings.output, record, self._digest)
 
     def _identify(self) -> dict[str, str]:
-        """Return hashes of everything the predictions depend on, by name."""
+        """Return hashes of everything the predictions depend on except the input's rows, by name."""
         settings, model = self.settings, self.settings.model
         flags = [settings.source.columns, settings.labels, settings.max_length, settings.prompt_format, settings.top_k]
         parts = {
-            "input": source_content(settings.source),
+            "format": self.stream.kind,
             "model": model_identity(model.name, model.revision),
             "flags": [*flags, settings.prefix, model.method, model.attention, model.precision],
             "versions": [installed_version(name) for name in ("torch", "transformers")],
@@ -77,16 +86,17 @@ class Job:
         return {name: json_sha256(value) for name, value in parts.items()}
 
     def start(self) -> None:
-        """Open the output, and skip the rows that it already has. Raises Refused."""
+        """Open the output. Raises Refused."""
         if self.settings.output:
-            self.output = FileOutput(self.settings.output, self._identity)
+            self.output = FileOutput(self.settings.output, self._identity, self._digest)
+            if self.output.rows != self._num_done:
+                raise Refused(f"another process has written {self.settings.output} meanwhile: start again")
             self.output.open(self._format)
         else:
             is_file = self.settings.source.file is not None
             self.output = PrintedOutput(self._printed, JsonLines().encode if is_file else self._readable)
         if self.output.rows:
             say(f"{self.output.rows:,} rows are predicted already")
-            self.num_blank, self.first_blank = skip(self.stream, self._reader, self.output.rows)
         self._chunks = cut_chunks(self.stream.rows, self._reader, self.settings.tokens_per_device)
         self._first_row, self._started = self.output.rows, time.monotonic()
         self._next_line = self._started + SECONDS_BETWEEN_LINES
@@ -96,8 +106,12 @@ class Job:
         return "".join(f"{line}\n" for line in lines).encode()
 
     def read(self, most: int) -> list[Chunk]:
-        """Return the next chunks, [] at the end. Raises Refused if a row cannot be read."""
-        return list(islice(self._chunks, most))
+        """Return the next chunks, [] at the end. Raises Refused if a row cannot be read; what is predicted is kept."""
+        try:
+            return list(islice(self._chunks, most))
+        except Refused:
+            self._keep()
+            raise
 
     def write(self, chunks: list[Chunk], answers: list[list[dict]]) -> None:
         """Write the first chunks, as many as have answers.
@@ -108,8 +122,9 @@ class Job:
         for chunk, found in zip(chunks, answers, strict=False):
             rows = self._joined(chunk, iter(found))
             try:
-                self.output.add(rows)
+                self.output.add(rows, chunk.rows)
             except Refused:
+                self._keep()
                 if self._format:
                     self._check_rows(rows, self.output.rows + 1)
                 raise
@@ -140,6 +155,10 @@ class Job:
             except Refused as refusal:
                 raise Refused(f"{self.stream.name} row {number}: {refusal}") from None
 
+    def _keep(self) -> None:
+        if self.output.rows:
+            self.output.save()
+
     def _rate(self) -> float:
         return (self.output.rows - self._first_row) / max(time.monotonic() - self._started, 1e-9)
 
@@ -157,16 +176,3 @@ class Job:
             say(f"{found} no text and got no prediction; the first is row {self.first_blank:,}")
         if self.settings.output:
             say(f"wrote {self.output.rows:,} predictions ({self._rate():,.1f} rows/s): {self.settings.output}")
-
-
-def source_content(source: InputSettings) -> list:
-    """Return values that identify an input.
-
-    For a file they are its format, size and content; above 16 MiB, 16 blocks and the modification time replace the
-    content.
-    """
-    if source.file is None:
-        return [source.texts, source.question, source.context]
-    digest, status = hashlib.sha256(), os.stat(source.file)
-    is_whole = update_by_blocks(digest, Path(source.file))
-    return [source.kind, status.st_size, digest.hexdigest(), None if is_whole else status.st_mtime_ns]

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from zerotune.errors import Refused, first_line
 from zerotune.files import disk_error_number, read_json, sync_folder, why_not_writable, write_json
 from zerotune.records import Count
 from zerotune.tasks.files import file_kind
-from zerotune.tasks.row_stream import TEXT_COLUMN, RowStream
+from zerotune.tasks.row_stream import TEXT_COLUMN, RowDigest, RowStream
 
 # A kill loses the predictions of at most this time; more frequent records would be slow on a network disk.
 SECONDS_BETWEEN_RECORDS = 2
@@ -32,11 +32,16 @@ MOST_SHOWN = 60  # characters of a text beside its prediction
 
 
 class PartialRecord(TypedDict):
-    """OUTPUT.partial.json: numbers of whole rows and bytes, and hashes of everything they depend on, by name."""
+    """OUTPUT.partial.json: numbers of whole rows and bytes, and hashes of everything they depend on.
+
+    input_sha256 is the `RowDigest` of the input's first rows, as many as are predicted. identity has the hashes of all
+    else, by name; it is empty for standard input, which cannot be resumed.
+    """
 
     rows: Count
     bytes: Count
     identity: dict[str, str]
+    input_sha256: str
 
 
 class Output(Protocol):
@@ -48,8 +53,8 @@ class Output(Protocol):
 
     rows: int
 
-    def add(self, rows: list[dict]) -> None:
-        """Add whole rows."""
+    def add(self, rows: list[dict], read: Iterable[dict] = ()) -> None:
+        """Add whole rows; `read` are the input's rows that they were made from."""
 
     def save(self) -> None:
         """Make the added rows durable."""
@@ -112,7 +117,7 @@ def _json_line(row: dict) -> bytes:
 def _without_nan(value):
     if isinstance(value, dict):
         return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # tuples are the entries of a parquet file's map
         return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -244,6 +249,19 @@ def output_schema(stream: RowStream, first_rows: list[dict], new: list[str], ask
     return pyarrow.schema([*fields, *(pyarrow.field(name, _new_type(name, asks)) for name in new)])
 
 
+def _check_parquet(schema, name: str) -> None:
+    """Refuse columns that parquet cannot store, such as objects without a key, before anything is predicted."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        pyarrow.parquet.ParquetWriter(pyarrow.BufferOutputStream(), schema).close()
+    except pyarrow.ArrowException as error:
+        raise Refused(
+            f"{name} has a column that parquet cannot store ({first_line(error)}): use an --output .jsonl"
+        ) from None
+
+
 def _check_keys(value, arrow_type, column: str) -> None:
     """Refuse an object in a column with a key that its type lacks; Arrow would drop it."""
     from pyarrow import types
@@ -287,7 +305,9 @@ def output_format(path: Path, stream: RowStream, first_rows: list[dict], new: li
     if kind == "jsonl":
         return JsonLines()
     if kind == "parquet":
-        return Arrow(output_schema(stream, first_rows, new, asks))
+        schema = output_schema(stream, first_rows, new, asks)
+        _check_parquet(schema, stream.name)
+        return Arrow(schema)
     return Table([*stream.columns, *new], kind == "tsv")
 
 
@@ -303,13 +323,29 @@ def check_output(path: Path) -> None:
         raise Refused(f"--output {path} already exists: delete it, or name another file")
 
 
-def check_writable(path: Path, identity: dict[str, str] | None) -> None:
-    """Refuse an output that `FileOutput` would refuse, and create nothing."""
+def check_writable(path: Path, identity: dict[str, str] | None) -> PartialRecord | None:
+    """Refuse an output that `FileOutput` would refuse, and create nothing.
+
+    Returns:
+        The record of the rows that can be resumed; None if there are none.
+    """
     if _partial(path).exists():
-        FileOutput(path, identity).close()
-        return
+        output = FileOutput(path, identity)
+        output.close()
+        return output.record
     if reason := why_not_writable(path.parent):
         raise _unwritable(path, reason)
+    return None
+
+
+def check_input(path: Path, record: PartialRecord, digest: RowDigest) -> None:
+    """Refuse to resume if the rows of the input that are predicted already have changed.
+
+    Args:
+        digest: of as many rows of the input as the record has.
+    """
+    if digest.hexdigest() != record["input_sha256"]:
+        raise _made_by_another(path, ["input"])
 
 
 def _unwritable(path: Path, reason: str) -> Refused:
@@ -324,25 +360,36 @@ def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial.json")
 
 
+def _way_out(path: Path) -> str:
+    return f"delete {_partial(path)} to start again, or name another --output"
+
+
+def _made_by_another(path: Path, differing: list[str]) -> Refused:
+    return Refused(f"{_partial(path)} was made by a command with different {' and '.join(differing)}: {_way_out(path)}")
+
+
 def _resumable(path: Path, identity: dict[str, str] | None) -> PartialRecord | None:
     """Return the record of an interrupted command's output; None if there is nothing to resume.
 
     Args:
         identity: as for `FileOutput`.
     Raises:
-        Refused: it belongs to other predictions, or is damaged.
+        Refused: the partial file belongs to other predictions, or to the user, or is damaged.
     """
-    partial, record_path = _partial(path), _record_of(path)
-    if not (record_path.exists() and partial.exists() and partial.stat().st_size):
+    partial, record_path, way_out = _partial(path), _record_of(path), _way_out(path)
+    if not (partial.exists() and partial.stat().st_size):
         return None
-    way_out = f"delete {partial} to start again, or name another --output"
+    if not record_path.exists():
+        raise Refused(f"{partial} has no {record_path.name} beside it, so it may be a file of your own: {way_out}")
     record = read_json(record_path, PartialRecord, way_out)
+    if record["rows"] == 0 or not record["identity"]:
+        return None
     if identity is None:
         raise Refused(f"{partial} holds {record['rows']:,} rows of a command that can be resumed: {way_out}")
     names = identity.keys() | record["identity"].keys()
     differing = sorted(name for name in names if identity.get(name) != record["identity"].get(name))
     if differing:
-        raise Refused(f"{partial} was made by a command with different {' and '.join(differing)}: {way_out}")
+        raise _made_by_another(path, differing)
     if partial.stat().st_size < record["bytes"]:
         raise Refused(f"{partial} is damaged ({partial.stat().st_size:,} bytes, wanted {record['bytes']:,}): {way_out}")
     return record
@@ -353,15 +400,18 @@ class FileOutput:
 
     Args:
         path: of the complete file; it is compressed if the name ends with .gz.
-        identity: hashes of everything the predictions depend on, by name; None if the input cannot be read again, so
-            that nothing can be resumed.
+        identity: hashes of everything the predictions depend on except the input, by name; None if the input cannot be
+            read again, so that nothing can be resumed.
+        digest: of the input's rows that are predicted already, as `record` has them.
+    Attributes:
+        record: of the rows that the file has; None if it has none.
     Raises:
         Refused: the file cannot be written, another process is writing it, or a partial file is damaged or of another
             command.
     """
 
-    def __init__(self, path: Path, identity: dict[str, str] | None):
-        self.path, self.identity = path, identity
+    def __init__(self, path: Path, identity: dict[str, str] | None, digest: RowDigest | None = None):
+        self.path, self.identity, self._digest = path, identity, digest or RowDigest()
         self.rows = self.bytes = 0
         self._packs, self._format, self._next_record = path.name.lower().endswith(".gz"), None, 0.0
         try:
@@ -372,11 +422,11 @@ class FileOutput:
                 raise
             raise _unwritable(path, error.strerror) from None
         self._lock()
-        record = _resumable(path, identity)
-        if record is None:  # the file of a lone record was deleted
+        self.record = _resumable(path, identity)
+        if self.record is None:  # the file of a lone record was deleted
             _record_of(path).unlink(missing_ok=True)
         else:
-            self.rows, self.bytes = record["rows"], record["bytes"]
+            self.rows, self.bytes = self.record["rows"], self.record["bytes"]
         self._file.truncate(self.bytes)
 
     def _lock(self) -> None:
@@ -393,18 +443,21 @@ class FileOutput:
         """Start to write in a format."""
         self._format = output_format
         if not self.bytes:
+            self._save_record()  # from now on the partial file is known as one
             self._write(output_format.start())
 
-    def add(self, rows: list[dict]) -> None:
+    def add(self, rows: list[dict], read: Iterable[dict] = ()) -> None:
         """Add whole rows. Raises Refused as the format does, after removing the file if it has no rows yet."""
         try:
             data = self._format.encode(rows)
         except Refused:
             if not self.rows:
                 _partial(self.path).unlink()
+                _record_of(self.path).unlink(missing_ok=True)
             raise
         self._write(data)
         self.rows += len(rows)
+        self._digest.add(read)
         if time.monotonic() >= self._next_record:
             self.save()
 
@@ -429,9 +482,12 @@ class FileOutput:
         with self._named():
             self._file.flush()
             os.fsync(self._file.fileno())
-        if self.identity is not None:
-            write_json(_record_of(self.path), {"rows": self.rows, "bytes": self.bytes, "identity": self.identity})
+        self._save_record()
         self._next_record = time.monotonic() + SECONDS_BETWEEN_RECORDS
+
+    def _save_record(self) -> None:
+        described = {"identity": self.identity or {}, "input_sha256": self._digest.hexdigest()}
+        write_json(_record_of(self.path), {"rows": self.rows, "bytes": self.bytes, **described})
 
     def close(self) -> None:
         """Close the file and release its lock; what was added since the last `save` may be lost."""
@@ -499,7 +555,7 @@ class PrintedOutput:
     def __init__(self, stream, encode: Callable[[list[dict]], bytes]):
         self.rows, self._stream, self._encode = 0, stream, encode
 
-    def add(self, rows: list[dict]) -> None:
+    def add(self, rows: list[dict], read: Iterable[dict] = ()) -> None:
         """Print rows. Raises Refused if the pipe has been closed."""
         try:
             self._stream.write(self._encode(rows))

@@ -341,7 +341,8 @@ def plan_writing(evaluation: QuestionEvaluation, config) -> WritingPlan:
     tokenizer, num_positions = load_tokenizer(loaded.name, loaded.revision), most_tokens(config)
     if record is None:
         shots, num_cut = fit_solved_questions(tokenizer, evaluation.shots, num_positions)
-        prompt = QuestionPrompt(uses_chat(evaluation.prompt.format, tokenizer, loaded.name), shots)
+        chat = uses_chat(evaluation.prompt.format, tokenizer, loaded.name)
+        prompt = QuestionPrompt(chat, shots, ends_with_line=not chat)
         description = {"setting": f"{len(shots)}-shot prompt" if shots else "zero-shot prompt", "head": "prompt"}
         description |= {"method": None, "shot_ids": [shot.id for shot in shots], "num_shots_truncated": num_cut}
     else:

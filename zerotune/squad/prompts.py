@@ -27,7 +27,7 @@ from zerotune.squad.questions import INSTRUCTION, NO_ANSWER, TEMPLATE, Question
 from zerotune.tasks.chat import answer_opening, assistant, render_chat, user
 from zerotune.tasks.cutting import shot_budget, token_ids, whole_texts
 from zerotune.tasks.prompts import Prompt
-from zerotune.training.generation import end_of_answer
+from zerotune.training.generation import end_of_answer, line_break
 
 # Read as "no answer", regardless of case and of quotes or stops around them. None is a gold answer of SQuAD v2.
 ABSTENTIONS = frozenset(
@@ -75,10 +75,16 @@ class SolvedQuestion:
 
 @dataclass(frozen=True)
 class QuestionPrompt:
-    """How questions are asked: in plain text or in the model's chat template, after any solved ones."""
+    """How questions are asked: in plain text or in the model's chat template, after any solved ones.
+
+    Attributes:
+        ends_with_line: a plain answer ends with a line break, as those of solved questions do, and not with the
+            tokenizer's EOS, which only a tuned model has learnt to write.
+    """
 
     chat: bool = False
     shots: tuple[SolvedQuestion, ...] = ()
+    ends_with_line: bool = False
 
     @property
     def wording(self) -> Prompt:
@@ -235,6 +241,8 @@ class QuestionTokenizer:
     @cached_property
     def end(self) -> list[int]:
         """Return the token ids that end an answer. Raises Refused if the tokenizer has no end of text."""
+        if self.prompt.ends_with_line:
+            return line_break(self.tokenizer)
         return end_of_answer(self.tokenizer, self.prompt.wording)
 
     def contexts(self, texts: list[str]) -> list[list[int]]:

@@ -4,10 +4,12 @@ The checks and their messages are those of zerotune/tasks/files.py, which reads 
 """
 
 import gzip
+import hashlib
 import io
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -41,6 +43,22 @@ class Row(NamedTuple):
 
     fields: dict
     where: str
+
+
+class RowDigest:
+    """A running sha256 of rows."""
+
+    def __init__(self):
+        self._sha256 = hashlib.sha256()
+
+    def add(self, rows: Iterable[dict]) -> None:
+        """Add rows."""
+        for row in rows:
+            self._sha256.update(json.dumps(row, default=str).encode() + b"\n")
+
+    def hexdigest(self) -> str:
+        """Return the sha256 of all rows so far."""
+        return self._sha256.hexdigest()
 
 
 @dataclass

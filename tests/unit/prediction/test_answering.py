@@ -105,6 +105,7 @@ def test_a_written_answer_has_the_likelihood_of_its_tokens(tmp_path):
         gold = (GoldAnswer(answer, 0),) if answer else ()
         data = plan.encode([type(question)(question.id, question.text, question.paragraph, gold)])
         prompt, own = data.prompt_tokens(0), list(data.answers[0])
+        assert plan.tokenizer.decode(own[-1:]) == "\n"  # an untuned model ends a plain answer so
         with torch.no_grad():
             logits = model(torch.tensor([prompt + own])).logits[0].log_softmax(-1)
         return sum(logits[len(prompt) - 1 + place, token].item() for place, token in enumerate(own))

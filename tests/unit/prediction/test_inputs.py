@@ -8,7 +8,7 @@ import pytest
 from zerotune.errors import Refused
 from zerotune.prediction.inputs import CHUNK_CHARACTERS, Reader, cut_chunks, find_columns, open_source, skip
 from zerotune.prediction.settings import InputSettings
-from zerotune.tasks.row_stream import Row, RowStream
+from zerotune.tasks.row_stream import Row, RowDigest, RowStream
 
 
 class Fields(dict):
@@ -91,7 +91,10 @@ def test_a_text_per_line_has_no_columns(tmp_path):
 def test_rows_that_are_predicted_are_passed_over():
     blank = Row({"text": ""}, "")
     stream = RowStream("rows", "csv", ["text"], chain(rows(1), [blank, blank], rows(2)), lambda: None)
-    assert skip(stream, READER, 3) == (2, 2)
+    digest, same = RowDigest(), RowDigest()
+    assert skip(stream, READER, 3, digest) == (2, 2)
+    same.add([next(rows(1)).fields, blank.fields, blank.fields])
+    assert digest.hexdigest() == same.hexdigest()
     assert [row.fields["id"] for row in stream.rows] == [0, 1]
     with pytest.raises(Refused, match="rows has 0 rows, and 2 are predicted already"):
-        skip(stream, READER, 2)
+        skip(stream, READER, 2, digest)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import resource
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,12 +19,13 @@ from zerotune.prediction.output import (
     FileOutput,
     JsonLines,
     Table,
+    check_input,
     check_output,
     check_writable,
     output_format,
     readable_line,
 )
-from zerotune.tasks.row_stream import RowStream
+from zerotune.tasks.row_stream import RowDigest, RowStream
 
 IDENTITY = {"input": "1", "model": "2"}
 
@@ -96,6 +98,18 @@ def test_a_parquet_output_loses_no_key_of_an_object(tmp_path):
             made.encode([{"meta": late}])
 
 
+def test_objects_without_a_key_are_refused_for_parquet(tmp_path):
+    first = [{"text": "a", "meta": {}}, {"text": "b", "meta": {}}]
+    rows = stream("jsonl", ["text", "meta"])
+    with pytest.raises(Refused, match=r"a column that parquet cannot store \(.*meta.*\): use an --output .jsonl"):
+        output_format(tmp_path / "a.parquet", rows, first, ["prediction"], False)
+
+
+def test_infinity_in_a_map_becomes_null():
+    """pyarrow reads a parquet file's map as a list of pairs."""
+    assert JsonLines().encode([{"map": [("k", math.inf), ("l", 1.0)]}]) == b'{"map": [["k", null], ["l", 1.0]]}\n'
+
+
 def test_an_unknown_extension_is_refused_before_anything_else(tmp_path):
     with pytest.raises(Refused, match="unknown file extension"):
         check_output(tmp_path / "a.txt")
@@ -166,7 +180,7 @@ def test_who_deletes_the_partial_file_starts_anew(tmp_path, identity):
     out.open(JsonLines())
     out.add(ROWS[:1])
     out.close()
-    assert (tmp_path / "a.jsonl.partial.json").exists() is (identity is not None)
+    assert (tmp_path / "a.jsonl.partial.json").exists()
     check_writable(path, identity)
 
 
@@ -178,6 +192,32 @@ def test_standard_input_begins_anew(tmp_path):
     out.close()
     check_writable(path, None)
     assert FileOutput(path, None).rows == 0 and (tmp_path / "a.csv.partial").stat().st_size == 0
+
+
+def test_a_file_of_the_users_own_is_not_emptied(tmp_path):
+    path, own = tmp_path / "a.csv", tmp_path / "a.csv.partial"
+    own.write_text("text\nmine\n")
+    for refuse in (check_writable, FileOutput):
+        for identity in (None, IDENTITY):
+            with pytest.raises(Refused, match=r"a.csv.partial has no a.csv.partial.json beside it, so it may"):
+                refuse(path, identity)
+    assert own.read_text() == "text\nmine\n"
+
+
+def test_rows_that_are_predicted_already_must_be_the_same(tmp_path):
+    """Later rows may have changed: a bad one has been corrected."""
+    path = tmp_path / "a.jsonl"
+    out = FileOutput(path, IDENTITY)
+    out.open(JsonLines())
+    out.add(ROWS[:2], [{"text": "a"}, {"text": "b"}])
+    out.save()
+    out.close()
+    record, same, changed = check_writable(path, IDENTITY), RowDigest(), RowDigest()
+    same.add([{"text": "a"}, {"text": "b"}])
+    changed.add([{"text": "a"}, {"text": "c"}])
+    check_input(path, record, same)
+    with pytest.raises(Refused, match=r"a.jsonl.partial was made by a command with different input: delete"):
+        check_input(path, record, changed)
 
 
 def test_two_processes_do_not_write_one_file(tmp_path):
@@ -248,9 +288,9 @@ def test_the_record_is_written_at_most_every_so_often(tmp_path, monkeypatch):
     out.open(JsonLines())
     for row in ROWS:
         out.add([row])
-    assert written == [1]  # SECONDS_BETWEEN_RECORDS have not yet passed
+    assert written == [0, 1]  # SECONDS_BETWEEN_RECORDS have not yet passed
     out.save()
-    assert written == [1, 6]
+    assert written == [0, 1, 6]
 
 
 # --- one text ---
