@@ -48,7 +48,7 @@ def main(args) -> None:
         if task.multi_label:
             check_has_head(settings.model.name, config)
         check_multi_label(settings.model, config, task.multi_label)
-        check_labels(settings.model.name, config, task.labels)
+        check_labels(settings.model.name, config, task.labels, settings.labels)
         check_prompt_seeds(settings, task, config)
         test, record = load_test(task, data, run_split)
         labelled = load_shots(task, data, run_split, test) if settings.prompt.shots else []

@@ -41,6 +41,7 @@ from zerotune.tasks.prompts import (
     uses_chat,
 )
 from zerotune.tasks.splits import Example
+from zerotune.tasks.texts import joined_pair
 from zerotune.training.batches import evaluation_batches
 from zerotune.training.classification import log_probabilities
 from zerotune.training.generation import answer_window, end_of_answer, line_break, recorded_prompt
@@ -143,7 +144,8 @@ def prepare_prompt(
     else:
         score, read = prompt_scorer(model, data, device), likeliest
     if evaluation.prompt.calibrate == "contextual":
-        free = encode(texts=list(CONTENT_FREE_TEXTS))
+        names = task.pair_names or task.pair_columns
+        free = encode(texts=[joined_pair(names, (text, text)) if names else text for text in CONTENT_FREE_TEXTS])
         read = partial(_likeliest_calibrated, _log_likelihoods(model, free, device))
     return PreparedModel(score, costs, batches, description, read, in_step=loaded.divides_layers)
 

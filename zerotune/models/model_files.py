@@ -5,6 +5,7 @@ Does not import torch, since login nodes use it.
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -21,6 +22,10 @@ ADAPTER_KINDS = ("LORA", "IA3")
 WEIGHT_ENDS = (".safetensors", ".bin")
 # In an adapter's final/: the folder with the config.json of the model with its head, which has labels and pad id.
 CONFIG_FOLDER = "config"
+# Files that a model or tokenizer may be read from: none of the user's own, such as predictions, beside them.
+_MODEL_FILES = re.compile(
+    r"(?!\.)(.+(?<!\.partial)\.json|.+\.(safetensors|bin|model|jinja|tiktoken|codes|py)|(vocab|merges)\.txt)"
+)
 
 
 def find_file(name: str | Path, filename: str, revision: str | None) -> str | None:
@@ -183,13 +188,14 @@ def _local_base(folder: str | Path, base: str) -> str:
     """Return the path of an adapter's base if it is a local folder; else its name as given.
 
     For zerotune's own adapters the path in task.json is tried first: it is relative to the folder, so that both can be
-    moved together, and users may correct task.json, which is not hashed as other files are.
+    moved together, and users may correct task.json, which is not hashed as other files are, also to a hub id.
     """
     record = Path(folder) / "task.json"
-    for place in [read_json(record).get("base_model"), base] if record.is_file() else [base]:
+    recorded = read_json(record).get("base_model") if record.is_file() else None
+    for place in (recorded, base):
         if isinstance(place, str) and os.path.isdir(os.path.join(folder, place)):
             return place if os.path.isabs(place) else os.path.realpath(os.path.join(folder, place))
-    return base
+    return recorded if isinstance(recorded, str) and is_hub_id(recorded) else base
 
 
 def check_adapter(name: str, revision: str | None) -> None:
@@ -227,9 +233,10 @@ def check_final(name: str | Path) -> None:
 
 
 def model_identity(name: str, revision: str | None) -> str:
-    """Return the hub commit of a model, or a hash of a folder's files; an adapter's includes its base's.
+    """Return the hub commit of a model, or a hash of the files in a folder that models are read from.
 
-    Files up to 16 MiB are hashed whole, larger ones by their size and 16 blocks of 1 MiB.
+    An adapter's includes its base's. Files up to 16 MiB are hashed whole, larger ones by their size and 16 blocks of
+    1 MiB.
 
     Raises:
         Refused: an adapter does not name its base model.
@@ -240,8 +247,7 @@ def model_identity(name: str, revision: str | None) -> str:
         return f"commit {snapshot and snapshot.name}" + (f" of an adapter of {model_identity(*base)}" if base else "")
     digest = hashlib.sha256()
     files = [*folder.iterdir(), folder / CONFIG_FOLDER / "config.json"]
-    # README.md, which no result depends on, is completed after the last evaluation
-    for path in sorted(path for path in files if path.is_file() and not path.name.startswith((".", "README"))):
+    for path in sorted(path for path in files if path.is_file() and _MODEL_FILES.fullmatch(path.name)):
         digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
         update_by_blocks(digest, path)
     base = adapter_base(folder)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -351,16 +352,27 @@ def label_columns(config: PretrainedConfig, labels: tuple[str, ...]) -> list[int
     return columns
 
 
-def check_labels(name: str, config: PretrainedConfig, labels: tuple[str, ...]) -> None:
+def check_labels(
+    name: str, config: PretrainedConfig, labels: tuple[str, ...], named: tuple[str, ...] | None = None
+) -> None:
     """Refuse a classifier that was trained for other labels than the task's, as `label_columns` does.
 
     It prints how numbered labels (LABEL_0) are read, because only their publisher knows their order.
+
+    Args:
+        named: what --labels says of the order of numbered labels.
     """
     label_columns(config, labels)
     if not is_trained_classifier(config):
         return
     theirs = _published_labels(config)
     if sorted(theirs) != sorted(labels) and all(re.fullmatch(r"(?i)(label_)?\d+", each) for each in theirs):
+        if named is not None and [each.casefold() for each in named] != [each.casefold() for each in labels]:
+            raise Refused(
+                f"--labels {' '.join(map(shlex.quote, named))}: the labels of {name} are only numbers, and --glue "
+                f"reads them in the order {listed(labels)}: for yours leave --glue out, and name rows and columns by "
+                "--dataset or --test-file, --text-column and --label-column"
+            )
         read = ", ".join(f"{their} is {label!r}" for their, label in zip(theirs, labels, strict=True))
         say(f"labels of {name}, which are only numbers, are taken in this order: {read}")
 

@@ -469,10 +469,14 @@ def alternatives(names: Sequence[str]) -> str:
     return f"{first} (or {', '.join(others)})" if others else first
 
 
-def clean_text(value, where: str) -> str:
-    """Return a text without surrounding white space. Raises Refused unless it is a non-empty, valid Unicode string."""
+def clean_text(value, where: str, way_out: str = "correct the row") -> str:
+    """Return a text without surrounding white space. Raises Refused unless it is a non-empty, valid Unicode string.
+
+    Args:
+        way_out: for a value that is not a string.
+    """
     if not isinstance(value, str | None):
-        raise Refused(f"{where}: the text is {type(value).__name__}, wanted a string: name another --text-column")
+        raise Refused(f"{where}: the text is {type(value).__name__}, wanted a string: {way_out}")
     text = (value or "").strip()
     if not text:
         raise Refused(f"{where}: empty text; remove the row or fill it in")

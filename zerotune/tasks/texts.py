@@ -229,7 +229,8 @@ def _column(task: TextTask, source: Source, accepted: tuple[str, ...], role: str
 
 
 def _clean(task: TextTask, value, where: str) -> str:
-    text = clean_text(value, where)
+    way_out = "correct the row, or name another --text-column" if task.columns_way_out else "correct the row"
+    text = clean_text(value, where, way_out)
     return clean_text(task.clean(text), where) if task.clean else text
 
 

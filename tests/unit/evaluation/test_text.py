@@ -28,6 +28,8 @@ TASK = SimpleNamespace(
     labels=("negative", "positive"),
     max_length=40,
     multi_label=False,
+    pair_names=None,
+    pair_columns=None,
     wordings=(
         Wording("film {text} was", ("bad", "good")),
         Wording("{text}\nSo it was", ("dull", "very bright")),
@@ -100,13 +102,17 @@ def test_a_causal_model_answers_by_the_likelihood_of_its_label_words(tmp_path, s
     assert metrics["head"] == "prompt" and metrics["max_length"] == 40 and metrics["num_truncated"] == 0
 
 
-def test_calibration_is_by_content_free_texts(tmp_path):
-    """Zhao et al. 2021: divide by the mean probability after "N/A", "[MASK]" and an empty text."""
-    name = str(tmp_path / "m")
+@pytest.mark.parametrize("columns", [None, ("a", "b")])
+def test_calibration_is_by_content_free_texts(tmp_path, columns):
+    """Zhao et al. 2021: divide by the mean probability after "N/A", "[MASK]" and an empty text, or pairs of these."""
+    name, given = str(tmp_path / "m"), {"calibrate": "contextual"}
     character_model(tmp_path / "m")
-    metrics, lines = run(tmp_path / "out", text_evaluation(name, prompt={"calibrate": "contextual"}))
+    task = SimpleNamespace(**vars(TASK) | {"pair_columns": columns})
+    metrics = evaluate(tmp_path / "out", text_evaluation(name, prompt=given), task, EXAMPLES, ALONE, NEVER)
+    lines = read_json_lines(tmp_path / "out" / "predictions.jsonl")
     plain = np.exp([log_probabilities(name, text=text) for text in TEXTS])
-    free = np.exp([log_probabilities(name, text=text) for text in ("N/A", "[MASK]", "")]).mean(axis=0)
+    free = [f"a: {text}\nb: {text}" if columns else text for text in ("N/A", "[MASK]", "")]
+    free = np.exp([log_probabilities(name, text=text) for text in free]).mean(axis=0)
     wanted = plain / free
     wanted /= wanted.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(np.exp(scores(lines)), wanted, atol=1e-4)

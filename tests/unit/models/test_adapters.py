@@ -17,6 +17,7 @@ from zerotune.models.adapters import base_settings
 from zerotune.models.classifier import load_classifier
 from zerotune.models.final_folder import load_final_or_base, save_final
 from zerotune.models.generator import answer_logits, load_language_model
+from zerotune.models.model_files import adapter_base
 from zerotune.models.precision import autocast
 from zerotune.models.pretrained import load_tokenizer, read_model
 from zerotune.settings.groups import ModelSettings
@@ -117,6 +118,8 @@ def test_adapters_that_are_refused(tmp_path):
         load_final_or_base(ModelSettings(str(tmp_path)), LABELS)
     with pytest.raises(Refused, match=r"/gone/base, which is not there: put it back, or correct base_model in"):
         read_model(ModelSettings(str(tmp_path)), "sst2", LABELS)
+    (tmp_path / "task.json").write_text(json.dumps(record | {"base_model": "org/base"}))
+    assert adapter_base(tmp_path) == ("org/base", None)
 
 
 def test_an_adapters_weights_are_those_of_its_base(tmp_path):

@@ -61,7 +61,7 @@ def test_an_adapter_without_a_base(tmp_path):
 def test_a_folder_is_identified_by_its_files_and_an_adapters_base(tmp_path):
     model_copy(tmp_path / "base")
     (tmp_path / "large").mkdir()
-    (tmp_path / "large" / "weights").write_bytes(bytes(20 * BLOCK))
+    (tmp_path / "large" / "weights.bin").write_bytes(bytes(20 * BLOCK))
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(tmp_path / "base")})
@@ -73,10 +73,12 @@ def test_a_folder_is_identified_by_its_files_and_an_adapters_base(tmp_path):
 
     first = identities()
     assert identities() == first and len(set(first.values())) == 3
-    with (tmp_path / "large" / "weights").open("r+b") as file:
+    with (tmp_path / "large" / "weights.bin").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
-    (tmp_path / "base" / ".hidden").touch()
+    own = ("a.csv.partial", "a.csv.partial.json", "a.jsonl", "notes.txt")
+    for name in (".hidden", "README.md", *own):
+        (tmp_path / "base" / name).write_text("{}")
     assert {name for name in names if identities()[name] != first[name]} == {"large"}
     (tmp_path / "base" / "config.json").write_text("{}")
     assert {name for name in names if identities()[name] != first[name]} == set(names)

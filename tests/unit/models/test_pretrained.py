@@ -23,6 +23,7 @@ from zerotune.models.model_files import check_weight_files
 from zerotune.models.pretrained import (
     answers_by_prompt,
     check_generator,
+    check_labels,
     check_texts,
     check_token_ids,
     check_tuned_for,
@@ -155,6 +156,15 @@ def test_labels_of_something_else(names):
     found = f"'negative', 'positive': it was trained for {theirs}; train from its base model, or evaluate a model"
     with pytest.raises(Refused, match=found):
         label_columns(classifier_config(names), LABELS)
+
+
+def test_numbered_labels_cannot_be_put_in_another_order_than_the_tasks(capsys):
+    numbered = classifier_config(("LABEL_0", "LABEL_1"))
+    check_labels("org/name", numbered, LABELS, ("Negative", "positive"))
+    assert "LABEL_0 is 'negative', LABEL_1 is 'positive'" in capsys.readouterr().out
+    with pytest.raises(Refused, match="the labels of org/name are only numbers, and --glue reads them in the order"):
+        check_labels("org/name", numbered, LABELS, ("positive", "negative"))
+    check_labels("org/name", classifier_config(("POSITIVE", "NEGATIVE")), LABELS, ("positive", "negative"))
 
 
 def test_beginnings_that_fit_two_labels_mean_neither():

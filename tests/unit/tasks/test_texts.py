@@ -28,7 +28,7 @@ def test_examples_are_stripped_and_numbered_from_zero():
     [
         (" \t", "line 3: empty text"),
         (None, "line 3: empty text"),
-        (5, "line 3: the text is int"),
+        (5, "line 3: the text is int, wanted a string: correct the row$"),
         ("a\0b", "line 3: the text holds a NUL"),
         ("a\ud800", "line 3: the text holds half of a surrogate pair"),
     ],
