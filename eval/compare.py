@@ -3,9 +3,9 @@
     python eval/compare.py runs/a runs/b
     python eval/compare.py runs/a/eval/base runs/a/eval/final runs/eval-sst2-gemma-2-2b-it --output-dir runs/compare
 
-A run's folder means the evaluation of its final/, a folder of prompt seeds all of its prompts. The table is printed;
---output-dir keeps it, with curves, as a page. The paired tests are on the items that both scored. Folders that differ
-only in the training seed give mean ± standard deviation too:
+A run's folder stands for the evaluation of its final/, a folder of prompt seeds for all of its prompts. The table is
+printed; --output-dir keeps it, with curves, as a page. The paired tests are on the items that both scored. Folders that
+differ only in the training seed give mean ± standard deviation too:
 
     python train/sst2.py --seeds 0 1 2 --output-dir runs/seeds
     python eval/compare.py runs/seeds/seed-*

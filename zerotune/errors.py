@@ -48,6 +48,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(quoted[:MOST_LISTED]) + more
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "1 run", "1,200 runs"; `plural` is the noun and an s by default."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def quoted(name: str) -> str:
     """Return a name for a list in a sentence: quoted if a comma, semicolon, quote or outer space hides its ends."""
     return f'"{name}"' if re.search(r'[,;"]', name) or name != name.strip() else name

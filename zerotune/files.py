@@ -160,7 +160,7 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHU
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Return whether an error says that a disk does not answer, and nothing about what it holds."""
+    """Return whether an error means that a disk did not answer, not that a file is bad or missing."""
     return isinstance(error, OSError) and error.errno in _PASSING
 
 

@@ -173,7 +173,7 @@ def test_evaluations_beside_the_runs_of_a_sweep_are_no_prompts(tmp_path):
 
 def test_one_label_and_any_number_are_not_compared(tmp_path):
     several = evaluation(tmp_path / "several", {1}, exact_match=0.975, exact_match_ci95=[0.9, 1.0])
-    with pytest.raises(Refused, match=r"several has exact_match and .* has accuracy, with one label a text"):
+    with pytest.raises(Refused, match=r"several by exact_match and .* by accuracy"):
         read_comparison([several, evaluation(tmp_path / "one", {1})])
 
 
@@ -289,11 +289,11 @@ def without_scores(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (without("predictions.jsonl"), "an evaluation folder holds predictions.jsonl"),
-        (without("metrics.json"), "an evaluation folder holds metrics.json"),
+        (without("predictions.jsonl"), "holds no predictions.jsonl, so it is no evaluation"),
+        (without("metrics.json"), "holds no metrics.json, so it is no evaluation"),
         (unlabelled, "a score needs labelled predictions"),
         (torn, "metrics.json counts 40 items, predictions.jsonl has 37"),
-        (twice, "ids must be unique"),
+        (twice, "ids occur twice in"),
         (broken, r"metrics\.json is damaged"),
         (without_scores, "an evaluation of sst2 has accuracy"),
     ],

@@ -83,5 +83,5 @@ def test_a_peer_that_never_joins_is_named_after_the_timeout(workplace, rank):
     environment = workplace.environment | place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     name = f"lonely-{rank}"
     run = launch(PYTHON, "train/sst2.py", workplace.train_flags(name), workplace.folder / name, environment)
-    assert f"the 2 processes of this run have not all met at 127.0.0.1:{port} within 3 s" in run.text()
+    assert f"not all 2 processes of this run have met at 127.0.0.1:{port} within 3 s" in run.text()
     assert run.codes == (1,) and "Traceback" not in run.text() and not run.folder.exists()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from zerotune.cluster.jobs import TASKS, read_flags
 from zerotune.errors import EXIT_BUG, EXIT_REFUSED, Refused
-from zerotune.metrics.evaluations import read_metrics
+from zerotune.metrics.evaluations import headline, read_metrics
 from zerotune.models.model_files import cached_snapshot, model_identity
 from zerotune.run.run_files import read_state
 from zerotune.settings.flag_files import read_words
@@ -100,8 +100,8 @@ def _line(number: int, words: list[str], where: str, root: Path) -> Line:
         raise Refused(
             f"{where}: --prompt-seeds gives several scores, and a list compares single ones; write a line per SEED"
         )
-    if {"-h", "--help"} & set(more):
-        raise Refused(f"{where}: --help evaluates nothing; leave it out")
+    if idle := {"-h", "--help", "--plan"} & set(more):
+        raise Refused(f"{where}: {min(idle)} evaluates nothing; leave it out")
     owned = {"--model", "--shots", "--seed", "--output-dir"} & {word.partition("=")[0] for word in more}
     if owned:
         raise Refused(f"{where}: {', '.join(sorted(owned))} is set by the columns or by the list's name; leave it out")
@@ -142,8 +142,8 @@ def compare(lines: list[Line]) -> None:
         except Refused as error:
             said.append(f"{line.folder.name}: {error}")
             continue
-        names = [name for name in ("accuracy", "exact_match", "f1") if name in metrics]
-        score = f"{names[0]} {metrics[names[0]]:.4f}" if names else "no labels"
+        name = headline(metrics)
+        score = f"{name.replace('_', ' ')} {metrics[name]:.4f}" if name in metrics else "no labels"
         said.append(f"{line.folder.name}: {score} on {metrics['count']:,} items")
     print("\n".join(said), flush=True)
     lacking = [line for line in lines if not line.is_done]

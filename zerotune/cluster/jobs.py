@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zerotune.cluster import prefetch
-from zerotune.errors import Refused, listed
+from zerotune.errors import Refused, counted, listed
 from zerotune.files import hold_lock
 from zerotune.models.model_files import adapter_base, cached_snapshot, is_hub_id, missing_folder
 from zerotune.run.folder import PARTIAL_FOLDER
@@ -36,7 +36,7 @@ from zerotune.settings.names import (
 from zerotune.settings.resolve import data_settings
 from zerotune.settings.sweeps import Runs
 from zerotune.squad.settings import qa_eval_parser, qa_train_parser
-from zerotune.sweep.folder import check_folder, describe_member, is_finished, open_folder
+from zerotune.sweep.folder import check_folder, describe_member, is_finished, make_folder, write_record
 from zerotune.sweep.run import sole_user
 from zerotune.tasks.classify import GLUE, OWN
 from zerotune.tasks.imdb import IMDB
@@ -136,10 +136,13 @@ def read_runs(script: str, arguments: list[str]) -> Runs | None:
 
 def print_members(runs: Runs) -> None:
     """Write sweep.json, and print the numbers of the runs that are not finished, from 1."""
-    check_folder(runs)
-    runs.folder.mkdir(parents=True, exist_ok=True)
+    if runs.plan:
+        raise Refused(
+            f"--plan starts no run: use bash slurm/{Path(runs.script).stem}.sh with the same flags, which needs no job"
+        )
+    make_folder(runs)
     with hold_lock(runs.folder / ARRAY_LOCK), sole_user(runs.folder):  # the tasks of an array start together
-        open_folder(runs)
+        write_record(runs)
     numbered = enumerate(runs.members, start=1)
     print(*(number for number, member in numbered if not is_finished(runs.folder / member.name)))
 
@@ -172,7 +175,8 @@ def progress_of(folder: Path) -> str:
     final evaluation, an eval script's own scores), and the bytes of scores that unfinished evaluations keep.
     """
     marks = (folder / "checkpoints").glob(f"step-[0-9]*/{checkpoints.MARKER}")
-    newest = max((int(path.parent.name.removeprefix("step-")) for path in marks), default=0)
+    steps = [path.parent.name.removeprefix("step-") for path in marks]
+    newest = max((int(step) for step in steps if step.isdecimal()), default=0)
     milestones = ("eval/base/metrics.json", "final/task.json", "eval/final/metrics.json", "metrics.json")
     scores = [path for place in (".", "eval/*", "seed-*") for path in folder.glob(f"{place}/{PARTIAL_FOLDER}/*")]
     num_bytes = sum(path.stat().st_size for path in scores)
@@ -336,7 +340,8 @@ def print_plan(script: str, arguments: list[str]) -> None:
     if runs is not None:
         check_folder(runs)
         count = len(runs.members)
-        print(f"{count} runs: each in its own job with `sbatch --array=1-{count}`, else one after the other in one job")
+        each = f"each in its own job with `sbatch --array=1-{count}`, else one after the other in one job"
+        print(f"{counted(count, 'run')}: {each}")
         print(*(describe_member(runs, member) for member in runs.members), sep="\n", flush=True)
     for wanted in every:
         _print_plan(wanted)

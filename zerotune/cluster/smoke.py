@@ -220,19 +220,23 @@ def check_scratch(accelerator, folder: Path) -> Finding:
 
 def check_cache(accelerator) -> Finding:
     """Check that all fetched items are there; only the sizes of files are checked, not their hashes."""
-    mine = None
     try:
         items = prefetch.listed_items()
         missing = prefetch.missing_items(items)
-        mine = (len(items), "; ".join(f"{item}: {why}" for item, why in missing.items()))
-        flags = " ".join(item.flag for item in missing)
+        problem = "; ".join(f"{item}: {why}" for item, why in missing.items())
+        mine = (len(items), problem, " ".join(item.flag for item in missing))
     except Refused as error:
-        mine, flags = (0, str(error)), "--verify"
+        mine = (0, str(error), "--verify")
     found = launch.on_all_ranks(accelerator, mine)
-    bad = sorted({text for _, text in found if text})
+    bad = sorted({text for _, text, _ in found if text})
+    cures = sorted({flags for _, text, flags in found if text})
     offline = "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else "online"
     text = f"{offline}, {found[0][0]} items in {prefetch.cache_root()}" + (f", {'; '.join(bad)}" if bad else "")
-    return Finding("cache", text, f"on the login node: bash slurm/prefetch.sh {flags}" if bad else None)
+    if not bad:
+        return Finding("cache", text, None)
+    if any(not problem for _, problem, _ in found):  # other nodes have everything
+        return Finding("cache", text, "HF_HOME is not on a disk that all nodes share: name one in slurm/site.env")
+    return Finding("cache", text, f"on the login node: bash slurm/prefetch.sh {cures[0]}")
 
 
 def main(checked: Path) -> None:

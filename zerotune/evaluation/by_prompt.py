@@ -162,7 +162,7 @@ def prompt_batches(
     else:
         num_shared = data.num_shared
         shapes = [(len(batch) * data.rows_per_item, data.longest_own(batch)) for batch in batches]
-    return costs, batches, scoring_memory(config, plan.settings, published_table(config)["total"], num_shared, shapes)
+    return costs, batches, scoring_memory(config, plan.settings, published_table(config), num_shared, shapes)
 
 
 def _published_prompt(evaluation: TextEvaluation, task, tokenizer, window: int) -> tuple[Prompt, dict]:

@@ -18,11 +18,10 @@ from zerotune.records import FileRecord
 from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0, on_all_ranks
 from zerotune.run.process import installed_version, is_main_process, say
+from zerotune.run.run_files import RESULT_FILES
 from zerotune.terminal import say_when_slow
 
 FINGERPRINT_FILE = ".fingerprint.json"
-# All files that evaluations write; which of them depends on the task.
-RESULT_FILES = ("metrics.json", "predictions.jsonl", "predictions.json", "breakdown.json", "submission.tsv")
 
 
 class Fingerprint(TypedDict):

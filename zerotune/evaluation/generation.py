@@ -72,7 +72,7 @@ class _RowsLayer(DynamicLayer):
 
 
 class BranchWriter:
-    """Writes the likeliest next tokens after each branch of rows (models/branches.py), without waiting for the device.
+    """Continues each branch of rows (models/branches.py) with the likeliest tokens, without waiting for the device.
 
     One pass computes the rows, and each further pass adds a token to every branch.
 
@@ -227,7 +227,7 @@ class OpenBranches:
         return input_ids, new
 
     def keep(self, kept: np.ndarray) -> torch.Tensor:
-        """Keep some branches, given by their indices among these in rising order. Returns the indices on the device.
+        """Keep the branches with these indices (ascending). Returns the indices on the device.
 
         Dropping rows copies the keys and values of the others, which costs about as much as a pass. So a row without an
         open branch stays until a quarter of the rows have none.

@@ -9,7 +9,7 @@ from zerotune.evaluation.options import TextEvaluation
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import answers_by_prompt
 from zerotune.models.shapes import config_to_plan, has_tokenizer
-from zerotune.run.plan import describe_bytes, describe_memory
+from zerotune.run.plan import describe_bytes, describe_memory, weight_bytes
 from zerotune.settings.groups import EvalSettings
 from zerotune.tasks.splits import Example
 from zerotune.training.batches import evaluation_batches
@@ -36,8 +36,8 @@ def plan_evaluation(settings: EvalSettings, describe: Callable[[], list[str]]) -
         describe_architecture(config),
     ]
     if shape or not has_tokenizer(model.name, model.revision):
-        narrow = 4 if model.precision == "fp32" else 2
-        weights = f"weights: {describe_bytes(table['total'] * narrow)} in {model.precision}"
+        weights = f"weights: {describe_bytes(weight_bytes(table, model))} in {model.precision}"
+        weights += ", linear layers in 4 bits" if model.method == "qlora" else ""
         return "\n".join([*lines, weights, "batches: unknown without a tokenizer"])
     try:
         return "\n".join([*lines, *describe()])

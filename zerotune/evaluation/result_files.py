@@ -9,14 +9,14 @@ from zerotune.metrics.labels import PredictedLabels, label_metrics
 from zerotune.run.process import say
 from zerotune.tasks.splits import Example
 
-# Kept of a text in predictions.jsonl; IMDB's reviews have 1,300 on average.
+# Characters of a text in predictions.jsonl; IMDB's reviews have 1,300 on average.
 MOST_CHARACTERS = 1000
 
 
 def write_label_results(
     folder: Path, examples: list[Example], predicted: PredictedLabels, label_names: Sequence[str]
 ) -> dict:
-    """Write predictions.jsonl and, for unlabelled rows, submission.tsv in the form of GLUE's server.
+    """Write predictions.jsonl and, for unlabelled rows, submission.tsv in the format of GLUE's server.
 
     Returns:
         The part of metrics.json that was measured, as `label_metrics` returns it.

@@ -141,7 +141,7 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
         raise Refused(f"no such folder: {folder}{nearest_entry(folder, Path.is_dir)}; name a run or an evaluation")
     for name in ("predictions.jsonl", "metrics.json"):
         if not (folder / name).is_file():
-            raise Refused(f"an evaluation folder holds {name}, {folder} does not: name one that an eval script wrote")
+            raise Refused(f"{folder} holds no {name}, so it is no evaluation: name a folder that an eval script wrote")
     metrics = read_metrics(folder / "metrics.json")
     lines = read_json_lines(folder / "predictions.jsonl", form, EVALUATE_AGAIN)
     labelled = [line for line in lines if line["label"] is not None]
@@ -149,10 +149,10 @@ def read_evaluation(folder: Path, form=Prediction) -> Evaluation:
         raise Refused(f"a score needs labelled predictions, but {folder} has none: evaluate on a labelled file")
     predictions = {line["id"]: line for line in labelled}
     if len(predictions) != len(labelled):
-        raise Refused(f"ids must be unique, but {folder} has {len(labelled) - len(predictions)} twice: evaluate again")
+        raise Refused(f"ids occur twice in {folder} ({len(labelled) - len(predictions)} times): evaluate again")
     if metrics["count"] != len(labelled):
         found = f"metrics.json counts {metrics['count']} items, predictions.jsonl has {len(labelled):,}"
-        raise Refused(f"the two files of an evaluation must match, in {folder} {found}: evaluate again")
+        raise Refused(f"the two files in {folder} do not match ({found}): evaluate again")
     evaluation = Evaluation(folder, metrics, predictions)
     _check_headline(evaluation)
     return evaluation
@@ -165,8 +165,8 @@ def _check_headline(evaluation: Evaluation) -> None:
     for name in HEADLINES:
         if name in score_names(metrics) and abs(metrics[name] - found) > 1e-6:
             raise Refused(
-                f"the two files of an evaluation must match, in {evaluation.folder} metrics.json has {name} "
-                f"{metrics[name]:.4f} and predictions.jsonl gives {found:.4f}: evaluate again"
+                f"the two files in {evaluation.folder} do not match (metrics.json has {name} {metrics[name]:.4f}, "
+                f"predictions.jsonl gives {found:.4f}): evaluate again"
             )
 
 

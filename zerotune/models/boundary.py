@@ -1,4 +1,4 @@
-"""The boundary to model folders made by others: every library error on them becomes a one-line refusal."""
+"""Turn the errors of libraries about model folders into one-line refusals."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ def reading(what: str, name: str, way_out: str):
     except Refused:
         raise
     except Exception as error:
-        if is_out_of_device_memory(error):  # not the files' fault; a lack of host memory may be (wrong sizes)
+        if is_out_of_device_memory(error):  # not the files' fault; wrong sizes in them may use up host memory
             raise
         found = _first_line(error)
         described = found if isinstance(error, OSError | ValueError) and found else f"{type(error).__name__}: {found}"

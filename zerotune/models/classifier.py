@@ -41,7 +41,7 @@ class SequenceClassifier(TunedModel):
         bounds: torch.Tensor | None = None,
         **packing,
     ) -> torch.Tensor:
-        """Return float32 logits [B, num_labels] of a padded batch; those of a row without tokens mean nothing.
+        """Return float32 logits [B, num_labels] of a padded batch, meaningless for a row without tokens.
 
         Args:
             input_ids: [B, T].

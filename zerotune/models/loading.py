@@ -1,4 +1,4 @@
-"""Load a stock model of transformers from settings: its types, kernels and head, and the refusals on the way."""
+"""Load a stock model of transformers from settings: its types, kernels and head, and the checks of its files."""
 
 import contextlib
 import copy
@@ -178,7 +178,7 @@ def read_weights(settings: ModelSettings, config, model_class, key_mapping=None)
     unpacked = [name for name, part in packed if type(getattr(part, "weight", None)) is nn.Parameter]
     if unpacked:
         raise Refused(
-            f"{settings.name} has a config that says that bitsandbytes packed its weights, and {unpacked[0]} is not: "
+            f"the config of {settings.name} says that bitsandbytes packed its weights, but {unpacked[0]} is not: "
             "remove quantization_config from config.json; --load-4bit and --method qlora pack weights while loading"
         )
     keep_nf4_layout(model)
@@ -249,7 +249,9 @@ def tuning_config(config, settings: ModelSettings, tokenizer):
         Refused: the pad token has no embedding.
     """
     check_pad_token(settings.name, config, tokenizer)
-    if not (is_encoder(config) and counts_positions_from_pad(type(config))):  # whose positions belong to its own pad
+    if not (
+        is_encoder(config) and counts_positions_from_pad(type(config))
+    ):  # these count positions from their own pad id
         config.pad_token_id = tokenizer.pad_token_id
     return set_dropout(config, settings)
 

@@ -248,8 +248,8 @@ def _check_difference(found: float, dtype: str, final: Path) -> None:
     if not (math.isfinite(found) and found <= TOLERANCES[dtype]):
         way_out = "use --dtype float32" if dtype != "float32" else "its base may have changed since it was trained"
         raise Refused(
-            f"the model merged from {final} gives other logits: in {dtype} they may differ by {TOLERANCES[dtype]:.2%} "
-            f"of the largest one, and differ by {found:.2%}; {way_out}"
+            f"the model merged from {final} gives other logits: in {dtype} the difference is {found:.2%} of the "
+            f"largest logit, and at most {TOLERANCES[dtype]:.2%} is allowed; {way_out}"
         )
 
 

@@ -5,7 +5,6 @@ Does not import torch, since login nodes use it.
 
 import hashlib
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -22,10 +21,9 @@ ADAPTER_KINDS = ("LORA", "IA3")
 WEIGHT_ENDS = (".safetensors", ".bin")
 # In an adapter's final/: the folder with the config.json of the model with its head, which has labels and pad id.
 CONFIG_FOLDER = "config"
-# Files that a model or tokenizer may be read from: none of the user's own, such as predictions, beside them.
-_MODEL_FILES = re.compile(
-    r"(?!\.)(.+(?<!\.partial)\.json|.+\.(safetensors|bin|model|jinja|tiktoken|codes|py)|(vocab|merges)\.txt)"
-)
+# Files that a model or tokenizer may be read from.
+_MODEL_FILES = ("vocab.txt", "merges.txt")
+_MODEL_ENDS = (".json", ".safetensors", ".bin", ".model", ".jinja", ".tiktoken", ".codes", ".py")
 
 
 def find_file(name: str | Path, filename: str, revision: str | None) -> str | None:
@@ -50,7 +48,7 @@ def find_file(name: str | Path, filename: str, revision: str | None) -> str | No
         if is_known or constants.HF_HUB_OFFLINE:
             return None
         raise BrokenMachine(
-            f"whether {name} has a file {filename} is not known: the hub cannot be reached; start again, or set "
+            f"cannot tell whether {name} has a file {filename}: the hub cannot be reached; start again, or set "
             "HF_HUB_OFFLINE=1 if the whole model is in the cache"
         ) from error
     except EntryNotFoundError:
@@ -188,7 +186,7 @@ def _local_base(folder: str | Path, base: str) -> str:
     """Return the path of an adapter's base if it is a local folder; else its name as given.
 
     For zerotune's own adapters the path in task.json is tried first: it is relative to the folder, so that both can be
-    moved together, and users may correct task.json, which is not hashed as other files are, also to a hub id.
+    moved together. Users may correct it (task.json is not hashed as other files are), also to a hub id.
     """
     record = Path(folder) / "task.json"
     recorded = read_json(record).get("base_model") if record.is_file() else None
@@ -233,7 +231,7 @@ def check_final(name: str | Path) -> None:
 
 
 def model_identity(name: str, revision: str | None) -> str:
-    """Return the hub commit of a model, or a hash of the files in a folder that models are read from.
+    """Return the hub commit of a model, or a hash of the model's files in a folder.
 
     An adapter's includes its base's. Files up to 16 MiB are hashed whole, larger ones by their size and 16 blocks of
     1 MiB.
@@ -247,13 +245,20 @@ def model_identity(name: str, revision: str | None) -> str:
         return f"commit {snapshot and snapshot.name}" + (f" of an adapter of {model_identity(*base)}" if base else "")
     digest = hashlib.sha256()
     files = [*folder.iterdir(), folder / CONFIG_FOLDER / "config.json"]
-    for path in sorted(path for path in files if path.is_file() and _MODEL_FILES.fullmatch(path.name)):
+    for path in sorted(path for path in files if path.is_file() and _is_model_file(path.name)):
         digest.update(os.fsencode(path.name) + f" {path.stat().st_size}\n".encode())
         update_by_blocks(digest, path)
     base = adapter_base(folder)
     if base is not None:
         digest.update(model_identity(*base).encode())
     return digest.hexdigest()
+
+
+def _is_model_file(name: str) -> bool:
+    """Return whether a file may be part of a model; predictions beside it are not."""
+    if name.startswith(".") or name.endswith(".partial.json"):
+        return False
+    return name in _MODEL_FILES or name.endswith(_MODEL_ENDS)
 
 
 def is_hub_id(name: str) -> bool:

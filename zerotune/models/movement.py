@@ -117,7 +117,7 @@ def _adapter_changes(final: Path, after: dict, before: dict):
 
 
 class _Names:
-    """The names of a checkpoint's weights, found by the names of another class, which uses another prefix."""
+    """Finds a checkpoint's weights by the names of another class, whose prefix differs."""
 
     def __init__(self, names):
         self.names = set(names)

@@ -66,7 +66,7 @@ def why_not_packed(config) -> str | None:
             return f"{config.model_type} caps its attention scores, which needs {FLASH_ATTN}"
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         if not takes_width(width):
-            return f"the kernel takes heads of at most {WIDEST_HEAD} numbers, a multiple of 8, and these have {width}"
+            return f"its heads are {width} wide, and the kernel needs a multiple of 8, at most {WIDEST_HEAD}"
     return None
 
 

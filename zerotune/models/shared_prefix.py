@@ -27,7 +27,7 @@ from zerotune.models.packed import bounds_of, group_heads, takes_width
 ATTENTION = "zerotune_prefix"
 # Most scores to hold at a time where torch has no kernel for the attention: 64 MB of float32.
 _MOST_SCORES = 2**24
-# only by this name does torch's kernel for a CPU return the log-sum-exp
+# torch's CPU kernel returns the log-sum-exp only under this name
 _cpu_kernel = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 

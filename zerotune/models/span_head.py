@@ -26,7 +26,7 @@ class SpanModel(TunedModel):
         places: torch.Tensor | None = None,
         **packing,
     ) -> torch.Tensor:
-        """Return float32 logits [B, T, 2] of start and end, for every token of a padded batch; padding's mean nothing.
+        """Return float32 logits [B, T, 2] of start and end, for every token of a padded batch, meaningless on padding.
 
         The arguments are those of `SequenceClassifier.forward`.
         """

@@ -5,7 +5,8 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Collection, Iterator
+import shlex
+from collections.abc import Collection
 from html import unescape
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -14,7 +15,6 @@ from zerotune.errors import Refused, first_line
 from zerotune.models.base_license import LICENSE_HEADING, base_license, hub_id
 from zerotune.models.model_card import FOLDER_LINE, license_section, name_base
 from zerotune.models.model_files import (
-    CONFIG_FOLDER,
     WEIGHT_ENDS,
     adapter_base,
     check_final,
@@ -24,6 +24,7 @@ from zerotune.models.model_files import (
 from zerotune.run.hub_connection import is_offline_on_request, stay_offline_without_network
 from zerotune.run.machine_paths import left_paths, without_paths
 from zerotune.run.process import is_main_process, say
+from zerotune.run.run_files import RESULT_FILES
 from zerotune.settings.groups import RunSettings
 
 # Texts of the tokenizer and of the items, which are never rewritten: uploaded as they are, or refused.
@@ -117,7 +118,8 @@ def upload(run: Path, name: str, base: str | None = None, is_public: bool = Fals
         reason = first_line(error)
         raise Refused(
             f"the upload to {name} failed ({reason}); nothing is lost here, and what has arrived is not sent again: "
-            f"python eval/publish.py {run} {name}{f' --base-model {base}' if base else ''}"
+            f"python eval/publish.py {shlex.quote(str(run))} {name}{f' --base-model {base}' if base else ''}"
+            f"{' --public' if is_public else ''}"
         ) from None
     seen = "private; change that in its settings on the hub" if info.private else "public"
     say(f"uploaded: {commit.commit_url.partition('/commit/')[0]} ({seen})")
@@ -134,12 +136,11 @@ def published_files(run: Path, name: str, base: str | None = None) -> dict[str, 
     if not (final / "README.md").is_file():
         raise Refused(f"{final} has no README.md: name a run folder that is finished")
     check_final(final)
-    files = {path.relative_to(final).as_posix(): path for path in _files_below(final)}
-    if final == run:  # a model's folder: its other subfolders are not the model's
-        files = {place: path for place, path in files.items() if os.path.dirname(place) in ("", CONFIG_FOLDER)}
-    else:
-        files |= {path.relative_to(run).as_posix(): path for path in _files_below(run / "eval")}
-        files |= {"report.html": run / "report.html"} if (run / "report.html").is_file() else {}
+    files = {place: final / place for place in sorted([*record["files"], "README.md", "task.json"])}
+    files |= {path.name: path for path in sorted(final.glob("LICENSE*"))}  # of the base, or the user's own
+    if final != run:
+        wanted = [run / "eval" / part / name for part in ("base", "final") for name in (*RESULT_FILES, "report.html")]
+        files |= {path.relative_to(run).as_posix(): path for path in [*wanted, run / "report.html"] if path.is_file()}
     contents: dict[str, Path | bytes] = {}
     for place, path in files.items():
         contents[place] = path if path.name.endswith(WEIGHT_ENDS) else _content(path, run)
@@ -159,13 +160,6 @@ def published_files(run: Path, name: str, base: str | None = None) -> dict[str, 
                 "the folder, before you upload it"
             )
     return contents
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder, sorted, without hidden ones (fingerprints, scores of unfinished evaluations)."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
 
 
 def _content(path: Path, run: Path) -> bytes:

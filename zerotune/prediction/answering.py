@@ -172,7 +172,7 @@ def label_set_columns(
 
 
 def separator_for(labels: tuple[str, ...], usual: str) -> str:
-    """Return what separates labels in a cell: the usual separator, or another one where a label holds that."""
+    """Return the separator of labels in a cell: the usual one, or another if a label contains it."""
     return next((each for each in (usual, ";", "|", " / ") if not any(each in label for label in labels)), usual)
 
 

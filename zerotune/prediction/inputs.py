@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from zerotune.errors import Refused
 from zerotune.prediction.settings import InputSettings
-from zerotune.tasks.files import clean_text, find_column
+from zerotune.tasks.files import OTHER_COLUMN, clean_text, find_column
 from zerotune.tasks.row_stream import TEXT_COLUMN, Row, RowDigest, RowStream, open_rows
 
-# Most rows and characters of a chunk per token of a batch: about 10 batches, enough to sort rows by length.
+# A chunk's limits in rows and characters per token of a batch: about 10 batches, enough to sort rows by length.
 CHUNK_ROWS, CHUNK_CHARACTERS = 0.5, 128
 
 
@@ -52,7 +52,7 @@ class Reader:
             value = row.fields.get(column)
             if value is None or (isinstance(value, str) and not value.strip()):
                 return None
-            clean_text(value, row.where, "correct the row, or name another --text-column")
+            clean_text(value, row.where, OTHER_COLUMN)
             texts.append(clean(value))
         return Item(tuple(texts), row.where) if all(texts) else None
 

@@ -90,7 +90,7 @@ class Job:
         if self.settings.output:
             self.output = FileOutput(self.settings.output, self._identity, self._digest)
             if self.output.rows != self._num_done:
-                raise Refused(f"another process has written {self.settings.output} meanwhile: start again")
+                raise Refused(f"another process has written {self.settings.output} since this one started: start again")
             self.output.open(self._format)
         else:
             is_file = self.settings.source.file is not None
@@ -106,11 +106,11 @@ class Job:
         return "".join(f"{line}\n" for line in lines).encode()
 
     def read(self, most: int) -> list[Chunk]:
-        """Return the next chunks, [] at the end. Raises Refused if a row cannot be read; what is predicted is kept."""
+        """Return the next chunks, [] at the end. If a row cannot be read, save the predictions and raise Refused."""
         try:
             return list(islice(self._chunks, most))
         except Refused:
-            self._keep()
+            self._save_predicted()
             raise
 
     def write(self, chunks: list[Chunk], answers: list[list[dict]]) -> None:
@@ -124,7 +124,7 @@ class Job:
             try:
                 self.output.add(rows, chunk.rows)
             except Refused:
-                self._keep()
+                self._save_predicted()
                 if self._format:
                     self._check_rows(rows, self.output.rows + 1)
                 raise
@@ -155,7 +155,8 @@ class Job:
             except Refused as refusal:
                 raise Refused(f"{self.stream.name} row {number}: {refusal}") from None
 
-    def _keep(self) -> None:
+    def _save_predicted(self) -> None:
+        """Save the predictions so far, because the command is about to be refused."""
         if self.output.rows:
             self.output.save()
 

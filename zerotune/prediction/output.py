@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -32,10 +32,10 @@ MOST_SHOWN = 60  # characters of a text beside its prediction
 
 
 class PartialRecord(TypedDict):
-    """OUTPUT.partial.json: numbers of whole rows and bytes, and hashes of everything they depend on.
+    """OUTPUT.partial.json: how many complete rows and bytes OUTPUT.partial has, and hashes of all they depend on.
 
-    input_sha256 is the `RowDigest` of the input's first rows, as many as are predicted. identity has the hashes of all
-    else, by name; it is empty for standard input, which cannot be resumed.
+    input_sha256 is the `RowDigest` of the input rows predicted so far. identity has a hash of everything else, by name;
+    it is empty for standard input, which cannot be resumed.
     """
 
     rows: Count
@@ -53,8 +53,8 @@ class Output(Protocol):
 
     rows: int
 
-    def add(self, rows: list[dict], read: Iterable[dict] = ()) -> None:
-        """Add whole rows; `read` are the input's rows that they were made from."""
+    def add(self, rows: list[dict], source_rows: list[dict]) -> None:
+        """Add whole rows, made from these rows of the input."""
 
     def save(self) -> None:
         """Make the added rows durable."""
@@ -215,7 +215,9 @@ class Arrow:
                 "--output .jsonl"
             ) from None
         found = pyarrow.BufferOutputStream()
-        with pyarrow.ipc.new_stream(found, self.schema) as writer:  # a lone batch has no room for categories
+        with pyarrow.ipc.new_stream(
+            found, self.schema
+        ) as writer:  # a record batch alone cannot carry the dictionaries of categories
             writer.write_batch(batch)
         return found.getvalue().to_pybytes()
 
@@ -423,7 +425,7 @@ class FileOutput:
             raise _unwritable(path, error.strerror) from None
         self._lock()
         self.record = _resumable(path, identity)
-        if self.record is None:  # the file of a lone record was deleted
+        if self.record is None:  # or the record of a partial file that the user deleted
             _record_of(path).unlink(missing_ok=True)
         else:
             self.rows, self.bytes = self.record["rows"], self.record["bytes"]
@@ -443,10 +445,10 @@ class FileOutput:
         """Start to write in a format."""
         self._format = output_format
         if not self.bytes:
-            self._save_record()  # from now on the partial file is known as one
+            self._save_record()  # marks the partial file as ours
             self._write(output_format.start())
 
-    def add(self, rows: list[dict], read: Iterable[dict] = ()) -> None:
+    def add(self, rows: list[dict], source_rows: list[dict]) -> None:
         """Add whole rows. Raises Refused as the format does, after removing the file if it has no rows yet."""
         try:
             data = self._format.encode(rows)
@@ -457,7 +459,7 @@ class FileOutput:
             raise
         self._write(data)
         self.rows += len(rows)
-        self._digest.add(read)
+        self._digest.add(source_rows)
         if time.monotonic() >= self._next_record:
             self.save()
 
@@ -555,7 +557,7 @@ class PrintedOutput:
     def __init__(self, stream, encode: Callable[[list[dict]], bytes]):
         self.rows, self._stream, self._encode = 0, stream, encode
 
-    def add(self, rows: list[dict], read: Iterable[dict] = ()) -> None:
+    def add(self, rows: list[dict], source_rows: list[dict]) -> None:
         """Print rows. Raises Refused if the pipe has been closed."""
         try:
             self._stream.write(self._encode(rows))

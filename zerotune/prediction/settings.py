@@ -79,7 +79,7 @@ def predict_parser(description: str) -> FlagParser:
     group.add_argument(
         "--max-length",
         type=positive_int,
-        help="tokens a text is cut to, or of a question's window or prompt (default: the model folder's, else 256; for "
+        help="most tokens of a text, or of a question's window or prompt (default: the model folder's, else 256; for "
         "questions 384, or 1024 if the answer is written)",
     )
     group.add_argument(
@@ -96,7 +96,9 @@ def predict_parser(description: str) -> FlagParser:
         type=non_empty,
         help="txt (a text per line), csv, tsv, jsonl, each also .gz, or parquet; -: standard input",
     )
-    group.add_argument("--format", choices=STREAM_KINDS, help="of --file (default: by its name; of standard input txt)")
+    group.add_argument(
+        "--format", choices=STREAM_KINDS, help="of --file (default: by its name; txt for standard input)"
+    )
     group.add_argument(
         "--text-column",
         type=non_empty,
@@ -164,7 +166,7 @@ def _input_settings(args: argparse.Namespace) -> InputSettings:
     if args.file is None:
         unused = [flag for flag, value in (("--format", args.format), ("--text-column", args.text_column)) if value]
         if unused:
-            raise Refused(f"{' and '.join(unused)} is about --file, and there is none: leave it out")
+            raise Refused(f"{' and '.join(unused)} needs --file, and there is none: leave it out")
     columns = named_columns(args.text_column) if args.text_column else None
     if args.file not in (None, STANDARD_INPUT):
         with reading_file(Path(args.file)):

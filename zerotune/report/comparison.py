@@ -355,9 +355,9 @@ def _read_comparable(folders: list[Path]) -> tuple[list[Evaluation], str]:
     for one in read:
         if evaluations.headline(one.metrics) != headline:
             raise Refused(
-                f"the evaluations score differently: {read[0].folder} has {headline} and {one.folder} has "
-                f"{evaluations.headline(one.metrics)}, with one label a text and with any number: compare each kind "
-                "separately"
+                f"the evaluations score differently: {read[0].folder} by {headline} and {one.folder} by "
+                f"{evaluations.headline(one.metrics)} (accuracy: one label per text, exact_match: any number): compare "
+                "each kind separately"
             )
         if headline not in evaluations.score_names(one.metrics) or not isinstance(one.metrics[headline], int | float):
             found = f"{one.folder}/metrics.json does not"
@@ -377,8 +377,8 @@ def _check_output_dir(folder: Path) -> None:
 def evaluation_names(folders: Sequence[Path]) -> list[str]:
     """Return a different name for each evaluation: a for runs/a/eval/final, a/base for runs/a/eval/base.
 
-    A name is that of the run or folder, after the parent's for a folder such as seed-0, with as much more of the path
-    as tells the names apart.
+    A name is that of the run or folder; one like seed-0 is preceded by its parent's, and more of the path is added
+    until all names differ.
     """
     parts = []
     for folder in folders:

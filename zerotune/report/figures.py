@@ -157,8 +157,8 @@ def shown_labels(labels: Sequence[str]) -> list[str]:
     """Return the labels of a figure, escaped so that matplotlib shows them unchanged.
 
     It would read text between dollar signs as mathematics, and leave a label that begins with _ out of a legend. If one
-    is longer than MOST_CHARACTERS, all lose the parts of words that they begin with, and the long ones their middle;
-    those that are the same then are numbered.
+    is longer than MOST_CHARACTERS, the beginning that all share is dropped, long labels are cut in the middle, and
+    labels that are then equal are numbered.
     """
     if max(map(len, labels), default=0) > MOST_CHARACTERS:
         first, last = min(labels), max(labels)

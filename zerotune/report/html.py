@@ -151,25 +151,32 @@ def details(summary: str, *parts: str) -> str:
     return "\n".join((f"<details><summary>{escape(summary)}</summary>", *parts, "</details>"))
 
 
+def digits_of(shares: Sequence[float], fewest: int = 1) -> int:
+    """Return how many digits of a percentage show that no share is 0 % or 100 % that is not quite so."""
+
+    def hides(share: float, digits: int) -> bool:
+        return float(f"{100 * share:.{digits}f}") in (0, 100, -100) and share not in (0, 1, -1)
+
+    return next((digits for digits in range(fewest, 6) if not any(hides(share, digits) for share in shares)), 6)
+
+
 def percent(value: float, digits: int = 1) -> str:
-    """Return a share as text, with more digits where it would be rounded up to 100 %."""
-    while value < 1 and digits < 6 and float(f"{100 * value:.{digits}f}") == 100:
-        digits += 1
-    return f"{100 * value:.{digits}f}{NO_BREAK}%".replace("-", MINUS)
+    """Return a share as text, with more digits where it would be rounded to 0 % or 100 %."""
+    return f"{100 * value:.{digits_of([value], digits)}f}{NO_BREAK}%".replace("-", MINUS)
 
 
 def interval_text(interval: Sequence[float] | None, signed: bool = False, name: str = "") -> str:
     """Return a [low, high] pair of proportions as percentages; that of a score named in NO_SHARES keeps its scale."""
     if interval is None:
         return "no interval"
-    form, scale = f"{'+' if signed else ''}.{3 if name in NO_SHARES else 1}f", 1 if name in NO_SHARES else 100
-    low, high = (format(scale * bound, form) for bound in interval)
+    digits, scale = (3, 1) if name in NO_SHARES else (digits_of(interval), 100)
+    low, high = (format(scale * bound, f"{'+' if signed else ''}.{digits}f") for bound in interval)
     return f"[{low},{NO_BREAK}{high}]".replace("-", MINUS)
 
 
 def change(test: PairedAccuracy | PairedMeans) -> tuple[str, str]:
     """Return the difference that a paired test found, in points, and its interval."""
-    difference = f"{100 * test.difference:+.1f} points".replace("-", MINUS)
+    difference = f"{100 * test.difference:+.{digits_of([test.difference])}f} points".replace("-", MINUS)
     return difference, interval_text(test.difference_ci95, signed=True)
 
 

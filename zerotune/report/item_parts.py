@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from zerotune.errors import counted
 from zerotune.evaluation.result_files import shortened
 from zerotune.metrics.calibration import NUM_BINS, expected_calibration_error, reliability_bins
 from zerotune.metrics.evaluations import Evaluation, is_right
@@ -47,9 +48,9 @@ def length_section(evaluations: Mapping[str, Evaluation], score: str) -> str:
             shown = html.percent(sum(right) / len(right)) if right else "–"
             cells.append((shown, f"{html.interval_text(interval)} of {len(right):,}" if right else "no items"))
         intervals.append(interval)
-        words = f"{low:,} to {high:,} words" if low else f"up to {high:,} words"
+        words = f"{low:,} to {high:,} words" if low else f"up to {counted(high, 'word')}"
         if high in (low, shortest):
-            words = f"{high:,} words"
+            words = counted(high, "word")
         rows.append([words, *cells])
         low = high + 1
     first, last = intervals[0], intervals[-1]

@@ -7,7 +7,7 @@ from typing import Annotated, NotRequired
 from annotated_types import Ge, Len, Lt
 from typing_extensions import TypedDict
 
-from zerotune.errors import quoted
+from zerotune.errors import counted, quoted
 from zerotune.metrics.evaluations import Evaluation, is_right
 from zerotune.metrics.label_sets import label_set_metrics
 from zerotune.metrics.labels import classification_metrics
@@ -82,8 +82,10 @@ def _examples(evaluation: Evaluation, label_names: Sequence[str]) -> str:
     lines = evaluation.predictions.values()
     wrong = surest([line for line in lines if not is_right(line)], probability)
     right = surest([line for line in lines if is_right(line)], probability)
-    count = f"{len(wrong):,} of {len(lines):,} items are wrong. These {{shown}} have the highest probability:"
-    how = "Those that the model is most and least sure of:"
+    by_probability = any(line.get("scores") for line in lines)
+    order = "the highest probability first" if by_probability else "by id"
+    count = f"Wrong: {len(wrong):,} of {counted(len(lines), 'item')}. Shown: {{shown}}, {order}."
+    how = "Those that the model is most and least sure of:" if by_probability else "The first and the last by id:"
     return examples_section(count if wrong else "None: every item is right.", how, wrong, right, example)
 
 
@@ -170,7 +172,7 @@ def _label_set_examples(evaluation: Evaluation, label_names: Sequence[str]) -> s
         lambda line: _worst_decision(line)[0] if line.get("scores") else 0.0,
     )
     right = sorted((line for line in lines if is_right(line)), key=lambda line: (-len(line["label"]), line["id"]))
-    count = f"{len(wrong):,} items are wrong. These {{shown}} have the most probable wrong decisions:"
+    count = f"Wrong: {len(wrong):,} of {counted(len(lines), 'item')}. Shown: {{shown}}, surest wrong decision first."
     how = "Those with the most and the fewest labels:"
     return examples_section(count if wrong else "None: every item is right.", how, wrong, right, example)
 

@@ -137,8 +137,11 @@ def launch_line(run: dict) -> str | None:
     command, processes = run.get("command"), (run.get("world") or {}).get("num_processes") or 1
     if not command:
         return None
-    launcher = "python" if processes == 1 else f"accelerate launch --num_processes {processes}"
-    return f"{launcher} {command}"
+    if processes == 1:
+        return f"python {command}"
+    on_cpu = str(run["world"].get("device", "")).startswith("cpu")  # where accelerate would start one process
+    launcher = "torchrun --nproc_per_node" if on_cpu else "accelerate launch --num_processes"
+    return f"{launcher} {processes} {command}"
 
 
 def next_commands(run: dict) -> list[tuple[str, str]]:

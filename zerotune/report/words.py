@@ -57,7 +57,8 @@ def training_sentence(test: PairedAccuracy, score: str, items: str) -> str:
     p_value = html.p_value_text(test.p_value)
     if test.difference == 0:
         return f"Training left {score} as it was."
-    scores = f"from {html.percent(test.accuracy_first)} to {html.percent(test.accuracy_second)}"
+    digits = html.digits_of([test.difference])
+    scores = f"from {html.percent(test.accuracy_first, digits)} to {html.percent(test.accuracy_second, digits)}"
     if test.p_value < CHANCE:
         return f"Training {verb} {score} by {points}, {scores}: more than chance explains ({p_value})."
     return (
@@ -77,7 +78,7 @@ def history_sentences(history: History, best_step: int | None, max_steps: int | 
         return []
     lowest, (last, last_loss) = min(losses, key=losses.get), list(losses.items())[-1]
     if lowest == last:
-        more = f"more steps than --max-steps {max_steps:,}" if max_steps else "more epochs"
+        more = f"more steps than --max-steps {max_steps:,}" if last == max_steps else "more epochs"
         sentence = f"Validation loss was still falling at the end: {more} may help."
     elif last_loss > 1.1 * losses[lowest]:
         sentence = (

@@ -1,4 +1,4 @@
-"""Run code of others, such as a chat template, in a child process with limits on time and memory."""
+"""Run third-party code, such as a chat template, in a child process with limits on time and memory."""
 
 import multiprocessing
 import resource

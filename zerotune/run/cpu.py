@@ -10,8 +10,8 @@ from pathlib import Path
 
 # mallopt's numbers in glibc's malloc.h
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3
-# oneDNN caches one kernel for each shape, 1,024 of them by default, and otherwise makes it again (0.5 ms). Beside a
-# product of a large model that is nothing, but 512 of its kernels took 300 MiB.
+# oneDNN caches a kernel for each shape, 1,024 by default, and compiles one that is not cached (0.5 ms). For a large
+# model that time is negligible, while 512 of its kernels took 300 MiB.
 KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 KERNELS_KEPT, KERNELS_KEPT_BY_LARGE_MODELS = "512", "48"
 LARGE_MODEL = 100_000_000  # weights

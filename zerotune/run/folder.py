@@ -201,7 +201,7 @@ def changed_flags(flags: FlagRecord, path: Path, files_may_move: bool) -> dict[s
 
 
 def _is_what_was_chosen(name: str, earlier: object, now: object, identity: dict) -> bool:
-    """Return whether a flag names what an earlier start without it chose by itself: a hub commit, a precision."""
+    """Return whether a flag now gives the hub commit or precision that an earlier start without it had chosen."""
     if name == "revision":
         return earlier is None and identity.get("model_files") == f"commit {now}"
     return name == "precision" and earlier == "auto" and identity.get("precision") == now

@@ -135,7 +135,7 @@ def collective_timeout(environment: Mapping[str, str]) -> timedelta:
     """Return how long a rank waits for the others. Raises Refused where the environment gives no number of seconds."""
     wanted = environment.get(COLLECTIVE_TIMEOUT) or str(COLLECTIVE_SECONDS)
     if not wanted.isdecimal() or int(wanted) == 0:
-        raise Refused(f"{COLLECTIVE_TIMEOUT} is {wanted!r}: a whole number of seconds, at least 1, is wanted")
+        raise Refused(f"{COLLECTIVE_TIMEOUT} is {wanted!r}, wanted a whole number of seconds, at least 1: correct it")
     return timedelta(seconds=int(wanted))
 
 
@@ -181,8 +181,8 @@ def _who_was_waited_for(environment: Mapping[str, str], error: Exception) -> str
     place = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
     seconds = collective_timeout(environment).total_seconds()
     return (
-        f"the {environment.get('WORLD_SIZE', '1')} processes of this run have not all met at {place} within "
-        f"{seconds:.0f} s ({first_line(error)}): see why the others did not start or cannot reach it; "
+        f"not all {environment.get('WORLD_SIZE', '1')} processes of this run have met at {place} within "
+        f"{seconds:.0f} s ({first_line(error)}): see whether the others have started and can reach it; "
         f"{COLLECTIVE_TIMEOUT} sets the seconds"
     )
 

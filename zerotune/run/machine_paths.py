@@ -6,7 +6,11 @@ import tempfile
 from pathlib import Path
 
 # Top folders of the paths of users, disks and jobs, on this machine or another.
-_ROOTS = "home|Users|root|tmp|var|mnt|data|scratch|work|opt|srv|usr|media|lustre"
+_ROOTS = (
+    "home|Users|root|tmp|var|mnt|data|scratch|work|opt|srv|usr|media|lustre|local|localscratch|lscratch|localdisk|"
+    "nvme|raid|project|projects|proj|group|groups|gpfs|nfs|beegfs|ceph|pscratch|ptmp|export|nobackup|users|vol|volumes|"
+    "Volumes|storage|shared|workspace|cluster"
+)
 _END = r"[^\s\"'`<>&|,;:)(\]\[}{]"
 
 

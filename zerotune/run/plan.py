@@ -93,7 +93,7 @@ def memory_need(
 def _phase_need(kinds, table, largest_layer, model: ModelSettings, optimizer: str, sharding: Sharding) -> MemoryNeed:
     need, stage, share = MemoryNeed(**kinds), sharding.stage, 1 / sharding.devices
     narrow = 4 if model.precision == "fp32" else 2
-    projections = table["groups"]["attention"] + table["groups"]["mlp"]
+    projections = _projections(table)
     if model.method == "qlora":  # a matrix is unpacked while it multiplies
         need = replace(
             need,
@@ -154,21 +154,36 @@ class ScoringMemory:
         return self.weights + self.shared_prefix + self.largest_batch
 
 
+def weight_bytes(table: dict, model: ModelSettings) -> float:
+    """Return the bytes of a model's weights, which in NF4 packs its linear layers.
+
+    Args:
+        table: of `zerotune.models.parameters.published_table`.
+    """
+    narrow = _narrow_bytes(model)
+    packed = _projections(table) if model.method == "qlora" else 0
+    return table["total"] * narrow - packed * (narrow - NF4_BYTES)
+
+
+def _projections(table: dict) -> int:
+    return table["groups"]["attention"] + table["groups"]["mlp"]
+
+
 def scoring_memory(
-    config, model: ModelSettings, num_weights: int, num_shared: int, batches: list[tuple[int, int]]
+    config, model: ModelSettings, table: dict, num_shared: int, batches: list[tuple[int, int]]
 ) -> ScoringMemory:
     """Estimate the memory of one device that scores prompts with a shared prefix, one layer after the other.
 
     All rows attend to one copy of the prefix's keys and values.
 
     Args:
+        table: as for `weight_bytes`.
         num_shared: tokens of the prefix.
         batches: (rows, longest row without the prefix) of each batch.
     """
     largest = max((_pass_bytes(config, model, rows, longest, longest) for rows, longest in batches), default=0.0)
-    weights = num_weights * (NF4_BYTES if model.method == "qlora" else _narrow_bytes(model))
     kept = config.num_hidden_layers * num_shared * _keys_and_values_bytes(config, model)
-    return ScoringMemory(weights, kept, largest)
+    return ScoringMemory(weight_bytes(table, model), kept, largest)
 
 
 def _pass_bytes(config, model: ModelSettings, rows: int, longest: int, seen: int) -> float:
@@ -184,14 +199,15 @@ def _pass_bytes(config, model: ModelSettings, rows: int, longest: int, seen: int
 
 
 def writing_memory(
-    config, model: ModelSettings, num_weights: int, num_shared: int, batches: list[tuple[int, int, int]]
+    config, model: ModelSettings, table: dict, num_shared: int, batches: list[tuple[int, int, int]]
 ) -> ScoringMemory:
     """Estimate the memory of one device that writes answers, and keeps a batch's keys and values in all layers.
 
     Args:
+        table: as for `weight_bytes`.
         batches: (rows, longest row without the prefix, most tokens that are written in a row) of each batch.
     """
-    one_pass = scoring_memory(config, model, num_weights, num_shared, [])
+    one_pass = scoring_memory(config, model, table, num_shared, [])
     largest = max(_pass_bytes(config, model, rows, length, num_shared + length) for rows, length, _ in batches)
     most_kept = max(rows * (num_shared + length + written) for rows, length, written in batches)
     kept = config.num_hidden_layers * most_kept * _keys_and_values_bytes(config, model)

@@ -12,6 +12,8 @@ from zerotune.records import RESTORE, Count
 from zerotune.settings.groups import DataSettings
 
 SWEEP_RECORD = "sweep.json"  # in the parent folder of several runs
+# All files that evaluations write; which of them depends on the task.
+RESULT_FILES = ("metrics.json", "predictions.jsonl", "predictions.json", "breakdown.json", "submission.tsv")
 
 
 class State(TypedDict):

@@ -52,7 +52,8 @@ def _within(fits: Callable[[float], bool], wanted: str, rule: str | None = None)
     """Return a type of numbers that fit.
 
     Args:
-        wanted, rule: what the messages about a text and about another number name; by default the same.
+        wanted: what the message names for a text that is no number.
+        rule: what it names for a number that does not fit (default: wanted).
     """
 
     def parse(text: str) -> float:

@@ -19,14 +19,11 @@ FIXED_DEEPSPEED_KEYS = {"gradient_accumulation_steps": 1, "train_micro_batch_siz
 # Gradients in a bucket if the file does not say: 100 MB in bf16, which should saturate a link between GPUs or nodes.
 # ZeRO-1 and 2 have four float32 buckets: 0.75 GiB, against 7.5 GiB at DeepSpeed's default of 500 million.
 BUCKET_SIZE = 50_000_000
-# The --schedule of each type of scheduler, and the parameters of an optimizer and a scheduler that every run has.
+# The values of --optimizer and --schedule, by DeepSpeed's types, and parameter values that are the same in every run.
+OPTIMIZERS = {"AdamW": "adamw"}
 SCHEDULES = {"WarmupDecayLR": "linear", "WarmupCosineLR": "cosine", "WarmupLR": "constant"}
-OPTIMIZER_PARAMETERS = {
-    "betas": ("zerotune's", [0.9, 0.999]),
-    "eps": ("zerotune's", 1e-8),
-    "adam_w_mode": ("zerotune's", True),
-}
-SCHEDULER_PARAMETERS = {"warmup_min_lr": ("zerotune's", 0), "warmup_type": ("zerotune's", "linear")}
+OPTIMIZER_PARAMS = {"betas": [0.9, 0.999], "eps": 1e-8, "adam_w_mode": True}
+SCHEDULER_PARAMS = {"warmup_min_lr": 0, "warmup_type": "linear"}
 Auto = Literal["auto"]
 
 
@@ -147,11 +144,11 @@ def _read_file(path: Path) -> dict:
 
 def check_deepspeed_config(config: dict, optimisation: OptimisationSettings) -> None:
     """Refuse a configuration whose values contradict the flags, that has no ZeRO stage, or offloads to a disk."""
-    decided = {
-        "train_batch_size": ("--batch-size", optimisation.batch_size),
-        "gradient_clipping": ("--max-grad-norm", optimisation.max_grad_norm or 0.0),
-    }
-    _check_agreement("", {key: config[key] for key in decided if key in config}, decided)
+    for key, flag, value in (
+        ("train_batch_size", "--batch-size", optimisation.batch_size),
+        ("gradient_clipping", "--max-grad-norm", optimisation.max_grad_norm or 0.0),
+    ):
+        _check_agreement(key, config.get(key, "auto"), flag, value)
     for key, value in FIXED_DEEPSPEED_KEYS.items():
         found = config.get(key, "auto")
         if found not in ("auto", value):
@@ -159,51 +156,52 @@ def check_deepspeed_config(config: dict, optimisation: OptimisationSettings) -> 
                 f'the DeepSpeed file\'s {key} is {found}: zerotune cuts steps by --tokens-per-device; write "auto"'
             )
     rate = ("--learning-rate", optimisation.learning_rate)
-    decay = ("--weight-decay", optimisation.weight_decay)
-    of_optimizer = {"lr": rate, "weight_decay": decay, **OPTIMIZER_PARAMETERS}
-    _check_section(config, "optimizer", {"AdamW": "AdamW"}, ("zerotune's", "AdamW"), of_optimizer)
-    of_scheduler = {"warmup_max_lr": rate, **SCHEDULER_PARAMETERS}
-    _check_section(config, "scheduler", SCHEDULES, ("--schedule", optimisation.schedule), of_scheduler)
+    if isinstance(optimizer := config.get("optimizer"), dict):
+        _check_type("optimizer", optimizer, OPTIMIZERS, "--optimizer", optimisation.optimizer)
+        of_flags = {"lr": rate, "weight_decay": ("--weight-decay", optimisation.weight_decay)}
+        _check_params("optimizer", optimizer, of_flags, OPTIMIZER_PARAMS)
+    if isinstance(scheduler := config.get("scheduler"), dict):
+        _check_type("scheduler", scheduler, SCHEDULES, "--schedule", optimisation.schedule)
+        _check_params("scheduler", scheduler, {"warmup_max_lr": rate}, SCHEDULER_PARAMS)
     _check_offload(config.get("zero_optimization", {}))
     if not config.get("zero_optimization", {}).get("stage"):
         raise Refused("DeepSpeed without ZeRO (stage 0) is plain data parallelism: leave --deepspeed out")
 
 
-def _check_section(config: dict, section: str, types: dict[str, str], kind: tuple[str, str], decided: dict) -> None:
-    """Refuse an optimizer or scheduler section whose type or parameters contradict the flags.
-
-    Args:
-        types: the value of the flag in `kind`, by the section's type.
-        kind, decided: see `_check_agreement`.
-    """
-    found = config.get(section)
-    if not isinstance(found, dict):
-        return
-    name, params = found.get("type"), found.get("params", {})
-    if not isinstance(params, dict):
-        raise Refused(f"the DeepSpeed file's {section} params are {params!r}, wanted a dictionary: correct them")
-    flag, wanted = kind
-    if types.get(str(name)) != wanted:
+def _check_type(name: str, section: dict, types: dict[str, str], flag: str, wanted: str) -> None:
+    """Refuse the type of an optimizer or scheduler section; `types` has the flag's value for each known type."""
+    found = section.get("type")
+    if types.get(str(found)) != wanted:
         raise Refused(
-            f"the DeepSpeed file's {section} type {name} and {flag} {wanted} disagree: leave the section out, or "
-            "change one of them"
+            f"the DeepSpeed file's {name} type {found} and {flag} {wanted} disagree: leave the section out, or change "
+            "one of them"
         )
-    _check_agreement(f"{section} ", params, decided)
 
 
-def _check_agreement(prefix: str, values: dict, decided: dict[str, tuple[str, object]]) -> None:
-    """Refuse values of a file that are neither "auto" nor what a run has.
+def _check_params(name: str, section: dict, of_flags: dict[str, tuple[str, float]], fixed: dict[str, object]) -> None:
+    """Refuse parameters of an optimizer or scheduler section that differ from those of the run.
 
     Args:
-        decided: for each key the flag that decides it, and the flag's value.
+        of_flags: the flag and its value, by parameter.
+        fixed: parameters that are the same in every run.
     """
-    for key, value in values.items():
-        where = f"the DeepSpeed file's {prefix}{key}"
-        flag, wanted = decided.get(key, (None, None))
-        if value != "auto" and flag is None:
-            raise Refused(f'{where} is {value}: the flags decide it; write "auto", or leave it out')
-        if value not in ("auto", wanted):
-            raise Refused(f'{where} {value} and {flag} {wanted} disagree: write "auto", or change one of them')
+    params = section.get("params", {})
+    if not isinstance(params, dict):
+        raise Refused(f"the DeepSpeed file's {name} params are {params!r}, wanted a dictionary: correct them")
+    for key, value in params.items():
+        where = f"{name} {key}"
+        if key in of_flags:
+            _check_agreement(where, value, *of_flags[key])
+        elif value not in ("auto", fixed.get(key, "auto")):
+            always = f"zerotune always has {fixed[key]}" if key in fixed else "zerotune derives it from the flags"
+            raise Refused(f'the DeepSpeed file\'s {where} is {value}: {always}; write "auto", or leave it out')
+
+
+def _check_agreement(where: str, found, flag: str, value: float) -> None:
+    if found not in ("auto", value):
+        raise Refused(
+            f'the DeepSpeed file\'s {where} {found} and {flag} {value} disagree: write "auto", or change one of them'
+        )
 
 
 def fill_deepspeed_config(config: dict, max_grad_norm: float | None, precision: str) -> dict:
@@ -243,7 +241,7 @@ def fill_deepspeed_config(config: dict, max_grad_norm: float | None, precision: 
 def _check_offload(zero: dict) -> None:
     for key in ("offload_optimizer", "offload_param"):
         if (zero.get(key) or {}).get("device") == "nvme":
-            raise Refused(f"the DeepSpeed file's {key} goes to nvme, where checkpoints cannot read it: use cpu")
+            raise Refused(f"the DeepSpeed file's {key} is nvme, which checkpoints cannot read: use cpu")
     for key, section in (("cpu_offload", "offload_optimizer"), ("cpu_offload_params", "offload_param")):
         if zero.get(key):
             raise Refused(f'the DeepSpeed file\'s {key} is deprecated: write "{section}": {{"device": "cpu"}}')

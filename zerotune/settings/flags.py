@@ -52,7 +52,8 @@ def train_parser(
         "--max-length",
         type=positive_int,
         default=task.max_length,
-        help="tokens a text is cut to, with --head generate a text with its prompt and answer (default %(default)s)",
+        help="most tokens of a text, with --head generate including prompt and answer; longer texts are cut (default "
+        "%(default)s)",
     )
     group.add_argument(
         "--truncation",
@@ -131,7 +132,7 @@ def eval_parser(description: str, task, glue: Iterable[str] = ()) -> FlagParser:
     group.add_argument(
         "--max-length",
         type=positive_int,
-        help=f"tokens a text is cut to (default: the model folder's, else {task.max_length})",
+        help=f"most tokens of a text; longer ones are cut (default: the model folder's, else {task.max_length})",
     )
     _add_prompt_flags(parser)
     return parser
@@ -238,8 +239,8 @@ def add_training_method_flags(parser: FlagParser, heads: tuple[str, ...], heads_
         "--compile",
         choices=("auto", "none"),
         default="auto",
-        help="auto: in 16 bits, compile what a layer does between its matrix products; on a CPU where a model has 100 "
-        "million weights (default %(default)s)",
+        help="auto: in 16 bits, compile what a layer does between its matrix products; on a CPU only for models of at "
+        "least 100 million weights (default %(default)s)",
     )
     return group
 
@@ -372,8 +373,8 @@ def add_optimisation_flags(parser: FlagParser, choose_by: tuple[str, ...]):
     group.add_argument(
         "--eval-every",
         type=positive_int,
-        help="optimizer steps between evaluations (default: one to four an epoch, about a tenth of its time; with "
-        "--patience and for written answers of SQuAD one)",
+        help="optimizer steps between evaluations (default: one to four per epoch, taking about a tenth of its time; "
+        "one with --patience or for written answers of SQuAD)",
     )
     group.add_argument(
         "--seed",
@@ -460,14 +461,14 @@ def add_run_flags(parser: FlagParser) -> None:
         "--node-bandwidth",
         type=positive_float,
         metavar="GBIT",
-        help="plan for 2, 4 and 8 nodes of --devices GPUs too, which send this many Gbit/s each: the share of a step's "
-        "time in which GPUs compute",
+        help="plan for 2, 4 and 8 nodes of --devices GPUs too, with this bandwidth per node in Gbit/s, and print the "
+        "share of a step's time in which GPUs compute",
     )
     group.add_argument(
         "--tracker",
         choices=("none", "tensorboard", "wandb"),
         default="none",
-        help="where the lines of metrics.jsonl are sent too (default %(default)s)",
+        help="also send the lines of metrics.jsonl there (default %(default)s)",
     )
     group.add_argument(
         "--push-to-hub", type=non_empty, metavar="ORG/NAME", help="upload final/, report and eval/ at the run's end"

@@ -70,6 +70,7 @@ class Runs:
         sweep: the values of each flag of the sweep; {} without --sweep.
         launcher: the words that start a run; () for this Python.
         plan: whether --plan was given.
+        typed: names of the flags on the command line and in the preset.
     """
 
     script: str
@@ -81,6 +82,7 @@ class Runs:
     members: tuple[Member, ...]
     launcher: tuple[str, ...]
     plan: bool
+    typed: frozenset[str] = frozenset()
 
     def command(self, member: Member) -> list[str]:
         """Return the flags of one run as words of a command line."""
@@ -127,11 +129,12 @@ def plan_runs(parser, given: Sequence[str], parsed: argparse.Namespace) -> Runs 
         members=tuple(members),
         launcher=tuple(_split_launcher(parsed.launcher)),
         plan=parsed.plan,
+        typed=parsed.typed,
     )
 
 
 def changes_loss(swept: Iterable[str], head: str) -> list[str]:
-    """Return the swept flags between whose values the validation losses of a head cannot be compared."""
+    """Return the swept flags whose values give validation losses that cannot be compared."""
     return [name for name in swept if name in ("head", *_LOSS_FLAGS.get(head, ()))]
 
 

@@ -257,8 +257,8 @@ def prepare_writing(
         say(f"{data.num_truncated:,} of {len(questions):,} contexts are cut to what matches their question best")
     batches = data.writing_batches(evaluation.tokens_per_device)
     sizes = [data.writing_shape(batch, num_new_tokens) for batch in batches]
-    num_weights = published_table(config)["total"]
-    say("evaluation, " + describe_memory(writing_memory(config, loaded, num_weights, len(data.prefix), sizes)))
+    memory = writing_memory(config, loaded, published_table(config), len(data.prefix), sizes)
+    say(f"evaluation, {describe_memory(memory)}")
     description = plan.description | {
         "num_shared_tokens": len(data.prefix),
         "num_truncated": data.num_truncated,
@@ -293,7 +293,7 @@ def describe_batches(evaluation: QuestionEvaluation, questions: list[Question], 
     data, num_new_tokens = plan.encode(questions), plan.lengths.max_new_tokens
     batches = data.writing_batches(evaluation.tokens_per_device)
     sizes = [data.writing_shape(batch, num_new_tokens) for batch in batches]
-    memory = writing_memory(config, plan.settings, published_table(config)["total"], len(data.prefix), sizes)
+    memory = writing_memory(config, plan.settings, published_table(config), len(data.prefix), sizes)
     return [
         *lines,
         f"prompt: {plan.description['setting']}, {len(data.prefix):,} tokens shared by all, {data.num_truncated:,} cut",

@@ -273,8 +273,8 @@ class QuestionTokenizer:
         room = self.most - num_others
         if room < FEWEST_CONTEXT_TOKENS:
             raise Refused(
-                f"rows of {self.most} tokens leave the context of the question {one_line(question)[:40]!r} "
-                f"{max(room, 0)} beside {num_others} of prompt and answer, wanted {FEWEST_CONTEXT_TOKENS} or more: "
+                f"prompt and answer of the question {one_line(question)[:40]!r} take {num_others} of {self.most} "
+                f"tokens and leave {max(room, 0)} for the context, wanted at least {FEWEST_CONTEXT_TOKENS}: "
                 "lower --max-new-tokens or --shots, or raise --max-length as far as the model's positions allow"
             )
         offsets = whole_texts(self.tokenizer).encode(context, add_special_tokens=False).offsets

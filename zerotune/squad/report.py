@@ -202,8 +202,8 @@ def _examples(evaluation: Evaluation, questions: Mapping[str, Question]) -> str:
     order = "answers before abstentions"
     if threshold is not None:
         farthest = "with the lowest odds of no answer" if answers_all else "farthest from the threshold"
-        order = f"those {farthest}, where the model is most confident"
-    count = f"{len(wrong):,} answers share no word with a gold answer. {{shown}} of them, {order}:"
+        order = f"those {farthest} first, where the model is most confident"
+    count = f"Answers that share no word with a gold answer: {len(wrong):,}. Shown: {{shown}}, {order}."
     count = count if wrong else "None: every answer shares a word with a gold answer."
     how = "Exact answers, the first and the last in the same order:"
     return examples_section(count, how, wrong, right, example)

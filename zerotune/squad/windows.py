@@ -31,7 +31,7 @@ from zerotune.tasks.token_cache import are_rows, cached_arrays, content_key
 QUESTION_SHARE = 1 / 3
 UNKNOWN = -100  # the label of a window whose question has no known answers
 CACHE_FORMAT = "zerotune spans 2"
-# Largest share of answers. A few are odd in every data set; a tokenizer whose offsets are wrong spoils most.
+# Largest share of answers that the tokens may fail to give. Every data set has a few; wrong offsets spoil most.
 MOST_UNREADABLE = 0.01
 # Texts tokenised at once, whose tokens are Python objects at the same time.
 QUESTIONS_PER_CALL, PARAGRAPHS_PER_CALL = 4096, 256

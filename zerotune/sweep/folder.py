@@ -1,6 +1,7 @@
 """Check and open the parent folder of several runs; sweep.json lists them before the first one starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def check_folder(runs: Runs) -> None:
     earlier = read_sweep(folder)
     wanted = _record(runs)
     found = [f"{name} was {earlier[name]}, is {wanted[name]}" for name in ("script",) if earlier[name] != wanted[name]]
-    names = dict.fromkeys((*earlier["flags"], *wanted["flags"]))
+    # a flag that a later version has added is none of an earlier command's, unless it is typed
+    names = dict.fromkeys((*earlier["flags"], *(name for name in wanted["flags"] if name in runs.typed)))
     if bool(earlier["seeds"]) != bool(wanted["seeds"]):
         were, are = ("with", "without") if earlier["seeds"] else ("without", "with")
         found.append(f"its runs were started {were} --seeds, and this command is {are}")
@@ -50,18 +52,29 @@ def check_folder(runs: Runs) -> None:
         raise Refused(f"{folder} holds other runs ({', '.join(found)}): use the same flags, or another --output-dir")
 
 
-def open_folder(runs: Runs) -> None:
-    """Make the folder and write sweep.json. Raises Refused as `check_folder` does, or if it cannot be written."""
+def make_folder(runs: Runs) -> None:
+    """Make the folder. Raises Refused as `check_folder` does, or if it cannot be written."""
     check_folder(runs)
-    try:
+    with _writing_into(runs.folder):
         runs.folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_record(runs: Runs) -> None:
+    """Write sweep.json into the folder, which no other command is using. Raises Refused as `make_folder` does."""
+    check_folder(runs)
+    with _writing_into(runs.folder):
         write_json(runs.folder / SWEEP_RECORD, _record(all_runs_of_folder(runs)))
+
+
+@contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    """Turn an error of the disk inside the block into a refusal."""
+    try:
+        yield
     except OSError as error:
         if disk_error_number(error) is not None:
-            raise Refused(full_disk_refusal(runs.folder, error)) from None
-        raise Refused(
-            f"--output-dir {runs.folder} cannot be written ({error.strerror}): name a folder that can be"
-        ) from None
+            raise Refused(full_disk_refusal(folder, error)) from None
+        raise Refused(f"--output-dir {folder} cannot be written ({error.strerror}): name another folder") from None
 
 
 def _record(runs: Runs) -> SweepRecord:

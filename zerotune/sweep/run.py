@@ -26,7 +26,7 @@ from zerotune.run.process import say
 from zerotune.run.run_files import State, read_state
 from zerotune.run.stopping import hang_up
 from zerotune.settings.sweeps import Member, Runs
-from zerotune.sweep.folder import check_folder, describe_member, is_finished, open_folder
+from zerotune.sweep.folder import check_folder, describe_member, is_finished, make_folder, write_record
 from zerotune.sweep.summary import summarise
 
 # Variables by which a launcher's processes find each other: a run started here is a launch of its own.
@@ -99,8 +99,9 @@ def run_all(runs: Runs) -> None:
         _print_plan(runs)
         return
     relay = SignalRelay()
-    open_folder(runs)
+    make_folder(runs)
     with sole_user(runs.folder):
+        write_record(runs)
         write_json(runs.folder / "state.json", {"state": "running", "reason": None})
         try:
             failed = _run_each(runs, relay)

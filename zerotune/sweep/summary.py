@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from zerotune.errors import Refused, listed
+from zerotune.errors import Refused, counted, listed
 from zerotune.files import read_json, write_json, write_text
 from zerotune.metrics.evaluations import headline, is_in_percent, read_metrics, score_names
 from zerotune.report import html
@@ -121,7 +121,7 @@ def summarise(runs: Runs, failed: Mapping[str, str]) -> Path:
     }
     if not finished:
         reasons = "; ".join(f"{name} {why}" for name, why in failed.items())
-        raise Refused(f"none of the {len(runs.members)} runs is finished" + (f": {reasons}" if reasons else ""))
+        raise Refused(f"none of {counted(len(runs.members), 'run')} is finished" + (f": {reasons}" if reasons else ""))
     _check_comparable(finished)
     choose_by = next(iter(finished.values())).choose_by
     settings = _by_setting(runs, finished)
@@ -270,7 +270,7 @@ def _seed_lines(setting: Setting, choose_by: str) -> list[str]:
     seeds = [one.seed for one in setting.members]
     rows = [("validation", choose_by, setting.validation())]
     rows += [("test", name, tests[name]) for name in _test_names(setting, choose_by)]
-    told = f"{len(finished)} of {len(seeds)} seeds" if len(finished) < len(seeds) else f"{len(seeds)} seeds"
+    told = f"{len(finished)} of " * (len(finished) < len(seeds)) + counted(len(seeds), "seed")
     lines = [f"{'':<24}{'mean ± sd':>18}   values of {told}"]
     for part, name, values in rows:
         digits, title = _digits(setting, name), f"{part} {name.replace('_', ' ')}"
@@ -316,9 +316,9 @@ def _page(runs: Runs, settings: Sequence[Setting], ranked: Sequence[Setting], re
     histories = [read_history(runs.folder / name) for name in names]
     records = [read_run_record(runs.folder / name / "run.json") for name in names]
     task = str(records[0].get("task"))
-    num_finished = sum(len(one.scores) for one in settings)
-    title = f"{TASK_NAMES.get(task, task)}: {num_finished} of {len(runs.members)} runs"
-    title = title.replace(f"{num_finished} of {num_finished} ", f"{num_finished} ")
+    num_finished, num_runs = sum(len(one.scores) for one in settings), len(runs.members)
+    part = f"{num_finished} of " * (num_finished < num_runs)
+    title = f"{TASK_NAMES.get(task, task)}: {part}{counted(num_runs, 'run')}"
     scores = _ranking(order, ranked, choose_by) if runs.sweep else _seed_table(settings[0], choose_by)
     sections = [
         html.heading(title, "sweep" if runs.sweep else "seeds"),

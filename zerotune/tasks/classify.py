@@ -21,7 +21,7 @@ from itertools import chain
 from zerotune.errors import Refused, listed
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
-from zerotune.tasks.files import Source
+from zerotune.tasks.files import OTHER_COLUMN, Source
 from zerotune.tasks.labels import (
     GIVE_TWO,
     INDICATORS,
@@ -60,6 +60,7 @@ OWN = TextTask(
     text_columns=("text", "sentence", "review", "content", "message"),
     label_columns=("label", "labels", "category", "class", "sentiment"),
     columns_way_out=": name the columns with --text-column and --label-column",
+    text_way_out=OTHER_COLUMN,
     read_label=parse_own_label,
     draw_validation=partial(draw_validation, share=VALIDATION_SHARE),
 )

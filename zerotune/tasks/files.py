@@ -25,6 +25,8 @@ from zerotune.run.process import say_how_far
 from zerotune.terminal import say_when_slow
 
 FILE_KINDS = ("csv", "tsv", "jsonl", "parquet")
+CORRECT_ROW = "correct the row"
+OTHER_COLUMN = f"{CORRECT_ROW}, or name another --text-column"
 # Most bytes of text in a file, unpacked, and in a line: a small .gz may unpack to more than fits in memory.
 MOST_BYTES, MOST_LINE_BYTES = 2**31, 2**26
 _BYTES_A_READ = 2**20
@@ -275,7 +277,9 @@ def _check_size(data: bytes | bytearray, path: Path, most_line_bytes: int) -> No
 
 def long_line(path: Path | str, line: int, most_bytes: int) -> Refused:
     """Return the refusal of a line that is longer than any text."""
-    return Refused(f"{path} line {line}: longer than {most_bytes / 2**20:.0f} MiB, which no text is; correct the line")
+    return Refused(
+        f"{path} line {line}: longer than the {most_bytes / 2**20:.0f} MiB that a text may have: correct the line"
+    )
 
 
 def _line_at(data: bytes, offset: int) -> int:
@@ -285,7 +289,7 @@ def _line_at(data: bytes, offset: int) -> int:
 def _header(fields: list[str], path: Path | str, separator: str) -> list[str]:
     names = [field.strip() for field in fields]
     if not any(names):
-        raise Refused(f"{path} line 1 is blank, and it has to name the columns: delete it, or name them there")
+        raise Refused(f"{path} line 1 is blank, but must name the columns: delete it, or name them there")
     other = next((each for each in ";,\t|" if each in names[0]), None)
     if other and len(names) == 1:
         shown, wanted = ("a tab" if each == "\t" else repr(each) for each in (other, separator))
@@ -469,7 +473,7 @@ def alternatives(names: Sequence[str]) -> str:
     return f"{first} (or {', '.join(others)})" if others else first
 
 
-def clean_text(value, where: str, way_out: str = "correct the row") -> str:
+def clean_text(value, where: str, way_out: str = CORRECT_ROW) -> str:
     """Return a text without surrounding white space. Raises Refused unless it is a non-empty, valid Unicode string.
 
     Args:

@@ -44,7 +44,7 @@ def numbered(labels: tuple[str, ...], conjunction: str) -> str:
 
 # --- labels of the user's own ---
 
-FORMAT_CHARACTER = "Cf"  # the Unicode category of characters without a shape, such as a zero-width space
+FORMAT_CATEGORY = "Cf"  # the Unicode category of characters without a shape, such as a zero-width space
 TRAIN_ON_IT = "train on rows with this label"
 GIVE_TWO = "give rows with two labels or more"
 INDICATORS = ({"0", "1"}, {"false", "true"})  # words that are hardly labels if a row repeats one
@@ -202,14 +202,14 @@ def _by_size(word: str) -> tuple[float, str]:
 
 
 def _require_distinct(counts: Counter, source: str) -> None:
-    """Refuse labels that differ only in case or unseen characters, and names that metrics.json uses otherwise."""
+    """Refuse labels that differ only in case or invisible characters, and names that metrics.json uses otherwise."""
     seen: dict[str, str] = {}
     for label in counts:
-        key = "".join(letter for letter in label.casefold() if unicodedata.category(letter) != FORMAT_CHARACTER)
+        key = "".join(letter for letter in label.casefold() if unicodedata.category(letter) != FORMAT_CATEGORY)
         other = seen.setdefault(key, label)
         if other != label:
             is_unseen = other.casefold() != label.casefold()
-            difference = "characters that are not seen" if is_unseen else "case (ß counts as ss)"
+            difference = "invisible characters" if is_unseen else "case (ß counts as ss)"
             raise Refused(
                 f"{source}: the labels {other!r} ({counts[other]:,} rows) and {label!r} ({counts[label]:,} rows) "
                 f"differ only in {difference}: spell them the same way, or rename one"

@@ -14,7 +14,15 @@ from zerotune.errors import Refused, did_you_mean, listed
 from zerotune.run.process import say, say_how_far
 from zerotune.settings.groups import DataSettings
 from zerotune.tasks import sources
-from zerotune.tasks.files import Source, alternatives, clean_text, find_column, read_file, rows_sha256
+from zerotune.tasks.files import (
+    CORRECT_ROW,
+    Source,
+    alternatives,
+    clean_text,
+    find_column,
+    read_file,
+    rows_sha256,
+)
 from zerotune.tasks.hub import read_hub
 from zerotune.tasks.labels import numbered, parse_label, require_labels
 from zerotune.tasks.sources import DRAWN_SHARES, Corpus, Origin
@@ -51,6 +59,7 @@ class TextTask(Corpus):
         pair_names: names of the two texts, if the model was tuned on other names than those of the columns.
         needs_label_column: whether rows without a column of labels are refused even where labels are not needed.
         columns_way_out: how to name other columns, as the end of a message.
+        text_way_out: what to do about a text that is none.
         read_label: (value, labels, place) -> the label's index, or None for a row without one; for texts that may have
             several labels, their indices.
         label_separator: separates the labels of a text that may have several; None: a text has one.
@@ -67,6 +76,7 @@ class TextTask(Corpus):
     pair_names: tuple[str, str] | None = None
     needs_label_column: bool = False
     columns_way_out: str = ""
+    text_way_out: str = CORRECT_ROW
     read_label: Callable[[object, tuple[str, ...], str], int | tuple[int, ...] | None] = parse_label
     label_separator: str | None = None
     clean: Callable[[str], str] | None = None
@@ -229,8 +239,7 @@ def _column(task: TextTask, source: Source, accepted: tuple[str, ...], role: str
 
 
 def _clean(task: TextTask, value, where: str) -> str:
-    way_out = "correct the row, or name another --text-column" if task.columns_way_out else "correct the row"
-    text = clean_text(value, where, way_out)
+    text = clean_text(value, where, task.text_way_out)
     return clean_text(task.clean(text), where) if task.clean else text
 
 

@@ -61,7 +61,7 @@ def encode_texts(
     are_pairs = bool(texts) and isinstance(texts[0], tuple)
     if are_pairs and truncation != "head":
         raise Refused(
-            f"--truncation {truncation} is for one text: a pair loses the end of its longer text, leave it out"
+            f"--truncation {truncation} is for single texts; of a pair the longer text loses its end: leave it out"
         )
     num_special = tokenizer.num_special_tokens_to_add(pair=are_pairs)
     if max_length <= num_special:
@@ -174,5 +174,5 @@ def _require_one_bos(tokenizer, ids: np.ndarray, offsets: np.ndarray) -> None:
         text = int(np.searchsorted(offsets, seconds[twice[0]], side="right")) - 1
         raise Refused(
             f"text {text} itself begins with {tokenizer.bos_token}, which the tokenizer of {tokenizer.name_or_path} "
-            "adds: a text has exactly one; take it out of the text"
+            "adds: remove it from the text"
         )

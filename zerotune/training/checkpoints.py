@@ -83,7 +83,7 @@ def prepare(target: Path, num_bytes: int, accelerator, make_room: Callable[[], N
     Args:
         target: `step_folder` or `best_folder` of the step.
         num_bytes: approximate bytes that all ranks write.
-        make_room: ends deletions in progress; rank 0 calls it if the disk seems too full.
+        make_room: waits for pending deletions; rank 0 calls it if the disk seems too full.
     """
     aside = _aside(target)
     agree(accelerator, _make_aside(aside, num_bytes, make_room) if accelerator.is_main_process else None)
@@ -333,7 +333,9 @@ def _step_folders(root: Path) -> list[Path]:
 
 
 def _folders(root: Path, kind: str) -> list[Path]:
-    return [folder for folder in _entries(root, f"{kind}-") if re.search(r"-\d", folder.name) and _is_folder(folder)]
+    """Return the checkpoints of a kind, complete or not; copies that a user made (step-00000120.bak) are none."""
+    found = [folder for folder in _entries(root, f"{kind}-") if re.fullmatch(rf"{kind}-\d+", folder.name)]
+    return [folder for folder in found if _is_folder(folder)]
 
 
 def _entries(root: Path, prefix: str) -> list[Path]:

@@ -317,7 +317,7 @@ def _describe_steps(settings, splits, train, batch: BatchShape, counts: StepCoun
     seconds = flops / (rate * devices.number)
     took = f"{seconds:.3g} s a step" + (f", about {duration(seconds * num_steps)} of steps" if num_steps else "")
     if seconds < SECONDS_OF_PYTHON:
-        took = f"{seconds:.2g} s of it a step, less than Python's own work: about {SECONDS_OF_PYTHON} s a step in all"
+        took = f"{seconds:.2g} s a step, less than Python's own work: about {SECONDS_OF_PYTHON} s a step in all"
         took += f", about {duration((seconds + SECONDS_OF_PYTHON) * num_steps)} of steps" if num_steps else ""
     most = "" if train is not None else "at most "
     lines.append(f"arithmetic: {most}{flops / 1e12:.3g} TFLOP a step; {took}, at {rate / 1e12:.3g} TFLOP/s {what}")

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from zerotune.errors import Refused
+from zerotune.errors import Refused, counted
 from zerotune.run.cpu import free_memory
 from zerotune.run.folder import RunFolder
 from zerotune.run.launch import from_rank_0, on_all_ranks
@@ -120,8 +120,8 @@ def resume(engine: Engine, run: RunFolder, optimizer: str) -> Progress:
     return progress
 
 
-def _processes(num: int) -> str:
-    return f"{num} process{'es' * (num > 1)}"
+def _processes(number: int) -> str:
+    return counted(number, "process", "processes")
 
 
 def _choose_checkpoint(root: Path, wanted: str, run_id: str) -> tuple[Path | None, list[str]]:
@@ -148,5 +148,5 @@ def _cannot_move(folder: Path, engine: Engine, optimizer: str) -> str | None:
         return None
     return (
         f"{folder} was saved by {_processes(saved_by)} and this run has {now}: under DeepSpeed, adamw8bit keeps its "
-        f"state in blocks of one process, which cannot move; launch {saved_by}"
+        f"state in blocks that belong to one process: launch {_processes(saved_by)}"
     )

@@ -50,7 +50,7 @@ def check_run_flags(settings: RunSettings) -> None:
 
 
 def _way_back(changed: list[str], earlier: dict) -> str:
-    """Return how to resume a run with its earlier inputs: flags for what it chose by itself, else restored files."""
+    """Return how to resume a run with its earlier inputs: flags that pin what it had chosen, else restoring files."""
     flags = []
     for name in changed:
         value = str(earlier.get(name))

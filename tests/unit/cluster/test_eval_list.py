@@ -47,6 +47,7 @@ def test_lines_and_their_folders(write_list):
         (["org/a sst2 few 0"], "wanted MODEL TASK SHOTS SEED"),
         (["org/a sst2 ² 0"], "wanted MODEL TASK SHOTS SEED"),
         (["org/a sst2 0 0 --help"], "--help evaluates nothing"),
+        (["org/a sst2 0 0 --plan"], "--plan evaluates nothing"),
         (["org/a cola 0 0"], "no task 'cola'; wanted one of sst2, imdb, qa, classify"),
         (["org/a sst2 0 0 --seed 3"], "--seed is set by the columns"),
         (["org/a sst2 0 0 --prompt-seeds=5"], "--prompt-seeds gives several scores.* write a line per SEED"),

@@ -97,6 +97,7 @@ def test_progress_changes_with_every_checkpoint_and_milestone(tmp_path):
         (run / name).touch()
         seen.append(progress_of(run))
     (run / "checkpoints/step-00000300").mkdir()  # without a marker it does not count
+    shutil.copytree(run / "checkpoints/step-00000120", run / "checkpoints/step-00000120.bak")
     assert seen == ["0+0+0", "5+0+0", "5+1+0", "120+1+0", "120+2+0", "120+3+0"] and progress_of(run) == "120+3+0"
 
 
@@ -345,6 +346,11 @@ def test_the_runs_of_seeds_are_numbered_for_an_array(tmp_path):
     assert answer("member", 2, *flags).stdout.split("\0") == [*words, ""]
     assert "there is no run 0 of 2: submit them with sbatch --array=1-2" in answer("member", 0, *flags).stderr
     assert "--launcher has no use on the cluster" in answer("members", *flags, "--launcher", "torchrun").stderr
+    assert "--plan starts no run: use bash slurm/sst2.sh" in answer("members", *flags, "--plan").stderr
+    (tmp_path / "file").touch()
+    in_a_file = ["train/sst2.py", "--sample", "--seeds", "5", "--output-dir", tmp_path / "file" / "several"]
+    refused = answer("members", *in_a_file)
+    assert refused.returncode == 2 and refused.stderr.startswith("refused: --output-dir ")
     write_run(tmp_path / "several/seed-5", 0.8, 0.7)
     assert answer("members", *flags).stdout == "2\n"
     assert answer("summarise", *flags, SLURM_ARRAY_TASK_ID="1").returncode == 0

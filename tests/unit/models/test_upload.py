@@ -87,6 +87,17 @@ def test_a_run_is_uploaded_without_paths_of_this_machine_and_loads_from_there(ru
     assert model.config.id2label[0] == LABELS[0] and AutoTokenizer.from_pretrained("org/new").pad_token is not None
 
 
+def test_files_of_the_users_own_stay_here(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "full", run)
+    for name in ("final/predicted.csv", "eval/customers/run.json", "eval/customers/metrics.json", "eval/base/run.json"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("{}")
+    (run / "final" / "LICENSE").write_text("mine")
+    files = published_files(run, "org/new", "org/llama")
+    assert files.keys() - published_files(runs / "full", "org/new", "org/llama").keys() == {"LICENSE"}
+
+
 def test_the_page_links_only_to_uploaded_files(runs, tmp_path):
     shutil.copytree(runs / "full", tmp_path / "run")
     for name in ("metrics.jsonl", "run.json"):

@@ -123,7 +123,7 @@ def write(path, rows, stop_after=None):
     out = FileOutput(path, IDENTITY)
     out.open(output_format(path, stream(columns=["text"]), [{"text": "a"}], ["prediction"], False))
     for row in rows[out.rows : stop_after]:
-        out.add([row])
+        out.add([row], [row])
     out.save()
     return out
 
@@ -178,7 +178,7 @@ def test_who_deletes_the_partial_file_starts_anew(tmp_path, identity):
     check_writable(path, identity)
     out = FileOutput(path, identity)
     out.open(JsonLines())
-    out.add(ROWS[:1])
+    out.add(ROWS[:1], ROWS[:1])
     out.close()
     assert (tmp_path / "a.jsonl.partial.json").exists()
     check_writable(path, identity)
@@ -188,7 +188,7 @@ def test_standard_input_begins_anew(tmp_path):
     path = tmp_path / "a.csv"
     out = FileOutput(path, None)
     out.open(JsonLines())
-    out.add(ROWS[:2])
+    out.add(ROWS[:2], ROWS[:2])
     out.close()
     check_writable(path, None)
     assert FileOutput(path, None).rows == 0 and (tmp_path / "a.csv.partial").stat().st_size == 0
@@ -247,7 +247,7 @@ def test_a_disk_that_takes_no_more_is_named_and_the_whole_rows_stay(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (out.bytes + 10, limits[1]))
     try:
-        out.add([ROWS[1]])
+        out.add([ROWS[1]], [ROWS[1]])
         with pytest.raises(OSError, match="File too large") as failure:
             out.save()
     finally:
@@ -274,7 +274,7 @@ def test_categories_are_written_as_categories(tmp_path):
     out = FileOutput(path, IDENTITY)
     out.open(output_format(path, stream("parquet", table.schema.names, table.schema), [], ["prediction"], False))
     for row in table.to_pylist():
-        out.add([row | {"prediction": "p"}])
+        out.add([row | {"prediction": "p"}], [row])
     out.finish()
     found = pyarrow.parquet.read_table(path)
     assert found.to_pylist() == [row | {"prediction": "p"} for row in table.to_pylist()]
@@ -287,7 +287,7 @@ def test_the_record_is_written_at_most_every_so_often(tmp_path, monkeypatch):
     out = FileOutput(tmp_path / "a.jsonl", IDENTITY)
     out.open(JsonLines())
     for row in ROWS:
-        out.add([row])
+        out.add([row], [row])
     assert written == [0, 1]  # SECONDS_BETWEEN_RECORDS have not yet passed
     out.save()
     assert written == [0, 1, 6]

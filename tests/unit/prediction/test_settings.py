@@ -42,7 +42,7 @@ def test_a_file_and_its_columns(tmp_path, monkeypatch):
         (["--question", "who", "--file", "x.csv"], "--question and --file are given"),
         (["--question", "who"], "--context is missing"),
         (["--context", "who"], "--question is missing"),
-        (["a", "--format", "csv"], "--format is about --file"),
+        (["a", "--format", "csv"], "--format needs --file"),
         (["--file", "x.csv", "--text-column", "a,b,c"], "a text is one column, or two"),
     ],
 )

@@ -35,9 +35,12 @@ def test_words_and_numbers():
         "–", "yes", "9,999", "66,955,010", "3e-05", "131,072", "none", "1, a",
     ]  # fmt: skip
     texts = [p_value_text(0.04999), p_value_text(9e-5), interval_text((-0.012, 0.3), signed=True)]
-    assert [text.replace("\u00a0", " ") for text in texts] == ["p = 0.049990", "p < 0.0001", "[−1.2, +30.0]"]
-    shares = [percent(value).replace("\u00a0", " ") for value in (1.0, 0.9996, 0.9994, 0.99996)]
-    assert shares == ["100.0 %", "99.96 %", "99.9 %", "99.996 %"]
+    texts += [interval_text(bounds) for bounds in ((0.99961, 1.0), (0.0, 0.0004))]
+    assert [text.replace("\u00a0", " ") for text in texts] == [
+        "p = 0.049990", "p < 0.0001", "[−1.2, +30.0]", "[99.96, 100.00]", "[0.00, 0.04]",
+    ]  # fmt: skip
+    shares = [percent(value).replace("\u00a0", " ") for value in (1.0, 0.9996, 0.9994, 0.99996, 0.0, 0.0004)]
+    assert shares == ["100.0 %", "99.96 %", "99.9 %", "99.996 %", "0.0 %", "0.04 %"]
     matthews = {"matthews": -0.0371, "matthews_ci95": [-0.173, 0.107]}
     assert metric_title("matthews") == "Matthews' correlation"
     assert score_cell(matthews, "matthews") == ("−0.037", "[−0.173,\u00a00.107]")

@@ -19,7 +19,7 @@ from zerotune.report.html import interval_text
 from zerotune.report.item_parts import calibration_section, length_section
 from zerotune.report.label_parts import label_parts
 from zerotune.report.run_report import print_run_table, write_report
-from zerotune.report.tables import main_scores, next_commands
+from zerotune.report.tables import launch_line, main_scores, next_commands
 
 
 class Page(HTMLParser):
@@ -184,7 +184,7 @@ def test_same_folder_same_bytes(run):
     [
         ("eval/base", "This run has no base evaluation."),
         ("eval/final", "This run has no final evaluation yet."),
-        ("eval/final/metrics.json", "No scores in eval/final: an evaluation folder holds metrics.json"),
+        ("eval/final/metrics.json", "eval/final holds no metrics.json, so it is no evaluation"),
         ("metrics.jsonl", "metrics.jsonl holds no logged step."),
         ("split.json", "This run has no split.json."),
         ("parameters.json", "This run has no parameters.json."),
@@ -309,12 +309,31 @@ def test_answers_of_labels_in_words():
     assert untrained == "Base has a new head that has not been trained: its answers are guesses, whatever they score."
 
 
+def test_processes_on_a_cpu_are_launched_by_torchrun():
+    assert launch_line(RUN).startswith("accelerate launch --num_processes 2 train/sst2.py")
+    on_cpu = RUN | {"world": {"num_processes": 2, "device": "cpu"}}
+    assert launch_line(on_cpu).startswith("torchrun --nproc_per_node 2 train/sst2.py")
+
+
+def test_written_answers_have_no_probability_to_sort_by(tmp_path):
+    lines = predictions(["a", "b", "c"], [0, 1, 1], 0.5, 3)
+    written = [{name: value for name, value in line.items() if name != "scores"} for line in lines]
+    for name, given, said in (("scored", lines, "the highest probability first."), ("written", written, "by id.")):
+        write_evaluation(tmp_path / name, given)
+        write_evaluation_report(tmp_path / name, label_parts(LABELS))
+        text = read(tmp_path / name / "report.html").text
+        num_wrong = sum(line["label"] != line["prediction"] for line in lines)
+        assert f"Wrong: {num_wrong} of 3 items. Shown: {num_wrong}, {said}" in text
+        assert ("most and least sure" in text) is (name == "scored")
+
+
 def test_what_ended_the_training_is_what_may_help():
     history = History([], [{"step": 2, "eval_loss": 0.7}, {"step": 4, "eval_loss": 0.6}])
     assert words.history_sentences(history, 4) == [
         "Validation loss was still falling at the end: more epochs may help."
     ]
     assert "more steps than --max-steps 4 may help." in words.history_sentences(history, 4, 4)[0]
+    assert "more epochs may help." in words.history_sentences(history, 4, 1000)[0]
 
 
 def test_a_page_is_called_after_the_model_and_a_file_of_ones_own(tmp_path):

@@ -14,6 +14,7 @@ from zerotune.run.machine_paths import left_paths, without_paths
         ("--output-dir=/scratch/job-17/runs/a/", "--output-dir=a"),
         ('{"model": "../../ann/llama", "n": 1}', '{"model": "llama", "n": 1}'),
         ("<td>~/data/tickets.csv</td>", "<td>tickets.csv</td>"),
+        ("--scratch-dir /local/ann /localscratch/ann/x", "--scratch-dir ann x"),
         ("(/tmp/a.tsv, /work/b.tsv).", "(a.tsv, b.tsv)."),
         ("and/or a/../b, 3/4, https://host/home/x, </data>, runs/a/final", None),
         ("/ and /unheard-of/thing", None),

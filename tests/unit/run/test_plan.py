@@ -110,17 +110,23 @@ def test_what_is_offloaded_takes_nothing():
     assert need(stage=3, devices=8, offload_param={"device": "cpu"}).parameters == 0
 
 
+TABLE_2B = {
+    "total": 2_614_341_888,
+    "groups": {"attention": 400_000_000, "mlp": 1_600_000_000, "embedding": 614_341_888},
+}
+
+
 def test_scoring_by_hand():
     """In bf16, Gemma-2-2B's 4 key and value heads of 256 in 26 layers take 104 KiB per token of the shared prefix."""
     model = ModelSettings("m", precision="bf16")
-    found = scoring_memory(GEMMA_2B, model, 2_614_341_888, 1000, [(4, 200), (1, 500)])
+    found = scoring_memory(GEMMA_2B, model, TABLE_2B, 1000, [(4, 200), (1, 500)])
     assert found.weights == 2 * 2_614_341_888
     assert found.shared_prefix == 1000 * 26 * 2 * 4 * 256 * 2
     own = 4 * 200 * (3 * 2304 + 8 * 256 + 2 * 9216) * 2
     scores = 4 * 8 * 200 * 200 * (2 + 4)
     assert found.largest_batch == own + 4 * 200 * (2 * 4 * 256 + 2 * 8 * 256) * 2 + scores
-    packed = scoring_memory(GEMMA_2B, replace(model, method="qlora"), 2_614_341_888, 0, [])
-    assert packed.weights == pytest.approx(0.516 * 2_614_341_888) and packed.shared_prefix == 0
+    packed = scoring_memory(GEMMA_2B, replace(model, method="qlora"), TABLE_2B, 0, [])
+    assert packed.weights == pytest.approx(0.516 * 2e9 + 2 * 614_341_888) and packed.shared_prefix == 0
     assert describe_memory(found) == (
         "memory per device: about 5.03 GiB (weights 4.87, shared prefix 0.10, largest batch 0.06)"
     )
@@ -129,8 +135,8 @@ def test_scoring_by_hand():
 def test_writing_keeps_keys_and_values_in_all_layers():
     """Each row has a copy of the prefix, which a pass reads and all layers keep, together with the written tokens."""
     model, batches = ModelSettings("m", precision="bf16"), [(4, 200), (1, 500)]
-    scoring = scoring_memory(GEMMA_2B, model, 1000, 100, batches)
-    writing = writing_memory(GEMMA_2B, model, 1000, 100, [(*batch, 60) for batch in batches])
+    scoring = scoring_memory(GEMMA_2B, model, TABLE_2B, 100, batches)
+    writing = writing_memory(GEMMA_2B, model, TABLE_2B, 100, [(*batch, 60) for batch in batches])
     seen = 4 * 100 * (2 * 4 * 256 + 2 * 8 * 256) * 2 + 4 * 8 * 200 * 100 * (2 + 4)
     kept = 26 * 4 * (100 + 200 + 60) * 2 * 4 * 256 * 2
     assert writing.largest_batch - scoring.largest_batch == seen + kept

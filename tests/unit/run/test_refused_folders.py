@@ -270,7 +270,7 @@ def evaluation(folder, **changes):
         ({"metrics": METRICS.format('1, "f1": 0.5, "f1_ci95": 7')}, r"\(f1_ci95 is 7, wanted a valid list\)"),
         ({"metrics": METRICS.format('1, "f1": 1.5, "f1_ci95": [0, 1]')}, r"\(f1 is 1.5, wanted 0 to 1\)"),
         ({"metrics": METRICS.format('1, "f1": 0.5, "f1_ci95": [1, 0]')}, r"\(f1_ci95 is \[1, 0\], wanted a low"),
-        ({"metrics": METRICS.format('1, "accuracy": 0.5, "accuracy_ci95": [0, 1]')}, r"0.5000 and .* gives 1.0000"),
+        ({"metrics": METRICS.format('1, "accuracy": 0.5, "accuracy_ci95": [0, 1]')}, r"0.5000, .* gives 1.0000"),
         ({"metrics": METRICS.format('1, "seed": [1]')}, r"\(seed is \[1\], wanted a valid integer\)"),
     ],
 )

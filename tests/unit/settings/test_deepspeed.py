@@ -107,23 +107,29 @@ def warmup(**params):
         ({"gradient_clipping": 0.5}, "gradient_clipping 0.5 and --max-grad-norm 1.0 disagree"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps is 2: .*--tokens-per-device"),
         ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch_size_per_gpu is 4: .*--tokens-per-device"),
-        ({"optimizer": {"type": "Adam"}}, "optimizer type Adam and zerotune's AdamW disagree"),
-        ({"optimizer": {}}, "optimizer type None and zerotune's AdamW disagree"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer type Adam and --optimizer adamw disagree"),
+        ({"optimizer": {}}, "optimizer type None and --optimizer adamw disagree"),
         ({"optimizer": adamw(lr=1e-5)}, 'optimizer lr 1e-05 and --learning-rate 2e-05 disagree: write "auto", or'),
         ({"optimizer": adamw(weight_decay=0)}, "weight_decay 0 and --weight-decay 0.01 disagree"),
-        ({"optimizer": adamw(betas=[0.8, 0.999])}, r"betas \[0.8, 0.999\] and zerotune's \[0.9, 0.999\] disagree"),
-        ({"optimizer": adamw(amsgrad=True)}, 'optimizer amsgrad is True: the flags decide it; write "auto"'),
+        (
+            {"optimizer": adamw(betas=[0.8, 0.999])},
+            r"betas is \[0.8, 0.999\]: zerotune always has \[0.9, 0.999\]; write",
+        ),
+        (
+            {"optimizer": adamw(amsgrad=True)},
+            'optimizer amsgrad is True: zerotune derives it from the flags; write "auto"',
+        ),
         ({"optimizer": {"type": "AdamW", "params": 5}}, "optimizer params are 5, wanted a dictionary"),
         ({"scheduler": {"type": "WarmupLR"}}, "scheduler type WarmupLR and --schedule linear disagree"),
         ({"scheduler": warmup(warmup_max_lr=0.1)}, "warmup_max_lr 0.1 and --learning-rate 2e-05 disagree"),
         (
             {"scheduler": warmup(warmup_num_steps=9)},
-            'scheduler warmup_num_steps is 9: the flags decide it; write "auto"',
+            'scheduler warmup_num_steps is 9: zerotune derives it from the flags; write "auto"',
         ),
         ({"zero_optimization": {}}, "stage 0"),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
-            "offload_param goes to nvme, where checkpoints cannot read it: use cpu",
+            "offload_param is nvme, which checkpoints cannot read: use cpu",
         ),
         (
             {"zero_optimization": {"stage": 2, "cpu_offload": True}},
@@ -134,6 +140,11 @@ def warmup(**params):
 def test_numbers_that_contradict_the_flags_are_refused(config, words):
     with pytest.raises(Refused, match=words):
         fill(config)
+
+
+def test_the_files_optimizer_contradicts_another_flag():
+    with pytest.raises(Refused, match="optimizer type AdamW and --optimizer adamw8bit disagree: leave the section out"):
+        fill({"optimizer": {"type": "AdamW"}}, optimizer="adamw8bit")
 
 
 @pytest.mark.parametrize("value", ["auto", 32])

@@ -243,7 +243,9 @@ def test_a_context_is_cut_to_its_row_and_nothing_else():
     found = parts.fitted_context(context, "Where is word77?", others)
     assert others + len(found) <= 250 and "word77" in parts.tokenizer.decode(found)
     assert others + len(found) > 250 - 12, "a word more would not fit"
-    with pytest.raises(Refused, match="rows of 250 tokens leave the context of the question 'Why' 15 beside 235"):
+    with pytest.raises(
+        Refused, match="the question 'Why' take 235 of 250 tokens and leave 15 for the context, wanted at least"
+    ):
         parts.fitted_context(context, "Why", 235)
 
 

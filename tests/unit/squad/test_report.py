@@ -52,7 +52,7 @@ def test_the_page_shows_scores_breakdown_and_worst_errors(run):
     assert "questions 3 3 5" in text and re.search(r"F1 16\.7 % \S+ \S+ 88\.9 % \S+ \S+ 53\.3 %", text)
     assert "answers that the model ended 75.0 % – –" in text and "left unanswered 33.3 % – 20.0 %" in text
     assert "By question word and context length" in text and "200 words or more 5 40.0 %" in text
-    assert "2 answers share no word with a gold answer" in text
+    assert "Answers that share no word with a gold answer: 2." in text
     wrong, right = text.split("Right answers")
     assert "left unanswered, gold: no answer · q2" in right
     first, second = re.findall(r"(?:answered “\w*”|left unanswered), gold: .*? · q\d", wrong)
@@ -69,7 +69,7 @@ def test_where_every_question_is_answered_the_surest_answers_have_the_lowest_odd
     questions = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[3]]
     write_json(evaluated / "metrics.json", metrics | write_question_results(evaluated, questions, predicted))
     text = text_of(write_report(tmp_path, question_parts({})))
-    assert "those with the lowest odds of no answer, where the model is most confident" in text
+    assert "those with the lowest odds of no answer first, where the model is most confident" in text
     assert re.findall(r"· (q\d)", text)[:3] == ["q3", "q1", "q0"]
 
 

@@ -11,7 +11,7 @@ from waiting import wait_until
 
 from zerotune.errors import Preempted, Refused
 from zerotune.settings.flags import train_parser
-from zerotune.sweep.run import run_all
+from zerotune.sweep.run import run_all, sole_user
 from zerotune.tasks.sst2 import SST2
 
 REPOSITORY = Path(__file__).parents[3]
@@ -150,7 +150,7 @@ def test_a_run_that_is_refused_or_fails_is_named_and_loses_none_of_the_others(pl
 
 def test_nothing_is_summarised_where_nothing_is_finished(place):
     place.told(**{"seed_is_0": "early"})
-    with pytest.raises(Refused, match=r"none of the 1 runs is finished: seed-0 was refused \(bad input\)"):
+    with pytest.raises(Refused, match=r"none of 1 run is finished: seed-0 was refused \(bad input\)"):
         place.start("--seeds", "0")
     assert place.read("state.json")["state"] == "refused"
 
@@ -220,6 +220,25 @@ def test_a_second_command_in_the_folder_is_refused(place):
         first.terminate()
         assert first.wait(timeout=60) == 75
     assert place.calls == ["seed-0"]
+
+
+def test_a_refused_command_does_not_change_what_the_first_one_summarises(place):
+    place.start("--seeds", "0")
+    with sole_user(place.folder), pytest.raises(Refused, match="another job is working in"):
+        place.start("--seeds", "0", "7")
+    assert list(place.read("sweep.json")["runs"]) == ["seed-0"]
+
+
+def test_runs_continue_under_a_version_with_another_flag(place):
+    place.start("--seeds", "0")
+    assert place.calls == ["seed-0"]
+    record = place.read("sweep.json")
+    del record["flags"]["compile"]
+    (place.folder / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(Refused, match="--compile was None, is none"):
+        place.start("--seeds", "0", "1", "--compile", "none")
+    place.start("--seeds", "0", "1")
+    assert place.calls == ["seed-1"] and place.read("sweep.json")["flags"]["compile"] == "auto"
 
 
 def test_a_plan_lists_the_runs_and_writes_nothing(place, capfd):

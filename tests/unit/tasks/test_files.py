@@ -100,8 +100,8 @@ def test_csv_fields_may_hold_newlines_and_pass_the_default_limit(tmp_path):
         ("rows.tsv", "", "is empty"),
         ("rows.tsv.gz", "", "is empty"),
         ("rows.tsv", "\n\n", "is empty"),
-        ("rows.csv", "\ntext,label\na,b\n", "line 1 is blank, and it has to name the columns"),
-        ("rows.csv", ",\na,b\n", "line 1 is blank, and it has to name the columns"),
+        ("rows.csv", "\ntext,label\na,b\n", "line 1 is blank, but must name the columns"),
+        ("rows.csv", ",\na,b\n", "line 1 is blank, but must name the columns"),
         ("rows.tsv", "sentence\tlabel\n", "holds no rows"),
         ("rows.csv", "sentence,label\n", "holds no rows"),
         ("rows.tsv", "sentence\tlabel\na\t1\nb\n", "line 3: 1 fields, but the header has 2 ('sentence', 'label')"),
@@ -153,7 +153,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
 def test_a_line_that_is_too_long(tmp_path, monkeypatch, compressed):
     monkeypatch.setattr(files, "MOST_LINE_BYTES", 2**10)
     lines = [b"sentence\tlabel", *[b"%d\t1" % number for number in range(2000)], b"x" * 1022 + b"\t1"]
-    with pytest.raises(Refused, match="line 2003: longer than 0 MiB, which no text is"):
+    with pytest.raises(Refused, match="line 2003: longer than the 0 MiB that a text may have"):
         read_file(write(tmp_path, f"b.tsv{compressed}", b"\n".join([*lines, b"x" * 1023 + b"\t1", b"a\t1"])))
     assert len(read_file(write(tmp_path, f"a.tsv{compressed}", b"\n".join(lines))).rows) == 2001
 

@@ -189,5 +189,5 @@ def test_a_pair_is_two_segments_as_the_tokenizer_makes_them(tmp_path):
     assert encoded.num_truncated == 1
     joined = encode_texts(tokenizer, [f"{a} {b}" for a, b in pairs], 8, tmp_path)
     assert joined.ids.tolist() != encoded.ids.tolist()
-    with pytest.raises(Refused, match="head-and-tail is for one text"):
+    with pytest.raises(Refused, match="head-and-tail is for single texts"):
         encode_texts(tokenizer, pairs, 8, tmp_path, "head-and-tail")

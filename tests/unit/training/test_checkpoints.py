@@ -163,6 +163,14 @@ def test_files_among_the_checkpoints_are_left_alone(tmp_path):
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
 
 
+def test_copies_beside_the_checkpoints_are_left_alone(tmp_path):
+    """They are neither resumed from nor counted nor deleted."""
+    copy = shutil.copytree(save(tmp_path, 5), tmp_path / "step-00000005.bak")
+    save_and_prune(tmp_path, 10)
+    assert names(tmp_path) == [copy.name, "step-00000010"] and (copy / checkpoints.MARKER).exists()
+    assert checkpoints.newest_whole(tmp_path)[0].name == "step-00000010"
+
+
 def test_a_skipped_checkpoint_is_replaced_by_the_next_save_of_its_step(tmp_path):
     folder = save(tmp_path, 3)
     (folder / "weights.bin").write_bytes(b"")
