@@ -13,7 +13,7 @@ from zerotune.run.process import run_script, say
 from zerotune.settings.flags import eval_parser
 from zerotune.settings.names import is_sample_model
 from zerotune.settings.resolve import eval_settings
-from zerotune.tasks.classify import GLUE, OWN, data_of_model, task_to_evaluate
+from zerotune.tasks.classify import GLUE, OWN, data_of_model, labels_to_choose_from, task_to_evaluate
 
 
 def main(args) -> None:
@@ -42,7 +42,7 @@ def main(args) -> None:
     def read() -> tuple:
         config, tokenizer = read_model(settings.model, OWN.name, needs_weights=not settings.run.plan)
         run_split = split_of_run(settings.model.name, OWN.name)
-        known = settings.labels or known_labels(settings.model, config)
+        known = labels_to_choose_from(settings.labels, known_labels(settings.model, config))
         of_run = data_of_model(read_record(settings.model.name, settings.model.revision), run_split)
         task, data = task_to_evaluate(settings.data, of_run, known, is_multi_label(config))
         if task.multi_label:

@@ -18,11 +18,12 @@ from zerotune.evaluation.generation import (
     parse_answer,
     write_answers,
 )
-from zerotune.evaluation.options import TextEvaluation, generator_record, training_description
+from zerotune.evaluation.options import TextEvaluation, training_description
 from zerotune.evaluation.scoring import PreparedModel, Scorer
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.branches import branch_rows, can_share
 from zerotune.models.generator import load_language_model
+from zerotune.models.model_files import generator_record
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import check_token_ids, most_tokens
 from zerotune.models.shared_prefix import keeps_keys_and_values

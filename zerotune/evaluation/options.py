@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from zerotune.errors import Refused
 from zerotune.models.attention import attention_kernel, check_kernel_precision
-from zerotune.models.model_files import read_record
+from zerotune.models.model_files import generator_record
 from zerotune.models.pretrained import answers_by_prompt, check_window
 from zerotune.settings.groups import ModelSettings, PromptSettings, TextSettings
 from zerotune.tasks.prompts import uses_chat
@@ -84,12 +84,6 @@ def base_model(model: ModelSettings) -> ModelSettings:
 def tuned_model(final: str, model: ModelSettings) -> ModelSettings:
     """Return the settings that load a run's final/."""
     return ModelSettings(final, attention=model.attention, precision=model.precision)
-
-
-def generator_record(model: ModelSettings) -> dict | None:
-    """Return task.json of a model that was tuned to write its answers, None for any other."""
-    record = read_record(model.name, model.revision)
-    return record if record is not None and record.get("head") == "generate" else None
 
 
 def training_description(record: dict, model: str, seed: int) -> dict:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from zerotune.errors import listed
 from zerotune.evaluation.by_head import prepare_head
 from zerotune.evaluation.by_prompt import SharedModel, prepare_prompt
 from zerotune.evaluation.folder import Items, check_earlier, evaluate_before_training, evaluate_into
@@ -13,6 +14,7 @@ from zerotune.files import read_json
 from zerotune.metrics.label_sets import PredictedLabelSets
 from zerotune.metrics.labels import PredictedLabels
 from zerotune.models.divided import divided_where_large
+from zerotune.models.model_files import generator_record
 from zerotune.models.multi_label import check_multi_label
 from zerotune.models.pretrained import answers_by_prompt, check_texts, load_tokenizer, read_config
 from zerotune.run.folder import RunFolder
@@ -90,6 +92,10 @@ def evaluate_base(run: RunFolder, settings: TrainSettings, task, splits: Splits,
         return
     if task.multi_label and answers_by_prompt(read_config(settings.model.name, settings.model.revision)):
         say("base: not evaluated, because a prompt gives only one label and --multi-label any number")
+        return
+    record = generator_record(settings.model)
+    if record is not None and record["labels"] != list(task.labels):
+        say(f"base: not evaluated, because it was tuned for other labels, {listed(record['labels'])}")
         return
     test = splits.test
     if settings.run.base_eval == "subset":

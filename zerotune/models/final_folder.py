@@ -21,6 +21,7 @@ from zerotune.models.model_files import CONFIG_FOLDER, file_records, read_record
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.models.span_head import SpanModel, load_stock_span_model
 from zerotune.settings.groups import ModelSettings
+from zerotune.settings.names import folder_name
 
 
 def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, state_dict: dict | None = None) -> None:
@@ -39,7 +40,7 @@ def save_final(tuned: TunedModel, tokenizer, folder: str | Path, task: dict, sta
     stock = tuned.stock_model
     if tuned.model is stock:
         method, base, revision = "full", stock.config.name_or_path, None
-        base = hub_id(base) or (os.path.basename(os.path.abspath(base)) if os.path.isdir(base) else base)
+        base = hub_id(base) or (folder_name(base) if os.path.isdir(base) else base)
         weights = stock.state_dict() if state_dict is None else dict(state_dict)
         _check_float32(weights)
         forget_generation_settings(stock)

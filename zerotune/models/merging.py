@@ -30,6 +30,7 @@ from zerotune.models.pretrained import check_token_ids, read_config, read_model
 from zerotune.models.span_head import load_stock_span_model
 from zerotune.run.cpu import memory_limit
 from zerotune.settings.groups import ModelSettings
+from zerotune.settings.names import folder_name
 
 # Texts on which logits are compared; at every token, if the head gives logits there.
 TEXTS = (
@@ -157,7 +158,7 @@ def merge_adapter(final: Path, target: Path, dtype: str | None) -> Merged:
         forget_generation_settings(stock)
         with quiet_transformers():
             stock.save_pretrained(aside, save_original_format=stock.key_mapping is None)  # the published names
-        name = hub_id(base[0]) or (os.path.basename(base[0]) if os.path.isdir(base[0]) else base[0])
+        name = hub_id(base[0]) or (folder_name(base[0]) if os.path.isdir(base[0]) else base[0])
         described = {**record, "method": "full", "merged": record["method"], "base_model": name}
         describe_final(aside, stock, tokenizer, described)
         model_class = type(stock)

@@ -92,7 +92,8 @@ print(answer if odds <= {threshold} else "no answer", f"(odds of no answer: {{od
 
 _GENERATE = """task = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
 {asked}
-row = tokenizer(prompt, add_special_tokens={adds_special}, return_token_type_ids=False, return_tensors="pt")
+ids = {before} + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+row = {{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}}
 model.generation_config = type(model.generation_config)()  # without the base's penalties
 written = model.eval().generate(
     **row, do_sample=False, max_new_tokens={max_new_tokens}, eos_token_id={ends}, pad_token_id=tokenizer.pad_token_id
@@ -110,11 +111,10 @@ context = "The tower at Hook Head was built by monks."
 prompt = task["prompt"]["template"].replace("{question}", question).replace("{context}", context)
 prompt = task["prompt"]["instruction"] + prompt"""
 _CHAT = """
-prompt = tokenizer.apply_chat_template(
-    [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False,
-    date_string=task["chat"]["date_string"],
-) + task["chat"]["answer_opening"]"""
-_READ_LABEL = """found = [word for word in words if answer.casefold().startswith(word.casefold())]
+chat = task["chat"]  # what the chat template writes around the prompt
+prompt = chat["before"] + (prompt.strip() if chat["strips"] else prompt) + chat["after"]"""
+_READ_LABEL = """answer = answer.casefold()
+found = [word for word in words if re.match(re.escape(word.casefold()) + r"(?!\\w)", answer)]
 print(task["labels"][words.index(max(found, key=len))] if found else f"no label: {answer!r}")"""
 _READ_ANSWER = """print("no answer" if answer == task["prompt"]["no_answer"] else answer)"""
 
@@ -132,7 +132,8 @@ def model_card(stock, record: dict, tokenizer) -> str:
     imports, definition, loading = _loading_lines(stock, record, head, model_class)
     needed = ["import torch"]
     if head == "generate":
-        needed = ["import json", "from pathlib import Path", ""]
+        modules = ["json"] if is_asked else ["json", "re"]
+        needed = [*(f"import {module}" for module in modules), "from pathlib import Path", "", "import torch"]
     made = _METHODS["merged" if "merged" in record else record["method"]]
     data = _front_matter(stock, record, head)
     body = _CARD.format(
@@ -255,7 +256,7 @@ def _prediction(stock, record: dict, head: str, tokenizer) -> str:
     names_labels, is_chat = "label_words" in record["prompt"], "chat" in record
     return _GENERATE.format(
         asked=(_example_line(record) + _ASKED_TEXT if names_labels else _ASKED_QUESTION) + (_CHAT if is_chat else ""),
-        adds_special=not is_chat,  # a chat template writes its own BOS
+        before=[] if is_chat else leading_ids(tokenizer),  # a chat template writes its own BOS
         max_new_tokens=_longest_answer(record, tokenizer),
         ends=f"[tokenizer.eos_token_id, {record['chat']['end_token']}]" if is_chat else "tokenizer.eos_token_id",
         read=_READ_LABEL if names_labels else _READ_ANSWER,

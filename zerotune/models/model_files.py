@@ -15,6 +15,7 @@ from zerotune.errors import BrokenMachine, Refused, listed
 from zerotune.files import file_record, first_damage, nearest_entry, read_json, update_by_blocks
 from zerotune.records import FileRecord, check_record
 from zerotune.run.hub_connection import is_offline_on_request, stay_offline_without_network
+from zerotune.settings.groups import ModelSettings
 
 LFS_POINTER = b"version https://git-lfs"
 ADAPTER_KINDS = ("LORA", "IA3")
@@ -157,6 +158,12 @@ def _label_problem(record: dict, config: str | None) -> str | None:
     if names is not None and sorted(names.values()) != sorted(record["labels"]):
         return f"labels is {record['labels']}, and config.json beside it names {listed(names.values())}"
     return None
+
+
+def generator_record(model: ModelSettings) -> dict | None:
+    """Return task.json of a model that was tuned to write its answers, None for any other."""
+    record = read_record(model.name, model.revision)
+    return record if record is not None and record.get("head") == "generate" else None
 
 
 def adapter_base(name: str | Path, revision: str | None = None) -> tuple[str, str | None] | None:

@@ -218,7 +218,10 @@ def _card(text: str, final: Path, record: dict, name: str, base: str | None) -> 
 
     card, is_adapter = ModelCard(text), record["method"] != "full"
     local = adapter_base(final)[0] if is_adapter else None
-    base = base or card.data.base_model or (hub_id(local) if local else None)
+    known = hub_id(local) if local else None
+    if base and known and base != known:
+        raise Refused(f"--base-model {base}: {final} is an adapter for {known}, also on the hub: leave the flag out")
+    base = base or card.data.base_model or known
     if is_adapter and base is None:
         raise Refused(
             f"{final} is an adapter for {local}, a folder: name it as it is on the hub, with --base-model ORG/NAME, or "

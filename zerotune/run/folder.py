@@ -85,14 +85,36 @@ def check_earlier_run(settings: RunSettings, says_finished: bool = True) -> bool
     if read_state(folder).get("state") != "finished":
         return False
     check_run_files(folder)
-    if (folder / "checkpoints").exists() and (problem := _final_problem(folder / "final")):
+    if problem := _problem_of_results(folder):
         if says_finished:
-            say(f"{folder} was finished but its final/ {problem}: it is made again from the checkpoints")
+            say(f"{folder} was finished, but its {problem}: it is made again from the checkpoints")
         return False
     _refuse_changed_files(folder)
     if says_finished:
-        say(f"{folder} is finished; the report is {folder / 'report.html'}")
+        unused = "" if settings.resume == "auto" else f", and --resume {settings.resume} is not used"
+        say(f"{folder} is finished{unused}; the report is {folder / 'report.html'}")
     return True
+
+
+def _problem_of_results(folder: Path) -> str | None:
+    """Return which result of a finished run is gone or damaged and can be made again; None if all are there.
+
+    Raises:
+        Refused: it is final/, and no checkpoint is left to make it from.
+    """
+    if not (is_there(folder / "parameters.json") or is_there(folder / "checkpoints")):
+        return None  # a folder of an evaluation, which looks at its files itself
+    has_checkpoint = any(folder.glob("checkpoints/step-*/COMPLETE"))
+    if problem := _final_problem(folder / "final"):
+        if has_checkpoint:
+            return f"final/ {problem}"
+        raise Refused(
+            f"{folder} was finished, but its final/ {problem}, and no checkpoint is left to make it from: restore it, "
+            "or use another --output-dir"
+        )
+    results = ("eval/final/metrics.json", "eval/final/predictions.jsonl", "report.html")
+    gone = next((name for name in results if not is_there(folder / name)), None)
+    return f"{gone} is gone" if gone and has_checkpoint else None
 
 
 def _refuse_changed_files(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Default names of run folders and models, known without loading anything."""
 
+import os
 import re
 from pathlib import Path
 
@@ -13,11 +14,21 @@ DEFAULT_MODEL = "distilbert/distilbert-base-uncased"
 
 
 def short_name(model: str) -> str:
-    """Return the last part of a hub id or path, fit for a folder name; a run's final/ goes by the run's name."""
+    """Return the last part of a hub id or path, fit for a folder name.
+
+    A run's final/ goes by the run's name, and a snapshot in the hub's cache by its model's."""
+    if snapshot := re.search(r"(?:^|[/\\])models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$", str(model)):
+        model = snapshot[1].replace("--", "/")
     parts = [part for part in re.split(r"[/\\]", str(model)) if part not in ("", ".", "..")]
     if parts and parts[-1] == "final":
         parts.pop()
     return re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1] if parts else "model").lower()
+
+
+def folder_name(model: str) -> str:
+    """Return the last part of a folder's path; a run's final/ goes by the run's name."""
+    path = Path(os.path.abspath(model))
+    return path.parent.name if path.name == "final" else path.name
 
 
 def sample_model_folder(task_name: str) -> Path:

@@ -13,7 +13,6 @@ from zerotune.evaluation.options import (
     ModelEvaluation,
     base_model,
     check_own_prompt,
-    generator_record,
     training_description,
     tuned_model,
 )
@@ -25,7 +24,7 @@ from zerotune.models.final_folder import load_final_span
 from zerotune.models.generator import load_language_model
 from zerotune.models.heads import is_encoder
 from zerotune.models.loading import read_onto
-from zerotune.models.model_files import read_record
+from zerotune.models.model_files import generator_record, read_record
 from zerotune.models.packed import packs_rows, use_packed_attention
 from zerotune.models.parameters import published_table
 from zerotune.models.pretrained import check_texts, check_token_ids, load_tokenizer, most_tokens, read_config

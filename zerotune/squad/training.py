@@ -24,6 +24,7 @@ from zerotune.tasks.prompts import uses_chat
 from zerotune.tasks.splits import Splits
 from zerotune.training.batches import evaluation_batches
 from zerotune.training.engine import Engine
+from zerotune.training.generation import format_in_training
 
 
 def check_head(settings: TrainSettings, config, tokenizer) -> QuestionSettings:
@@ -38,7 +39,7 @@ def check_head(settings: TrainSettings, config, tokenizer) -> QuestionSettings:
         check_generator(name, config, settings.optimisation.head_learning_rate, "span")
         if settings.model.attention == "varlen":
             raise Refused("--attention varlen is for --head span: written answers are padded; use --attention auto")
-        uses_chat(settings.prompt.format, tokenizer, name)
+        uses_chat(format_in_training(settings.prompt.format, settings.model), tokenizer, name)
     return resolve_questions(settings.questions, is_span_head, most_tokens(config))
 
 
@@ -62,7 +63,8 @@ def tokenise(
             say(f"train: {spans['train'].windows.num_lost:,} answers fit whole in no window and are not trained on")
         packs = packs_rows(settings.model, config, trains=True)
         return {name: replace(part, packs=packs) for name, part in spans.items()}
-    prompt = QuestionPrompt(uses_chat(settings.prompt.format, tokenizer, settings.model.name))
+    wanted = format_in_training(settings.prompt.format, settings.model)
+    prompt = QuestionPrompt(uses_chat(wanted, tokenizer, settings.model.name))
     num_positions = most_tokens(config)
     shares = can_share(config, attention_kernel(settings.model.attention, config))
     num_new_tokens = {"train": 0, "validation": lengths.max_new_tokens}

@@ -18,7 +18,8 @@ from zerotune.run.bounded import OverLimit, call_bounded
 PINNED_DATE = "26 Jul 2024"
 # A placeholder is as long as a long text and has characters that a template might escape. The vertical tabs at its ends
 # show whether the template strips its input.
-_BODY = 'It\'s a "probe" <b>& {x} é.\n' * 4000
+_PROBE = 'It\'s a "probe" <b>& {x} é.\n'
+_REPEATS, _TURNS_AT_FULL_LENGTH = 4000, 10  # more turns have shorter placeholders, because the whole is limited
 _EDGE = "\v"
 MAX_CHARACTERS = 20_000_000
 # In no template, as a label may be: "f" is a part of <end_of_turn>.
@@ -68,7 +69,8 @@ def _around_turns(tokenizer, template: str, roles: tuple[str, ...], asks: bool) 
     Args:
         template: the tokenizer's own; a key of the cache, because it may be replaced later.
     """
-    bodies = [f"{place}. {_BODY}{place}." for place in range(len(roles))]
+    body = _PROBE * (_REPEATS * _TURNS_AT_FULL_LENGTH // max(_TURNS_AT_FULL_LENGTH, len(roles)))
+    bodies = [f"{place}. {body}{place}." for place in range(len(roles))]
     turns = [{"role": role, "content": f"{_EDGE}{body}{_EDGE}"} for role, body in zip(roles, bodies, strict=True)]
 
     def render() -> str:
@@ -120,6 +122,14 @@ def answer_opening(tokenizer) -> tuple[str, str]:
         tag, space = thought.groups()
         return before + ("" if "\n" in space else "\n") + f"\n</{tag}>\n\n", ""
     return before, opening[len(before) :]
+
+
+def around_question(tokenizer) -> tuple[str, bool, str]:
+    """Return the text before a single question and that after it, up to where its answer begins.
+
+    Between them: whether the template strips the question. Raises Refused as `render_chat`."""
+    (_, before), (strips, after) = _around_turns(tokenizer, str(tokenizer.chat_template), ("user",), True)
+    return before, strips, after + answer_opening(tokenizer)[0]
 
 
 def answer_closing(tokenizer) -> str:

@@ -244,6 +244,15 @@ def _alike(labels: tuple[str, ...]) -> list[str]:
     return sorted(label.casefold() for label in labels)
 
 
+def labels_to_choose_from(named: tuple[str, ...] | None, of_model: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the labels that the user names, else those of the model; None if neither is known.
+
+    The model's own labels keep its order, on which the drawn rows depend."""
+    if of_model is not None and (named is None or sorted(named) == sorted(of_model)):
+        return of_model
+    return named
+
+
 def task_to_evaluate(
     settings: DataSettings, of_run: DataSettings | None, known_labels: tuple[str, ...] | None, multi_label: bool = False
 ) -> tuple[TextTask, DataSettings]:

@@ -50,7 +50,10 @@ def read_hub(dataset: str, split: str, revision: str | None = None) -> Source:
             f"and the same HF_HOME, {give_file}"
         ) from None
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError, transport_error) as error:
-        raise Refused(f"{dataset}, split {split!r}{at}: cannot be loaded ({first_line(error)}); {give_file}") from None
+        draw = ", or draw the rows from train with --split" if "Unknown split" in str(error) else ""
+        raise Refused(
+            f"{dataset}, split {split!r}{at}: cannot be loaded ({first_line(error)}); {give_file}{draw}"
+        ) from None
     rows = _hub_rows(table)
     if not rows:
         raise Refused(f"{dataset}, split {split!r}{at}: holds no rows; {give_file}")

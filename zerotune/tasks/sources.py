@@ -284,6 +284,11 @@ def test_origin(corpus: Corpus, settings: DataSettings) -> Origin | None:
         raise Refused(f"--dataset {settings.dataset} names the items, and a file is given too: leave one of them out")
     if not (dataset and split):
         raise Refused(f"--dataset {settings.dataset} must be a hub id, or ID:SPLIT; {corpus.dataset}:test is one")
+    if settings.split:
+        raise Refused(
+            f"--dataset {settings.dataset} names the items, and --split {settings.split} draws some: leave one of them "
+            "out"
+        )
     return Origin(split, hub=(dataset, split, None))
 
 

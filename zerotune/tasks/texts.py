@@ -144,7 +144,8 @@ def split(task: TextTask, settings: DataSettings, read: dict[str, tuple[Origin, 
     parts = {"train": train, "validation": validation, "test": test}
     for name, examples in parts.items():
         parts[name] = subset(settings, name, examples, is_sized=is_slice and name == "validation")
-    more_rows = "give more rows" if settings.limit_train is None else "give more rows, or raise --limit-train"
+    limits = (("--train-size", settings.train_size), ("--limit-train", settings.limit_train))
+    more_rows = ", or raise ".join(["give more rows", *(flag for flag, size in limits if size is not None)])
     require_labels(parts["train"], "what is left to train on", labels, more_rows)
     give_file = "give more rows, or a --validation-file"
     require_labels(parts["validation"], "validation split", labels, give_file, every=False)

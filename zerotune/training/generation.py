@@ -14,8 +14,10 @@ import torch
 
 from zerotune.errors import Refused
 from zerotune.models.device import on_device, to_device
+from zerotune.models.model_files import generator_record
 from zerotune.models.packed import pack
-from zerotune.tasks.chat import PINNED_DATE, answer_closing, answer_opening
+from zerotune.settings.groups import ModelSettings
+from zerotune.tasks.chat import answer_closing, around_question
 from zerotune.tasks.cutting import token_ids
 from zerotune.tasks.prompts import Prompt, PromptData, answers_overlap, encode_prompts, log_softmax
 from zerotune.tasks.splits import Example
@@ -172,11 +174,8 @@ def prompt_record(prompt: Prompt) -> dict:
 def chat_record(tokenizer) -> dict:
     """Return task.json's record of a chat template, with which prompts can be rendered without zerotune."""
     chat = Prompt("question", ("answer",), chat=True)
-    return {
-        "date_string": PINNED_DATE,
-        "answer_opening": answer_opening(tokenizer)[0],
-        "end_token": end_of_answer(tokenizer, chat)[-1],
-    }
+    before, strips, after = around_question(tokenizer)
+    return {"before": before, "strips": strips, "after": after, "end_token": end_of_answer(tokenizer, chat)[-1]}
 
 
 def recorded_prompt(record: dict) -> Prompt:
@@ -217,6 +216,24 @@ def answer_window(tokenizer, prompt: Prompt, max_length: int, window: int) -> in
             f"--max-length {max_length} leaves a text no room beside {longest} tokens of prompt and answer: raise it"
         )
     return most
+
+
+def format_in_training(wanted: str, model: ModelSettings) -> str:
+    """Return --prompt-format of a run that trains a model; "auto" is a tuned model's own format.
+
+    Raises:
+        Refused: the model was tuned in another format than the wanted one.
+    """
+    record = generator_record(model)
+    if record is None:
+        return wanted
+    own_format = record["prompt"]["format"]
+    if wanted not in ("auto", own_format):
+        raise Refused(
+            f"--prompt-format {wanted}: {model.name} was tuned in the {own_format} format: leave the flag out, or "
+            "train from the model that it was made from"
+        )
+    return own_format
 
 
 def end_of_answer(tokenizer, prompt: Prompt) -> list[int]:

@@ -15,12 +15,12 @@ from zerotune.tasks.splits import Splits
 from zerotune.training.class_weights import balanced_weights, positive_weights
 from zerotune.training.classification import THRESHOLD, LabelledData, check_last_tokens, classifier_data
 from zerotune.training.engine import model_in_training
-from zerotune.training.generation import AnswerData, encode_answers, prompt_record
+from zerotune.training.generation import AnswerData, encode_answers, format_in_training, prompt_record
 
 
 def check_head(settings: TrainSettings, config, tokenizer) -> None:
     """Refuse a head that the model cannot have, and flags of the other head."""
-    name, prompt_format = settings.model.name, settings.prompt.format
+    name, prompt_format = settings.model.name, format_in_training(settings.prompt.format, settings.model)
     _check_labels(settings, config)
     if settings.head == "generate":
         check_generator(name, config, settings.optimisation.head_learning_rate, "classify")
@@ -73,7 +73,8 @@ def tokenise(
             check_last_tokens(settings.model.name, config, tokenizer, part)
     else:
         template, label_words, instruction = task.wordings[0]
-        chat = uses_chat(settings.prompt.format, tokenizer, settings.model.name)
+        wanted = format_in_training(settings.prompt.format, settings.model)
+        chat = uses_chat(wanted, tokenizer, settings.model.name)
         prompt = Prompt(template, label_words, chat, instruction=instruction)
         window = most_tokens(config)
         data = {

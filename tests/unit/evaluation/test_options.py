@@ -12,6 +12,7 @@ from zerotune.evaluation.options import base_model, check_flags, training_descri
 from zerotune.models.pretrained import load_tokenizer, read_config
 from zerotune.settings.groups import ModelSettings
 from zerotune.tasks.splits import Example
+from zerotune.training.generation import format_in_training
 
 SHOTS = (Example("train-1", "good film", 1), Example("train-2", "dull", 0))
 
@@ -119,3 +120,13 @@ def test_a_tuned_generator_has_a_prompt_of_its_own(tmp_path, changes, flag):
     words = f"tuned on a prompt of its own, without shots and in the plain format: leave {flag} out"
     with pytest.raises(Refused, match=words):
         check(str(folder), **changes)
+
+
+def test_a_tuned_generator_is_trained_further_in_its_own_format(tmp_path):
+    record = saved_record("generate")
+    (tmp_path / "task.json").write_text(json.dumps(record | {"prompt": record["prompt"] | {"format": "chat"}}))
+    model = ModelSettings(str(tmp_path))
+    assert [format_in_training(wanted, model) for wanted in ("auto", "chat")] == ["chat", "chat"]
+    with pytest.raises(Refused, match=r"--prompt-format plain: .* was tuned in the chat format: leave the flag out"):
+        format_in_training("plain", model)
+    assert format_in_training("plain", ModelSettings(tiny_model("llama"))) == "plain"

@@ -232,6 +232,14 @@ def test_the_base_evaluation_asks_the_model_as_it_is(run_folder, tmp_path, capsy
     assert capsys.readouterr().out.splitlines() == [already, said]
 
 
+def test_a_base_that_was_tuned_for_other_labels_is_not_asked(run_folder, tmp_path, monkeypatch, capsys):
+    record = {"head": "generate", "labels": ["art", "maths"]}
+    monkeypatch.setattr("zerotune.evaluation.text.generator_record", lambda model: record)
+    evaluate_base(run_folder, training(tmp_path), TASK, SPLITS, NEVER)
+    assert "base: not evaluated, because it was tuned for other labels, 'art', 'maths'" in capsys.readouterr().out
+    assert not (tmp_path / "eval").exists()
+
+
 def test_it_takes_a_fixed_subset_or_none(run_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("zerotune.evaluation.text.BASE_EVAL_ITEMS", 4)
     evaluate_base(run_folder, training(tmp_path, "none"), TASK, SPLITS, NEVER)

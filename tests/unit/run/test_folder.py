@@ -167,6 +167,23 @@ def test_a_finished_run_says_so_once(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
+def test_what_a_finished_run_lacks_is_made_again_from_its_checkpoints(tmp_path, capsys):
+    run = started(tmp_path / "run", "finished")
+    (run / "checkpoints" / "step-00000004").mkdir(parents=True)
+    with pytest.raises(Refused, match="its final/ is gone, and no checkpoint is left to make it from"):
+        check_earlier_run(settings(run))
+    (run / "checkpoints" / "step-00000004" / "COMPLETE").touch()
+    results = ("final/task.json", "eval/final/metrics.json", "eval/final/predictions.jsonl", "report.html")
+    for name in results:
+        assert check_earlier_run(settings(run)) is False
+        gone = "final/" if name.startswith("final/") else name
+        assert f"was finished, but its {gone} is gone: it is made again" in capsys.readouterr().out
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    assert check_earlier_run(settings(run, resume=str(run / "checkpoints"))) is True
+    assert "is finished, and --resume" in capsys.readouterr().out
+
+
 def test_a_finished_run_whose_file_has_changed_says_so(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n")
@@ -409,6 +426,7 @@ def test_a_node_that_lacks_what_the_first_has_says_so(tmp_path, capsys, monkeypa
         ("meta-llama/Llama-3.2-1B", "llama-3.2-1b"),
         ("runs/sst2-a-full/final", "sst2-a-full"),
         ("./models/My Model/", "my-model"),
+        ("/cache/hub/models--org--Tiny-Instruct/snapshots/0a1b2c/", "tiny-instruct"),
         ("final", "model"),
         ("..", "model"),
     ],

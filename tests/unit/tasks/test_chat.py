@@ -5,7 +5,7 @@ from tiny_models import CHAT_TEMPLATE, byte_tokenizer
 
 from zerotune.errors import Refused
 from zerotune.run import bounded
-from zerotune.tasks.chat import answer_opening, assistant, render_chat, user
+from zerotune.tasks.chat import answer_opening, around_question, assistant, render_chat, user
 
 QUESTION = "{% for turn in messages %}{% if turn.role == 'user' %}U:{{ turn.content }}\n"
 ASKS = "{% endif %}{% endfor %}{% if add_generation_prompt %}A:"
@@ -35,11 +35,19 @@ def test_an_answer_begins_behind_what_the_template_opens_it_with(answer, asks, o
     assert answer_opening(tokenizer_with(template)) == opening
 
 
+def test_a_long_conversation_is_rendered_whole():
+    tokenizer = tokenizer_with(CHAT_TEMPLATE)
+    turns = [turn for number in range(200) for turn in (user(f"question {number}"), assistant(f"answer {number}"))]
+    text = render_chat(tokenizer, [*turns, user("last")], asks=True)
+    assert text.count("[user]question") == 200 and text.count("[assistant]answer") == 200
+
+
 def test_a_conversation_has_a_pinned_date():
     turns = [user("x"), assistant("y")]
     assert render_chat(tokenizer_with(CHAT_TEMPLATE), turns, asks=False) == "<s>26 Jul 2024\n[user]x\n[assistant]y\n"
     asks_no_one = "{{ strftime_now('%B %d, %Y') }}{% for turn in messages %}[{{ turn.content }}]{% endfor %}"  # Granite
     assert render_chat(tokenizer_with(asks_no_one), turns, asks=False) == "July 26, 2024[x][y]"
+    assert around_question(tokenizer_with(asks_no_one)) == ("July 26, 2024[", False, "][")  # an answer begins with [
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,20 @@ def test_duplicates_across_splits_leave_train_and_are_counted(tmp_path):
     assert removed["train_rows_in_test"] > 0 and removed["train_rows_in_validation"] > 0
 
 
+def test_labels_named_in_another_order_keep_the_models():
+    """Rows are drawn label by label."""
+    assert (
+        classify.labels_to_choose_from(("b", "a"), ("a", "b"))
+        == ("a", "b")
+        == classify.labels_to_choose_from(None, ("a", "b"))
+    )
+    assert (
+        classify.labels_to_choose_from(("x", "y"), ("LABEL_0", "LABEL_1"))
+        == ("x", "y")
+        == classify.labels_to_choose_from(("x", "y"), None)
+    )
+
+
 def test_a_pair_of_columns_is_one_text_and_keeps_its_parts(tmp_path):
     rows = [(f"subject {number}", f"body {number}", "ab"[number % 2]) for number in range(40)]
     path = write_csv(tmp_path / "a.csv", rows, ("subject", "body", "queue"))

@@ -145,6 +145,7 @@ def test_a_source_or_rule_that_changed_is_refused(change, message):
         ({"validation_file": "/a", "test_file": "/b"}, "both name the items"),
         ({"dataset": "a/b:c", "test_file": "/b"}, "names the items, and a file is given too"),
         ({"dataset": "a/b:"}, "must be a hub id, or ID:SPLIT"),
+        ({"dataset": "a/b:test", "split": "80-20"}, "names the items, and --split 80-20 draws some: leave one"),
     ],
 )
 def test_items_that_are_named_twice_or_badly(given, message):
