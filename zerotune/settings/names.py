@@ -64,10 +64,14 @@ def default_eval_folder(task_name: str, model: str) -> Path:
 
 
 def final_of_run(name: str) -> str:
-    """Return the final/ of a run folder, and any other model unchanged. Raises Refused if the run has no final/ yet."""
+    """Return the final/ of a run folder, a folder without a slash at its end, and any other model unchanged.
+
+    Raises:
+        Refused: the run has no final/ yet.
+    """
     folder = Path(name)
     if (folder / "config.json").exists() or not (folder / "run.json").exists():
-        return name
+        return str(folder) if folder.is_dir() else name
     if not (folder / "final").is_dir():
         raise Refused(f"the run {name} has no final/ yet: start its command again until it is finished")
     return str(folder / "final")

@@ -8,7 +8,7 @@ from zerotune.files import json_sha256, sync_folder
 from zerotune.models.final_folder import save_final
 from zerotune.models.movement import weight_movement
 from zerotune.models.used_rows import restore_whole_embedding
-from zerotune.run.folder import RunFolder
+from zerotune.run.folder import PATH_FLAGS, RunFolder
 from zerotune.run.launch import from_rank_0
 from zerotune.run.process import is_main_process
 from zerotune.run.run_files import read_metrics_lines, read_run_record
@@ -71,10 +71,12 @@ def save_best(loop: TrainingLoop, settings: TrainSettings, tokenizer, record: di
 def _training_sha256(settings: TrainSettings, ids: list[str], identity: dict) -> str:
     """Return a hash of flags, data and base model, equal for runs that differ only in their seed or FREE_FLAGS.
 
+    Paths are left out: `identity` has hashes of what they lead to.
+
     Args:
         identity: of run.json.
     """
-    left_out = (*FREE_FLAGS, "seed")
+    left_out = (*FREE_FLAGS, *PATH_FLAGS, "seed")
     flags = {name: value for name, value in settings.run.flags.values.items() if name not in left_out}
     return json_sha256([flags, ids, identity])
 

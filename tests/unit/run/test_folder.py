@@ -24,7 +24,7 @@ from zerotune.run.folder import RunFolder, check_earlier_run
 from zerotune.run.process import describe_process, run_script, started_at
 from zerotune.run.run_files import read_state
 from zerotune.settings.groups import FREE_FLAGS, DataSettings
-from zerotune.settings.names import short_name
+from zerotune.settings.names import final_of_run, short_name
 
 ALONE = SimpleNamespace(num_processes=1)
 FLAGS = {"learning_rate": 1e-3, "seed": 0, "resume": "auto", "tokens_per_device": 100, "output_dir": "runs/a"}
@@ -433,6 +433,11 @@ def test_a_node_that_lacks_what_the_first_has_says_so(tmp_path, capsys, monkeypa
 )
 def test_folder_names(model, name):
     assert short_name(model) == name
+
+
+def test_a_slash_at_the_end_makes_no_other_model(tmp_path):
+    (tmp_path / "final").mkdir()
+    assert final_of_run(f"{tmp_path}/final/") == f"{tmp_path}/final" and final_of_run("org/name") == "org/name"
 
 
 def test_the_start_of_this_process_is_known():
