@@ -137,7 +137,7 @@ def published_files(run: Path, name: str, base: str | None = None) -> dict[str, 
         raise Refused(f"{final} has no README.md: name a run folder that is finished")
     check_final(final)
     files = {place: final / place for place in sorted([*record["files"], "README.md", "task.json"])}
-    files |= {path.name: path for path in sorted(final.glob("LICENSE*"))}  # of the base, or the user's own
+    files |= {path.name: path for path in sorted(final.glob("LICENSE*")) if path.is_file()}
     if final != run:
         wanted = [run / "eval" / part / name for part in ("base", "final") for name in (*RESULT_FILES, "report.html")]
         files |= {path.relative_to(run).as_posix(): path for path in [*wanted, run / "report.html"] if path.is_file()}
@@ -235,9 +235,10 @@ def _card(text: str, final: Path, record: dict, name: str, base: str | None) -> 
             name_base(card.data, base, is_adapter, found)
             card.text = card.text.partition(f"{LICENSE_HEADING}\n")[0] + license_section(card.data) + "\n"
         name_base(card.data, base, is_adapter, found)
-        if is_adapter:
-            code = "folder + " + json.dumps("/" + record["base_model"])
-            card.text = card.text.replace(code, json.dumps(base))
+        code = re.search(r'folder \+ "/(\.\.[^"]*)"', card.text)
+        if is_adapter and code:  # task.json's own path may have been corrected since
+            card.text = card.text.replace(code[0], json.dumps(base))
+            card.text = card.text.replace(f"`{code[1]}`", f"`{base}`", 1)
         card.text = card.text.replace(f"`{record['base_model']}`", f"`{base}`", 1)
     imports = "from peft import" if "\nfrom peft import" in card.text else "from transformers import"
     card.text = card.text.replace(f"\n{imports}", f"\nfrom huggingface_hub import snapshot_download\n{imports}", 1)

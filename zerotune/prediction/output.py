@@ -425,11 +425,11 @@ class FileOutput:
             raise _unwritable(path, error.strerror) from None
         self._lock()
         self.record = _resumable(path, identity)
+        if self.record is not None:
+            self.rows, self.bytes = self.record["rows"], self.record["bytes"]
+        self._file.truncate(self.bytes)  # first: a partial file with rows needs its record
         if self.record is None:  # or the record of a partial file that the user deleted
             _record_of(path).unlink(missing_ok=True)
-        else:
-            self.rows, self.bytes = self.record["rows"], self.record["bytes"]
-        self._file.truncate(self.bytes)
 
     def _lock(self) -> None:
         try:

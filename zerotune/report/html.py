@@ -155,7 +155,8 @@ def digits_of(shares: Sequence[float], fewest: int = 1) -> int:
     """Return how many digits of a percentage show that no share is 0 % or 100 % that is not quite so."""
 
     def hides(share: float, digits: int) -> bool:
-        return float(f"{100 * share:.{digits}f}") in (0, 100, -100) and share not in (0, 1, -1)
+        is_whole = min(abs(share - whole) for whole in (-1, 0, 1)) < 1e-9  # up to rounding
+        return float(f"{100 * share:.{digits}f}") in (0, 100, -100) and not is_whole
 
     return next((digits for digits in range(fewest, 6) if not any(hides(share, digits) for share in shares)), 6)
 

@@ -104,7 +104,8 @@ def _problem_of_results(folder: Path) -> str | None:
     """
     if not (is_there(folder / "parameters.json") or is_there(folder / "checkpoints")):
         return None  # a folder of an evaluation, which looks at its files itself
-    has_checkpoint = any(folder.glob("checkpoints/step-*/COMPLETE"))
+    marks = folder.glob("checkpoints/step-*/COMPLETE")
+    has_checkpoint = any(re.fullmatch(r"step-\d+", mark.parent.name) for mark in marks)
     if problem := _final_problem(folder / "final"):
         if has_checkpoint:
             return f"final/ {problem}"

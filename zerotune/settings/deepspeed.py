@@ -170,7 +170,9 @@ def check_deepspeed_config(config: dict, optimisation: OptimisationSettings) -> 
 
 def _check_type(name: str, section: dict, types: dict[str, str], flag: str, wanted: str) -> None:
     """Refuse the type of an optimizer or scheduler section; `types` has the flag's value for each known type."""
-    found = section.get("type")
+    found, params = section.get("type"), section.get("params")
+    if str(found) in types and isinstance(params, dict) and params and set(map(str, params.values())) == {"auto"}:
+        return  # as many tools write it: the flags decide
     if types.get(str(found)) != wanted:
         raise Refused(
             f"the DeepSpeed file's {name} type {found} and {flag} {wanted} disagree: leave the section out, or change "
@@ -185,7 +187,7 @@ def _check_params(name: str, section: dict, of_flags: dict[str, tuple[str, float
         of_flags: the flag and its value, by parameter.
         fixed: parameters that are the same in every run.
     """
-    params = section.get("params", {})
+    params = section.get("params") or {}
     if not isinstance(params, dict):
         raise Refused(f"the DeepSpeed file's {name} params are {params!r}, wanted a dictionary: correct them")
     for key, value in params.items():

@@ -258,5 +258,5 @@ def test_a_config_with_fewer_layers_than_the_weights_is_refused(tmp_path):
 def test_weights_that_only_the_config_calls_packed_are_refused(tmp_path):
     packed = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     folder = model_copy(tmp_path / "m", "llama", quantization_config=packed)
-    with pytest.raises(Refused, match=r"says that bitsandbytes packed its weights, and .* is not: remove"):
+    with pytest.raises(Refused, match=r"says that bitsandbytes packed its weights, but .* is not: remove"):
         load_language_model(ModelSettings(str(folder)), torch.device("cpu"))

@@ -189,7 +189,7 @@ def test_what_a_gpu_packs(monkeypatch):
     for width in (26, 100, 264):  # the kernel's own rule
         odd = read_config(tiny_model("llama"), None)
         odd.head_dim = width
-        assert f"a multiple of 8, and these have {width}" in why_not_packed(odd) and not packs_in_training(narrow, odd)
+        assert f"its heads are {width} wide" in why_not_packed(odd) and not packs_in_training(narrow, odd)
     with pytest.raises(Refused, match="gemma2 caps its attention scores, which needs flash-attn"):
         attention_kernel("varlen", capped)
     monkeypatch.setattr(packed, "is_flash_attn_2_available", lambda: True)

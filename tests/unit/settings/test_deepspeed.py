@@ -162,7 +162,9 @@ def test_numbers_that_agree_or_are_left_to_us_are_filled_in(value, monkeypatch):
 @pytest.mark.parametrize(
     ("sections", "flags"),
     [
-        ({"optimizer": adamw(lr="auto", weight_decay="auto")}, {}),
+        ({"optimizer": adamw(lr="auto", weight_decay="auto")}, {"optimizer": "adamw8bit"}),
+        ({"scheduler": warmup(warmup_num_steps="auto")}, {"schedule": "cosine"}),
+        ({"optimizer": {"type": "AdamW", "params": None}}, {}),
         ({"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}}, {"schedule": "constant"}),
         (
             {"optimizer": adamw(lr=3e-5, weight_decay=0.1, betas=[0.9, 0.999])},
