@@ -84,8 +84,8 @@ def test_qlora_with_zero3_is_refused_before_anything_is_loaded_or_written(workpl
         ({"train_batch_size": 99}, [], ["99", "--batch-size 16"]),
         ({"gradient_clipping": 0.3}, [], ["0.3", "--max-grad-norm 1.0"]),
         ({"bf16": {"enabled": True}}, ["--precision", "fp32"], ["--precision fp32", "bf16"]),
-        ({"optimizer": {"type": "Adam"}}, [], ["optimizer", "--learning-rate"]),
-        ({"scheduler": {"type": "WarmupLR"}}, [], ["scheduler", "--warmup-ratio"]),
+        ({"optimizer": {"type": "Adam"}}, [], ["optimizer type Adam", "--optimizer adamw"]),
+        ({"scheduler": {"type": "WarmupLR"}}, [], ["scheduler type WarmupLR", "--schedule linear"]),
         ({"gradient_accumulation_steps": 4}, [], ["gradient_accumulation_steps is 4", "--tokens-per-device"]),
     ],
 )

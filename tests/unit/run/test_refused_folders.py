@@ -49,7 +49,10 @@ def test_a_damaged_state_json(tmp_path, content):
 
 def test_a_lost_final_is_made_again_from_the_checkpoints(tmp_path):
     finished_run(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
+    for name in ("checkpoints/step-00000004/COMPLETE", "eval/final/metrics.json", "eval/final/predictions.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "report.html").touch()
     assert check_earlier_run(run_settings(tmp_path, FLAGS)) is False
     (tmp_path / "final").mkdir()
     weights = tmp_path / "final" / "model.safetensors"
