@@ -15,7 +15,7 @@ from zerotune.report.curves import History, curves_of_run, epochs_table, read_hi
 from zerotune.report.tables import data_section, parameters_section, run_section, scores_block, timings_table
 from zerotune.run.process import is_main_process, say
 from zerotune.run.run_files import ParametersRecord, RunRecord, SplitRecord
-from zerotune.settings.names import TASK_NAMES
+from zerotune.settings.names import TASK_NAMES, folder_name
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,7 @@ def _model_name(model: str | None) -> str | None:
     """Return a hub id unchanged, the last part of a path, and for a run's final/ the run's name."""
     if model is None or not (model.startswith((".", "/", "~")) or model.count("/") > 1 or Path(model).is_dir()):
         return model
-    path = Path(model)
-    return path.parent.name if path.name == "final" else path.name
+    return folder_name(model)
 
 
 def _cards(files: RunFiles, parts: ReportParts) -> list[str]:

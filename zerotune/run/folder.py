@@ -104,8 +104,7 @@ def _problem_of_results(folder: Path) -> str | None:
     """
     if not (is_there(folder / "parameters.json") or is_there(folder / "checkpoints")):
         return None  # a folder of an evaluation, which looks at its files itself
-    marks = folder.glob("checkpoints/step-*/COMPLETE")
-    has_checkpoint = any(re.fullmatch(r"step-\d+", mark.parent.name) for mark in marks)
+    has_checkpoint = bool(_whole_checkpoints(folder))
     if problem := _final_problem(folder / "final"):
         if has_checkpoint:
             return f"final/ {problem}"
@@ -116,6 +115,12 @@ def _problem_of_results(folder: Path) -> str | None:
     results = ("eval/final/metrics.json", "eval/final/predictions.jsonl", "report.html")
     gone = next((name for name in results if not is_there(folder / name)), None)
     return f"{gone} is gone" if gone and has_checkpoint else None
+
+
+def _whole_checkpoints(folder: Path) -> list[Path]:
+    """Return a run's checkpoints that have their marker, in order of step; copies that a user made are none."""
+    marked = (mark.parent for mark in folder.glob("checkpoints/step-*/COMPLETE"))
+    return sorted(checkpoint for checkpoint in marked if re.fullmatch(r"step-\d+", checkpoint.name))
 
 
 def _refuse_changed_files(folder: Path) -> None:
@@ -371,9 +376,8 @@ class RunFolder:
         return Refused(full_disk_refusal(self.path, error, f" ({error})", resumes=True))
 
     def _after_interrupt(self) -> str:
-        saved = sorted(self.path.glob("checkpoints/step-*/COMPLETE"))
-        if saved:
-            return f"the same command resumes from {saved[-1].parent}"
+        if saved := _whole_checkpoints(self.path):
+            return f"the same command resumes from {saved[-1]}"
         if any(any(self.path.glob(place)) for place in ("eval", PARTIAL_FOLDER, f"*/{PARTIAL_FOLDER}")):
             return "what was evaluated is kept: the same command resumes"
         return "nothing was saved yet: the same command starts again"

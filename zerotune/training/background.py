@@ -61,7 +61,7 @@ class BackgroundSaves:
         return self._writing is not None and self._writing.done()
 
     def start(self, target: Path, progress: dict, files: list[StateFile], num_bytes: int) -> None:
-        """Finish the previous checkpoint, copy this one's files, and start writing them; finish that too if `waits`.
+        """Finish the previous checkpoint, copy this one's files, and write them: aside, or now if training waits.
 
         Args:
             files: this rank's files.
